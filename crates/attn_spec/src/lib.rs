@@ -1,0 +1,18 @@
+//! The contract between the device kernels and the host: one list of compiled variants, the parameter structs that both sides
+//! read, the masks, and the layout of tiles in shared memory.
+//!
+//! The crate is `no_std`, depends on nothing, and all of its arithmetic is `const fn`, so that the same line of code decides on
+//! the GPU, in the host's plan and in host tests. Axes are called `batch`, `q_head`, `kv_head`, `q_row`, `kv_row` and `dim`;
+//! strides count elements.
+#![no_std]
+
+mod dtype;
+pub mod layout;
+mod mask;
+mod params;
+mod variants;
+
+pub use dtype::DType;
+pub use mask::{Band, KvBlocks, MAX_ROWS, Mask};
+pub use params::{ForwardParams, NaiveParams, TensorParams};
+pub use variants::{Arch, COMPILED_HEAD_DIMS, Kernel, MAX_HEAD_DIM, Pass, SOFTMAX_ROWS_PER_CTA, VARIANTS, Variant};

@@ -1,0 +1,193 @@
+//! Which key a query may see, and which key blocks a block of query rows has to visit.
+//!
+//! Every mask of this family is a band around the bottom-right diagonal: with `offset = kv_rows - q_rows`, query row `i` sees key
+//! row `j` iff `i + offset - left <= j <= i + offset + right`. Causal is `left` unbounded and `right = 0`.
+//!
+//! ```text
+//!             kv_row ->              blocks of one q_block:
+//!   q_row   # # # . . . . .          first         unmasked_first   unmasked_end      end
+//!     |     # # # # . . . .            |  test elements   |   no tests    |  test elements  |
+//!     v     # # # # # . . .   (causal with kv_rows = q_rows + 2: `#` visible, `.` hidden)
+//! ```
+
+/// Largest `q_rows` and `kv_rows` (exclusive): `row + offset + right` then stays inside `i32` on the device.
+pub const MAX_ROWS: u32 = 1 << 29;
+
+/// Which keys a query row may see. Bounds are inclusive and aligned to the bottom-right corner of the score matrix, as in
+/// FlashAttention 2.1 and later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mask {
+    /// Every query sees every key.
+    #[default]
+    Full,
+    /// Query row `i` sees key rows `j <= i + kv_rows - q_rows`.
+    Causal,
+    /// Query row `i` sees key rows from `i + kv_rows - q_rows - left` to `i + kv_rows - q_rows + right`; `None` is unbounded.
+    Window {
+        /// Keys visible before the diagonal, or `None` for all of them.
+        left: Option<u32>,
+        /// Keys visible after the diagonal, or `None` for all of them.
+        right: Option<u32>,
+    },
+}
+
+impl Mask {
+    /// The band that the kernels work with.
+    pub const fn band(self) -> Band {
+        match self {
+            Mask::Full => Band { left: Band::UNBOUNDED, right: Band::UNBOUNDED },
+            Mask::Causal => Band { left: Band::UNBOUNDED, right: 0 },
+            Mask::Window { left, right } => Band { left: Band::bound(left), right: Band::bound(right) },
+        }
+    }
+}
+
+/// A mask as the kernels read it: how far a query row sees to the left and right of the bottom-right diagonal.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Band {
+    /// Keys visible before the diagonal; [`Band::UNBOUNDED`] for all.
+    pub left: i32,
+    /// Keys visible after the diagonal; [`Band::UNBOUNDED`] for all.
+    pub right: i32,
+}
+
+impl Band {
+    /// No row pair of a legal problem is this far apart (see [`MAX_ROWS`]), so the bound never hides anything.
+    pub const UNBOUNDED: i32 = MAX_ROWS as i32;
+
+    const fn bound(keys: Option<u32>) -> i32 {
+        match keys {
+            Some(keys) if keys < MAX_ROWS => keys as i32,
+            // Exact, not a clamp: rows are closer together than MAX_ROWS.
+            Some(_) | None => Band::UNBOUNDED,
+        }
+    }
+
+    /// Whether query row `q_row` sees key row `kv_row`; `offset = kv_rows - q_rows`.
+    #[inline(always)]
+    pub const fn sees(self, q_row: i32, kv_row: i32, offset: i32) -> bool {
+        let diagonal = q_row + offset;
+        kv_row >= diagonal - self.left && kv_row <= diagonal + self.right
+    }
+
+    /// The key blocks that the `q_block` query rows from `q_first` on have to visit.
+    ///
+    /// Rows past `q_rows` do not count. Key rows past `kv_rows` are hidden, so the block that holds the end of the keys is
+    /// always among the tested ones unless it is full.
+    #[inline(always)]
+    pub const fn kv_blocks(self, q_first: u32, q_block: u32, q_rows: u32, kv_rows: u32, kv_block: u32) -> KvBlocks {
+        let offset = kv_rows as i32 - q_rows as i32;
+        let q_first = q_first as i32;
+        let q_last = min(q_first + q_block as i32, q_rows as i32) - 1;
+        let kv_block = kv_block as i32;
+        // Seen by at least one row: from the first row's left edge to the last row's right edge.
+        let seen_first = max(q_first + offset - self.left, 0);
+        let seen_end = max(min(q_last + offset + self.right + 1, kv_rows as i32), seen_first);
+        // Seen by every row: from the last row's left edge to the first row's right edge.
+        let shared_first = max(q_last + offset - self.left, 0);
+        let shared_end = max(min(q_first + offset + self.right + 1, kv_rows as i32), 0);
+        let first = seen_first / kv_block;
+        let end = if seen_end == seen_first { first } else { div_ceil(seen_end, kv_block) };
+        let unmasked_first = clamp(div_ceil(shared_first, kv_block), first, end);
+        let unmasked_end = clamp(shared_end / kv_block, unmasked_first, end);
+        KvBlocks {
+            first: first as u32,
+            unmasked_first: unmasked_first as u32,
+            unmasked_end: unmasked_end as u32,
+            end: end as u32,
+        }
+    }
+}
+
+/// The key blocks of one block of query rows: `first..end` are visited, `unmasked_first..unmasked_end` need no element tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBlocks {
+    /// First key block that any row sees.
+    pub first: u32,
+    /// First key block that every row sees in full.
+    pub unmasked_first: u32,
+    /// One past the last key block that every row sees in full.
+    pub unmasked_end: u32,
+    /// One past the last key block that any row sees.
+    pub end: u32,
+}
+
+impl KvBlocks {
+    /// Whether some element of this visited block is hidden from some row.
+    #[inline(always)]
+    pub const fn needs_mask(self, block: u32) -> bool {
+        block < self.unmasked_first || block >= self.unmasked_end
+    }
+}
+
+// `Ord::min` is no const fn.
+const fn min(a: i32, b: i32) -> i32 {
+    if a < b { a } else { b }
+}
+
+const fn max(a: i32, b: i32) -> i32 {
+    if a > b { a } else { b }
+}
+
+const fn clamp(x: i32, low: i32, high: i32) -> i32 {
+    max(low, min(x, high))
+}
+
+const fn div_ceil(a: i32, b: i32) -> i32 {
+    (a + b - 1) / b
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compares the closed form with a scan over every element, for every small shape.
+    #[test]
+    fn kv_blocks_equal_a_scan_over_elements() {
+        let masks = [
+            Mask::Full,
+            Mask::Causal,
+            Mask::Window { left: Some(0), right: Some(0) },
+            Mask::Window { left: Some(3), right: Some(2) },
+            Mask::Window { left: Some(9), right: None },
+            Mask::Window { left: None, right: Some(5) },
+        ];
+        for mask in masks {
+            let band = mask.band();
+            for q_rows in 1..14u32 {
+                for kv_rows in 0..14u32 {
+                    for (q_block, kv_block) in [(1, 1), (4, 3), (2, 4), (16, 8)] {
+                        for q_first in (0..q_rows).step_by(q_block as usize) {
+                            let blocks = band.kv_blocks(q_first, q_block, q_rows, kv_rows, kv_block);
+                            check(band, blocks, q_first, q_block, q_rows, kv_rows, kv_block);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(band: Band, b: KvBlocks, q_first: u32, q_block: u32, q_rows: u32, kv_rows: u32, kv_block: u32) {
+        assert!(b.first <= b.unmasked_first && b.unmasked_first <= b.unmasked_end && b.unmasked_end <= b.end, "{b:?}");
+        let rows = q_first..(q_first + q_block).min(q_rows);
+        let offset = kv_rows as i32 - q_rows as i32;
+        for block in 0..kv_rows.div_ceil(kv_block) + 1 {
+            let keys = block * kv_block..(block + 1) * kv_block;
+            let sees = |i: u32, j: u32| j < kv_rows && band.sees(i as i32, j as i32, offset);
+            let any = rows.clone().any(|i| keys.clone().any(|j| sees(i, j)));
+            let all = rows.clone().all(|i| keys.clone().all(|j| sees(i, j)));
+            let visited = b.first <= block && block < b.end;
+            assert!(!any || visited, "block {block} is seen but not visited: {b:?}");
+            if visited {
+                assert_eq!(!b.needs_mask(block), all, "block {block}: {b:?}, rows {rows:?}, {q_rows} x {kv_rows}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bound_past_every_row_is_unbounded() {
+        let band = Mask::Window { left: Some(u32::MAX), right: Some(MAX_ROWS) }.band();
+        assert_eq!(band, Mask::Full.band());
+    }
+}

@@ -1,0 +1,69 @@
+//! The structs that the host writes and the kernels read: kernel parameters, passed by value.
+
+use crate::mask::Band;
+
+/// One tensor of shape `[batch, row, head, dim]` in device memory. The last dim is contiguous; the other strides are free and
+/// count elements, in 64 bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorParams {
+    /// Device address of element `[0, 0, 0, 0]`.
+    pub address: u64,
+    /// Elements from one batch entry to the next.
+    pub batch_stride: u64,
+    /// Elements from one row (token) to the next.
+    pub row_stride: u64,
+    /// Elements from one head to the next.
+    pub head_stride: u64,
+}
+
+/// Parameters of one attention forward pass: `out = softmax(scale * q k^T + mask) v`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ForwardParams {
+    /// Queries, `[batch, q_rows, q_heads, head_dim]`.
+    pub q: TensorParams,
+    /// Keys, `[batch, kv_rows, kv_heads, head_dim]`.
+    pub k: TensorParams,
+    /// Values, `[batch, kv_rows, kv_heads, head_dim]`.
+    pub v: TensorParams,
+    /// Output, `[batch, q_rows, q_heads, head_dim]`.
+    pub out: TensorParams,
+    /// Device address of the log-sum-exp, contiguous `f32 [batch, q_heads, q_rows]`, or 0 when it is not wanted.
+    pub lse: u64,
+    /// Rows of q and out, `1..MAX_ROWS`.
+    pub q_rows: u32,
+    /// Rows of k and v, `0..MAX_ROWS`.
+    pub kv_rows: u32,
+    /// Heads of q and out.
+    pub q_heads: u32,
+    /// Query heads that share one key-value head: `q_heads / kv_heads`.
+    pub group: u32,
+    /// Columns of q, k, v and out: a multiple of 8, at most the variant's compiled head dim.
+    pub head_dim: u32,
+    /// `scale * log2(e)`: the kernels work in powers of two.
+    pub scale_log2: f32,
+    /// Which keys a row sees.
+    pub band: Band,
+    /// 1 when every address and stride of q, k, v and out is a multiple of 16 bytes, so that rows move in 16-byte pieces;
+    /// 0 makes the kernels move single elements.
+    pub aligned: u32,
+    /// Keeps the size a multiple of 8 without hidden padding.
+    pub reserved: u32,
+}
+
+/// Parameters of the three passes of the naive kernel, which keeps scores and probabilities in device memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NaiveParams {
+    /// The problem.
+    pub forward: ForwardParams,
+    /// Device address of the scores, `f32 [batch, q_heads, q_rows, score_stride]`, natural scale times `log2(e)`.
+    pub scores: u64,
+    /// Device address of the probabilities, `[batch, q_heads, q_rows, score_stride]` in the element type of q.
+    pub probs: u64,
+    /// Elements from one score row to the next: `kv_rows` rounded up to a multiple of 8, for 16-byte pieces.
+    pub score_stride: u64,
+    /// `batch * q_heads * q_rows`, the rows of the softmax pass.
+    pub score_rows: u64,
+}

@@ -1,0 +1,313 @@
+//! The one list of compiled kernels. Entry points, the host's plan, tests, the bench sweep and the support table come from it.
+
+use crate::dtype::DType;
+use crate::layout;
+
+/// Calls `$callback!` with every row of the list. A new head dim or tile is one row here.
+///
+/// Row: `pass head_dim [dtype symbol, ..] q_block x kv_block, warps, ring, min_ctas, "why this tile";`
+/// - `q_block`, `kv_block`: rows of the query tile and of the key and value tiles.
+/// - `ring`: shared-memory slots in the stream of key and value tiles.
+/// - `min_ctas`: thread blocks that must fit on a multiprocessor, which bounds the registers of a thread.
+#[macro_export]
+macro_rules! for_each_variant {
+    ($callback:ident) => {
+        $callback! {
+            // Naive, scores = q k^T: one tile a thread block, bound by writing f32 scores.
+            Scores 32 [F16 naive_scores_f16_d32, Bf16 naive_scores_bf16_d32] 128 x 64, 4, 1, 2, "as d128";
+            Scores 64 [F16 naive_scores_f16_d64, Bf16 naive_scores_bf16_d64] 128 x 64, 4, 1, 2, "as d128";
+            Scores 96 [F16 naive_scores_f16_d96, Bf16 naive_scores_bf16_d96] 128 x 64, 4, 1, 2, "as d128";
+            Scores 128 [F16 naive_scores_f16_d128, Bf16 naive_scores_bf16_d128] 128 x 64, 4, 1, 2, "two 16-row fragments a warp reuse each key fragment";
+            Scores 192 [F16 naive_scores_f16_d192, Bf16 naive_scores_bf16_d192] 64 x 64, 4, 1, 2, "as d256";
+            Scores 256 [F16 naive_scores_f16_d256, Bf16 naive_scores_bf16_d256] 64 x 64, 4, 1, 2, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Scores 32 [F32 naive_scores_f32_d32] 64 x 32, 4, 1, 2, "as d128";
+            Scores 64 [F32 naive_scores_f32_d64] 64 x 32, 4, 1, 2, "as d128";
+            Scores 96 [F32 naive_scores_f32_d96] 64 x 32, 4, 1, 2, "as d128";
+            Scores 128 [F32 naive_scores_f32_d128] 64 x 32, 4, 1, 2, "48 KiB of tiles";
+            Scores 192 [F32 naive_scores_f32_d192] 64 x 32, 4, 1, 2, "as d256";
+            Scores 256 [F32 naive_scores_f32_d256] 64 x 32, 4, 1, 2, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            // Naive, probs = softmax(scores): one warp a row, no tile; head dim plays no part.
+            Softmax 0 [F16 naive_softmax_f16, Bf16 naive_softmax_bf16, F32 naive_softmax_f32] 4 x 0, 4, 1, 4, "one warp a row, bound by reading scores";
+            // Naive, out = probs v.
+            Output 32 [F16 naive_output_f16_d32, Bf16 naive_output_bf16_d32] 64 x 64, 4, 2, 2, "as d128";
+            Output 64 [F16 naive_output_f16_d64, Bf16 naive_output_bf16_d64] 64 x 64, 4, 2, 2, "as d128";
+            Output 96 [F16 naive_output_f16_d96, Bf16 naive_output_bf16_d96] 64 x 64, 4, 2, 2, "as d128";
+            Output 128 [F16 naive_output_f16_d128, Bf16 naive_output_bf16_d128] 64 x 64, 4, 2, 2, "one key block of probabilities and values is loaded while the last is multiplied";
+            Output 192 [F16 naive_output_f16_d192, Bf16 naive_output_bf16_d192] 64 x 64, 4, 2, 2, "as d128";
+            Output 256 [F16 naive_output_f16_d256, Bf16 naive_output_bf16_d256] 64 x 64, 4, 2, 2, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Output 32 [F32 naive_output_f32_d32] 64 x 32, 4, 2, 2, "as d128";
+            Output 64 [F32 naive_output_f32_d64] 64 x 32, 4, 2, 2, "as d128";
+            Output 96 [F32 naive_output_f32_d96] 64 x 32, 4, 2, 2, "as d128";
+            Output 128 [F32 naive_output_f32_d128] 64 x 32, 4, 2, 2, "48 KiB of tiles";
+            Output 192 [F32 naive_output_f32_d192] 64 x 32, 4, 2, 2, "as d256";
+            Output 256 [F32 naive_output_f32_d256] 64 x 32, 4, 2, 2, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            // v1: keys split over warps. The exchange buffer (warps x q_block x head_dim x 4 bytes) keeps q_block small.
+            V1 32 [F16 v1_f16_d32, Bf16 v1_bf16_d32] 32 x 64, 4, 2, 2, "as d64";
+            V1 64 [F16 v1_f16_d64, Bf16 v1_bf16_d64] 32 x 64, 4, 2, 2, "52 KiB of shared memory, 32 of them for the exchange";
+            V1 96 [F16 v1_f16_d96, Bf16 v1_bf16_d96] 32 x 64, 4, 2, 2, "as d64";
+            V1 128 [F16 v1_f16_d128, Bf16 v1_bf16_d128] 16 x 64, 4, 2, 2, "32 query rows would need 104 KiB";
+            V1 192 [F16 v1_f16_d192, Bf16 v1_bf16_d192] 16 x 32, 2, 2, 2, "as d256";
+            V1 256 [F16 v1_f16_d256, Bf16 v1_bf16_d256] 16 x 32, 2, 2, 2, "four warps would need 136 KiB";
+            V1 32 [F32 v1_f32_d32] 16 x 32, 4, 2, 2, "as d128";
+            V1 64 [F32 v1_f32_d64] 16 x 32, 4, 2, 2, "as d128";
+            V1 96 [F32 v1_f32_d96] 16 x 32, 4, 2, 2, "as d128";
+            V1 128 [F32 v1_f32_d128] 16 x 32, 4, 2, 2, "eight keys a warp, 72 KiB";
+            V1 192 [F32 v1_f32_d192] 16 x 16, 2, 2, 2, "as d256";
+            V1 256 [F32 v1_f32_d256] 16 x 16, 2, 2, 2, "eight keys a warp, 80 KiB";
+            // v2: query rows split over warps, no exchange.
+            V2 32 [F16 v2_f16_d32, Bf16 v2_bf16_d32] 128 x 64, 4, 2, 2, "as d64";
+            V2 64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 64, 4, 2, 2, "two 16-row fragments a warp reuse each key and value fragment";
+            V2 96 [F16 v2_f16_d96, Bf16 v2_bf16_d96] 128 x 64, 4, 2, 2, "as d64";
+            V2 128 [F16 v2_f16_d128, Bf16 v2_bf16_d128] 128 x 64, 4, 2, 2, "as d64; 64 KiB, two thread blocks on every data-centre GPU since sm_80";
+            V2 192 [F16 v2_f16_d192, Bf16 v2_bf16_d192] 64 x 64, 4, 2, 2, "as d256";
+            V2 256 [F16 v2_f16_d256, Bf16 v2_bf16_d256] 64 x 64, 4, 2, 2, "accumulator of one 16-row fragment fits; 96 KiB fits sm_86 and sm_89";
+            V2 32 [F32 v2_f32_d32] 64 x 32, 4, 2, 2, "as d128";
+            V2 64 [F32 v2_f32_d64] 64 x 32, 4, 2, 2, "as d128";
+            V2 96 [F32 v2_f32_d96] 64 x 32, 4, 2, 2, "as d128";
+            V2 128 [F32 v2_f32_d128] 64 x 32, 4, 2, 2, "64 KiB";
+            V2 192 [F32 v2_f32_d192] 64 x 32, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
+            V2 256 [F32 v2_f32_d256] 64 x 16, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
+        }
+    };
+}
+
+/// An algorithm that users choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    /// Scores and probabilities in device memory: three passes, quadratic extra memory.
+    Naive,
+    /// FlashAttention (Dao et al. 2022): online softmax, output normalised at every step, keys split over warps.
+    V1,
+    /// FlashAttention-2 (Dao 2023): normalisation deferred to the end, query rows split over warps.
+    V2,
+}
+
+impl Kernel {
+    /// Every kernel, oldest first.
+    pub const ALL: [Kernel; 3] = [Kernel::Naive, Kernel::V1, Kernel::V2];
+
+    /// Name on the command line and in tables: `naive`, `v1`, `v2`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kernel::Naive => "naive",
+            Kernel::V1 => "v1",
+            Kernel::V2 => "v2",
+        }
+    }
+
+    /// The passes of this kernel, in launch order.
+    pub const fn passes(self) -> &'static [Pass] {
+        match self {
+            Kernel::Naive => &[Pass::Scores, Pass::Softmax, Pass::Output],
+            Kernel::V1 => &[Pass::V1],
+            Kernel::V2 => &[Pass::V2],
+        }
+    }
+}
+
+impl core::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One launch. The flash kernels are one pass, the naive kernel is three.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Naive: `scores = scale * q k^T`, hidden elements at minus infinity.
+    Scores,
+    /// Naive: `probs = softmax(scores)` row by row, and the log-sum-exp.
+    Softmax,
+    /// Naive: `out = probs v`.
+    Output,
+    /// All of v1.
+    V1,
+    /// All of v2.
+    V2,
+}
+
+impl Pass {
+    /// The kernel that this pass belongs to.
+    pub const fn kernel(self) -> Kernel {
+        match self {
+            Pass::Scores | Pass::Softmax | Pass::Output => Kernel::Naive,
+            Pass::V1 => Kernel::V1,
+            Pass::V2 => Kernel::V2,
+        }
+    }
+}
+
+/// Instruction set that an entry is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arch {
+    /// PTX for compute capability 8.0; the driver compiles it for every later GPU too.
+    Sm80,
+}
+
+impl Arch {
+    /// Least compute capability that runs it, as `(major, minor)`.
+    pub const fn least_compute_capability(self) -> (u32, u32) {
+        match self {
+            Arch::Sm80 => (8, 0),
+        }
+    }
+
+    /// Name of the target as rustc and ptxas write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arch::Sm80 => "sm_80",
+        }
+    }
+}
+
+/// One compiled entry point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Name of the entry in the PTX.
+    pub symbol: &'static str,
+    /// What it computes.
+    pub pass: Pass,
+    /// Instruction set.
+    pub arch: Arch,
+    /// Element type of q, k, v and out.
+    pub dtype: DType,
+    /// Columns of its tiles; smaller head dims are zero-filled up to it. 0 for a pass that no head dim enters.
+    pub head_dim: u32,
+    /// Query rows of one thread block.
+    pub q_block: u32,
+    /// Key rows of one tile.
+    pub kv_block: u32,
+    /// Warps of one thread block.
+    pub warps: u32,
+    /// Shared-memory slots in the stream of key and value tiles.
+    pub ring: u32,
+    /// Thread blocks that must fit on one multiprocessor.
+    pub min_ctas: u32,
+    /// Why this tile.
+    pub reason: &'static str,
+}
+
+/// Head dims that kernels are compiled for; a problem takes the smallest that holds its own.
+pub const COMPILED_HEAD_DIMS: [u32; 6] = [32, 64, 96, 128, 192, 256];
+
+/// Largest head dim.
+pub const MAX_HEAD_DIM: u32 = 256;
+
+/// Score rows that one thread block of the naive softmax pass handles: one a warp.
+pub const SOFTMAX_ROWS_PER_CTA: u32 = 4;
+
+macro_rules! variant_table {
+    ($($pass:ident $head_dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
+       $warps:literal, $ring:literal, $min_ctas:literal, $reason:literal;)*) => {
+        &[$($(Variant {
+            symbol: stringify!($symbol),
+            pass: Pass::$pass,
+            arch: Arch::Sm80,
+            dtype: DType::$dtype,
+            head_dim: $head_dim,
+            q_block: $q_block,
+            kv_block: $kv_block,
+            warps: $warps,
+            ring: $ring,
+            min_ctas: $min_ctas,
+            reason: $reason,
+        },)+)*]
+    };
+}
+
+/// Every compiled entry point.
+pub const VARIANTS: &[Variant] = for_each_variant!(variant_table);
+
+impl Variant {
+    /// The entry for `pass` on tensors of `dtype` and `head_dim`, or `None` when no compiled head dim holds it.
+    pub fn find(pass: Pass, dtype: DType, head_dim: u32) -> Option<&'static Variant> {
+        VARIANTS
+            .iter()
+            .filter(|v| v.pass == pass && v.dtype == dtype && (v.head_dim >= head_dim || pass == Pass::Softmax))
+            .min_by_key(|v| v.head_dim)
+    }
+
+    /// Threads of one thread block.
+    pub const fn threads(&self) -> u32 {
+        32 * self.warps
+    }
+
+    /// Bytes of dynamic shared memory of one thread block.
+    pub const fn shared_bytes(&self) -> u32 {
+        let row = self.head_dim as usize * self.dtype.bytes();
+        let (q_rows, kv_rows) = (self.q_block as usize, self.kv_block as usize);
+        let (warps, ring) = (self.warps as usize, self.ring as usize);
+        let bytes = match self.pass {
+            Pass::Scores => (q_rows + kv_rows) * row,
+            Pass::Softmax => 0,
+            // A slot holds a tile of probabilities and the tile of values that it is multiplied with.
+            Pass::Output => ring * (q_rows * kv_rows * self.dtype.bytes() + kv_rows * row),
+            // Partial outputs of every warp in f32, then one maximum and one sum per warp and row.
+            Pass::V1 => {
+                (q_rows + ring * kv_rows) * row
+                    + warps * q_rows * self.head_dim as usize * 4
+                    + 2 * warps * q_rows * 4
+            }
+            Pass::V2 => (q_rows + ring * kv_rows) * row,
+        };
+        bytes as u32
+    }
+
+    /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
+    pub const fn ctas(&self, batch: u64, q_heads: u64, q_rows: u64, kv_rows: u64) -> u64 {
+        let heads = batch * q_heads;
+        match self.pass {
+            Pass::Scores => heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64),
+            Pass::Softmax => (heads * q_rows).div_ceil(SOFTMAX_ROWS_PER_CTA as u64),
+            Pass::Output | Pass::V1 | Pass::V2 => heads * q_rows.div_ceil(self.q_block as u64),
+        }
+    }
+}
+
+/// Shared memory that every GPU since sm_80 gives one thread block (sm_86 and sm_89 give the least: 99 KiB).
+const LEAST_SHARED_BYTES: u32 = 99 * 1024;
+
+// A row that does not fit is a compile error, not a failed launch.
+const _: () = {
+    let mut i = 0;
+    while i < VARIANTS.len() {
+        let v = &VARIANTS[i];
+        assert!(v.shared_bytes() <= LEAST_SHARED_BYTES, "a variant needs more shared memory than sm_86 has");
+        if !matches!(v.pass, Pass::Softmax) {
+            let split = if matches!(v.pass, Pass::V1) { 1 } else { v.warps };
+            assert!(v.q_block.is_multiple_of(16 * split), "warps own whole 16-row fragments");
+            assert!(layout::panel_bytes(v.head_dim as usize * v.dtype.bytes()) >= 64, "tile rows split into panels");
+        }
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn symbols_are_unique() {
+        let symbols: HashSet<_> = VARIANTS.iter().map(|v| v.symbol).collect();
+        assert_eq!(symbols.len(), VARIANTS.len());
+    }
+
+    #[test]
+    fn every_kernel_covers_every_dtype_and_head_dim() {
+        for kernel in Kernel::ALL {
+            for &pass in kernel.passes() {
+                for dtype in DType::ALL {
+                    for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
+                        let v = Variant::find(pass, dtype, head_dim).unwrap();
+                        let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim).unwrap();
+                        assert!(v.head_dim == compiled || pass == Pass::Softmax);
+                        assert_eq!((v.pass.kernel(), v.dtype), (kernel, dtype));
+                    }
+                    assert!(pass == Pass::Softmax || Variant::find(pass, dtype, MAX_HEAD_DIM + 8).is_none());
+                }
+            }
+        }
+    }
+}

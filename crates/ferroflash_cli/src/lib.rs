@@ -1,0 +1,1 @@
+//! ferroflash_cli
