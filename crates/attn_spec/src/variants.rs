@@ -244,9 +244,7 @@ impl Variant {
             Pass::Output => ring * (q_rows * kv_rows * self.dtype.bytes() + kv_rows * row),
             // Partial outputs of every warp in f32, then one maximum and one sum per warp and row.
             Pass::V1 => {
-                (q_rows + ring * kv_rows) * row
-                    + warps * q_rows * self.head_dim as usize * 4
-                    + 2 * warps * q_rows * 4
+                (q_rows + ring * kv_rows) * row + warps * q_rows * self.head_dim as usize * 4 + 2 * warps * q_rows * 4
             }
             Pass::V2 => (q_rows + ring * kv_rows) * row,
         };

@@ -1,0 +1,152 @@
+//! Copies from global to shared memory that run beside the threads (cp.async), and plain global accesses.
+
+/// Starts copying 16 bytes from global to shared memory, past L1.
+///
+/// PTX `cp.async.cg.shared.global [shared], [global], 16`, least SM 8.0, any thread.
+///
+/// # Safety
+/// Both addresses are multiples of 16 and in bounds. Nobody touches the 16 bytes of shared memory until the copy's group was
+/// waited for ([`wait_group`]) and, for other threads, a barrier was passed.
+#[inline(always)]
+pub unsafe fn async_16(shared: u32, global: u64) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("cp.async.cg.shared.global [{}], [{}], 16;", in(reg32) shared, in(reg64) global, options(nostack));
+    }
+}
+
+/// Starts copying the first `bytes` (0 or 16) of 16 bytes and fills the rest with zeros.
+///
+/// PTX `cp.async.cg.shared.global [shared], [global], 16, bytes`, least SM 8.0, any thread.
+///
+/// # Safety
+/// As for [`async_16`]; with `bytes` 0 the global address is not read.
+#[inline(always)]
+pub unsafe fn async_16_or_zero(shared: u32, global: u64, bytes: u32) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("cp.async.cg.shared.global [{}], [{}], 16, {};",
+            in(reg32) shared, in(reg64) global, in(reg32) bytes, options(nostack));
+    }
+}
+
+/// Closes the group of all copies that this thread has started since the last call.
+///
+/// PTX `cp.async.commit_group`, least SM 8.0, any thread.
+#[inline(always)]
+pub fn commit_group() {
+    // SAFETY: touches no memory by itself.
+    unsafe {
+        ptx!("cp.async.commit_group;", options(nostack));
+    }
+}
+
+/// Waits until at most `PENDING` of this thread's latest groups are still running.
+///
+/// PTX `cp.async.wait_group PENDING`, least SM 8.0, any thread; other threads see the data after a barrier.
+#[inline(always)]
+pub fn wait_group<const PENDING: usize>() {
+    // SAFETY: only waits.
+    unsafe {
+        ptx!("cp.async.wait_group {};", const PENDING, options(nostack));
+    }
+}
+
+macro_rules! global_access {
+    ($load:ident, $store:ident, $type:ty, $class:ident, $suffix:literal, $bytes:literal) => {
+        #[doc = concat!("Reads ", $bytes, " from global memory.\n\nPTX `ld.global.", $suffix, "`, any SM, any thread.")]
+        ///
+        /// # Safety
+        /// The address is in bounds and naturally aligned.
+        #[inline(always)]
+        pub unsafe fn $load(global: u64) -> $type {
+            let value: $type;
+            // SAFETY: the caller guarantees the address.
+            unsafe {
+                ptx!(concat!("ld.global.", $suffix, " {}, [{}];"),
+                    out($class) value, in(reg64) global, options(nostack, readonly));
+            }
+            value
+        }
+
+        #[doc = concat!("Writes ", $bytes, " to global memory.\n\nPTX `st.global.", $suffix, "`, any SM, any thread.")]
+        ///
+        /// # Safety
+        /// The address is in bounds and naturally aligned, and no other thread touches it.
+        #[inline(always)]
+        pub unsafe fn $store(global: u64, value: $type) {
+            // SAFETY: the caller guarantees the address.
+            unsafe {
+                ptx!(concat!("st.global.", $suffix, " [{}], {};"),
+                    in(reg64) global, in($class) value, options(nostack));
+            }
+        }
+    };
+}
+
+global_access!(load_u16, store_u16, u16, reg16, "b16", "2 bytes");
+global_access!(load_u32, store_u32, u32, reg32, "b32", "4 bytes");
+global_access!(load_f32, store_f32, f32, reg32, "f32", "an `f32`");
+
+/// Reads four floats from global memory.
+///
+/// PTX `ld.global.v4.f32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 16.
+#[inline(always)]
+pub unsafe fn load_f32x4(global: u64) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.global.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) global, options(nostack, readonly));
+    }
+    [a, b, c, d]
+}
+
+/// Writes two floats to global memory.
+///
+/// PTX `st.global.v2.f32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 8, and no other thread touches it.
+#[inline(always)]
+pub unsafe fn store_f32x2(global: u64, value: [f32; 2]) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("st.global.v2.f32 [{}], {{{}, {}}};",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], options(nostack));
+    }
+}
+
+/// Writes 8 bytes to global memory.
+///
+/// PTX `st.global.v2.b32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 8, and no other thread touches it.
+#[inline(always)]
+pub unsafe fn store_u32x2(global: u64, value: [u32; 2]) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("st.global.v2.b32 [{}], {{{}, {}}};",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], options(nostack));
+    }
+}
+
+/// Writes 16 bytes to global memory.
+///
+/// PTX `st.global.v4.b32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 16, and no other thread touches it.
+#[inline(always)]
+pub unsafe fn store_u32x4(global: u64, value: [u32; 4]) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("st.global.v4.b32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
+            options(nostack));
+    }
+}

@@ -1,0 +1,81 @@
+//! Float instructions that plain Rust does not reach: fused, approximate, packed.
+
+/// `a * b + c` in one rounding.
+///
+/// PTX `fma.rn.f32`, least SM 2.0, any thread.
+#[inline(always)]
+pub fn fma(a: f32, b: f32, c: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("fma.rn.f32 {}, {}, {}, {};",
+            out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// The larger of two floats; a NaN loses against a number.
+///
+/// PTX `max.f32`, any SM, any thread.
+#[inline(always)]
+pub fn max(a: f32, b: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("max.f32 {}, {}, {};", out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// `2^x` with a relative error of at most `2^-22.5`; subnormal inputs and results are zero.
+///
+/// PTX `ex2.approx.ftz.f32`, any SM, any thread.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("ex2.approx.ftz.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// `log2(x)` with an absolute error of at most `2^-22` for `x` in `0.5..2` and a relative one of `2^-22` elsewhere.
+///
+/// PTX `lg2.approx.f32`, any SM, any thread.
+#[inline(always)]
+pub fn log2(x: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("lg2.approx.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// `1 / x`, rounded to nearest.
+///
+/// PTX `rcp.rn.f32`, least SM 2.0, any thread.
+#[inline(always)]
+pub fn reciprocal(x: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("rcp.rn.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// Hides a value from the optimiser: the way to keep a loop rolled whose bound is a constant.
+///
+/// No instruction, any SM, any thread.
+#[inline(always)]
+pub fn opaque(value: u32) -> u32 {
+    let mut value = value;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: an empty statement.
+    unsafe {
+        core::arch::asm!("// {}", inout(reg32) value, options(nomem, nostack));
+    }
+    value
+}

@@ -1,0 +1,177 @@
+//! What one thread block works on: a block of query rows of one head, and the key blocks that it has to visit.
+
+use core::marker::PhantomData;
+
+use attn_spec::layout::{fragment_col, fragment_row};
+use attn_spec::{Band, ForwardParams, KvBlocks, TensorParams};
+use cuda_std::{copy, math, sync, thread};
+
+use crate::element::Element;
+use crate::tile::{GlobalRows, RegTile, RowValues, SharedTile};
+
+/// `ln 2`: the kernels work in powers of two, the log-sum-exp is natural.
+const LN_2: f32 = core::f32::consts::LN_2;
+
+/// A block of query rows of one head of one batch entry.
+pub struct QueryBlock<T> {
+    /// The head's queries.
+    pub q: GlobalRows<T>,
+    /// The keys of its key-value head.
+    pub k: GlobalRows<T>,
+    /// The values of its key-value head.
+    pub v: GlobalRows<T>,
+    /// The head's output.
+    pub out: GlobalRows<T>,
+    /// First query row of the block.
+    pub first_row: u32,
+    /// The key blocks to visit.
+    pub kv_blocks: KvBlocks,
+    /// Index of the head among all heads of the batch: `batch * q_heads + q_head`.
+    pub head: u64,
+    lse: u64,
+    band: Band,
+    /// `scale * log2(e)` with the sign taken off, see [`Self::negative_scale`].
+    pub scale_log2: f32,
+    /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
+    /// negate the queries instead.
+    pub negative_scale: bool,
+}
+
+/// One head's rows of a `[batch, row, head, dim]` tensor.
+#[inline(always)]
+fn head_rows<T: Element>(tensor: &TensorParams, batch: u32, head: u32, rows: u32, p: &ForwardParams) -> GlobalRows<T> {
+    let elements = batch as u64 * tensor.batch_stride + head as u64 * tensor.head_stride;
+    GlobalRows {
+        address: tensor.address + elements * T::BYTES as u64,
+        row_bytes: tensor.row_stride * T::BYTES as u64,
+        rows,
+        cols: p.head_dim,
+        aligned: p.aligned != 0,
+        element: PhantomData,
+    }
+}
+
+impl<T: Element> QueryBlock<T> {
+    /// The share of thread block `cta`: query blocks of `q_block` rows are numbered last row first, then heads, then batch.
+    ///
+    /// Last rows first: under a causal mask they have the most keys to visit, and the long blocks should not come at the end.
+    /// Neighbouring blocks share a head, so that its keys and values are read from L2.
+    #[inline(always)]
+    pub fn of(cta: u32, p: &ForwardParams, q_block: u32, kv_block: u32) -> Self {
+        // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
+        unsafe { core::hint::assert_unchecked(p.q_rows > 0 && p.q_heads > 0 && p.group > 0) };
+        let q_blocks = p.q_rows.div_ceil(q_block);
+        let (head, index) = (cta / q_blocks, cta % q_blocks);
+        let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
+        let kv_head = q_head / p.group;
+        let first_row = (q_blocks - 1 - index) * q_block;
+        QueryBlock {
+            q: head_rows(&p.q, batch, q_head, p.q_rows, p),
+            k: head_rows(&p.k, batch, kv_head, p.kv_rows, p),
+            v: head_rows(&p.v, batch, kv_head, p.kv_rows, p),
+            out: head_rows(&p.out, batch, q_head, p.q_rows, p),
+            first_row,
+            kv_blocks: p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block),
+            head: head as u64,
+            lse: p.lse,
+            band: p.band,
+            // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible
+            // score at 0 all the same.
+            scale_log2: math::max(p.scale_log2.abs(), f32::MIN_POSITIVE),
+            negative_scale: p.scale_log2 < 0.0,
+        }
+    }
+
+    /// Negates the queries when the scale is negative, see [`Self::negative_scale`].
+    ///
+    /// # Safety
+    /// All threads of the block, converged, with the load of `q` under way.
+    #[inline(always)]
+    pub unsafe fn apply_sign<const THREADS: usize, const Q_BLOCK: usize, const HEAD_DIM: usize>(
+        &self,
+        q: SharedTile<T, Q_BLOCK, HEAD_DIM>,
+    ) {
+        if self.negative_scale {
+            copy::wait_group::<0>();
+            // SAFETY: the whole block takes this branch; the stream's first barrier follows.
+            unsafe {
+                sync::block();
+                q.negate::<THREADS>();
+            }
+        }
+    }
+
+    /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.
+    #[inline(always)]
+    pub fn hide<const M: usize, const N: usize>(&self, scores: &mut RegTile<M, N>, row: u32, key: u32) {
+        let lane = thread::lane();
+        let (q_rows, kv_rows) = (self.q.rows as i32, self.k.rows as i32);
+        for m in 0..M {
+            for i in 0..4 {
+                let diagonal = (row + 16 * m as u32 + fragment_row(lane, i)) as i32 + kv_rows - q_rows;
+                // Visible columns of this tile, counted from the lane's own first column.
+                let from = (key + fragment_col(lane, i)) as i32;
+                let first = diagonal - self.band.left - from;
+                let last = (diagonal + self.band.right).min(kv_rows - 1) - from;
+                for n in 0..N {
+                    let score = &mut scores.0[m][n][i as usize];
+                    let col = 8 * n as i32;
+                    *score = if col < first || col > last { f32::NEG_INFINITY } else { *score };
+                }
+            }
+        }
+    }
+
+    /// Writes the log-sum-exp `ln(sum_j e^(scale * s_j))` of rows from `row` on; minus infinity for a row that sees no key.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged; no other warp writes these rows.
+    #[inline(always)]
+    pub unsafe fn store_lse<const M: usize>(&self, row: u32, max: &RowValues<M>, sum: &RowValues<M>) {
+        if self.lse == 0 {
+            return;
+        }
+        let lane = thread::lane();
+        for m in 0..M {
+            for half in 0..2 {
+                let row = row + 16 * m as u32 + fragment_row(lane, 2 * half);
+                let lse = (max.0[m][half as usize] * self.scale_log2 + math::log2(sum.0[m][half as usize])) * LN_2;
+                // The four lanes of a quad hold the same row.
+                if lane % 4 == 0 && row < self.q.rows {
+                    let index = self.head * self.q.rows as u64 + row as u64;
+                    // SAFETY: inside `[batch, q_heads, q_rows]`.
+                    unsafe { copy::store_f32(self.lse + index * 4, lse) };
+                }
+            }
+        }
+    }
+
+    /// Writes the block's output: every warp its fragments, from `row` and `col` on, through the shared memory of the queries.
+    ///
+    /// # Safety
+    /// All threads of the block, converged; warps write disjoint parts of the tile.
+    #[inline(always)]
+    pub unsafe fn store_out<
+        const THREADS: usize,
+        const Q_BLOCK: usize,
+        const HEAD_DIM: usize,
+        const M: usize,
+        const N: usize,
+    >(
+        &self,
+        tile: SharedTile<T, Q_BLOCK, HEAD_DIM>,
+        row: u32,
+        col: u32,
+        out: &RegTile<M, N>,
+    ) {
+        // SAFETY: the barriers stand between the last read of the queries, the writes and the reads of other threads.
+        unsafe {
+            // A block without keys never waited for its queries.
+            copy::wait_group::<0>();
+            sync::block();
+            tile.write(row, col, out);
+            sync::block();
+            tile.store::<THREADS>(&self.out, self.first_row);
+        }
+    }
+}

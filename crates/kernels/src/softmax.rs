@@ -1,0 +1,72 @@
+//! The steps of the online softmax, on scores in registers. Scores are unscaled; `scale_log2` turns them into powers of two.
+
+use cuda_std::{math, warp};
+
+use crate::tile::{RegTile, RowValues};
+
+/// Maximum of every row, over the keys of this warp.
+///
+/// # Safety
+/// All threads of the warp, converged.
+#[inline(always)]
+pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>) -> RowValues<M> {
+    let mut max = RowValues::splat(f32::NEG_INFINITY);
+    for m in 0..M {
+        for n in 0..N {
+            for i in 0..4 {
+                max.0[m][i / 2] = math::max(max.0[m][i / 2], scores.0[m][n][i]);
+            }
+        }
+    }
+    // SAFETY: passed on.
+    max.map(|x| unsafe { warp::quad_max(x) })
+}
+
+/// The factor that turns sums and outputs relative to maximum `old` into ones relative to `new`: `2^(scale (old - new))`.
+#[inline(always)]
+pub fn rescale<const M: usize>(old: &RowValues<M>, new: &RowValues<M>, scale_log2: f32) -> RowValues<M> {
+    old.zip(new, |old, new| math::exp2(math::fma(old, scale_log2, -finite(new) * scale_log2)))
+}
+
+/// Turns scores into `p = 2^(scale (s - max))` in place and returns the sum of every row over the keys of this *lane*.
+#[inline(always)]
+pub fn exponentiate<const M: usize, const N: usize>(
+    scores: &mut RegTile<M, N>,
+    max: &RowValues<M>,
+    scale_log2: f32,
+) -> RowValues<M> {
+    let offset = max.map(|max| -finite(max) * scale_log2);
+    let mut sum = RowValues::splat(0.0);
+    for m in 0..M {
+        for n in 0..N {
+            for i in 0..4 {
+                let p = math::exp2(math::fma(scores.0[m][n][i], scale_log2, offset.0[m][i / 2]));
+                scores.0[m][n][i] = p;
+                sum.0[m][i / 2] += p;
+            }
+        }
+    }
+    sum
+}
+
+/// Sum of every row over the four lanes that share it.
+///
+/// # Safety
+/// All threads of the warp, converged.
+#[inline(always)]
+pub unsafe fn quad_sum<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
+    // SAFETY: passed on.
+    sum.map(|x| unsafe { warp::quad_sum(x) })
+}
+
+/// `1 / sum`, and 0 for a row that saw no key, whose output is defined to be 0.
+#[inline(always)]
+pub fn inverse<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
+    sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) })
+}
+
+/// A row that has seen no key has maximum minus infinity; measured against 0 its weights are `2^-inf = 0`, not NaN.
+#[inline(always)]
+fn finite(max: f32) -> f32 {
+    if max == f32::NEG_INFINITY { 0.0 } else { max }
+}
