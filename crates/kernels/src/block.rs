@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use attn_spec::layout::{fragment_col, fragment_row};
 use attn_spec::{Band, ForwardParams, KvBlocks, TensorParams};
-use cuda_std::{copy, math, sync, thread};
+use cuda_std::{copy, math, sync, thread, warp};
 
 use crate::element::Element;
 use crate::tile::{GlobalRows, RegTile, RowValues, SharedTile};
@@ -63,7 +63,11 @@ impl<T: Element> QueryBlock<T> {
         let q_blocks = p.q_rows.div_ceil(q_block);
         let (head, index) = (cta / q_blocks, cta % q_blocks);
         let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
-        let kv_head = q_head / p.group;
+        // From one lane to all: ptxas then keeps what follows from these in uniform registers. Without it v2 at head dim 128
+        // spills four registers.
+        // SAFETY: the first thing that a whole block does.
+        let [batch, q_head, kv_head, index] =
+            [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
         let first_row = (q_blocks - 1 - index) * q_block;
         QueryBlock {
             q: head_rows(&p.q, batch, q_head, p.q_rows, p),
@@ -104,7 +108,8 @@ impl<T: Element> QueryBlock<T> {
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn hide<const M: usize, const N: usize>(&self, scores: &mut RegTile<M, N>, row: u32, key: u32) {
-        let lane = thread::lane();
+        // Opaque: few blocks need a mask, so its limits must not live in registers in between.
+        let lane = math::opaque(thread::lane());
         let (q_rows, kv_rows) = (self.q.rows as i32, self.k.rows as i32);
         for m in 0..M {
             for i in 0..4 {

@@ -111,6 +111,13 @@ impl TensorCore for bf16 {
     }
 }
 
+/// The lane, opaque to the optimiser: what a product derives from it is computed anew at every step (a dozen integer
+/// instructions) and holds no registers in between. v2 at head dim 128 spills otherwise.
+#[inline(always)]
+fn fresh_lane() -> u32 {
+    math::opaque(thread::lane())
+}
+
 /// Rows of `v` that one `mma` multiplies.
 const MMA_K: usize = 16;
 
@@ -147,7 +154,7 @@ impl<T: TensorCore> Element for T {
         b: SharedTile<T, BR, D>,
         b_row: u32,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         // ldmatrix: lane l addresses row l % 8 of matrix l / 8. For `a` the matrices are (rows 0-7, k 0-7), (rows 8-15, k 0-7),
         // (rows 0-7, k 8-15), (rows 8-15, k 8-15); for `b` the middle two are swapped, which makes two fragments of 8 rows.
         let a = a.window(a_row + lane % 16, lane / 16);
@@ -179,7 +186,7 @@ impl<T: TensorCore> Element for T {
         v: SharedTile<T, BR, D>,
         v_row: u32,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         let v = v.window(v_row + lane % 16, lane / 16);
         for k in 0..K / 2 {
             // Two neighbouring accumulator fragments hold exactly what one operand fragment wants, in the same lanes.
@@ -205,7 +212,7 @@ impl<T: TensorCore> Element for T {
         a_row: u32,
         v: SharedTile<T, K, D>,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         let a = a.window(a_row + lane % 16, lane / 16);
         let v = v.window(lane % 16, lane / 16);
         for k in 0..K / MMA_K {

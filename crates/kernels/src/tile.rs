@@ -64,8 +64,10 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedTile<T, ROWS, COLS>
         let rows_per_pass = THREADS / Self::PANEL_CHUNKS;
         // Neighbouring threads take the neighbouring 16-byte chunks of a row; the swizzle of a thread never changes, because a
         // pass is a multiple of 8 rows.
-        let chunk = thread::index() % Self::PANEL_CHUNKS as u32;
-        let row = thread::index() / Self::PANEL_CHUNKS as u32;
+        // Opaque: computed anew for every tile, these addresses stay out of the registers of the loop around it.
+        let thread = math::opaque(thread::index());
+        let chunk = thread % Self::PANEL_CHUNKS as u32;
+        let row = thread / Self::PANEL_CHUNKS as u32;
         let to = self.window(row, chunk).address;
         let from = source.address + (first_row + row) as u64 * source.row_bytes + chunk as u64 * CHUNK_BYTES as u64;
         let pass_bytes = rows_per_pass as u64 * source.row_bytes;

@@ -78,7 +78,6 @@ pub unsafe fn forward<
             if blocks.needs_mask(j) {
                 block.hide(&mut scores, block.first_row, j * KV_BLOCK as u32 + key);
             }
-            let v = kv.values(j);
 
             let new_max = max.zip(&exchange.max(&softmax::row_max(&scores)), f32::max);
             let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
@@ -88,6 +87,7 @@ pub unsafe fn forward<
             (max, sum) = (new_max, old_sum.zip(&probs_sum, |l, p| l + p));
 
             let mut partial = RegTile::<M, O>::zero();
+            let v = kv.values(j);
             T::mul_probs(&mut partial, &scores, v, key);
             let inverse = softmax::inverse(&sum);
             out.scale_rows(&old_sum.zip(&inverse, |l, inverse| l * inverse));

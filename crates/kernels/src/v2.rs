@@ -69,13 +69,13 @@ pub unsafe fn forward<
             if blocks.needs_mask(j) {
                 block.hide(&mut scores, block.first_row + row, j * KV_BLOCK as u32);
             }
-            let v = kv.values(j);
 
             let new_max = max.zip(&softmax::row_max(&scores), f32::max);
             let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
             let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
             (max, sum) = (new_max, sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p));
 
+            let v = kv.values(j);
             out.scale_rows(&rescale);
             T::mul_probs(&mut out, &scores, v, 0);
         }
