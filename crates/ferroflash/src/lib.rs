@@ -1,1 +1,22 @@
-//! ferroflash
+#![doc = include_str!("../README.md")]
+
+mod attention;
+mod backend;
+mod device;
+mod error;
+mod overlap;
+mod plan;
+mod ptx;
+pub mod reference;
+mod tensor;
+
+pub use attention::{Attention, KernelChoice, Output, RawTensor};
+pub use attn_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
+pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, MemoryUse, Stream};
+pub use error::{Error, Operand, Result, Version};
+pub use plan::{Plan, Problem, Step};
+pub use ptx::embedded_variants;
+pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};
+
+/// The element types of tensors in half precision, from the crate `half`.
+pub use half::{bf16, f16};

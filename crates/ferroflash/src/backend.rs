@@ -1,0 +1,103 @@
+//! What a device has to do for the rest of the crate, and the devices that do it.
+
+use crate::device::{Device, DeviceInfo, EmulatorConfig};
+use crate::error::Result;
+use attn_spec::Variant;
+use std::ffi::c_void;
+use std::time::Duration;
+
+#[cfg(cuda)]
+mod cuda;
+#[cfg(feature = "emulator")]
+mod emulator;
+
+/// A `CUstream`, null for the default stream. The emulator knows only that one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawStream(usize);
+
+impl RawStream {
+    pub(crate) const DEFAULT: RawStream = RawStream(0);
+
+    pub(crate) fn from_pointer(stream: *mut c_void) -> RawStream {
+        RawStream(stream.expose_provenance())
+    }
+
+    pub(crate) fn as_pointer(self) -> *mut c_void {
+        std::ptr::with_exposed_provenance_mut(self.0)
+    }
+}
+
+/// One launch of one entry point.
+#[derive(Debug)]
+pub(crate) struct Launch<'a> {
+    pub(crate) variant: &'static Variant,
+    /// Thread blocks along x; the other axes are 1.
+    pub(crate) ctas: u32,
+    /// Bytes of the only kernel parameter, a struct passed by value.
+    pub(crate) params: &'a [u8],
+    pub(crate) stream: RawStream,
+}
+
+/// A device as the rest of the crate sees it. All calls are safe from every thread; addresses come from `allocate` or from
+/// an `unsafe` constructor of a view.
+pub(crate) trait Backend: Send + Sync {
+    /// Allocates `bytes > 0`, aligned to at least 256 bytes, usable by work on `stream` from now on.
+    fn allocate(&self, bytes: u64, stream: RawStream) -> Result<u64>;
+    /// Frees what `allocate` gave once the work on `stream` is done. Failures are logged: there is nobody to return them to.
+    fn free(&self, address: u64, stream: RawStream);
+    /// Returns kept memory to the driver.
+    fn trim_memory(&self) -> Result<()>;
+    /// Copies to the device, after all work on it; returns when `bytes` may be reused.
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<()>;
+    /// Copies from the device, after all work on it; returns when done.
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// Sets `len` bytes to `byte`, after all work on the device.
+    fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()>;
+    /// Starts a kernel; may return before it is done.
+    fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+    fn create_stream(&self) -> Result<RawStream>;
+    fn destroy_stream(&self, stream: RawStream);
+    fn synchronize(&self) -> Result<()>;
+    fn synchronize_stream(&self, stream: RawStream) -> Result<()>;
+    fn time(&self, stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+}
+
+#[cfg(cuda)]
+pub(crate) use cuda::{devices as cuda_devices, open as open_cuda};
+
+#[cfg(not(cuda))]
+pub(crate) fn cuda_devices() -> Result<Vec<DeviceInfo>> {
+    Err(cuda_not_built())
+}
+
+#[cfg(not(cuda))]
+pub(crate) fn open_cuda(_ordinal: usize) -> Result<Device> {
+    Err(cuda_not_built())
+}
+
+#[cfg(not(cuda))]
+fn cuda_not_built() -> crate::error::Error {
+    crate::error::Error::DeviceNotBuilt {
+        device: "cuda",
+        feature: "cuda",
+        note: ", which works on Linux on x86_64 and aarch64",
+    }
+}
+
+#[cfg(feature = "emulator")]
+pub(crate) use emulator::open as open_emulator;
+
+#[cfg(feature = "emulator")]
+pub(crate) fn emulator_info() -> Option<DeviceInfo> {
+    Some(emulator::info())
+}
+
+#[cfg(not(feature = "emulator"))]
+pub(crate) fn emulator_info() -> Option<DeviceInfo> {
+    None
+}
+
+#[cfg(not(feature = "emulator"))]
+pub(crate) fn open_emulator(_config: EmulatorConfig) -> Result<Device> {
+    Err(crate::error::Error::DeviceNotBuilt { device: "emulator", feature: "emulator", note: "" })
+}

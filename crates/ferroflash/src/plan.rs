@@ -1,0 +1,221 @@
+//! What a call will do, decided before it does it: problem and options in, rows of the variant list out.
+
+use crate::attention::{Attention, KernelChoice};
+use crate::device::{DeviceInfo, DeviceKind};
+use crate::error::{Error, Operand, Result, Version};
+use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Variant};
+
+/// Sizes and element type of an attention problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Problem {
+    /// Sequences.
+    pub batch: usize,
+    /// Rows of q and out.
+    pub q_rows: usize,
+    /// Rows of k and v. May be 0.
+    pub kv_rows: usize,
+    /// Heads of q and out.
+    pub q_heads: usize,
+    /// Heads of k and v; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Columns of q, k, v and out.
+    pub head_dim: usize,
+    /// Element type of q, k, v and out.
+    pub dtype: DType,
+}
+
+impl Problem {
+    /// Checks everything about the sizes that does not depend on a device.
+    ///
+    /// # Errors
+    /// [`Error::EmptyAxis`], [`Error::HeadDim`], [`Error::HeadGroups`], [`Error::TooManyRows`].
+    pub fn validate(&self) -> Result<()> {
+        let empty = |tensor, axis| Err(Error::EmptyAxis { tensor, axis });
+        match self {
+            Problem { batch: 0, .. } => return empty(Operand::Q, "batch"),
+            Problem { q_rows: 0, .. } => return empty(Operand::Q, "rows"),
+            Problem { q_heads: 0, .. } => return empty(Operand::Q, "heads"),
+            Problem { kv_heads: 0, .. } => return empty(Operand::K, "heads"),
+            _ => {}
+        }
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(8) || self.head_dim > MAX_HEAD_DIM as usize {
+            return Err(Error::HeadDim { found: self.head_dim });
+        }
+        if !self.q_heads.is_multiple_of(self.kv_heads) {
+            return Err(Error::HeadGroups { q_heads: self.q_heads, kv_heads: self.kv_heads });
+        }
+        for (tensor, found) in [(Operand::Q, self.q_rows), (Operand::K, self.kv_rows)] {
+            if found >= MAX_ROWS as usize {
+                return Err(Error::TooManyRows { tensor, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Elements from one row of the naive kernel's scores to the next: whole 16-byte pieces in every element type.
+    pub(crate) fn score_stride(&self) -> usize {
+        self.kv_rows.next_multiple_of(8)
+    }
+
+    /// Bytes of scores (`f32`) and probabilities (in the element type) of the naive kernel.
+    fn naive_workspace(&self) -> [u128; 2] {
+        let rows = self.batch as u128 * self.q_heads as u128 * self.q_rows as u128;
+        let scores = rows * self.score_stride() as u128;
+        [scores * DType::F32.bytes() as u128, scores * self.dtype.bytes() as u128]
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = self;
+        write!(
+            f,
+            "batch {batch}, q_rows {q_rows}, kv_rows {kv_rows}, heads {q_heads}/{kv_heads}, head_dim {head_dim}, {dtype}"
+        )
+    }
+}
+
+/// One launch of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Step {
+    /// The entry point, a row of [`attn_spec::VARIANTS`].
+    pub variant: &'static Variant,
+    /// Thread blocks, all along x. 0: there is nothing to do, and it is not launched.
+    pub ctas: u32,
+    /// Threads of one thread block.
+    pub threads: u32,
+    /// Dynamic shared memory of one thread block, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// What a call will launch and allocate, and why. Prints as a few lines.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The problem it was made for.
+    pub problem: Problem,
+    /// Which keys a row sees.
+    pub mask: Mask,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// The algorithm.
+    pub kernel: Kernel,
+    /// The launches in order.
+    pub steps: Vec<Step>,
+    /// Bytes of device memory allocated for the duration of the call.
+    pub workspace_bytes: u64,
+    /// Bytes of the log-sum-exp, when it is asked for.
+    pub lse_bytes: u64,
+    /// Why this kernel.
+    pub reason: String,
+}
+
+impl Plan {
+    /// Device memory beyond q, k, v and out, in bytes: workspace and log-sum-exp.
+    pub fn extra_bytes(&self) -> u64 {
+        self.workspace_bytes + self.lse_bytes
+    }
+
+    /// Entry points in launch order.
+    pub fn symbols(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(|step| step.variant.symbol)
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}: {}", self.kernel, self.reason)?;
+        writeln!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
+        for Step { variant, ctas, threads, shared_bytes } in &self.steps {
+            writeln!(
+                f,
+                "  launch     {} ({}): tile {} x {}, {ctas} thread blocks of {threads} threads, {shared_bytes} bytes of shared memory",
+                variant.symbol,
+                variant.arch.name(),
+                variant.q_block,
+                variant.kv_block,
+            )?;
+        }
+        write!(f, "  memory     {} bytes of workspace, {} bytes of log-sum-exp", self.workspace_bytes, self.lse_bytes)
+    }
+}
+
+/// Where a call's workspace lies: bytes of scores and of probabilities. Both 0 for the flash kernels.
+pub(crate) fn workspace(kernel: Kernel, problem: &Problem) -> [u128; 2] {
+    match kernel {
+        Kernel::Naive => problem.naive_workspace(),
+        Kernel::V1 | Kernel::V2 => [0, 0],
+    }
+}
+
+/// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
+const MAX_GRID: u64 = (1 << 31) - 1;
+
+pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+    problem.validate()?;
+    let scale = attention.scale_for(problem.head_dim)?;
+    let (kernel, reason) = match attention.kernel {
+        KernelChoice::Kernel(kernel) => (kernel, "asked for".to_owned()),
+        KernelChoice::Auto => (
+            Kernel::V2,
+            "the fastest of the kernels: query rows split over warps, one division at the end, no quadratic workspace".to_owned(),
+        ),
+    };
+    let mut steps = Vec::new();
+    for &pass in kernel.passes() {
+        let head_dim = problem.head_dim as u32; // validate: at most MAX_HEAD_DIM
+        let variant =
+            Variant::find(pass, problem.dtype, head_dim).ok_or(Error::HeadDim { found: problem.head_dim })?;
+        check_device(variant, device)?;
+        steps.push(Step {
+            variant,
+            ctas: grid(variant, problem)?,
+            threads: variant.threads(),
+            shared_bytes: variant.shared_bytes(),
+        });
+    }
+    let needed = workspace(kernel, problem).iter().sum::<u128>();
+    let workspace_bytes = u64::try_from(needed)
+        .ok()
+        .filter(|&needed| needed <= device.memory_bytes)
+        .ok_or(Error::WorkspaceTooLarge { kernel, needed, available: device.memory_bytes })?;
+    // Fits: the grid did, and a thread block owns at most 128 rows.
+    let rows = problem.batch as u64 * problem.q_heads as u64 * problem.q_rows as u64;
+    let lse_bytes = if attention.lse { rows * DType::F32.bytes() as u64 } else { 0 };
+    let plan = Plan { problem: *problem, mask: attention.mask, scale, kernel, steps, workspace_bytes, lse_bytes, reason };
+    tracing::debug!(kernel = %plan.kernel, %problem, workspace_bytes, reason = plan.reason, "planned");
+    Ok(plan)
+}
+
+fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
+    if let DeviceKind::Cuda { compute_capability: found, .. } = device.kind {
+        let (major, minor) = variant.arch.least_compute_capability();
+        let least = Version { major, minor };
+        if found < least {
+            return Err(Error::GpuTooOld { name: device.name.clone(), found, least });
+        }
+    }
+    let (needed, available) = (variant.shared_bytes(), device.max_shared_bytes_per_block);
+    if needed > available {
+        return Err(Error::SharedMemory { symbol: variant.symbol, needed, available });
+    }
+    Ok(())
+}
+
+fn grid(variant: &'static Variant, problem: &Problem) -> Result<u32> {
+    let too_large = |needed| Error::GridTooLarge { symbol: variant.symbol, needed, limit: MAX_GRID };
+    // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns at most 128 rows of one head.
+    let heads = problem.batch as u128 * problem.q_heads as u128;
+    if heads > MAX_GRID.into() {
+        return Err(too_large(heads));
+    }
+    // At most 2^31 heads and 2^29 rows: only the tiles of the naive scores can pass 64 bits, so count their rows first.
+    let (batch, heads) = (problem.batch as u64, problem.q_heads as u64);
+    let per_row = variant.ctas(batch, heads, problem.q_rows as u64, variant.kv_block.max(1).into());
+    if per_row > MAX_GRID {
+        return Err(too_large(per_row.into()));
+    }
+    let ctas = variant.ctas(batch, heads, problem.q_rows as u64, problem.kv_rows as u64);
+    u32::try_from(ctas).ok().filter(|&ctas| u64::from(ctas) <= MAX_GRID).ok_or_else(|| too_large(ctas.into()))
+}
