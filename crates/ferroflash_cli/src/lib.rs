@@ -1,1 +1,0 @@
-//! ferroflash_cli

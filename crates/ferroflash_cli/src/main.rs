@@ -1,0 +1,48 @@
+//! `ferroflash`: attention kernels written in Rust, measured and applied from the command line.
+
+mod attend;
+mod bench;
+mod doctor;
+mod format;
+mod serve;
+mod tables;
+mod workload;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Exact attention on GPUs, every kernel written in Rust.
+#[derive(Parser)]
+#[command(name = "ferroflash", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    Bench(bench::BenchArgs),
+    Attend(attend::AttendArgs),
+    Doctor(doctor::DoctorArgs),
+    #[command(hide = true)]
+    Serve(serve::ServeArgs),
+    #[command(hide = true)]
+    Tables(tables::TablesArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Bench(args) => bench::run(&args),
+        Verb::Attend(args) => attend::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Serve(args) => serve::run(&args),
+        Verb::Tables(args) => tables::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

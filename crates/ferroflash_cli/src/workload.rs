@@ -1,0 +1,275 @@
+//! One attention problem on a device, with random inputs and a reference to compare results with.
+
+use crate::bench::record::Check;
+use anyhow::{Context, Result};
+use attn_spec::{DType, Kernel, Mask};
+use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
+use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Problem, Shape, Stream, Tensor};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::StandardNormal;
+use rayon::prelude::*;
+
+/// Sizes, element type and mask of one problem.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Case {
+    pub(crate) problem: Problem,
+    pub(crate) mask: Mask,
+}
+
+impl Case {
+    /// Floating-point operations by the convention of the FlashAttention papers: two matrix products, half of it when causal.
+    pub(crate) fn flops(&self) -> f64 {
+        let Problem { batch, q_rows, kv_rows, q_heads, head_dim, .. } = self.problem;
+        let full = 4.0 * batch as f64 * q_heads as f64 * q_rows as f64 * kv_rows as f64 * head_dim as f64;
+        if self.mask == Mask::Causal { full / 2.0 } else { full }
+    }
+
+    fn q_shape(&self) -> Shape {
+        Shape::new(self.problem.batch, self.problem.q_rows, self.problem.q_heads, self.problem.head_dim)
+    }
+
+    fn kv_shape(&self) -> Shape {
+        Shape::new(self.problem.batch, self.problem.kv_rows, self.problem.kv_heads, self.problem.head_dim)
+    }
+}
+
+/// Below this many operations the whole output is compared with the reference; about a second of f64 on two cores.
+const FULL_CHECK_FLOPS: f64 = 1e9;
+
+/// Rows drawn for the comparison of larger outputs, besides the first and last row of the first and last head.
+const DRAWN_ROWS: usize = 128;
+
+/// Device buffers, host copies of the inputs, and the rows that results are compared on.
+pub(crate) struct Workload {
+    case: Case,
+    device: Device,
+    stream: Stream,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Lse,
+    reference: Reference,
+}
+
+/// What results are compared with: output and log-sum-exp of some rows, one after the other.
+struct Reference {
+    rows: Vec<Row>,
+    exact: ReferenceOutput,
+    /// The same formula in the precision of the tensors.
+    rounded: ReferenceOutput,
+}
+
+impl Workload {
+    /// Allocates and fills q, k and v with standard normal values, and computes the reference.
+    pub(crate) fn new(device: &Device, case: Case, seed: u64) -> Result<Workload> {
+        case.problem.validate()?;
+        match case.problem.dtype {
+            DType::F32 => Workload::with::<f32>(device, case, seed),
+            DType::F16 => Workload::with::<half::f16>(device, case, seed),
+            DType::Bf16 => Workload::with::<half::bf16>(device, case, seed),
+        }
+    }
+
+    fn with<T: Element>(device: &Device, case: Case, seed: u64) -> Result<Workload> {
+        let [q, k, v] = [(case.q_shape(), 0), (case.kv_shape(), 1), (case.kv_shape(), 2)].map(|(shape, tensor)| {
+            let elements = shape.elements().context("the tensors are larger than the address space")?;
+            anyhow::Ok((normal::<T>(elements, seed.wrapping_mul(3).wrapping_add(tensor)), shape))
+        });
+        let (q, k, v) = (q?, k?, v?);
+        let reference = Reference::new(&case, &q.0, &k.0, &v.0, seed)?;
+        let upload = |(data, shape): &(Vec<T>, Shape)| Tensor::from_slice(device, data, *shape, Layout::Bshd);
+        let Problem { batch, q_heads: heads, q_rows: rows, dtype, .. } = case.problem;
+        Ok(Workload {
+            case,
+            device: device.clone(),
+            stream: device.default_stream(),
+            q: upload(&q)?,
+            k: upload(&k)?,
+            v: upload(&v)?,
+            out: Tensor::uninit(device, dtype, case.q_shape(), Layout::Bshd)?,
+            lse: Lse::uninit(device, LseShape { batch, heads, rows })?,
+            reference,
+        })
+    }
+
+    /// The options that run `kernel` on this problem.
+    pub(crate) fn attention(&self, kernel: Kernel) -> Attention {
+        Attention::new().with_mask(self.case.mask).with_kernel(kernel).with_lse(true)
+    }
+
+    /// Milliseconds on the device for `launches` forward passes in a row, together.
+    pub(crate) fn time_ms(&mut self, kernel: Kernel, launches: u32) -> ferroflash::Result<f64> {
+        let attention = self.attention(kernel);
+        let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
+        let (mut out, mut lse) = (self.out.view_mut(), self.lse.view_mut());
+        let stream = &self.stream;
+        let elapsed = self.device.time(stream, || {
+            (0..launches).try_for_each(|_| attention.forward_into(stream, &q, &k, &v, &mut out, Some(&mut lse)))
+        })?;
+        Ok(elapsed.as_secs_f64() * 1e3)
+    }
+
+    /// Device memory at the peak of one allocating call, beyond q, k, v and out: measured, not computed.
+    pub(crate) fn extra_bytes(&self, kernel: Kernel) -> ferroflash::Result<u64> {
+        let before = self.device.memory().live_bytes;
+        self.device.reset_peak();
+        let output = self.attention(kernel).forward(&self.q.view(), &self.k.view(), &self.v.view())?;
+        self.device.synchronize()?;
+        let out_bytes = (output.out.storage_elements() * output.out.dtype().bytes()) as u64;
+        Ok(self.device.memory().peak_bytes - before - out_bytes)
+    }
+
+    /// Runs `kernel` once over poisoned outputs and compares them with the reference.
+    pub(crate) fn check(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
+        // NaN in every type: an element that the kernel does not write stands out.
+        self.out.fill_bytes(0xff)?;
+        self.lse.fill_bytes(0xff)?;
+        let attention = self.attention(kernel);
+        let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
+        let (mut out, mut lse) = (self.out.view_mut(), self.lse.view_mut());
+        attention.forward_into(&self.stream, &q, &k, &v, &mut out, Some(&mut lse))?;
+        self.stream.synchronize()?;
+        let lse = self.lse.to_vec()?;
+        match self.case.problem.dtype {
+            DType::F32 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<f32>()?, &lse)),
+            DType::F16 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<half::f16>()?, &lse)),
+            DType::Bf16 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<half::bf16>()?, &lse)),
+        }
+    }
+}
+
+impl Reference {
+    fn new<T: Element>(case: &Case, q: &[T], k: &[T], v: &[T], seed: u64) -> Result<Reference> {
+        let rows = compared_rows(case, seed);
+        let [q, k, v] = [q, k, v].map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+        let attention = Attention::new().with_mask(case.mask);
+        let exact = reference::forward_rows(&q, &k, &v, &case.problem, &attention, &rows)?;
+        let rounded = reference::forward_rounded_rows(&q, &k, &v, &case.problem, &attention, &rows)?;
+        Ok(Reference { rows, exact, rounded })
+    }
+
+    /// Compares `out`, `[batch, row, head, dim]`, and `lse`, `[batch, head, row]`, with the reference.
+    fn compare<T: Element>(&self, case: &Case, out: &[T], lse: &[f32]) -> Check {
+        let Problem { batch, q_rows, q_heads, head_dim, .. } = case.problem;
+        let mut found = ReferenceOutput { out: Vec::new(), lse: Vec::new() };
+        for row in &self.rows {
+            let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
+            found.out.extend(out[start..start + head_dim].iter().map(|x| x.to_f64()));
+            found.lse.push(lse[(row.batch * q_heads + row.q_head) * q_rows + row.q_row].into());
+        }
+        let comparison = Comparison::new(&found.out, &self.exact.out, &self.rounded.out);
+        let lse_max_error = reference::max_abs_difference(&found.lse, &self.exact.lse);
+        let lse_bound = lse_bound(&self.exact.lse, &self.rounded.lse);
+        // Every row of these problems sees a key, so whatever is not finite was not written, or is wrong.
+        let all_written = out.par_iter().all(|x| x.to_f64().is_finite()) && lse.iter().all(|x| x.is_finite());
+        Check {
+            rows: self.rows.len(),
+            rows_total: batch * q_heads * q_rows,
+            max_error: comparison.max_error,
+            bound: comparison.bound,
+            lse_max_error,
+            lse_bound,
+            within: comparison.within && lse_max_error <= lse_bound && all_written,
+        }
+    }
+}
+
+/// Largest accepted error of the log-sum-exp: the rule of the output, and 16 units in the last place of the largest value, which
+/// passes through a base-2 logarithm on the way.
+fn lse_bound(exact: &[f64], rounded: &[f64]) -> f64 {
+    let largest = exact.iter().filter(|x| x.is_finite()).fold(0.0, |max: f64, x| max.max(x.abs()));
+    reference::tolerance(reference::max_abs_difference(rounded, exact)) + 16.0 * f64::from(f32::EPSILON) * largest
+}
+
+/// Every row of a small problem; of a large one the first and last row of the first and last head, and drawn ones.
+fn compared_rows(case: &Case, seed: u64) -> Vec<Row> {
+    let Problem { batch, q_rows, q_heads, .. } = case.problem;
+    if case.flops() <= FULL_CHECK_FLOPS {
+        let rows = (0..batch * q_heads * q_rows).map(|i| Row {
+            batch: i / q_rows / q_heads,
+            q_head: i / q_rows % q_heads,
+            q_row: i % q_rows,
+        });
+        return rows.collect();
+    }
+    let mut rows = Vec::new();
+    for (batch, q_head) in [(0, 0), (batch - 1, q_heads - 1)] {
+        rows.extend([0, q_rows - 1].map(|q_row| Row { batch, q_head, q_row }));
+    }
+    let mut rng = SmallRng::seed_from_u64(seed);
+    rows.extend((0..DRAWN_ROWS).map(|_| Row {
+        batch: rng.random_range(0..batch),
+        q_head: rng.random_range(0..q_heads),
+        q_row: rng.random_range(0..q_rows),
+    }));
+    rows
+}
+
+/// Elements that one generator draws: enough that its start does not count, few enough that all cores have work.
+const CHUNK: usize = 1 << 16;
+
+/// Standard normal values rounded to the element type, the same for the same seed on every machine.
+fn normal<T: Element>(elements: usize, seed: u64) -> Vec<T> {
+    let mut data = vec![T::from_f64(0.0); elements];
+    data.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, data)| {
+        // seed_from_u64 hashes, so neighbouring seeds give unrelated streams.
+        let mut rng = SmallRng::seed_from_u64(seed.wrapping_shl(20).wrapping_add(chunk as u64));
+        for x in data {
+            *x = T::from_f64(rng.sample(StandardNormal));
+        }
+    });
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case(batch: usize, seq: usize, heads: usize, mask: Mask) -> Case {
+        let problem = Problem {
+            batch,
+            q_rows: seq,
+            kv_rows: seq,
+            q_heads: heads,
+            kv_heads: heads,
+            head_dim: 64,
+            dtype: DType::F16,
+        };
+        Case { problem, mask }
+    }
+
+    #[test]
+    fn small_problems_are_compared_in_full() {
+        let rows = compared_rows(&case(2, 3, 2, Mask::Full), 0);
+        let distinct: std::collections::HashSet<_> = rows.iter().collect();
+        assert_eq!((rows.len(), distinct.len()), (12, 12));
+    }
+
+    #[test]
+    fn large_problems_are_compared_at_their_corners_and_drawn_rows() {
+        let rows = compared_rows(&case(4, 4096, 8, Mask::Full), 0);
+        assert_eq!(rows.len(), 4 + DRAWN_ROWS);
+        assert!(rows.contains(&Row { batch: 3, q_head: 7, q_row: 4095 }));
+        assert_ne!(rows, compared_rows(&case(4, 4096, 8, Mask::Full), 1));
+    }
+
+    #[test]
+    fn inputs_are_standard_normal_and_differ_by_seed() {
+        let data = normal::<f32>(3 * CHUNK + 5, 7);
+        let n = data.len() as f64;
+        let mean = data.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let variance = data.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n - mean * mean;
+        // Five standard errors.
+        assert!(mean.abs() < 5.0 / n.sqrt() && (variance - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{mean} {variance}");
+        assert_ne!(data[..8], normal::<f32>(8, 8)[..]);
+        assert_ne!(data[..8], data[CHUNK..CHUNK + 8]);
+    }
+
+    #[test]
+    fn flops_follow_the_papers() {
+        assert_eq!(case(2, 512, 3, Mask::Full).flops(), 4.0 * 2.0 * 3.0 * 512.0 * 512.0 * 64.0);
+        assert_eq!(case(2, 512, 3, Mask::Causal).flops() * 2.0, case(2, 512, 3, Mask::Full).flops());
+    }
+}
