@@ -5,7 +5,9 @@ use crate::device::{Allocation, Device, Stream};
 use crate::error::{Error, Operand, Result};
 use crate::overlap::{self, Footprint};
 use crate::plan::{self, Plan, Problem};
-use crate::tensor::{Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address};
+use crate::tensor::{
+    Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address,
+};
 use attn_spec::{ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams};
 use std::ffi::c_void;
 
@@ -461,7 +463,8 @@ fn rows_are_aligned(geometry: &Geometry, address: u64) -> bool {
         extent <= 1 || (stride * geometry.dtype.bytes()).is_multiple_of(attn_spec::layout::CHUNK_BYTES)
     };
     geometry.shape.rows == 0
-        || (address.is_multiple_of(attn_spec::layout::CHUNK_BYTES as u64) && [batch, rows, heads].into_iter().all(aligned))
+        || (address.is_multiple_of(attn_spec::layout::CHUNK_BYTES as u64)
+            && [batch, rows, heads].into_iter().all(aligned))
 }
 
 /// The bytes of a kernel parameter struct.

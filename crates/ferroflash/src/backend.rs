@@ -10,6 +10,8 @@ use std::time::Duration;
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulator;
+#[cfg(test)]
+pub(crate) mod recording;
 
 /// A `CUstream`, null for the default stream. The emulator knows only that one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

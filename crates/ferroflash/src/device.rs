@@ -79,7 +79,7 @@ pub(crate) struct Inner {
 }
 
 impl Device {
-    pub(crate) fn new(info: DeviceInfo, backend: Box<dyn Backend>) -> Arc<Inner> {
+    pub(crate) fn inner(info: DeviceInfo, backend: Box<dyn Backend>) -> Arc<Inner> {
         Arc::new(Inner { info, backend, usage: Mutex::default() })
     }
 

@@ -9,6 +9,8 @@ mod plan;
 mod ptx;
 pub mod reference;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{Attention, KernelChoice, Output, RawTensor};
 pub use attn_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};

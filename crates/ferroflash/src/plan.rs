@@ -159,14 +159,14 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
         KernelChoice::Kernel(kernel) => (kernel, "asked for".to_owned()),
         KernelChoice::Auto => (
             Kernel::V2,
-            "the fastest of the kernels: query rows split over warps, one division at the end, no quadratic workspace".to_owned(),
+            "the fastest of the kernels: query rows split over warps, one division at the end, no quadratic workspace"
+                .to_owned(),
         ),
     };
     let mut steps = Vec::new();
     for &pass in kernel.passes() {
         let head_dim = problem.head_dim as u32; // validate: at most MAX_HEAD_DIM
-        let variant =
-            Variant::find(pass, problem.dtype, head_dim).ok_or(Error::HeadDim { found: problem.head_dim })?;
+        let variant = Variant::find(pass, problem.dtype, head_dim).ok_or(Error::HeadDim { found: problem.head_dim })?;
         check_device(variant, device)?;
         steps.push(Step {
             variant,
@@ -183,7 +183,8 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
     // Fits: the grid did, and a thread block owns at most 128 rows.
     let rows = problem.batch as u64 * problem.q_heads as u64 * problem.q_rows as u64;
     let lse_bytes = if attention.lse { rows * DType::F32.bytes() as u64 } else { 0 };
-    let plan = Plan { problem: *problem, mask: attention.mask, scale, kernel, steps, workspace_bytes, lse_bytes, reason };
+    let plan =
+        Plan { problem: *problem, mask: attention.mask, scale, kernel, steps, workspace_bytes, lse_bytes, reason };
     tracing::debug!(kernel = %plan.kernel, %problem, workspace_bytes, reason = plan.reason, "planned");
     Ok(plan)
 }

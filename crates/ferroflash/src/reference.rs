@@ -293,8 +293,7 @@ impl<'a> Inputs<'a> {
         let q = self.q_row(row);
         let visible: Vec<usize> = self.visible(row).collect();
         let dot = |k: &[f64]| q.iter().zip(k).map(|(&q, &k)| q as f32 * k as f32).sum::<f32>();
-        let scores: Vec<f32> =
-            visible.iter().map(|&j| self.scale_f32 * dot(self.kv_row(self.k, row, j))).collect();
+        let scores: Vec<f32> = visible.iter().map(|&j| self.scale_f32 * dot(self.kv_row(self.k, row, j))).collect();
         if scores.is_empty() {
             out.fill(0.0);
             return f64::NEG_INFINITY;
