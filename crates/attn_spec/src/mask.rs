@@ -114,10 +114,31 @@ pub struct KvBlocks {
 }
 
 impl KvBlocks {
-    /// Whether some element of this visited block is hidden from some row.
+    /// Blocks to visit.
     #[inline(always)]
-    pub const fn needs_mask(self, block: u32) -> bool {
-        block < self.unmasked_first || block >= self.unmasked_end
+    pub const fn count(self) -> u32 {
+        self.end - self.first
+    }
+
+    /// Blocks to visit that need no element tests.
+    #[inline(always)]
+    pub const fn unmasked_count(self) -> u32 {
+        self.unmasked_end - self.unmasked_first
+    }
+
+    /// The block of visit `i` of `0..count()`: first the unmasked blocks, then those before them, then those behind them.
+    ///
+    /// The online softmax takes key blocks in any order. This one makes two loops, without and with element tests.
+    #[inline(always)]
+    pub const fn visit(self, i: u32) -> u32 {
+        let unmasked = self.unmasked_count();
+        if i < unmasked {
+            self.unmasked_first + i
+        } else if i < self.unmasked_end - self.first {
+            self.first + i - unmasked
+        } else {
+            self.first + i
+        }
     }
 }
 
@@ -180,7 +201,10 @@ mod tests {
             let visited = b.first <= block && block < b.end;
             assert!(!any || visited, "block {block} is seen but not visited: {b:?}");
             if visited {
-                assert_eq!(!b.needs_mask(block), all, "block {block}: {b:?}, rows {rows:?}, {q_rows} x {kv_rows}");
+                let unmasked = b.unmasked_first <= block && block < b.unmasked_end;
+                assert_eq!(unmasked, all, "block {block}: {b:?}, rows {rows:?}, {q_rows} x {kv_rows}");
+                let visits = (0..b.count()).filter(|&i| b.visit(i) == block);
+                assert!(visits.map(|i| i < b.unmasked_count()).eq([unmasked]), "block {block}: one visit, in its loop");
             }
         }
     }

@@ -24,9 +24,18 @@ macro_rules! entry {
         pub unsafe fn $symbol(p: ForwardParams) {
             // SAFETY: launched with this row's threads and shared memory.
             unsafe {
-                v2::forward::<$t, $q, $kv, $d, { 32 * $warps }, $ring, { $q / 16 / $warps }, { $kv / 8 }, { $d / 8 }>(
-                    &p,
-                )
+                v2::forward::<
+                    $t,
+                    $q,
+                    $kv,
+                    $d,
+                    { 32 * $warps },
+                    $ring,
+                    { $q / 16 / $warps },
+                    { $kv / 8 },
+                    { $d / 8 },
+                    { $d != 128 },
+                >(&p)
             }
         }
     };

@@ -14,6 +14,7 @@
 //! checked shapes, strides and sizes. The `unsafe` functions are collectives: all threads of the block (or, where they say so,
 //! of the warp) call them, converged, and the barriers that order shared memory are part of them.
 #![no_std]
+#![feature(stmt_expr_attributes)]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
 pub mod block;

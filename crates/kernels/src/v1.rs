@@ -64,19 +64,19 @@ pub unsafe fn forward<
         let exchange = Exchange::<WARPS, M, HEAD_DIM>::at(scratch, warp);
 
         q.load::<THREADS>(&block.q, block.first_row);
-        let kv =
-            KvStream::<T, KV_BLOCK, HEAD_DIM, THREADS, RING>::start(block.k, block.v, slots, blocks.first, blocks.end);
+        let kv = KvStream::<T, KV_BLOCK, HEAD_DIM, THREADS, RING>::start(block.k, block.v, slots, blocks);
         block.apply_sign::<THREADS, Q_BLOCK, HEAD_DIM>(q);
 
         let mut max = RowValues::<M>::splat(f32::NEG_INFINITY);
         let mut sum = RowValues::<M>::splat(0.0);
         let mut out = RegTile::<M, N>::zero();
-        for j in blocks.first..blocks.end {
-            let k = kv.keys(j);
+        let mut visit = #[inline(always)]
+        |i: u32, masked: bool| {
+            let k = kv.keys(i);
             let mut scores = RegTile::<M, S>::zero();
             T::mul_transposed(&mut scores, q, 0, k, key);
-            if blocks.needs_mask(j) {
-                block.hide(&mut scores, block.first_row, j * KV_BLOCK as u32 + key);
+            if masked {
+                block.hide(&mut scores, block.first_row, blocks.visit(i) * KV_BLOCK as u32 + key);
             }
 
             let new_max = max.zip(&exchange.max(&softmax::row_max(&scores)), f32::max);
@@ -84,14 +84,21 @@ pub unsafe fn forward<
             let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
             let probs_sum = exchange.sum(&softmax::quad_sum(&probs_sum));
             let old_sum = sum.zip(&rescale, |l, alpha| l * alpha);
-            (max, sum) = (new_max, old_sum.zip(&probs_sum, |l, p| l + p));
+            max = new_max;
+            sum = old_sum.zip(&probs_sum, |l, p| l + p);
 
+            let v = kv.values(i);
             let mut partial = RegTile::<M, O>::zero();
-            let v = kv.values(j);
             T::mul_probs(&mut partial, &scores, v, key);
             let inverse = softmax::inverse(&sum);
             out.scale_rows(&old_sum.zip(&inverse, |l, inverse| l * inverse));
             out.add_scaled_rows(&exchange.columns(&partial), &inverse);
+        };
+        for i in 0..blocks.unmasked_count() {
+            visit(i, false);
+        }
+        for i in blocks.unmasked_count()..blocks.count() {
+            visit(i, true);
         }
 
         if warp == 0 {

@@ -30,6 +30,10 @@ use crate::tile::{RegTile, RowValues, SharedTile};
 
 /// One thread block of v2. A warp holds `M` fragments of 16 query rows, `S` fragments of 8 keys and `O` fragments of 8 dims.
 ///
+/// `EARLY_VALUES` waits for the values before the softmax rather than after it. No barrier then stands between the two, and the
+/// assembler lets exponentials run under the product with the values (H200, bf16, against FlashAttention-2 in the same run:
+/// 1.16 to 1.22 instead of 1.07 to 1.14 at head dim 64). It costs registers: at head dim 128 it spills.
+///
 /// # Safety
 /// Kernel entry: all `THREADS` threads of the block, with the shared memory that the variant asks for.
 #[inline(always)]
@@ -43,6 +47,7 @@ pub unsafe fn forward<
     const M: usize,
     const S: usize,
     const O: usize,
+    const EARLY_VALUES: bool,
 >(
     p: &ForwardParams,
 ) {
@@ -55,29 +60,38 @@ pub unsafe fn forward<
         let slots = shared::dynamic() + SharedTile::<T, Q_BLOCK, HEAD_DIM>::BYTES;
 
         q.load::<THREADS>(&block.q, block.first_row);
-        let kv =
-            KvStream::<T, KV_BLOCK, HEAD_DIM, THREADS, RING>::start(block.k, block.v, slots, blocks.first, blocks.end);
+        let kv = KvStream::<T, KV_BLOCK, HEAD_DIM, THREADS, RING>::start(block.k, block.v, slots, blocks);
         block.apply_sign::<THREADS, Q_BLOCK, HEAD_DIM>(q);
 
         let mut max = RowValues::<M>::splat(f32::NEG_INFINITY);
         let mut sum = RowValues::<M>::splat(0.0);
         let mut out = RegTile::<M, O>::zero();
-        for j in blocks.first..blocks.end {
-            let k = kv.keys(j);
+        let mut visit = #[inline(always)]
+        |i: u32, masked: bool| {
+            let k = kv.keys(i);
             let mut scores = RegTile::<M, S>::zero();
             T::mul_transposed(&mut scores, q, row, k, 0);
-            if blocks.needs_mask(j) {
-                block.hide(&mut scores, block.first_row + row, j * KV_BLOCK as u32);
+            if masked {
+                block.hide(&mut scores, block.first_row + row, blocks.visit(i) * KV_BLOCK as u32);
             }
 
+            let early = EARLY_VALUES.then(|| kv.values(i));
             let new_max = max.zip(&softmax::row_max(&scores), f32::max);
             let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
             let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
-            (max, sum) = (new_max, sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p));
+            max = new_max;
+            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
-            let v = kv.values(j);
+            let v = early.unwrap_or_else(|| kv.values(i));
             out.scale_rows(&rescale);
             T::mul_probs(&mut out, &scores, v, 0);
+        };
+        // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
+        for i in 0..blocks.unmasked_count() {
+            visit(i, false);
+        }
+        for i in blocks.unmasked_count()..blocks.count() {
+            visit(i, true);
         }
         let sum = softmax::quad_sum(&sum);
         out.scale_rows(&softmax::inverse(&sum));
