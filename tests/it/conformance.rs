@@ -1,0 +1,70 @@
+//! Every compiled variant, at the edges of its tiles: one row less, exactly one tile, one row more.
+
+use crate::support::case::Case;
+use crate::support::device;
+use ferroflash::{Element, Kernel, Layout, Mask, Pass, Problem, VARIANTS, Variant};
+
+crate::for_each_kernel_and_dtype!(every_variant_at_its_tile_edges);
+
+fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
+    let shared = device::shared();
+    let variants = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel && variant.dtype == T::DTYPE);
+    let mut tested = 0;
+    for variant in variants {
+        for (i, (q_rows, kv_rows, mask)) in edges(variant).into_iter().enumerate() {
+            let problem = Problem {
+                batch: 1,
+                q_rows,
+                kv_rows,
+                q_heads: 2,
+                kv_heads: 1,
+                head_dim: head_dim(variant),
+                dtype: T::DTYPE,
+            };
+            let layout = if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd };
+            let mut case = Case::new(kernel, problem, mask).with_layout(layout);
+            case.seed = i as u64;
+            let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
+            assert!(
+                plan.symbols().any(|symbol| symbol == variant.symbol),
+                "{} is not what {problem} runs: {plan}",
+                variant.symbol
+            );
+            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.symbol));
+            tested += 1;
+        }
+    }
+    assert!(tested > 0, "no variant of {kernel} {}", T::DTYPE);
+}
+
+/// The softmax of the naive kernel reads rows of scores whatever their head dim: the smallest is the cheapest.
+fn head_dim(variant: &Variant) -> usize {
+    if variant.pass == Pass::Softmax { 8 } else { variant.head_dim as usize }
+}
+
+/// Rows of q and k around a tile, with a mask that cuts through it.
+fn edges(variant: &Variant) -> Vec<(usize, usize, Mask)> {
+    let q = variant.q_block as usize;
+    // The softmax pass has no key tile: its warps read 32 scores at a time.
+    let kv = if variant.pass == Pass::Softmax { 32 } else { variant.kv_block as usize };
+    let window = Mask::Window { left: Some(kv as u32 / 2), right: Some(3) };
+    let mut edges = Vec::new();
+    for (q_rows, kv_rows) in [(q - 1, kv - 1), (q, kv), (q + 1, kv + 1)] {
+        edges.push((q_rows, kv_rows, Mask::Full));
+    }
+    for (q_rows, kv_rows) in [(q - 1, kv + 1), (q, kv), (q + 1, kv - 1), (q, 2 * kv + 1)] {
+        edges.push((q_rows, kv_rows, Mask::Causal));
+    }
+    edges.push((q, 3 * kv, window));
+    edges
+}
+
+/// The variants that these tests visit are all that there are, and this build holds all of them.
+#[test]
+fn every_variant_is_embedded_and_belongs_to_a_tested_kernel() {
+    let embedded: Vec<_> = ferroflash::embedded_variants().map(|variant| variant.symbol).collect();
+    for variant in VARIANTS {
+        assert!(Kernel::ALL.contains(&variant.pass.kernel()), "{}", variant.symbol);
+        assert!(embedded.contains(&variant.symbol), "the build holds no PTX of {}", variant.symbol);
+    }
+}

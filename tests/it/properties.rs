@@ -1,0 +1,131 @@
+//! Random problems against the reference: sizes around tile edges, every head dim, every way that tensors may lie in memory.
+
+use crate::support::case::{Case, Memory};
+use crate::support::device;
+use ferroflash::{Attention, Element, Kernel, Layout, Mask, Problem};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+crate::for_each_kernel_and_dtype!(random_problems_agree_with_the_reference);
+
+fn random_problems_agree_with_the_reference<T: Element>(kernel: Kernel) {
+    let shared = device::shared();
+    let config = ProptestConfig {
+        cases: device::cases(),
+        // Regression seeds lie in the repository, beside the source of this file; without the sources there are none to read.
+        source_file: Some(file!()),
+        // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
+        max_shrink_iters: 256,
+        ..ProptestConfig::default()
+    };
+    TestRunner::new(config)
+        .run(&cases(kernel, T::DTYPE), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Row counts: the edges of every tile in use, and everything between them.
+fn rows(most: usize) -> impl Strategy<Value = usize> {
+    let edges: Vec<usize> = [1, 16, 32, 64, 128, 192, 256, 512]
+        .into_iter()
+        .flat_map(|edge| [edge - 1, edge, edge + 1])
+        .filter(|&rows| (1..=most).contains(&rows))
+        .collect();
+    prop_oneof![2 => prop::sample::select(edges), 1 => 1..=most]
+}
+
+fn mask() -> impl Strategy<Value = Mask> {
+    let bound = || prop::option::weighted(0.8, prop_oneof![0u32..4, 0u32..80, 0u32..1000]);
+    prop_oneof![
+        2 => Just(Mask::Full),
+        3 => Just(Mask::Causal),
+        3 => (bound(), bound()).prop_map(|(left, right)| Mask::Window { left, right }),
+    ]
+}
+
+/// `None` is the default. Zero makes the softmax a mean, a negative one turns it upside down, a large one makes it a maximum.
+fn scale() -> impl Strategy<Value = Option<f32>> {
+    prop_oneof![4 => Just(None), 1 => Just(Some(0.0)), 1 => Just(Some(-0.2)), 1 => Just(Some(2.0)), 2 => (-0.5f32..0.5).prop_map(Some)]
+}
+
+/// How a tensor lies in memory. Gaps and offsets of 8 keep 16-byte pieces together; others make the kernels move single elements.
+fn memory(may_broadcast: bool) -> impl Strategy<Value = Memory> {
+    let gap = || prop_oneof![4 => Just(0usize), 2 => Just(8), 1 => 1usize..8];
+    let layout = prop::sample::select(vec![Layout::Bshd, Layout::Bhsd]);
+    let broadcast = move || if may_broadcast { prop::bool::weighted(0.1).boxed() } else { Just(false).boxed() };
+    (layout, gap(), gap(), gap(), gap(), broadcast(), broadcast()).prop_map(
+        |(layout, offset, inner_gap, outer_gap, batch_gap, one_batch, one_head)| Memory {
+            layout,
+            offset,
+            inner_gap,
+            outer_gap,
+            batch_gap,
+            one_batch,
+            one_head,
+        },
+    )
+}
+
+/// Half of the cases have every tensor in 16-byte pieces, so that the fast path gets its share.
+fn memories() -> impl Strategy<Value = [Memory; 4]> {
+    let aligned =
+        prop::sample::select(vec![Layout::Bshd, Layout::Bhsd]).prop_map(|layout| [Memory::contiguous(layout); 4]);
+    let any = [memory(true), memory(true), memory(true), memory(false)];
+    prop_oneof![1 => aligned, 1 => any]
+}
+
+prop_compose! {
+    fn problem(dtype: ferroflash::DType)(
+        batch in 1usize..=3,
+        q_rows in rows(most_rows()),
+        kv_rows in prop_oneof![12 => rows(most_rows()), 1 => Just(0)],
+        kv_heads in 1usize..=3,
+        group in 1usize..=4,
+        head_dim in prop_oneof![
+            1 => prop::sample::select(vec![32usize, 64, 96, 128, 192, 256]),
+            2 => (1usize..=32).prop_map(|n| 8 * n),
+        ],
+    ) -> Problem {
+        fit(Problem { batch, q_rows, kv_rows, q_heads: kv_heads * group, kv_heads, head_dim, dtype })
+    }
+}
+
+fn most_rows() -> usize {
+    if device::is_gpu() { 700 } else { 200 }
+}
+
+/// Takes batch entries and then heads away until the padded problem costs about a tenth of a second on the device.
+fn fit(mut problem: Problem) -> Problem {
+    let budget: usize = if device::is_gpu() { 1 << 30 } else { 1 << 23 };
+    let cost = |p: &Problem| {
+        let rows = p.q_rows.next_multiple_of(64) * p.kv_rows.next_multiple_of(64).max(64);
+        p.batch * p.q_heads * rows * p.head_dim.next_multiple_of(32)
+    };
+    while cost(&problem) > budget {
+        if problem.batch > 1 {
+            problem.batch -= 1;
+        } else if problem.q_heads > problem.kv_heads {
+            problem.q_heads -= problem.kv_heads;
+        } else if problem.kv_heads > 1 {
+            problem.kv_heads -= 1;
+            problem.q_heads -= 1;
+        } else {
+            break;
+        }
+    }
+    problem
+}
+
+prop_compose! {
+    fn cases(kernel: Kernel, dtype: ferroflash::DType)(
+        problem in problem(dtype),
+        mask in mask(),
+        scale in scale(),
+        [q, k, v, out] in memories(),
+        deviation in prop::sample::select(vec![0.1, 1.0, 1.0, 1.0, 3.0]),
+        seed: u64,
+    ) -> Case {
+        let mut attention = Attention::new().with_kernel(kernel).with_mask(mask);
+        attention.scale = scale;
+        Case { problem, attention, q, k, v, out, deviation, seed }
+    }
+}

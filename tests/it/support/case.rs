@@ -1,0 +1,257 @@
+//! One attention problem with its memory: how q, k, v and out lie in storage full of NaN, and what has to come out.
+
+use ferroflash::reference::{self, Comparison, ReferenceOutput};
+use ferroflash::{
+    Attention, DType, Device, Element, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Strides, Tensor,
+};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use rand_distr::StandardNormal;
+
+/// How a tensor lies in its storage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) layout: Layout,
+    /// Elements before the first one.
+    pub(crate) offset: usize,
+    /// Elements between what neighbours along the inner of the axes row and head span.
+    pub(crate) inner_gap: usize,
+    /// Elements between what neighbours along the outer of the axes row and head span.
+    pub(crate) outer_gap: usize,
+    /// Elements between batch entries.
+    pub(crate) batch_gap: usize,
+    /// Stride 0 along the batch: every entry is the same memory. For inputs only.
+    pub(crate) one_batch: bool,
+    /// Stride 0 along the heads: every head is the same memory. For inputs only.
+    pub(crate) one_head: bool,
+}
+
+impl Memory {
+    pub(crate) fn contiguous(layout: Layout) -> Memory {
+        Memory { layout, ..Memory::default() }
+    }
+
+    pub(crate) fn strides(&self, shape: Shape) -> Strides {
+        let (inner_extent, outer_extent) = match self.layout {
+            Layout::Bshd => (shape.heads, shape.rows),
+            Layout::Bhsd => (shape.rows, shape.heads),
+        };
+        let heads_are_inner = self.layout == Layout::Bshd;
+        let inner = if self.one_head && heads_are_inner { 0 } else { shape.head_dim + self.inner_gap };
+        let inner_span = if inner == 0 { shape.head_dim } else { inner_extent * inner };
+        let outer = if self.one_head && !heads_are_inner { 0 } else { inner_span + self.outer_gap };
+        let outer_span = if outer == 0 { inner_span } else { outer_extent * outer };
+        let batch = if self.one_batch { 0 } else { outer_span + self.batch_gap };
+        let (row, head) = if heads_are_inner { (outer, inner) } else { (inner, outer) };
+        Strides::new(batch, row, head)
+    }
+
+    /// Elements of storage, with room behind the last element that nobody may rely on.
+    fn storage_elements(&self, shape: Shape) -> usize {
+        let Strides { batch, row, head, .. } = self.strides(shape);
+        if shape.elements() == Some(0) {
+            return self.offset + TAIL;
+        }
+        let last = (shape.batch - 1) * batch + (shape.rows - 1) * row + (shape.heads - 1) * head + shape.head_dim;
+        self.offset + last + TAIL
+    }
+}
+
+/// NaN behind each tensor: more than one tile of rows of the smaller head dims, so that a kernel that reads past the end of the
+/// keys or writes past the end of the output meets it.
+const TAIL: usize = 64 * 64;
+
+/// NaN on both sides of the log-sum-exp.
+const LSE_GUARD: usize = 64;
+
+/// One attention problem with its memory.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Case {
+    pub(crate) problem: Problem,
+    pub(crate) attention: Attention,
+    pub(crate) q: Memory,
+    pub(crate) k: Memory,
+    pub(crate) v: Memory,
+    pub(crate) out: Memory,
+    /// Standard deviation of the inputs.
+    pub(crate) deviation: f64,
+    pub(crate) seed: u64,
+}
+
+/// Values of q, k and v in logical order `[batch, row, head, dim]`.
+#[derive(Clone)]
+pub(crate) struct Inputs<T> {
+    pub(crate) q: Vec<T>,
+    pub(crate) k: Vec<T>,
+    pub(crate) v: Vec<T>,
+}
+
+/// What a kernel computed: out in logical order `[batch, row, head, dim]`, lse `[batch, head, row]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Computed<T> {
+    pub(crate) out: Vec<T>,
+    pub(crate) lse: Vec<f32>,
+}
+
+impl Case {
+    /// A problem with contiguous tensors and the default scale.
+    pub(crate) fn new(kernel: Kernel, problem: Problem, mask: Mask) -> Case {
+        let memory = Memory::contiguous(Layout::Bshd);
+        let attention = Attention::new().with_kernel(kernel).with_mask(mask);
+        Case { problem, attention, q: memory, k: memory, v: memory, out: memory, deviation: 1.0, seed: 0 }
+    }
+
+    /// The same with every tensor in `layout`.
+    pub(crate) fn with_layout(mut self, layout: Layout) -> Case {
+        [self.q, self.k, self.v, self.out] = [Memory::contiguous(layout); 4];
+        self
+    }
+
+    pub(crate) fn q_shape(&self) -> Shape {
+        let Problem { batch, q_rows, q_heads, head_dim, .. } = self.problem;
+        Shape::new(batch, q_rows, q_heads, head_dim)
+    }
+
+    pub(crate) fn kv_shape(&self) -> Shape {
+        let Problem { batch, kv_rows, kv_heads, head_dim, .. } = self.problem;
+        Shape::new(batch, kv_rows, kv_heads, head_dim)
+    }
+
+    /// Normal values, equal along axes of stride 0.
+    pub(crate) fn inputs<T: Element>(&self) -> Inputs<T> {
+        let mut rng = SmallRng::seed_from_u64(self.seed);
+        let mut draw = |shape: Shape, memory: &Memory| -> Vec<T> {
+            let strides = memory.strides(shape);
+            let mut storage: Vec<T> = Vec::new();
+            storage.resize_with(memory.storage_elements(shape), || {
+                T::from_f64(self.deviation * rng.sample::<f64, _>(StandardNormal))
+            });
+            places(shape, strides).flat_map(|start| storage[start..start + shape.head_dim].to_vec()).collect()
+        };
+        let q = draw(self.q_shape(), &self.q);
+        let k = draw(self.kv_shape(), &self.k);
+        let v = draw(self.kv_shape(), &self.v);
+        Inputs { q, k, v }
+    }
+
+    /// Runs the kernel on storage full of NaN around the inputs and under the outputs, and checks that the NaN around the
+    /// outputs is untouched.
+    pub(crate) fn run<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> Computed<T> {
+        self.try_run(device, inputs).unwrap_or_else(|error| panic!("{error}\n{self:#?}"))
+    }
+
+    /// See [`Case::run`].
+    pub(crate) fn try_run<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> ferroflash::Result<Computed<T>> {
+        let upload = |data: &[T], shape: Shape, memory: &Memory| {
+            let strides = memory.strides(shape);
+            let mut storage = vec![nan::<T>(); memory.storage_elements(shape)];
+            for (start, row) in places(shape, strides).zip(data.chunks_exact(shape.head_dim)) {
+                storage[memory.offset + start..][..shape.head_dim].copy_from_slice(row);
+            }
+            Tensor::from_slice_strided(device, &storage, memory.offset, shape, strides)
+        };
+        let (q_shape, kv_shape) = (self.q_shape(), self.kv_shape());
+        let q = upload(&inputs.q, q_shape, &self.q)?;
+        let k = upload(&inputs.k, kv_shape, &self.k)?;
+        let v = upload(&inputs.v, kv_shape, &self.v)?;
+        let poison = vec![nan::<T>(); self.out.storage_elements(q_shape)];
+        let out_strides = self.out.strides(q_shape);
+        let mut out = Tensor::from_slice_strided(device, &poison, self.out.offset, q_shape, out_strides)?;
+
+        let Problem { batch, q_heads: heads, q_rows: rows, .. } = self.problem;
+        let lse_shape = LseShape { batch, heads, rows };
+        let lse_elements = batch * heads * rows;
+        let guarded = Shape::new(1, lse_elements + 2 * LSE_GUARD, 1, 1);
+        let mut lse = Tensor::uninit(device, DType::F32, guarded, Layout::Bshd)?;
+        lse.fill_bytes(0xff)?;
+        let lse_address = lse.address() + (LSE_GUARD * DType::F32.bytes()) as u64;
+        let stream = device.default_stream();
+        {
+            // SAFETY: the memory of `lse` from the guard on, used by nobody else until the stream is done.
+            let mut lse = unsafe { LseViewMut::from_raw(device, lse_address, lse_elements + LSE_GUARD, lse_shape)? };
+            let (q, k, v) = (q.view(), k.view(), v.view());
+            self.attention.forward_into(&stream, &q, &k, &v, &mut out.view_mut(), Some(&mut lse))?;
+            stream.synchronize()?;
+        }
+        let lse = lse.storage_to_vec::<f32>()?;
+        let (before, rest) = lse.split_at(LSE_GUARD);
+        let (lse, after) = rest.split_at(lse_elements);
+        assert!(
+            before.iter().chain(after).all(|x| x.to_bits() == u32::MAX),
+            "memory around the log-sum-exp was written\n{self:#?}"
+        );
+        self.check_gaps(&out.storage_to_vec::<T>()?, out_strides);
+        Ok(Computed { out: out.to_vec()?, lse: lse.to_vec() })
+    }
+
+    /// Every byte of the output's storage that is no element of it still is what it was.
+    fn check_gaps<T: Element>(&self, storage: &[T], strides: Strides) {
+        let mut is_element = vec![false; storage.len()];
+        let shape = self.q_shape();
+        for start in places(shape, strides) {
+            is_element[self.out.offset + start..][..shape.head_dim].fill(true);
+        }
+        for (i, (x, is_element)) in storage.iter().zip(is_element).enumerate() {
+            let untouched = bytemuck::bytes_of(x).iter().all(|&byte| byte == 0xff);
+            assert!(is_element || untouched, "element {i} of the output's storage was written\n{self:#?}");
+        }
+    }
+
+    /// The same problem computed in f64, and in the tensors' precision.
+    pub(crate) fn reference<T: Element>(&self, inputs: &Inputs<T>) -> (ReferenceOutput, ReferenceOutput) {
+        let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| to_f64(data));
+        let exact = reference::forward(&q, &k, &v, &self.problem, &self.attention);
+        let rounded = reference::forward_rounded(&q, &k, &v, &self.problem, &self.attention);
+        (exact.expect("a legal problem"), rounded.expect("a legal problem"))
+    }
+
+    /// Runs the kernel and compares output and log-sum-exp with the reference.
+    ///
+    /// # Errors
+    /// What is wrong, with the case.
+    pub(crate) fn check<T: Element>(&self, device: &Device) -> Result<(), String> {
+        let inputs = self.inputs::<T>();
+        let computed = self.try_run(device, &inputs).map_err(|error| format!("{error}\n{self:#?}"))?;
+        let (exact, rounded) = self.reference(&inputs);
+        compare(&computed, &exact, &rounded).map_err(|wrong| format!("{wrong}\n{self:#?}"))
+    }
+}
+
+/// Applies the tolerance rule to the output, and [`lse_bound`] to the log-sum-exp.
+pub(crate) fn compare<T: Element>(
+    computed: &Computed<T>,
+    exact: &ReferenceOutput,
+    rounded: &ReferenceOutput,
+) -> Result<(), String> {
+    let out = Comparison::new(&to_f64(&computed.out), &exact.out, &rounded.out);
+    if !out.within {
+        return Err(format!("out: {out}"));
+    }
+    let (error, bound) =
+        (reference::max_abs_difference(&to_f64(&computed.lse), &exact.lse), lse_bound(&exact.lse, &rounded.lse));
+    // NaN and infinities that differ count as an infinite error.
+    if error <= bound { Ok(()) } else { Err(format!("lse: max error {error:.3e} is OUTSIDE the bound {bound:.3e}")) }
+}
+
+/// Largest accepted error of the log-sum-exp: the rule of the output, and 16 units in the last place of the largest value. The
+/// kernels sum in another order than the rounded reference and convert from base 2, each a few units of f32.
+pub(crate) fn lse_bound(exact: &[f64], rounded: &[f64]) -> f64 {
+    let largest = exact.iter().filter(|x| x.is_finite()).fold(0.0, |max: f64, x| max.max(x.abs()));
+    reference::tolerance(reference::max_abs_difference(rounded, exact)) + 16.0 * f64::from(f32::EPSILON) * largest
+}
+
+pub(crate) fn to_f64<T: Element>(data: &[T]) -> Vec<f64> {
+    data.iter().map(|x| x.to_f64()).collect()
+}
+
+/// The NaN whose bytes are all 0xff.
+fn nan<T: Element>() -> T {
+    bytemuck::pod_read_unaligned(&[0xff; 4][..size_of::<T>()])
+}
+
+/// Where each run of columns starts, in logical order `[batch, row, head]`.
+fn places(shape: Shape, strides: Strides) -> impl Iterator<Item = usize> {
+    let rows = move |b| (0..shape.rows).map(move |r| (b, r));
+    let heads = move |(b, r)| (0..shape.heads).map(move |h| b * strides.batch + r * strides.row + h * strides.head);
+    (0..shape.batch).flat_map(rows).flat_map(heads)
+}
