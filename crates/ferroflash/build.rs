@@ -1,13 +1,26 @@
 //! Embeds the PTX of every variant, and decides whether CUDA devices are part of this build.
 
 use attn_spec::VARIANTS;
+use cuda_builder::CudaBuilder;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
+
+/// Symbol and PTX of every entry point.
+type Modules = BTreeMap<String, String>;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     cuda_cfg();
-    let modules = modules();
+    let modules = match modules() {
+        Ok(modules) => modules,
+        Err(message) => {
+            eprintln!("{message}");
+            std::process::exit(1);
+        }
+    };
+    let missing: Vec<_> = VARIANTS.iter().map(|v| v.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
+    assert!(missing.is_empty(), "entry points of attn_spec::VARIANTS without PTX: {}", missing.join(", "));
     embed(&modules, &PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
 }
 
@@ -21,41 +34,68 @@ fn cuda_cfg() {
     }
 }
 
-/// Symbol and PTX of every entry point: from FERROFLASH_PTX_DIR, or from `ptx/` of a packaged release.
-fn modules() -> Vec<(String, Vec<u8>)> {
+/// From the folder that FERROFLASH_PTX_DIR names, else compiled from the kernels' source beside this crate, else from the `ptx/`
+/// folder of a packaged release.
+fn modules() -> Result<Modules, String> {
     println!("cargo::rerun-if-env-changed=FERROFLASH_PTX_DIR");
-    let packaged = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("ptx");
-    let named = env::var_os("FERROFLASH_PTX_DIR").map(PathBuf::from);
-    match named.or_else(|| packaged.is_dir().then_some(packaged)) {
-        Some(folder) => from_folder(&folder),
-        None => Vec::new(),
+    if let Some(folder) = env::var_os("FERROFLASH_PTX_DIR") {
+        return from_folder(Path::new(&folder));
     }
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+    let (kernels, packaged) = (root.join("../kernels"), root.join("ptx"));
+    if kernels.join("Cargo.toml").is_file() {
+        return from_source(&kernels);
+    }
+    if packaged.is_dir() {
+        return from_folder(&packaged);
+    }
+    Err("neither the kernels' source nor a ptx/ folder is beside this crate: name a folder of PTX in FERROFLASH_PTX_DIR".into())
 }
 
-/// `SYMBOL.ptx` for every variant, directly in the folder or in one subfolder per architecture.
-fn from_folder(folder: &Path) -> Vec<(String, Vec<u8>)> {
+fn from_source(kernels: &Path) -> Result<Modules, String> {
+    let archs: BTreeSet<&str> = VARIANTS.iter().map(|variant| variant.arch.name()).collect();
+    let mut builder = CudaBuilder::new(kernels);
+    for arch in archs {
+        builder = builder.arch(arch.parse().map_err(|error| format!("{error}"))?);
+    }
+    // The error is the cure in several lines, so it goes out as it is.
+    let output = builder.build().map_err(|error| error.to_string())?;
+    output.print_rerun_if_changed();
+    for line in output.modules.iter().flat_map(|module| module.warnings.lines()) {
+        println!("cargo::warning={line}");
+    }
+    let kernels = output.modules.into_iter().flat_map(|module| {
+        let arch = module.arch.name();
+        module.kernels.into_iter().map(move |kernel| (arch, kernel))
+    });
+    // An entry belongs to the architecture that its row of the list names.
+    let listed = |arch: &str, name: &str| VARIANTS.iter().any(|v| v.symbol == name && v.arch.name() == arch);
+    Ok(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)).collect())
+}
+
+/// `SYMBOL.ptx` for every variant, in one subfolder per architecture or directly in the folder.
+fn from_folder(folder: &Path) -> Result<Modules, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
-    let read = |variant: &attn_spec::Variant| {
+    let mut modules = Modules::new();
+    for variant in VARIANTS {
         let file = format!("{}.ptx", variant.symbol);
         let paths = [folder.join(variant.arch.name()).join(&file), folder.join(&file)];
-        let path = paths.iter().find(|path| path.is_file()).unwrap_or_else(|| {
-            panic!("no {file} in {} nor in its {}/", folder.display(), variant.arch.name());
-        });
-        let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        (variant.symbol.to_owned(), text)
-    };
-    VARIANTS.iter().map(read).collect()
+        let Some(path) = paths.iter().find(|path| path.is_file()) else {
+            return Err(format!("no {file} in {} nor in its {}/", folder.display(), variant.arch.name()));
+        };
+        let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        modules.insert(variant.symbol.to_owned(), text);
+    }
+    Ok(modules)
 }
 
-/// Writes each module compressed, and the table that `src/ptx.rs` includes.
-fn embed(modules: &[(String, Vec<u8>)], out: &Path) {
-    let mut sorted: Vec<_> = modules.iter().collect();
-    sorted.sort();
+/// Writes each module compressed, and the table that `src/ptx.rs` includes: sorted by symbol, for binary search.
+fn embed(modules: &Modules, out: &Path) {
     let mut table = String::from("static EMBEDDED: &[Embedded] = &[\n");
-    for (symbol, text) in sorted {
+    for (symbol, text) in modules {
         let file = out.join(format!("{symbol}.ptx.z"));
-        // Level 6 is where more effort stops paying: PTX shrinks to about a tenth either way.
-        let packed = miniz_oxide::deflate::compress_to_vec_zlib(text, 6);
+        // Level 6, zlib's own default: higher ones take longer than they save.
+        let packed = miniz_oxide::deflate::compress_to_vec_zlib(text.as_bytes(), 6);
         fs::write(&file, packed).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         table += &format!("    Embedded {{ symbol: {symbol:?}, zlib: include_bytes!({file:?}) }},\n");
     }

@@ -29,3 +29,23 @@ fn find(symbol: &str) -> Option<&'static [u8]> {
     let index = EMBEDDED.binary_search_by(|embedded| embedded.symbol.cmp(symbol)).ok()?;
     Some(EMBEDDED[index].zlib)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every row of the list is there, as a module with that entry and no other.
+    #[test]
+    fn every_variant_is_embedded_alone() {
+        assert_eq!(embedded_variants().count(), VARIANTS.len());
+        for variant in VARIANTS {
+            let text = text(variant).unwrap();
+            let entries: Vec<_> = text.lines().filter(|line| line.contains(".entry ")).collect();
+            assert!(
+                matches!(entries[..], [entry] if entry.contains(&format!(".entry {}(", variant.symbol))),
+                "{entries:?}"
+            );
+            assert!(text.contains(&format!(".target {}", variant.arch.name())), "{}", variant.symbol);
+        }
+    }
+}
