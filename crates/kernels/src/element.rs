@@ -287,7 +287,7 @@ impl Element for f32 {
         b: SharedTile<f32, BR, D>,
         b_row: u32,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         // A lane needs rows l / 4 and l / 4 + 8 of `a`, and rows 2 (l % 4) and the next of `b`: its accumulators' place.
         let a = a.window(a_row + lane / 4, 0);
         let b = [b.window(b_row + lane % 4 * 2, 0), b.window(b_row + lane % 4 * 2 + 1, 0)];
@@ -327,7 +327,7 @@ impl Element for f32 {
         v: SharedTile<f32, BR, D>,
         v_row: u32,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         // A lane's columns 2 (l % 4) and the next are half a chunk.
         let v = v.window(v_row, lane % 4 / 2).inside_chunk(lane % 2 * 8);
         for key in 0..8 * K {
@@ -352,7 +352,7 @@ impl Element for f32 {
         a_row: u32,
         v: SharedTile<f32, K, D>,
     ) {
-        let lane = thread::lane();
+        let lane = fresh_lane();
         let a = a.window(a_row + lane / 4, 0);
         let v = v.window(0, lane % 4 / 2).inside_chunk(lane % 2 * 8);
         for chunk in 0..K / F32_CHUNK {
