@@ -62,6 +62,11 @@ pub(crate) trait Backend: Send + Sync {
     fn synchronize(&self) -> Result<()>;
     fn synchronize_stream(&self, stream: RawStream) -> Result<()>;
     fn time(&self, stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+    /// What the device counted in the launches since `reset_counters`, where it counts.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+    fn reset_counters(&self) {}
 }
 
 #[cfg(cuda)]

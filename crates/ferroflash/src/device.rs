@@ -216,6 +216,17 @@ impl Device {
         self.inner.backend.time(stream.raw, &mut work)
     }
 
+    /// What the emulator counted in all launches since [`Device::reset_counters`], by name: instructions, bytes moved and so on.
+    /// The same launches give the same numbers. Empty on CUDA.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.inner.backend.counters()
+    }
+
+    /// Starts counting from 0.
+    pub fn reset_counters(&self) {
+        self.inner.backend.reset_counters();
+    }
+
     pub(crate) fn check_stream(&self, stream: &Stream) -> Result<()> {
         if stream.device == *self {
             return Ok(());
