@@ -5,6 +5,7 @@ use crate::device::{Device, DeviceInfo, DeviceKind, Inner};
 use crate::error::{Error, Result, Version};
 use crate::ptx;
 use attn_spec::Variant;
+use cuda_loader::LoadError;
 use cust::context::Context;
 use cust::device::DeviceAttribute;
 use cust::error::CudaError;
@@ -98,7 +99,10 @@ pub(crate) fn open(ordinal: usize) -> Result<Device> {
 
 /// Loads and initialises the driver once, and returns the CUDA version that it supports.
 fn initialise() -> Result<Version> {
-    let driver = cuda_loader::load().map_err(|error| Error::NoDriver { reason: error.to_string() })?;
+    let driver = cuda_loader::load().map_err(|error| match error {
+        LoadError::NotFound(reason) => Error::NoDriver { reason },
+        other => Error::NoDriver { reason: other.to_string() },
+    })?;
     let (major, minor) = driver.version().map_err(|code| error_of("cuDriverGetVersion", code))?;
     let found = Version { major, minor };
     if found < LEAST_DRIVER {

@@ -1,1 +1,150 @@
+//! The CPU as a device: the kernels' PTX in ptx_emu.
 
+use super::{Backend, Launch, RawStream};
+use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
+use crate::error::{Error, Result};
+use crate::ptx;
+use attn_spec::Variant;
+use ptx_emu::{Checks, EmuError, Emulator, EmulatorOptions, Module};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+struct Emulated {
+    emulator: Emulator,
+    memory_limit: u64,
+    /// Parsed modules by entry point.
+    modules: Mutex<HashMap<&'static str, Arc<Module>>>,
+    counters: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// Properties of an emulator, all alike.
+pub(crate) fn info() -> DeviceInfo {
+    let options = EmulatorOptions::default();
+    DeviceInfo {
+        name: "PTX emulator on the CPU".to_owned(),
+        kind: DeviceKind::Emulator,
+        multiprocessors: std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32),
+        memory_bytes: options.memory_limit,
+        max_shared_bytes_per_block: options.max_shared_bytes,
+    }
+}
+
+pub(crate) fn open(config: EmulatorConfig) -> Result<Device> {
+    let checks = if config.checks { Checks::all() } else { Checks::none() };
+    let options = EmulatorOptions::default().with_checks(checks).with_seed(config.seed);
+    let info = info();
+    let backend = Emulated {
+        emulator: Emulator::new(options),
+        memory_limit: info.memory_bytes,
+        modules: Mutex::default(),
+        counters: Mutex::default(),
+    };
+    Ok(Device::from_inner(Device::inner(info, Box::new(backend))))
+}
+
+impl Emulated {
+    fn module(&self, variant: &'static Variant) -> Result<Arc<Module>> {
+        // Modules are inserted whole, so a panic while the lock was held leaves the map usable.
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(module) = modules.get(variant.symbol) {
+            return Ok(module.clone());
+        }
+        let span = tracing::info_span!("load", symbol = variant.symbol);
+        let _entered = span.enter();
+        let symbol = variant.symbol;
+        let module = Module::parse(&ptx::text(variant)?)
+            .map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })?;
+        let module = Arc::new(module);
+        modules.insert(symbol, module.clone());
+        Ok(module)
+    }
+}
+
+impl Backend for Emulated {
+    fn allocate(&self, bytes: u64, _stream: RawStream) -> Result<u64> {
+        self.emulator.alloc(bytes).map_err(|error| match error {
+            EmuError::OutOfMemory { requested, in_use, limit } => {
+                Error::OutOfMemory { requested, free: limit.saturating_sub(in_use), total: self.memory_limit }
+            }
+            error => Error::Emulator(Box::new(error)),
+        })
+    }
+
+    fn free(&self, address: u64, _stream: RawStream) {
+        if let Err(error) = self.emulator.free(address) {
+            tracing::error!(%error, "device memory is not freed");
+        }
+    }
+
+    fn trim_memory(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.emulator.write(address, bytes).map_err(failed)
+    }
+
+    fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.emulator.read(address, bytes).map_err(failed)
+    }
+
+    fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
+        self.emulator.fill(address, byte, len).map_err(failed)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let variant = launch.variant;
+        let module = self.module(variant)?;
+        let request = ptx_emu::Launch {
+            grid: [launch.ctas, 1, 1],
+            block: [variant.threads(), 1, 1],
+            dynamic_shared_bytes: variant.shared_bytes(),
+            params: vec![launch.params.to_vec()],
+        };
+        let report = self.emulator.launch(&module, variant.symbol, &request).map_err(failed)?;
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, count) in report.counters.iter() {
+            *counters.entry(name).or_default() += count;
+        }
+        Ok(())
+    }
+
+    fn create_stream(&self) -> Result<RawStream> {
+        // Launches run to their end before they return: every stream is the same one.
+        Ok(RawStream::DEFAULT)
+    }
+
+    fn destroy_stream(&self, _stream: RawStream) {}
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn synchronize_stream(&self, _stream: RawStream) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&self, _stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed())
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.counters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(&name, &count)| (name, count))
+            .collect()
+    }
+
+    fn reset_counters(&self) {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+fn failed(error: EmuError) -> Error {
+    Error::Emulator(Box::new(error))
+}
