@@ -1,1 +1,457 @@
+//! The `ferroflash` program: what it computes, prints and refuses.
 
+use crate::support::case::{Case, Computed, Inputs, compare};
+use crate::support::program::{self, fail, ferroflash, succeed};
+use crate::support::{bf16, device, f16};
+use ferroflash::{DType, Element, Kernel, Layout, Mask, Problem};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+/// A folder with an input file, for one run of `attend`.
+struct Folder {
+    folder: tempfile::TempDir,
+}
+
+impl Folder {
+    fn new() -> Folder {
+        Folder { folder: tempfile::tempdir().expect("a folder for the test") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn input(&self) -> PathBuf {
+        self.path("in.safetensors")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.path("out.safetensors")
+    }
+
+    /// Writes the input file from `(name, dtype, dims, bytes)`.
+    fn write(&self, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
+        let views = tensors.iter().map(|(name, dtype, dims, bytes)| {
+            (*name, TensorView::new(*dtype, dims.clone(), bytes).expect("a legal tensor"))
+        });
+        std::fs::write(self.input(), safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+
+    /// q, k and v full of zeros of these dims.
+    fn write_zeros(&self, dtype: Dtype, q: [usize; 4], k: [usize; 4], v: [usize; 4]) {
+        let zeros = |name, dims: [usize; 4]| zeros(name, dtype, &dims);
+        self.write(&[zeros("q", q), zeros("k", k), zeros("v", v)]);
+    }
+
+    fn attend(&self, arguments: &[&str]) -> Vec<String> {
+        let path = |path: PathBuf| path.to_str().expect("a path in UTF-8").to_owned();
+        let fixed = ["attend", "--input", &path(self.input()), "--output", &path(self.output())].map(str::to_owned);
+        fixed.into_iter().chain(arguments.iter().map(|&argument| argument.to_owned())).collect()
+    }
+
+    /// The error of `attend`, which must leave nothing behind.
+    fn error(&self, arguments: &[&str]) -> String {
+        let before = self.files();
+        let arguments = self.attend(arguments);
+        let error = fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(self.files(), before, "something was written");
+        error
+    }
+
+    fn succeed(&self, arguments: &[&str]) -> String {
+        let arguments = self.attend(arguments);
+        succeed(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn zeros(name: &'static str, dtype: Dtype, dims: &[usize]) -> (&'static str, Dtype, Vec<usize>, Vec<u8>) {
+    let bytes = dims.iter().product::<usize>() * dtype.bitsize() / 8;
+    (name, dtype, dims.to_vec(), vec![0; bytes])
+}
+
+fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+    }
+}
+
+const PROBLEM: Problem =
+    Problem { batch: 2, q_rows: 19, kv_rows: 33, q_heads: 4, kv_heads: 2, head_dim: 24, dtype: DType::F32 };
+
+/// `[batch, row, head, dim]` to the order of the file.
+fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layout: Layout) -> (Vec<usize>, Vec<T>) {
+    match layout {
+        Layout::Bshd => (vec![batch, rows, heads, dim], data.to_vec()),
+        Layout::Bhsd => {
+            let mut swapped = Vec::new();
+            for b in 0..batch {
+                for h in 0..heads {
+                    for r in 0..rows {
+                        swapped.extend_from_slice(&data[((b * rows + r) * heads + h) * dim..][..dim]);
+                    }
+                }
+            }
+            (vec![batch, heads, rows, dim], swapped)
+        }
+    }
+}
+
+/// Runs `attend` on a file with this case's inputs and compares what it writes with the reference.
+fn attend_agrees<T: Element>(case: &Case, layout: Layout, arguments: &[&str]) {
+    let folder = Folder::new();
+    let inputs: Inputs<T> = case.inputs();
+    let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = case.problem;
+    let dtype = file_dtype(T::DTYPE);
+    let (q_dims, kv_dims) = ([batch, q_rows, q_heads, head_dim], [batch, kv_rows, kv_heads, head_dim]);
+    let tensor = |name, data: &[T], dims| {
+        let (dims, data) = in_layout(data, dims, layout);
+        (name, dtype, dims, bytemuck::cast_slice(&data).to_vec())
+    };
+    folder.write(&[
+        tensor("q", &inputs.q, q_dims),
+        tensor("k", &inputs.k, kv_dims),
+        tensor("v", &inputs.v, kv_dims),
+        // What else a file holds does not matter.
+        zeros("other", Dtype::I64, &[3]),
+    ]);
+    let printed = folder.succeed(arguments);
+    assert!(printed.contains("out and lse written to"), "{printed}");
+    assert_eq!(folder.files(), ["in.safetensors", "out.safetensors"]);
+
+    let bytes = std::fs::read(folder.output()).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (out, lse) = (file.tensor("out").unwrap(), file.tensor("lse").unwrap());
+    let (dims, _) = in_layout(&inputs.q, q_dims, layout);
+    assert_eq!((out.dtype(), out.shape()), (dtype, &dims[..]));
+    assert_eq!((lse.dtype(), lse.shape()), (Dtype::F32, &[batch, q_heads, q_rows][..]));
+    let elements: Vec<T> = out.data().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
+    // Swapping the middle axes a second time, seen from the other side.
+    let out = match layout {
+        Layout::Bshd => elements,
+        Layout::Bhsd => in_layout(&elements, [batch, q_heads, q_rows, head_dim], Layout::Bhsd).1,
+    };
+    let lse = lse.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+    let (exact, rounded) = case.reference(&inputs);
+    compare(&Computed { out, lse }, &exact, &rounded)
+        .unwrap_or_else(|wrong| panic!("{arguments:?}: {wrong}\n{case:#?}"));
+}
+
+#[test]
+fn attend_agrees_with_the_reference() {
+    let device = device::name();
+    for (layout, name) in [(Layout::Bshd, "bshd"), (Layout::Bhsd, "bhsd")] {
+        for kernel in Kernel::ALL {
+            let case = |dtype, mask| Case::new(kernel, Problem { dtype, ..PROBLEM }, mask);
+            let fixed = ["--kernel", kernel.name(), "--layout", name, "--device", &device];
+            attend_agrees::<f32>(&case(DType::F32, Mask::Full), layout, &fixed);
+            attend_agrees::<f16>(&case(DType::F16, Mask::Causal), layout, &[&fixed[..], &["--causal"]].concat());
+            let mut scaled = case(DType::Bf16, Mask::Window { left: Some(7), right: Some(2) });
+            scaled.attention.scale = Some(-0.5);
+            let window = ["--window-left", "7", "--window-right", "2", "--scale", "-0.5"];
+            attend_agrees::<bf16>(&scaled, layout, &[&fixed[..], &window].concat());
+        }
+    }
+}
+
+#[test]
+fn attend_chooses_a_kernel_and_has_a_reference() {
+    let device = device::name();
+    let case = |mask| Case::new(Kernel::V2, PROBLEM, mask);
+    attend_agrees::<f32>(&case(Mask::Full), Layout::Bshd, &["--device", &device]);
+    attend_agrees::<f32>(&case(Mask::Full), Layout::Bhsd, &["--kernel", "reference", "--layout", "bhsd"]);
+    let left = Mask::Window { left: Some(4), right: Some(0) };
+    attend_agrees::<f32>(&case(left), Layout::Bshd, &["--kernel", "reference", "--causal", "--window-left", "4"]);
+}
+
+#[test]
+fn attend_takes_no_keys() {
+    let device = device::name();
+    let case = Case::new(Kernel::V2, Problem { kv_rows: 0, ..PROBLEM }, Mask::Full);
+    attend_agrees::<f32>(&case, Layout::Bshd, &["--device", &device]);
+    attend_agrees::<f32>(&case, Layout::Bhsd, &["--kernel", "reference", "--layout", "bhsd"]);
+}
+
+#[test]
+fn attend_replaces_its_output_and_records_how() {
+    let folder = Folder::new();
+    folder.write_zeros(Dtype::F32, [1, 4, 2, 8], [1, 4, 2, 8], [1, 4, 2, 8]);
+    std::fs::write(folder.output(), "old").unwrap();
+    folder.succeed(&["--kernel", "reference", "--causal", "--scale", "0.25"]);
+    let bytes = std::fs::read(folder.output()).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = header.metadata().as_ref().unwrap();
+    assert_eq!(metadata["kernel"], "reference");
+    assert_eq!(metadata["mask"], "Causal");
+    assert_eq!(metadata["scale"], "0.25");
+}
+
+#[test]
+fn attend_refuses_files_that_are_none() {
+    let folder = Folder::new();
+    assert!(folder.error(&[]).contains("in.safetensors does not exist"));
+    std::fs::create_dir(folder.input()).unwrap();
+    assert!(folder.error(&[]).contains("is a folder; a file is needed"));
+    std::fs::remove_dir(folder.input()).unwrap();
+
+    folder.write_zeros(Dtype::F16, [1, 4, 2, 8], [1, 4, 2, 8], [1, 4, 2, 8]);
+    let whole = std::fs::read(folder.input()).unwrap();
+    // Inside the length, inside the header, right behind it, inside the data, one byte short.
+    let header = 8 + usize::from(whole[0]) + 256 * usize::from(whole[1]);
+    for length in [0, 5, 8, 30, header, header + 20, whole.len() - 1] {
+        std::fs::write(folder.input(), &whole[..length]).unwrap();
+        let error = folder.error(&["--kernel", "reference"]);
+        assert!(error.contains("in.safetensors: the file is truncated"), "{length}: {error}");
+    }
+    std::fs::write(folder.input(), [&whole[..], &[0]].concat()).unwrap();
+    assert!(folder.error(&[]).contains("has bytes too many"));
+    let mut broken = whole.clone();
+    broken[8..12].copy_from_slice(b"!!!!");
+    std::fs::write(folder.input(), &broken).unwrap();
+    assert!(folder.error(&[]).contains("in.safetensors: not a safetensors file"));
+    std::fs::write(folder.input(), "just some text that is long enough to be read as a header").unwrap();
+    assert!(folder.error(&[]).contains("in.safetensors: "));
+}
+
+#[test]
+fn attend_refuses_tensors_that_do_not_fit() {
+    let folder = Folder::new();
+    let check = |tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)], expected: &str| {
+        folder.write(tensors);
+        let error = folder.error(&["--kernel", "reference"]);
+        assert!(error.contains(expected), "{error}");
+    };
+    let four = [1, 4, 2, 8];
+    let kv = || [zeros("k", Dtype::F16, &four), zeros("v", Dtype::F16, &four)];
+    check(&kv(), "there is no tensor named q; q, k and v are needed, the file holds k, v");
+    check(&[zeros("q", Dtype::F16, &four), kv()[0].clone()], "there is no tensor named v");
+    check(&[], "the file holds no tensor");
+    let [k, v] = kv();
+    check(&[zeros("q", Dtype::F16, &[4, 2, 8]), k.clone(), v.clone()], "tensor q: a tensor has 4 axes");
+    check(&[zeros("q", Dtype::F64, &four), k.clone(), v.clone()], "tensor q holds F64; accepted are F32, F16 and BF16");
+    check(&[zeros("q", Dtype::I32, &four), k.clone(), v.clone()], "tensor q holds I32; accepted are F32, F16 and BF16");
+    check(&[zeros("q", Dtype::BF16, &four), k, v], "tensor k holds f16, q holds bf16; they must be equal");
+
+    let check = |q, k, v, expected: &str| {
+        folder.write_zeros(Dtype::F32, q, k, v);
+        let error = folder.error(&["--kernel", "reference"]);
+        assert!(error.contains(expected), "{error}");
+    };
+    check(four, four, [1, 5, 2, 8], "v has shape");
+    check(four, [2, 4, 2, 8], [2, 4, 2, 8], "k has batch 2, q has 1; they must be equal");
+    check(four, [1, 4, 2, 16], [1, 4, 2, 16], "k has head_dim 16, q has 8; they must be equal");
+    check([1, 4, 3, 8], four, four, "3 query heads are no multiple of 2 key-value heads");
+    check([1, 4, 2, 12], [1, 4, 2, 12], [1, 4, 2, 12], "head_dim 12 is not supported");
+    check([1, 4, 2, 260], [1, 4, 2, 260], [1, 4, 2, 260], "head_dim 260 is not supported");
+    check([0, 4, 2, 8], [0, 4, 2, 8], [0, 4, 2, 8], "q has no batch");
+    check([1, 0, 2, 8], four, four, "q has no rows");
+}
+
+#[test]
+fn attend_refuses_bad_options() {
+    let folder = Folder::new();
+    folder.write_zeros(Dtype::F32, [1, 4, 2, 8], [1, 4, 2, 8], [1, 4, 2, 8]);
+    let device = device::name();
+    for kernel in ["v2", "reference"] {
+        let error = folder.error(&["--kernel", kernel, "--scale", "nan", "--device", &device]);
+        assert!(error.contains("scale NaN is not accepted"), "{error}");
+    }
+    assert!(folder.error(&["--scale", "wide"]).contains("--scale"));
+    assert!(folder.error(&["--kernel", "v9"]).contains("possible values"));
+    assert!(folder.error(&["--layout", "sbhd"]).contains("possible values"));
+    assert!(folder.error(&["--causal", "--window-right", "3"]).contains("cannot be used with"));
+    assert!(folder.error(&["--window-left", "-1"]).contains("--window-left"));
+    assert!(folder.error(&["--device", "tpu"]).contains("unknown device `tpu`"));
+    let input = folder.input();
+    let error = fail(&["attend", "--input", input.to_str().unwrap(), "--output", "/absent/folder/out.safetensors"]);
+    assert!(error.contains("the folder /absent/folder does not exist"), "{error}");
+    let error =
+        fail(&["attend", "--input", input.to_str().unwrap(), "--output", folder.folder.path().to_str().unwrap()]);
+    assert!(error.contains("is a folder; a file is needed"), "{error}");
+    assert!(fail(&["attend", "--output", "x"]).contains("--input"));
+}
+
+#[test]
+fn bench_checks_and_records() {
+    let folder = Folder::new();
+    let json = folder.path("results.json");
+    let printed = succeed(&[
+        "bench",
+        "--device",
+        &device::name(),
+        "--dtype",
+        "f16,f32",
+        "--head-dim",
+        "32",
+        "--seq",
+        "40,64",
+        "--batch",
+        "1",
+        "--heads",
+        "2",
+        "--kv-heads",
+        "1",
+        "--repeats",
+        "3",
+        "--warmup",
+        "5",
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    // Two types, two masks, two lengths, three kernels.
+    assert!(printed.contains("24 results compared with the f64 reference, all within the tolerance rule"), "{printed}");
+    assert!(printed.contains("f16, causal, head_dim 32, heads 2/1"), "{printed}");
+    assert_eq!(printed.contains("COUNTS"), !device::is_gpu(), "{printed}");
+    let record: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!(record["kind"], "ferroflash-bench");
+    assert_eq!(record["schema_version"], 1);
+    for field in ["device", "backend", "date", "rustc", "ferroflash"] {
+        assert!(record["environment"][field].as_str().is_some_and(|text| !text.is_empty()), "{field}");
+    }
+    let cells = record["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 8);
+    for cell in cells {
+        let seq = cell["problem"]["seq"].as_u64().unwrap();
+        let results = cell["results"].as_array().unwrap();
+        assert_eq!(results.len(), 3);
+        for result in results {
+            assert_eq!(result["check"]["within"], true);
+            assert_eq!(result["check"]["rows"], 2 * seq);
+            assert_eq!(result["time_ms"].is_null(), !device::is_gpu());
+            let naive = result["kernel"] == "naive";
+            assert_eq!(result["symbols"].as_array().unwrap().len(), if naive { 3 } else { 1 });
+            let dtype_bytes = if cell["problem"]["dtype"] == "f32" { 4 } else { 2 };
+            let workspace = if naive { 2 * seq * seq * (4 + dtype_bytes) } else { 0 };
+            // The log-sum-exp of two heads besides.
+            assert_eq!(result["extra_bytes"], workspace + 2 * seq * 4);
+            assert_eq!(result["saved_percent"].is_null(), naive);
+            if !device::is_gpu() {
+                assert!(!result["counters"].as_object().unwrap().is_empty(), "the emulator counts");
+            }
+        }
+    }
+}
+
+#[test]
+fn bench_refuses_bad_options() {
+    assert!(fail(&["bench", "--kernel", "v9"]).contains("possible values"));
+    assert!(fail(&["bench", "--dtype", "f64"]).contains("possible values"));
+    assert!(fail(&["bench", "--device", "tpu"]).contains("unknown device `tpu`"));
+    assert!(fail(&["bench", "--repeats", "2"]).contains("--repeats 2 is not accepted"));
+    assert!(fail(&["bench", "--json", "/absent/folder/x.json"]).contains("the folder /absent/folder does not exist"));
+    assert!(fail(&["bench", "--batch", "2", "--tokens", "64"]).contains("cannot be used with"));
+    let device = device::name();
+    assert!(fail(&["bench", "--device", &device, "--head-dim", "12"]).contains("--head-dim 12 is not accepted"));
+    assert!(fail(&["bench", "--device", &device, "--kv-heads", "3", "--heads", "4"]).contains("--kv-heads"));
+    assert!(fail(&["bench", "--device", &device, "--seq", "48", "--tokens", "64"]).contains("64 tokens"));
+}
+
+#[test]
+fn doctor_finds_what_there_is() {
+    let printed = succeed(&["doctor", "--device", &device::name()]);
+    let variants = ferroflash::VARIANTS.len();
+    assert!(printed.contains(&format!("PTX of {variants} of {variants} entry points")), "{printed}");
+    for kernel in Kernel::ALL {
+        let line = printed.lines().find(|line| line.starts_with(&format!("{kernel}, start")));
+        assert!(line.is_some_and(|line| line.contains("from process start to first result")), "{printed}");
+    }
+    assert!(fail(&["doctor", "--device", "cuda:4096"]).contains("the device does not work"));
+}
+
+#[test]
+fn help_shows_examples() {
+    let all = succeed(&["--help"]);
+    for verb in ["bench", "attend", "doctor"] {
+        assert!(all.contains(verb), "{all}");
+        let help = succeed(&[verb, "--help"]);
+        assert!(help.contains("Examples:") && help.contains(&format!("ferroflash {verb}")), "{help}");
+    }
+    assert!(succeed(&["--version"]).starts_with("ferroflash "));
+    assert!(fail(&["measure"]).contains("unrecognized subcommand"));
+    assert!(fail(&[]).contains("Usage"));
+}
+
+#[test]
+fn tables_are_written_and_checked() {
+    let folder = Folder::new();
+    let root = folder.folder.path().to_str().unwrap();
+    let readme = folder.path("README.md");
+    assert!(fail(&["tables", "--check", "--root", root]).contains("README.md"));
+    let marked = |name: &str| format!("<!-- generated: {name} -->\n<!-- end: {name} -->\n");
+    std::fs::write(&readme, format!("# x\n{}\n{}end\n", marked("support"), marked("results"))).unwrap();
+    assert!(fail(&["tables", "--check", "--root", root]).contains("differs from its sources"));
+    succeed(&["tables", "--write", "--root", root]);
+    succeed(&["tables", "--check", "--root", root]);
+    let text = std::fs::read_to_string(&readme).unwrap();
+    assert!(text.contains("| v2 | bf16 | ") && text.ends_with("end\n"), "{text}");
+    std::fs::write(&readme, text.replace("| v2 | bf16 |", "| v2 | f64 |")).unwrap();
+    assert!(fail(&["tables", "--check", "--root", root]).contains("differs from its sources"));
+    assert!(fail(&["tables"]).contains("--write"));
+}
+
+/// A running `ferroflash serve`.
+struct Server {
+    child: std::process::Child,
+    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Server {
+    fn start() -> Server {
+        let mut command = ferroflash();
+        command.args(["serve", "--device", &device::name()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        Server { child, answers }
+    }
+
+    fn answer(&mut self) -> Value {
+        serde_json::from_str(&self.answers.next().expect("an answer").unwrap()).unwrap()
+    }
+
+    fn ask(&mut self, request: &str) -> Value {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
+        self.answer()
+    }
+}
+
+#[test]
+fn serve_times_on_request() {
+    let mut server = Server::start();
+    assert!(server.answer()["hello"]["device"].is_string());
+    let go = json!({"go": {"kernel": "v2", "launches": 2}}).to_string();
+    assert!(server.ask(&go)["error"].as_str().unwrap().contains("nothing is prepared"));
+    let prepare = json!({"prepare": {
+        "kernels": ["naive", "v2"], "dtype": "bf16", "head_dim": 32, "seq": 33, "batch": 1, "heads": 2, "causal": true,
+    }});
+    let ready = server.ask(&prepare.to_string());
+    let ready = ready["ready"].as_array().unwrap();
+    assert_eq!((ready[0]["kernel"].as_str(), ready[1]["kernel"].as_str()), (Some("naive"), Some("v2")));
+    assert!(ready.iter().all(|kernel| kernel["check"]["within"] == true), "{ready:?}");
+    assert!(server.ask(&go)["ms"].as_f64().unwrap() > 0.0);
+    assert!(server.ask(r#"{"go": {"kernel": "v2", "launches": 0}}"#)["error"].is_string());
+    assert!(server.ask("not json")["error"].is_string());
+    assert!(server.ask(r#"{"prepare": {"kernels": []}}"#)["error"].is_string());
+    assert_eq!(server.ask(r#"{"release": true}"#)["released"], true);
+    assert!(server.ask(&go)["error"].is_string());
+    drop(server.child.stdin.take());
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn bench_fails_on_a_device_that_is_absent() {
+    let output = program::run(&["bench", "--device", "cuda:4096"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(program::text(&output.stderr).starts_with("error: "));
+}

@@ -3,6 +3,7 @@
 pub(crate) mod case;
 pub(crate) mod device;
 pub(crate) mod program;
+pub(crate) mod stub_driver;
 
 /// The element types of the test macros, as types.
 pub(crate) use ferroflash::{bf16, f16};

@@ -75,7 +75,9 @@ fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) 
         let plan = workload.attention(kernel).plan(device, &case.problem)?;
         result.symbols = plan.symbols().map(str::to_owned).collect();
         result.extra_bytes = Some(workload.extra_bytes(kernel)?);
+        device.reset_counters();
         result.check = Some(workload.check(kernel)?);
+        result.counters = device.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         Ok(())
     }();
     match measured {
