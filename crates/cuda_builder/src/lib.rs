@@ -75,7 +75,7 @@ pub struct Module {
     pub path: PathBuf,
     /// One self-contained module per entry, with launch bounds.
     pub kernels: Vec<Kernel>,
-    /// What rustc warned about; empty when nothing was compiled because nothing had changed.
+    /// What rustc warned about when it compiled the crate, now or in the build that was taken over.
     pub warnings: String,
     /// Whether the crate was compiled, rather than taken from the last build.
     pub compiled: bool,
@@ -223,12 +223,14 @@ impl CudaBuilder {
         let settings = (&flags, &self.features, flags::PROFILE, flags::EMIT, toolchain.verbose_version());
         let fingerprint = fingerprint::of(files, &settings)?;
         let is_fresh = ptx_path.is_file() && fs::read_to_string(&fingerprint_path).is_ok_and(|old| old == fingerprint);
+        let warnings_path = dir.join("warnings");
         let warnings = if is_fresh {
-            String::new()
+            fs::read_to_string(&warnings_path).map_err(at(&warnings_path))?
         } else {
             let warnings = self.compile(toolchain, package, &flags, &dir)?;
             let assembly = dir.join(flags::TARGET).join("release/deps").join(format!("{}.s", package.crate_name));
             fs::copy(&assembly, &ptx_path).map_err(at(&assembly))?;
+            fs::write(&warnings_path, &warnings).map_err(at(&warnings_path))?;
             // Last, so that an interrupted build is not taken for a finished one.
             fs::write(&fingerprint_path, &fingerprint).map_err(at(&fingerprint_path))?;
             warnings

@@ -1,0 +1,217 @@
+//! `build`: kernels to PTX, one file per entry, and a table of them.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use attn_spec::{VARIANTS, Variant};
+use cuda_builder::ptxas::{Ptxas, Report};
+use cuda_builder::{Arch, BuildOutput, CudaBuilder};
+use lexopt::Arg;
+
+use crate::{arguments, setup, table, workspace};
+
+const HELP: &str = "\
+Usage: cargo xtask build [OPTIONS]
+
+Compiles the kernels to PTX and tabulates the entries. With ptxas, which needs no GPU, the table shows registers, spills and
+warnings. Fails on a spill, on local memory and on serialised wgmma instructions.
+
+Options
+  --out DIR            where ENTRY.ptx goes, in a folder per architecture [target/ptx]
+  --ptxas-arch LIST    GPUs to assemble for, such as sm_80,sm_90; `all` is
+                       sm_80,sm_86,sm_89,sm_90,sm_100,sm_120 [the architecture of each entry]
+  --entry TEXT         only entries whose name contains TEXT in the table and the check
+
+Examples
+  cargo xtask build
+  cargo xtask setup --ptxas && cargo xtask build --ptxas-arch all
+  cargo xtask build --entry v2_bf16 --ptxas-arch sm_90
+";
+
+/// GPUs that `--ptxas-arch all` stands for: every generation that the kernels have to run on.
+const PTXAS_ARCHS: [Arch; 6] = [Arch::Sm80, Arch::Sm86, Arch::Sm89, Arch::Sm90, Arch::Sm100, Arch::Sm120];
+
+struct Options {
+    out: Option<PathBuf>,
+    ptxas_archs: Vec<Arch>,
+    entry: Option<String>,
+}
+
+pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
+    let mut options = Options { out: None, ptxas_archs: Vec::new(), entry: None };
+    let mut parser = arguments::parser(rest);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("out") => options.out = Some(parser.value()?.into()),
+            Arg::Long("ptxas-arch") => options.ptxas_archs = arguments::archs(&mut parser, &PTXAS_ARCHS)?,
+            Arg::Long("entry") => options.entry = Some(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("help") | Arg::Short('h') => {
+                print!("{HELP}");
+                return Ok(());
+            }
+            other => return Err(arguments::unexpected(other, HELP)),
+        }
+    }
+    setup::require_rust_src()?;
+    let started = Instant::now();
+    let output = kernels(options.out.clone())?;
+    report(&output, &options, started)
+}
+
+/// Compiles every entry of the variant list and checks that PTX and list agree. `out` is `target/ptx` by default.
+pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
+    let out = match out {
+        Some(out) => out,
+        None => workspace::target_dir()?.join("ptx"),
+    };
+    let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
+    for variant in VARIANTS {
+        builder = builder.arch(variant.arch.name().parse()?);
+    }
+    workspace::step("kernels to PTX");
+    let output = builder.copy_to(&out).build()?;
+    for module in &output.modules {
+        eprint!("{}", module.warnings);
+        let listed: HashSet<&str> = variants(module.arch).map(|variant| variant.symbol).collect();
+        if let Some(kernel) = module.kernels.iter().find(|kernel| !listed.contains(kernel.name.as_str())) {
+            bail!("{}: the entry `{}` is not in attn_spec::VARIANTS", module.arch, kernel.name);
+        }
+        for variant in variants(module.arch) {
+            let kernel = module.kernel(variant.symbol).with_context(|| {
+                format!("{}: `{}` of attn_spec::VARIANTS has no entry", module.arch, variant.symbol)
+            })?;
+            if kernel.bounds.threads != Some([variant.threads(), 1, 1]) {
+                let (bounds, threads) = (kernel.bounds.threads, variant.threads());
+                bail!("`{}` is compiled for {bounds:?} threads, but attn_spec::VARIANTS says {threads}", kernel.name);
+            }
+        }
+    }
+    workspace::step(&format!("PTX is in {}", out.display()));
+    Ok(output)
+}
+
+fn variants(arch: Arch) -> impl Iterator<Item = &'static Variant> {
+    VARIANTS.iter().filter(move |variant| variant.arch.name() == arch.name())
+}
+
+/// One line of the table: an entry, and an assembled GPU if there is a ptxas.
+struct Row<'a> {
+    variant: &'static Variant,
+    ptx: &'a str,
+    local_memory: bool,
+    gpu: Option<Arch>,
+}
+
+fn report(output: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
+    let ptxas = match Ptxas::find() {
+        Ok(ptxas) => Some(ptxas),
+        Err(error) if options.ptxas_archs.is_empty() => {
+            workspace::step(&format!("no registers and spills in the table: {error}"));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut rows = Vec::new();
+    for module in &output.modules {
+        let gpus: Vec<Option<Arch>> = match (&ptxas, options.ptxas_archs.as_slice()) {
+            (None, _) => vec![None],
+            (Some(_), []) => vec![Some(module.arch)],
+            // PTX of one generation is assembled for that one only.
+            (Some(_), _) if module.arch.is_specific() => vec![Some(module.arch)],
+            (Some(_), gpus) => gpus.iter().copied().filter(|&gpu| gpu >= module.arch).map(Some).collect(),
+        };
+        for variant in variants(module.arch) {
+            let kernel = module.kernel(variant.symbol).context("checked after the build")?;
+            if options.entry.as_deref().is_none_or(|text| variant.symbol.contains(text)) {
+                let local_memory = kernel.uses_local_memory();
+                rows.extend(gpus.iter().map(|&gpu| Row { variant, ptx: &kernel.ptx, local_memory, gpu }));
+            }
+        }
+    }
+    if rows.is_empty() {
+        bail!("no entry has `{}` in its name", options.entry.as_deref().unwrap_or_default());
+    }
+    let reports = match &ptxas {
+        Some(ptxas) => assemble(ptxas, &rows)?,
+        None => vec![None; rows.len()],
+    };
+    let mut header = vec!["entry", "arch", "dtype", "head_dim", "tile", "threads", "shared KiB", "PTX KiB"];
+    if ptxas.is_some() {
+        header.extend(["assembled", "registers", "spill B", "warnings"]);
+    }
+    let mut defects = Vec::new();
+    let mut cells = Vec::new();
+    for (row, report) in rows.iter().zip(&reports) {
+        cells.push(line(row, report.as_ref()));
+        let gpu = row.gpu.map(|gpu| format!(" on {gpu}")).unwrap_or_default();
+        if row.local_memory {
+            defects.push(format!("{}: local memory in the PTX", row.variant.symbol));
+        }
+        for defect in report.iter().flat_map(Report::defects) {
+            defects.push(format!("{}{gpu}: {defect}", row.variant.symbol));
+        }
+    }
+    print!("{}", table::format(&header, &cells));
+    let entries: HashSet<&str> = rows.iter().map(|row| row.variant.symbol).collect();
+    println!("{} entries, {:.1} s", entries.len(), started.elapsed().as_secs_f64());
+    if defects.is_empty() {
+        return Ok(());
+    }
+    defects.dedup();
+    bail!("{} defects:\n  {}", defects.len(), defects.join("\n  "))
+}
+
+fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
+    let variant = row.variant;
+    let or_dash = |number: u32| if number == 0 { "-".to_string() } else { number.to_string() };
+    let mut cells = vec![
+        variant.symbol.to_string(),
+        variant.arch.name().to_string(),
+        variant.dtype.name().to_string(),
+        or_dash(variant.head_dim),
+        format!("{} x {}", variant.q_block, variant.kv_block),
+        variant.threads().to_string(),
+        format!("{:.1}", f64::from(variant.shared_bytes()) / 1024.0),
+        format!("{}", row.ptx.len() / 1024),
+    ];
+    if let Some(report) = report {
+        cells.push(row.gpu.map(|gpu| gpu.to_string()).unwrap_or_default());
+        cells.push(report.registers.to_string());
+        cells.push((report.spill_store_bytes + report.spill_load_bytes).to_string());
+        let codes = report.messages.iter().map(|message| message.code.clone().unwrap_or_else(|| message.text.clone()));
+        cells.push(codes.collect::<Vec<_>>().join(", "));
+    }
+    cells
+}
+
+/// Assembles every row, on all cores: a row takes a few tenths of a second.
+fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
+    workspace::step(&format!("ptxas {}: {} assemblies", ptxas.version(), rows.len()));
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(row) = rows.get(index) else { return Ok(done) };
+            let gpu = row.gpu.context("a row to assemble names a GPU")?;
+            done.push((index, ptxas.assemble(row.variant.symbol, row.ptx, gpu)?));
+        }
+    };
+    let mut reports = vec![None; rows.len()];
+    std::thread::scope(|scope| {
+        let count = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..count).map(|_| scope.spawn(worker)).collect();
+        for thread in threads {
+            let done: Result<Vec<(usize, Report)>> =
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            for (index, report) in done? {
+                reports[index] = Some(report);
+            }
+        }
+        Ok(reports)
+    })
+}

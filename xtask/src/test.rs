@@ -1,0 +1,87 @@
+//! `test`: what a change has to pass, the same here and in CI.
+
+use std::ffi::OsString;
+
+use anyhow::{Result, bail};
+use lexopt::Arg;
+
+use crate::{arguments, build, setup, workspace};
+
+const HELP: &str = "\
+Usage: cargo xtask test [OPTIONS] [-- CARGO-TEST-ARGUMENTS]
+
+Formatting, lints, the kernels to PTX, and `cargo test` of the workspace: units, documentation examples, and every kernel against
+the f64 reference on one device.
+
+Options
+  --device NAME    cuda, cuda:N or emulator; one that is not there is a failure [best: a GPU, else the emulator]
+
+Examples
+  cargo xtask test
+  cargo xtask test --device emulator
+  cargo xtask test --device cuda:1 -- --package ferroflash_tests conformance
+";
+
+pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
+    let mut device = None;
+    let mut parser = arguments::parser(rest);
+    let mut cargo_arguments = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("device") => device = Some(parser.value()?),
+            Arg::Long("help") | Arg::Short('h') => {
+                print!("{HELP}");
+                return Ok(());
+            }
+            // lexopt hands out what follows `--` as values, which this verb has none of.
+            Arg::Value(value) => {
+                cargo_arguments.push(value);
+                cargo_arguments.extend(parser.raw_args()?);
+            }
+            other => return Err(arguments::unexpected(other, HELP)),
+        }
+    }
+    setup::require_rust_src()?;
+
+    workspace::step("formatting");
+    workspace::run(workspace::cargo().args(["fmt", "--all", "--check"]))?;
+    // Not a member of the workspace.
+    workspace::run(
+        workspace::cargo().args(["fmt", "--check", "--manifest-path"]).arg(workspace::kernels().join("Cargo.toml")),
+    )?;
+
+    let output = build::kernels(None)?;
+    if output.modules.iter().any(|module| !module.warnings.trim().is_empty()) {
+        bail!("the kernels compile with warnings");
+    }
+    if let Some((module, kernel)) = output
+        .modules
+        .iter()
+        .flat_map(|module| module.kernels.iter().map(move |kernel| (module, kernel)))
+        .find(|(_, kernel)| kernel.uses_local_memory())
+    {
+        bail!("{}: `{}` uses local memory; `cargo xtask build` shows all entries", module.arch, kernel.name);
+    }
+
+    workspace::step("lints");
+    workspace::run(workspace::cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+
+    workspace::step("tests");
+    let mut cargo = workspace::cargo();
+    cargo.arg("test");
+    if cargo_arguments.is_empty() {
+        cargo.arg("--workspace");
+    }
+    if let Some(device) = device {
+        cargo.env("FERROFLASH_TEST_DEVICE", device);
+    }
+    workspace::run(cargo.args(cargo_arguments))
+}

@@ -1,0 +1,225 @@
+//! `tidy`: what a compiler does not check.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use lexopt::Arg;
+use serde_json::Value;
+
+use crate::{arguments, program, setup, workspace};
+
+const HELP: &str = "\
+Usage: cargo xtask tidy [--write]
+
+Checks formatting, that the tables of the README are what docs/benchmarks and the variant list generate, who depends on whom, the
+length of kernel files, and that tracked files name no place of one machine.
+
+Options
+  --write    format and write the tables instead of checking them
+";
+
+/// Lines of a file of the kernel crate: what one can read in one sitting.
+const MAX_KERNEL_LINES: usize = 450;
+
+/// The workspace's own crates that each crate may depend on, in any dependency section.
+const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
+    ("attn_spec", &[]),
+    ("cuda_builder", &[]),
+    ("cuda_loader", &[]),
+    ("cuda_std", &["cuda_std_macros"]),
+    ("cuda_std_macros", &[]),
+    ("ferroflash", &["attn_spec", "cuda_builder", "cuda_loader", "ptx_emu"]),
+    ("ferroflash_cli", &["attn_spec", "ferroflash"]),
+    ("ferroflash_tests", &["attn_spec", "ferroflash"]),
+    ("kernels", &["attn_spec", "cuda_std"]),
+    ("ptx_emu", &[]),
+    ("xtask", &["attn_spec", "cuda_builder"]),
+];
+
+/// Crates that some crates must not pull in: presentation stays in the command line, the driver in the library.
+const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
+    ("cuda_builder", &["clap", "tokio"]),
+    ("ferroflash", &["anyhow", "clap", "comfy-table", "indicatif", "plotters"]),
+    ("xtask", &["clap", "cust", "plotters"]),
+];
+
+pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
+    let mut write = false;
+    let mut parser = arguments::parser(rest);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("write") => write = true,
+            Arg::Long("help") | Arg::Short('h') => {
+                print!("{HELP}");
+                return Ok(());
+            }
+            other => return Err(arguments::unexpected(other, HELP)),
+        }
+    }
+    let mut findings = Vec::new();
+    findings.extend(dependencies()?);
+    findings.extend(text()?);
+    if !findings.is_empty() {
+        bail!("{} findings:\n  {}", findings.len(), findings.join("\n  "));
+    }
+
+    let manifest = workspace::kernels().join("Cargo.toml");
+    for arguments in
+        [vec!["fmt", "--all"], vec!["fmt", "--manifest-path", manifest.to_str().context("the path is UTF-8")?]]
+    {
+        let mut cargo = workspace::cargo();
+        cargo.args(arguments);
+        if !write {
+            cargo.arg("--check");
+        }
+        workspace::run(&mut cargo)?;
+    }
+
+    setup::require_rust_src()?;
+    let mut tables = program::release();
+    tables.current_dir(workspace::root());
+    workspace::run(tables.args(["--quiet", "--", "tables", if write { "--write" } else { "--check" }]))?;
+    println!("tidy");
+    Ok(())
+}
+
+/// Crates that depend on what the house plan does not let them.
+fn dependencies() -> Result<Vec<String>> {
+    let mut packages = workspace::metadata()?["packages"].as_array().cloned().unwrap_or_default();
+    // Not a member of the workspace.
+    let mut cargo = workspace::cargo();
+    cargo.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]);
+    let kernels: Value = serde_json::from_str(&workspace::output(cargo.arg(workspace::kernels().join("Cargo.toml")))?)?;
+    packages.extend(kernels["packages"].as_array().cloned().unwrap_or_default());
+    let graph: BTreeMap<String, Vec<String>> = packages
+        .iter()
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
+            (name(package), dependencies.iter().map(name).collect())
+        })
+        .collect();
+    Ok(check_dependencies(&graph))
+}
+
+fn name(value: &Value) -> String {
+    value["name"].as_str().unwrap_or_default().to_string()
+}
+
+fn check_dependencies(graph: &BTreeMap<String, Vec<String>>) -> Vec<String> {
+    let mut findings = Vec::new();
+    for (package, dependencies) in graph {
+        let Some((_, allowed)) = ALLOWED_SIBLINGS.iter().find(|(name, _)| name == package) else {
+            findings.push(format!("{package}: not in the table of dependencies in xtask's tidy.rs"));
+            continue;
+        };
+        let forbidden = FORBIDDEN_CRATES.iter().find(|(name, _)| name == package).map_or(&[][..], |(_, crates)| crates);
+        for dependency in dependencies {
+            if graph.contains_key(dependency) && !allowed.contains(&dependency.as_str()) {
+                findings.push(format!("{package} must not depend on {dependency}"));
+            }
+            if forbidden.contains(&dependency.as_str()) {
+                findings.push(format!("{package} must not depend on {dependency}"));
+            }
+        }
+    }
+    findings
+}
+
+/// Findings in the text of tracked files.
+fn text() -> Result<Vec<String>> {
+    let files = workspace::output(Command::new("git").args(["ls-files", "-z"]).current_dir(workspace::root()))?;
+    let mut findings = Vec::new();
+    for file in files.split('\0').filter(|file| !file.is_empty()) {
+        let path = workspace::root().join(file);
+        // Deleted, and not committed yet.
+        if !path.exists() {
+            continue;
+        }
+        let Ok(text) = String::from_utf8(fs::read(&path).with_context(|| file.to_string())?) else {
+            findings.push(format!("{file}: not text; build output is not committed"));
+            continue;
+        };
+        if is_output(Path::new(file)) {
+            findings.push(format!("{file}: build output is not committed"));
+        }
+        if file.starts_with("crates/kernels/src/") && text.lines().count() >= MAX_KERNEL_LINES {
+            findings.push(format!("{file}: {} lines, fewer than {MAX_KERNEL_LINES} wanted", text.lines().count()));
+        }
+        // cargo writes the registry's address into every lock file.
+        if !file.ends_with("Cargo.lock") {
+            findings.extend(places(file, &text));
+        }
+    }
+    Ok(findings)
+}
+
+fn is_output(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    ["ptx", "cubin", "fatbin", "o", "so", "whl", "deb"].contains(&extension)
+}
+
+/// Lines with paths of one machine, or hosts that tools know by themselves.
+fn places(file: &str, text: &str) -> Vec<String> {
+    // In two pieces, so that this file passes.
+    let hosts = [
+        concat!("crates", ".io"),
+        concat!("pypi", ".org"),
+        concat!("pythonhosted", ".org"),
+        concat!("rust-lang", ".org/dist"),
+        concat!("debian", ".org"),
+        concat!("archive.ubuntu", ".com"),
+    ];
+    let folders = ["work", "opt", "root", "tmp", "home", "mnt"];
+    let mut findings = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let host = hosts.iter().find(|host| line.contains(*host)).map(|host| (*host).to_string());
+        let folder = folders.iter().find_map(|folder| {
+            let path = format!("/{folder}/");
+            // At the start of a path, not inside of a longer one (`src/work/`, `$HOME/tmp/`).
+            line.match_indices(&path).find_map(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                before.is_none_or(|c| !(c.is_alphanumeric() || "._-/}$)".contains(c))).then(|| path.clone())
+            })
+        });
+        for place in host.into_iter().chain(folder) {
+            findings.push(format!("{file}:{}: names `{place}`", number + 1));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dependency_against_the_plan_is_found() {
+        let graph = |edges: &[(&str, &[&str])]| -> BTreeMap<String, Vec<String>> {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect();
+            edges.iter().map(|(package, dependencies)| ((*package).to_string(), owned(dependencies))).collect()
+        };
+        let fine = graph(&[("attn_spec", &[]), ("ferroflash", &["attn_spec", "half"]), ("ptx_emu", &["rayon"])]);
+        assert!(check_dependencies(&fine).is_empty());
+        let bad = graph(&[("attn_spec", &[]), ("ptx_emu", &["attn_spec"]), ("ferroflash", &["clap"]), ("new", &[])]);
+        let findings = check_dependencies(&bad);
+        assert_eq!(
+            findings,
+            [
+                "ferroflash must not depend on clap",
+                "new: not in the table of dependencies in xtask's tidy.rs",
+                "ptx_emu must not depend on attn_spec",
+            ]
+        );
+    }
+
+    #[test]
+    fn places_of_one_machine_are_found() {
+        let bad = format!("see {}work/x\nfine\nhttps://{}/x", '/', concat!("pypi", ".org"));
+        assert_eq!(places("f", &bad).len(), 2);
+        assert!(places("f", "src/work/x, target/tmp/y, $HOME/tmp/z, and/or, https://docs.rs/opt").is_empty());
+    }
+}
