@@ -34,6 +34,7 @@ impl From<Kernel> for KernelChoice {
 /// softmax and sums are `f32` for every element type. A row that sees no key gives 0, and minus infinity as its log-sum-exp.
 ///
 /// ```
+/// # #[cfg(feature = "emulator")] {
 /// use ferroflash::{Attention, Device, Layout, Shape, Tensor};
 /// let device = Device::emulator()?;
 /// let shape = Shape::new(1, 4, 2, 32);
@@ -43,6 +44,7 @@ impl From<Kernel> for KernelChoice {
 /// // The first row sees only itself.
 /// let (out, first) = (output.out.to_vec::<f32>()?, &data[..2 * 32]);
 /// assert!(out.iter().zip(first).all(|(a, b)| (a - b).abs() < 1e-6));
+/// # }
 /// # Ok::<(), ferroflash::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]

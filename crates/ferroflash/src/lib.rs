@@ -1,4 +1,6 @@
-#![doc = include_str!("../README.md")]
+// Its example runs on a device, and only the emulator is everywhere.
+#![cfg_attr(feature = "emulator", doc = include_str!("../README.md"))]
+#![cfg_attr(not(feature = "emulator"), doc = "Exact attention, with every GPU kernel written in Rust.")]
 #![cfg_attr(
     not(any(cuda, feature = "emulator")),
     allow(dead_code, reason = "a build without devices launches nothing; plans, checks and the reference remain")

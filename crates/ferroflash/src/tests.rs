@@ -511,3 +511,10 @@ fn output_has_the_layout_of_q() {
     assert_eq!(forward(&q.view()), q.strides());
     assert_eq!(forward(&case.q.view()), case.q.strides());
 }
+
+#[test]
+fn handles_go_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<(Device, Stream, Tensor, Lse, Plan, Error)>();
+    check::<(TensorView<'_>, TensorViewMut<'_>, LseViewMut<'_>)>();
+}
