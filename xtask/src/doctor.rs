@@ -52,7 +52,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     if rust_src.is_err() || !is_pinned {
         bail!("the devices are not examined: the program that does it cannot be built");
     }
-    workspace::run(program::release().arg("--quiet").args(["--", "doctor"]))
+    workspace::hand_over(program::release().arg("--quiet").args(["--", "doctor"]))
 }
 
 fn line(is_good: bool, what: &str, found: &str) {

@@ -10,7 +10,7 @@ use crate::{setup, workspace};
 /// Builds the `ferroflash` binary in release mode and runs one of its verbs, which reads the arguments and prints the help.
 pub(crate) fn hand_over(verb: &str, arguments: Vec<OsString>) -> Result<()> {
     setup::require_rust_src()?;
-    workspace::run(release().arg("--").arg(verb).args(arguments))
+    workspace::hand_over(release().arg("--").arg(verb).args(arguments))
 }
 
 /// `cargo run` of the `ferroflash` binary in release mode, without the arguments of the binary.

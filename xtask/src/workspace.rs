@@ -45,6 +45,16 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs a command that reports its own errors, and ends this program with its exit code.
+pub(crate) fn hand_over(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("`{}` did not start", text(command)))?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => std::process::exit(code),
+        None => bail!("`{}` was ended ({status})", text(command)),
+    }
+}
+
 /// Runs a command and gives its standard output; standard error goes to the terminal.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
