@@ -129,6 +129,19 @@ impl Attention {
 
     /// What a call on `device` would launch and allocate, and why.
     ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, DType, Device, Kernel, Problem};
+    /// let device = Device::emulator()?;
+    /// let problem =
+    ///     Problem { batch: 1, q_rows: 1024, kv_rows: 1024, q_heads: 8, kv_heads: 8, head_dim: 64, dtype: DType::F16 };
+    /// let extra = |kernel| Attention::new().with_kernel(kernel).plan(&device, &problem).map(|plan| plan.extra_bytes());
+    /// // 8 heads of 1024 x 1024 scores in f32 and probabilities in f16, against nothing.
+    /// assert_eq!((extra(Kernel::Naive)?, extra(Kernel::V2)?), (8 * 1024 * 1024 * 6, 0));
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// Those of [`Problem::validate`], [`Error::Scale`], [`Error::GpuTooOld`], [`Error::SharedMemory`], [`Error::GridTooLarge`],
     /// [`Error::WorkspaceTooLarge`].
@@ -167,6 +180,24 @@ impl Attention {
     ///
     /// On CUDA it returns before the work is done; [`Stream::synchronize`], or reading the result, waits for it. The option
     /// [`Attention::lse`] plays no part.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, DType, Device, Layout, Lse, LseShape, Shape, Tensor};
+    /// let device = Device::emulator()?;
+    /// let stream = device.stream()?;
+    /// let shape = Shape::new(1, 4, 2, 32);
+    /// let kv = Tensor::zeros(&device, DType::F32, shape, Layout::Bhsd)?;
+    /// let mut out = Tensor::uninit(&device, DType::F32, shape, Layout::Bhsd)?;
+    /// let mut lse = Lse::uninit(&device, LseShape { batch: 1, heads: 2, rows: 4 })?;
+    /// let (q, k, v) = (kv.view(), kv.view(), kv.view());
+    /// Attention::new().forward_into(&stream, &q, &k, &v, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
+    /// stream.synchronize()?;
+    /// // Four scores of 0: the logarithm of 4 ones.
+    /// assert!(lse.to_vec()?.iter().all(|x| (x - 4f32.ln()).abs() < 1e-6));
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Attention::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`] and [`Error::DeviceMismatch`].

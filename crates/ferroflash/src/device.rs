@@ -90,6 +90,12 @@ impl Device {
     /// Every device that this build can use on this machine: the CUDA GPUs in CUDA's order, then the emulator.
     ///
     /// A machine without a driver or without a GPU has none of the former; [`Device::cuda`] says why.
+    ///
+    /// ```
+    /// for info in ferroflash::Device::list() {
+    ///     println!("{}: {}, {} bytes", info.id(), info.name, info.memory_bytes);
+    /// }
+    /// ```
     pub fn list() -> Vec<DeviceInfo> {
         let mut devices = backend::cuda_devices().unwrap_or_else(|error| {
             tracing::debug!(%error, "no CUDA device");
