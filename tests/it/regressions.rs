@@ -2,7 +2,7 @@
 
 use crate::support::case::Case;
 use crate::support::device;
-use ferroflash::{DType, Element, Kernel, Mask, Problem, bf16, f16};
+use ferroflash::{DType, Element, Kernel, Mask, Problem, VARIANTS, bf16, f16};
 
 fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
     let shared = device::shared();
@@ -107,12 +107,13 @@ fn scores_that_are_all_very_negative() {
 fn nan_in_key_blocks_that_no_row_sees() {
     let shared = device::shared();
     for kernel in [Kernel::V1, Kernel::V2] {
-        // The last diagonal ends at key 255, so the 64 rows see the keys 129..256. A tile holds 64 keys at most: those before
-        // 128 lie in tiles of their own.
+        let tiles = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel).map(|variant| variant.kv_block);
+        let hidden_rows = tiles.max().expect("every kernel has variants") as usize;
+        // 64 queries at the end see the 127 last keys, none of those in the tiles before.
         let mask = Mask::Window { left: Some(63), right: Some(0) };
-        let case = Case::new(kernel, Problem { dtype: DType::F16, ..problem(64, 256) }, mask);
+        let case = Case::new(kernel, Problem { dtype: DType::F16, ..problem(64, hidden_rows + 128) }, mask);
         let mut inputs = case.inputs::<f16>();
-        let hidden = 128 * 64;
+        let hidden = hidden_rows * case.problem.head_dim;
         let (exact, rounded) = case.reference(&inputs);
         inputs.k[..hidden].fill(f16::NAN);
         inputs.v[..hidden].fill(f16::INFINITY);

@@ -4,8 +4,9 @@ use crate::bench::Quartiles;
 use crate::bench::record::{BENCH_KIND, Cell, CellProblem, Environment, Record, SCHEMA_VERSION};
 use crate::format;
 use anyhow::{Context, Result, bail, ensure};
+use attn_spec::COMPILED_HEAD_DIMS;
 use clap::Args;
-use ferroflash::{DType, Kernel, VARIANTS, Variant};
+use ferroflash::{DType, Kernel, VARIANTS};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &TablesArgs) -> Result<()> {
         }
         return Ok(());
     }
-    ensure!(before == after, "{} differs from its sources; run `cargo xtask tables --write`", readme.display());
+    ensure!(before == after, "{} differs from its sources; run `cargo xtask tidy --write`", readme.display());
     Ok(())
 }
 
@@ -48,22 +49,30 @@ fn replace(text: &str, name: &str, content: &str) -> Result<String> {
     Ok(format!("{head}{begin}\n{content}\n{end}{tail}"))
 }
 
+/// Everything is written to a `String`, which takes all.
+macro_rules! line {
+    ($text:expr, $($format:tt)*) => { writeln!($text, $($format)*).expect("a string takes all") };
+}
+
 /// Which element types and head dims each kernel is compiled for, and with which tiles.
 fn support() -> String {
-    let mut text = "| kernel | element type | compiled head dims: query rows x key rows of a tile | GPUs |\n\
-                    | --- | --- | --- | --- |\n"
-        .to_owned();
+    let mut text = String::new();
+    line!(text, "Compiled head dims, and the tile of each: query rows x key rows of one step of a thread block.\n");
+    let mut header = vec!["kernel".to_owned(), "type".to_owned()];
+    header.extend(COMPILED_HEAD_DIMS.iter().map(|head_dim| format!("head_dim {head_dim}")));
+    header.push("compute capability".to_owned());
+    table_header(&mut text, &header);
     for kernel in Kernel::ALL {
         for dtype in DType::ALL {
-            // The pass that reads keys: naive's other passes follow it.
+            // Naive's other passes follow the one that reads the keys.
             let pass = kernel.passes()[0];
-            let rows: Vec<&Variant> = VARIANTS.iter().filter(|v| v.pass == pass && v.dtype == dtype).collect();
-            let Some(first) = rows.first() else { continue };
-            let tiles: Vec<_> =
-                rows.iter().map(|v| format!("{}: {} x {}", v.head_dim, v.q_block, v.kv_block)).collect();
-            let (major, minor) = first.arch.least_compute_capability();
-            let tiles = tiles.join(", ");
-            writeln!(text, "| {kernel} | {dtype} | {tiles} | {major}.{minor} and later |").expect("a string takes all");
+            let row = |head_dim| VARIANTS.iter().find(|v| v.pass == pass && v.dtype == dtype && v.head_dim == head_dim);
+            let variants = COMPILED_HEAD_DIMS.map(row);
+            let mut columns = vec![kernel.to_string(), dtype.to_string()];
+            columns.extend(variants.iter().map(|v| dash(v.map(|v| format!("{} x {}", v.q_block, v.kv_block)))));
+            let least = variants.iter().flatten().map(|v| v.arch.least_compute_capability()).min();
+            columns.push(dash(least.map(|(major, minor)| format!("{major}.{minor} and later"))));
+            table_row(&mut text, &columns);
         }
     }
     text
@@ -146,11 +155,6 @@ fn read(path: &Path) -> Result<Results> {
     ensure!(version == SCHEMA_VERSION, "schema_version is {version}; this build reads {SCHEMA_VERSION}");
     ensure!(backend == "cuda", "made on {backend}; the README shows results of GPUs");
     Ok(results)
-}
-
-/// Everything is written to a `String`, which takes all.
-macro_rules! line {
-    ($text:expr, $($format:tt)*) => { writeln!($text, $($format)*).expect("a string takes all") };
 }
 
 fn environment_line(text: &mut String, name: &str, environment: &Environment, rest: &str) {
@@ -306,7 +310,7 @@ mod tests {
         let text = support();
         for kernel in Kernel::ALL {
             for dtype in DType::ALL {
-                assert!(text.contains(&format!("| {kernel} | {dtype} | 32: ")), "{text}");
+                assert!(text.contains(&format!("| {kernel} | {dtype} | ")), "{text}");
             }
         }
     }
