@@ -182,7 +182,9 @@ fn places(file: &str, text: &str) -> Vec<String> {
             // At the start of a path, not inside of a longer one (`src/work/`, `$HOME/tmp/`).
             line.match_indices(&path).find_map(|(at, _)| {
                 let before = line[..at].chars().next_back();
-                before.is_none_or(|c| !(c.is_alphanumeric() || "._-/}$)".contains(c))).then(|| path.clone())
+                let starts = before.is_none_or(|c| !(c.is_alphanumeric() || "._-/}$)".contains(c)));
+                // Where distributions put the toolkit.
+                (starts && !line[at..].starts_with("/opt/cuda")).then(|| path.clone())
             })
         });
         for place in host.into_iter().chain(folder) {
@@ -220,6 +222,6 @@ mod tests {
     fn places_of_one_machine_are_found() {
         let bad = format!("see {}work/x\nfine\nhttps://{}/x", '/', concat!("pypi", ".org"));
         assert_eq!(places("f", &bad).len(), 2);
-        assert!(places("f", "src/work/x, target/tmp/y, $HOME/tmp/z, and/or, https://docs.rs/opt").is_empty());
+        assert!(places("f", "src/work/x, target/tmp/y, $HOME/tmp/z, and/or, `/opt/cuda`").is_empty());
     }
 }
