@@ -491,13 +491,11 @@ fn tensor_params(view: &TensorView<'_>) -> TensorParams {
 /// Whether every row of the tensor starts at a multiple of 16 bytes, so that it moves in 16-byte pieces.
 fn rows_are_aligned(geometry: &Geometry, address: u64) -> bool {
     let [batch, rows, heads, _] = geometry.axes();
-    // Along an axis of extent 1 nothing is ever stepped over; a tensor without rows is never read.
+    // Along an axis of extent 1 nothing is ever stepped over.
     let aligned = |(extent, stride): (usize, usize)| {
         extent <= 1 || (stride * geometry.dtype.bytes()).is_multiple_of(attn_spec::layout::CHUNK_BYTES)
     };
-    geometry.shape.rows == 0
-        || (address.is_multiple_of(attn_spec::layout::CHUNK_BYTES as u64)
-            && [batch, rows, heads].into_iter().all(aligned))
+    address.is_multiple_of(attn_spec::layout::CHUNK_BYTES as u64) && [batch, rows, heads].into_iter().all(aligned)
 }
 
 /// The bytes of a kernel parameter struct.

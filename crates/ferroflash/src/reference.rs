@@ -415,17 +415,18 @@ mod tests {
         assert!((out(Attention::new()) - 4.0 * weight / (1.0 + weight)).abs() < 1e-12);
     }
 
-    /// 1/3 in bfloat16 is 0.333984375: three equal keys of value 3 sum to 3.0058..., which rounds to 3.0 again; one value of
-    /// 256 shows the rounding of the probability alone.
+    /// 1/3 in bfloat16 is 171/512. Times 130/128 that is 173.67/512, which rounds to 174/512; a probability that is not rounded
+    /// gives 173.33/512 and then 173/512.
     #[test]
     fn rounded_rounds_probabilities_and_output() {
-        let (q, k, v) = (rows(&[0.0]), rows(&[0.0; 3]), rows(&[256.0, 0.0, 0.0]));
+        let (q, k, v) = (rows(&[0.0]), rows(&[0.0; 3]), rows(&[130.0 / 128.0, 0.0, 0.0]));
         let p = Problem { dtype: DType::Bf16, ..problem(1, 3, 1, 1) };
         let rounded = forward_rounded(&q, &k, &v, &p, &Attention::new()).unwrap();
-        assert_eq!(rounded.out[0], 256.0 * 0.333984375);
+        assert_eq!(rounded.out[0], 174.0 / 512.0);
         let exact = forward(&q, &k, &v, &p, &Attention::new()).unwrap();
         let comparison = Comparison::new(&rounded.out, &exact.out, &rounded.out);
-        assert!(comparison.within && (comparison.max_error - (85.5 - 256.0 / 3.0)).abs() < 1e-9, "{comparison}");
+        let error = 174.0 / 512.0 - 130.0 / 384.0;
+        assert!(comparison.within && (comparison.max_error - error).abs() < 1e-12, "{comparison}");
     }
 
     #[test]

@@ -518,3 +518,24 @@ fn handles_go_between_threads() {
     check::<(Device, Stream, Tensor, Lse, Plan, Error)>();
     check::<(TensorView<'_>, TensorViewMut<'_>, LseViewMut<'_>)>();
 }
+
+/// The library's own checks stand without a device too.
+#[test]
+fn problems_without_a_device() {
+    let problem =
+        Problem { batch: 1, q_rows: 1, kv_rows: 0, q_heads: 1, kv_heads: 1, head_dim: 256, dtype: DType::F32 };
+    assert!(problem.validate().is_ok());
+    assert!(matches!(Problem { head_dim: 264, ..problem }.validate(), Err(Error::HeadDim { found: 264 })));
+    assert!(matches!(
+        Problem { kv_rows: 1 << 29, ..problem }.validate(),
+        Err(Error::TooManyRows { tensor: Operand::K, .. })
+    ));
+}
+
+#[test]
+fn all_query_heads_share_the_only_key_value_head() {
+    let case = Case::new();
+    let kv = case.zeros(Shape { heads: 1, ..KV_SHAPE });
+    Attention::new().forward(&case.q.view(), &kv.view(), &kv.view()).unwrap();
+    assert_eq!(forward_params(&case.launched.lock().unwrap()[0].2).group, 4);
+}

@@ -5,8 +5,8 @@ use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
 use crate::error::{Error, Result};
 use crate::ptx;
 use attn_spec::Variant;
-use ptx_emu::{Checks, EmuError, Emulator, EmulatorOptions, Module};
-use std::collections::{BTreeMap, HashMap};
+use ptx_emu::{Checks, Counters, EmuError, Emulator, EmulatorOptions, Module};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ struct Emulated {
     memory_limit: u64,
     /// Parsed modules by entry point.
     modules: Mutex<HashMap<&'static str, Arc<Module>>>,
-    counters: Mutex<BTreeMap<&'static str, u64>>,
+    counters: Mutex<Counters>,
 }
 
 /// Properties of an emulator, all alike.
@@ -104,9 +104,7 @@ impl Backend for Emulated {
         };
         let report = self.emulator.launch(&module, variant.symbol, &request).map_err(failed)?;
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, count) in report.counters.iter() {
-            *counters.entry(name).or_default() += count;
-        }
+        counters.add(&report.counters);
         Ok(())
     }
 
@@ -132,16 +130,27 @@ impl Backend for Emulated {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        self.counters
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .map(|(&name, &count)| (name, count))
-            .collect()
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        vec![
+            ("warp_instructions", counters.warp_instructions),
+            ("lane_instructions", counters.lane_instructions),
+            ("f32_flops", counters.f32_flops),
+            ("tensor_flops", counters.tensor_flops),
+            ("special_functions", counters.special_functions),
+            ("global_bytes_read", counters.global_bytes_read),
+            ("global_bytes_written", counters.global_bytes_written),
+            ("global_sectors_read", counters.global_sectors_read),
+            ("global_sectors_written", counters.global_sectors_written),
+            ("shared_bytes_read", counters.shared_bytes_read),
+            ("shared_bytes_written", counters.shared_bytes_written),
+            ("shared_wavefronts", counters.shared_wavefronts),
+            ("shared_bank_conflicts", counters.shared_bank_conflicts),
+            ("thread_blocks", counters.ctas),
+        ]
     }
 
     fn reset_counters(&self) {
-        self.counters.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
     }
 }
 
