@@ -272,7 +272,7 @@ fn attend_refuses_bad_options() {
     assert!(folder.error(&["--kernel", "v9"]).contains("possible values"));
     assert!(folder.error(&["--layout", "sbhd"]).contains("possible values"));
     assert!(folder.error(&["--causal", "--window-right", "3"]).contains("cannot be used with"));
-    assert!(folder.error(&["--window-left", "-1"]).contains("--window-left"));
+    assert!(folder.error(&["--window-left=-1"]).contains("--window-left"));
     assert!(folder.error(&["--device", "tpu"]).contains("unknown device `tpu`"));
     let input = folder.input();
     let error = fail(&["attend", "--input", input.to_str().unwrap(), "--output", "/absent/folder/out.safetensors"]);

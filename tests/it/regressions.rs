@@ -2,7 +2,11 @@
 
 use crate::support::case::Case;
 use crate::support::device;
-use ferroflash::{DType, Element, Kernel, Mask, Problem, VARIANTS, bf16, f16};
+use ferroflash::reference::{self, Comparison};
+use ferroflash::{
+    Attention, DType, Device, Element, Error, Kernel, Layout, Mask, Problem, Shape, Strides, Tensor, TensorView,
+    TensorViewMut, VARIANTS, bf16, f16,
+};
 
 fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
     let shared = device::shared();
@@ -120,4 +124,89 @@ fn nan_in_key_blocks_that_no_row_sees() {
         let computed = case.run(&shared.device, &inputs);
         crate::support::case::compare(&computed, &exact, &rounded).unwrap_or_else(|wrong| panic!("{kernel}: {wrong}"));
     }
+}
+
+/// Elements whose offset from the first one needs more than 32 bits, along each axis. The tensors lie in one storage of 8.6 GB,
+/// full of NaN: an offset that wraps reads NaN, or writes it over an input.
+#[test]
+fn offsets_beyond_32_bits() {
+    const FAR: usize = 1 << 32;
+    let shared = device::exclusive();
+    let device = &shared.device;
+    let elements = FAR + (1 << 20);
+    let storage_shape = Shape::new(1, 1, 1, elements);
+    let mut storage = match Tensor::uninit(device, DType::F16, storage_shape, Layout::Bshd) {
+        Ok(storage) => storage,
+        // Such a tensor cannot exist on a device with less memory.
+        Err(Error::OutOfMemory { requested, free, .. }) => return assert!(free < requested),
+        Err(error) => panic!("{error}"),
+    };
+    let near = Strides::new(1 << 14, 1 << 10, 1 << 7);
+    for (shape, strides) in [
+        (Shape::new(2, 3, 2, 64), Strides { batch: FAR + 64, ..near }),
+        (Shape::new(1, 3, 2, 64), Strides { row: FAR / 2 + 64, ..near }),
+        (Shape::new(1, 3, 2, 64), Strides { head: FAR + 64, ..near }),
+    ] {
+        for kernel in Kernel::ALL {
+            storage.fill_bytes(0xff).unwrap();
+            check_far_apart(device, &storage, shape, strides, kernel);
+        }
+    }
+}
+
+/// Runs `kernel` with q, k, v and out of the same shape and strides, side by side in `storage`.
+fn check_far_apart(device: &Device, storage: &Tensor, shape: Shape, strides: Strides, kernel: Kernel) {
+    // Further apart than the near strides reach.
+    let address = |tensor: usize| storage.address() + (tensor * (1 << 16) * DType::F16.bytes()) as u64;
+    let reach = storage.storage_elements() - 3 * (1 << 16);
+    let problem = Problem {
+        batch: shape.batch,
+        q_rows: shape.rows,
+        kv_rows: shape.rows,
+        q_heads: shape.heads,
+        kv_heads: shape.heads,
+        head_dim: shape.head_dim,
+        dtype: DType::F16,
+    };
+    let case = Case::new(kernel, problem, Mask::Causal);
+    let inputs = case.inputs::<f16>();
+    // One row of one head at a time: writing or reading a whole view would copy what lies between its elements, too.
+    let rows = || {
+        let heads = move |(b, r)| (0..shape.heads).map(move |h| b * strides.batch + r * strides.row + h * strides.head);
+        (0..shape.batch).flat_map(move |b| (0..shape.rows).map(move |r| (b, r))).flat_map(heads)
+    };
+    let row_shape = Shape::new(1, 1, 1, shape.head_dim);
+    for (tensor, data) in [&inputs.q, &inputs.k, &inputs.v].into_iter().enumerate() {
+        for (offset, row) in rows().zip(data.chunks_exact(shape.head_dim)) {
+            let at = address(tensor) + (offset * DType::F16.bytes()) as u64;
+            let near = Strides::new(0, 0, 0);
+            // SAFETY: the row lies within `storage`; nobody else uses it meanwhile.
+            let view = unsafe { TensorViewMut::from_raw(device, at, shape.head_dim, row_shape, near, DType::F16) };
+            view.unwrap().write(row).unwrap();
+        }
+    }
+    // SAFETY: the views lie within `storage` and do not overlap; nobody else uses it meanwhile.
+    let view =
+        |tensor| unsafe { TensorView::from_raw(device, address(tensor), reach, shape, strides, DType::F16) }.unwrap();
+    // SAFETY: as above.
+    let mut out = unsafe { TensorViewMut::from_raw(device, address(3), reach, shape, strides, DType::F16) }.unwrap();
+    let attention: Attention = case.attention;
+    let stream = device.default_stream();
+    attention.forward_into(&stream, &view(0), &view(1), &view(2), &mut out, None).unwrap();
+    stream.synchronize().unwrap();
+    let mut computed = Vec::new();
+    for offset in rows() {
+        let at = address(3) + (offset * DType::F16.bytes()) as u64;
+        let near = Strides::new(0, 0, 0);
+        // SAFETY: as above.
+        let view = unsafe { TensorView::from_raw(device, at, shape.head_dim, row_shape, near, DType::F16) };
+        computed.extend(view.unwrap().to_f64_vec().unwrap());
+    }
+    let (exact, rounded) = case.reference(&inputs);
+    let comparison = Comparison::new(&computed, &exact.out, &rounded.out);
+    assert!(comparison.within, "{kernel}, strides {strides}: {comparison}");
+    assert!(
+        reference::max_abs_difference(&exact.out, &vec![0.0; exact.out.len()]) > 0.1,
+        "the reference is not trivial"
+    );
 }

@@ -137,11 +137,21 @@ impl Case {
     /// Runs the kernel on storage full of NaN around the inputs and under the outputs, and checks that the NaN around the
     /// outputs is untouched.
     pub(crate) fn run<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> Computed<T> {
-        self.try_run(device, inputs).unwrap_or_else(|error| panic!("{error}\n{self:#?}"))
+        self.try_run(device, inputs).unwrap_or_else(|wrong| panic!("{wrong}\n{self:#?}"))
     }
 
-    /// See [`Case::run`].
-    pub(crate) fn try_run<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> ferroflash::Result<Computed<T>> {
+    fn try_run<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> Result<Computed<T>, String> {
+        let (computed, out_storage, lse_storage) = self.launch(device, inputs).map_err(|error| error.to_string())?;
+        self.check_guards(&out_storage, &lse_storage)?;
+        Ok(computed)
+    }
+
+    /// The result, and everything in the storage of out and of the log-sum-exp.
+    fn launch<T: Element>(
+        &self,
+        device: &Device,
+        inputs: &Inputs<T>,
+    ) -> ferroflash::Result<(Computed<T>, Vec<T>, Vec<f32>)> {
         let upload = |data: &[T], shape: Shape, memory: &Memory| {
             let strides = memory.strides(shape);
             let mut storage = vec![nan::<T>(); memory.storage_elements(shape)];
@@ -174,26 +184,24 @@ impl Case {
             stream.synchronize()?;
         }
         let lse = lse.storage_to_vec::<f32>()?;
-        let (before, rest) = lse.split_at(LSE_GUARD);
-        let (lse, after) = rest.split_at(lse_elements);
-        assert!(
-            before.iter().chain(after).all(|x| x.to_bits() == u32::MAX),
-            "memory around the log-sum-exp was written\n{self:#?}"
-        );
-        self.check_gaps(&out.storage_to_vec::<T>()?, out_strides);
-        Ok(Computed { out: out.to_vec()?, lse: lse.to_vec() })
+        let values = lse[LSE_GUARD..LSE_GUARD + lse_elements].to_vec();
+        Ok((Computed { out: out.to_vec()?, lse: values }, out.storage_to_vec()?, lse))
     }
 
-    /// Every byte of the output's storage that is no element of it still is what it was.
-    fn check_gaps<T: Element>(&self, storage: &[T], strides: Strides) {
-        let mut is_element = vec![false; storage.len()];
+    /// Every byte around the elements of out and of the log-sum-exp still is what it was.
+    fn check_guards<T: Element>(&self, out: &[T], lse: &[f32]) -> Result<(), String> {
+        if lse[..LSE_GUARD].iter().chain(&lse[lse.len() - LSE_GUARD..]).any(|x| x.to_bits() != u32::MAX) {
+            return Err("memory around the log-sum-exp was written".to_owned());
+        }
+        let mut is_element = vec![false; out.len()];
         let shape = self.q_shape();
-        for start in places(shape, strides) {
+        for start in places(shape, self.out.strides(shape)) {
             is_element[self.out.offset + start..][..shape.head_dim].fill(true);
         }
-        for (i, (x, is_element)) in storage.iter().zip(is_element).enumerate() {
-            let untouched = bytemuck::bytes_of(x).iter().all(|&byte| byte == 0xff);
-            assert!(is_element || untouched, "element {i} of the output's storage was written\n{self:#?}");
+        let written = |x: &T| bytemuck::bytes_of(x).iter().any(|&byte| byte != 0xff);
+        match out.iter().zip(is_element).position(|(x, is_element)| !is_element && written(x)) {
+            Some(place) => Err(format!("element {place} of the output's storage, which is none of out's, was written")),
+            None => Ok(()),
         }
     }
 
@@ -211,7 +219,7 @@ impl Case {
     /// What is wrong, with the case.
     pub(crate) fn check<T: Element>(&self, device: &Device) -> Result<(), String> {
         let inputs = self.inputs::<T>();
-        let computed = self.try_run(device, &inputs).map_err(|error| format!("{error}\n{self:#?}"))?;
+        let computed = self.try_run(device, &inputs).map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
         let (exact, rounded) = self.reference(&inputs);
         compare(&computed, &exact, &rounded).map_err(|wrong| format!("{wrong}\n{self:#?}"))
     }
