@@ -4,6 +4,7 @@ use crate::device::{Device, DeviceInfo, EmulatorConfig};
 use crate::error::Result;
 use attn_spec::Variant;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::time::Duration;
 
 #[cfg(cuda)]
@@ -53,6 +54,20 @@ pub(crate) trait Backend: Send + Sync {
     fn write(&self, address: u64, bytes: &[u8]) -> Result<()>;
     /// Copies from the device, after all work on it; returns when done.
     fn read(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+    /// Like `read`, but only these ranges of `bytes` have to be right: what lies between them may never have been written.
+    fn read_ranges(&self, address: u64, _ranges: &[Range<usize>], bytes: &mut [u8]) -> Result<()> {
+        // One copy with the gaps is faster than many without.
+        self.read(address, bytes)
+    }
+    /// Like `write`, but only of these ranges of `bytes`: what lies between them stays as it is on the device.
+    fn write_ranges(&self, address: u64, ranges: &[Range<usize>], bytes: &[u8]) -> Result<()> {
+        let mut whole = vec![0; bytes.len()];
+        self.read(address, &mut whole)?;
+        for range in ranges {
+            whole[range.clone()].copy_from_slice(&bytes[range.clone()]);
+        }
+        self.write(address, &whole)
+    }
     /// Sets `len` bytes to `byte`, after all work on the device.
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()>;
     /// Starts a kernel; may return before it is done.

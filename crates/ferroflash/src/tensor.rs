@@ -238,6 +238,28 @@ impl Geometry {
         }
     }
 
+    /// The bytes that the elements lie in, counted from the first element, as ranges with gaps between them.
+    fn byte_ranges(&self) -> Vec<Range<usize>> {
+        let bytes = self.dtype.bytes();
+        let mut ranges = Vec::new();
+        self.for_each_row(|start| match self.strides.dim {
+            1 => ranges.push(start * bytes..(start + self.shape.head_dim) * bytes),
+            stride => ranges.extend((0..self.shape.head_dim).map(|d| {
+                let element = start + d * stride;
+                element * bytes..(element + 1) * bytes
+            })),
+        });
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut merged: Vec<Range<usize>> = Vec::new();
+        for range in ranges {
+            match merged.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => merged.push(range),
+            }
+        }
+        merged
+    }
+
     /// Whether memory order is logical order without gaps.
     fn is_logical_order(&self) -> bool {
         self.shape.contiguous(Layout::Bshd).is_ok_and(|strides| strides == self.strides)
@@ -532,12 +554,15 @@ impl<'a> TensorView<'a> {
         let geometry = &self.geometry;
         geometry.check_element::<T>()?;
         let mut memory = vec![T::zeroed(); geometry.span()?];
-        if !memory.is_empty() {
-            self.device.backend().read(self.address, bytemuck::cast_slice_mut(&mut memory))?;
-        }
-        if geometry.is_logical_order() {
+        if memory.is_empty() {
             return Ok(memory);
         }
+        let bytes = bytemuck::cast_slice_mut(&mut memory);
+        if geometry.is_logical_order() {
+            self.device.backend().read(self.address, bytes)?;
+            return Ok(memory);
+        }
+        self.device.backend().read_ranges(self.address, &geometry.byte_ranges(), bytes)?;
         let (head_dim, dim_stride) = (geometry.shape.head_dim, geometry.strides.dim);
         let shape = geometry.shape;
         let elements = shape.elements().ok_or(Error::TooLarge { shape, strides: geometry.strides })?;
@@ -664,8 +689,6 @@ impl<'a> TensorViewMut<'a> {
             return Err(Error::OutputOverlapsItself { shape: geometry.shape, strides: geometry.strides });
         }
         let mut memory = vec![T::zeroed(); geometry.span()?];
-        // What lies between the elements is written back unchanged.
-        device.backend().read(address, bytemuck::cast_slice_mut(&mut memory))?;
         let (head_dim, dim_stride) = (geometry.shape.head_dim, geometry.strides.dim);
         let mut rows = data.chunks_exact(head_dim);
         geometry.for_each_row(|start| {
@@ -674,7 +697,7 @@ impl<'a> TensorViewMut<'a> {
                 memory[start + d * dim_stride] = value;
             }
         });
-        device.backend().write(address, bytemuck::cast_slice(&memory))
+        device.backend().write_ranges(address, &geometry.byte_ranges(), bytemuck::cast_slice(&memory))
     }
 }
 
@@ -815,4 +838,22 @@ fn check_range(axis: &'static str, range: &Range<usize>, len: usize) -> Result<u
         return Err(Error::Range { axis, start: range.start, end: range.end, len });
     }
     Ok(range.end - range.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_ranges_merge_neighbours_and_leave_gaps_out() {
+        let ranges = |shape, strides| Geometry { shape, strides, dtype: DType::F16 }.byte_ranges();
+        let shape = Shape::new(2, 3, 2, 8);
+        for layout in [Layout::Bshd, Layout::Bhsd] {
+            assert_eq!(ranges(shape, shape.contiguous(layout).unwrap()), [Range { start: 0, end: 192 }]);
+        }
+        // Two heads of one row side by side, rows 20 elements apart.
+        assert_eq!(ranges(Shape::new(1, 3, 2, 8), Strides::new(0, 20, 8)), [0..32, 40..72, 80..112]);
+        assert_eq!(ranges(Shape::new(5, 2, 1, 8), Strides::new(0, 8, 0)), [Range { start: 0, end: 32 }]);
+        assert_eq!(ranges(Shape::new(1, 1, 1, 3), Strides { dim: 4, ..Strides::new(0, 0, 0) }), [0..2, 8..10, 16..18]);
+    }
 }

@@ -7,6 +7,7 @@ use crate::ptx;
 use attn_spec::Variant;
 use ptx_emu::{Checks, Counters, EmuError, Emulator, EmulatorOptions, Module};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,15 @@ impl Backend for Emulated {
         self.emulator.read(address, bytes).map_err(failed)
     }
 
+    fn read_ranges(&self, address: u64, ranges: &[Range<usize>], bytes: &mut [u8]) -> Result<()> {
+        // The emulator knows which bytes nobody wrote, and refuses to read those.
+        ranges.iter().try_for_each(|range| self.read(address + range.start as u64, &mut bytes[range.clone()]))
+    }
+
+    fn write_ranges(&self, address: u64, ranges: &[Range<usize>], bytes: &[u8]) -> Result<()> {
+        ranges.iter().try_for_each(|range| self.write(address + range.start as u64, &bytes[range.clone()]))
+    }
+
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         self.emulator.fill(address, byte, len).map_err(failed)
     }
@@ -96,12 +106,9 @@ impl Backend for Emulated {
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let variant = launch.variant;
         let module = self.module(variant)?;
-        let request = ptx_emu::Launch {
-            grid: [launch.ctas, 1, 1],
-            block: [variant.threads(), 1, 1],
-            dynamic_shared_bytes: variant.shared_bytes(),
-            params: vec![launch.params.to_vec()],
-        };
+        let request = ptx_emu::Launch::new([launch.ctas, 1, 1], [variant.threads(), 1, 1])
+            .with_dynamic_shared_bytes(variant.shared_bytes())
+            .with_param(launch.params);
         let report = self.emulator.launch(&module, variant.symbol, &request).map_err(failed)?;
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.add(&report.counters);
