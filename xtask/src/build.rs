@@ -62,18 +62,24 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     report(&output, &options, started)
 }
 
+/// A builder of the kernel crate for every architecture of the variant list.
+pub(crate) fn builder() -> Result<CudaBuilder> {
+    // The folder that the build script of `ferroflash` uses too: each compiles what the other has not.
+    let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
+    for variant in VARIANTS {
+        builder = builder.arch(variant.arch.name().parse()?);
+    }
+    Ok(builder)
+}
+
 /// Compiles every entry of the variant list and checks that PTX and list agree. `out` is `target/ptx` by default.
 pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
     let out = match out {
         Some(out) => out,
         None => workspace::target_dir()?.join("ptx"),
     };
-    let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
-    for variant in VARIANTS {
-        builder = builder.arch(variant.arch.name().parse()?);
-    }
     workspace::step("kernels to PTX");
-    let output = builder.copy_to(&out).build()?;
+    let output = builder()?.copy_to(&out).build()?;
     for module in &output.modules {
         eprint!("{}", module.warnings);
         let listed: HashSet<&str> = variants(module.arch).map(|variant| variant.symbol).collect();

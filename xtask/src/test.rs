@@ -22,6 +22,14 @@ Examples
   cargo xtask test --device cuda:1 -- --package ferroflash_tests conformance
 ";
 
+const KERNEL_LINTS: &[&str] = &[
+    "-Dwarnings",
+    // A register tile is an array whose indices are constants after unrolling: loops over indices show that, iterators hide it.
+    "-Aclippy::needless_range_loop",
+    // `lane % 4 == 0` is how the fragment tables of the PTX manual read.
+    "-Aclippy::manual_is_multiple_of",
+];
+
 pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     let mut device = None;
     let mut parser = arguments::parser(rest);
@@ -64,6 +72,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     }
 
     workspace::step("lints");
+    build::builder()?.lint(KERNEL_LINTS)?;
     workspace::run(workspace::cargo().args([
         "clippy",
         "--workspace",

@@ -30,10 +30,10 @@ pub(crate) fn rustflags(arch: Arch, ptx: Option<PtxVersion>, extra: &[String]) -
     flags
 }
 
-/// Arguments of `cargo`.
-pub(crate) fn cargo_arguments() -> Vec<&'static str> {
-    vec![
-        "rustc",
+/// Arguments of `cargo`; `command` is `rustc` or `clippy`.
+pub(crate) fn cargo_arguments(command: &'static str) -> [&'static str; 6] {
+    [
+        command,
         "--lib",
         // Kernels are unusable without optimisation: register tiles would live in memory.
         "--release",

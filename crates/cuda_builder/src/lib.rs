@@ -227,7 +227,8 @@ impl CudaBuilder {
         let warnings = if is_fresh {
             fs::read_to_string(&warnings_path).map_err(at(&warnings_path))?
         } else {
-            let warnings = self.compile(toolchain, package, &flags, &dir)?;
+            let warnings =
+                self.cargo(toolchain, package, &flags, &dir, &flags::cargo_arguments("rustc"), flags::EMIT)?;
             let assembly = dir.join(flags::TARGET).join("release/deps").join(format!("{}.s", package.crate_name));
             fs::copy(&assembly, &ptx_path).map_err(at(&assembly))?;
             fs::write(&warnings_path, &warnings).map_err(at(&warnings_path))?;
@@ -251,11 +252,38 @@ impl CudaBuilder {
         Ok(Module { arch, path: ptx_path, kernels, warnings, compiled: !is_fresh })
     }
 
+    /// Runs clippy over the kernel crate, for the first architecture asked for. `flags` go to clippy, such as `-Dwarnings`.
+    ///
+    /// # Errors
+    /// [`Error::Command`] holds the findings that are errors by `flags`; otherwise as [`CudaBuilder::build`].
+    pub fn lint(&self, flags: &[&str]) -> Result<String, Error> {
+        let &arch = self.archs.first().ok_or(Error::NoArch)?;
+        let toolchain = Toolchain::detect()?;
+        let package = Package::read(&toolchain, &self.path, self.locked, self.offline)?;
+        let rustflags = flags::rustflags(arch, self.ptx_version, &self.rustflags);
+        // Apart from builds: other flags of rustc would evict `core` from their folder.
+        let dir = self.root(&package).join(format!("{arch}-lint"));
+        self.cargo(&toolchain, &package, &rustflags, &dir, &flags::cargo_arguments("clippy"), flags)
+    }
+
+    /// Folder of everything that is built from the package.
+    fn root(&self, package: &Package) -> PathBuf {
+        self.target_dir.clone().unwrap_or_else(|| package.default_target_dir()).join(&package.name)
+    }
+
     /// Runs the nested cargo; gives the warnings.
-    fn compile(&self, toolchain: &Toolchain, package: &Package, flags: &[String], dir: &Path) -> Result<String, Error> {
+    fn cargo(
+        &self,
+        toolchain: &Toolchain,
+        package: &Package,
+        rustflags: &[String],
+        dir: &Path,
+        arguments: &[&str],
+        tool_arguments: &[&str],
+    ) -> Result<String, Error> {
         let rust_src = toolchain.rust_src()?;
         let mut cargo = Command::new(toolchain.cargo());
-        cargo.args(flags::cargo_arguments()).arg("--target-dir").arg(dir);
+        cargo.args(arguments).arg("--target-dir").arg(dir);
         // Progress lines would hide the warnings, which are all that is left on standard error.
         cargo.arg("--quiet").arg("--manifest-path").arg(&package.manifest);
         if self.locked {
@@ -267,7 +295,7 @@ impl CudaBuilder {
         for feature in &self.features {
             cargo.args(["--features", feature]);
         }
-        cargo.arg("--").args(flags::EMIT);
+        cargo.arg("--").args(tool_arguments);
 
         cargo.current_dir(&package.folder).env_clear();
         cargo.envs(env::vars_os().filter(|(name, _)| name.to_str().is_none_or(flags::is_inherited)));
@@ -277,7 +305,7 @@ impl CudaBuilder {
         cargo.env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
         // build-std and the features of kernels (ptx-kernel ABI, inline PTX) are unstable; the pinned release has them all.
         cargo.env("RUSTC_BOOTSTRAP", "1");
-        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", rustflags.join("\x1f"));
         // The one way to name a library source outside of the sysroot; undocumented, but the toolchain is pinned.
         cargo.env("__CARGO_TESTS_ONLY_SRC_ROOT", rust_src);
         let (_, warnings) = command::streams(&mut cargo)?;

@@ -87,6 +87,14 @@ fn a_compile_error_shows_what_rustc_wrote() {
 }
 
 #[test]
+fn lints_are_errors_when_asked() {
+    let builder = builder().arch(Arch::Sm80);
+    succeed(builder.lint(&["-Dwarnings"]));
+    let error = builder.feature("local").lint(&["-Dclippy::needless_range_loop"]).unwrap_err().to_string();
+    assert!(error.contains("needless_range_loop"), "{error}");
+}
+
+#[test]
 fn what_is_no_kernel_crate_is_refused_before_anything_is_compiled() {
     assert!(matches!(builder().build(), Err(Error::NoArch)));
     let none = CudaBuilder::new("/nonexistent").arch(Arch::Sm80).build();
