@@ -208,7 +208,7 @@ fn bench_section(text: &mut String, name: &str, record: &Record) {
         |text, cells| {
             let kernels: Vec<&str> = cells[0].results.iter().map(|result| result.kernel.as_str()).collect();
             let newest = kernels.last().copied().unwrap_or_default();
-            let mut header = vec!["head_dim".to_owned(), "seq".to_owned(), "batch".to_owned()];
+            let mut header = problem_header();
             header.extend(kernels.iter().map(|kernel| (*kernel).to_owned()));
             header.push(format!("{newest} over naive"));
             header.extend(kernels.iter().map(|kernel| format!("extra memory {kernel}")));
@@ -222,8 +222,7 @@ fn bench_section(text: &mut String, name: &str, record: &Record) {
 }
 
 fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
-    let CellProblem { head_dim, seq, batch, .. } = cell.problem;
-    let mut row = vec![head_dim.to_string(), seq.to_string(), batch.to_string()];
+    let mut row = problem_columns(&cell.problem);
     let result = |kernel: &str| cell.result(kernel);
     row.extend(kernels.iter().map(|k| dash(result(k).and_then(|r| r.tflops).map(format::significant))));
     let speedup = result(newest).and_then(|r| r.speedup_over_naive);
@@ -260,14 +259,13 @@ fn peers_section(text: &mut String, name: &str, record: &PeersRecord) {
             }
             let ratios: Vec<_> =
                 RATIOS.into_iter().filter(|(ours, peer)| names.contains(ours) && names.contains(peer)).collect();
-            let mut header = vec!["head_dim".to_owned(), "seq".to_owned(), "batch".to_owned()];
+            let mut header = problem_header();
             header.extend(names.iter().map(|name| (*name).to_owned()));
             header.extend(ratios.iter().map(|(ours, peer)| format!("{ours} over {peer}")));
             table_header(text, &header);
             for cell in cells {
-                let CellProblem { head_dim, seq, batch, .. } = cell.problem;
                 let find = |name: &str| cell.results.iter().find(|result| result.implementation == name);
-                let mut row = vec![head_dim.to_string(), seq.to_string(), batch.to_string()];
+                let mut row = problem_columns(&cell.problem);
                 row.extend(names.iter().map(|name| dash(find(name).and_then(|r| r.tflops).map(format::significant))));
                 row.extend(ratios.iter().map(|(ours, peer)| {
                     let time = |name| find(name).and_then(|result| result.time_ms);
@@ -277,6 +275,16 @@ fn peers_section(text: &mut String, name: &str, record: &PeersRecord) {
             }
         },
     );
+}
+
+fn problem_header() -> Vec<String> {
+    ["head_dim", "seq", "batch x heads"].map(str::to_owned).to_vec()
+}
+
+fn problem_columns(problem: &CellProblem) -> Vec<String> {
+    let CellProblem { head_dim, seq, batch, q_heads, kv_heads, .. } = problem;
+    let heads = if kv_heads == q_heads { q_heads.to_string() } else { format!("{q_heads}/{kv_heads}") };
+    vec![head_dim.to_string(), seq.to_string(), format!("{batch} x {heads}")]
 }
 
 fn dash(value: Option<String>) -> String {
@@ -347,7 +355,7 @@ mod tests {
             text.contains("GPU, driver for CUDA 13.0, 2026-01-02, commit 0123456789ab, beside torch 2.11"),
             "{text}"
         );
-        assert!(text.contains("| 64 | 512 | 2 | 100 | 66.7 | 1.50 |"), "{text}");
+        assert!(text.contains("| 64 | 512 | 2 x 4 | 100 | 66.7 | 1.50 |"), "{text}");
         assert!(text.contains("<details><summary>f16, full</summary>"), "{text}");
     }
 
