@@ -87,10 +87,11 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     let mut cargo = workspace::cargo();
     cargo.arg("test");
     if cargo_arguments.is_empty() {
-        cargo.arg("--workspace");
+        // All failures in one run.
+        cargo.args(["--workspace", "--no-fail-fast"]);
     }
     if let Some(device) = device {
         cargo.env("FERROFLASH_TEST_DEVICE", device);
     }
-    workspace::run(cargo.args(cargo_arguments))
+    workspace::hand_over(cargo.args(cargo_arguments))
 }
