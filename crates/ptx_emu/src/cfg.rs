@@ -1,0 +1,125 @@
+//! Where diverged threads meet again: the immediate post-dominator of each branch.
+
+use crate::ir::{Inst, NO_PC, Op, TRUE};
+
+/// Fills in `reconverge` of every branch.
+pub(crate) fn reconvergence(code: &mut [Inst]) {
+    let n = code.len();
+    let mut leader = vec![false; n + 1];
+    leader[0] = true;
+    for (pc, inst) in code.iter().enumerate() {
+        match inst.op {
+            Op::Bra { target, .. } => {
+                leader[target as usize] = true;
+                leader[pc + 1] = true;
+            }
+            Op::Exit | Op::Trap => leader[pc + 1] = true,
+            _ => {}
+        }
+    }
+    let mut block_of = vec![0usize; n];
+    let mut starts = Vec::new();
+    for pc in 0..n {
+        if leader[pc] {
+            starts.push(pc);
+        }
+        block_of[pc] = starts.len() - 1;
+    }
+    let blocks = starts.len();
+    let exit = blocks;
+    let mut succ: Vec<Vec<usize>> = vec![Vec::new(); blocks + 1];
+    for b in 0..blocks {
+        let last = starts.get(b + 1).copied().unwrap_or(n) - 1;
+        let fall = if last + 1 < n { b + 1 } else { exit };
+        let inst = &code[last];
+        let always = inst.guard == TRUE;
+        match inst.op {
+            Op::Bra { target, .. } => {
+                let t = target as usize;
+                succ[b].push(if t < n { block_of[t] } else { exit });
+                if !always {
+                    succ[b].push(fall);
+                }
+            }
+            Op::Exit | Op::Trap => {
+                succ[b].push(exit);
+                if !always {
+                    succ[b].push(fall);
+                }
+            }
+            _ => succ[b].push(fall),
+        }
+    }
+    let ipdom = post_dominators(&succ, exit);
+    for pc in 0..n {
+        if let Op::Bra { reconverge, .. } = &mut code[pc].op {
+            let d = ipdom[block_of[pc]];
+            *reconverge = if d == usize::MAX || d == exit { NO_PC } else { starts[d] as u32 };
+        }
+    }
+}
+
+/// Immediate post-dominators by the iteration of Cooper, Harvey and Kennedy on the reversed graph;
+/// `usize::MAX` for blocks that never reach the exit.
+fn post_dominators(succ: &[Vec<usize>], exit: usize) -> Vec<usize> {
+    let n = succ.len();
+    let mut pred: Vec<Vec<usize>> = vec![Vec::new(); n];
+    for (b, ss) in succ.iter().enumerate() {
+        for &s in ss {
+            pred[s].push(b);
+        }
+    }
+    // Depth-first post-order of the reversed graph from the exit.
+    let mut order = Vec::with_capacity(n);
+    let mut number = vec![usize::MAX; n];
+    let mut seen = vec![false; n];
+    let mut stack = vec![(exit, 0usize)];
+    seen[exit] = true;
+    while let Some((b, i)) = stack.pop() {
+        if let Some(&p) = pred[b].get(i) {
+            stack.push((b, i + 1));
+            if !seen[p] {
+                seen[p] = true;
+                stack.push((p, 0));
+            }
+        } else {
+            number[b] = order.len();
+            order.push(b);
+        }
+    }
+    let mut idom = vec![usize::MAX; n];
+    idom[exit] = exit;
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for &b in order.iter().rev() {
+            if b == exit {
+                continue;
+            }
+            let mut new = usize::MAX;
+            for &s in &succ[b] {
+                if idom[s] == usize::MAX {
+                    continue;
+                }
+                new = if new == usize::MAX { s } else { intersect(&idom, &number, new, s) };
+            }
+            if new != idom[b] {
+                idom[b] = new;
+                changed = true;
+            }
+        }
+    }
+    idom
+}
+
+fn intersect(idom: &[usize], number: &[usize], mut a: usize, mut b: usize) -> usize {
+    while a != b {
+        while number[a] < number[b] {
+            a = idom[a];
+        }
+        while number[b] < number[a] {
+            b = idom[b];
+        }
+    }
+    a
+}

@@ -1,0 +1,2375 @@
+//! One CTA: warps with their diverged parts, the scheduler, barriers, and every instruction that is not arithmetic.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use crate::alu::{self, LANES, Regs};
+use crate::counters::Counters;
+use crate::emulator::Checks;
+use crate::error::{Fault, FaultKind, SourceLocation};
+use crate::ir::*;
+use crate::mbarrier::Mbarrier;
+use crate::memory::{self, GlobalView};
+use crate::shared::{self, Conflict, Shared};
+use crate::tma::BulkOp;
+use crate::wgmma::{WarpGroup, WgmmaRegs};
+
+/// Instructions between two looks at the limits and at the other warps.
+const QUANTUM: u32 = 4096;
+/// Named barriers of a CTA.
+const BARRIERS: usize = 16;
+const NO_NODE: u32 = u32::MAX;
+
+pub(crate) type Exec<T> = Result<T, Box<Fault>>;
+
+/// What all CTAs of a launch share.
+pub(crate) struct LaunchCtx<'a> {
+    pub(crate) prog: &'a Program,
+    pub(crate) mem: &'a GlobalView,
+    pub(crate) params: Vec<u8>,
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    pub(crate) dynamic_shared: u32,
+    pub(crate) checks: Checks,
+    pub(crate) seed: u64,
+    pub(crate) simd: bool,
+    pub(crate) launch: u32,
+    /// Constants with the addresses of global variables filled in.
+    pub(crate) consts: Vec<(Slot, bool, Const)>,
+    pub(crate) instruction_limit: u64,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) executed: AtomicU64,
+    pub(crate) stop: AtomicBool,
+    pub(crate) source: &'a str,
+    pub(crate) line_starts: &'a [usize],
+    pub(crate) locs: &'a [(u32, u32, u32)],
+    pub(crate) files: &'a HashMap<u32, String>,
+    /// Global addresses through which CTAs order each other, with the CTAs that released there.
+    pub(crate) syncs: Mutex<HashMap<u64, HashSet<u32>>>,
+}
+
+/// Why a part of a warp does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Block {
+    Barrier(u32),
+    WarpSync(u32),
+    Mbarrier(u32),
+    Wgmma,
+}
+
+/// Lanes of a warp that run together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Split {
+    pub(crate) pc: u32,
+    pub(crate) mask: u32,
+    node: u32,
+    pub(crate) block: Option<Block>,
+}
+
+/// A point where parts of a warp meet again.
+#[derive(Debug, Clone, Copy)]
+struct Node {
+    pc: u32,
+    /// Lanes that must arrive or exit.
+    expect: u32,
+    arrived: u32,
+    parent: u32,
+    used: bool,
+}
+
+/// One cp.async of one lane that has not been waited for.
+#[derive(Debug, Clone, Copy)]
+struct Copy16 {
+    lane: u32,
+    group: u32,
+    dst: u32,
+    bytes: u8,
+    src_bytes: u8,
+    /// Allocation and offset of the source.
+    src: (u32, u64),
+    done: bool,
+}
+
+pub(crate) struct Warp {
+    pub(crate) regs: Regs,
+    pub(crate) splits: Vec<Split>,
+    nodes: Vec<Node>,
+    /// Lanes that exist and have not exited.
+    pub(crate) live: u32,
+    valid: u32,
+    local: Vec<u8>,
+    local_init: Vec<u8>,
+    pub(crate) clocks: Vec<u32>,
+    carry: u32,
+    copies: Vec<Copy16>,
+    group: [u32; LANES],
+    /// A membar or fence was executed: atomics after it release.
+    fenced: bool,
+    /// This warp's clock at its last fence.proxy.async, and what it had learnt by then.
+    pub(crate) proxy_fence: Vec<u32>,
+    pub(crate) wgmma: WgmmaRegs,
+    /// Bulk groups committed and not waited for, copies in the open group, number of the open group.
+    pub(crate) bulk_pending: Vec<u64>,
+    pub(crate) bulk_open: u64,
+    pub(crate) bulk_next: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Barrier {
+    expected: Option<u32>,
+    arrived: u32,
+    waiting: Vec<(u32, u32)>,
+    clocks: Vec<u32>,
+    popc: u32,
+    all: bool,
+    any: bool,
+    reduction: bool,
+}
+
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    /// SplitMix64.
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+}
+
+pub(crate) struct Cta<'a> {
+    pub(crate) ctx: &'a LaunchCtx<'a>,
+    pub(crate) index: u32,
+    pub(crate) ctaid: [u32; 3],
+    pub(crate) warps: Vec<Warp>,
+    pub(crate) shared: Shared,
+    bars: Vec<Barrier>,
+    /// Destinations of barrier reductions: barrier, warp, lanes, kind, register, predicate.
+    red_results: Vec<(u32, u32, u32, BarKind, Slot, u32)>,
+    pub(crate) mbars: BTreeMap<u32, Mbarrier>,
+    pub(crate) mbar_agents: HashMap<u32, u32>,
+    pub(crate) groups: Vec<WarpGroup>,
+    pub(crate) bulk: Vec<BulkOp>,
+    pub(crate) rng: Rng,
+    pub(crate) counters: Counters,
+    pub(crate) clock_base: u32,
+    last_alloc: usize,
+    ticks: u64,
+    /// CTAs whose earlier global accesses are ordered before this one's.
+    known: HashSet<u32>,
+    /// Clocks released at an address within the CTA.
+    sync_vars: HashMap<u64, Vec<u32>>,
+    pub(crate) agents: usize,
+}
+
+/// Where an access lands.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Where {
+    Global(usize, u64),
+    Shared(usize),
+    Local(usize),
+    Param(usize),
+}
+
+/// mbarriers that can be told apart by the race check.
+pub(crate) const MBAR_AGENTS: u32 = 128;
+
+impl<'a> Cta<'a> {
+    pub(crate) fn new(ctx: &'a LaunchCtx<'a>) -> Self {
+        let p = ctx.prog;
+        let threads = ctx.block.iter().product::<u32>() as usize;
+        let nwarps = threads.div_ceil(LANES);
+        let groups = nwarps.div_ceil(4);
+        // Readers: warps, wgmma units, bulk readers. Writers only: mbarriers.
+        let readers = nwarps + if p.uses_wgmma { groups } else { 0 } + if p.uses_bulk { nwarps } else { 0 };
+        let agents = nwarps + groups + nwarps + if p.uses_mbarrier { MBAR_AGENTS as usize } else { 0 };
+        let shared_bytes = p.dynamic_shared_offset as usize + ctx.dynamic_shared as usize;
+        let shared_bytes = shared_bytes.max(p.static_shared as usize);
+        let warps = (0..nwarps)
+            .map(|_| Warp {
+                regs: Regs::new(p.slots, p.preds),
+                splits: Vec::new(),
+                nodes: Vec::new(),
+                live: 0,
+                valid: 0,
+                local: vec![0; p.local_bytes as usize * LANES],
+                local_init: vec![0; p.local_bytes as usize * LANES],
+                clocks: vec![0; agents],
+                carry: 0,
+                copies: Vec::new(),
+                group: [0; LANES],
+                fenced: false,
+                proxy_fence: vec![0; agents],
+                wgmma: WgmmaRegs::new(if p.uses_wgmma { p.slots as usize + 1 } else { 0 }),
+                bulk_pending: Vec::new(),
+                bulk_open: 0,
+                bulk_next: 0,
+            })
+            .collect();
+        Cta {
+            ctx,
+            index: 0,
+            ctaid: [0; 3],
+            warps,
+            shared: Shared::new(shared_bytes, readers, ctx.checks.races),
+            bars: vec![Barrier::default(); BARRIERS],
+            red_results: Vec::new(),
+            mbars: BTreeMap::new(),
+            mbar_agents: HashMap::new(),
+            groups: (0..groups).map(|_| WarpGroup::default()).collect(),
+            bulk: Vec::new(),
+            rng: Rng::new(0),
+            counters: Counters::default(),
+            clock_base: 0,
+            last_alloc: 0,
+            ticks: 0,
+            known: HashSet::new(),
+            sync_vars: HashMap::new(),
+            agents,
+        }
+    }
+
+    /// Number of the wgmma unit of a warpgroup, as an agent of the race check.
+    pub(crate) fn wgmma_agent(&self, group: u32) -> u32 {
+        self.warps.len() as u32 + group
+    }
+
+    /// Number of the bulk-copy reader of a warp, as an agent: after the warpgroups when the kernel has wgmma.
+    pub(crate) fn bulk_agent(&self, warp: u32) -> u32 {
+        let groups = if self.ctx.prog.uses_wgmma { self.groups.len() as u32 } else { 0 };
+        self.warps.len() as u32 + groups + warp
+    }
+
+    fn begin(&mut self, index: u32) {
+        let ctx = self.ctx;
+        let [gx, gy, _] = ctx.grid;
+        self.index = index;
+        self.ctaid = [index % gx, index / gx % gy, index / gx / gy];
+        self.rng = Rng::new(ctx.seed ^ (index as u64).wrapping_mul(0xd134_2543_de82_ef95));
+        let top = self.warps.iter().flat_map(|w| w.clocks.iter()).copied().max().unwrap_or(0);
+        let clear = top > shared::CLOCK_RESET;
+        self.clock_base = if clear { 0 } else { top + 1 };
+        self.shared.start(clear && ctx.checks.races);
+        for b in &mut self.bars {
+            *b = Barrier::default();
+        }
+        self.red_results.clear();
+        self.mbars.clear();
+        self.mbar_agents.clear();
+        self.bulk.clear();
+        self.known.clear();
+        self.sync_vars.clear();
+        for g in &mut self.groups {
+            *g = WarpGroup::default();
+        }
+        let threads = ctx.block.iter().product::<u32>();
+        for w in 0..self.warps.len() {
+            let first = w as u32 * LANES as u32;
+            let n = (threads - first).min(LANES as u32);
+            let valid = if n == 32 { !0 } else { (1u32 << n) - 1 };
+            let warp = &mut self.warps[w];
+            warp.regs.reset();
+            warp.splits.clear();
+            warp.splits.push(Split { pc: 0, mask: valid, node: NO_NODE, block: None });
+            warp.nodes.clear();
+            warp.live = valid;
+            warp.valid = valid;
+            warp.local_init.fill(0);
+            warp.clocks.fill(self.clock_base);
+            warp.clocks[w] = self.clock_base + 1;
+            warp.carry = 0;
+            warp.copies.clear();
+            warp.group = [0; LANES];
+            warp.fenced = false;
+            warp.proxy_fence.fill(self.clock_base);
+            warp.wgmma.reset();
+            warp.bulk_pending.clear();
+            warp.bulk_open = 0;
+            warp.bulk_next = 0;
+            self.constants(w);
+        }
+        self.counters.ctas += 1;
+    }
+
+    fn constants(&mut self, w: usize) {
+        let ctx = self.ctx;
+        let [bx, by, bz] = ctx.block;
+        for &(slot, wide, c) in &ctx.consts {
+            let mut v = [0u64; LANES];
+            for (lane, v) in v.iter_mut().enumerate() {
+                let t = w as u32 * LANES as u32 + lane as u32;
+                *v = match c {
+                    Const::Bits(b) => b,
+                    Const::GlobalVar(..) => 0,
+                    Const::Special(s) => u64::from(match s {
+                        Special::Tid(0) => t % bx,
+                        Special::Tid(1) => t / bx % by,
+                        Special::Tid(_) => t / bx / by,
+                        Special::Ntid(0) => bx,
+                        Special::Ntid(1) => by,
+                        Special::Ntid(_) => bz,
+                        Special::Ctaid(a) => self.ctaid[a as usize],
+                        Special::Nctaid(a) => ctx.grid[a as usize],
+                        Special::LaneId => lane as u32,
+                        Special::WarpId => w as u32,
+                        Special::NWarpId => self.warps.len() as u32,
+                        Special::LaneMask(m) => {
+                            let (eq, lt) = (1u32 << lane, (1u32 << lane) - 1);
+                            match m {
+                                Cmp2::Eq => eq,
+                                Cmp2::Lt => lt,
+                                Cmp2::Le => lt | eq,
+                                Cmp2::Ge => !lt,
+                                Cmp2::Gt => !(lt | eq),
+                            }
+                        }
+                        Special::DynamicSharedSize => ctx.dynamic_shared,
+                        Special::TotalSharedSize => self.shared.bytes.len() as u32,
+                        Special::GridId => ctx.launch,
+                        Special::SmId => self.index % 132,
+                        Special::NSmId => 132,
+                        Special::Zero => 0,
+                        Special::One => 1,
+                    }),
+                };
+            }
+            let regs = &mut self.warps[w].regs;
+            if wide {
+                regs.put64(slot, &v, !0);
+            } else {
+                regs.put32(slot, &v.map(|v| v as u32), !0);
+            }
+            regs.set_init(slot, !0, !0);
+        }
+    }
+
+    /// Runs one CTA to its end.
+    pub(crate) fn run(&mut self, index: u32) -> Exec<()> {
+        self.begin(index);
+        let random = self.ctx.seed != 0;
+        let mut next = 0usize;
+        let n = self.warps.len();
+        loop {
+            if random && !self.bulk.is_empty() && self.rng.below(4) == 0 {
+                let i = self.rng.below(self.bulk.len() as u64) as usize;
+                self.complete_bulk(i)?;
+            }
+            if random && self.rng.below(8) == 0 {
+                let w = self.rng.below(n as u64) as usize;
+                self.complete_some_copy(w);
+            }
+            // A ready part of a warp: the next in order, or any by the seed.
+            let start = if random { self.rng.below(n as u64) as usize } else { next };
+            let mut pick = None;
+            for i in 0..n {
+                let w = (start + i) % n;
+                let splits = &self.warps[w].splits;
+                let from = if random && splits.len() > 1 { self.rng.below(splits.len() as u64) as usize } else { 0 };
+                if let Some(s) =
+                    (0..splits.len()).map(|k| (from + k) % splits.len()).find(|&k| splits[k].block.is_none())
+                {
+                    pick = Some((w, s));
+                    break;
+                }
+            }
+            let Some((w, s)) = pick else {
+                if !self.bulk.is_empty() {
+                    let i = if random { self.rng.below(self.bulk.len() as u64) as usize } else { 0 };
+                    self.complete_bulk(i)?;
+                    continue;
+                }
+                if self.warps.iter().all(|w| w.splits.is_empty()) {
+                    return self.end();
+                }
+                return Err(self.deadlock());
+            };
+            let quantum = if !random {
+                QUANTUM
+            } else {
+                match self.rng.below(4) {
+                    0 => 1 + self.rng.below(4) as u32,
+                    1 => 1 + self.rng.below(64) as u32,
+                    _ => QUANTUM,
+                }
+            };
+            let split = self.warps[w].splits.swap_remove(s);
+            let before = self.counters.warp_instructions;
+            self.run_split(w, split, quantum)?;
+            let done = self.counters.warp_instructions - before;
+            self.limits(w, done)?;
+            // A part that still can run lets the others go first.
+            next = (w + 1) % n;
+        }
+    }
+
+    fn limits(&mut self, w: usize, done: u64) -> Exec<()> {
+        let ctx = self.ctx;
+        let total = ctx.executed.fetch_add(done, Relaxed) + done;
+        if ctx.stop.load(Relaxed) {
+            return Err(self.fault(w, None, NO_PC, FaultKind::TimeLimit, "stopped: another CTA failed".to_owned()));
+        }
+        if total > ctx.instruction_limit {
+            let d = format!("{} warp instructions; the limit is {}", total, ctx.instruction_limit);
+            return Err(self.fault(w, None, NO_PC, FaultKind::InstructionLimit, d));
+        }
+        if let Some(deadline) = ctx.deadline
+            && Instant::now() > deadline
+        {
+            let d = format!("after {total} warp instructions");
+            return Err(self.fault(w, None, NO_PC, FaultKind::TimeLimit, d));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Exec<()> {
+        if self.ctx.checks.asynchronous {
+            for w in 0..self.warps.len() {
+                if let Some(c) = self.warps[w].copies.first().copied() {
+                    let d = format!(
+                        "cp.async of {} bytes to shared address {:#x} was never waited for",
+                        c.bytes,
+                        c.dst + SHARED_BASE
+                    );
+                    return Err(self.fault(w, Some(c.lane), NO_PC, FaultKind::CopiesInFlightAtExit, d));
+                }
+                if !self.warps[w].bulk_pending.is_empty() || self.warps[w].bulk_open != 0 {
+                    let d = "a bulk copy from shared memory was never waited for".to_owned();
+                    return Err(self.fault(w, None, NO_PC, FaultKind::CopiesInFlightAtExit, d));
+                }
+            }
+            if let Some(b) = self.bulk_unwaited() {
+                let d = format!("a bulk copy into shared address {b:#x} was never waited for");
+                return Err(self.fault(0, None, NO_PC, FaultKind::CopiesInFlightAtExit, d));
+            }
+            if let Some(g) = self.groups.iter().position(WarpGroup::pending) {
+                let d = format!("wgmma of warpgroup {g} was never waited for");
+                return Err(self.fault(4 * g, None, NO_PC, FaultKind::CopiesInFlightAtExit, d));
+            }
+        }
+        Ok(())
+    }
+
+    fn deadlock(&self) -> Box<Fault> {
+        let mut lines = Vec::new();
+        let mut first = None;
+        for (w, warp) in self.warps.iter().enumerate() {
+            for s in &warp.splits {
+                let pc = match s.block {
+                    Some(Block::Mbarrier(_) | Block::Wgmma) => s.pc,
+                    _ => s.pc.saturating_sub(1),
+                };
+                first.get_or_insert((w, s.pc));
+                let line = self.ctx.prog.code[pc as usize].line;
+                let what = match s.block {
+                    Some(Block::Barrier(id)) => {
+                        let b = &self.bars[id as usize];
+                        let want = b.expected.map_or("all threads".to_owned(), |e| format!("{e} threads"));
+                        format!("barrier {id} ({} threads arrived of {want})", b.arrived)
+                    }
+                    Some(Block::WarpSync(m)) => format!("bar.warp.sync with mask {m:#x}"),
+                    Some(Block::Mbarrier(a)) => match self.mbars.get(&a) {
+                        Some(m) => format!(
+                            "mbarrier at {:#x} (phase {}, {} of {} arrivals pending, {} bytes expected)",
+                            a + SHARED_BASE,
+                            m.phase,
+                            m.pending,
+                            m.expected,
+                            m.tx
+                        ),
+                        None => format!("mbarrier at {:#x}, which is not initialised", a + SHARED_BASE),
+                    },
+                    Some(Block::Wgmma) => "wgmma that the other warps of its group have not issued".to_owned(),
+                    None => continue,
+                };
+                lines.push(format!("warp {w} lanes {:#x} at PTX line {line} waits for {what}", s.mask));
+            }
+            for n in warp.nodes.iter().filter(|n| n.used && n.arrived != 0) {
+                lines.push(format!("warp {w} lanes {:#x} wait to meet lanes {:#x}", n.arrived, n.expect & !n.arrived));
+            }
+        }
+        let (w, pc) = first.unwrap_or((0, NO_PC));
+        let mut f = self.fault(w, None, pc, FaultKind::Deadlock, lines.join("; "));
+        if let Some(s) = self.warps[w].splits.first()
+            && !matches!(s.block, Some(Block::Mbarrier(_) | Block::Wgmma))
+        {
+            f = self.fault(w, None, s.pc.saturating_sub(1), FaultKind::Deadlock, f.detail);
+        }
+        f
+    }
+
+    pub(crate) fn fault(&self, w: usize, lane: Option<u32>, pc: u32, kind: FaultKind, detail: String) -> Box<Fault> {
+        let ctx = self.ctx;
+        let inst = ctx.prog.code.get(pc as usize);
+        let line = inst.map_or(0, |i| i.line);
+        let instruction = if line == 0 {
+            String::new()
+        } else {
+            let start = ctx.line_starts.get(line as usize - 1).copied().unwrap_or(0);
+            let end = ctx.line_starts.get(line as usize).copied().unwrap_or(ctx.source.len());
+            ctx.source[start..end].trim().chars().take(200).collect()
+        };
+        let source = inst.and_then(|i| ctx.locs.get(i.loc as usize)).map(|&(f, l, c)| SourceLocation {
+            file: ctx.files.get(&f).cloned().unwrap_or_else(|| format!("file {f}")),
+            line: l,
+            column: c,
+        });
+        let mut operands = String::new();
+        if let (Some(_), Some(lane)) = (inst, lane) {
+            let (first, reads, _) = ctx.prog.operand_ranges[pc as usize];
+            let slots = &ctx.prog.operand_slots[first as usize..first as usize + reads as usize];
+            let regs = &self.warps[w].regs;
+            let values: Vec<String> = slots
+                .iter()
+                .take(8)
+                .map(|&s| {
+                    let wide = s != ZERO && self.is_wide(s);
+                    if regs.init(s) >> lane & 1 == 1 {
+                        format!("{:#x}", regs.lane(s, wide, lane as usize))
+                    } else {
+                        "unwritten".to_owned()
+                    }
+                })
+                .collect();
+            if !values.is_empty() {
+                operands = format!("source operands: {}", values.join(", "));
+            }
+        }
+        Box::new(Fault {
+            kind,
+            detail,
+            kernel: ctx.prog.name.clone(),
+            ptx_line: line,
+            instruction,
+            source,
+            cta: self.ctaid,
+            warp: w as u32,
+            lane,
+            operands,
+            seed: ctx.seed,
+        })
+    }
+
+    fn is_wide(&self, slot: Slot) -> bool {
+        self.ctx.prog.wide[slot as usize]
+    }
+
+    // ---- divergence ----
+
+    fn node(&mut self, w: usize, n: Node) -> u32 {
+        let nodes = &mut self.warps[w].nodes;
+        match nodes.iter().position(|n| !n.used) {
+            Some(i) => {
+                nodes[i] = n;
+                i as u32
+            }
+            None => {
+                nodes.push(n);
+                nodes.len() as u32 - 1
+            }
+        }
+    }
+
+    /// The split reached its meeting point: it waits there, or goes on with all others.
+    fn meet(&mut self, w: usize, sp: Split) -> Option<Split> {
+        let node = &mut self.warps[w].nodes[sp.node as usize];
+        node.arrived |= sp.mask;
+        if node.arrived == node.expect {
+            node.used = false;
+            return Some(Split { pc: node.pc, mask: node.expect, node: node.parent, block: None });
+        }
+        None
+    }
+
+    /// Lanes ended: no meeting point waits for them any more.
+    fn exit_lanes(&mut self, w: usize, mask: u32, node: u32) -> Exec<()> {
+        let warp = &mut self.warps[w];
+        warp.live &= !mask;
+        let mut n = node;
+        while n != NO_NODE {
+            let nd = &mut warp.nodes[n as usize];
+            nd.expect &= !mask;
+            let parent = nd.parent;
+            if nd.used && nd.expect == nd.arrived {
+                nd.used = false;
+                if nd.expect != 0 {
+                    let s = Split { pc: nd.pc, mask: nd.expect, node: parent, block: None };
+                    warp.splits.push(s);
+                }
+            }
+            n = parent;
+        }
+        self.wake_warp_sync(w);
+        if self.warps[w].live == 0 {
+            for id in 0..BARRIERS as u32 {
+                self.try_release(id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_warp_sync(&mut self, w: usize) {
+        let live = self.warps[w].live;
+        // Groups of blocked parts that name the same mask and together are all of it.
+        let masks: Vec<u32> = self.warps[w]
+            .splits
+            .iter()
+            .filter_map(|s| if let Some(Block::WarpSync(m)) = s.block { Some(m) } else { None })
+            .collect();
+        for m in masks {
+            let have =
+                self.warps[w].splits.iter().filter(|s| s.block == Some(Block::WarpSync(m))).fold(0, |a, s| a | s.mask);
+            if have == m & live {
+                for s in &mut self.warps[w].splits {
+                    if s.block == Some(Block::WarpSync(m)) {
+                        s.block = None;
+                    }
+                }
+                self.tick(w);
+            }
+        }
+    }
+
+    pub(crate) fn tick(&mut self, w: usize) {
+        self.warps[w].clocks[w] += 1;
+    }
+
+    // ---- the instruction loop ----
+
+    fn run_split(&mut self, w: usize, mut sp: Split, quantum: u32) -> Exec<()> {
+        let prog = self.ctx.prog;
+        let checks = self.ctx.checks;
+        let wgmma_checks = prog.uses_wgmma && checks.asynchronous;
+        let mut left = quantum;
+        loop {
+            if sp.node != NO_NODE && self.warps[w].nodes[sp.node as usize].pc == sp.pc {
+                match self.meet(w, sp) {
+                    Some(s) => {
+                        sp = s;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
+            if left == 0 {
+                self.warps[w].splits.push(sp);
+                return Ok(());
+            }
+            left -= 1;
+            let pc = sp.pc;
+            let inst = &prog.code[pc as usize];
+            let mut active = sp.mask;
+            if inst.guard != TRUE {
+                let regs = &self.warps[w].regs;
+                let g = inst.guard;
+                if checks.uninitialized && regs.pred_init[g.index as usize] & sp.mask != sp.mask {
+                    let lane = (sp.mask & !regs.pred_init[g.index as usize]).trailing_zeros();
+                    let d = "the guard predicate depends on a value that nobody wrote".to_owned();
+                    return Err(self.fault(w, Some(lane), pc, FaultKind::UninitializedRegister, d));
+                }
+                let p = regs.preds[g.index as usize];
+                active &= if g.negated { !p } else { p };
+            }
+            let lanes = active.count_ones() as u64;
+            let c = &mut self.counters;
+            c.warp_instructions += 1;
+            c.lane_instructions += lanes;
+            c.by_class[inst.class as usize] += lanes;
+            if active == 0 {
+                sp.pc += 1;
+                continue;
+            }
+            if wgmma_checks {
+                self.check_wgmma_registers(w, pc, inst)?;
+            }
+            match &inst.op {
+                Op::Alu { f, ty, m, d, s } => {
+                    let regs = &mut self.warps[w].regs;
+                    if checks.uninitialized && *d != SINK {
+                        let known = regs.init(s[0]) & regs.init(s[1]) & regs.init(s[2]) & regs.init(s[3]);
+                        regs.set_init(*d, active, known);
+                    }
+                    alu::execute(regs, self.ctx.simd, *f, *ty, *m, *d, s, active);
+                    if inst.flops != 0 {
+                        let n = lanes * inst.flops as u64;
+                        match ty {
+                            Ty::F64 => self.counters.f64_flops += n,
+                            Ty::F32 | Ty::F32x2 => self.counters.f32_flops += n,
+                            _ => self.counters.half_flops += n,
+                        }
+                    }
+                    if inst.class == Class::Special {
+                        self.counters.special_functions += lanes;
+                    }
+                }
+                Op::Setp { cmp, ty, ftz, combine, p, q, a, b } => {
+                    let regs = &mut self.warps[w].regs;
+                    let known = regs.init(*a) & regs.init(*b);
+                    let (lo, hi) = alu::compare(regs, *cmp, *ty, *ftz, *a, *b);
+                    let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
+                    let (mut x, mut y) = (lo, if packed { hi } else { !lo });
+                    let mut known = if checks.uninitialized { known } else { !0 };
+                    if let Some((f, c)) = combine {
+                        let v = regs.preds[c.index as usize];
+                        let v = if c.negated { !v } else { v };
+                        known &= regs.pred_init[c.index as usize];
+                        x = logic(*f, x, v);
+                        y = logic(*f, y, v);
+                    }
+                    regs.put_pred(*p, x, active, known);
+                    regs.put_pred(*q, y, active, known);
+                }
+                Op::Bra { target, reconverge } => {
+                    if active == sp.mask {
+                        sp.pc = *target;
+                        continue;
+                    }
+                    self.counters.divergent_branches += 1;
+                    let stay = sp.mask & !active;
+                    if sp.node == NO_NODE || self.warps[w].nodes[sp.node as usize].pc != *reconverge {
+                        let n = Node { pc: *reconverge, expect: sp.mask, arrived: 0, parent: sp.node, used: true };
+                        sp.node = self.node(w, n);
+                    }
+                    let taken = Split { pc: *target, mask: active, node: sp.node, block: None };
+                    let other = Split { pc: pc + 1, mask: stay, node: sp.node, block: None };
+                    let first = self.ctx.seed != 0 && self.rng.below(2) == 0;
+                    let (run, wait) = if first { (taken, other) } else { (other, taken) };
+                    // A side that starts at the meeting point has arrived already.
+                    if wait.node != NO_NODE && wait.pc == *reconverge {
+                        let done = self.meet(w, wait);
+                        debug_assert!(done.is_none());
+                    } else {
+                        self.warps[w].splits.push(wait);
+                    }
+                    sp = run;
+                    continue;
+                }
+                Op::Exit => {
+                    self.exit_lanes(w, active, sp.node)?;
+                    sp.mask &= !active;
+                    if sp.mask == 0 {
+                        return Ok(());
+                    }
+                }
+                Op::Trap => {
+                    let lane = active.trailing_zeros();
+                    return Err(self.fault(w, Some(lane), pc, FaultKind::Trap, "the kernel trapped".to_owned()));
+                }
+                Op::Unsupported(what) => {
+                    let lane = active.trailing_zeros();
+                    return Err(self.fault(w, Some(lane), pc, FaultKind::Unsupported, what.clone()));
+                }
+                Op::WarpSync { mask } => {
+                    let m = self.warps[w].regs.r32(*mask)[active.trailing_zeros() as usize];
+                    if active & !m != 0 {
+                        let d = format!("lanes {active:#x} execute it with mask {m:#x}, which has not all of them");
+                        return Err(self.fault(
+                            w,
+                            Some((active & !m).trailing_zeros()),
+                            pc,
+                            FaultKind::DivergentCollective,
+                            d,
+                        ));
+                    }
+                    sp.pc += 1;
+                    if active == m & self.warps[w].live {
+                        self.tick(w);
+                        continue;
+                    }
+                    sp.block = Some(Block::WarpSync(m));
+                    self.warps[w].splits.push(sp);
+                    self.wake_warp_sync(w);
+                    return Ok(());
+                }
+                Op::Bar { kind, aligned, id, count, has_count, d, p, a } => {
+                    let blocked = self.barrier(w, pc, active, *kind, *aligned, *id, *count, *has_count, *d, *p, *a)?;
+                    sp.pc += 1;
+                    if let Some(id) = blocked {
+                        sp.block = Some(Block::Barrier(id));
+                        self.warps[w].splits.push(sp);
+                        self.counters.barrier_waits += 1;
+                        self.try_release(id)?;
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Op::MbarWait { addr, space, p, on, blocking } => {
+                    match self.mbar_wait(w, pc, active, *addr, *space, *p, *on, *blocking)? {
+                        Some(block) => {
+                            sp.block = Some(block);
+                            self.counters.barrier_waits += 1;
+                            self.warps[w].splits.push(sp);
+                            return Ok(());
+                        }
+                        None => {
+                            sp.pc += 1;
+                            // Polling: the others go on before the next look.
+                            if !blocking {
+                                self.warps[w].splits.push(sp);
+                                return Ok(());
+                            }
+                            continue;
+                        }
+                    }
+                }
+                Op::WgmmaWait(n) => {
+                    if !self.wgmma_wait(w, pc, active, *n)? {
+                        sp.block = Some(Block::Wgmma);
+                        self.warps[w].splits.push(sp);
+                        return Ok(());
+                    }
+                }
+                Op::Nanosleep => {
+                    sp.pc += 1;
+                    self.warps[w].splits.push(sp);
+                    return Ok(());
+                }
+                op => self.other(w, pc, active, op)?,
+            }
+            sp.pc += 1;
+        }
+    }
+
+    fn other(&mut self, w: usize, pc: u32, active: u32, op: &Op) -> Exec<()> {
+        let checks = self.ctx.checks;
+        let track = checks.uninitialized;
+        match op {
+            Op::Carry { f, ty, carry_in, carry_out, d, s } => {
+                let warp = &mut self.warps[w];
+                let wide = ty.wide();
+                let bits = ty.bits();
+                let low = |v: u128| v & ((1u128 << bits) - 1);
+                let mut out = warp.carry;
+                for lane in lanes(active) {
+                    let v: [u128; 3] = std::array::from_fn(|i| warp.regs.lane(s[i], wide, lane) as u128);
+                    let cin = if *carry_in { (warp.carry >> lane & 1) as u128 } else { 0 };
+                    let signed = ty.signed();
+                    let product = || {
+                        if signed {
+                            let sx = |v: u128| ((v << (128 - bits)) as i128) >> (128 - bits);
+                            sx(v[0]).wrapping_mul(sx(v[1])) as u128
+                        } else {
+                            v[0].wrapping_mul(v[1])
+                        }
+                    };
+                    let full = match f {
+                        Alu::Add => v[0] + v[1] + cin,
+                        Alu::Sub => (1u128 << bits) + v[0] - v[1] - cin,
+                        Alu::MadLo => low(product()) + v[2] + cin,
+                        _ => low(product() >> bits) + v[2] + cin,
+                    };
+                    let carry = full >> bits != 0;
+                    // Subtraction keeps a borrow.
+                    let carry = if *f == Alu::Sub { !carry } else { carry };
+                    out = (out & !(1 << lane)) | (carry as u32) << lane;
+                    put_lane(&mut warp.regs, *d, wide, lane, low(full) as u64);
+                }
+                if *carry_out {
+                    warp.carry = out;
+                }
+                if *d != SINK {
+                    let known = warp.regs.init(s[0]) & warp.regs.init(s[1]) & warp.regs.init(s[2]);
+                    warp.regs.set_init(*d, active, known);
+                }
+            }
+            Op::Cvt { to, from, round, int_round, ftz, sat, relu, d, wide_d, s } => {
+                let regs = &mut self.warps[w].regs;
+                if *d == SINK {
+                    return Ok(());
+                }
+                let wide_a = from.wide();
+                // The conversions that kernels do most, in loops that vectorise.
+                let fast = active == !0 && !*ftz && !*sat && !*relu && *round == crate::float::Round::NearestEven;
+                if *wide_d && !wide_a && to.wide() && matches!(from, Ty::U32 | Ty::S32) && !to.is_float() {
+                    let a = *regs.r32(s[0]);
+                    let v = if *from == Ty::S32 { a.map(|x| x as i32 as i64 as u64) } else { a.map(|x| x as u64) };
+                    regs.put64(*d, &v, active);
+                } else if wide_a && !*wide_d && !from.is_float() && !to.is_float() && to.bits() == 32 && !*sat {
+                    let v = regs.r64(s[0]).map(|x| x as u32);
+                    regs.put32(*d, &v, active);
+                } else if fast && matches!(to, Ty::F16x2 | Ty::BF16x2) && *from == Ty::F32 {
+                    use crate::float::{f32_to_bf16, f32_to_f16};
+                    let (hi, lo) = (*regs.r32(s[0]), *regs.r32(s[1]));
+                    let bf = *to == Ty::BF16x2;
+                    let one =
+                        |b: u32| if bf { f32_to_bf16(f32::from_bits(b)) } else { f32_to_f16(f32::from_bits(b)) } as u32;
+                    let v = std::array::from_fn(|i| one(lo[i]) | one(hi[i]) << 16);
+                    regs.put32(*d, &v, active);
+                } else {
+                    for lane in lanes(active) {
+                        let a = regs.lane(s[0], wide_a, lane);
+                        let b = if s[1] == ZERO { 0 } else { regs.lane(s[1], false, lane) };
+                        let mut v = alu::convert(*to, *from, *round, *int_round, *ftz, *sat, *relu, a, b);
+                        // A narrow signed result fills its register with its sign.
+                        if to.signed() && to.bits() < 64 {
+                            let sh = 64 - to.bits();
+                            v = (((v << sh) as i64) >> sh) as u64;
+                        }
+                        put_lane(regs, *d, *wide_d, lane, v);
+                    }
+                }
+                let known = regs.init(s[0]) & regs.init(s[1]);
+                regs.set_init(*d, active, known);
+            }
+            Op::Pack { d, wide, bits, s, n } => {
+                let regs = &mut self.warps[w].regs;
+                let mut v = [0u64; LANES];
+                let m = (1u64 << bits) - 1;
+                for (i, &src) in s[..*n as usize].iter().enumerate() {
+                    let a = regs.r32(src);
+                    for lane in 0..LANES {
+                        v[lane] |= (a[lane] as u64 & m) << (i as u32 * bits);
+                    }
+                }
+                if *wide {
+                    regs.put64(*d, &v, active);
+                } else {
+                    regs.put32(*d, &v.map(|v| v as u32), active);
+                }
+                if *d != SINK {
+                    let known = s.iter().fold(!0, |k, &s| k & regs.init(s));
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::Unpack { a, wide, bits, d, n } => {
+                let regs = &mut self.warps[w].regs;
+                let v: [u64; LANES] = if *wide { *regs.r64(*a) } else { regs.r32(*a).map(|v| v as u64) };
+                let m = (1u64 << bits) - 1;
+                let known = regs.init(*a);
+                for (i, &dst) in d[..*n as usize].iter().enumerate() {
+                    if dst == SINK {
+                        continue;
+                    }
+                    regs.put32(dst, &v.map(|v| (v >> (i as u32 * bits) & m) as u32), active);
+                    regs.set_init(dst, active, known);
+                }
+            }
+            Op::Set { cmp, ty, to, ftz, combine, d, a, b } => {
+                let regs = &mut self.warps[w].regs;
+                let mut known = regs.init(*a) & regs.init(*b);
+                let (mut x, _) = alu::compare(regs, *cmp, *ty, *ftz, *a, *b);
+                if let Some((f, c)) = combine {
+                    let v = regs.preds[c.index as usize];
+                    known &= regs.pred_init[c.index as usize];
+                    x = logic(*f, x, if c.negated { !v } else { v });
+                }
+                let yes = if *to == Ty::F32 { 1f32.to_bits() } else { !0 };
+                regs.put32(*d, &std::array::from_fn(|i| if x >> i & 1 == 1 { yes } else { 0 }), active);
+                regs.set_init(*d, active, known);
+            }
+            Op::Testp { kind, ty, p, a } => {
+                let regs = &mut self.warps[w].regs;
+                let mut m = 0;
+                for lane in lanes(active) {
+                    let v = regs.lane(*a, ty.wide(), lane);
+                    let class =
+                        if *ty == Ty::F64 { f64::from_bits(v).classify() } else { f32::from_bits(v as u32).classify() };
+                    use std::num::FpCategory::*;
+                    let yes = match kind {
+                        0 => !matches!(class, Infinite | Nan),
+                        1 => class == Infinite,
+                        2 => class != Nan,
+                        3 => class == Nan,
+                        4 => class == Normal,
+                        _ => class == Subnormal,
+                    };
+                    m |= (yes as u32) << lane;
+                }
+                let known = regs.init(*a);
+                regs.put_pred(*p, m, active, known);
+            }
+            Op::Selp { wide, d, a, b, p } => {
+                let regs = &mut self.warps[w].regs;
+                let v = regs.preds[p.index as usize];
+                let v = if p.negated { !v } else { v };
+                let known = regs.pred_init[p.index as usize] & ((regs.init(*a) & v) | (regs.init(*b) & !v));
+                if *wide {
+                    let (x, y) = (regs.r64(*a), regs.r64(*b));
+                    let r = std::array::from_fn(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+                    regs.put64(*d, &r, active);
+                } else {
+                    let (x, y) = (regs.r32(*a), regs.r32(*b));
+                    let r = std::array::from_fn(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+                    regs.put32(*d, &r, active);
+                }
+                if *d != SINK {
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::Slct { wide, float, ftz, d, a, b, c } => {
+                let regs = &mut self.warps[w].regs;
+                let pick = |v: u32| {
+                    if *float {
+                        let f = f32::from_bits(v);
+                        (if *ftz { crate::float::ftz(f) } else { f }) >= 0.0
+                    } else {
+                        v as i32 >= 0
+                    }
+                };
+                for lane in lanes(active) {
+                    let s = if pick(regs.r32(*c)[lane]) { *a } else { *b };
+                    let v = regs.lane(s, *wide, lane);
+                    put_lane(regs, *d, *wide, lane, v);
+                }
+                let known = regs.init(*a) & regs.init(*b) & regs.init(*c);
+                if *d != SINK {
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::PredLogic { f, p, a, b } => {
+                let regs = &mut self.warps[w].regs;
+                let val = |x: &Pred| {
+                    let v = regs.preds[x.index as usize];
+                    if x.negated { !v } else { v }
+                };
+                let (x, y) = (val(a), val(b));
+                let (ka, kb) = (regs.pred_init[a.index as usize], regs.pred_init[b.index as usize]);
+                // A known false decides an `and`, a known true an `or`.
+                let known = match f {
+                    BoolOp::And => (ka & kb) | (ka & !x) | (kb & !y),
+                    BoolOp::Or => (ka & kb) | (ka & x) | (kb & y),
+                    BoolOp::Xor => ka & kb,
+                };
+                regs.put_pred(*p, logic(*f, x, y), active, known);
+            }
+            Op::Isspacep { space, p, a } => {
+                let regs = &mut self.warps[w].regs;
+                let mut m = 0;
+                for lane in lanes(active) {
+                    let window = regs.r64(*a)[lane] >> 40 << 40;
+                    let is = match space {
+                        MemSpace::Shared => window == SHARED_WINDOW,
+                        MemSpace::Local => window == LOCAL_WINDOW,
+                        MemSpace::Param => window == PARAM_WINDOW,
+                        _ => window >= 1 << 44,
+                    };
+                    m |= (is as u32) << lane;
+                }
+                let known = regs.init(*a);
+                regs.put_pred(*p, m, active, known);
+            }
+            Op::Ld(a) => self.load(w, pc, active, a)?,
+            Op::St(a) => self.store(w, pc, active, a)?,
+            Op::LocalCopy { dst, src, bytes } => {
+                let size = self.ctx.prog.local_bytes as usize;
+                let warp = &mut self.warps[w];
+                for lane in lanes(active) {
+                    let (from, to) = (lane * size + *src as usize, lane * size + *dst as usize);
+                    warp.local.copy_within(from..from + *bytes as usize, to);
+                    warp.local_init.copy_within(from..from + *bytes as usize, to);
+                }
+            }
+            Op::Prefetch | Op::GridDep | Op::SetMaxNReg { .. } => {
+                if let Op::SetMaxNReg { .. } = op {
+                    self.aligned(w, pc, active)?;
+                }
+            }
+            Op::Atom { space, op, ty, order, d, addr, b, c } => {
+                self.atomic(w, pc, active, *space, *op, *ty, *order, *d, *addr, *b, *c)?;
+            }
+            Op::Shfl { mode, d, p, a, b, c, mask } => {
+                self.members(w, pc, active, *mask)?;
+                let regs = &mut self.warps[w].regs;
+                let (av, bv, cv) = (*regs.r32(*a), *regs.r32(*b), *regs.r32(*c));
+                let src_known = regs.init(*a);
+                let mut out = av;
+                let (mut pm, mut known) = (0u32, 0u32);
+                for lane in lanes(active) {
+                    let b = bv[lane] & 31;
+                    let cval = cv[lane] & 31;
+                    let seg = cv[lane] >> 8 & 31;
+                    let l = lane as u32;
+                    let max = (l & seg) | (cval & !seg);
+                    let min = l & seg;
+                    let (j, ok) = match mode {
+                        ShflMode::Up => (l.wrapping_sub(b), l as i32 - b as i32 >= max as i32),
+                        ShflMode::Down => (l + b, l + b <= max),
+                        ShflMode::Bfly => (l ^ b, l ^ b <= max),
+                        ShflMode::Idx => (min | (b & !seg), min | (b & !seg) <= max),
+                    };
+                    let j = if ok { j & 31 } else { l };
+                    out[lane] = av[j as usize];
+                    pm |= (ok as u32) << lane;
+                    // A lane that does not take part has no value to give.
+                    if src_known & active & (1 << j) != 0 {
+                        known |= 1 << lane;
+                    }
+                }
+                regs.put32(*d, &out, active);
+                if *d != SINK {
+                    regs.set_init(*d, active, known);
+                }
+                regs.put_pred(*p, pm, active, !0);
+            }
+            Op::Vote { mode, d, p, a, mask } => {
+                let members = self.members(w, pc, active, *mask)?;
+                let regs = &mut self.warps[w].regs;
+                let v = regs.preds[a.index as usize];
+                let v = (if a.negated { !v } else { v }) & members;
+                let known = if regs.pred_init[a.index as usize] & members == members { !0 } else { 0 };
+                match mode {
+                    VoteMode::Ballot => {
+                        regs.put32(*d, &[v; LANES], active);
+                        if *d != SINK {
+                            regs.set_init(*d, active, known);
+                        }
+                    }
+                    VoteMode::All => regs.put_pred(*p, if v == members { !0 } else { 0 }, active, known),
+                    VoteMode::Any => regs.put_pred(*p, if v != 0 { !0 } else { 0 }, active, known),
+                    VoteMode::Uni => {
+                        regs.put_pred(*p, if v == members || v == 0 { !0 } else { 0 }, active, known);
+                    }
+                }
+            }
+            Op::Match { all, wide, d, p, a, mask } => {
+                let members = self.members(w, pc, active, *mask)?;
+                let regs = &mut self.warps[w].regs;
+                let mut out = [0u32; LANES];
+                let mut pm = 0;
+                for lane in lanes(active) {
+                    let me = regs.lane(*a, *wide, lane);
+                    let same = lanes(members).filter(|&l| regs.lane(*a, *wide, l) == me).fold(0u32, |m, l| m | 1 << l);
+                    if *all {
+                        let yes = same == members;
+                        out[lane] = if yes { members } else { 0 };
+                        pm |= (yes as u32) << lane;
+                    } else {
+                        out[lane] = same;
+                    }
+                }
+                let known = if regs.init(*a) & members == members { !0 } else { 0 };
+                regs.put32(*d, &out, active);
+                if *d != SINK {
+                    regs.set_init(*d, active, known);
+                }
+                regs.put_pred(*p, pm, active, known);
+            }
+            Op::Redux { op, ty, d, a, mask } => {
+                let members = self.members(w, pc, active, *mask)?;
+                let regs = &mut self.warps[w].regs;
+                let mut values = lanes(members).map(|l| regs.r32(*a)[l] as u64);
+                let first = values.next().unwrap_or(0);
+                let v = values.fold(first, |x, y| alu::atomic(*op, *ty, x, y, 0)) as u32;
+                let known = if regs.init(*a) & members == members { !0 } else { 0 };
+                regs.put32(*d, &[v; LANES], active);
+                if *d != SINK {
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::Elect { d, p, mask } => {
+                let members = self.members(w, pc, active, *mask)?;
+                let regs = &mut self.warps[w].regs;
+                let leader = members.trailing_zeros();
+                regs.put32(*d, &[leader; LANES], active);
+                if *d != SINK {
+                    regs.set_init(*d, active, !0);
+                }
+                regs.put_pred(*p, 1 << (leader & 31), active, !0);
+            }
+            Op::Activemask { d } => {
+                let regs = &mut self.warps[w].regs;
+                regs.put32(*d, &[active; LANES], active);
+                if *d != SINK {
+                    regs.set_init(*d, active, !0);
+                }
+            }
+            Op::Fence(kind) => match kind {
+                FenceKind::Memory => self.warps[w].fenced = true,
+                FenceKind::ProxyAsync => {
+                    let warp = &mut self.warps[w];
+                    warp.proxy_fence.clone_from(&warp.clocks);
+                    self.tick(w);
+                }
+                FenceKind::Other => {}
+            },
+            Op::CpAsync { dst, src, bytes, src_size, ignore } => {
+                self.cp_async(w, pc, active, *dst, *src, *bytes, *src_size, *ignore)?;
+            }
+            Op::CpAsyncCommit => {
+                for lane in lanes(active) {
+                    self.warps[w].group[lane] += 1;
+                }
+            }
+            Op::CpAsyncWait(n) => self.cp_async_wait(w, active, *n),
+            Op::CpAsyncMbarArrive { addr, no_inc } => self.cp_async_arrive(w, pc, active, *addr, *no_inc)?,
+            Op::MbarInit { addr, space, count } => self.mbar_init(w, pc, active, *addr, *space, *count)?,
+            Op::MbarInval { addr, space } => self.mbar_inval(w, pc, active, *addr, *space)?,
+            Op::MbarArrive(a) => self.mbar_arrive(w, pc, active, a)?,
+            Op::MbarTx { addr, space, tx, complete } => self.mbar_tx(w, pc, active, *addr, *space, *tx, *complete)?,
+            Op::MbarPending { d, state } => {
+                let regs = &mut self.warps[w].regs;
+                let v = regs.r64(*state).map(|s| crate::mbarrier::state_pending(s));
+                regs.put32(*d, &v, active);
+                if *d != SINK {
+                    let known = regs.init(*state);
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
+            Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
+            Op::BulkCommit => self.bulk_commit(w),
+            Op::BulkWait { pending } => self.bulk_wait(w, *pending)?,
+            Op::Mma(m) => {
+                self.aligned(w, pc, active)?;
+                if track {
+                    self.known_operands(w, pc, active)?;
+                }
+                self.mma(w, m);
+                self.counters.tensor_flops += 2 * 16 * m.n as u64 * m.k as u64;
+            }
+            Op::LdMatrix { d, n, trans, space, addr } => self.ldmatrix(w, pc, active, d, *n, *trans, *space, *addr)?,
+            Op::StMatrix { s, n, trans, space, addr } => self.stmatrix(w, pc, active, s, *n, *trans, *space, *addr)?,
+            Op::MoveMatrix { d, a } => {
+                self.aligned(w, pc, active)?;
+                let regs = &mut self.warps[w].regs;
+                let a_v = *regs.r32(*a);
+                let at = |row: usize, col: usize| (a_v[row * 4 + col / 2] >> (16 * (col & 1))) & 0xffff;
+                let v = std::array::from_fn(|t| at(2 * (t % 4), t / 4) | at(2 * (t % 4) + 1, t / 4) << 16);
+                regs.put32(*d, &v, active);
+                if *d != SINK {
+                    let known = if regs.init(*a) == !0 { !0 } else { 0 };
+                    regs.set_init(*d, active, known);
+                }
+            }
+            Op::Wgmma(g) => self.wgmma(w, pc, active, g)?,
+            Op::WgmmaFence => {
+                self.aligned(w, pc, active)?;
+                self.wgmma_fence(w);
+            }
+            Op::WgmmaCommit => {
+                self.aligned(w, pc, active)?;
+                self.wgmma_commit(w);
+            }
+            Op::Clock { d, wide, global } => {
+                self.ticks += 1;
+                let t = self.ticks * if *global { 32 } else { 8 };
+                let regs = &mut self.warps[w].regs;
+                for lane in lanes(active) {
+                    put_lane(regs, *d, *wide, lane, t);
+                }
+                if *d != SINK {
+                    regs.set_init(*d, active, !0);
+                }
+            }
+            Op::Alu { .. }
+            | Op::Setp { .. }
+            | Op::Bra { .. }
+            | Op::Exit
+            | Op::Trap
+            | Op::Unsupported(_)
+            | Op::WarpSync { .. }
+            | Op::Bar { .. }
+            | Op::MbarWait { .. }
+            | Op::WgmmaWait(_)
+            | Op::Nanosleep => unreachable!("executed by the instruction loop"),
+        }
+        Ok(())
+    }
+
+    // ---- checks of convergence and of operands ----
+
+    /// `.aligned` instructions need every live lane of the warp.
+    pub(crate) fn aligned(&self, w: usize, pc: u32, active: u32) -> Exec<()> {
+        let live = self.warps[w].live;
+        if self.ctx.checks.convergence && active != live {
+            let d = format!(
+                "lanes {active:#010x} execute it while lanes {:#010x} of the warp are elsewhere",
+                live & !active
+            );
+            return Err(self.fault(w, Some(active.trailing_zeros()), pc, FaultKind::DivergentCollective, d));
+        }
+        Ok(())
+    }
+
+    /// The lanes that take part in a `.sync` instruction.
+    fn members(&self, w: usize, pc: u32, active: u32, mask: Slot) -> Exec<u32> {
+        let warp = &self.warps[w];
+        let m = warp.regs.r32(mask);
+        let first = m[active.trailing_zeros() as usize];
+        if self.ctx.checks.convergence {
+            if let Some(lane) = lanes(active).find(|&l| m[l] != first) {
+                let d = format!("member masks {first:#x} and {:#x} in one instruction", m[lane]);
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::DivergentCollective, d));
+            }
+            if active & !first != 0 {
+                let d = format!(
+                    "lanes {active:#010x} execute it with member mask {first:#010x}, which has not all of them"
+                );
+                let lane = (active & !first).trailing_zeros();
+                return Err(self.fault(w, Some(lane), pc, FaultKind::DivergentCollective, d));
+            }
+            let missing = first & warp.live & !active;
+            if missing != 0 {
+                let d = format!("the member mask {first:#010x} names lanes {missing:#010x}, which are elsewhere");
+                return Err(self.fault(w, Some(missing.trailing_zeros()), pc, FaultKind::DivergentCollective, d));
+            }
+        }
+        Ok(first & active)
+    }
+
+    /// Every source register of the instruction must hold a written value in the active lanes.
+    pub(crate) fn known_operands(&self, w: usize, pc: u32, active: u32) -> Exec<()> {
+        let (first, reads, _) = self.ctx.prog.operand_ranges[pc as usize];
+        let regs = &self.warps[w].regs;
+        for (i, &s) in self.ctx.prog.operand_slots[first as usize..first as usize + reads as usize].iter().enumerate() {
+            let missing = active & !regs.init(s);
+            if missing != 0 {
+                let d = format!("source operand {} holds a value that nobody wrote", i + 1);
+                return Err(self.fault(w, Some(missing.trailing_zeros()), pc, FaultKind::UninitializedRegister, d));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn addresses(&self, w: usize, pc: u32, active: u32, a: Addr) -> Exec<[u64; LANES]> {
+        let regs = &self.warps[w].regs;
+        if self.ctx.checks.uninitialized {
+            let missing = active & !regs.init(a.base);
+            if missing != 0 {
+                let d = "the address depends on a value that nobody wrote".to_owned();
+                return Err(self.fault(w, Some(missing.trailing_zeros()), pc, FaultKind::UninitializedRegister, d));
+            }
+        }
+        let off = a.offset as u64;
+        Ok(if a.wide {
+            regs.r64(a.base).map(|v| v.wrapping_add(off))
+        } else {
+            regs.r32(a.base).map(|v| v.wrapping_add(off as u32) as u64)
+        })
+    }
+
+    // ---- memory ----
+
+    /// Finds the bytes of an access and checks bounds and alignment.
+    pub(crate) fn locate(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        space: MemSpace,
+        addr: u64,
+        n: u64,
+        align: u64,
+    ) -> Exec<Where> {
+        let (space, off) = match space {
+            MemSpace::Generic => match addr >> 40 {
+                1 => (MemSpace::Shared, addr - SHARED_WINDOW),
+                2 => (MemSpace::Local, addr - LOCAL_WINDOW),
+                3 => (MemSpace::Param, addr - PARAM_WINDOW),
+                _ => (MemSpace::Global, addr),
+            },
+            // A 64-bit shared address may be a generic one that lost its space, which hardware takes by its low bits.
+            s => (s, addr),
+        };
+        if !addr.is_multiple_of(align) {
+            let d = format!("address {addr:#x} is not a multiple of the access size of {align} bytes");
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Misaligned, d));
+        }
+        match space {
+            MemSpace::Shared => {
+                let o = off.wrapping_sub(SHARED_BASE as u64);
+                if self.shared.holds(o, n) && o <= u32::MAX as u64 {
+                    return Ok(Where::Shared(o as usize));
+                }
+                let size = self.shared.bytes.len();
+                let d = format!(
+                    "{n} bytes at shared address {off:#x}; the CTA's {size} bytes are at {SHARED_BASE:#x}..{:#x}",
+                    SHARED_BASE as usize + size
+                );
+                Err(self.fault(w, Some(lane as u32), pc, FaultKind::SharedOutOfBounds, d))
+            }
+            MemSpace::Local | MemSpace::Param => {
+                let local = space == MemSpace::Local;
+                let size = if local { self.ctx.prog.local_bytes as usize } else { self.ctx.params.len() };
+                if off <= size as u64 && n <= size as u64 - off {
+                    return Ok(if local {
+                        Where::Local(lane * size + off as usize)
+                    } else {
+                        Where::Param(off as usize)
+                    });
+                }
+                let name = if local { "local" } else { "parameter" };
+                let d = format!("{n} bytes at {name} address {off:#x}; the space has {size} bytes");
+                Err(self.fault(w, Some(lane as u32), pc, FaultKind::LocalOutOfBounds, d))
+            }
+            _ => {
+                let mem = self.ctx.mem;
+                let i = self.last_alloc;
+                if i < mem.len() {
+                    let a = mem.get(i);
+                    let o = addr.wrapping_sub(a.base);
+                    if o < a.len && n <= a.len - o {
+                        return Ok(Where::Global(i, o));
+                    }
+                }
+                if let Some(i) = mem.find(addr) {
+                    let a = mem.get(i);
+                    let o = addr - a.base;
+                    if n <= a.len - o {
+                        self.last_alloc = i;
+                        return Ok(Where::Global(i, o));
+                    }
+                }
+                Err(self.global_out_of_bounds(w, pc, lane, addr, n))
+            }
+        }
+    }
+
+    fn global_out_of_bounds(&self, w: usize, pc: u32, lane: usize, addr: u64, n: u64) -> Box<Fault> {
+        let mem = self.ctx.mem;
+        if let Some((b, len)) = mem.find_freed(addr) {
+            let d = format!(
+                "{n} bytes at {addr:#x}, byte {} of the allocation of {len} bytes at {b:#x}, which was freed",
+                addr - b
+            );
+            return self.fault(w, Some(lane as u32), pc, FaultKind::GlobalUseAfterFree, d);
+        }
+        let near = match mem.below(addr) {
+            Some(a) => format!(
+                "; the closest allocation below it, of {} bytes at {:#x}, ends {} bytes before",
+                a.len,
+                a.base,
+                addr.saturating_add(n).saturating_sub(a.base + a.len)
+            ),
+            None => String::new(),
+        };
+        let d = format!("{n} bytes at {addr:#x}, which is in no allocation{near}");
+        self.fault(w, Some(lane as u32), pc, FaultKind::GlobalOutOfBounds, d)
+    }
+
+    fn global_race(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        n: u64,
+        write: bool,
+        atomic: bool,
+    ) -> Exec<()> {
+        if !self.ctx.checks.races {
+            return Ok(());
+        }
+        let warp = &self.warps[w];
+        let me = memory::Access {
+            launch: self.ctx.launch & 0x3ff,
+            cta: self.index & 0x3f_ffff,
+            warp: w as u32,
+            lane: lane as u32,
+            mask: 0,
+            atomic,
+            clock: warp.clocks[w] - self.clock_base,
+        };
+        let clocks = &warp.clocks;
+        let base = self.clock_base;
+        let known = &self.known;
+        let ordered = |o: &memory::Access| {
+            if o.cta != me.cta {
+                return known.contains(&o.cta);
+            }
+            if o.clock >= memory::MAX_CLOCK {
+                return true;
+            }
+            if o.warp == me.warp {
+                return o.clock < me.clock;
+            }
+            o.clock <= clocks[o.warp as usize] - base
+        };
+        let a = self.ctx.mem.get(at.0);
+        if let Some((off, other, was_write)) = a.race(at.1, n, write, me, ordered) {
+            let d = format!(
+                "{} of {:#x} ({n} bytes) against {} by CTA {}, warp {}, lane {}, with no ordering between them",
+                if write { "write" } else { "read" },
+                a.base + off,
+                if was_write { "a write" } else { "a read" },
+                other.cta,
+                other.warp,
+                other.lane
+            );
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::GlobalRace, d));
+        }
+        Ok(())
+    }
+
+    /// Reads global memory with all checks.
+    pub(crate) fn read_global(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        out: &mut [u8],
+        atomic: bool,
+    ) -> Exec<()> {
+        let n = out.len() as u64;
+        let a = self.ctx.mem.get(at.0);
+        if self.ctx.checks.uninitialized
+            && let Some(o) = a.first_unwritten(at.1, n)
+        {
+            let d = format!("byte {o} of the allocation of {} bytes at {:#x} was never written", a.len, a.base);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedGlobal, d));
+        }
+        self.global_race(w, pc, lane, at, n, false, atomic)?;
+        self.ctx.mem.get(at.0).load(at.1, out);
+        self.counters.global_bytes_read += n;
+        Ok(())
+    }
+
+    /// Writes global memory with all checks.
+    pub(crate) fn write_global(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        data: &[u8],
+        atomic: bool,
+    ) -> Exec<()> {
+        let n = data.len() as u64;
+        let a = self.ctx.mem.get(at.0);
+        if a.read_only {
+            let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
+        }
+        self.global_race(w, pc, lane, at, n, true, atomic)?;
+        let a = self.ctx.mem.get(at.0);
+        a.store(at.1, data);
+        a.mark_written(at.1, n);
+        self.counters.global_bytes_written += n;
+        Ok(())
+    }
+
+    /// The message for a conflict in shared memory.
+    pub(crate) fn shared_conflict(&self, w: usize, pc: u32, lane: u32, c: Conflict, writing: bool) -> Box<Fault> {
+        let nw = self.warps.len() as u32;
+        let at = c.offset + SHARED_BASE;
+        let o = c.other;
+        let act = if writing { "write" } else { "read" };
+        let groups = if self.ctx.prog.uses_wgmma { self.groups.len() as u32 } else { 0 };
+        if o.agent < nw {
+            let who = if o.lane == shared::MANY {
+                format!("warp {} (several lanes)", o.agent)
+            } else {
+                format!("warp {}, lane {}", o.agent, o.lane)
+            };
+            if o.in_flight {
+                let d = format!("{act} of shared address {at:#x}, into which a cp.async of {who} is in flight");
+                return self.fault(w, Some(lane), pc, FaultKind::AsyncCopyNotWaited, d);
+            }
+            let what = if c.was_write { "the write" } else { "the read" };
+            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with no barrier between them");
+            return self.fault(w, Some(lane), pc, FaultKind::SharedRace, d);
+        }
+        if o.agent < nw + groups && !c.was_write {
+            let d =
+                format!("{act} of shared address {at:#x}, which wgmma of warpgroup {} may still read", o.agent - nw);
+            return self.fault(w, Some(lane), pc, FaultKind::AsyncReadOverwritten, d);
+        }
+        if !c.was_write {
+            let d = format!(
+                "{act} of shared address {at:#x}, which a bulk copy of warp {} may still read",
+                o.agent - nw - groups
+            );
+            return self.fault(w, Some(lane), pc, FaultKind::AsyncReadOverwritten, d);
+        }
+        let d = format!("{act} of shared address {at:#x}, into which a bulk copy writes that was not waited for");
+        self.fault(w, Some(lane), pc, FaultKind::AsyncCopyNotWaited, d)
+    }
+
+    pub(crate) fn read_shared(&mut self, w: usize, pc: u32, lane: usize, off: usize, out: &mut [u8]) -> Exec<()> {
+        let n = out.len();
+        if self.ctx.checks.races {
+            let clocks = &self.warps[w].clocks;
+            if let Some(c) = self.shared.on_read(off, n, w as u32, lane as u32, clocks, None) {
+                return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+            }
+        }
+        if self.ctx.checks.uninitialized
+            && let Some(o) = self.shared.first_unwritten(off, n)
+        {
+            let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
+        }
+        out.copy_from_slice(&self.shared.bytes[off..off + n]);
+        self.counters.shared_bytes_read += n as u64;
+        Ok(())
+    }
+
+    pub(crate) fn write_shared(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        off: usize,
+        data: &[u8],
+        known: bool,
+    ) -> Exec<()> {
+        let n = data.len();
+        if self.ctx.checks.races {
+            let clocks = &self.warps[w].clocks;
+            let same = self.shared.bytes[off..off + n] == *data;
+            let rec = shared::Record {
+                clock: clocks[w],
+                agent: w as u32,
+                lane: lane as u32,
+                mask: 0,
+                atomic: false,
+                in_flight: false,
+            };
+            if let Some(c) = self.shared.on_write(off, n, w as u32, lane as u32, clocks, same, rec) {
+                return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+            }
+        }
+        self.shared.bytes[off..off + n].copy_from_slice(data);
+        if known {
+            self.shared.mark_written(off, n);
+        }
+        self.counters.shared_bytes_written += n as u64;
+        Ok(())
+    }
+
+    fn load(&mut self, w: usize, pc: u32, active: u32, a: &Access) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, a.addr)?;
+        let n = a.bytes as usize * a.count as usize;
+        let atomic = a.order != Order::Weak;
+        let mut sectors = Sectors::default();
+        let mut banks = Banks::new(n);
+        let mut buf = [0u8; 32];
+        let mut known_mask = active;
+        for lane in lanes(active) {
+            let addr = addrs[lane];
+            let out = &mut buf[..n];
+            match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
+                Where::Global(i, off) => {
+                    self.read_global(w, pc, lane, (i, off), out, atomic)?;
+                    sectors.add(i, off, n as u64);
+                    if atomic {
+                        self.acquire(w, addr);
+                    }
+                }
+                Where::Shared(off) => {
+                    if atomic {
+                        self.read_shared_atomic(w, pc, lane, off, out)?;
+                        self.acquire(w, off as u64);
+                    } else {
+                        self.read_shared(w, pc, lane, off, out)?;
+                    }
+                    banks.add(lane, off);
+                }
+                Where::Local(off) => {
+                    let warp = &self.warps[w];
+                    out.copy_from_slice(&warp.local[off..off + n]);
+                    if warp.local_init[off..off + n].contains(&0) {
+                        known_mask &= !(1 << lane);
+                    }
+                }
+                Where::Param(off) => out.copy_from_slice(&self.ctx.params[off..off + n]),
+            }
+            let regs = &mut self.warps[w].regs;
+            let b = a.bytes as usize;
+            for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
+                if slot == SINK {
+                    continue;
+                }
+                let e = &buf[k * b..(k + 1) * b];
+                let v = match b {
+                    1 => e[0] as u64,
+                    2 => u16::from_le_bytes([e[0], e[1]]) as u64,
+                    4 => u32::from_le_bytes([e[0], e[1], e[2], e[3]]) as u64,
+                    _ => u64::from_le_bytes([e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7]]),
+                };
+                let v = if a.signed && b < 8 {
+                    let sh = 64 - 8 * b as u32;
+                    (((v << sh) as i64) >> sh) as u64
+                } else {
+                    v
+                };
+                if a.wide {
+                    regs.r64_mut(slot)[lane] = v;
+                } else {
+                    regs.r32_mut(slot)[lane] = v as u32;
+                }
+            }
+        }
+        let regs = &mut self.warps[w].regs;
+        let known = if self.ctx.checks.uninitialized { known_mask } else { !0 };
+        for &slot in &a.regs[..a.count as usize] {
+            if slot != SINK {
+                regs.set_init(slot, active, known);
+            }
+        }
+        self.count_sectors(&sectors, false);
+        self.count_banks(&banks);
+        Ok(())
+    }
+
+    fn store(&mut self, w: usize, pc: u32, active: u32, a: &Access) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, a.addr)?;
+        let n = a.bytes as usize * a.count as usize;
+        let b = a.bytes as usize;
+        let atomic = a.order != Order::Weak;
+        let mut known = !0;
+        if self.ctx.checks.uninitialized {
+            for &slot in &a.regs[..a.count as usize] {
+                known &= self.warps[w].regs.init(slot);
+            }
+        }
+        let mut sectors = Sectors::default();
+        let mut banks = Banks::new(n);
+        let mut buf = [0u8; 32];
+        for lane in lanes(active) {
+            let addr = addrs[lane];
+            let regs = &self.warps[w].regs;
+            for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
+                let v = if a.wide { regs.r64(slot)[lane] } else { regs.r32(slot)[lane] as u64 };
+                buf[k * b..(k + 1) * b].copy_from_slice(&v.to_le_bytes()[..b]);
+            }
+            let is_known = known >> lane & 1 == 1;
+            match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
+                Where::Global(i, off) => {
+                    if !is_known {
+                        let d = "the stored value depends on one that nobody wrote".to_owned();
+                        return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedRegister, d));
+                    }
+                    if atomic {
+                        self.release(w, addr, a.order);
+                    }
+                    self.write_global(w, pc, lane, (i, off), &buf[..n], atomic)?;
+                    sectors.add(i, off, n as u64);
+                }
+                Where::Shared(off) => {
+                    if atomic {
+                        self.release(w, off as u64, a.order);
+                        self.write_shared_atomic(w, pc, lane, off, &buf[..n])?;
+                    } else {
+                        self.write_shared(w, pc, lane, off, &buf[..n], is_known)?;
+                    }
+                    banks.add(lane, off);
+                }
+                Where::Local(off) => {
+                    let warp = &mut self.warps[w];
+                    warp.local[off..off + n].copy_from_slice(&buf[..n]);
+                    warp.local_init[off..off + n].fill(is_known as u8);
+                }
+                Where::Param(_) => {
+                    let d = format!("{n} bytes at parameter address {addr:#x}");
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
+                }
+            }
+        }
+        self.count_sectors(&sectors, true);
+        self.count_banks(&banks);
+        Ok(())
+    }
+
+    fn read_shared_atomic(&mut self, w: usize, pc: u32, lane: usize, off: usize, out: &mut [u8]) -> Exec<()> {
+        let n = out.len();
+        if self.ctx.checks.races
+            && let Some(other) = self.shared.last_write(off)
+            && other.in_flight
+        {
+            let c = Conflict { offset: off as u32, other, was_write: true };
+            return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+        }
+        if self.ctx.checks.uninitialized
+            && let Some(o) = self.shared.first_unwritten(off, n)
+        {
+            let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
+        }
+        out.copy_from_slice(&self.shared.bytes[off..off + n]);
+        Ok(())
+    }
+
+    fn write_shared_atomic(&mut self, w: usize, pc: u32, lane: usize, off: usize, data: &[u8]) -> Exec<()> {
+        let n = data.len();
+        if self.ctx.checks.races {
+            let clocks = &self.warps[w].clocks;
+            let rec = shared::Record {
+                clock: clocks[w],
+                agent: w as u32,
+                lane: lane as u32,
+                mask: 0,
+                atomic: true,
+                in_flight: false,
+            };
+            if let Some(c) = self.shared.on_write(off, n, w as u32, lane as u32, clocks, false, rec) {
+                return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+            }
+        }
+        self.shared.bytes[off..off + n].copy_from_slice(data);
+        self.shared.mark_written(off, n);
+        Ok(())
+    }
+
+    /// A strong write publishes what the warp did before its last fence.
+    fn release(&mut self, w: usize, addr: u64, order: Order) {
+        if !self.ctx.checks.races || !(order.releases() || self.warps[w].fenced) {
+            return;
+        }
+        let clocks = self.warps[w].clocks.clone();
+        match self.sync_vars.get_mut(&addr) {
+            Some(v) => join(v, &clocks),
+            None => {
+                self.sync_vars.insert(addr, clocks);
+            }
+        }
+        self.tick(w);
+        if addr >= 1 << 44 {
+            let mut syncs = self.ctx.syncs.lock().unwrap_or_else(|e| e.into_inner());
+            let set = syncs.entry(addr).or_default();
+            set.insert(self.index & 0x3f_ffff);
+            set.extend(&self.known);
+        }
+    }
+
+    /// A strong read learns what was published at the address.
+    fn acquire(&mut self, w: usize, addr: u64) {
+        if !self.ctx.checks.races {
+            return;
+        }
+        if let Some(v) = self.sync_vars.get(&addr) {
+            join(&mut self.warps[w].clocks, v);
+        }
+        if addr >= 1 << 44 {
+            let syncs = self.ctx.syncs.lock().unwrap_or_else(|e| e.into_inner());
+            if let Some(set) = syncs.get(&addr) {
+                self.known.extend(set);
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    fn atomic(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        space: MemSpace,
+        op: AtomOp,
+        ty: Ty,
+        order: Order,
+        d: Slot,
+        addr: Addr,
+        b: Slot,
+        c: Slot,
+    ) -> Exec<()> {
+        if self.ctx.checks.uninitialized {
+            self.known_operands(w, pc, active)?;
+        }
+        let addrs = self.addresses(w, pc, active, addr)?;
+        let n = (ty.bits() / 8) as usize;
+        let wide = ty.wide();
+        let mut sectors = Sectors::default();
+        let mut banks = Banks::new(n);
+        for lane in lanes(active) {
+            let bv = self.warps[w].regs.lane(b, wide, lane);
+            let cv = self.warps[w].regs.lane(c, wide, lane);
+            let f = |old: u64| alu::atomic(op, ty, old, bv, cv);
+            let old = match self.locate(w, pc, lane, space, addrs[lane], n as u64, n as u64)? {
+                Where::Global(i, off) => {
+                    let a = self.ctx.mem.get(i);
+                    if self.ctx.checks.uninitialized
+                        && op != AtomOp::Exch
+                        && let Some(o) = a.first_unwritten(off, n as u64)
+                    {
+                        let d =
+                            format!("byte {o} of the allocation of {} bytes at {:#x} was never written", a.len, a.base);
+                        return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedGlobal, d));
+                    }
+                    if a.read_only {
+                        let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + off);
+                        return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
+                    }
+                    self.global_race(w, pc, lane, (i, off), n as u64, true, true)?;
+                    self.release(w, addrs[lane], order);
+                    let a = self.ctx.mem.get(i);
+                    let old = a.update(off, n as u32, f);
+                    a.mark_written(off, n as u64);
+                    self.acquire(w, addrs[lane]);
+                    self.counters.global_bytes_read += n as u64;
+                    self.counters.global_bytes_written += n as u64;
+                    sectors.add(i, off, n as u64);
+                    old
+                }
+                Where::Shared(off) => {
+                    let mut v = [0u8; 8];
+                    if op == AtomOp::Exch {
+                        v[..n].copy_from_slice(&self.shared.bytes[off..off + n]);
+                    } else {
+                        self.read_shared_atomic(w, pc, lane, off, &mut v[..n])?;
+                    }
+                    let old = u64::from_le_bytes(v);
+                    self.release(w, off as u64, order);
+                    self.write_shared_atomic(w, pc, lane, off, &f(old).to_le_bytes()[..n])?;
+                    self.acquire(w, off as u64);
+                    banks.add(lane, off);
+                    old
+                }
+                _ => {
+                    let d = "atomics work on global and shared memory only".to_owned();
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+                }
+            };
+            put_lane(&mut self.warps[w].regs, d, wide, lane, old);
+            self.counters.atomics += 1;
+        }
+        if d != SINK {
+            self.warps[w].regs.set_init(d, active, !0);
+        }
+        self.count_sectors(&sectors, false);
+        self.count_sectors(&sectors, true);
+        self.count_banks(&banks);
+        Ok(())
+    }
+
+    pub(crate) fn count_sectors(&mut self, s: &Sectors, write: bool) {
+        for &(alloc, sector) in s.items() {
+            let first = self.ctx.mem.get(alloc as usize).touch(sector, write);
+            if write {
+                self.counters.global_sectors_written += 1;
+                self.counters.unique_bytes_written += 32 * first as u64;
+            } else {
+                self.counters.global_sectors_read += 1;
+                self.counters.unique_bytes_read += 32 * first as u64;
+            }
+        }
+    }
+
+    pub(crate) fn count_banks(&mut self, b: &Banks) {
+        let (waves, least) = b.wavefronts();
+        self.counters.shared_wavefronts += waves;
+        self.counters.shared_bank_conflicts += waves - least;
+    }
+
+    // ---- barriers ----
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    fn barrier(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        kind: BarKind,
+        aligned: bool,
+        id: Slot,
+        count: Slot,
+        has_count: bool,
+        d: Slot,
+        p: u32,
+        a: Pred,
+    ) -> Exec<Option<u32>> {
+        if aligned {
+            self.aligned(w, pc, active)?;
+        }
+        let lane = active.trailing_zeros();
+        let regs = &self.warps[w].regs;
+        let id = regs.r32(id)[lane as usize];
+        let bad = |this: &Self, kind, d: String| Err(this.fault(w, Some(lane), pc, kind, d));
+        if id >= BARRIERS as u32 {
+            return bad(self, FaultKind::InvalidOperand, format!("barrier {id}; 0 to 15 are accepted"));
+        }
+        let expected = if has_count {
+            let n = regs.r32(count)[lane as usize];
+            if n == 0 || !n.is_multiple_of(32) || n > 1024 {
+                return bad(
+                    self,
+                    FaultKind::InvalidOperand,
+                    format!("a thread count of {n}; multiples of 32 up to 1024 are accepted"),
+                );
+            }
+            if n > self.warps.len() as u32 * 32 {
+                let all = self.warps.len() * 32;
+                return bad(
+                    self,
+                    FaultKind::BarrierMismatch,
+                    format!("barrier {id} waits for {n} threads, the CTA has {all}"),
+                );
+            }
+            Some(n)
+        } else {
+            None
+        };
+        let reduction = matches!(kind, BarKind::RedPopc | BarKind::RedAnd | BarKind::RedOr);
+        let v = regs.preds[a.index as usize];
+        let v = (if a.negated { !v } else { v }) & active;
+        let warp = &self.warps[w];
+        let whole = active == warp.live;
+        let clocks = warp.clocks.clone();
+        let b = &mut self.bars[id as usize];
+        if b.arrived == 0 {
+            *b = Barrier { expected, reduction, all: true, ..Barrier::default() };
+            b.clocks = vec![0; clocks.len()];
+        } else if b.expected != expected {
+            let (x, y) = (b.expected, expected);
+            let show = |e: Option<u32>| e.map_or("all".to_owned(), |n| n.to_string());
+            return bad(
+                self,
+                FaultKind::BarrierMismatch,
+                format!("barrier {id} was entered for {} threads before, now for {}", show(x), show(y)),
+            );
+        } else if kind != BarKind::Arrive && b.reduction != reduction && !b.waiting.is_empty() {
+            return bad(self, FaultKind::BarrierMismatch, format!("barrier {id} is used with and without a reduction"));
+        }
+        let b = &mut self.bars[id as usize];
+        // A barrier counts warps: lanes that do not exist or have exited count with their warp.
+        b.arrived += if whole { 32 } else { active.count_ones() };
+        join(&mut b.clocks, &clocks);
+        b.popc += v.count_ones();
+        b.all &= v == active;
+        b.any |= v != 0;
+        b.reduction |= reduction;
+        let (arrived, want) = (b.arrived, expected.unwrap_or(u32::MAX));
+        self.tick(w);
+        if arrived > want {
+            return bad(
+                self,
+                FaultKind::BarrierMismatch,
+                format!("{arrived} threads arrive at barrier {id}, which waits for {want}"),
+            );
+        }
+        if kind == BarKind::Arrive {
+            self.try_release(id)?;
+            return Ok(None);
+        }
+        self.bars[id as usize].waiting.push((w as u32, active));
+        if reduction {
+            // The result is filled in at the release, which knows it.
+            if d != SINK {
+                self.warps[w].regs.set_init(d, active, !0);
+            }
+            self.red_results.push((id, w as u32, active, kind, d, p));
+        }
+        Ok(Some(id))
+    }
+
+    /// Lets everybody go who waits at a barrier that is complete.
+    fn try_release(&mut self, id: u32) -> Exec<()> {
+        let live_warps = self.warps.iter().filter(|w| w.live != 0).count() as u32;
+        let b = &self.bars[id as usize];
+        if b.arrived == 0 {
+            return Ok(());
+        }
+        let want = b.expected.unwrap_or(live_warps * 32);
+        if b.arrived < want {
+            return Ok(());
+        }
+        // All arrived and nobody waits: arrive-only barriers complete too.
+        let b = std::mem::take(&mut self.bars[id as usize]);
+        for &(w, mask) in &b.waiting {
+            let warp = &mut self.warps[w as usize];
+            join(&mut warp.clocks, &b.clocks);
+            for s in &mut warp.splits {
+                if s.block == Some(Block::Barrier(id)) && s.mask & mask != 0 {
+                    s.block = None;
+                }
+            }
+        }
+        let results: Vec<_> = self.red_results.extract_if(.., |r| r.0 == id).collect();
+        for (_, w, mask, kind, d, p) in results {
+            let regs = &mut self.warps[w as usize].regs;
+            match kind {
+                BarKind::RedPopc => regs.put32(d, &[b.popc; LANES], mask),
+                BarKind::RedAnd => regs.put_pred(p, if b.all { !0 } else { 0 }, mask, !0),
+                _ => regs.put_pred(p, if b.any { !0 } else { 0 }, mask, !0),
+            }
+        }
+        Ok(())
+    }
+
+    // ---- cp.async ----
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    fn cp_async(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        dst: Addr,
+        src: Addr,
+        bytes: u8,
+        src_size: Option<Slot>,
+        ignore: Option<Pred>,
+    ) -> Exec<()> {
+        if self.ctx.checks.uninitialized {
+            self.known_operands(w, pc, active)?;
+        }
+        let to = self.addresses(w, pc, active, dst)?;
+        let from = self.addresses(w, pc, active, src)?;
+        let mut sectors = Sectors::default();
+        let n = bytes as u64;
+        for lane in lanes(active) {
+            let mut take = n;
+            let regs = &self.warps[w].regs;
+            if let Some(s) = src_size {
+                take = regs.r32(s)[lane] as u64;
+                if take > n {
+                    let d = format!("a source size of {take} bytes; at most {n}");
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+                }
+            }
+            if let Some(p) = ignore
+                && (regs.preds[p.index as usize] >> lane & 1 == 1) != p.negated
+            {
+                take = 0;
+            }
+            let Where::Shared(off) = self.locate(w, pc, lane, MemSpace::Shared, to[lane], n, n)? else {
+                unreachable!("the space is shared")
+            };
+            if !from[lane].is_multiple_of(n) {
+                let d = format!("source address {:#x} is not a multiple of {n}", from[lane]);
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Misaligned, d));
+            }
+            let mut at = (0usize, 0u64);
+            if take != 0 {
+                let Where::Global(i, o) = self.locate(w, pc, lane, MemSpace::Global, from[lane], take, 1)? else {
+                    unreachable!("the space is global")
+                };
+                at = (i, o);
+                let mut sink = [0u8; 16];
+                self.read_global(w, pc, lane, at, &mut sink[..take as usize], false)?;
+                sectors.add(i, o, take);
+            }
+            if self.ctx.checks.races {
+                let clocks = &self.warps[w].clocks;
+                let rec = shared::Record {
+                    clock: clocks[w],
+                    agent: w as u32,
+                    lane: lane as u32,
+                    mask: 0,
+                    atomic: false,
+                    in_flight: self.ctx.checks.asynchronous,
+                };
+                if let Some(c) = self.shared.on_write(off, n as usize, w as u32, lane as u32, clocks, false, rec) {
+                    return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+                }
+            }
+            self.counters.async_copies += 1;
+            self.counters.shared_bytes_written += n;
+            // With a seed, any copy may be done at once; else it happens at its wait, the last legal moment.
+            let now = self.ctx.seed != 0 && self.rng.below(2) == 0;
+            let mut c = Copy16 {
+                lane: lane as u32,
+                group: self.warps[w].group[lane],
+                dst: off as u32,
+                bytes,
+                src_bytes: take as u8,
+                src: (at.0 as u32, at.1),
+                done: false,
+            };
+            if now {
+                self.perform_copy(&mut c);
+            } else {
+                // Until it lands, the destination holds garbage and counts as unwritten only for what reads it late.
+                c.done = false;
+            }
+            self.shared.mark_written(off, n as usize);
+            self.warps[w].copies.push(c);
+        }
+        self.count_sectors(&sectors, false);
+        Ok(())
+    }
+
+    fn perform_copy(&mut self, c: &mut Copy16) {
+        let mut buf = [0u8; 16];
+        if c.src_bytes != 0 {
+            self.ctx.mem.get(c.src.0 as usize).load(c.src.1, &mut buf[..c.src_bytes as usize]);
+        }
+        let n = c.bytes as usize;
+        self.shared.bytes[c.dst as usize..c.dst as usize + n].copy_from_slice(&buf[..n]);
+        c.done = true;
+    }
+
+    /// Adversarial time: one copy in flight lands now.
+    fn complete_some_copy(&mut self, w: usize) {
+        let n = self.warps[w].copies.len();
+        if n == 0 {
+            return;
+        }
+        let i = self.rng.below(n as u64) as usize;
+        let mut c = self.warps[w].copies[i];
+        if !c.done {
+            self.perform_copy(&mut c);
+            self.warps[w].copies[i] = c;
+        }
+    }
+
+    fn cp_async_wait(&mut self, w: usize, active: u32, n: Option<u32>) {
+        let group = self.warps[w].group;
+        self.settle_copies(w, |c| active >> c.lane & 1 == 1 && n.is_none_or(|n| c.group + n < group[c.lane as usize]));
+    }
+
+    /// Completes and forgets the copies that the predicate names.
+    pub(crate) fn settle_copies(&mut self, w: usize, which: impl Fn(&CopyView) -> bool) {
+        let mut copies = std::mem::take(&mut self.warps[w].copies);
+        let clock = self.warps[w].clocks[w];
+        copies.retain_mut(|c| {
+            if !which(&CopyView { lane: c.lane, group: c.group }) {
+                return true;
+            }
+            if !c.done {
+                self.perform_copy(c);
+            }
+            if self.ctx.checks.races {
+                let rec =
+                    shared::Record { clock, agent: w as u32, lane: c.lane, mask: 0, atomic: false, in_flight: false };
+                self.shared.settle(c.dst as usize, c.bytes as usize, rec);
+            }
+            false
+        });
+        self.warps[w].copies = copies;
+    }
+
+    /// The race check of a write to global memory by a bulk copy.
+    pub(crate) fn write_race(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        n: u64,
+        atomic: bool,
+    ) -> Exec<()> {
+        self.global_race(w, pc, lane, at, n, true, atomic)
+    }
+}
+
+/// What a wait looks at in a copy.
+pub(crate) struct CopyView {
+    pub(crate) lane: u32,
+    pub(crate) group: u32,
+}
+
+pub(crate) fn join(a: &mut [u32], b: &[u32]) {
+    for (x, y) in a.iter_mut().zip(b) {
+        *x = (*x).max(*y);
+    }
+}
+
+/// The set lanes of a mask, in order.
+pub(crate) fn lanes(mask: u32) -> impl Iterator<Item = usize> {
+    let mut m = mask;
+    std::iter::from_fn(move || {
+        if m == 0 {
+            return None;
+        }
+        let l = m.trailing_zeros() as usize;
+        m &= m - 1;
+        Some(l)
+    })
+}
+
+fn logic(f: BoolOp, a: u32, b: u32) -> u32 {
+    match f {
+        BoolOp::And => a & b,
+        BoolOp::Or => a | b,
+        BoolOp::Xor => a ^ b,
+    }
+}
+
+pub(crate) fn put_lane(regs: &mut Regs, d: Slot, wide: bool, lane: usize, v: u64) {
+    if d == SINK {
+        return;
+    }
+    if wide {
+        regs.r64_mut(d)[lane] = v;
+    } else {
+        regs.r32_mut(d)[lane] = v as u32;
+    }
+}
+
+/// The 32-byte sectors that one warp instruction touches, each once.
+#[derive(Default)]
+pub(crate) struct Sectors {
+    list: Vec<(u32, u64)>,
+}
+
+impl Sectors {
+    pub(crate) fn add(&mut self, alloc: usize, off: u64, n: u64) {
+        for s in off / 32..=(off + n - 1) / 32 {
+            let item = (alloc as u32, s);
+            // Lanes mostly go up through memory: the last ones are the likely repeats.
+            if !self.list.iter().rev().any(|x| *x == item) {
+                self.list.push(item);
+            }
+        }
+    }
+
+    pub(crate) fn items(&self) -> &[(u32, u64)] {
+        &self.list
+    }
+}
+
+/// The words of shared memory that one warp instruction touches, by bank.
+pub(crate) struct Banks {
+    bytes: usize,
+    offs: [u32; LANES],
+    mask: u32,
+}
+
+impl Banks {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Banks { bytes, offs: [0; LANES], mask: 0 }
+    }
+
+    pub(crate) fn add(&mut self, lane: usize, off: usize) {
+        self.offs[lane] = off as u32;
+        self.mask |= 1 << lane;
+    }
+
+    /// Passes taken, and the passes that conflict-free addresses would take.
+    pub(crate) fn wavefronts(&self) -> (u64, u64) {
+        if self.mask == 0 {
+            return (0, 0);
+        }
+        // 8-byte accesses go in half warps, 16-byte accesses in quarter warps.
+        let group = match self.bytes {
+            0..=4 => 32,
+            5..=8 => 16,
+            _ => 8,
+        };
+        let words = self.bytes.div_ceil(4);
+        let (mut total, mut least) = (0, 0);
+        for g in (0..LANES).step_by(group) {
+            let m = self.mask >> g & (((1u64 << group) - 1) as u32);
+            if m == 0 {
+                continue;
+            }
+            let mut seen: [u32; LANES] = [u32::MAX; LANES];
+            let mut extra: Vec<u32> = Vec::new();
+            let mut depth = [0u32; LANES];
+            for l in lanes(m) {
+                let first = self.offs[g + l] / 4;
+                for k in 0..words as u32 {
+                    let word = first + k;
+                    let bank = (word % 32) as usize;
+                    if seen[bank] == word {
+                        continue;
+                    }
+                    if seen[bank] == u32::MAX {
+                        seen[bank] = word;
+                    } else if extra.contains(&word) {
+                        continue;
+                    } else {
+                        extra.push(word);
+                    }
+                    depth[bank] += 1;
+                }
+            }
+            total += *depth.iter().max().expect("32 banks") as u64;
+            least += 1;
+        }
+        (total, least)
+    }
+}

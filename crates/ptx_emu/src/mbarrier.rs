@@ -1,0 +1,328 @@
+//! mbarriers: arrival counts, expected bytes, phases, and what a wait on them orders.
+
+use crate::error::FaultKind;
+use crate::ir::*;
+use crate::machine::{Block, Cta, Exec, MBAR_AGENTS, Where, join, lanes, put_lane};
+
+/// One mbarrier object; its 8 bytes in shared memory are opaque.
+#[derive(Debug, Clone)]
+pub(crate) struct Mbarrier {
+    /// Phases completed.
+    pub(crate) phase: u32,
+    /// Arrivals that complete a phase.
+    pub(crate) expected: u32,
+    pub(crate) pending: u32,
+    /// Bytes expected and not yet copied in this phase.
+    pub(crate) tx: i64,
+    /// What the arrivals of the phase in progress release, and of all phases before.
+    clocks: Vec<u32>,
+    done_clocks: Vec<u32>,
+    /// Its number among the agents of the race check.
+    pub(crate) agent: u32,
+    /// The phase with bulk copies that nobody has waited for.
+    pub(crate) copied_phase: Option<u32>,
+}
+
+/// The largest arrival count that the object holds.
+const MAX_COUNT: u32 = (1 << 20) - 1;
+
+/// Pending arrivals that a phase token was made with.
+pub(crate) fn state_pending(state: u64) -> u32 {
+    state as u32 & MAX_COUNT
+}
+
+impl Cta<'_> {
+    fn mbar_at(&mut self, w: usize, pc: u32, lane: usize, space: MemSpace, addr: u64) -> Exec<u32> {
+        match self.locate(w, pc, lane, space, addr, 8, 8)? {
+            Where::Shared(off) => Ok(off as u32),
+            _ => Err(self.not_shared(w, pc, lane, addr)),
+        }
+    }
+
+    pub(crate) fn mbar_misuse<T>(&self, w: usize, pc: u32, lane: usize, d: String) -> Exec<T> {
+        Err(self.fault(w, Some(lane as u32), pc, FaultKind::MbarrierMisuse, d))
+    }
+
+    /// The mbarrier at an offset, for use: it must be there, and its initialisation must be ordered before.
+    pub(crate) fn mbar_use(&mut self, w: usize, pc: u32, lane: usize, off: u32) -> Exec<&mut Mbarrier> {
+        if !self.mbars.contains_key(&off) {
+            let d = format!("no mbarrier was initialised at shared address {:#x}", off + SHARED_BASE);
+            return self.mbar_misuse(w, pc, lane, d);
+        }
+        if self.ctx.checks.races
+            && let Some(rec) = self.shared.last_write(off as usize)
+        {
+            let clocks = &self.warps[w].clocks;
+            let ordered = if rec.agent == w as u32 {
+                rec.lane == lane as u32 || rec.clock < clocks[w]
+            } else {
+                rec.clock <= clocks[rec.agent as usize]
+            };
+            if !ordered {
+                let d = format!(
+                    "the initialisation of the mbarrier at {:#x} by warp {}, lane {} is not ordered before this use",
+                    off + SHARED_BASE,
+                    rec.agent,
+                    rec.lane
+                );
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::SharedRace, d));
+            }
+        }
+        Ok(self.mbars.get_mut(&off).expect("looked up above"))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    pub(crate) fn mbar_init(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        addr: Addr,
+        space: MemSpace,
+        count: Slot,
+    ) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
+            let n = self.warps[w].regs.r32(count)[lane];
+            if n == 0 || n > MAX_COUNT {
+                let d = format!("an arrival count of {n}; 1 to {MAX_COUNT} are accepted");
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
+            if self.mbars.contains_key(&off) {
+                let d = format!("the mbarrier at {:#x} is initialised again without mbarrier.inval", off + SHARED_BASE);
+                return self.mbar_misuse(w, pc, lane, d);
+            }
+            self.write_shared(w, pc, lane, off as usize, &(n as u64).to_le_bytes(), true)?;
+            let next = self.mbar_agents.len() as u32;
+            let slot = *self.mbar_agents.entry(off).or_insert(next);
+            if slot >= MBAR_AGENTS {
+                let d = format!("more than {MBAR_AGENTS} mbarriers in a CTA");
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Unsupported, d));
+            }
+            let agent = self.agents as u32 - MBAR_AGENTS + slot;
+            // A barrier at an address used before goes on counting, so that old clocks stay below new ones.
+            let zero = vec![0; self.agents];
+            self.mbars.insert(
+                off,
+                Mbarrier {
+                    phase: 0,
+                    expected: n,
+                    pending: n,
+                    tx: 0,
+                    clocks: zero.clone(),
+                    done_clocks: zero,
+                    agent,
+                    copied_phase: None,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mbar_inval(&mut self, w: usize, pc: u32, active: u32, addr: Addr, space: MemSpace) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
+            self.mbar_use(w, pc, lane, off)?;
+            if self.bulk.iter().any(|b| b.mbar == Some(off)) {
+                let d = format!("the mbarrier at {:#x} is invalidated while copies complete on it", off + SHARED_BASE);
+                return self.mbar_misuse(w, pc, lane, d);
+            }
+            self.mbars.remove(&off);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn mbar_arrive(&mut self, w: usize, pc: u32, active: u32, a: &MbarArrive) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, a.addr)?;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, a.space, addrs[lane])?;
+            let regs = &self.warps[w].regs;
+            let n = a.count.map_or(1, |c| regs.r32(c)[lane]);
+            let tx = a.expect.map(|t| regs.r32(t)[lane]);
+            let m = self.mbar_use(w, pc, lane, off)?;
+            if let Some(tx) = tx {
+                m.tx += tx as i64;
+                if m.tx > MAX_COUNT as i64 {
+                    let d = format!("{} bytes expected; an mbarrier holds at most {MAX_COUNT}", m.tx);
+                    return self.mbar_misuse(w, pc, lane, d);
+                }
+            }
+            let state = (m.phase as u64) << 32 | m.pending as u64;
+            if a.drop {
+                m.expected = m.expected.saturating_sub(1);
+            }
+            put_lane(&mut self.warps[w].regs, a.state, true, lane, state);
+            if a.state != SINK {
+                self.warps[w].regs.set_init(a.state, 1 << lane, !0);
+            }
+            self.arrive(w, pc, lane, off, n, a.no_complete)?;
+        }
+        self.tick(w);
+        Ok(())
+    }
+
+    /// `n` arrivals, which release what the warp did so far.
+    fn arrive(&mut self, w: usize, pc: u32, lane: usize, off: u32, n: u32, no_complete: bool) -> Exec<()> {
+        let clocks = self.warps[w].clocks.clone();
+        let m = self.mbars.get_mut(&off).expect("the caller looked it up");
+        if n == 0 || n > m.pending {
+            let d = format!(
+                "{n} arrivals at the mbarrier at {:#x}, which has {} of {} pending",
+                off + SHARED_BASE,
+                m.pending,
+                m.expected
+            );
+            return self.mbar_misuse(w, pc, lane, d);
+        }
+        m.pending -= n;
+        join(&mut m.clocks, &clocks);
+        if no_complete && m.pending == 0 {
+            let d = format!("arrive.noComplete completes the phase of the mbarrier at {:#x}", off + SHARED_BASE);
+            return self.mbar_misuse(w, pc, lane, d);
+        }
+        self.try_complete(w, pc, lane, off)
+    }
+
+    /// Ends the phase when all arrivals and all bytes are there.
+    pub(crate) fn try_complete(&mut self, w: usize, pc: u32, lane: usize, off: u32) -> Exec<()> {
+        let m = self.mbars.get_mut(&off).expect("the caller looked it up");
+        if m.pending != 0 {
+            return Ok(());
+        }
+        if m.tx < 0 {
+            let d = format!(
+                "{} bytes more were copied than expect_tx announced for phase {} of the mbarrier at {:#x}",
+                -m.tx,
+                m.phase,
+                off + SHARED_BASE
+            );
+            return self.mbar_misuse(w, pc, lane, d);
+        }
+        if m.tx != 0 {
+            return Ok(());
+        }
+        m.phase += 1;
+        m.pending = m.expected;
+        let Mbarrier { clocks, done_clocks, .. } = m;
+        join(done_clocks, clocks);
+        for warp in &mut self.warps {
+            for s in &mut warp.splits {
+                if s.block == Some(Block::Mbarrier(off)) {
+                    s.block = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    pub(crate) fn mbar_tx(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        addr: Addr,
+        space: MemSpace,
+        tx: Slot,
+        complete: bool,
+    ) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
+            let n = self.warps[w].regs.r32(tx)[lane] as i64;
+            let m = self.mbar_use(w, pc, lane, off)?;
+            m.tx += if complete { -n } else { n };
+            if complete {
+                self.try_complete(w, pc, lane, off)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tests the phase; a blocking wait that finds it incomplete in every lane suspends the warp.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
+    pub(crate) fn mbar_wait(
+        &mut self,
+        w: usize,
+        pc: u32,
+        active: u32,
+        addr: Addr,
+        space: MemSpace,
+        p: u32,
+        on: WaitOn,
+        blocking: bool,
+    ) -> Exec<Option<Block>> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        let mut done = 0u32;
+        let mut first = None;
+        let mut one_address = true;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
+            one_address &= *first.get_or_insert(off) == off;
+            let regs = &self.warps[w].regs;
+            let (parity, state) = match on {
+                WaitOn::Parity(s) => (regs.r32(s)[lane], 0),
+                WaitOn::State(s) => (0, regs.r64(s)[lane]),
+            };
+            let m = self.mbar_use(w, pc, lane, off)?;
+            let yes = match on {
+                WaitOn::Parity(_) => {
+                    if parity > 1 {
+                        let d = format!("a phase parity of {parity}; 0 and 1 are accepted");
+                        return self.mbar_misuse(w, pc, lane, d);
+                    }
+                    m.phase & 1 != parity
+                }
+                WaitOn::State(_) => {
+                    let token = (state >> 32) as u32;
+                    if token > m.phase || token + 1 < m.phase {
+                        let d = format!("a token of phase {token} while phase {} is in progress", m.phase);
+                        return self.mbar_misuse(w, pc, lane, d);
+                    }
+                    token < m.phase
+                }
+            };
+            done |= (yes as u32) << lane;
+        }
+        // A try_wait may give up early at any time.
+        if self.ctx.seed != 0 && blocking && done != 0 && self.rng.below(16) == 0 {
+            self.warps[w].regs.put_pred(p, 0, active, !0);
+            return Ok(None);
+        }
+        if done == 0 && blocking && one_address {
+            return Ok(first.map(Block::Mbarrier));
+        }
+        for lane in lanes(done) {
+            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
+            let base = self.clock_base;
+            let m = self.mbars.get_mut(&off).expect("used above");
+            if m.copied_phase.is_some_and(|c| c < m.phase) {
+                m.copied_phase = None;
+            }
+            let warp = &mut self.warps[w];
+            join(&mut warp.clocks, &m.done_clocks);
+            let c = &mut warp.clocks[m.agent as usize];
+            *c = (*c).max(base + m.phase);
+        }
+        self.warps[w].regs.put_pred(p, done, active, !0);
+        Ok(None)
+    }
+
+    /// The arrival of cp.async: the emulator lets the lane's copies land now and arrives for them.
+    pub(crate) fn cp_async_arrive(&mut self, w: usize, pc: u32, active: u32, addr: Addr, no_inc: bool) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let off = self.mbar_at(w, pc, lane, MemSpace::Shared, addrs[lane])?;
+            self.settle_copies(w, |c| c.lane == lane as u32);
+            let m = self.mbar_use(w, pc, lane, off)?;
+            if !no_inc {
+                m.pending += 1;
+            }
+            self.arrive(w, pc, lane, off, 1, false)?;
+        }
+        self.tick(w);
+        Ok(())
+    }
+}

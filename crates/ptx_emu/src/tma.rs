@@ -1,0 +1,403 @@
+//! Bulk copies: cp.async.bulk and cp.async.bulk.tensor, with the moment of completion left to the scheduler.
+
+use crate::alu;
+use crate::error::FaultKind;
+use crate::ir::*;
+use crate::machine::{Cta, Exec, Where, lanes};
+use crate::shared::Record;
+use crate::tensor_map::{Swizzle, TensorDataType, TensorFill, TensorMap, TensorMapSpec};
+
+/// Up to 16 bytes of shared memory and the global bytes that belong to a part of them.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    shared: u32,
+    bytes: u8,
+    /// The part `lo..hi` lies in the tensor, from this allocation and offset on.
+    lo: u8,
+    hi: u8,
+    alloc: u32,
+    off: u64,
+}
+
+/// A bulk copy between its issue and its completion.
+#[derive(Debug, Clone)]
+pub(crate) struct BulkOp {
+    warp: usize,
+    lane: usize,
+    pc: u32,
+    pieces: Vec<Piece>,
+    fill: [u8; 16],
+    /// Loads: the mbarrier to complete on, and the bytes to count there.
+    pub(crate) mbar: Option<u32>,
+    bytes: u32,
+    /// Stores: the group.
+    group: u64,
+    reduce: Option<(AtomOp, Ty)>,
+}
+
+impl Cta<'_> {
+    pub(crate) fn bulk_copy(&mut self, w: usize, pc: u32, active: u32, b: &Bulk) -> Exec<()> {
+        if self.ctx.checks.uninitialized {
+            self.known_operands(w, pc, active)?;
+        }
+        let dst = self.addresses(w, pc, active, b.dst)?;
+        let src = self.addresses(w, pc, active, b.src)?;
+        let mbar = match b.mbar {
+            Some(m) => Some(self.addresses(w, pc, active, m)?),
+            None => None,
+        };
+        for lane in lanes(active) {
+            let n = self.warps[w].regs.r32(b.size)[lane];
+            if n % 16 != 0 || n == 0 {
+                let d = format!("a bulk copy of {n} bytes; multiples of 16 are accepted");
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
+            if b.from_shared {
+                let d = "bulk copies from shared to shared memory".to_owned();
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Unsupported, d));
+            }
+            let (sh, gl) = if b.to_global { (src[lane], dst[lane]) } else { (dst[lane], src[lane]) };
+            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, n as u64, 16)? else {
+                return Err(self.not_shared(w, pc, lane, sh));
+            };
+            let Where::Global(alloc, off) = self.locate(w, pc, lane, MemSpace::Global, gl, n as u64, 16)? else {
+                unreachable!("the space is global")
+            };
+            let pieces = (0..n / 16)
+                .map(|i| Piece {
+                    shared: s_off as u32 + 16 * i,
+                    bytes: 16,
+                    lo: 0,
+                    hi: 16,
+                    alloc: alloc as u32,
+                    off: off + 16 * i as u64,
+                })
+                .collect();
+            let m = mbar.map(|m| m[lane]);
+            self.issue_bulk(w, pc, lane, pieces, [0; 16], b, m, n)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bulk_tensor(&mut self, w: usize, pc: u32, active: u32, b: &Bulk) -> Exec<()> {
+        if self.ctx.checks.uninitialized {
+            self.known_operands(w, pc, active)?;
+        }
+        let (map, tile) = if b.to_global { (b.dst, b.src) } else { (b.src, b.dst) };
+        let maps = self.addresses(w, pc, active, map)?;
+        let tiles = self.addresses(w, pc, active, tile)?;
+        let mbar = match b.mbar {
+            Some(m) => Some(self.addresses(w, pc, active, m)?),
+            None => None,
+        };
+        for lane in lanes(active) {
+            let mut raw = [0u8; 128];
+            match self.locate(w, pc, lane, MemSpace::Generic, maps[lane], 128, 64)? {
+                Where::Global(i, off) => self.ctx.mem.get(i).load(off, &mut raw),
+                Where::Param(off) => raw.copy_from_slice(&self.ctx.params[off..off + 128]),
+                _ => {
+                    let d = format!("a tensor map at {:#x}, neither in global memory nor a parameter", maps[lane]);
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+                }
+            }
+            let Some(spec) = TensorMap::decode(&raw) else {
+                let d = format!("the 128 bytes at {:#x} are not a tensor map of the emulator", maps[lane]);
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            };
+            if spec.dims.len() != b.coords.len() {
+                let d = format!("{} coordinates for a tensor map of {} dimensions", b.coords.len(), spec.dims.len());
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
+            let regs = &self.warps[w].regs;
+            let coords: Vec<i64> = b.coords.iter().map(|&c| regs.r32(c)[lane] as i32 as i64).collect();
+            let bytes = spec.box_dims.iter().product::<u32>() * spec.data_type.bytes();
+            let align = if spec.swizzle == Swizzle::None { 16 } else { 128 };
+            let sh = tiles[lane];
+            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes as u64, align)? else {
+                return Err(self.not_shared(w, pc, lane, sh));
+            };
+            let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32)?;
+            let fill = fill_pattern(&spec);
+            let m = mbar.map(|m| m[lane]);
+            let mut b = b.clone();
+            if let Some((_, ty)) = &mut b.reduce {
+                *ty = element_type(spec.data_type);
+            }
+            self.issue_bulk(w, pc, lane, pieces, fill, &b, m, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// The 16-byte pieces of a box, swizzled, each with the part of it that lies in the tensor.
+    fn tile_pieces(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        spec: &TensorMapSpec,
+        coords: &[i64],
+        s_off: u32,
+    ) -> Exec<Vec<Piece>> {
+        let e = spec.data_type.bytes() as i64;
+        let row_bytes = spec.box_dims[0] as i64 * e;
+        let rows: u32 = spec.box_dims[1..].iter().product();
+        let mut pieces = Vec::with_capacity((rows as i64 * row_bytes / 16) as usize);
+        for r in 0..rows {
+            let mut rest = r;
+            let mut inside = true;
+            let mut row_addr = spec.address;
+            for (d, &n) in spec.box_dims[1..].iter().enumerate() {
+                let i = coords[d + 1] + (rest % n) as i64;
+                rest /= n;
+                inside &= i >= 0 && (i as u64) < spec.dims[d + 1];
+                row_addr = row_addr.wrapping_add((i as u64).wrapping_mul(spec.strides[d]));
+            }
+            for piece in 0..row_bytes / 16 {
+                let linear = s_off + (r as i64 * row_bytes + piece * 16) as u32;
+                let shared = spec.swizzle.apply(linear + SHARED_BASE) - SHARED_BASE;
+                // Bytes of the row that exist, relative to the piece.
+                let first = coords[0] * e + piece * 16;
+                let end = spec.dims[0] as i64 * e;
+                let lo = (-first).clamp(0, 16);
+                let hi = (end - first).clamp(0, 16);
+                let (lo, hi) = if inside && lo < hi { (lo as u8, hi as u8) } else { (0, 0) };
+                let (mut alloc, mut off) = (0, 0);
+                if lo < hi {
+                    let at = row_addr.wrapping_add((first + lo as i64) as u64);
+                    match self.locate(w, pc, lane, MemSpace::Global, at, (hi - lo) as u64, 1)? {
+                        Where::Global(a, o) => (alloc, off) = (a as u32, o),
+                        _ => unreachable!("the space is global"),
+                    }
+                }
+                pieces.push(Piece { shared, bytes: 16, lo, hi, alloc, off });
+            }
+        }
+        Ok(pieces)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one copy")]
+    fn issue_bulk(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        pieces: Vec<Piece>,
+        fill: [u8; 16],
+        b: &Bulk,
+        mbar: Option<u64>,
+        bytes: u32,
+    ) -> Exec<()> {
+        self.counters.async_copies += 1;
+        let mut mbar_off = None;
+        let mut sectors = crate::machine::Sectors::default();
+        if let Some(m) = mbar {
+            let Where::Shared(off) = self.locate(w, pc, lane, MemSpace::Shared, m, 8, 8)? else {
+                return Err(self.not_shared(w, pc, lane, m));
+            };
+            let base = self.clock_base;
+            let bar = self.mbar_use(w, pc, lane, off as u32)?;
+            bar.copied_phase = Some(bar.phase);
+            let record = Record {
+                clock: base + bar.phase + 1,
+                agent: bar.agent,
+                lane: 0,
+                mask: 0,
+                atomic: false,
+                in_flight: false,
+            };
+            mbar_off = Some(off as u32);
+            for p in &pieces {
+                if self.ctx.checks.races {
+                    let clocks = &self.warps[w].clocks;
+                    let (o, n) = (p.shared as usize, p.bytes as usize);
+                    if let Some(c) = self.shared.on_write(o, n, w as u32, lane as u32, clocks, false, record) {
+                        return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+                    }
+                }
+                if p.lo < p.hi {
+                    let mut sink = [0u8; 16];
+                    let n = (p.hi - p.lo) as usize;
+                    self.read_global(w, pc, lane, (p.alloc as usize, p.off), &mut sink[..n], false)?;
+                    sectors.add(p.alloc as usize, p.off, n as u64);
+                }
+            }
+            self.count_sectors(&sectors, false);
+            self.counters.shared_bytes_written += bytes as u64;
+        } else {
+            let agent = self.bulk_agent(w as u32);
+            let clock = self.clock_base + 1 + self.bulk_groups_of(w) as u32;
+            for p in &pieces {
+                let (o, n) = (p.shared as usize, p.bytes as usize);
+                self.async_read(w, pc, lane, o, n, agent, clock)?;
+                if p.lo < p.hi {
+                    let n = (p.hi - p.lo) as u64;
+                    let data = self.ctx.mem.get(p.alloc as usize);
+                    if data.read_only {
+                        let d = format!("{n} bytes at {:#x}, a constant of the module", data.base + p.off);
+                        return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
+                    }
+                    self.write_race(w, pc, lane, (p.alloc as usize, p.off), n, b.reduce.is_some())?;
+                    self.counters.global_bytes_written += n;
+                    sectors.add(p.alloc as usize, p.off, n);
+                }
+            }
+            self.count_sectors(&sectors, true);
+            self.counters.shared_bytes_read += bytes as u64;
+            self.warps[w].bulk_open += 1;
+        }
+        let group = self.bulk_groups_of(w);
+        self.bulk.push(BulkOp { warp: w, lane, pc, pieces, fill, mbar: mbar_off, bytes, group, reduce: b.reduce });
+        Ok(())
+    }
+
+    /// Number of the bulk group that the warp fills now.
+    fn bulk_groups_of(&self, w: usize) -> u64 {
+        self.warps[w].bulk_next
+    }
+
+    /// Checks and records a read of shared memory through the async proxy.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one access")]
+    pub(crate) fn async_read(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        off: usize,
+        n: usize,
+        agent: u32,
+        clock: u32,
+    ) -> Exec<()> {
+        if self.ctx.checks.races {
+            let clocks = &self.warps[w].clocks;
+            if let Some(c) = self.shared.on_read(off, n, w as u32, lane as u32, clocks, Some((agent, clock))) {
+                return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+            }
+            let nw = self.warps.len() as u32;
+            for o in (off..off + n).step_by(4) {
+                let Some(rec) = self.shared.last_write(o) else { continue };
+                let a = rec.agent as usize;
+                // The fence may be the writer's, after its write, or the reader's, after it learnt of the write.
+                if self.ctx.checks.asynchronous
+                    && rec.agent < nw
+                    && rec.clock > self.clock_base
+                    && self.warps[a].proxy_fence[a] < rec.clock
+                    && self.warps[w].proxy_fence[a] < rec.clock
+                {
+                    let d = format!(
+                        "the async proxy reads shared address {:#x}, written by warp {} with no fence.proxy.async since",
+                        o as u32 + SHARED_BASE,
+                        rec.agent
+                    );
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::MissingProxyFence, d));
+                }
+            }
+        }
+        if self.ctx.checks.uninitialized
+            && let Some(o) = self.shared.first_unwritten(off, n)
+        {
+            let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
+        }
+        Ok(())
+    }
+
+    /// Carries out one copy in flight.
+    pub(crate) fn complete_bulk(&mut self, i: usize) -> Exec<()> {
+        let op = self.bulk.swap_remove(i);
+        if let Some(m) = op.mbar {
+            for p in &op.pieces {
+                let mut data = op.fill;
+                if p.lo < p.hi {
+                    self.ctx.mem.get(p.alloc as usize).load(p.off, &mut data[p.lo as usize..p.hi as usize]);
+                }
+                let o = p.shared as usize;
+                self.shared.bytes[o..o + 16].copy_from_slice(&data);
+                self.shared.mark_written(o, 16);
+            }
+            let Some(bar) = self.mbars.get_mut(&m) else {
+                let d = format!("a copy completes on the mbarrier at {:#x}, which is gone", m + SHARED_BASE);
+                return self.mbar_misuse(op.warp, op.pc, op.lane, d);
+            };
+            bar.tx -= op.bytes as i64;
+            return self.try_complete(op.warp, op.pc, op.lane, m);
+        }
+        for p in &op.pieces {
+            if p.lo >= p.hi {
+                continue;
+            }
+            let o = p.shared as usize;
+            let data = &self.shared.bytes[o + p.lo as usize..o + p.hi as usize];
+            let a = self.ctx.mem.get(p.alloc as usize);
+            match op.reduce {
+                None => a.store(p.off, data),
+                Some((f, ty)) => {
+                    let e = (ty.bits() / 8) as usize;
+                    for (k, c) in data.chunks_exact(e).enumerate() {
+                        let mut v = [0u8; 8];
+                        v[..e].copy_from_slice(c);
+                        let b = u64::from_le_bytes(v);
+                        a.update(p.off + (k * e) as u64, e as u32, |old| alu::atomic(f, ty, old, b, 0));
+                    }
+                }
+            }
+            a.mark_written(p.off, (p.hi - p.lo) as u64);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bulk_commit(&mut self, w: usize) {
+        let warp = &mut self.warps[w];
+        warp.bulk_pending.push(warp.bulk_next);
+        warp.bulk_next += 1;
+        warp.bulk_open = 0;
+    }
+
+    /// Completes all but the last `pending` groups of the warp.
+    pub(crate) fn bulk_wait(&mut self, w: usize, pending: u32) -> Exec<()> {
+        let groups = &mut self.warps[w].bulk_pending;
+        let keep = groups.len().min(pending as usize);
+        let done: Vec<u64> = groups.drain(..groups.len() - keep).collect();
+        let Some(&last) = done.last() else { return Ok(()) };
+        while let Some(i) = self.bulk.iter().position(|b| b.mbar.is_none() && b.warp == w && b.group <= last) {
+            self.complete_bulk(i)?;
+        }
+        let agent = self.bulk_agent(w as u32) as usize;
+        self.warps[w].clocks[agent] = self.clock_base + 1 + last as u32;
+        Ok(())
+    }
+
+    /// Shared address of an mbarrier whose copies nobody waited for.
+    pub(crate) fn bulk_unwaited(&self) -> Option<u32> {
+        if let Some(b) = self.bulk.first() {
+            return Some(b.pieces.first().map_or(0, |p| p.shared) + SHARED_BASE);
+        }
+        self.mbars.iter().find(|(_, m)| m.copied_phase.is_some()).map(|(a, _)| a + SHARED_BASE)
+    }
+}
+
+fn fill_pattern(spec: &TensorMapSpec) -> [u8; 16] {
+    if spec.fill == TensorFill::Zero {
+        return [0; 16];
+    }
+    // The special NaN pattern of each type, repeated.
+    let (bits, e): (u64, usize) = match spec.data_type {
+        TensorDataType::Float32 => (0x7fff_ffff, 4),
+        TensorDataType::Float64 => (0x7fff_ffff_ffff_ffff, 8),
+        _ => (0x7fff, 2),
+    };
+    std::array::from_fn(|i| bits.to_le_bytes()[i % e])
+}
+
+fn element_type(t: TensorDataType) -> Ty {
+    match t {
+        TensorDataType::Uint8 | TensorDataType::Uint16 => Ty::U16,
+        TensorDataType::Uint32 => Ty::U32,
+        TensorDataType::Int32 => Ty::S32,
+        TensorDataType::Uint64 => Ty::U64,
+        TensorDataType::Int64 => Ty::S64,
+        TensorDataType::Float16 => Ty::F16,
+        TensorDataType::Float32 => Ty::F32,
+        TensorDataType::Float64 => Ty::F64,
+        TensorDataType::Bfloat16 => Ty::BF16,
+    }
+}

@@ -1,0 +1,442 @@
+//! Warpgroup matrix instructions: asynchronous products of tiles in shared memory and registers.
+
+use std::collections::VecDeque;
+
+use crate::alu::LANES;
+use crate::error::FaultKind;
+use crate::float::*;
+use crate::ir::*;
+use crate::machine::{Block, Cta, Exec};
+use crate::mma::element;
+use crate::tensor_map::Swizzle;
+
+/// What one warp gave when it issued its quarter.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    pc: u32,
+    a: u64,
+    b: u64,
+    accumulate: bool,
+}
+
+/// The operations of one warpgroup in order of issue.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WarpGroup {
+    ops: VecDeque<[Option<Part>; 4]>,
+    /// Number of the first operation in `ops`: all before are carried out.
+    done: u64,
+    /// Operations issued by each warp.
+    issued: [u64; 4],
+    /// Ends of each warp's committed groups that it has not waited for.
+    groups: [VecDeque<u64>; 4],
+    /// Operations that each warp has waited for.
+    waited: [u64; 4],
+}
+
+impl WarpGroup {
+    /// Whether operations were issued that no warp waited for.
+    pub(crate) fn pending(&self) -> bool {
+        (0..4).any(|i| self.waited[i] < self.issued[i])
+    }
+}
+
+/// Registers of a warp as `wgmma` sees them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct WgmmaRegs {
+    /// For each slot: the operation after which it is free as an accumulator, as an A operand.
+    busy_d: Vec<u64>,
+    busy_a: Vec<u64>,
+    /// For each slot: the fence period in which another instruction wrote it.
+    written: Vec<u64>,
+    /// Fences executed.
+    fences: u64,
+}
+
+impl WgmmaRegs {
+    pub(crate) fn new(slots: usize) -> Self {
+        WgmmaRegs { busy_d: vec![0; slots], busy_a: vec![0; slots], written: vec![0; slots], fences: 0 }
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.busy_d.fill(0);
+        self.busy_a.fill(0);
+        self.written.fill(0);
+        self.fences = 0;
+    }
+}
+
+/// A matrix in shared memory by its descriptor.
+#[derive(Debug, Clone, Copy)]
+struct Matrix {
+    start: u32,
+    leading: u32,
+    stride: u32,
+    swizzle: Swizzle,
+    /// Bytes of an element.
+    e: u32,
+    /// The rows (of A) or columns (of B) are contiguous, not k.
+    mn_major: bool,
+}
+
+impl Matrix {
+    fn new(desc: u64, e: u32, mn_major: bool) -> Self {
+        Matrix {
+            start: (desc as u32 & 0x3fff) << 4,
+            leading: ((desc >> 16) as u32 & 0x3fff) << 4,
+            stride: ((desc >> 32) as u32 & 0x3fff) << 4,
+            swizzle: match desc >> 62 {
+                0 => Swizzle::None,
+                1 => Swizzle::Bytes128,
+                2 => Swizzle::Bytes64,
+                _ => Swizzle::Bytes32,
+            },
+            e,
+            mn_major,
+        }
+    }
+
+    /// Shared address of element (`mn`, `k`), in the canonical layouts of the PTX ISA.
+    #[inline]
+    fn address(&self, mn: u32, k: u32) -> u32 {
+        let span = match self.swizzle {
+            Swizzle::None => 16,
+            Swizzle::Bytes32 => 32,
+            Swizzle::Bytes64 => 64,
+            Swizzle::Bytes128 => 128,
+        };
+        let linear = if self.mn_major {
+            let per = span / self.e;
+            let (outer_mn, outer_k) =
+                if self.swizzle == Swizzle::None { (self.stride, self.leading) } else { (self.leading, self.stride) };
+            mn / per * outer_mn + k / 8 * outer_k + k % 8 * span + mn % per * self.e
+        } else {
+            let kb = k * self.e;
+            if self.swizzle == Swizzle::None {
+                mn / 8 * self.stride + kb / 16 * self.leading + mn % 8 * 16 + kb % 16
+            } else {
+                mn / 8 * self.stride + mn % 8 * span + kb
+            }
+        };
+        self.swizzle.apply(self.start.wrapping_add(linear))
+    }
+}
+
+impl Cta<'_> {
+    /// Registers of asynchronous operations must not be touched; other writes are noted for the fence check.
+    pub(crate) fn check_wgmma_registers(&mut self, w: usize, pc: u32, inst: &Inst) -> Exec<()> {
+        if matches!(inst.op, Op::Wgmma(_)) {
+            return Ok(());
+        }
+        let (first, reads, writes) = self.ctx.prog.operand_ranges[pc as usize];
+        let slots = &self.ctx.prog.operand_slots[first as usize..];
+        let waited = self.groups[w / 4].waited[w % 4];
+        let regs = &mut self.warps[w].wgmma;
+        for (i, &s) in slots[..(reads + writes) as usize].iter().enumerate() {
+            let write = i >= reads as usize;
+            let s = s as usize;
+            if regs.busy_d[s] > waited || (write && regs.busy_a[s] > waited) {
+                let role = if regs.busy_d[s] > waited { "an accumulator" } else { "an A operand" };
+                let act = if write { "writes" } else { "reads" };
+                let d = format!("the instruction {act} a register that is {role} of wgmma in flight");
+                return Err(self.fault(w, None, pc, FaultKind::WgmmaRegisterInFlight, d));
+            }
+            if write {
+                regs.written[s] = regs.fences + 1;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wgmma_fence(&mut self, w: usize) {
+        self.warps[w].wgmma.fences += 1;
+    }
+
+    pub(crate) fn wgmma(&mut self, w: usize, pc: u32, active: u32, g: &Wgmma) -> Exec<()> {
+        self.aligned(w, pc, active)?;
+        let (group, quarter) = (w / 4, w % 4);
+        if self.warps.len() < 4 * group + 4 {
+            let d = format!("warpgroup {group} has only {} warps", self.warps.len() - 4 * group);
+            return Err(self.fault(w, None, pc, FaultKind::InvalidOperand, d));
+        }
+        let regs = &self.warps[w].regs;
+        let accumulate = regs.preds[g.scale_d.index as usize] & 1 != 0;
+        let accumulate = accumulate != g.scale_d.negated;
+        let desc_a = match g.a {
+            WgmmaA::Desc(s) => regs.r64(s)[0],
+            WgmmaA::Regs(_) => 0,
+        };
+        let desc_b = regs.r64(g.b)[0];
+        let index = self.groups[group].issued[quarter];
+        if self.ctx.checks.asynchronous {
+            let r = &self.warps[w].wgmma;
+            let stale = |s: Slot| r.fences == 0 || r.written[s as usize] == r.fences + 1;
+            let a_regs: &[Slot] = if let WgmmaA::Regs(a) = &g.a { a } else { &[] };
+            if let Some(s) = g.d.iter().chain(a_regs).find(|&&s| stale(s)) {
+                let what = if a_regs.contains(s) { "an A operand" } else { "an accumulator" };
+                let d = format!("{what} was written, or never used by wgmma, with no wgmma.fence since");
+                return Err(self.fault(w, None, pc, FaultKind::MissingWgmmaFence, d));
+            }
+        }
+        if self.ctx.checks.uninitialized {
+            let regs = &self.warps[w].regs;
+            let a_regs: &[Slot] = if let WgmmaA::Regs(a) = &g.a { a } else { &[] };
+            let d_regs: &[Slot] = if accumulate { &g.d } else { &[] };
+            if let Some(&s) = a_regs.iter().chain(d_regs).find(|&&s| regs.init(s) != !0) {
+                let lane = (!regs.init(s)).trailing_zeros();
+                let what = if a_regs.contains(&s) { "A operand" } else { "accumulator" };
+                let d = format!("an {what} register holds a value that nobody wrote");
+                return Err(self.fault(w, Some(lane), pc, FaultKind::UninitializedRegister, d));
+            }
+        }
+        // What the operation will read of shared memory, checked and recorded now: it may be read from here on.
+        let agent = self.wgmma_agent(group as u32);
+        let clock = self.clock_base + 1 + index as u32;
+        let e = g.a_ty.bits() / 8;
+        if let WgmmaA::Desc(_) = g.a {
+            let m = Matrix::new(desc_a, e, g.trans_a);
+            self.check_matrix(w, pc, &m, 16 * quarter as u32, 16, g.k, agent, clock)?;
+        }
+        let m = Matrix::new(desc_b, e, g.trans_b);
+        self.check_matrix(w, pc, &m, 0, g.n, g.k, agent, clock)?;
+        let wg = &mut self.warps[w].wgmma;
+        for &s in &g.d {
+            wg.busy_d[s as usize] = index + 1;
+        }
+        if let WgmmaA::Regs(a) = &g.a {
+            for &s in a {
+                wg.busy_a[s as usize] = index + 1;
+            }
+        }
+        for &s in &g.d {
+            self.warps[w].regs.set_init(s, !0, !0);
+        }
+        let grp = &mut self.groups[group];
+        let at = (index - grp.done) as usize;
+        while grp.ops.len() <= at {
+            grp.ops.push_back([None; 4]);
+        }
+        grp.ops[at][quarter] = Some(Part { pc, a: desc_a, b: desc_b, accumulate });
+        grp.issued[quarter] += 1;
+        self.counters.tensor_flops += 2 * 16 * g.n as u64 * g.k as u64;
+        for v in 4 * group..4 * group + 4 {
+            for s in &mut self.warps[v].splits {
+                if s.block == Some(Block::Wgmma) {
+                    s.block = None;
+                }
+            }
+        }
+        if self.ctx.seed != 0 && self.rng.below(2) == 0 {
+            let ready = self.issued_by_all(group);
+            self.carry_out(group, ready)?;
+        }
+        Ok(())
+    }
+
+    fn issued_by_all(&self, group: usize) -> u64 {
+        self.groups[group].issued.iter().copied().min().unwrap_or(0)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one operand")]
+    fn check_matrix(
+        &mut self,
+        w: usize,
+        pc: u32,
+        m: &Matrix,
+        first: u32,
+        count: u32,
+        k: u32,
+        agent: u32,
+        clock: u32,
+    ) -> Exec<()> {
+        // Pieces of 16 bytes along the contiguous side are never split by a swizzle.
+        let per = 16 / m.e;
+        let mut check = |mn: u32, kk: u32| {
+            let addr = m.address(mn, kk);
+            let off = addr.wrapping_sub(SHARED_BASE) as u64;
+            if addr < SHARED_BASE || !self.shared.holds(off, 16) {
+                let d = format!("the descriptor reaches shared address {addr:#x}, outside of the CTA's memory");
+                return Err(self.fault(w, None, pc, FaultKind::SharedOutOfBounds, d));
+            }
+            self.async_read(w, pc, 0, off as usize, 16, agent, clock)
+        };
+        if m.mn_major {
+            for kk in 0..k {
+                for mn in (first..first + count).step_by(per as usize) {
+                    check(mn, kk)?;
+                }
+            }
+        } else {
+            for mn in first..first + count {
+                for kk in (0..k).step_by(per as usize) {
+                    check(mn, kk)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wgmma_commit(&mut self, w: usize) {
+        let g = &mut self.groups[w / 4];
+        let end = g.issued[w % 4];
+        g.groups[w % 4].push_back(end);
+    }
+
+    /// Waits until at most `n` groups of the warp are pending; false when the other warps have not issued yet.
+    pub(crate) fn wgmma_wait(&mut self, w: usize, pc: u32, active: u32, n: u32) -> Exec<bool> {
+        self.aligned(w, pc, active)?;
+        let (group, quarter) = (w / 4, w % 4);
+        let g = &self.groups[group];
+        let groups = &g.groups[quarter];
+        if groups.len() <= n as usize {
+            return Ok(true);
+        }
+        let target = groups[groups.len() - 1 - n as usize];
+        if self.issued_by_all(group) < target {
+            return Ok(false);
+        }
+        self.carry_out(group, target)?;
+        let agent = self.wgmma_agent(group as u32) as usize;
+        let g = &mut self.groups[group];
+        while g.groups[quarter].len() > n as usize {
+            g.groups[quarter].pop_front();
+        }
+        g.waited[quarter] = g.waited[quarter].max(target);
+        let c = &mut self.warps[w].clocks[agent];
+        *c = (*c).max(self.clock_base + target as u32);
+        Ok(true)
+    }
+
+    /// Carries out the operations of the group before number `end`, all four quarters of each.
+    fn carry_out(&mut self, group: usize, end: u64) -> Exec<()> {
+        while self.groups[group].done < end {
+            let Some(parts) = self.groups[group].ops.pop_front() else { break };
+            self.groups[group].done += 1;
+            for (quarter, p) in parts.iter().enumerate() {
+                if let Some(p) = p {
+                    self.quarter(4 * group + quarter, quarter as u32, p)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The 16 rows of one warp.
+    fn quarter(&mut self, w: usize, quarter: u32, p: &Part) -> Exec<()> {
+        let prog = self.ctx.prog;
+        let Op::Wgmma(g) = &prog.code[p.pc as usize].op else { unreachable!("parts are made by wgmma") };
+        let (n, k) = (g.n as usize, g.k as usize);
+        let bits = g.a_ty.bits();
+        let e = bits / 8;
+        let mut a = [[0f32; 32]; 16];
+        match &g.a {
+            WgmmaA::Regs(regs) => {
+                let per = (32 / bits) as usize;
+                let field = if bits == 32 { !0 } else { (1u32 << bits) - 1 };
+                for (r, &s) in regs.iter().enumerate() {
+                    let v = self.warps[w].regs.r32(s);
+                    for lane in 0..LANES {
+                        for i in 0..per {
+                            let x = element(v[lane] >> (i as u32 * bits) & field, g.a_ty);
+                            a[lane / 4 + 8 * (r & 1)][lane % 4 * per + i + 4 * per * (r >> 1)] = x;
+                        }
+                    }
+                }
+            }
+            WgmmaA::Desc(_) => {
+                let m = Matrix::new(p.a, e, g.trans_a);
+                for (r, row) in a.iter_mut().enumerate() {
+                    for (kk, x) in row[..k].iter_mut().enumerate() {
+                        *x = self.shared_element(&m, 16 * quarter + r as u32, kk as u32, g.a_ty);
+                    }
+                }
+            }
+        }
+        if g.neg_a != g.neg_b {
+            a.iter_mut().flatten().for_each(|x| *x = -*x);
+        }
+        let m = Matrix::new(p.b, e, g.trans_b);
+        let mut b = vec![[0f32; 256]; k];
+        for (kk, row) in b.iter_mut().enumerate() {
+            for (nn, x) in row[..n].iter_mut().enumerate() {
+                *x = self.shared_element(&m, nn as u32, kk as u32, g.b_ty);
+            }
+        }
+        let half = g.acc == Ty::F16;
+        let regs = &mut self.warps[w].regs;
+        let mut acc = vec![[0f32; 256]; 16];
+        if p.accumulate {
+            for (i, &s) in g.d.iter().enumerate() {
+                let v = regs.r32(s);
+                for lane in 0..LANES {
+                    let col = 2 * (lane % 4);
+                    if half {
+                        let row = &mut acc[lane / 4 + 8 * (i % 2)];
+                        row[8 * (i / 2) + col] = f16_to_f32(v[lane] as u16);
+                        row[8 * (i / 2) + col + 1] = f16_to_f32((v[lane] >> 16) as u16);
+                    } else {
+                        acc[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + col + i % 2] = f32::from_bits(v[lane]);
+                    }
+                }
+            }
+        }
+        multiply_any(self.ctx.simd, &mut acc, &a, &b, n, k);
+        for (i, &s) in g.d.iter().enumerate() {
+            let v: [u32; LANES] = std::array::from_fn(|lane| {
+                let col = 2 * (lane % 4);
+                if half {
+                    let row = &acc[lane / 4 + 8 * (i % 2)];
+                    f32_to_f16(row[8 * (i / 2) + col]) as u32 | (f32_to_f16(row[8 * (i / 2) + col + 1]) as u32) << 16
+                } else {
+                    canon(acc[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + col + i % 2]).to_bits()
+                }
+            });
+            regs.put32(s, &v, !0);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn shared_element(&self, m: &Matrix, mn: u32, k: u32, ty: Ty) -> f32 {
+        let o = (m.address(mn, k) - SHARED_BASE) as usize;
+        let b = &self.shared.bytes;
+        let bits = match m.e {
+            1 => b[o] as u32,
+            2 => u16::from_le_bytes([b[o], b[o + 1]]) as u32,
+            _ => u32::from_le_bytes([b[o], b[o + 1], b[o + 2], b[o + 3]]),
+        };
+        element(bits, ty)
+    }
+}
+
+#[inline(always)]
+fn multiply(acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
+    for (row, arow) in acc.iter_mut().zip(a) {
+        for block in (0..n).step_by(8) {
+            let mut c: [f32; 8] = row[block..block + 8].try_into().expect("n is a multiple of 8");
+            for (x, brow) in arow[..k].iter().zip(b) {
+                let bb: &[f32; 8] = brow[block..block + 8].try_into().expect("n is a multiple of 8");
+                for i in 0..8 {
+                    c[i] += x * bb[i];
+                }
+            }
+            row[block..block + 8].copy_from_slice(&c);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn multiply_avx2(acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
+    multiply(acc, a, b, n, k);
+}
+
+fn multiply_any(simd: bool, acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if simd {
+        // SAFETY: `simd` is only true when the processor has AVX2.
+        unsafe { multiply_avx2(acc, a, b, n, k) };
+        return;
+    }
+    let _ = simd;
+    multiply(acc, a, b, n, k);
+}
