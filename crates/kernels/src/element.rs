@@ -293,6 +293,8 @@ impl Element for f32 {
         let b = [b.window(b_row + lane % 4 * 2, 0), b.window(b_row + lane % 4 * 2 + 1, 0)];
         // One panel at a time, rolled: unrolled over 256 dims the body would not fit the instruction cache.
         for panel in 0..math::opaque((D / (F32_PANEL_CHUNKS * F32_CHUNK)) as u32) as usize {
+            // Summed on its own before it joins the rest: with the long chain of 256 dims in pieces of 32, rounding errors shrink.
+            let mut part = RegTile::<M, N>::zero();
             for chunk in 0..F32_PANEL_CHUNKS {
                 let chunk = panel * F32_PANEL_CHUNKS + chunk;
                 let mut a_values = [[[0.0; 4]; 2]; M];
@@ -308,7 +310,7 @@ impl Element for f32 {
                         let b = unsafe { shared::load_f32x4(b.at(8 * n, chunk)) };
                         for m in 0..M {
                             for half in 0..2 {
-                                let d = &mut acc.0[m][n][2 * half + col];
+                                let d = &mut part.0[m][n][2 * half + col];
                                 for i in 0..4 {
                                     *d = math::fma(a_values[m][half][i], b[i], *d);
                                 }
@@ -317,6 +319,7 @@ impl Element for f32 {
                     }
                 }
             }
+            acc.add(&part);
         }
     }
 

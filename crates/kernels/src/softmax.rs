@@ -13,8 +13,10 @@ pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>) ->
     let mut max = RowValues::splat(f32::NEG_INFINITY);
     for m in 0..M {
         for n in 0..N {
-            for i in 0..4 {
-                max.0[m][i / 2] = math::max(max.0[m][i / 2], scores.0[m][n][i]);
+            for half in 0..2 {
+                // Neighbours first: the chain through the running value is half as long.
+                let pair = math::max(scores.0[m][n][2 * half], scores.0[m][n][2 * half + 1]);
+                max.0[m][half] = math::max(max.0[m][half], pair);
             }
         }
     }
@@ -39,10 +41,13 @@ pub fn exponentiate<const M: usize, const N: usize>(
     let mut sum = RowValues::splat(0.0);
     for m in 0..M {
         for n in 0..N {
+            let p = &mut scores.0[m][n];
             for i in 0..4 {
-                let p = math::exp2(math::fma(scores.0[m][n][i], scale_log2, offset.0[m][i / 2]));
-                scores.0[m][n][i] = p;
-                sum.0[m][i / 2] += p;
+                p[i] = math::exp2(math::fma(p[i], scale_log2, offset.0[m][i / 2]));
+            }
+            for half in 0..2 {
+                // Neighbours first: the chain through the running value is half as long.
+                sum.0[m][half] += p[2 * half] + p[2 * half + 1];
             }
         }
     }

@@ -232,6 +232,18 @@ impl<const M: usize, const N: usize> RegTile<M, N> {
         }
     }
 
+    /// `self += other`.
+    #[inline(always)]
+    pub fn add(&mut self, other: &Self) {
+        for m in 0..M {
+            for n in 0..N {
+                for i in 0..4 {
+                    self.0[m][n][i] += other.0[m][n][i];
+                }
+            }
+        }
+    }
+
     /// `self += other`, row by row times `factors`.
     #[inline(always)]
     pub fn add_scaled_rows(&mut self, other: &Self, factors: &RowValues<M>) {
