@@ -132,10 +132,26 @@ impl Regs {
     }
 }
 
+/// A function of each lane. A plain loop: the closures of `array::map` and `array::from_fn` are not inlined in time for the
+/// loop to vectorise (three times the time on the attention kernels, by `cargo bench -p ptx_emu`).
+#[inline(always)]
+pub(crate) fn each<T: Copy + Default>(f: impl Fn(usize) -> T) -> [T; LANES] {
+    let mut v = [T::default(); LANES];
+    for (i, x) in v.iter_mut().enumerate() {
+        *x = f(i);
+    }
+    v
+}
+
 /// A type of lane values.
-pub(crate) trait Lane: Copy {
+pub(crate) trait Lane: Copy + Default {
     fn get(r: &Regs, s: Slot) -> [Self; LANES];
     fn put(r: &mut Regs, s: Slot, v: &[Self; LANES], mask: u32);
+}
+
+#[inline(always)]
+fn same<T>(x: T) -> T {
+    x
 }
 
 macro_rules! lane {
@@ -143,41 +159,43 @@ macro_rules! lane {
         impl Lane for $t {
             #[inline(always)]
             fn get(r: &Regs, s: Slot) -> [Self; LANES] {
-                r.$get(s).map($from)
+                let v = r.$get(s);
+                each(|i| $from(v[i]))
             }
             #[inline(always)]
             fn put(r: &mut Regs, s: Slot, v: &[Self; LANES], mask: u32) {
-                r.$put(s, &v.map($to), mask)
+                r.$put(s, &each(|i| $to(v[i])), mask)
             }
         }
     };
 }
-lane!(u32, u32, r32, put32, |x| x, |x| x);
-lane!(i32, u32, r32, put32, |x| x as i32, |x| x as u32);
+lane!(u32, u32, r32, put32, same, same);
+lane!(i32, u32, r32, put32, (|x: u32| x as i32), (|x: i32| x as u32));
 lane!(f32, u32, r32, put32, f32::from_bits, f32::to_bits);
-lane!(u16, u32, r32, put32, |x| x as u16, |x| x as u32);
-lane!(i16, u32, r32, put32, |x| x as i16, |x| x as u16 as u32);
-lane!(u64, u64, r64, put64, |x| x, |x| x);
-lane!(i64, u64, r64, put64, |x| x as i64, |x| x as u64);
+lane!(u16, u32, r32, put32, (|x: u32| x as u16), (|x: u16| x as u32));
+lane!(i16, u32, r32, put32, (|x: u32| x as i16), (|x: i16| x as u16 as u32));
+lane!(u64, u64, r64, put64, same, same);
+lane!(i64, u64, r64, put64, (|x: u64| x as i64), (|x: i64| x as u64));
 lane!(f64, u64, r64, put64, f64::from_bits, f64::to_bits);
 
 #[inline(always)]
 fn map1<A: Lane, D: Lane>(r: &mut Regs, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(A) -> D) {
-    let v = A::get(r, s[0]).map(f);
+    let a = A::get(r, s[0]);
+    let v = each(|i| f(a[i]));
     D::put(r, d, &v, mask);
 }
 
 #[inline(always)]
 fn map2<A: Lane, B: Lane, D: Lane>(r: &mut Regs, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(A, B) -> D) {
     let (a, b) = (A::get(r, s[0]), B::get(r, s[1]));
-    let v = std::array::from_fn(|i| f(a[i], b[i]));
+    let v = each(|i| f(a[i], b[i]));
     D::put(r, d, &v, mask);
 }
 
 #[inline(always)]
 fn map3<A: Lane, B: Lane, C: Lane, D: Lane>(r: &mut Regs, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(A, B, C) -> D) {
     let (a, b, c) = (A::get(r, s[0]), B::get(r, s[1]), C::get(r, s[2]));
-    let v = std::array::from_fn(|i| f(a[i], b[i], c[i]));
+    let v = each(|i| f(a[i], b[i], c[i]));
     D::put(r, d, &v, mask);
 }
 
@@ -641,7 +659,7 @@ fn integer32(r: &mut Regs, f: Alu, signed: bool, m: Mods, d: Slot, s: &[Slot; 4]
         Alu::Bfe => map3(r, d, s, k, |a: u32, b: u32, c: u32| bfe(a as u64, b, c, 32, signed) as u32),
         Alu::Bfi => {
             let (a, b, c, e) = (*r.r32(s[0]), *r.r32(s[1]), *r.r32(s[2]), *r.r32(s[3]));
-            let v = std::array::from_fn(|i| bfi(a[i] as u64, b[i] as u64, c[i], e[i], 32) as u32);
+            let v = each(|i| bfi(a[i] as u64, b[i] as u64, c[i], e[i], 32) as u32);
             r.put32(d, &v, k);
         }
         Alu::Bmsk => map2(r, d, s, k, |a: u32, b: u32| {
@@ -715,7 +733,7 @@ fn integer64(r: &mut Regs, f: Alu, signed: bool, d: Slot, s: &[Slot; 4], k: u32)
         Alu::Bfe => map3(r, d, s, k, |a: u64, b: u32, c: u32| bfe(a, b, c, 64, signed)),
         Alu::Bfi => {
             let (a, b, c, e) = (*r.r64(s[0]), *r.r64(s[1]), *r.r32(s[2]), *r.r32(s[3]));
-            let v = std::array::from_fn(|i| bfi(a[i], b[i], c[i], e[i], 64));
+            let v = each(|i| bfi(a[i], b[i], c[i], e[i], 64));
             r.put64(d, &v, k);
         }
         // Lowering makes no other pair of operation and type.
@@ -778,22 +796,29 @@ fn mask_of(v: &[bool; LANES]) -> u32 {
 #[inline(always)]
 fn cmp_int<T: Lane + Ord>(r: &Regs, cmp: Cmp, a: Slot, b: Slot) -> u32 {
     let (a, b) = (T::get(r, a), T::get(r, b));
-    let go = |f: fn(&T, &T) -> bool| mask_of(&std::array::from_fn(|i| f(&a[i], &b[i])));
+    macro_rules! go {
+        (|$a:ident, $b:ident| $e:expr) => {
+            mask_of(&each(|i| {
+                let ($a, $b) = (&a[i], &b[i]);
+                $e
+            }))
+        };
+    }
     match cmp {
-        Cmp::Eq | Cmp::Equ => go(|a, b| a == b),
-        Cmp::Ne | Cmp::Neu => go(|a, b| a != b),
-        Cmp::Lt | Cmp::Ltu => go(|a, b| a < b),
-        Cmp::Le | Cmp::Leu => go(|a, b| a <= b),
-        Cmp::Gt | Cmp::Gtu => go(|a, b| a > b),
-        Cmp::Ge | Cmp::Geu => go(|a, b| a >= b),
+        Cmp::Eq | Cmp::Equ => go!(|a, b| a == b),
+        Cmp::Ne | Cmp::Neu => go!(|a, b| a != b),
+        Cmp::Lt | Cmp::Ltu => go!(|a, b| a < b),
+        Cmp::Le | Cmp::Leu => go!(|a, b| a <= b),
+        Cmp::Gt | Cmp::Gtu => go!(|a, b| a > b),
+        Cmp::Ge | Cmp::Geu => go!(|a, b| a >= b),
         Cmp::Num => !0,
         Cmp::Nan => 0,
     }
 }
 
 fn cmp_float<T: Copy + PartialOrd>(cmp: Cmp, a: &[T; LANES], b: &[T; LANES]) -> u32 {
-    let go = |f: fn(T, T) -> bool| mask_of(&std::array::from_fn(|i| f(a[i], b[i])));
-    let unordered = |f: fn(T, T) -> bool| !mask_of(&std::array::from_fn(|i| f(a[i], b[i])));
+    let go = |f: fn(T, T) -> bool| mask_of(&each(|i| f(a[i], b[i])));
+    let unordered = |f: fn(T, T) -> bool| !mask_of(&each(|i| f(a[i], b[i])));
     match cmp {
         Cmp::Eq => go(|a, b| a == b),
         Cmp::Ne => go(|a, b| a.partial_cmp(&b).is_some_and(Ordering::is_ne)),

@@ -118,7 +118,8 @@ impl Module {
 
 /// Which errors a launch looks for beyond bounds and alignment, which are always checked.
 ///
-/// The cost is that of the v2 attention kernel against [`Checks::none`]; the crate's benchmark measures it.
+/// All of them together take 1.1 times the time of none on tensor instructions, 1.25 times on scalar loops over shared
+/// memory (`cargo bench -p ptx_emu`), and memory for records: see [`EmulatorOptions::memory_limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
     /// Reads of global, shared and local memory and uses of registers that nobody wrote.

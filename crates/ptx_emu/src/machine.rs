@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use crate::alu::{self, LANES, Regs};
+use crate::alu::{self, LANES, Regs, each};
 use crate::barrier::Barrier;
 use crate::copies::Copy16;
 use crate::counters::Counters;
@@ -877,10 +877,11 @@ impl<'a> Cta<'a> {
                 let fast = active == !0 && !*ftz && !*sat && !*relu && *round == crate::float::Round::NearestEven;
                 if *wide_d && !wide_a && to.wide() && matches!(from, Ty::U32 | Ty::S32) && !to.is_float() {
                     let a = *regs.r32(s[0]);
-                    let v = if *from == Ty::S32 { a.map(|x| x as i32 as i64 as u64) } else { a.map(|x| x as u64) };
+                    let v = if *from == Ty::S32 { each(|i| a[i] as i32 as i64 as u64) } else { each(|i| a[i] as u64) };
                     regs.put64(*d, &v, active);
                 } else if wide_a && !*wide_d && !from.is_float() && !to.is_float() && to.bits() == 32 && !*sat {
-                    let v = regs.r64(s[0]).map(|x| x as u32);
+                    let a = regs.r64(s[0]);
+                    let v = each(|i| a[i] as u32);
                     regs.put32(*d, &v, active);
                 } else if fast && matches!(to, Ty::F16x2 | Ty::BF16x2) && *from == Ty::F32 {
                     use crate::float::{f32_to_bf16, f32_to_f16};
@@ -888,7 +889,7 @@ impl<'a> Cta<'a> {
                     let bf = *to == Ty::BF16x2;
                     let one =
                         |b: u32| if bf { f32_to_bf16(f32::from_bits(b)) } else { f32_to_f16(f32::from_bits(b)) } as u32;
-                    let v = std::array::from_fn(|i| one(lo[i]) | one(hi[i]) << 16);
+                    let v = each(|i| one(lo[i]) | one(hi[i]) << 16);
                     regs.put32(*d, &v, active);
                 } else {
                     for lane in lanes(active) {
@@ -949,7 +950,7 @@ impl<'a> Cta<'a> {
                     x = logic(*f, x, if c.negated { !v } else { v });
                 }
                 let yes = if *to == Ty::F32 { 1f32.to_bits() } else { !0 };
-                regs.put32(*d, &std::array::from_fn(|i| if x >> i & 1 == 1 { yes } else { 0 }), active);
+                regs.put32(*d, &each(|i| if x >> i & 1 == 1 { yes } else { 0 }), active);
                 regs.set_init(*d, active, known);
             }
             Op::Testp { kind, ty, p, a } => {
@@ -980,11 +981,11 @@ impl<'a> Cta<'a> {
                 let known = regs.pred_init[p.index as usize] & ((regs.init(*a) & v) | (regs.init(*b) & !v));
                 if *wide {
                     let (x, y) = (regs.r64(*a), regs.r64(*b));
-                    let r = std::array::from_fn(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+                    let r = each(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
                     regs.put64(*d, &r, active);
                 } else {
                     let (x, y) = (regs.r32(*a), regs.r32(*b));
-                    let r = std::array::from_fn(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+                    let r = each(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
                     regs.put32(*d, &r, active);
                 }
                 if *d != SINK {
@@ -1327,9 +1328,11 @@ impl<'a> Cta<'a> {
         }
         let off = a.offset as u64;
         Ok(if a.wide {
-            regs.r64(a.base).map(|v| v.wrapping_add(off))
+            let v = regs.r64(a.base);
+            each(|i| v[i].wrapping_add(off))
         } else {
-            regs.r32(a.base).map(|v| v.wrapping_add(off as u32) as u64)
+            let v = regs.r32(a.base);
+            each(|i| v[i].wrapping_add(off as u32) as u64)
         })
     }
 }

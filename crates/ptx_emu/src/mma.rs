@@ -1,7 +1,7 @@
 //! Warp-level matrix instructions: mma, ldmatrix, stmatrix.
 
 use crate::access::Banks;
-use crate::alu::LANES;
+use crate::alu::{LANES, each};
 use crate::float::*;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
@@ -16,6 +16,16 @@ pub(crate) fn element(bits: u32, ty: Ty) -> f32 {
         Ty::TF32 => f32::from_bits(bits & 0xffff_e000),
         Ty::E4M3 => E4M3.decode(bits & 0xff) as f32,
         _ => E5M2.decode(bits & 0xff) as f32,
+    }
+}
+
+/// The elements of one register of every lane; the type is looked at once, so that the loops vectorise.
+#[inline(always)]
+fn elements(v: &[u32; LANES], shift: u32, field: u32, ty: Ty) -> [f32; LANES] {
+    match ty {
+        Ty::F16 => each(|l| f16_to_f32((v[l] >> shift) as u16)),
+        Ty::BF16 => each(|l| bf16_to_f32((v[l] >> shift) as u16)),
+        _ => each(|l| element(v[l] >> shift & field, ty)),
     }
 }
 
@@ -103,7 +113,7 @@ impl Cta<'_> {
         for (r, &s) in m.a.iter().enumerate() {
             let v = regs.r32(s);
             for i in 0..e {
-                let x = v.map(|v| element(v >> (i as u32 * bits) & field, m.a_ty));
+                let x = elements(v, i as u32 * bits, field, m.a_ty);
                 for lane in 0..LANES {
                     a[lane / 4 + 8 * (r & 1)][lane % 4 * e + i + 4 * e * (r >> 1)] = x[lane];
                 }
@@ -112,7 +122,7 @@ impl Cta<'_> {
         for (r, &s) in m.b.iter().enumerate() {
             let v = regs.r32(s);
             for i in 0..e {
-                let x = v.map(|v| element(v >> (i as u32 * bits) & field, m.b_ty));
+                let x = elements(v, i as u32 * bits, field, m.b_ty);
                 for lane in 0..LANES {
                     b[lane % 4 * e + i + 4 * e * r][lane / 4] = x[lane];
                 }
@@ -133,7 +143,7 @@ impl Cta<'_> {
         }
         multiply_any(self.ctx.simd, &mut acc, &a, &b, k);
         for (i, &d) in m.d.iter().enumerate() {
-            let v: [u32; LANES] = std::array::from_fn(|lane| {
+            let v = each(|lane| {
                 let col = 2 * (lane % 4);
                 if half {
                     let row = lane / 4 + 8 * i;
@@ -181,7 +191,7 @@ impl Cta<'_> {
                 let row = &data[8 * i + r];
                 u16::from_le_bytes([row[2 * c], row[2 * c + 1]]) as u32
             };
-            let v = std::array::from_fn(|t| {
+            let v = each(|t| {
                 let (r, c) = (t / 4, 2 * (t % 4));
                 if trans { at(c, r) | at(c + 1, r) << 16 } else { at(r, c) | at(r, c + 1) << 16 }
             });

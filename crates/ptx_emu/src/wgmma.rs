@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::alu::LANES;
+use crate::alu::{LANES, each};
 use crate::error::FaultKind;
 use crate::float::*;
 use crate::ir::*;
@@ -385,7 +385,7 @@ impl Cta<'_> {
         }
         multiply_any(self.ctx.simd, &mut acc, &a, &b, n, k);
         for (i, &s) in g.d.iter().enumerate() {
-            let v: [u32; LANES] = std::array::from_fn(|lane| {
+            let v = each(|lane| {
                 let col = 2 * (lane % 4);
                 if half {
                     let row = &acc[lane / 4 + 8 * (i % 2)];
