@@ -244,13 +244,15 @@ impl<const M: usize, const N: usize> RegTile<M, N> {
         }
     }
 
-    /// `self += other`, row by row times `factors`.
+    /// Takes `sum`, a sum of rows that weigh `weight` together, into an average: `self += (sum - weight self) inverse_total`.
     #[inline(always)]
-    pub fn add_scaled_rows(&mut self, other: &Self, factors: &RowValues<M>) {
+    pub fn average_in(&mut self, sum: &Self, weight: &RowValues<M>, inverse_total: &RowValues<M>) {
         for m in 0..M {
             for n in 0..N {
                 for i in 0..4 {
-                    self.0[m][n][i] = math::fma(other.0[m][n][i], factors.0[m][i / 2], self.0[m][n][i]);
+                    let average = self.0[m][n][i];
+                    let difference = math::fma(-weight.0[m][i / 2], average, sum.0[m][n][i]);
+                    self.0[m][n][i] = math::fma(difference, inverse_total.0[m][i / 2], average);
                 }
             }
         }

@@ -7,7 +7,8 @@
 //! at the end:         lse = m + ln(l)
 //! ```
 //!
-//! The output is a proper average after every step. A warp owns a slice of every key block and all query rows, so that row maxima,
+//! The output is a proper average after every step; the last line is computed as the update of an average,
+//! `o + (p v_j - rowsum(p) o) / l'`, which rounds a small correction instead of the whole output. A warp owns a slice of every key block and all query rows, so that row maxima,
 //! row sums and partial outputs pass between warps at every step: see [`exchange`](crate::exchange) for its barriers.
 //! [`v2`](crate::v2) does away with both.
 //!
@@ -83,16 +84,13 @@ pub unsafe fn forward<
             let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
             let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
             let probs_sum = exchange.sum(&softmax::quad_sum(&probs_sum));
-            let old_sum = sum.zip(&rescale, |l, alpha| l * alpha);
             max = new_max;
-            sum = old_sum.zip(&probs_sum, |l, p| l + p);
+            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
             let v = kv.values(i);
             let mut partial = RegTile::<M, O>::zero();
             T::mul_probs(&mut partial, &scores, v, key);
-            let inverse = softmax::inverse(&sum);
-            out.scale_rows(&old_sum.zip(&inverse, |l, inverse| l * inverse));
-            out.add_scaled_rows(&exchange.columns(&partial), &inverse);
+            out.average_in(&exchange.columns(&partial), &probs_sum, &softmax::inverse(&sum));
         };
         for i in 0..blocks.unmasked_count() {
             visit(i, false);
