@@ -1,6 +1,6 @@
 //! Problems that once went wrong, or that sit where implementations of attention have gone wrong elsewhere.
 
-use crate::support::case::Case;
+use crate::support::case::{Case, Memory};
 use crate::support::device;
 use ferroflash::reference::{self, Comparison};
 use ferroflash::{
@@ -60,6 +60,19 @@ fn single_rows() {
     check_all(problem(1, 1), Mask::Full, |_| {});
     check_all(problem(1, 200), Mask::Causal, |_| {});
     check_all(problem(200, 1), Mask::Full, |_| {});
+}
+
+/// The stride of an axis of extent 1 may be anything. Tiles hold more rows than one, and the address of a row that does not exist
+/// still has to suit the instruction that fills it with zeros.
+#[test]
+fn single_rows_with_odd_strides() {
+    for (q_rows, kv_rows) in [(1, 1), (1, 70), (70, 1)] {
+        check_all(problem(q_rows, kv_rows), Mask::Full, |case| {
+            let odd = |shape: Shape| Memory { outer_gap: usize::from(shape.rows == 1), ..Memory::default() };
+            let (q, kv) = (odd(case.q_shape()), odd(case.kv_shape()));
+            [case.q, case.k, case.v, case.out] = [q, kv, kv, q];
+        });
+    }
 }
 
 /// The sign of the scale decides which score is the maximum: taking it before the scaling is wrong for negative scales.

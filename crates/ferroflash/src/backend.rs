@@ -1,6 +1,10 @@
 //! What a device has to do for the rest of the crate, and the devices that do it.
 
-use crate::device::{Device, DeviceInfo, EmulatorConfig};
+#[cfg(not(all(cuda, feature = "emulator")))]
+use crate::device::Device;
+use crate::device::DeviceInfo;
+#[cfg(not(feature = "emulator"))]
+use crate::device::EmulatorConfig;
 use crate::error::Result;
 use attn_spec::Variant;
 use std::ffi::c_void;
@@ -38,6 +42,7 @@ pub(crate) struct Launch<'a> {
     pub(crate) ctas: u32,
     /// Bytes of the only kernel parameter, a struct passed by value.
     pub(crate) params: &'a [u8],
+    #[cfg_attr(not(cuda), allow(dead_code, reason = "launches of the emulator run to their end"))]
     pub(crate) stream: RawStream,
 }
 

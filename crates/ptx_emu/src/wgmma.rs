@@ -141,7 +141,12 @@ impl Cta<'_> {
                 return Err(self.fault(w, None, pc, FaultKind::WgmmaRegisterInFlight, d));
             }
             if write {
-                regs.written[s] = regs.fences + 1;
+                // A move keeps its source's age: compilers put them between the fence and wgmma to bring values into the
+                // accumulators, and the assembler orders those by itself.
+                regs.written[s] = match &inst.op {
+                    Op::Alu { f: Alu::Mov, s, .. } => regs.written[s[0] as usize],
+                    _ => regs.fences + 1,
+                };
             }
         }
         Ok(())

@@ -39,27 +39,34 @@ pub(crate) fn timed(cells: &[Cell]) -> Table {
     table
 }
 
+/// Counters that are printed, with their headings; a record holds all.
+const PRINTED_COUNTERS: [(&str, &str); 6] = [
+    ("lane_instructions", "instructions"),
+    ("tensor_flops", "tensor FLOP"),
+    ("special_functions", "exp2 and rcp"),
+    ("global_bytes_read", "global read"),
+    ("global_bytes_written", "global written"),
+    ("shared_bank_conflicts", "bank conflicts"),
+];
+
 /// Counts of the emulator, memory and errors of the cells of one group.
 pub(crate) fn counted(cells: &[Cell]) -> Table {
-    let names = counter_names(cells);
     let mut header = vec!["seq", "batch", "kernel"];
-    header.extend(names.iter().map(String::as_str));
+    header.extend(PRINTED_COUNTERS.map(|(_, heading)| heading));
     header.extend(["extra memory", "saved", "max error"]);
     let mut table = new_table(&header);
     each_result(cells, |cell, result| {
-        let mut row: Vec<String> =
-            names.iter().map(|name| optional(&result.counters.get(name), |&&count| format::count(count))).collect();
+        let mut row: Vec<String> = PRINTED_COUNTERS
+            .iter()
+            .map(|(name, _)| {
+                let show = if name.contains("bytes") { format::bytes } else { format::count };
+                optional(&result.counters.get(*name), |&&count| show(count))
+            })
+            .collect();
         row.extend(memory(result));
         add_row(&mut table, cell, result, row);
     });
     table
-}
-
-/// Every counter that some result has, in order.
-fn counter_names(cells: &[Cell]) -> Vec<String> {
-    let results = cells.iter().flat_map(|cell| &cell.results);
-    let names: std::collections::BTreeSet<_> = results.flat_map(|result| result.counters.keys().cloned()).collect();
-    names.into_iter().collect()
 }
 
 fn memory(result: &KernelResult) -> [String; 2] {
