@@ -71,8 +71,8 @@ macro_rules! for_each_variant {
             V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 192 x 128, 16, 2, 1, "bound by exponentials: three warpgroups keep more of them running than two";
             V3 96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 2, 1, "as d128";
             V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, "a second buffer for the queries fits; 176 keys without one are 10 to 30 % slower up to 1024 rows and 3 % faster at 16384";
-            V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 96, 12, 2, 1, "as d256";
-            V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 64, 12, 2, 1, "80 keys would fit the shared memory but not the registers";
+            V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 112, 12, 2, 1, "the most keys whose two stages fit: 216 KiB";
+            V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 80, 12, 2, 1, "the most keys whose two stages fit: 224 KiB";
         }
     };
 }
