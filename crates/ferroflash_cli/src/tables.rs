@@ -245,8 +245,12 @@ fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
 }
 
 /// Whose time a ratio is made with: ours, the peer's.
-const RATIOS: [(&str, &str); 3] =
-    [("ferroflash v3", "torch flash"), ("ferroflash v2", "torch flash"), ("ferroflash naive", "torch math")];
+const RATIOS: [(&str, &str); 4] = [
+    ("ferroflash v3", "torch flash"),
+    ("ferroflash v3", "torch cudnn"),
+    ("ferroflash v2", "torch flash"),
+    ("ferroflash naive", "torch math"),
+];
 
 fn peers_section(text: &mut String, name: &str, record: &PeersRecord) {
     let versions: Vec<_> = record.peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
