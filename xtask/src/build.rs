@@ -79,22 +79,25 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
         None => workspace::target_dir()?.join("ptx"),
     };
     workspace::step("kernels to PTX");
-    let output = builder()?.copy_to(&out).build()?;
-    for module in &output.modules {
+    let mut output = builder()?.build()?;
+    for module in &mut output.modules {
+        let arch = module.arch;
         eprint!("{}", module.warnings);
-        let listed: HashSet<&str> = variants(module.arch).map(|variant| variant.symbol).collect();
-        if let Some(kernel) = module.kernels.iter().find(|kernel| !listed.contains(kernel.name.as_str())) {
-            bail!("{}: the entry `{}` is not in attn_spec::VARIANTS", module.arch, kernel.name);
+        if let Some(kernel) = module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.symbol != kernel.name)) {
+            bail!("{arch}: the entry `{}` is not in attn_spec::VARIANTS", kernel.name);
         }
-        for variant in variants(module.arch) {
-            let kernel = module.kernel(variant.symbol).with_context(|| {
-                format!("{}: `{}` of attn_spec::VARIANTS has no entry", module.arch, variant.symbol)
-            })?;
+        // An entry belongs to the architecture that its row of the list names.
+        module.kernels.retain(|kernel| variants(arch).any(|variant| variant.symbol == kernel.name));
+        for variant in variants(arch) {
+            let kernel = module
+                .kernel(variant.symbol)
+                .with_context(|| format!("{arch}: `{}` of attn_spec::VARIANTS has no entry", variant.symbol))?;
             if kernel.bounds.threads != Some([variant.threads(), 1, 1]) {
                 let (bounds, threads) = (kernel.bounds.threads, variant.threads());
                 bail!("`{}` is compiled for {bounds:?} threads, but attn_spec::VARIANTS says {threads}", kernel.name);
             }
         }
+        module.copy_to(&out)?;
     }
     workspace::step(&format!("PTX is in {}", out.display()));
     Ok(output)

@@ -10,7 +10,7 @@ use crate::counters::Counters;
 use crate::emulator::Checks;
 use crate::error::{Fault, FaultKind, SourceLocation};
 use crate::ir::*;
-use crate::mbarrier::Mbarrier;
+use crate::mbarrier::{Mbarrier, Wait};
 use crate::memory::{self, GlobalView};
 use crate::shared::{self, Conflict, Shared};
 use crate::tma::BulkOp;
@@ -66,6 +66,8 @@ pub(crate) struct Split {
     pub(crate) mask: u32,
     node: u32,
     pub(crate) block: Option<Block>,
+    /// The last mbarrier wait gave up: the next one blocks.
+    pub(crate) gave_up: bool,
 }
 
 /// A point where parts of a warp meet again.
@@ -282,7 +284,7 @@ impl<'a> Cta<'a> {
             let warp = &mut self.warps[w];
             warp.regs.reset();
             warp.splits.clear();
-            warp.splits.push(Split { pc: 0, mask: valid, node: NO_NODE, block: None });
+            warp.splits.push(Split { pc: 0, mask: valid, node: NO_NODE, block: None, gave_up: false });
             warp.nodes.clear();
             warp.live = valid;
             warp.valid = valid;
@@ -587,7 +589,7 @@ impl<'a> Cta<'a> {
         node.arrived |= sp.mask;
         if node.arrived == node.expect {
             node.used = false;
-            return Some(Split { pc: node.pc, mask: node.expect, node: node.parent, block: None });
+            return Some(Split { pc: node.pc, mask: node.expect, node: node.parent, block: None, gave_up: false });
         }
         None
     }
@@ -604,7 +606,7 @@ impl<'a> Cta<'a> {
             if nd.used && nd.expect == nd.arrived {
                 nd.used = false;
                 if nd.expect != 0 {
-                    let s = Split { pc: nd.pc, mask: nd.expect, node: parent, block: None };
+                    let s = Split { pc: nd.pc, mask: nd.expect, node: parent, block: None, gave_up: false };
                     warp.splits.push(s);
                 }
             }
@@ -741,8 +743,8 @@ impl<'a> Cta<'a> {
                         let n = Node { pc: *reconverge, expect: sp.mask, arrived: 0, parent: sp.node, used: true };
                         sp.node = self.node(w, n);
                     }
-                    let taken = Split { pc: *target, mask: active, node: sp.node, block: None };
-                    let other = Split { pc: pc + 1, mask: stay, node: sp.node, block: None };
+                    let taken = Split { pc: *target, mask: active, node: sp.node, block: None, gave_up: false };
+                    let other = Split { pc: pc + 1, mask: stay, node: sp.node, block: None, gave_up: false };
                     let first = self.ctx.seed != 0 && self.rng.below(2) == 0;
                     let (run, wait) = if first { (taken, other) } else { (other, taken) };
                     // A side that starts at the meeting point has arrived already.
@@ -805,23 +807,28 @@ impl<'a> Cta<'a> {
                     continue;
                 }
                 Op::MbarWait { addr, space, p, on, blocking } => {
-                    match self.mbar_wait(w, pc, active, *addr, *space, *p, *on, *blocking)? {
-                        Some(block) => {
-                            sp.block = Some(block);
+                    let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on)?;
+                    match wait {
+                        // A blocking wait may time out: the first one does, so that a missing loop shows.
+                        Wait::Incomplete(off) if *blocking && sp.gave_up => {
+                            sp.block = Some(Block::Mbarrier(off));
+                            sp.gave_up = false;
                             self.counters.barrier_waits += 1;
-                            self.warps[w].splits.push(sp);
-                            return Ok(());
                         }
-                        None => {
+                        Wait::Incomplete(_) => {
+                            sp.gave_up = self.ctx.seed == 0 || self.rng.below(2) == 0;
                             sp.pc += 1;
-                            // Polling: the others go on before the next look.
-                            if !blocking {
-                                self.warps[w].splits.push(sp);
-                                return Ok(());
-                            }
+                        }
+                        Wait::Mixed => sp.pc += 1,
+                        Wait::Done => {
+                            sp.gave_up = false;
+                            sp.pc += 1;
                             continue;
                         }
                     }
+                    // Polling: the others go on before the next look.
+                    self.warps[w].splits.push(sp);
+                    return Ok(());
                 }
                 Op::WgmmaWait(n) => {
                     if !self.wgmma_wait(w, pc, active, *n)? {

@@ -23,6 +23,16 @@ pub(crate) struct Mbarrier {
     pub(crate) copied_phase: Option<u32>,
 }
 
+/// What a wait found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    Done,
+    /// The phase of the one mbarrier that all lanes wait for is in progress.
+    Incomplete(u32),
+    /// Lanes wait for different mbarriers or phases.
+    Mixed,
+}
+
 /// The largest arrival count that the object holds.
 const MAX_COUNT: u32 = (1 << 20) - 1;
 
@@ -129,7 +139,12 @@ impl Cta<'_> {
                 let d = format!("the mbarrier at {:#x} is invalidated while copies complete on it", off + SHARED_BASE);
                 return self.mbar_misuse(w, pc, lane, d);
             }
-            self.mbars.remove(&off);
+            if let Some(m) = self.mbars.remove(&off)
+                && m.tx != 0
+            {
+                let d = format!("the mbarrier at {:#x} ends with {} bytes expected", off + SHARED_BASE, m.tx);
+                return self.mbar_misuse(w, pc, lane, d);
+            }
         }
         Ok(())
     }
@@ -203,6 +218,16 @@ impl Cta<'_> {
         if m.tx != 0 {
             return Ok(());
         }
+        if let Some(b) = self.bulk.iter().find(|b| b.mbar == Some(off) && b.phase == m.phase) {
+            let d = format!(
+                "phase {} of the mbarrier at {:#x} completes while a copy of {} bytes for it is in flight: expect_tx \
+                 announced too few bytes, or after the copies",
+                m.phase,
+                off + SHARED_BASE,
+                b.bytes
+            );
+            return self.mbar_misuse(w, pc, lane, d);
+        }
         m.phase += 1;
         m.pending = m.expected;
         let Mbarrier { clocks, done_clocks, .. } = m;
@@ -241,7 +266,7 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// Tests the phase; a blocking wait that finds it incomplete in every lane suspends the warp.
+    /// Tests the phase, sets the predicate, and learns what the completed phases released.
     #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn mbar_wait(
         &mut self,
@@ -252,8 +277,7 @@ impl Cta<'_> {
         space: MemSpace,
         p: u32,
         on: WaitOn,
-        blocking: bool,
-    ) -> Exec<Option<Block>> {
+    ) -> Exec<Wait> {
         let addrs = self.addresses(w, pc, active, addr)?;
         let mut done = 0u32;
         let mut first = None;
@@ -286,13 +310,9 @@ impl Cta<'_> {
             };
             done |= (yes as u32) << lane;
         }
-        // A try_wait may give up early at any time.
-        if self.ctx.seed != 0 && blocking && done != 0 && self.rng.below(16) == 0 {
+        if done == 0 && one_address {
             self.warps[w].regs.put_pred(p, 0, active, !0);
-            return Ok(None);
-        }
-        if done == 0 && blocking && one_address {
-            return Ok(first.map(Block::Mbarrier));
+            return Ok(first.map_or(Wait::Mixed, Wait::Incomplete));
         }
         for lane in lanes(done) {
             let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
@@ -307,7 +327,7 @@ impl Cta<'_> {
             *c = (*c).max(base + m.phase);
         }
         self.warps[w].regs.put_pred(p, done, active, !0);
-        Ok(None)
+        Ok(if done == active { Wait::Done } else { Wait::Mixed })
     }
 
     /// The arrival of cp.async: the emulator lets the lane's copies land now and arrives for them.

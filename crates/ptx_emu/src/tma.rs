@@ -29,7 +29,9 @@ pub(crate) struct BulkOp {
     fill: [u8; 16],
     /// Loads: the mbarrier to complete on, and the bytes to count there.
     pub(crate) mbar: Option<u32>,
-    bytes: u32,
+    pub(crate) bytes: u32,
+    /// The mbarrier's phase at the issue.
+    pub(crate) phase: u32,
     /// Stores: the group.
     group: u64,
     reduce: Option<(AtomOp, Ty)>,
@@ -189,6 +191,7 @@ impl Cta<'_> {
     ) -> Exec<()> {
         self.counters.async_copies += 1;
         let mut mbar_off = None;
+        let mut phase = 0;
         let mut sectors = crate::machine::Sectors::default();
         if let Some(m) = mbar {
             let Where::Shared(off) = self.locate(w, pc, lane, MemSpace::Shared, m, 8, 8)? else {
@@ -197,6 +200,7 @@ impl Cta<'_> {
             let base = self.clock_base;
             let bar = self.mbar_use(w, pc, lane, off as u32)?;
             bar.copied_phase = Some(bar.phase);
+            phase = bar.phase;
             let record = Record {
                 clock: base + bar.phase + 1,
                 agent: bar.agent,
@@ -246,7 +250,18 @@ impl Cta<'_> {
             self.warps[w].bulk_open += 1;
         }
         let group = self.bulk_groups_of(w);
-        self.bulk.push(BulkOp { warp: w, lane, pc, pieces, fill, mbar: mbar_off, bytes, group, reduce: b.reduce });
+        self.bulk.push(BulkOp {
+            warp: w,
+            lane,
+            pc,
+            pieces,
+            fill,
+            mbar: mbar_off,
+            bytes,
+            phase,
+            group,
+            reduce: b.reduce,
+        });
         Ok(())
     }
 

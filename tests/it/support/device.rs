@@ -59,6 +59,6 @@ pub(crate) fn cases() -> u32 {
         },
         // The whole suite then takes some minutes on two cores, and on a GPU.
         Err(_) if is_gpu() => 256,
-        Err(_) => 24,
+        Err(_) => 64,
     }
 }
