@@ -179,7 +179,9 @@ pub(crate) fn plan(
             "the fastest of the kernels: asynchronous copies and products, softmax under the products of others"
                 .to_owned(),
         ),
-        (KernelChoice::Auto, Err(reason)) => (Kernel::V2, format!("the fastest of the kernels that run this; {reason}")),
+        (KernelChoice::Auto, Err(reason)) => {
+            (Kernel::V2, format!("the fastest of the kernels that run this; {reason}"))
+        }
     };
     let mut steps = Vec::new();
     for &pass in kernel.passes() {
@@ -208,11 +210,7 @@ pub(crate) fn plan(
 }
 
 /// Whether v3 runs this: the one place of its conditions.
-fn check_v3(
-    device: &DeviceInfo,
-    problem: &Problem,
-    tensors: &[(Operand, TensorView<'_>)],
-) -> Result<(), Unsupported> {
+fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorView<'_>)]) -> Result<(), Unsupported> {
     if !device.runs(Pass::V3.arch()) {
         return Err(no_v3_instructions(device));
     }

@@ -5,9 +5,7 @@ use crate::format;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{
-    Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants,
-};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;

@@ -146,7 +146,9 @@ fn prepared(device: &Device, workload: &mut Workload, kernel: Kernel) -> Result<
     }();
     match run {
         Ok(()) => {}
-        Err(error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. })) => {
+        Err(
+            error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
+        ) => {
             device.trim_memory()?;
             prepared.skipped = Some(error.to_string());
         }

@@ -83,7 +83,9 @@ fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) 
     }();
     match measured {
         Ok(()) => {}
-        Err(error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. })) => {
+        Err(
+            error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
+        ) => {
             device.trim_memory()?;
             result.skipped = Some(error.to_string());
         }
