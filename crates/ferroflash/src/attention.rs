@@ -556,12 +556,15 @@ fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
 }
 
 fn tensor_params(view: &TensorView<'_>) -> TensorParams {
-    let strides = view.strides();
+    let (shape, strides) = (view.shape(), view.strides());
+    // Nothing is stepped over along an axis of extent 1, so its stride may be anything. The kernels form the address of rows
+    // that do not exist, without reading them, and even such an address has to be aligned: 0 keeps it so.
+    let stride = |extent: usize, stride: usize| if extent > 1 { stride as u64 } else { 0 };
     TensorParams {
         address: view.address(),
-        batch_stride: strides.batch as u64,
-        row_stride: strides.row as u64,
-        head_stride: strides.head as u64,
+        batch_stride: stride(shape.batch, strides.batch),
+        row_stride: stride(shape.rows, strides.row),
+        head_stride: stride(shape.heads, strides.head),
     }
 }
 
