@@ -217,10 +217,11 @@ pub(crate) fn ftz(x: f32) -> f32 {
 /// The canonical NaN of f32 arithmetic.
 pub(crate) const NAN32: f32 = f32::from_bits(0x7fff_ffff);
 
-/// Makes every NaN the canonical one.
+/// Makes every NaN the canonical one. On bits: the compiler may take one NaN of float arithmetic for another.
 #[inline(always)]
 pub(crate) fn canon(x: f32) -> f32 {
-    if x.is_nan() { NAN32 } else { x }
+    let b = x.to_bits();
+    f32::from_bits(if b & 0x7fff_ffff > 0x7f80_0000 { 0x7fff_ffff } else { b })
 }
 
 /// Clamps to [0, 1]; NaN gives +0.
