@@ -82,8 +82,8 @@ pub unsafe fn forward<
             max = new_max;
             sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
-            out.scale_rows(&rescale);
             let v = early.unwrap_or_else(|| kv.values(i));
+            out.scale_rows(&rescale);
             T::mul_probs(&mut out, &scores, v, 0);
         };
         // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.

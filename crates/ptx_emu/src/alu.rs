@@ -1,5 +1,7 @@
 //! Arithmetic over the 32 lanes of a warp, in loops that vectorise.
 
+use std::cmp::Ordering;
+
 use crate::float::*;
 use crate::ir::{Alu, Cmp, Mods, SINK, Slot, Ty};
 
@@ -794,12 +796,12 @@ fn cmp_float<T: Copy + PartialOrd>(cmp: Cmp, a: &[T; LANES], b: &[T; LANES]) -> 
     let unordered = |f: fn(T, T) -> bool| !mask_of(&std::array::from_fn(|i| f(a[i], b[i])));
     match cmp {
         Cmp::Eq => go(|a, b| a == b),
-        Cmp::Ne => go(|a, b| a < b || a > b),
+        Cmp::Ne => go(|a, b| a.partial_cmp(&b).is_some_and(Ordering::is_ne)),
         Cmp::Lt => go(|a, b| a < b),
         Cmp::Le => go(|a, b| a <= b),
         Cmp::Gt => go(|a, b| a > b),
         Cmp::Ge => go(|a, b| a >= b),
-        Cmp::Equ => unordered(|a, b| a < b || a > b),
+        Cmp::Equ => unordered(|a, b| a.partial_cmp(&b).is_some_and(Ordering::is_ne)),
         Cmp::Neu => unordered(|a, b| a == b),
         Cmp::Ltu => unordered(|a, b| a >= b),
         Cmp::Leu => unordered(|a, b| a > b),
@@ -937,10 +939,8 @@ pub(crate) fn convert(
     second: u64,
 ) -> u64 {
     use crate::ir::IntRound;
-    let encode_f32 = |x: f64, fmt: Format| -> u64 {
-        let bits = fmt.encode(if relu && x < 0.0 { 0.0 } else { x }, round, sat) as u64;
-        bits
-    };
+    let encode_f32 =
+        |x: f64, fmt: Format| -> u64 { fmt.encode(if relu && x < 0.0 { 0.0 } else { x }, round, sat) as u64 };
     match (to, from) {
         (Ty::F16x2 | Ty::BF16x2, Ty::F32) => {
             let fmt = half_format(to == Ty::BF16x2);

@@ -28,7 +28,7 @@ pub(crate) fn reconvergence(code: &mut [Inst]) {
     let blocks = starts.len();
     let exit = blocks;
     let mut succ: Vec<Vec<usize>> = vec![Vec::new(); blocks + 1];
-    for b in 0..blocks {
+    for (b, succ) in succ.iter_mut().enumerate().take(blocks) {
         let last = starts.get(b + 1).copied().unwrap_or(n) - 1;
         let fall = if last + 1 < n { b + 1 } else { exit };
         let inst = &code[last];
@@ -36,18 +36,18 @@ pub(crate) fn reconvergence(code: &mut [Inst]) {
         match inst.op {
             Op::Bra { target, .. } => {
                 let t = target as usize;
-                succ[b].push(if t < n { block_of[t] } else { exit });
+                succ.push(if t < n { block_of[t] } else { exit });
                 if !always {
-                    succ[b].push(fall);
+                    succ.push(fall);
                 }
             }
             Op::Exit | Op::Trap => {
-                succ[b].push(exit);
+                succ.push(exit);
                 if !always {
-                    succ[b].push(fall);
+                    succ.push(fall);
                 }
             }
-            _ => succ[b].push(fall),
+            _ => succ.push(fall),
         }
     }
     let ipdom = post_dominators(&succ, exit);

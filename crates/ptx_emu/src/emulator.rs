@@ -625,6 +625,13 @@ impl Emulator {
                 launch.dynamic_shared_bytes, self.options.max_shared_bytes
             ));
         }
+        // What the machine itself needs: registers with their record, local memory with its record.
+        let warps = threads.div_ceil(32);
+        let workers = self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads()) as u64;
+        let machine = workers.min(total) * warps * (prog.slots as u64 * 132 + prog.local_bytes as u64 * 64);
+        if machine > self.options.memory_limit {
+            return Err(EmuError::OutOfMemory { requested: machine, in_use: 0, limit: self.options.memory_limit });
+        }
         if launch.params.len() != prog.params.len() {
             return bad(format!("{} parameters given, {} accepted", launch.params.len(), prog.params.len()));
         }

@@ -1,8 +1,12 @@
 #![doc = include_str!("../README.md")]
+#![allow(clippy::too_many_arguments, reason = "operations take the operands that their instruction has")]
 
+mod access;
 mod alu;
 mod ast;
+mod barrier;
 mod cfg;
+mod copies;
 mod counters;
 mod emulator;
 mod error;

@@ -14,6 +14,8 @@ const MAX_INSTRUCTIONS: usize = 1 << 21;
 const MAX_SLOTS: u32 = 1 << 21;
 /// Depth of inlined calls; deeper means recursion in disguise.
 const MAX_CALL_DEPTH: usize = 48;
+/// Calls that one entry may inline: functions that call each other twice double with every level.
+const MAX_INLINED_CALLS: u32 = 1 << 16;
 
 type Res<T> = Result<T, ParseError>;
 
@@ -103,6 +105,7 @@ struct Lower<'a> {
     dynamic_consts: Vec<(i64, bool, Slot)>,
     local_bytes: u32,
     call_stack: Vec<u32>,
+    inlined: u32,
 }
 
 /// The modifiers of an opcode; every one must be taken.
@@ -317,6 +320,7 @@ pub(crate) fn lower_entry(ast: &Ast, index: u32) -> Res<Program> {
         dynamic_consts: Vec::new(),
         local_bytes: 0,
         call_stack: vec![index],
+        inlined: 0,
     };
     let mut params = Vec::new();
     let mut offset = 0u64;
@@ -346,7 +350,7 @@ pub(crate) fn lower_entry(ast: &Ast, index: u32) -> Res<Program> {
     let dynamic_offset = align_up((l.static_shared + SHARED_BASE) as u64, l.dynamic_align as u64) as u32 - SHARED_BASE;
     let mut consts: Vec<(Slot, bool, Const)> = l.consts.iter().map(|(&(c, wide), &s)| (s, wide, c)).collect();
     for &(add, wide, slot) in &l.dynamic_consts {
-        consts.push((slot, wide, Const::Bits((SHARED_BASE + dynamic_offset) as u64 + add as u64)));
+        consts.push((slot, wide, Const::Bits(((SHARED_BASE + dynamic_offset) as u64).wrapping_add(add as u64))));
     }
     consts.sort_by_key(|c| c.0);
     cfg::reconvergence(&mut l.code);
@@ -553,7 +557,9 @@ impl<'a> Lower<'a> {
     /// The address of a place in its own space, as a constant slot.
     fn place_slot(&mut self, place: Place, offset: i64, wide: bool) -> Slot {
         match place {
-            Place::Param(o) | Place::Local(o) => self.constant(Const::Bits((o as i64 + offset) as u64), wide),
+            Place::Param(o) | Place::Local(o) => {
+                self.constant(Const::Bits((o as i64).wrapping_add(offset) as u64), wide)
+            }
             Place::Shared(u32::MAX) => {
                 if let Some(&(_, _, s)) = self.dynamic_consts.iter().find(|c| c.0 == offset && c.1 == wide) {
                     return s;
@@ -562,7 +568,9 @@ impl<'a> Lower<'a> {
                 self.dynamic_consts.push((offset, wide, s));
                 s
             }
-            Place::Shared(o) => self.constant(Const::Bits(((o + SHARED_BASE) as i64 + offset) as u64), wide),
+            Place::Shared(o) => {
+                self.constant(Const::Bits(((o + SHARED_BASE) as i64).wrapping_add(offset) as u64), wide)
+            }
             Place::Global(v) => self.constant(Const::GlobalVar(v, offset), wide),
         }
     }
@@ -872,6 +880,10 @@ impl<'a> Lower<'a> {
         } else {
             None
         };
+        self.inlined += 1;
+        if self.inlined > MAX_INLINED_CALLS {
+            return Err(self.err(stmt, format!("more than {MAX_INLINED_CALLS} calls to inline")));
+        }
         let mut inner = self.context(callee)?;
         for &v in callee.params.iter().chain(&callee.returns) {
             let o = self.local_alloc(&callee.vars[v as usize], stmt)?;
@@ -1376,7 +1388,7 @@ impl<'a> Lower<'a> {
                 m.ty()?;
                 self.count(stmt, &[1])?;
                 let count = self.immediate(&ops[0], stmt)? as u32;
-                if !(24..=256).contains(&count) || count % 8 != 0 {
+                if !(24..=256).contains(&count) || !count.is_multiple_of(8) {
                     return Err(self.err(stmt, "a count that is not a multiple of 8 from 24 to 256"));
                 }
                 (Op::SetMaxNReg { count, inc }, Class::Control)
@@ -1505,8 +1517,8 @@ impl<'a> Lower<'a> {
             self.count(stmt, &[n + 1])?;
             let d = self.dst(ctx, &stmt.operands[0], ty, stmt)?;
             let mut s = [ZERO; 3];
-            for i in 0..n {
-                s[i] = self.src(ctx, &stmt.operands[i + 1], ty, stmt)?;
+            for (s, o) in s.iter_mut().zip(&stmt.operands[1..]) {
+                *s = self.src(ctx, o, ty, stmt)?;
             }
             return Ok((Op::Carry { f, ty, carry_in, carry_out, d, s }, Class::Integer));
         }
@@ -1559,8 +1571,8 @@ impl<'a> Lower<'a> {
             let class = if f == Alu::Div { Class::Special } else { class };
             return Ok((self.alu(ctx, stmt, f, ty, mods, ty, &[ty; 3][..n])?, class));
         }
-        if mods != (Mods { sat: mods.sat, ..Mods::default() }) {
-            return Err(m.bad("a floating-point modifier of an integer operation"));
+        if has_round || mods != (Mods { sat: mods.sat, ..Mods::default() }) {
+            return Err(m.bad("a floating-point modifier is not accepted for an integer operation"));
         }
         if sat && !(matches!(name, "add" | "sub") && ty == Ty::S32) {
             return Err(m.bad(".sat is for add and sub of s32"));
@@ -1732,7 +1744,7 @@ impl<'a> Lower<'a> {
                 return Err(m.bad("a register narrower than the type"));
             }
             // The zero constant has both widths.
-            if !(s == ZERO && !load) {
+            if s != ZERO || load {
                 if wide.is_some_and(|x| x != w) {
                     return Err(m.bad("registers of different widths"));
                 }
@@ -2206,6 +2218,9 @@ impl<'a> Lower<'a> {
         }
         let d = self.slots(ctx, &ops[0], Ty::B32, true, stmt)?;
         let want = (n / 8 * if acc == Ty::F16 { 2 } else { 4 }) as usize;
+        if d.contains(&SINK) {
+            return Err(self.err(stmt, "an accumulator that is `_`"));
+        }
         if d.len() != want {
             return Err(self.err(stmt, format!("{} accumulators given, {want} accepted", d.len())));
         }

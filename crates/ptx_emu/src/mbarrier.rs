@@ -81,7 +81,6 @@ impl Cta<'_> {
         Ok(self.mbars.get_mut(&off).expect("looked up above"))
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn mbar_init(
         &mut self,
         w: usize,
@@ -242,7 +241,6 @@ impl Cta<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn mbar_tx(
         &mut self,
         w: usize,
@@ -267,7 +265,6 @@ impl Cta<'_> {
     }
 
     /// Tests the phase, sets the predicate, and learns what the completed phases released.
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn mbar_wait(
         &mut self,
         w: usize,

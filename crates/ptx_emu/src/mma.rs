@@ -1,9 +1,10 @@
 //! Warp-level matrix instructions: mma, ldmatrix, stmatrix.
 
+use crate::access::Banks;
 use crate::alu::LANES;
 use crate::float::*;
 use crate::ir::*;
-use crate::machine::{Banks, Cta, Exec, Where, lanes};
+use crate::machine::{Cta, Exec, Where, lanes};
 
 /// Element of a matrix operand as f32; exact for every type that the tensor units multiply.
 #[inline(always)]
@@ -149,7 +150,6 @@ impl Cta<'_> {
     }
 
     /// The 8-row matrices of ldmatrix: lanes 8i to 8i+7 give the addresses of the rows of matrix i.
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn ldmatrix(
         &mut self,
         w: usize,
@@ -193,7 +193,6 @@ impl Cta<'_> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn stmatrix(
         &mut self,
         w: usize,

@@ -705,11 +705,9 @@ impl<'a> Parser<'a> {
                 let base = Box::new(self.operand(depth + 1)?);
                 let mut offset = 0i64;
                 while matches!(self.peek(), Tok::Punct(b'+' | b'-')) {
-                    if self.eat(b'+') {
-                        offset = offset.wrapping_add(self.int()? as i64);
-                    } else {
-                        offset = offset.wrapping_add(self.int()? as i64);
-                    }
+                    // A minus belongs to the number.
+                    self.eat(b'+');
+                    offset = offset.wrapping_add(self.int()? as i64);
                 }
                 let mut coords = Vec::new();
                 if self.eat(b',') {
@@ -793,7 +791,8 @@ impl<'a> Parser<'a> {
                     && let Operand::Local(..) | Operand::Global(..) = op
                     && matches!(self.peek(), Tok::Punct(b'+' | b'-'))
                 {
-                    let add = if self.eat(b'+') { self.int()? as i64 } else { self.int()? as i64 };
+                    self.eat(b'+');
+                    let add = self.int()? as i64;
                     match op {
                         Operand::Local(v, o) => Operand::Local(v, o.wrapping_add(add)),
                         Operand::Global(v, o) => Operand::Global(v, o.wrapping_add(add)),

@@ -143,7 +143,7 @@ impl TensorMap {
                 rank - 1
             ));
         }
-        if spec.address % 16 != 0 {
+        if !spec.address.is_multiple_of(16) {
             return bad(format!("address {:#x}; multiples of 16 are accepted", spec.address));
         }
         if let Some(d) = spec.dims.iter().find(|&&d| d == 0 || d > 1 << 32) {
@@ -156,7 +156,7 @@ impl TensorMap {
             return bad(format!("a box size of {b} elements; 1 to 256 are accepted"));
         }
         let row = spec.box_dims[0] * spec.data_type.bytes();
-        if row % 16 != 0 {
+        if !row.is_multiple_of(16) {
             return bad(format!("a box row of {row} bytes; multiples of 16 are accepted"));
         }
         if let Some(span) = spec.swizzle.span()

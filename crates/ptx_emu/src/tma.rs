@@ -50,7 +50,7 @@ impl Cta<'_> {
         };
         for lane in lanes(active) {
             let n = self.warps[w].regs.r32(b.size)[lane];
-            if n % 16 != 0 || n == 0 {
+            if !n.is_multiple_of(16) || n == 0 {
                 let d = format!("a bulk copy of {n} bytes; multiples of 16 are accepted");
                 return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
             }
@@ -112,10 +112,10 @@ impl Cta<'_> {
             }
             let regs = &self.warps[w].regs;
             let coords: Vec<i64> = b.coords.iter().map(|&c| regs.r32(c)[lane] as i32 as i64).collect();
-            let bytes = spec.box_dims.iter().product::<u32>() * spec.data_type.bytes();
+            let bytes = spec.box_dims.iter().map(|&b| b as u64).product::<u64>() * spec.data_type.bytes() as u64;
             let align = if spec.swizzle == Swizzle::None { 16 } else { 128 };
             let sh = tiles[lane];
-            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes as u64, align)? else {
+            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes, align)? else {
                 return Err(self.not_shared(w, pc, lane, sh));
             };
             let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32)?;
@@ -125,7 +125,7 @@ impl Cta<'_> {
             if let Some((_, ty)) = &mut b.reduce {
                 *ty = element_type(spec.data_type);
             }
-            self.issue_bulk(w, pc, lane, pieces, fill, &b, m, bytes)?;
+            self.issue_bulk(w, pc, lane, pieces, fill, &b, m, bytes as u32)?;
         }
         Ok(())
     }
@@ -177,7 +177,6 @@ impl Cta<'_> {
         Ok(pieces)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one copy")]
     fn issue_bulk(
         &mut self,
         w: usize,
@@ -192,7 +191,7 @@ impl Cta<'_> {
         self.counters.async_copies += 1;
         let mut mbar_off = None;
         let mut phase = 0;
-        let mut sectors = crate::machine::Sectors::default();
+        let mut sectors = crate::access::Sectors::default();
         if let Some(m) = mbar {
             let Where::Shared(off) = self.locate(w, pc, lane, MemSpace::Shared, m, 8, 8)? else {
                 return Err(self.not_shared(w, pc, lane, m));
@@ -271,7 +270,6 @@ impl Cta<'_> {
     }
 
     /// Checks and records a read of shared memory through the async proxy.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one access")]
     pub(crate) fn async_read(
         &mut self,
         w: usize,

@@ -241,7 +241,6 @@ impl Cta<'_> {
         self.groups[group].issued.iter().copied().min().unwrap_or(0)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one operand")]
     fn check_matrix(
         &mut self,
         w: usize,

@@ -4,11 +4,11 @@
 //! words at `out + 16 i`. The same kernels and inputs run on the emulator and on a GPU.
 
 /// Threads that run each case: eight blocks of 128.
-pub const THREADS: usize = 1024;
+pub(crate) const THREADS: usize = 1024;
 
 /// What the input words hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
+pub(crate) enum Input {
     /// Integers: corners of the ranges, and random bits.
     Bits,
     /// f32 in the low half: zeros, subnormals, infinities, NaN, random bits and numbers around one.
@@ -31,7 +31,7 @@ pub enum Input {
 
 /// Where the result is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Output {
+pub(crate) enum Output {
     /// `%d0`.
     B32,
     /// `%ld`.
@@ -46,7 +46,7 @@ pub enum Output {
 
 /// When two results agree.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Compare {
+pub(crate) enum Compare {
     /// Same bits.
     Bits,
     /// f32 of the same class, at most this many units in the last place apart.
@@ -56,28 +56,28 @@ pub enum Compare {
 }
 
 /// A case.
-pub struct Case {
+pub(crate) struct Case {
     /// Family, as the table of `VALIDATION.md` lists it.
-    pub family: &'static str,
+    pub(crate) family: &'static str,
     /// The instruction with its operands.
-    pub body: &'static str,
-    pub input: Input,
-    pub output: Output,
-    pub compare: Compare,
+    pub(crate) body: &'static str,
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+    pub(crate) compare: Compare,
     /// Least target.
-    pub sm: &'static str,
+    pub(crate) sm: &'static str,
     /// The result by another road, from the three input words.
-    pub reference: Option<fn(u64, u64, u64) -> u64>,
+    pub(crate) reference: Option<fn(u64, u64, u64) -> u64>,
 }
 
 impl Case {
     /// Name of the entry.
-    pub fn entry(index: usize) -> String {
+    pub(crate) fn entry(index: usize) -> String {
         format!("case_{index:03}")
     }
 
     /// A module with this case alone.
-    pub fn module(&self, index: usize) -> String {
+    pub(crate) fn module(&self, index: usize) -> String {
         let version = if self.sm == "sm_90a" { "8.0" } else { "7.8" };
         let epilogue = match self.output {
             Output::B32 | Output::Quad => "",
@@ -108,7 +108,7 @@ impl Case {
     }
 
     /// The input words of all threads.
-    pub fn inputs(&self) -> Vec<[u64; 3]> {
+    pub(crate) fn inputs(&self) -> Vec<[u64; 3]> {
         let mut state = 0x1234_5678_9abc_def1u64;
         let mut next = move || {
             state ^= state << 13;
@@ -258,7 +258,7 @@ macro_rules! case {
 use Compare::{Absolute, Bits, Ulps};
 
 /// All cases.
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let mut v = vec![
         case!("integer 32", "add.s32 %d0, %a, %b;", Bits, B32, Bits, |a, b, _| low((a as u32).wrapping_add(b as u32))),
         case!("integer 32", "add.sat.s32 %d0, %a, %b;", Bits, B32, Bits, |a, b, _| low((a as i32)
@@ -398,7 +398,9 @@ pub fn all() -> Vec<Case> {
         case!("f32", "max.ftz.f32 %d0, %a, %b;", F32, B32, Bits),
         case!("f32", "max.NaN.f32 %d0, %a, %b;", F32, B32, Bits),
         case!("f32", "setp.lt.f32 %q, %a, %b;", F32, Pred, Bits, |a, b, _| (f(a) < f(b)) as u64),
-        case!("f32", "setp.geu.f32 %q, %a, %b;", F32, Pred, Bits, |a, b, _| !(f(a) < f(b)) as u64),
+        case!("f32", "setp.geu.f32 %q, %a, %b;", F32, Pred, Bits, |a, b, _| (f(a) >= f(b)
+            || f(a).is_nan()
+            || f(b).is_nan()) as u64),
         case!("f32", "setp.num.f32 %q, %a, %b;", F32, Pred, Bits, |a, b, _| !(f(a).is_nan() || f(b).is_nan()) as u64),
         case!("f32", "set.gt.u32.f32 %d0, %a, %b;", F32, B32, Bits, |a, b, _| if f(a) > f(b) {
             0xffff_ffff
@@ -603,7 +605,7 @@ pub fn all() -> Vec<Case> {
 }
 
 /// Whether one 32-bit result agrees with another.
-pub fn agrees(compare: Compare, a: u32, b: u32) -> bool {
+pub(crate) fn agrees(compare: Compare, a: u32, b: u32) -> bool {
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
     match compare {
         Compare::Bits => a == b,

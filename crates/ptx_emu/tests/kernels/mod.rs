@@ -1,12 +1,12 @@
 //! Hand-written kernels: each correct as it stands, and broken in known ways by the mutation tests.
 
 /// Head of every module.
-pub const HEAD_80: &str = ".version 7.8\n.target sm_80\n.address_size 64\n";
+pub(crate) const HEAD_80: &str = ".version 7.8\n.target sm_80\n.address_size 64\n";
 /// Head of modules with Hopper instructions.
-pub const HEAD_90A: &str = ".version 8.0\n.target sm_90a\n.address_size 64\n";
+pub(crate) const HEAD_90A: &str = ".version 8.0\n.target sm_90a\n.address_size 64\n";
 
 /// 64 threads reverse 64 integers through shared memory; two warps, so that a barrier is needed.
-pub const REVERSE: &str = r#"
+pub(crate) const REVERSE: &str = r#"
 .shared .align 4 .b8 tile[256];
 .visible .entry reverse(.param .u64 in, .param .u64 out, .param .u32 n)
 {
@@ -38,7 +38,7 @@ pub const REVERSE: &str = r#"
 "#;
 
 /// 64 threads add up tiles of 64 x 16 bytes, two stages of cp.async; each reads its neighbour's copy.
-pub const PIPELINE: &str = r#"
+pub(crate) const PIPELINE: &str = r#"
 .extern .shared .align 16 .b8 stages[];
 .visible .entry pipeline(.param .u64 in, .param .u64 out, .param .u32 tiles)
 {
@@ -92,7 +92,7 @@ last:
 "#;
 
 /// One warp sums 32 integers by shuffles, and rotates them through shared memory with a warp barrier.
-pub const WARP: &str = r#"
+pub(crate) const WARP: &str = r#"
 .shared .align 4 .b8 lanes[128];
 .visible .entry warp(.param .u64 in, .param .u64 out)
 {
@@ -136,7 +136,7 @@ pub const WARP: &str = r#"
 "#;
 
 /// Two warps fill a 16 x 16 tile of f16 in shared memory, the first multiplies it with its own transpose.
-pub const MMA: &str = r#"
+pub(crate) const MMA: &str = r#"
 .shared .align 16 .b8 tile[512];
 .visible .entry mma(.param .u64 in, .param .u64 out)
 {
@@ -178,7 +178,7 @@ done:
 "#;
 
 /// Every CTA adds its part to a cell; the last one to arrive adds up the cells.
-pub const LAST_CTA: &str = r#"
+pub(crate) const LAST_CTA: &str = r#"
 .global .align 4 .u32 arrived = 0;
 .visible .entry last_cta(.param .u64 cells, .param .u64 out)
 {
@@ -218,7 +218,7 @@ done:
 "#;
 
 /// One warpgroup: TMA brings a 64 x 64 tile A and an 8 x 64 tile B of bf16, wgmma multiplies, a bulk copy stores A B^T.
-pub const HOPPER: &str = r#"
+pub(crate) const HOPPER: &str = r#"
 .extern .shared .align 1024 .b8 smem[];
 .visible .entry hopper(.param .u64 maps, .param .u64 out)
 {
