@@ -4,8 +4,8 @@ use crate::support::program;
 use crate::support::stub_driver::{self, Function, returns, writes};
 use crate::support::{device, f16};
 use ferroflash::{
-    Attention, DType, Device, Error, Kernel, Layout, Lse, LseShape, LseViewMut, Mask, Operand, Problem, Shape, Strides,
-    Tensor, TensorView, TensorViewMut,
+    Arch, Attention, DType, Device, Error, Kernel, Layout, Lse, LseShape, LseViewMut, Mask, Operand, Problem, Shape,
+    Strides, Tensor, TensorView, TensorViewMut,
 };
 
 /// A call whose parts the tests spoil one at a time.
@@ -68,7 +68,7 @@ fn error_with(change: impl FnOnce(&Device, &mut Call)) -> Error {
 /// The error that matches, or a panic that shows the one that came.
 macro_rules! assert_error {
     ($error:expr, $pattern:pat) => {
-        let error = $error;
+        let error = &$error;
         assert!(matches!(error, $pattern), "{error:?}: {error}");
     };
 }
@@ -376,13 +376,13 @@ const PROBLEM: Problem =
 #[test]
 fn grids_and_workspaces_that_are_too_large() {
     let many_rows = (1 << 29) - 1;
-    for kernel in Kernel::ALL {
-        // More heads than a grid has thread blocks.
-        assert_error!(plan(kernel, Problem { batch: 1 << 32, ..PROBLEM }).unwrap_err(), Error::GridTooLarge { .. });
-        assert_error!(
-            plan(kernel, Problem { batch: usize::MAX, q_heads: 2, ..PROBLEM }).unwrap_err(),
-            Error::GridTooLarge { .. }
-        );
+    for problem in [Problem { batch: 1 << 32, ..PROBLEM }, Problem { batch: usize::MAX, q_heads: 2, ..PROBLEM }] {
+        for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
+            // More heads than a grid has thread blocks.
+            assert_error!(plan(kernel, problem).unwrap_err(), Error::GridTooLarge { .. });
+        }
+        // Its grid is never larger than the GPU, but its schedule counts tiles.
+        assert_error!(plan(Kernel::V3, problem).unwrap_err(), Error::KernelUnsupported { kernel: Kernel::V3, .. });
     }
     assert_error!(
         plan(Kernel::Naive, Problem { q_rows: many_rows, kv_rows: many_rows, ..PROBLEM }).unwrap_err(),
@@ -395,6 +395,67 @@ fn grids_and_workspaces_that_are_too_large() {
         Error::WorkspaceTooLarge { kernel: Kernel::Naive, needed: 6_597_069_766_656, .. }
     );
     assert!(plan(Kernel::V2, Problem { q_rows: rows, kv_rows: rows, ..PROBLEM }).is_ok());
+}
+
+/// What v3 does not run: an error when it is asked for, and the reason for v2 when the library chooses.
+#[test]
+fn what_v3_does_not_run() {
+    let shared = device::shared();
+    let device = &shared.device;
+    let (half, single) =
+        (tensor(device, DType::F16, Shape::new(1, 64, 8, 64)), tensor(device, DType::F32, Shape::new(1, 64, 8, 64)));
+    let contiguous = |tensor, shape: Shape| view(tensor, 0, shape, shape.contiguous(Layout::Bshd).unwrap());
+    fn view(tensor: &Tensor, offset: usize, shape: Shape, strides: Strides) -> TensorView<'_> {
+        tensor.strided(offset, shape, strides).unwrap()
+    }
+    let (q, kv) = (contiguous(&half, Q), contiguous(&half, KV));
+    let runs = device.info().runs(Arch::Sm90a);
+    let chosen = Attention::new().plan_for(&q, &kv, &kv, None).unwrap();
+    assert_eq!(chosen.kernel, if runs { Kernel::V3 } else { Kernel::V2 }, "{chosen}");
+
+    let strides = KV.contiguous(Layout::Bshd).unwrap();
+    let (moved, none) = (view(&half, 4, Q, q.strides()), Shape { rows: 0, ..KV });
+    let with = |strides| view(&half, 0, KV, strides);
+    let (odd_rows, one_batch) = (with(Strides { row: 68, ..strides }), with(Strides { batch: 0, ..strides }));
+    let (one_head, odd_batch) = (with(Strides { head: 0, ..strides }), with(Strides { batch: 449, ..strides }));
+    let stride = |tensor: &str, axis: &str, bytes: usize| {
+        format!(
+            "the {axis} stride of {tensor} is {bytes} bytes; v3 takes multiples of 16 bytes from 16 to below 2^40 (0, which \
+             repeats memory, is none of them)"
+        )
+    };
+    let address =
+        |tensor: &str| format!("{tensor} starts at address {:#x}; v3 takes multiples of 16 bytes", half.address() + 8);
+    let (q32, kv32) = (contiguous(&single, Q), contiguous(&single, KV));
+    let empty = contiguous(&half, none);
+    let cases = [
+        (q32, kv32, kv32, None, "the tensors hold f32; v3 takes f16 and bf16".to_owned()),
+        (q, empty, empty, None, "k and v have no rows; v3 takes at least 1".to_owned()),
+        (moved, kv, kv, None, address("q")),
+        (q, kv, kv, Some(moved), address("out")),
+        (q, odd_rows, kv, None, stride("k", "row", 136)),
+        (q, kv, odd_batch, None, stride("v", "batch", 898)),
+        (q, one_batch, kv, None, stride("k", "batch", 0)),
+        (q, kv, one_head, None, stride("v", "head", 0)),
+    ];
+    for (q, k, v, out, reason) in cases {
+        let reason = if runs {
+            reason
+        } else {
+            let found = device.info().compute_capability();
+            format!("the device has compute capability {found}; v3 runs on 9.0 alone")
+        };
+        let forced = Attention::new().with_kernel(Kernel::V3);
+        let error = forced.plan_for(&q, &k, &v, out.as_ref()).unwrap_err();
+        assert_error!(error, Error::KernelUnsupported { kernel: Kernel::V3, .. });
+        assert_eq!(error.to_string(), format!("kernel v3 cannot run this: {reason}"));
+        if out.is_none() {
+            assert_eq!(forced.forward(&q, &k, &v).unwrap_err().to_string(), error.to_string());
+        }
+        let plan = Attention::new().plan_for(&q, &k, &v, out.as_ref()).unwrap();
+        assert_eq!(plan.kernel, Kernel::V2);
+        assert_eq!(plan.reason, format!("the fastest of the kernels that run this; {reason}"));
+    }
 }
 
 #[test]

@@ -34,6 +34,10 @@ PEERS = {
     "torch efficient": SDPBackend.EFFICIENT_ATTENTION,
     "torch math": SDPBackend.MATH,
 }
+KERNELS = ["naive", "v1", "v2", "v3"]
+# Pairs whose times are set against each other.
+RATIOS = [("ferroflash v3", "torch flash"), ("ferroflash v3", "torch cudnn"), ("ferroflash v2", "torch flash"),
+          ("ferroflash naive", "torch math")]
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -183,7 +187,7 @@ def print_cell(problem, results, header):
     for name in header:
         result = next(result for result in results if result["implementation"] == name)
         columns.append(f"{result['tflops']:>16.1f}" if result["tflops"] else f"{'-':>16}")
-    for ours, theirs in (("ferroflash v2", "torch flash"), ("ferroflash naive", "torch math")):
+    for ours, theirs in RATIOS:
         value = ratio(results, ours, theirs)
         columns.append(f"{value:>12.2f}" if value else f"{'-':>12}")
     print(" ".join(columns), flush=True)
@@ -214,7 +218,7 @@ def parse():
     numbers = lambda text: [int(word) for word in text.split(",")]
     parser.add_argument("--ferroflash", required=True, metavar="PROGRAM", help="the ferroflash program")
     parser.add_argument("--device", default="cuda:0", help="device of both (default: cuda:0)")
-    parser.add_argument("--kernel", type=words(["naive", "v1", "v2"]), default=["naive", "v1", "v2"])
+    parser.add_argument("--kernel", type=words(KERNELS), default=KERNELS)
     parser.add_argument("--peer", type=words(list(PEERS)), default=list(PEERS))
     parser.add_argument("--dtype", type=words(list(DTYPES)), default=["bf16", "f16"])
     parser.add_argument("--head-dim", type=numbers, default=[64, 128])
@@ -245,9 +249,9 @@ def main():
     print(f"{server.environment['device']}; ferroflash {server.environment['ferroflash']} beside "
           + ", ".join(f"{name} {version}" for name, version in peers.items()))
     header = [f"ferroflash {kernel}" for kernel in args.kernel] + args.peer
-    print("TFLOP/s; the last columns say how many times faster v2 is than torch flash, and naive than torch math")
+    print("TFLOP/s; the last columns say how many times faster the first is than the second")
     print(f"{'type':>4} {'mask':>6} {'dim':>4} {'seq':>6} " + " ".join(f"{name:>16}" for name in header)
-          + f" {'v2/flash':>12} {'naive/math':>12}")
+          + "".join(f" {ours.split()[1] + '/' + theirs.split()[1]:>12}" for ours, theirs in RATIOS))
     cells, wrong = [], []
     for problem in problems(args):
         results = run_cell(server, problem, args)

@@ -1,6 +1,7 @@
 //! The structs that the host writes and the kernels read: kernel parameters, passed by value.
 
 use crate::mask::Band;
+use crate::v3::Schedule;
 
 /// One tensor of shape `[batch, row, head, dim]` in device memory. The last dim is contiguous; the other strides are free and
 /// count elements, in 64 bits.
@@ -66,4 +67,30 @@ pub struct NaiveParams {
     pub score_stride: u64,
     /// `batch * q_heads * q_rows`, the rows of the softmax pass.
     pub score_rows: u64,
+}
+
+/// What Hopper's copy engine knows of a tensor: 128 bytes that the driver encodes.
+///
+/// The copy engine reads it in place, from the kernel's parameters, at an address that is a multiple of 64. Rust's own alignment
+/// stays at 8: rustc's nvptx64 backend passes no parameter aligned to more than 16, so the entry raises it in the PTX.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorMap(pub [u64; 16]);
+
+/// Parameters of v3. Its tensors are `[batch, head, row, dim]` to the copy engine, dim innermost.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct V3Params {
+    /// Map of q; box: 64 dims of `q_block` rows.
+    pub q: TensorMap,
+    /// Map of k; box: 64 dims of `kv_block` rows.
+    pub k: TensorMap,
+    /// Map of v; box: 64 dims of `kv_block` rows.
+    pub v: TensorMap,
+    /// Map of out; box: 64 dims of 64 rows.
+    pub out: TensorMap,
+    /// The problem. Addresses and strides play no part: they are in the maps.
+    pub forward: ForwardParams,
+    /// Which thread block works on which tiles.
+    pub schedule: Schedule,
 }

@@ -1,7 +1,7 @@
 //! The one list of compiled kernels. Entry points, the host's plan, tests, the bench sweep and the support table come from it.
 
 use crate::dtype::DType;
-use crate::layout;
+use crate::{layout, v3};
 
 /// Calls `$callback!` with every row of the list. A new head dim or tile is one row here.
 ///
@@ -67,6 +67,12 @@ macro_rules! for_each_variant {
             V2 128 [F32 v2_f32_d128] 64 x 32, 4, 2, 2, "64 KiB";
             V2 192 [F32 v2_f32_d192] 64 x 32, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
             V2 256 [F32 v2_f32_d256] 64 x 16, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
+            // v3: one loading warpgroup, the others multiply 64 query rows each.
+            V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 192 x 128, 16, 2, 1, "bound by exponentials: three warpgroups keep more of them running than two";
+            V3 96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 2, 1, "as d128";
+            V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, "a second buffer for the queries fits; 176 keys without one are 10 to 30 % slower up to 1024 rows and 3 % faster at 16384";
+            V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 112, 12, 2, 1, "the most keys whose two stages fit: 216 KiB";
+            V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 80, 12, 2, 1, "the most keys whose two stages fit: 224 KiB";
         }
     };
 }
@@ -80,18 +86,21 @@ pub enum Kernel {
     V1,
     /// FlashAttention-2 (Dao 2023): normalisation deferred to the end, query rows split over warps.
     V2,
+    /// FlashAttention-3 (Shah et al. 2024): Hopper's copy engine and asynchronous products, warp specialisation. 16-bit types.
+    V3,
 }
 
 impl Kernel {
     /// Every kernel, oldest first.
-    pub const ALL: [Kernel; 3] = [Kernel::Naive, Kernel::V1, Kernel::V2];
+    pub const ALL: [Kernel; 4] = [Kernel::Naive, Kernel::V1, Kernel::V2, Kernel::V3];
 
-    /// Name on the command line and in tables: `naive`, `v1`, `v2`.
+    /// Name on the command line and in tables: `naive`, `v1`, `v2`, `v3`.
     pub const fn name(self) -> &'static str {
         match self {
             Kernel::Naive => "naive",
             Kernel::V1 => "v1",
             Kernel::V2 => "v2",
+            Kernel::V3 => "v3",
         }
     }
 
@@ -101,6 +110,7 @@ impl Kernel {
             Kernel::Naive => &[Pass::Scores, Pass::Softmax, Pass::Output],
             Kernel::V1 => &[Pass::V1],
             Kernel::V2 => &[Pass::V2],
+            Kernel::V3 => &[Pass::V3],
         }
     }
 }
@@ -124,15 +134,26 @@ pub enum Pass {
     V1,
     /// All of v2.
     V2,
+    /// All of v3.
+    V3,
 }
 
 impl Pass {
+    /// The instruction set that it is compiled for.
+    pub const fn arch(self) -> Arch {
+        match self {
+            Pass::Scores | Pass::Softmax | Pass::Output | Pass::V1 | Pass::V2 => Arch::Sm80,
+            Pass::V3 => Arch::Sm90a,
+        }
+    }
+
     /// The kernel that this pass belongs to.
     pub const fn kernel(self) -> Kernel {
         match self {
             Pass::Scores | Pass::Softmax | Pass::Output => Kernel::Naive,
             Pass::V1 => Kernel::V1,
             Pass::V2 => Kernel::V2,
+            Pass::V3 => Kernel::V3,
         }
     }
 }
@@ -142,6 +163,8 @@ impl Pass {
 pub enum Arch {
     /// PTX for compute capability 8.0; the driver compiles it for every later GPU too.
     Sm80,
+    /// PTX for compute capability 9.0 alone: wgmma, register reallocation.
+    Sm90a,
 }
 
 impl Arch {
@@ -149,6 +172,16 @@ impl Arch {
     pub const fn least_compute_capability(self) -> (u32, u32) {
         match self {
             Arch::Sm80 => (8, 0),
+            Arch::Sm90a => (9, 0),
+        }
+    }
+
+    /// Whether a GPU of this compute capability runs it.
+    pub const fn runs_on(self, compute_capability: (u32, u32)) -> bool {
+        match self {
+            Arch::Sm80 => compute_capability.0 >= 8,
+            // The `a` features are promised to no later GPU.
+            Arch::Sm90a => compute_capability.0 == 9 && compute_capability.1 == 0,
         }
     }
 
@@ -156,6 +189,7 @@ impl Arch {
     pub const fn name(self) -> &'static str {
         match self {
             Arch::Sm80 => "sm_80",
+            Arch::Sm90a => "sm_90a",
         }
     }
 }
@@ -202,7 +236,7 @@ macro_rules! variant_table {
         &[$($(Variant {
             symbol: stringify!($symbol),
             pass: Pass::$pass,
-            arch: Arch::Sm80,
+            arch: Pass::$pass.arch(),
             dtype: DType::$dtype,
             head_dim: $head_dim,
             q_block: $q_block,
@@ -247,32 +281,56 @@ impl Variant {
                 (q_rows + ring * kv_rows) * row + warps * q_rows * self.head_dim as usize * 4 + 2 * warps * q_rows * 4
             }
             Pass::V2 => (q_rows + ring * kv_rows) * row,
+            Pass::V3 => {
+                let row = v3::shared_cols(self.head_dim) as usize * self.dtype.bytes();
+                let q_buffers = v3::q_buffers(self.head_dim) as usize;
+                // Rings of queries, keys and values, and two 8-byte barriers for each of their buffers.
+                (q_buffers * q_rows + 2 * ring * kv_rows) * row + 16 * (q_buffers + 2 * ring)
+            }
         };
         bytes as u32
     }
 
     /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
-    pub const fn ctas(&self, batch: u64, q_heads: u64, q_rows: u64, kv_rows: u64) -> u64 {
+    ///
+    /// v3 is persistent: its blocks, at most one a multiprocessor, share the tiles out among themselves.
+    pub const fn ctas(&self, batch: u64, q_heads: u64, q_rows: u64, kv_rows: u64, multiprocessors: u32) -> u64 {
         let heads = batch * q_heads;
         match self.pass {
             Pass::Scores => heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64),
             Pass::Softmax => (heads * q_rows).div_ceil(SOFTMAX_ROWS_PER_CTA as u64),
             Pass::Output | Pass::V1 | Pass::V2 => heads * q_rows.div_ceil(self.q_block as u64),
+            Pass::V3 => {
+                let tiles = heads * q_rows.div_ceil(self.q_block as u64);
+                if tiles < multiprocessors as u64 { tiles } else { multiprocessors as u64 }
+            }
         }
     }
 }
 
-/// Shared memory that every GPU since sm_80 gives one thread block (sm_86 and sm_89 give the least: 99 KiB).
-const LEAST_SHARED_BYTES: u32 = 99 * 1024;
+impl Arch {
+    /// Shared memory that every GPU of the architecture gives one thread block.
+    const fn shared_bytes(self) -> u32 {
+        match self {
+            // sm_86 and sm_89 have the least of all since sm_80.
+            Arch::Sm80 => 99 * 1024,
+            Arch::Sm90a => 227 * 1024,
+        }
+    }
+}
 
 // A row that does not fit is a compile error, not a failed launch.
 const _: () = {
     let mut i = 0;
     while i < VARIANTS.len() {
         let v = &VARIANTS[i];
-        assert!(v.shared_bytes() <= LEAST_SHARED_BYTES, "a variant needs more shared memory than sm_86 has");
+        assert!(v.shared_bytes() <= v.arch.shared_bytes(), "a variant needs more shared memory than its GPUs have");
         if !matches!(v.pass, Pass::Softmax) {
-            let split = if matches!(v.pass, Pass::V1) { 1 } else { v.warps };
+            let split = match v.pass {
+                Pass::V1 => 1,
+                Pass::V3 => v3::math_warps(v.warps),
+                _ => v.warps,
+            };
             assert!(v.q_block.is_multiple_of(16 * split), "warps own whole 16-row fragments");
             assert!(layout::panel_bytes(v.head_dim as usize * v.dtype.bytes()) >= 64, "tile rows split into panels");
         }
@@ -297,9 +355,18 @@ mod tests {
         for kernel in Kernel::ALL {
             for &pass in kernel.passes() {
                 for dtype in DType::ALL {
+                    if pass == Pass::V3 && dtype == DType::F32 {
+                        assert!(
+                            Variant::find(pass, dtype, 64).is_none(),
+                            "the warpgroup products are for 16-bit types"
+                        );
+                        continue;
+                    }
                     for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
                         let v = Variant::find(pass, dtype, head_dim).unwrap();
-                        let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim).unwrap();
+                        // v3 has no tile of its own for 32 dims: half of a 128-byte row would be zeros either way.
+                        let least = if pass == Pass::V3 { 64 } else { 0 };
+                        let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim.max(least)).unwrap();
                         assert!(v.head_dim == compiled || pass == Pass::Softmax);
                         assert_eq!((v.pass.kernel(), v.dtype), (kernel, dtype));
                     }

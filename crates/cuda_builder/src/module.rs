@@ -19,6 +19,8 @@ pub struct LaunchBounds {
     pub max_threads: Option<[u32; 3]>,
     /// `.minnctapersm`: blocks that must fit on one multiprocessor, from `min_ctas`.
     pub min_ctas: Option<u32>,
+    /// `.align` of parameters passed as bytes, where rustc's own is smaller, from `param_align`.
+    pub param_align: Option<u32>,
 }
 
 impl LaunchBounds {
@@ -123,14 +125,31 @@ fn reachable(entry: usize, items: &[Item<'_>], by_name: &HashMap<&str, Vec<usize
 /// The entry with its directives between the parameter list and the body.
 fn with_bounds(arch: Arch, ptx: &str, entry: &Item<'_>, bounds: &LaunchBounds) -> Result<String, Error> {
     let directives = bounds.directives();
-    if directives.is_empty() {
+    if *bounds == LaunchBounds::default() {
         return Ok(entry.text.to_string());
     }
     // An entry has one parameter list and no return value, so the first `)` before the body ends it; one without parameters
     // may have no list at all.
     let body = entry.text.find('{').ok_or_else(|| error(arch, ptx, entry.text, "an entry without a body"))?;
     let at = entry.text[..body].find(')').map_or(body, |close| close + 1);
-    Ok(format!("{}\n{directives}{}", entry.text[..at].trim_end(), entry.text[at..].trim_start()))
+    let parameters = match bounds.param_align {
+        Some(least) => with_param_align(&entry.text[..at], least),
+        None => entry.text[..at].to_string(),
+    };
+    Ok(format!("{}\n{directives}{}", parameters.trim_end(), entry.text[at..].trim_start()))
+}
+
+/// A parameter list whose parameters of bytes are aligned to at least `least`.
+fn with_param_align(list: &str, least: u32) -> String {
+    const ALIGN: &str = ".param .align ";
+    let mut pieces = list.split(ALIGN);
+    let mut text = pieces.next().unwrap_or_default().to_string();
+    for piece in pieces {
+        let digits = piece.find(|c: char| !c.is_ascii_digit()).unwrap_or(piece.len());
+        let own: u32 = piece[..digits].parse().unwrap_or(1);
+        let _ = write!(text, "{ALIGN}{}{}", own.max(least), &piece[digits..]);
+    }
+    text
 }
 
 fn markers(arch: Arch, ptx: &str) -> Result<HashMap<&str, LaunchBounds>, Error> {
@@ -160,6 +179,7 @@ fn parse_bounds<'a>(words: impl Iterator<Item = &'a str>) -> Option<LaunchBounds
             ("reqntid", &[x, y, z]) => bounds.threads = Some([x, y, z]),
             ("maxntid", &[x, y, z]) => bounds.max_threads = Some([x, y, z]),
             ("minnctapersm", &[ctas]) => bounds.min_ctas = Some(ctas),
+            ("paramalign", &[bytes]) => bounds.param_align = Some(bytes),
             _ => return None,
         }
     }
@@ -387,8 +407,17 @@ mod tests {
         assert!(one.ptx.contains("one_param_1\n)\n.reqntid 128, 1, 1\n.minnctapersm 2\n{\n"), "{}", one.ptx);
         assert!(two.ptx.contains(".entry two()\n.maxntid 8, 8, 1\n{\n"), "{}", two.ptx);
         assert!(plain.ptx.contains(".entry plain()\n{\n"), "{}", plain.ptx);
-        assert_eq!(one.bounds, LaunchBounds { threads: Some([128, 1, 1]), min_ctas: Some(2), max_threads: None });
+        assert_eq!(one.bounds, LaunchBounds { threads: Some([128, 1, 1]), min_ctas: Some(2), ..Default::default() });
         assert_eq!(plain.bounds, LaunchBounds::default());
+    }
+
+    #[test]
+    fn parameters_are_aligned_on_request() {
+        let list = ".entry e(\n\t.param .align 8 .b8 e_param_0[712],\n\t.param .u32 e_param_1,\n\t.param .align 128 .b8 e_param_2[8]\n)";
+        let expected = list.replace(".align 8 ", ".align 64 ");
+        assert_eq!(with_param_align(list, 64), expected);
+        let words = "reqntid=384,1,1 paramalign=64".split(' ');
+        assert_eq!(parse_bounds(words).unwrap().param_align, Some(64));
     }
 
     #[test]

@@ -27,11 +27,14 @@ macro_rules! ptx {
 pub mod copy;
 mod float;
 pub mod math;
+pub mod mbarrier;
 pub mod mma;
 pub mod shared;
 pub mod sync;
 pub mod thread;
+pub mod tma;
 pub mod warp;
+pub mod wgmma;
 
 pub use cuda_std_macros::kernel;
 pub use float::{bf16, f16};

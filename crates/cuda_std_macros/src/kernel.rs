@@ -13,6 +13,9 @@ const MAX_THREADS: u64 = 1024;
 /// Blocks resident on one multiprocessor on every GPU so far (same table).
 const MAX_CTAS: u64 = 32;
 
+/// Largest alignment of a parameter in PTX (PTX ISA, kernel function parameter attributes).
+const MAX_PARAM_ALIGN: u64 = 128;
+
 /// A launch-bound argument: `name = value`.
 struct Argument {
     name: Ident,
@@ -104,9 +107,17 @@ fn parse_bounds(arguments: Punctuated<Argument, Token![,]>) -> Result<Vec<Bound>
             "min_ctas" => {
                 Bound { directive: "minnctapersm", values: vec![value], limit: MAX_CTAS, what: "min_ctas", span }
             }
+            "param_align" => Bound {
+                directive: "paramalign",
+                values: vec![value],
+                limit: MAX_PARAM_ALIGN,
+                what: "param_align",
+                span,
+            },
             other => {
-                let message =
-                    format!("unknown argument `{other}`; accepted are `threads`, `max_threads` and `min_ctas`");
+                let message = format!(
+                    "unknown argument `{other}`; accepted are `threads`, `max_threads`, `min_ctas` and `param_align`"
+                );
                 return Err(Error::new(name.span(), message));
             }
         };

@@ -16,6 +16,7 @@ use proc_macro::TokenStream;
 /// | `threads = N` or `(x, y, z)` | `.reqntid` | the block has exactly this shape; other launches fail |
 /// | `max_threads = N` or `(x, y, z)` | `.maxntid` | the block is at most this large |
 /// | `min_ctas = N` | `.minnctapersm` | so many blocks fit on one multiprocessor, which bounds the registers of a thread |
+/// | `param_align = N` | `.align` of struct parameters | at least N bytes, where rustc passes no more than 16; a tensor map needs 64 |
 ///
 /// A value is an integer, simple arithmetic on integers (`32 * 4`), or any constant expression of type `u32`; all three may come
 /// from `macro_rules!` captures. `min_ctas` needs one of the other two, and those exclude each other, as in PTX.

@@ -4,11 +4,13 @@ use crate::backend::{Launch, RawStream};
 use crate::device::{Allocation, Device, Stream};
 use crate::error::{Error, Operand, Result};
 use crate::overlap::{self, Footprint};
-use crate::plan::{self, Plan, Problem};
+use crate::plan::{self, Plan, Problem, Step};
 use crate::tensor::{
     Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address,
 };
-use attn_spec::{ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams};
+use crate::tensor_map::{OUT_BOX_ROWS, TensorGeometry};
+use attn_spec::v3::Schedule;
+use attn_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params};
 use std::ffi::c_void;
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -127,7 +129,9 @@ impl Attention {
         self
     }
 
-    /// What a call on `device` would launch and allocate, and why.
+    /// What a call on `device` with contiguous tensors would launch and allocate, and why.
+    ///
+    /// v3 also depends on addresses and strides, which are no part of `problem`: [`Attention::plan_for`] looks at those of a call.
     ///
     /// ```
     /// # #[cfg(feature = "emulator")] {
@@ -144,9 +148,53 @@ impl Attention {
     ///
     /// # Errors
     /// Those of [`Problem::validate`], [`Error::Scale`], [`Error::GpuTooOld`], [`Error::SharedMemory`], [`Error::GridTooLarge`],
-    /// [`Error::WorkspaceTooLarge`].
+    /// [`Error::WorkspaceTooLarge`], [`Error::KernelUnsupported`].
     pub fn plan(&self, device: &Device, problem: &Problem) -> Result<Plan> {
-        plan::plan(self, device.info(), problem)
+        plan::plan(self, device.info(), problem, &[])
+    }
+
+    /// What a call with these tensors would launch and allocate, and why: the plan that [`Attention::forward`] (`out` is `None`) and
+    /// [`Attention::forward_into`] carry out.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, DType, Device, Kernel, Layout, Shape, Tensor};
+    /// let device = Device::emulator()?;
+    /// let q = Tensor::zeros(&device, DType::F16, Shape::new(1, 4, 2, 64), Layout::Bshd)?;
+    /// let plan = Attention::new().plan_for(&q.view(), &q.view(), &q.view(), None)?;
+    /// // The emulator runs the instructions of compute capability 8.0.
+    /// assert_eq!(plan.kernel, Kernel::V2);
+    /// assert!(plan.reason.contains("v3 runs on 9.0 alone"));
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Bad input gives the error that names it, as from [`Attention::forward_into`]; then those of [`Attention::plan`].
+    pub fn plan_for(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: Option<&TensorView<'_>>,
+    ) -> Result<Plan> {
+        let problem = check_inputs(q, k, v)?;
+        if let Some(out) = out {
+            check_output(q, out, None)?;
+        }
+        self.plan_checked(&problem, [q, k, v], out)
+    }
+
+    /// The plan for tensors that have passed their checks. Without `out` it is a new tensor, which suits every kernel.
+    fn plan_checked(
+        &self,
+        problem: &Problem,
+        inputs: [&TensorView<'_>; 3],
+        out: Option<&TensorView<'_>>,
+    ) -> Result<Plan> {
+        let named = [Operand::Q, Operand::K, Operand::V, Operand::Out].into_iter().zip(inputs.into_iter().chain(out));
+        let tensors: Vec<_> = named.map(|(operand, view)| (operand, *view)).collect();
+        plan::plan(self, inputs[0].device().info(), problem, &tensors)
     }
 
     /// Computes attention into a new tensor on the default stream of q's device.
@@ -158,7 +206,7 @@ impl Attention {
     /// [`Error::PtxRejected`], [`Error::Cuda`] and [`Error::Emulator`] come from the device.
     pub fn forward(&self, q: &TensorView<'_>, k: &TensorView<'_>, v: &TensorView<'_>) -> Result<Output> {
         let problem = check_inputs(q, k, v)?;
-        let plan = self.plan(q.device(), &problem)?;
+        let plan = self.plan_checked(&problem, [q, k, v], None)?;
         let out = Tensor::uninit(q.device(), q.dtype(), q.shape(), layout_of(q))?;
         let lse_shape = LseShape { batch: problem.batch, heads: problem.q_heads, rows: problem.q_rows };
         let lse = if self.lse { Some(Lse::uninit(q.device(), lse_shape)?) } else { None };
@@ -215,7 +263,7 @@ impl Attention {
         check_output(q, &out, lse.as_deref())?;
         q.device().check_stream(stream)?;
         check_overlaps([q, k, v], &out, lse.as_ref().map(|lse| (lse.address(), &problem)))?;
-        let plan = self.with_lse(lse.is_some()).plan(q.device(), &problem)?;
+        let plan = self.with_lse(lse.is_some()).plan_checked(&problem, [q, k, v], Some(&out))?;
         Call {
             device: q.device(),
             stream: stream.raw(),
@@ -270,7 +318,7 @@ impl Attention {
             check_address(lse, attn_spec::DType::F32)?;
         }
         check_overlaps([&q, &k, &v], &out, lse.map(|lse| (lse, &problem)))?;
-        let plan = self.with_lse(lse.is_some()).plan(device, &problem)?;
+        let plan = self.with_lse(lse.is_some()).plan_checked(&problem, [&q, &k, &v], Some(&out))?;
         Call { device, stream: stream.raw(), plan: &plan, q, k, v, out, lse: lse.unwrap_or(0) }.launch()
     }
 
@@ -440,9 +488,14 @@ impl Call<'_> {
             score_rows: problem.batch as u64 * problem.q_heads as u64 * problem.q_rows as u64,
         };
         for step in self.plan.steps.iter().filter(|step| step.ctas > 0) {
+            let v3;
             let params = match step.variant.pass {
                 Pass::Scores | Pass::Softmax | Pass::Output => bytes_of(&naive),
                 Pass::V1 | Pass::V2 => bytes_of(&forward),
+                Pass::V3 => {
+                    v3 = self.v3_params(forward, step)?;
+                    bytes_of(&v3)
+                }
             };
             tracing::trace!(symbol = step.variant.symbol, ctas = step.ctas, "launch");
             self.device.backend().launch(&Launch {
@@ -453,6 +506,25 @@ impl Call<'_> {
             })?;
         }
         Ok(())
+    }
+
+    fn v3_params(&self, forward: ForwardParams, step: &Step) -> Result<V3Params> {
+        let Problem { batch, q_rows, kv_rows, q_heads, head_dim, dtype, .. } = self.plan.problem;
+        let map =
+            |view, box_rows| -> Result<_> { self.device.backend().tensor_map(&TensorGeometry::new(view, box_rows)) };
+        // Keys and values of one head.
+        let kv_head_bytes = 2 * (kv_rows * head_dim * dtype.bytes()) as u64;
+        // The plan has bounded the tiles, and with them heads and blocks.
+        let (heads, q_blocks) = ((batch * q_heads) as u32, (q_rows as u32).div_ceil(step.variant.q_block));
+        let uneven = hides_something(forward.band, q_rows, kv_rows);
+        Ok(V3Params {
+            q: map(&self.q, step.variant.q_block)?,
+            k: map(&self.k, step.variant.kv_block)?,
+            v: map(&self.v, step.variant.kv_block)?,
+            out: map(&self.out, OUT_BOX_ROWS)?,
+            forward,
+            schedule: Schedule::new(heads, q_blocks, forward.group, kv_head_bytes, uneven, step.ctas),
+        })
     }
 
     fn forward_params(&self) -> ForwardParams {
@@ -476,6 +548,11 @@ impl Call<'_> {
             reserved: 0,
         }
     }
+}
+
+/// Whether some row sees less than all keys: the first misses the last key, or the last the first.
+fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
+    i64::from(band.right) < q_rows as i64 - 1 || i64::from(band.left) < kv_rows as i64 - 1
 }
 
 fn tensor_params(view: &TensorView<'_>) -> TensorParams {
@@ -514,6 +591,10 @@ unsafe trait KernelParams: Copy {}
 unsafe impl KernelParams for ForwardParams {}
 // SAFETY: repr(C); ForwardParams, then u64 fields.
 unsafe impl KernelParams for NaiveParams {}
+// SAFETY: repr(C); arrays of u64 and ForwardParams, then u32 fields, an even number of them.
+unsafe impl KernelParams for V3Params {}
 // Sums of the sizes of the fields: a difference would be padding.
 const _: () = assert!(size_of::<ForwardParams>() == 4 * 32 + 8 + 6 * 4 + size_of::<attn_spec::Band>() + 2 * 4);
 const _: () = assert!(size_of::<NaiveParams>() == size_of::<ForwardParams>() + 4 * 8);
+const _: () = assert!(size_of::<V3Params>() == 4 * 128 + size_of::<ForwardParams>() + size_of::<Schedule>());
+const _: () = assert!(size_of::<Schedule>() == 6 * 4);

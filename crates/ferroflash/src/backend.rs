@@ -6,7 +6,8 @@ use crate::device::DeviceInfo;
 #[cfg(not(feature = "emulator"))]
 use crate::device::EmulatorConfig;
 use crate::error::Result;
-use attn_spec::Variant;
+use crate::tensor_map::TensorGeometry;
+use attn_spec::{TensorMap, Variant};
 use std::ffi::c_void;
 use std::ops::Range;
 use std::time::Duration;
@@ -75,6 +76,8 @@ pub(crate) trait Backend: Send + Sync {
     }
     /// Sets `len` bytes to `byte`, after all work on the device.
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()>;
+    /// Encodes what the copy engine has to know of a tensor.
+    fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap>;
     /// Starts a kernel; may return before it is done.
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
     fn create_stream(&self) -> Result<RawStream>;

@@ -2,6 +2,7 @@
 
 use crate::backend::{self, Backend, RawStream};
 use crate::error::{Error, Result, Version};
+use attn_spec::Arch;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -46,6 +47,20 @@ impl DeviceInfo {
             DeviceKind::Cuda { ordinal, .. } => format!("cuda:{ordinal}"),
             DeviceKind::Emulator => "emulator".to_owned(),
         }
+    }
+
+    /// Compute capability of the GPU; for the emulator that of the instructions that it runs for this crate, 8.0.
+    pub fn compute_capability(&self) -> Version {
+        match self.kind {
+            DeviceKind::Cuda { compute_capability, .. } => compute_capability,
+            DeviceKind::Emulator => Version { major: 8, minor: 0 },
+        }
+    }
+
+    /// Whether this device runs the instructions of `arch`.
+    pub fn runs(&self, arch: Arch) -> bool {
+        let Version { major, minor } = self.compute_capability();
+        arch.runs_on((major, minor))
     }
 
     /// Whether this is the emulator, whose times say nothing about a GPU.

@@ -48,6 +48,66 @@ impl std::fmt::Display for Version {
     }
 }
 
+/// What rules v3 out. Every message says what was given and what v3 takes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The device lacks its instructions.
+    #[error("the device has compute capability {found}; v3 runs on {accepted} alone")]
+    ComputeCapability {
+        /// Compute capability of the device, or what the emulator runs.
+        found: Version,
+        /// The one that it runs on.
+        accepted: Version,
+    },
+    /// The driver cannot compile its PTX.
+    #[error("the driver supports CUDA {found}; v3 needs at least CUDA {least}")]
+    Driver {
+        /// CUDA version of the driver.
+        found: Version,
+        /// Least CUDA version.
+        least: Version,
+    },
+    /// The element type has no warpgroup product of full precision.
+    #[error("the tensors hold {found}; v3 takes f16 and bf16")]
+    DType {
+        /// Element type of the tensors.
+        found: DType,
+    },
+    /// There is nothing to describe to the copy engine.
+    #[error("k and v have no rows; v3 takes at least 1")]
+    NoKeys,
+    /// More tiles than its schedule counts.
+    #[error("the problem has {found} blocks of query rows; v3 takes at most {limit}")]
+    TooManyTiles {
+        /// Blocks of query rows, over all heads.
+        found: u128,
+        /// Most blocks.
+        limit: u32,
+    },
+    /// A tensor starts at an address that the copy engine does not take.
+    #[error("{tensor} starts at address {address:#x}; v3 takes multiples of 16 bytes")]
+    Address {
+        /// The tensor.
+        tensor: Operand,
+        /// Its address.
+        address: u64,
+    },
+    /// A stride that the copy engine does not take. The stride of an axis of extent 1 plays no part.
+    #[error(
+        "the {axis} stride of {tensor} is {bytes} bytes; v3 takes multiples of 16 bytes from 16 to below 2^40 (0, which \
+         repeats memory, is none of them)"
+    )]
+    Stride {
+        /// The tensor.
+        tensor: Operand,
+        /// `batch`, `row` or `head`.
+        axis: &'static str,
+        /// The stride in bytes.
+        bytes: u64,
+    },
+}
+
 /// Why a call failed. Every message says what was given and what is accepted; no kernel was launched unless the variant says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -367,6 +427,14 @@ pub enum Error {
         needed: u128,
         /// Bytes of the device.
         available: u64,
+    },
+    /// The kernel that was asked for does not run this problem, on these tensors or this device.
+    #[error("kernel {kernel} cannot run this: {reason}")]
+    KernelUnsupported {
+        /// The kernel.
+        kernel: Kernel,
+        /// What rules it out.
+        reason: Unsupported,
     },
     /// The build holds no PTX for an entry point.
     #[error(

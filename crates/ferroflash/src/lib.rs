@@ -15,13 +15,14 @@ mod plan;
 mod ptx;
 pub mod reference;
 mod tensor;
+mod tensor_map;
 #[cfg(test)]
 mod tests;
 
 pub use attention::{Attention, KernelChoice, Output, RawTensor};
 pub use attn_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, MemoryUse, Stream};
-pub use error::{Error, Operand, Result, Version};
+pub use error::{Error, Operand, Result, Unsupported, Version};
 pub use plan::{Plan, Problem, Step};
 pub use ptx::embedded_variants;
 pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};

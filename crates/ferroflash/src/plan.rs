@@ -2,8 +2,10 @@
 
 use crate::attention::{Attention, KernelChoice};
 use crate::device::{DeviceInfo, DeviceKind};
-use crate::error::{Error, Operand, Result, Version};
-use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Variant};
+use crate::error::{Error, Operand, Result, Unsupported, Version};
+use crate::tensor::TensorView;
+use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
+use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -145,23 +147,41 @@ impl std::fmt::Display for Plan {
 pub(crate) fn workspace(kernel: Kernel, problem: &Problem) -> [u128; 2] {
     match kernel {
         Kernel::Naive => problem.naive_workspace(),
-        Kernel::V1 | Kernel::V2 => [0, 0],
+        Kernel::V1 | Kernel::V2 | Kernel::V3 => [0, 0],
     }
 }
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 const MAX_GRID: u64 = (1 << 31) - 1;
 
-pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+/// Most tiles of v3: its slots, at most three for each tile, and one more round of thread blocks fit 32 bits.
+const MAX_TILES: u32 = 1 << 30;
+
+/// Least CUDA version of a driver that compiles PTX 8.0, the first with v3's instructions (PTX ISA, release notes).
+const V3_DRIVER: Version = Version { major: 12, minor: 0 };
+
+/// Plans `problem` for the tensors of a call as far as they are known; those that are not given are contiguous.
+pub(crate) fn plan(
+    attention: &Attention,
+    device: &DeviceInfo,
+    problem: &Problem,
+    tensors: &[(Operand, TensorView<'_>)],
+) -> Result<Plan> {
     problem.validate()?;
     let scale = attention.scale_for(problem.head_dim)?;
-    let (kernel, reason) = match attention.kernel {
-        KernelChoice::Kernel(kernel) => (kernel, "asked for".to_owned()),
-        KernelChoice::Auto => (
-            Kernel::V2,
-            "the fastest of the kernels: query rows split over warps, one division at the end, no quadratic workspace"
+    let (kernel, reason) = match (attention.kernel, check_v3(device, problem, tensors)) {
+        (KernelChoice::Kernel(Kernel::V3), Err(reason)) => {
+            return Err(Error::KernelUnsupported { kernel: Kernel::V3, reason });
+        }
+        (KernelChoice::Kernel(kernel), _) => (kernel, "asked for".to_owned()),
+        (KernelChoice::Auto, Ok(())) => (
+            Kernel::V3,
+            "the fastest of the kernels: asynchronous copies and products, softmax under the products of others"
                 .to_owned(),
         ),
+        (KernelChoice::Auto, Err(reason)) => {
+            (Kernel::V2, format!("the fastest of the kernels that run this; {reason}"))
+        }
     };
     let mut steps = Vec::new();
     for &pass in kernel.passes() {
@@ -170,7 +190,7 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
         check_device(variant, device)?;
         steps.push(Step {
             variant,
-            ctas: grid(variant, problem)?,
+            ctas: grid(variant, problem, device.multiprocessors)?,
             threads: variant.threads(),
             shared_bytes: variant.shared_bytes(),
         });
@@ -180,7 +200,7 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
         .ok()
         .filter(|&needed| needed <= device.memory_bytes)
         .ok_or(Error::WorkspaceTooLarge { kernel, needed, available: device.memory_bytes })?;
-    // Fits: the grid did, and a thread block owns at most 128 rows.
+    // Fits: the number of tiles did, and a tile has at most 192 rows.
     let rows = problem.batch as u64 * problem.q_heads as u64 * problem.q_rows as u64;
     let lse_bytes = if attention.lse { rows * DType::F32.bytes() as u64 } else { 0 };
     let plan =
@@ -189,13 +209,60 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
     Ok(plan)
 }
 
+/// Whether v3 runs this: the one place of its conditions.
+fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorView<'_>)]) -> Result<(), Unsupported> {
+    if !device.runs(Pass::V3.arch()) {
+        return Err(no_v3_instructions(device));
+    }
+    if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
+        && found < V3_DRIVER
+    {
+        return Err(Unsupported::Driver { found, least: V3_DRIVER });
+    }
+    // validate: at most MAX_HEAD_DIM, for which every type that v3 has at all has a variant.
+    let Some(variant) = Variant::find(Pass::V3, problem.dtype, problem.head_dim as u32) else {
+        return Err(Unsupported::DType { found: problem.dtype });
+    };
+    if problem.kv_rows == 0 {
+        return Err(Unsupported::NoKeys);
+    }
+    let q_blocks = problem.q_rows.div_ceil(variant.q_block as usize) as u128;
+    let found = (problem.batch as u128 * problem.q_heads as u128).saturating_mul(q_blocks);
+    if found > MAX_TILES.into() {
+        return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });
+    }
+    tensors.iter().try_for_each(|(tensor, view)| check_copies(*tensor, view))
+}
+
+/// Why v3 does not run on a device without its instructions.
+pub(crate) fn no_v3_instructions(device: &DeviceInfo) -> Unsupported {
+    let (major, minor) = Pass::V3.arch().least_compute_capability();
+    Unsupported::ComputeCapability { found: device.compute_capability(), accepted: Version { major, minor } }
+}
+
+/// Whether the copy engine takes the tensor's address and strides.
+fn check_copies(tensor: Operand, view: &TensorView<'_>) -> Result<(), Unsupported> {
+    let address = view.address();
+    if !address.is_multiple_of(ALIGNMENT) {
+        return Err(Unsupported::Address { tensor, address });
+    }
+    let [batch, row, head, _] = view.geometry().axes();
+    for (axis, (extent, stride)) in [("batch", batch), ("row", row), ("head", head)] {
+        // A stride in use fits: the tensor's span in bytes does.
+        let bytes = (stride as u64).saturating_mul(view.dtype().bytes() as u64);
+        // Along an axis of extent 1 nothing is ever stepped over.
+        if extent > 1 && (bytes == 0 || !bytes.is_multiple_of(ALIGNMENT) || bytes >= STRIDE_LIMIT) {
+            return Err(Unsupported::Stride { tensor, axis, bytes });
+        }
+    }
+    Ok(())
+}
+
 fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
-    if let DeviceKind::Cuda { compute_capability: found, .. } = device.kind {
+    if !device.runs(variant.arch) {
         let (major, minor) = variant.arch.least_compute_capability();
         let least = Version { major, minor };
-        if found < least {
-            return Err(Error::GpuTooOld { name: device.name.clone(), found, least });
-        }
+        return Err(Error::GpuTooOld { name: device.name.clone(), found: device.compute_capability(), least });
     }
     let (needed, available) = (variant.shared_bytes(), device.max_shared_bytes_per_block);
     if needed > available {
@@ -204,7 +271,7 @@ fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
     Ok(())
 }
 
-fn grid(variant: &'static Variant, problem: &Problem) -> Result<u32> {
+fn grid(variant: &'static Variant, problem: &Problem, multiprocessors: u32) -> Result<u32> {
     let too_large = |needed| Error::GridTooLarge { symbol: variant.symbol, needed, limit: MAX_GRID };
     // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns at most 128 rows of one head.
     let heads = problem.batch as u128 * problem.q_heads as u128;
@@ -213,10 +280,10 @@ fn grid(variant: &'static Variant, problem: &Problem) -> Result<u32> {
     }
     // At most 2^31 heads and 2^29 rows: only the tiles of the naive scores can pass 64 bits, so count their rows first.
     let (batch, heads) = (problem.batch as u64, problem.q_heads as u64);
-    let per_row = variant.ctas(batch, heads, problem.q_rows as u64, variant.kv_block.max(1).into());
+    let per_row = variant.ctas(batch, heads, problem.q_rows as u64, variant.kv_block.max(1).into(), multiprocessors);
     if per_row > MAX_GRID {
         return Err(too_large(per_row.into()));
     }
-    let ctas = variant.ctas(batch, heads, problem.q_rows as u64, problem.kv_rows as u64);
+    let ctas = variant.ctas(batch, heads, problem.q_rows as u64, problem.kv_rows as u64, multiprocessors);
     u32::try_from(ctas).ok().filter(|&ctas| u64::from(ctas) <= MAX_GRID).ok_or_else(|| too_large(ctas.into()))
 }

@@ -2,7 +2,8 @@
 
 use crate::backend::recording::{self, Launched};
 use crate::*;
-use attn_spec::{Band, ForwardParams, NaiveParams};
+use attn_spec::v3::Schedule;
+use attn_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
 const KV_SHAPE: Shape = Shape::new(2, 7, 2, 16);
@@ -398,19 +399,21 @@ fn alignment() {
 /// Every element type and head dim plans onto a variant that holds it, with what the variant list says.
 #[test]
 fn plans() {
-    let info = recording::info(1 << 37, (8, 0));
+    let info = recording::info(1 << 37, (9, 0));
     for kernel in Kernel::ALL {
-        for dtype in DType::ALL {
+        let dtypes = DType::ALL.into_iter().filter(|&dtype| kernel != Kernel::V3 || dtype != DType::F32);
+        for dtype in dtypes {
             for head_dim in (8..=256).step_by(8) {
                 let problem =
                     Problem { batch: 3, q_rows: 1000, kv_rows: 1001, q_heads: 6, kv_heads: 2, head_dim, dtype };
-                let plan = plan::plan(&Attention::new().with_kernel(kernel), &info, &problem).unwrap();
+                let plan = plan::plan(&Attention::new().with_kernel(kernel), &info, &problem, &[]).unwrap();
                 assert_eq!((plan.kernel, plan.steps.len()), (kernel, kernel.passes().len()));
                 for (step, pass) in plan.steps.iter().zip(kernel.passes()) {
                     let v = step.variant;
                     assert_eq!((v.pass, v.dtype, step.threads), (*pass, dtype, 32 * v.warps));
                     assert!(v.head_dim as usize >= head_dim || *pass == Pass::Softmax);
-                    assert!(step.shared_bytes <= 99 * 1024 && step.ctas > 0);
+                    let most = if kernel == Kernel::V3 { 227 * 1024 } else { 99 * 1024 };
+                    assert!(step.shared_bytes <= most && step.ctas > 0);
                 }
                 let scores = 3 * 6 * 1000 * 1008;
                 let workspace = if kernel == Kernel::Naive { scores * (4 + dtype.bytes() as u64) } else { 0 };
@@ -430,11 +433,196 @@ fn plan_says_what_it_does_and_why() {
     let [step] = plan.steps[..] else { panic!("one launch") };
     let tile = format!("v2_bf16_d64 (sm_80): tile {} x {}", step.variant.q_block, step.variant.kv_block);
     let grid = format!("{} thread blocks of {} threads", step.ctas, step.threads);
-    for part in ["v2: the fastest", &tile, &grid, "scale 0.125", "0 bytes of workspace"] {
+    for part in [
+        "v2: the fastest of the kernels that run this; the device has compute capability 8.0",
+        &tile,
+        &grid,
+        "scale 0.125",
+        "0 bytes of workspace",
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     assert_eq!(step.ctas, 2 * 300u32.div_ceil(step.variant.q_block));
     assert_eq!(plan.symbols().collect::<Vec<_>>(), ["v2_bf16_d64"]);
+}
+
+fn v3_params(bytes: &[u8]) -> V3Params {
+    assert_eq!(bytes.len(), size_of::<V3Params>());
+    // SAFETY: the bytes are those of a V3Params.
+    unsafe { bytes.as_ptr().cast::<V3Params>().read_unaligned() }
+}
+
+/// What the recording device makes of a tensor map: its geometry as numbers.
+fn map(
+    address: u64,
+    [dims, rows, heads, batch]: [u64; 4],
+    [row, head, batch_stride]: [u64; 3],
+    box_rows: u64,
+) -> TensorMap {
+    let dtype = DType::F16 as u64;
+    TensorMap([address, dims, rows, heads, batch, row, head, batch_stride, 64, box_rows, 1, 1, dtype, 0, 0, 0])
+}
+
+#[test]
+fn parameters_of_v3() {
+    let (device, launched) = recording::device_of((9, 0));
+    let zeros = |shape, layout| Tensor::zeros(&device, DType::F16, shape, layout).unwrap();
+    // One sequence: its stride is never used, and stands as that of a row.
+    let (q_shape, kv_shape) = (Shape::new(1, 700, 24, 40), Shape::new(1, 900, 8, 40));
+    let (q, k, v) = (zeros(q_shape, Layout::Bshd), zeros(kv_shape, Layout::Bhsd), zeros(kv_shape, Layout::Bshd));
+    let attention = Attention::new().causal().with_lse(true);
+    let output = attention.forward(&q.view(), &k.view(), &v.view()).unwrap();
+    let variant = output.plan.steps[0].variant;
+    let (q_block, kv_block) = (u64::from(variant.q_block), u64::from(variant.kv_block));
+    let launches = launched.lock().unwrap();
+    let [(symbol, ctas, bytes)] = &launches[..] else { panic!("one launch") };
+    let q_blocks = 700u32.div_ceil(variant.q_block);
+    assert_eq!((*symbol, *ctas), ("v3_f16_d64", (24 * q_blocks).min(132)));
+    let params = v3_params(bytes);
+    assert_eq!(params.q, map(q.address(), [40, 700, 24, 1], [24 * 80, 80, 80], q_block));
+    assert_eq!(params.k, map(k.address(), [40, 900, 8, 1], [80, 900 * 80, 80], kv_block));
+    assert_eq!(params.v, map(v.address(), [40, 900, 8, 1], [8 * 80, 80, 80], kv_block));
+    assert_eq!(params.out, map(output.out.address(), [40, 700, 24, 1], [24 * 80, 80, 80], 64));
+    let forward = params.forward;
+    assert_eq!(
+        (forward.q_rows, forward.kv_rows, forward.q_heads, forward.group, forward.head_dim),
+        (700, 900, 24, 3, 40)
+    );
+    assert_eq!(forward.lse, output.lse.as_ref().unwrap().address());
+    assert_eq!((forward.band, forward.aligned), (Band { left: Band::UNBOUNDED, right: 0 }, 1));
+    assert_eq!(params.schedule, Schedule::new(24, q_blocks, 3, 2 * 900 * 40 * 2, true, *ctas));
+    assert_eq!(output.plan.extra_bytes(), 24 * 700 * 4);
+}
+
+/// Tiles are uneven in length when the mask hides a key from some row.
+#[test]
+fn schedules_of_v3_follow_the_mask() {
+    let (device, launched) = recording::device_of((9, 0));
+    let zeros = |rows| Tensor::zeros(&device, DType::F16, Shape::new(1, rows, 300, 64), Layout::Bshd).unwrap();
+    let schedule = |q_rows, kv_rows, mask| {
+        let (q, kv) = (zeros(q_rows), zeros(kv_rows));
+        launched.lock().unwrap().clear();
+        Attention::new().with_mask(mask).forward(&q.view(), &kv.view(), &kv.view()).unwrap();
+        v3_params(&launched.lock().unwrap()[0].2).schedule
+    };
+    let window = |left, right| Mask::Window { left, right };
+    let expected = |q_rows: u32, kv_rows: u64, uneven| {
+        Schedule::new(300, q_rows.div_ceil(192), 1, kv_rows * 64 * 2 * 2, uneven, 132)
+    };
+    for (q_rows, kv_rows, mask, uneven) in [
+        (200, 300, Mask::Full, false),
+        (200, 300, Mask::Causal, true),
+        (1, 300, Mask::Causal, false),
+        (200, 300, window(Some(299), Some(199)), false),
+        (200, 300, window(Some(298), Some(199)), true),
+        (200, 300, window(Some(299), Some(198)), true),
+        (200, 300, window(None, None), false),
+    ] {
+        let found = schedule(q_rows as usize, kv_rows as usize, mask);
+        assert_eq!(found, expected(q_rows, kv_rows, uneven), "{q_rows} x {kv_rows}, {mask:?}");
+    }
+}
+
+/// Each condition of v3: the error when it is asked for, the reason for v2 when it is not.
+#[test]
+fn what_v3_does_not_run() {
+    let problem =
+        Problem { batch: 2, q_rows: 300, kv_rows: 300, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::Bf16 };
+    let hopper = recording::info(1 << 37, (9, 0));
+    let attention = Attention::new();
+    let plan = |info: &DeviceInfo, problem: &Problem| plan::plan(&attention, info, problem, &[]).unwrap();
+    assert_eq!(plan(&hopper, &problem).kernel, Kernel::V3);
+    assert!(plan(&hopper, &problem).to_string().starts_with("v3: the fastest of the kernels: "));
+    let check = |info: &DeviceInfo, problem: Problem, reason: &str| {
+        let forced = attention.with_kernel(Kernel::V3);
+        assert_error!(
+            plan::plan(&forced, info, &problem, &[]).unwrap_err(),
+            Error::KernelUnsupported { kernel: Kernel::V3, .. },
+            format!("kernel v3 cannot run this: {reason}")
+        );
+        let plan = plan(info, &problem);
+        assert_eq!(
+            (plan.kernel, &plan.reason[..]),
+            (Kernel::V2, &format!("the fastest of the kernels that run this; {reason}")[..])
+        );
+    };
+    for found in ["8.0", "8.9", "9.1", "10.0", "12.0"] {
+        let (major, minor) = found.split_once('.').unwrap();
+        let info = recording::info(1 << 37, (major.parse().unwrap(), minor.parse().unwrap()));
+        check(&info, problem, &format!("the device has compute capability {found}; v3 runs on 9.0 alone"));
+    }
+    let mut old_driver = hopper.clone();
+    let DeviceKind::Cuda { driver_version, .. } = &mut old_driver.kind else { panic!("a GPU") };
+    *driver_version = Version { major: 11, minor: 8 };
+    check(&old_driver, problem, "the driver supports CUDA 11.8; v3 needs at least CUDA 12.0");
+    check(&hopper, Problem { dtype: DType::F32, ..problem }, "the tensors hold f32; v3 takes f16 and bf16");
+    check(&hopper, Problem { kv_rows: 0, ..problem }, "k and v have no rows; v3 takes at least 1");
+    let many = Problem { batch: 1 << 29, ..problem };
+    check(
+        &hopper,
+        Problem { batch: (1 << 28) + 1, q_heads: 2, q_rows: 200, ..many },
+        "the problem has 1073741828 blocks of query rows; v3 takes at most 1073741824",
+    );
+}
+
+/// Addresses and strides that the copy engine does not take, in each tensor.
+#[test]
+fn memory_that_v3_does_not_take() {
+    let (device, launched) = recording::device_of((9, 0));
+    let storage = Tensor::zeros(&device, DType::F16, Shape::new(1, 1, 1, 1 << 16), Layout::Bshd).unwrap();
+    let shape = Shape::new(2, 5, 4, 64);
+    let strides = shape.contiguous(Layout::Bshd).unwrap();
+    let good = storage.strided(0, shape, strides).unwrap();
+    let reason = |tensor: usize, bad: TensorView<'_>| {
+        let mut views = [good; 4];
+        views[tensor] = bad;
+        let [q, k, v, out] = views;
+        let plan = Attention::new().plan_for(&q, &k, &v, Some(&out)).unwrap();
+        let forced = Attention::new().with_kernel(Kernel::V3).plan_for(&q, &k, &v, Some(&out));
+        match forced {
+            Ok(_) => assert_eq!(plan.kernel, Kernel::V3),
+            Err(error) => {
+                assert_eq!(plan.kernel, Kernel::V2);
+                let reason = error.to_string().replace("kernel v3 cannot run this: ", "");
+                assert!(plan.reason.ends_with(&reason), "{plan}");
+                return Some(reason);
+            }
+        }
+        None
+    };
+    for (tensor, name) in ["q", "k", "v", "out"].into_iter().enumerate() {
+        let view = |offset, strides| storage.strided(offset, shape, strides).unwrap();
+        assert_eq!(reason(tensor, view(8, strides)), None);
+        let address = storage.address() + 8;
+        assert_eq!(
+            reason(tensor, view(4, strides)),
+            Some(format!("{name} starts at address {address:#x}; v3 takes multiples of 16 bytes"))
+        );
+        for (axis, bad) in [
+            ("batch", Strides { batch: 1284, ..strides }),
+            ("row", Strides { row: 260, ..strides }),
+            ("head", Strides { head: 68, row: 272, ..strides }),
+            ("batch", Strides { batch: 0, ..strides }),
+            ("row", Strides { row: 0, ..strides }),
+            ("head", Strides { head: 0, ..strides }),
+        ] {
+            let found = reason(tensor, view(0, bad)).unwrap();
+            assert!(found.starts_with(&format!("the {axis} stride of {name} is ")), "{found}");
+        }
+        // SAFETY: the view is only looked at.
+        let far = unsafe {
+            let strides = Strides { batch: 1 << 39, ..strides };
+            TensorView::from_raw(&device, storage.address(), usize::MAX, shape, strides, DType::F16).unwrap()
+        };
+        assert!(reason(tensor, far).unwrap().contains(&format!("is {} bytes", 1u64 << 40)));
+        // Along an axis of extent 1 nothing is stepped over.
+        let single = Shape { batch: 1, ..shape };
+        let views = [0, 1, 321].map(|batch| storage.strided(0, single, Strides { batch, ..strides }).unwrap());
+        for view in views {
+            assert_eq!(Attention::new().plan_for(&view, &view, &view, Some(&view)).unwrap().kernel, Kernel::V3);
+        }
+    }
+    assert!(launched.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -451,12 +639,12 @@ fn devices_that_are_too_small_or_too_old() {
     let naive = Attention::new().with_kernel(Kernel::Naive);
     // 2^40 scores of 4 + 2 bytes.
     assert!(matches!(
-        plan::plan(&naive, &recording::info(1 << 37, (9, 0)), &problem),
+        plan::plan(&naive, &recording::info(1 << 37, (9, 0)), &problem, &[]),
         Err(Error::WorkspaceTooLarge { kernel: Kernel::Naive, needed, available }) if (needed, available) == (6 << 40, 1 << 37)
     ));
-    assert!(plan::plan(&Attention::new(), &recording::info(1 << 37, (9, 0)), &problem).is_ok());
+    assert!(plan::plan(&Attention::new(), &recording::info(1 << 37, (9, 0)), &problem, &[]).is_ok());
     assert_error!(
-        plan::plan(&Attention::new(), &recording::info(1 << 37, (7, 5)), &problem).unwrap_err(),
+        plan::plan(&Attention::new(), &recording::info(1 << 37, (7, 5)), &problem, &[]).unwrap_err(),
         Error::GpuTooOld { .. },
         "recording has compute capability 7.5; the kernels need at least 8.0"
     );
@@ -464,7 +652,7 @@ fn devices_that_are_too_small_or_too_old() {
     small.max_shared_bytes_per_block = 16 * 1024;
     let large_tiles = Problem { head_dim: 128, ..problem };
     assert!(matches!(
-        plan::plan(&Attention::new(), &small, &large_tiles),
+        plan::plan(&Attention::new(), &small, &large_tiles, &[]),
         Err(Error::SharedMemory { available: 16384, .. })
     ));
 }

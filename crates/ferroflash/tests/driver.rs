@@ -196,7 +196,7 @@ fn launches() {
             launched.iter().zip(["naive_scores_bf16_d64", "naive_softmax_bf16", "naive_output_bf16_d64"])
         {
             let (v, address) = (variant(symbol), q.address());
-            let (ctas, threads, shared) = (v.ctas(2, 4, 5, 5), v.threads(), v.shared_bytes());
+            let (ctas, threads, shared) = (v.ctas(2, 4, 5, 5, 132), v.threads(), v.shared_bytes());
             assert_eq!(
                 line,
                 &format!("launch {symbol} grid {ctas} block {threads} shared {shared} stream 0 q {address:#x}")
@@ -213,7 +213,96 @@ fn launches() {
         let mut out = Tensor::uninit(&device, DType::Bf16, SHAPE, Layout::Bshd).unwrap();
         let (q, attention) = (q.view(), Attention::new());
         attention.forward_into(&stream, &q, &q, &q, &mut out.view_mut(), None).unwrap();
-        assert!(log().last().unwrap().contains("stream 5"));
+        let last = log().last().unwrap().clone();
+        assert!(last.starts_with("launch v3_bf16_d64 ") && last.contains("stream 5"), "{last}");
+    });
+}
+
+/// The copy engine is told of each tensor before v3 is launched, with at most one thread block a multiprocessor.
+#[test]
+fn launches_of_v3() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let shape = Shape::new(3, 500, 40, 64);
+        for (dtype, data_type, symbol) in [(DType::Bf16, 9, "v3_bf16_d64"), (DType::F16, 6, "v3_f16_d64")] {
+            let q = Tensor::zeros(&device, dtype, shape, Layout::Bshd).unwrap();
+            let before = log().len();
+            let output = forward(Kernel::V3, &q.view());
+            let v = variant(symbol);
+            let geometry = "extents [64, 500, 40, 3] strides [5120, 128, 2560000]";
+            let map = |address: u64, rows| {
+                format!("map type {data_type} address {address:#x} {geometry} box [64, {rows}, 1, 1]")
+            };
+            let (address, shared) = (q.address(), v.shared_bytes());
+            let expected = [
+                map(address, v.q_block),
+                map(address, v.kv_block),
+                map(address, v.kv_block),
+                map(output.out.address(), 64),
+                format!("load {symbol}"),
+                format!("shared {symbol} {shared}"),
+                // 360 tiles on 132 multiprocessors.
+                format!("launch {symbol} grid 132 block {} shared {shared} stream 0 q {address:#x}", v.threads()),
+            ];
+            assert_eq!(log()[before..], expected);
+        }
+        // Two heads of one tile.
+        let q = Tensor::zeros(&device, DType::F16, Shape::new(1, 5, 2, 64), Layout::Bshd).unwrap();
+        forward(Kernel::V3, &q.view());
+        assert!(log().last().unwrap().starts_with("launch v3_f16_d64 grid 2 "));
+    });
+}
+
+#[test]
+fn a_driver_without_tensor_maps() {
+    with_driver(&["lacks_tensor_maps"], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let attention = Attention::new().with_kernel(Kernel::V3);
+        let error = attention.forward(&q.view(), &q.view(), &q.view()).unwrap_err();
+        assert!(
+            matches!(&error, Error::DriverLacksSymbols { symbols } if symbols[..] == ["cuTensorMapEncodeTiled"]),
+            "{error:?}"
+        );
+        assert_eq!(count("launch"), 0);
+        forward(Kernel::V2, &q.view());
+    });
+}
+
+#[test]
+fn a_tensor_map_that_the_driver_refuses() {
+    with_driver(&[], &[("FAKE_MAP_FAILS", "1")], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let error = Attention::new().forward(&q.view(), &q.view(), &q.view()).unwrap_err();
+        assert!(matches!(&error, Error::Cuda { call: "cuTensorMapEncodeTiled", code: 1, .. }), "{error:?}");
+        assert_eq!(count("launch"), 0);
+    });
+}
+
+/// A later GPU runs v2, and says so when v3 is asked for.
+#[test]
+fn a_gpu_that_does_not_run_v3() {
+    with_driver(&[], &[("FAKE_CAPABILITY", "100")], || {
+        let reason = "the device has compute capability 10.0; v3 runs on 9.0 alone";
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let q = q.view();
+        let plan = Attention::new().forward(&q, &q, &q).unwrap().plan;
+        assert!(plan.kernel == Kernel::V2 && plan.reason.ends_with(reason), "{plan}");
+        let error = Attention::new().with_kernel(Kernel::V3).forward(&q, &q, &q).unwrap_err();
+        assert_eq!(error.to_string(), format!("kernel v3 cannot run this: {reason}"));
+        assert_eq!((count("map"), count("launch v3"), count("launch v2_f16_d64")), (0, 0, 1));
+    });
+}
+
+#[test]
+fn a_driver_that_is_too_old_for_v3() {
+    with_driver(&[], &[("FAKE_VERSION", "11080")], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let plan = Attention::new().forward(&q.view(), &q.view(), &q.view()).unwrap().plan;
+        assert!(plan.reason.ends_with("the driver supports CUDA 11.8; v3 needs at least CUDA 12.0"), "{plan}");
     });
 }
 
@@ -236,7 +325,8 @@ fn ptx_that_the_driver_rejects() {
     with_driver(&[], &[("FAKE_REJECT", "v2_f16_d64")], || {
         let device = Device::cuda(0).unwrap();
         let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
-        let error = Attention::new().forward(&q.view(), &q.view(), &q.view()).unwrap_err();
+        let attention = Attention::new().with_kernel(Kernel::V2);
+        let error = attention.forward(&q.view(), &q.view(), &q.view()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the driver rejects the PTX of v2_f16_d64: CUDA_ERROR_INVALID_PTX ptxas error: line 7 (the driver supports CUDA 13.0)"

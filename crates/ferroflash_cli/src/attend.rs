@@ -64,6 +64,8 @@ enum KernelArg {
     V1,
     /// FlashAttention-2.
     V2,
+    /// FlashAttention-3: compute capability 9.0, f16 and bf16.
+    V3,
     /// Plain loops in f64 on the CPU, rounded at the end.
     Reference,
 }
@@ -104,6 +106,7 @@ impl AttendArgs {
             KernelArg::Naive => attention.with_kernel(Kernel::Naive),
             KernelArg::V1 => attention.with_kernel(Kernel::V1),
             KernelArg::V2 => attention.with_kernel(Kernel::V2),
+            KernelArg::V3 => attention.with_kernel(Kernel::V3),
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::format;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{DType, Device, DeviceKind, Kernel, Mask, Problem, VARIANTS, embedded_variants};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -27,6 +27,10 @@ pub(crate) struct DoctorArgs {
     #[arg(long, hide = true, value_name = "KERNEL")]
     first_result: Option<crate::bench::KernelName>,
 }
+
+/// What first results are computed of: every kernel takes it, on a device that it runs on.
+const FIRST_PROBLEM: Problem =
+    Problem { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
 
 /// What the child process says once it has its first result.
 const FIRST_RESULT: &str = "first result";
@@ -53,6 +57,11 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
             line("device", &format!("`{}` is {}, {}", args.device, device.info().id(), device.info().name));
             for kernel in Kernel::ALL {
                 let what = format!("{kernel}, start");
+                let plan = Attention::new().with_kernel(kernel).plan(&device, &FIRST_PROBLEM);
+                if let Err(Error::KernelUnsupported { reason, .. }) = plan {
+                    line(&what, &format!("not on this device: {reason}"));
+                    continue;
+                }
                 match time_to_first_result(&device.info().id(), kernel) {
                     Ok(ms) => line(&what, &format!("{} from process start to first result", format::milliseconds(ms))),
                     Err(error) => {
@@ -137,9 +146,7 @@ fn time_to_first_result(device: &str, kernel: Kernel) -> Result<f64> {
 /// Computes a small problem, says so as soon as the result is on the host, and then checks it.
 fn first_result(device: &str, kernel: Kernel) -> Result<()> {
     let device = Device::open(device)?;
-    let problem =
-        Problem { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
-    let mut workload = Workload::new(&device, Case { problem, mask: Mask::Causal }, 0)?;
+    let mut workload = Workload::new(&device, Case { problem: FIRST_PROBLEM, mask: Mask::Causal }, 0)?;
     let check = workload.check(kernel)?;
     println!("{FIRST_RESULT}");
     std::io::stdout().flush()?;

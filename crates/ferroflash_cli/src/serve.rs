@@ -9,7 +9,8 @@
 //! {"release": true}
 //!   {"released": true}
 //! ```
-//! What cannot be done is answered with `{"error": "why"}`; a kernel whose memory does not fit is answered within `ready`.
+//! What cannot be done is answered with `{"error": "why"}`; a kernel whose memory does not fit, or that does not run the problem, is
+//! answered within `ready`.
 //! The end of the input ends the program.
 
 use crate::bench::record::{Check, Environment};
@@ -145,7 +146,9 @@ fn prepared(device: &Device, workload: &mut Workload, kernel: Kernel) -> Result<
     }();
     match run {
         Ok(()) => {}
-        Err(error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. })) => {
+        Err(
+            error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
+        ) => {
             device.trim_memory()?;
             prepared.skipped = Some(error.to_string());
         }

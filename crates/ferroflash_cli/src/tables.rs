@@ -6,7 +6,7 @@ use crate::format;
 use anyhow::{Context, Result, bail, ensure};
 use attn_spec::COMPILED_HEAD_DIMS;
 use clap::Args;
-use ferroflash::{DType, Kernel, VARIANTS};
+use ferroflash::{Arch, DType, Kernel, VARIANTS};
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -70,12 +70,18 @@ fn support() -> String {
             let variants = COMPILED_HEAD_DIMS.map(row);
             let mut columns = vec![kernel.to_string(), dtype.to_string()];
             columns.extend(variants.iter().map(|v| dash(v.map(|v| format!("{} x {}", v.q_block, v.kv_block)))));
-            let least = variants.iter().flatten().map(|v| v.arch.least_compute_capability()).min();
-            columns.push(dash(least.map(|(major, minor)| format!("{major}.{minor} and later"))));
+            columns.push(dash(variants.iter().flatten().next().map(|v| compute_capability(v.arch))));
             table_row(&mut text, &columns);
         }
     }
     text
+}
+
+/// Which GPUs run PTX for `arch`.
+fn compute_capability(arch: Arch) -> String {
+    let (major, minor) = arch.least_compute_capability();
+    let later = if arch.runs_on((major + 1, 0)) { " and later" } else { "" };
+    format!("{major}.{minor}{later}")
 }
 
 /// A file of docs/benchmarks.
@@ -206,7 +212,9 @@ fn bench_section(text: &mut String, name: &str, record: &Record) {
         &record.cells,
         |cell| &cell.problem,
         |text, cells| {
-            let kernels: Vec<&str> = cells[0].results.iter().map(|result| result.kernel.as_str()).collect();
+            // What ran on none of these problems, such as v3 on f32, has no column.
+            let ran = |kernel: &&str| cells.iter().any(|cell| cell.result(kernel).is_some_and(|r| r.skipped.is_none()));
+            let kernels: Vec<&str> = cells[0].results.iter().map(|result| result.kernel.as_str()).filter(ran).collect();
             let newest = kernels.last().copied().unwrap_or_default();
             let mut header = problem_header();
             header.extend(kernels.iter().map(|kernel| (*kernel).to_owned()));
@@ -237,7 +245,12 @@ fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
 }
 
 /// Whose time a ratio is made with: ours, the peer's.
-const RATIOS: [(&str, &str); 2] = [("ferroflash v2", "torch flash"), ("ferroflash naive", "torch math")];
+const RATIOS: [(&str, &str); 4] = [
+    ("ferroflash v3", "torch flash"),
+    ("ferroflash v3", "torch cudnn"),
+    ("ferroflash v2", "torch flash"),
+    ("ferroflash naive", "torch math"),
+];
 
 fn peers_section(text: &mut String, name: &str, record: &PeersRecord) {
     let versions: Vec<_> = record.peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();

@@ -68,7 +68,20 @@ impl<T: Element> QueryBlock<T> {
         // SAFETY: the first thing that a whole block does.
         let [batch, q_head, kv_head, index] =
             [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
-        let first_row = (q_blocks - 1 - index) * q_block;
+        Self::at(p, batch, q_head, kv_head, (q_blocks - 1 - index) * q_block, q_block, kv_block)
+    }
+
+    /// The block of `q_block` query rows from `first_row` on, of one head of one batch entry.
+    #[inline(always)]
+    pub fn at(
+        p: &ForwardParams,
+        batch: u32,
+        q_head: u32,
+        kv_head: u32,
+        first_row: u32,
+        q_block: u32,
+        kv_block: u32,
+    ) -> Self {
         QueryBlock {
             q: head_rows(&p.q, batch, q_head, p.q_rows, p),
             k: head_rows(&p.k, batch, kv_head, p.kv_rows, p),
@@ -76,7 +89,7 @@ impl<T: Element> QueryBlock<T> {
             out: head_rows(&p.out, batch, q_head, p.q_rows, p),
             first_row,
             kv_blocks: p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block),
-            head: head as u64,
+            head: batch as u64 * p.q_heads as u64 + q_head as u64,
             lse: p.lse,
             band: p.band,
             // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible
@@ -100,7 +113,7 @@ impl<T: Element> QueryBlock<T> {
             // SAFETY: the whole block takes this branch; the stream's first barrier follows.
             unsafe {
                 sync::block();
-                q.negate::<THREADS>();
+                q.negate(0, Q_BLOCK as u32, thread::index(), THREADS as u32);
             }
         }
     }

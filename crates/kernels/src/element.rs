@@ -76,12 +76,14 @@ pub trait Element: Copy {
 }
 
 /// A 16-bit element type of the tensor cores.
-trait TensorCore: Copy {
+pub trait TensorCore: Copy {
     /// `d += a b` (see `cuda_std::mma`).
     ///
     /// # Safety
     /// Converged warp.
     unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]);
+
+    /// Rounds two values and packs them, `low` in the lower half.
     fn pack(low: f32, high: f32) -> u32;
 }
 

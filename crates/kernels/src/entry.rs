@@ -1,11 +1,19 @@
 //! The entry points: one for every row of `attn_spec::for_each_variant!`, under the symbol that the row gives.
 
+#[cfg(not(target_feature = "sm_90a"))]
 use attn_spec::{ForwardParams, NaiveParams};
+#[cfg(target_feature = "sm_90a")]
+use attn_spec::{V3Params, v3 as spec};
 use cuda_std::prelude::*;
 
+#[cfg(not(target_feature = "sm_90a"))]
 use crate::{naive, v1, v2};
 
+#[cfg(target_feature = "sm_90a")]
+use crate::v3;
+
 // The rows name element types as `attn_spec::DType` does.
+#[cfg(not(target_feature = "sm_90a"))]
 type F32 = f32;
 type F16 = f16;
 type Bf16 = bf16;
@@ -19,6 +27,7 @@ macro_rules! entries {
 
 macro_rules! entry {
     (V2 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("v2; this tile because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: ForwardParams) {
@@ -39,7 +48,34 @@ macro_rules! entry {
             }
         }
     };
+    (V3 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(target_feature = "sm_90a")]
+        #[doc = concat!("v3; this tile because: ", $reason)]
+        #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
+        pub unsafe fn $symbol(p: V3Params) {
+            let maps = cuda_std::param_address!($symbol);
+            // SAFETY: launched with this row's threads and shared memory.
+            unsafe {
+                v3::forward::<
+                    $t,
+                    $q,
+                    $kv,
+                    $d,
+                    { spec::shared_cols($d) as usize },
+                    $ring,
+                    { spec::q_buffers($d) },
+                    { $kv / 8 },
+                    { $kv / 16 },
+                    { $d / 8 },
+                    { turns($d) },
+                    { load_registers($warps) },
+                    { math_registers($warps) },
+                >(&p, maps)
+            }
+        }
+    };
     (V1 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("v1; this tile because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: ForwardParams) {
@@ -62,6 +98,7 @@ macro_rules! entry {
         }
     };
     (Scores $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Scores of naive; this tile because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: NaiveParams) {
@@ -70,6 +107,7 @@ macro_rules! entry {
         }
     };
     (Softmax $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Softmax of naive; this tile because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: NaiveParams) {
@@ -78,6 +116,7 @@ macro_rules! entry {
         }
     };
     (Output $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ring:literal $ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Output of naive; this tile because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: NaiveParams) {
@@ -85,6 +124,25 @@ macro_rules! entry {
             unsafe { naive::output::<$t, $q, $kv, $d, { 32 * $warps }, { $q / 16 / $warps }, { $d / 8 }>(&p) }
         }
     };
+}
+
+/// Whether the math warpgroups of v3 take turns. Above 128 dims the products are so long that turns only cost.
+#[cfg(target_feature = "sm_90a")]
+const fn turns(head_dim: u32) -> bool {
+    head_dim <= 128
+}
+
+/// Registers of a loading thread of v3: the least that holds the schedule; what it gives back goes to the others.
+#[cfg(target_feature = "sm_90a")]
+const fn load_registers(warps: u32) -> u32 {
+    if warps == 12 { 24 } else { 32 }
+}
+
+/// Registers of a math thread of v3. 65536 of them on a multiprocessor, given out in eights: 24 + 2 * 240 and 32 + 3 * 160 for the
+/// threads of a thread block use all that the block has at entry.
+#[cfg(target_feature = "sm_90a")]
+const fn math_registers(warps: u32) -> u32 {
+    if warps == 12 { 240 } else { 160 }
 }
 
 attn_spec::for_each_variant!(entries);

@@ -1,10 +1,11 @@
-//! Exact attention, `out = softmax(scale * q k^T + mask) v`, as three generations of one kernel.
+//! Exact attention, `out = softmax(scale * q k^T + mask) v`, as four generations of one kernel.
 //!
 //! | module | algorithm | work of a warp | extra memory |
 //! | --- | --- | --- | --- |
 //! | [`naive`] | scores and probabilities in device memory | 16 or 32 query rows | quadratic |
 //! | [`v1`] | FlashAttention: online softmax, output normalised at every step | a slice of the keys, all query rows | linear |
 //! | [`v2`] | FlashAttention-2: normalisation deferred to the end | 16 or 32 query rows, all keys | linear |
+//! | `v3` | FlashAttention-3: Hopper's asynchronous copies and products | 16 query rows of a warpgroup's 64, all keys | linear |
 //!
 //! A kernel reads like its paper; what it is written in lives beside it: [`tile`] (shared and register tiles), [`element`]
 //! (products for each element type), [`stream`] (the pipeline of key and value tiles), [`softmax`], [`block`] (which rows a
@@ -27,6 +28,13 @@ pub mod stream;
 pub mod tile;
 pub mod v1;
 pub mod v2;
+// Hopper only: its instructions are text that LLVM does not check against the architecture.
+#[cfg(target_feature = "sm_90a")]
+pub mod pipeline;
+#[cfg(target_feature = "sm_90a")]
+pub mod v3;
+#[cfg(target_feature = "sm_90a")]
+pub mod warpgroup;
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

@@ -111,16 +111,21 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedTile<T, ROWS, COLS>
         }
     }
 
-    /// Flips the sign of every element.
+    /// Flips the sign of every element of rows `row..row + rows`, by `threads` threads of which this is number `thread`.
     ///
     /// # Safety
-    /// All `THREADS` threads of the block call it, with barriers around it.
+    /// Those threads call it, with barriers among them around it; the rows are in the tile.
     #[inline(always)]
-    pub unsafe fn negate<const THREADS: usize>(self) {
-        for i in 0..math::opaque(Self::BYTES / 4 / THREADS as u32) {
-            let address = self.address + (i * THREADS as u32 + thread::index()) * 4;
-            // SAFETY: inside the tile; every word belongs to one thread.
-            unsafe { shared::store_u32(address, shared::load_u32(address) ^ T::SIGN_BITS) };
+    pub unsafe fn negate(self, row: u32, rows: u32, thread: u32, threads: u32) {
+        // A panel's rows follow one another, so in any panel they are one run of words.
+        let words = rows * (Self::PANEL_BYTES / 4) as u32;
+        for panel in 0..math::opaque(Self::PANELS as u32) {
+            let first = self.address + (panel * ROWS as u32 + row) * Self::PANEL_BYTES as u32;
+            for word in (thread..words).step_by(threads as usize) {
+                let address = first + word * 4;
+                // SAFETY: inside the tile; every word belongs to one thread.
+                unsafe { shared::store_u32(address, shared::load_u32(address) ^ T::SIGN_BITS) };
+            }
         }
     }
 

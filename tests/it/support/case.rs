@@ -2,7 +2,8 @@
 
 use ferroflash::reference::{self, ReferenceOutput};
 use ferroflash::{
-    Attention, DType, Device, Element, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Strides, Tensor,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, LseShape, LseViewMut, Mask, Problem, Shape,
+    Strides, Tensor, VARIANTS,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -188,6 +189,34 @@ impl Case {
         Ok((Computed { out: out.to_vec()?, lse: values }, out.storage_to_vec()?, lse))
     }
 
+    /// Whether the kernel does not run this case: never, but for v3, by the conditions that its errors name.
+    pub(crate) fn is_refused(&self, device: &Device) -> bool {
+        let KernelChoice::Kernel(kernel) = self.attention.kernel else { return false };
+        !has_variant(device, kernel, self.problem.dtype)
+            || kernel == Kernel::V3 && (self.problem.kv_rows == 0 || !self.has_16_byte_pieces())
+    }
+
+    /// Whether every tensor starts at a multiple of 16 bytes and steps along its axes by such multiples, of a 2-byte type.
+    fn has_16_byte_pieces(&self) -> bool {
+        let (q, kv) = (self.q_shape(), self.kv_shape());
+        [(q, self.q), (kv, self.k), (kv, self.v), (q, self.out)].into_iter().all(|(shape, memory)| {
+            let strides = memory.strides(shape);
+            let axes = [(shape.batch, strides.batch), (shape.rows, strides.row), (shape.heads, strides.head)];
+            memory.offset % 8 == 0 && axes.into_iter().all(|(extent, s)| extent == 1 || s > 0 && s % 8 == 0)
+        })
+    }
+
+    /// That the call ends with the error that says why.
+    pub(crate) fn check_refusal<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> Result<(), String> {
+        match self.launch(device, inputs) {
+            Err(Error::KernelUnsupported { kernel, .. }) if self.attention.kernel == KernelChoice::Kernel(kernel) => {
+                Ok(())
+            }
+            Err(error) => Err(format!("refused with another error: {error:?}")),
+            Ok(_) => Err("a case that the kernel cannot run was run".to_owned()),
+        }
+    }
+
     /// Every byte around the elements of out and of the log-sum-exp still is what it was.
     fn check_guards<T: Element>(&self, out: &[T], lse: &[f32]) -> Result<(), String> {
         if lse[..LSE_GUARD].iter().chain(&lse[lse.len() - LSE_GUARD..]).any(|x| x.to_bits() != u32::MAX) {
@@ -242,9 +271,29 @@ impl Case {
     /// What is wrong, with the case.
     pub(crate) fn check<T: Element>(&self, device: &Device) -> Result<(), String> {
         let inputs = self.inputs::<T>();
+        if self.is_refused(device) {
+            return self.check_refusal(device, &inputs).map_err(|wrong| format!("{wrong}\n{self:#?}"));
+        }
         let computed = self.try_run(device, &inputs).map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
         compare(&computed, &self.reference(&inputs)).map_err(|wrong| format!("{wrong}\n{self:#?}"))
     }
+}
+
+/// Whether the device has the instructions of a variant of this kernel for this type.
+fn has_variant(device: &Device, kernel: Kernel, dtype: DType) -> bool {
+    let mut variants = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel && variant.dtype == dtype);
+    variants.any(|variant| device.info().runs(variant.arch))
+}
+
+/// Whether the device runs this kernel on this type. Where it does not, a call has been seen to say so.
+pub(crate) fn runs<T: Element>(device: &Device, kernel: Kernel) -> bool {
+    if has_variant(device, kernel, T::DTYPE) {
+        return true;
+    }
+    let problem = Problem { batch: 1, q_rows: 3, kv_rows: 2, q_heads: 1, kv_heads: 1, head_dim: 8, dtype: T::DTYPE };
+    let case = Case::new(kernel, problem, Mask::Full);
+    case.check_refusal(device, &case.inputs::<T>()).unwrap_or_else(|wrong| panic!("{kernel}: {wrong}"));
+    false
 }
 
 /// Rows over which the error of the precision is taken, at least.

@@ -4,7 +4,8 @@ use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind, Inner};
 use crate::error::{Error, Result, Version};
 use crate::ptx;
-use attn_spec::Variant;
+use crate::tensor_map::TensorGeometry;
+use attn_spec::{DType, TensorMap, VARIANTS, Variant};
 use cuda_loader::LoadError;
 use cust::context::Context;
 use cust::device::DeviceAttribute;
@@ -48,9 +49,52 @@ struct Cuda {
     pool: Option<CUmemoryPool>,
     total_memory: u64,
     driver_version: Version,
+    /// `cuTensorMapEncodeTiled`, newer than cust's bindings; `None` where the driver lacks it.
+    encode_tiled: Option<EncodeTiled>,
     kernels: RwLock<HashMap<&'static str, Kernel>>,
     /// Held while a kernel is compiled, so that none is compiled twice and the loaded ones stay available.
     loading: Mutex<()>,
+}
+
+/// Type of `cuTensorMapEncodeTiled` in the driver API, its enums as numbers.
+type EncodeTiled = unsafe extern "C" fn(
+    map: *mut AlignedMap,
+    data_type: c_uint,
+    rank: c_uint,
+    address: *mut c_void,
+    extents: *const u64,
+    byte_strides: *const u64,
+    box_extents: *const u32,
+    element_strides: *const u32,
+    interleave: c_uint,
+    swizzle: c_uint,
+    l2_promotion: c_uint,
+    fill: c_uint,
+) -> CUresult;
+
+/// Where the driver encodes a map: it asks for this alignment.
+#[repr(C, align(64))]
+struct AlignedMap(TensorMap);
+
+/// `CU_TENSOR_MAP_INTERLEAVE_NONE`.
+const INTERLEAVE_NONE: c_uint = 0;
+
+/// `CU_TENSOR_MAP_SWIZZLE_128B`: the layout of `attn_spec::layout`.
+const SWIZZLE_128B: c_uint = 3;
+
+/// `CU_TENSOR_MAP_L2_PROMOTION_L2_128B`: a row of a box is that long.
+const L2_PROMOTION_128B: c_uint = 2;
+
+/// `CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE`: zeros, not NaN.
+const FILL_ZERO: c_uint = 0;
+
+/// The element type as a `CUtensorMapDataType`.
+fn map_data_type(dtype: DType) -> c_uint {
+    match dtype {
+        DType::F16 => 6,
+        DType::F32 => 7,
+        DType::Bf16 => 9,
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -151,19 +195,21 @@ fn raw_attribute(device: &cust::device::Device, attribute: CUdevice_attribute) -
 
 /// Fails for a GPU that none of the compiled variants runs on.
 fn check_capability(info: &DeviceInfo) -> Result<()> {
-    let DeviceKind::Cuda { compute_capability: found, .. } = info.kind else { return Ok(()) };
-    let capability = |variant: &Variant| {
-        let (major, minor) = variant.arch.least_compute_capability();
-        Version { major, minor }
-    };
-    match attn_spec::VARIANTS.iter().map(capability).min() {
-        Some(least) if found < least => Err(Error::GpuTooOld { name: info.name.clone(), found, least }),
-        _ => Ok(()),
+    if VARIANTS.iter().any(|variant| info.runs(variant.arch)) {
+        return Ok(());
     }
+    let least = VARIANTS.iter().map(|variant| variant.arch.least_compute_capability()).min();
+    let (major, minor) = least.expect("there are variants");
+    let least = Version { major, minor };
+    Err(Error::GpuTooOld { name: info.name.clone(), found: info.compute_capability(), least })
 }
 
 impl Cuda {
     fn new(device: cust::device::Device, info: &DeviceInfo, driver_version: Version) -> Result<Cuda> {
+        let encode_tiled = cuda_loader::load().ok().and_then(|driver| {
+            // SAFETY: the type is that of the driver API.
+            unsafe { driver.symbol::<EncodeTiled>(c"cuTensorMapEncodeTiled") }
+        });
         let previous = current_context()?;
         let context = Context::new(device).map_err(|error| cust_error("cuDevicePrimaryCtxRetain", error));
         // cust makes the new context current; the calling thread keeps the one it had.
@@ -174,6 +220,7 @@ impl Cuda {
             pool: None,
             total_memory: info.memory_bytes,
             driver_version,
+            encode_tiled,
             kernels: RwLock::default(),
             loading: Mutex::default(),
         };
@@ -329,6 +376,34 @@ impl Backend for Cuda {
         check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(address, byte, len as usize) })?;
         // SAFETY: null is the default stream.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(ptr::null_mut()) })
+    }
+
+    fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap> {
+        let encode = self
+            .encode_tiled
+            .ok_or_else(|| Error::DriverLacksSymbols { symbols: vec!["cuTensorMapEncodeTiled".to_owned()] })?;
+        let _entered = self.enter()?;
+        let mut map = AlignedMap(TensorMap([0; 16]));
+        // SAFETY: the map is aligned and as large as the driver's, the arrays hold as many numbers as the rank asks for (one
+        // stride fewer), and all are valid for the call; the address is kept, not read.
+        let encoded = unsafe {
+            encode(
+                &mut map,
+                map_data_type(tensor.dtype),
+                tensor.extents.len() as c_uint,
+                ptr::with_exposed_provenance_mut(tensor.address as usize),
+                tensor.extents.as_ptr(),
+                tensor.byte_strides.as_ptr(),
+                tensor.box_extents.as_ptr(),
+                [1; 4].as_ptr(),
+                INTERLEAVE_NONE,
+                SWIZZLE_128B,
+                L2_PROMOTION_128B,
+                FILL_ZERO,
+            )
+        };
+        check("cuTensorMapEncodeTiled", encoded)?;
+        Ok(map.0)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {

@@ -3,8 +3,9 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
 use crate::error::{Error, Result};
-use crate::ptx;
-use attn_spec::Variant;
+use crate::tensor_map::TensorGeometry;
+use crate::{plan, ptx};
+use attn_spec::{Kernel, TensorMap, Variant};
 use ptx_emu::{Checks, Counters, EmuError, Emulator, EmulatorOptions, Module};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -101,6 +102,11 @@ impl Backend for Emulated {
 
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         self.emulator.fill(address, byte, len).map_err(failed)
+    }
+
+    fn tensor_map(&self, _tensor: &TensorGeometry) -> Result<TensorMap> {
+        // Plans refuse v3 on the emulator by its compute capability, so nothing asks; an answer to use would be a wrong one.
+        Err(Error::KernelUnsupported { kernel: Kernel::V3, reason: plan::no_v3_instructions(&info()) })
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {

@@ -3,6 +3,8 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind};
 use crate::error::{Error, Result, Version};
+use crate::tensor_map::TensorGeometry;
+use attn_spec::TensorMap;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -32,12 +34,17 @@ pub(crate) fn info(memory_bytes: u64, compute_capability: (u32, u32)) -> DeviceI
     }
 }
 
-/// A recording device with 1 GiB of memory, and its record.
+/// A recording device with 1 GiB of memory, and its record, of compute capability 8.0.
 pub(crate) fn device() -> (Device, Launched) {
+    device_of((8, 0))
+}
+
+/// A recording device of this compute capability.
+pub(crate) fn device_of(compute_capability: (u32, u32)) -> (Device, Launched) {
     let launched = Launched::default();
     let total = 1 << 30;
     let backend = Recording { launched: launched.clone(), memory: Mutex::default(), total };
-    (Device::from_inner(Device::inner(info(total, (9, 0)), Box::new(backend))), launched)
+    (Device::from_inner(Device::inner(info(total, compute_capability), Box::new(backend))), launched)
 }
 
 impl Recording {
@@ -78,6 +85,15 @@ impl Backend for Recording {
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         self.with(address, len as usize, |memory| memory.fill(byte));
         Ok(())
+    }
+    fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap> {
+        let mut words = [0; 16];
+        words[0] = tensor.address;
+        words[1..5].copy_from_slice(&tensor.extents);
+        words[5..8].copy_from_slice(&tensor.byte_strides);
+        words[8..12].copy_from_slice(&tensor.box_extents.map(u64::from));
+        words[12] = tensor.dtype as u64;
+        Ok(TensorMap(words))
     }
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         assert_eq!(launch.stream, RawStream::DEFAULT);

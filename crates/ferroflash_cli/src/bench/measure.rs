@@ -23,7 +23,8 @@ pub(crate) struct Timing {
 
 /// Runs every kernel on one problem. `timing` is `None` on the emulator, which counts instead.
 ///
-/// A kernel whose memory does not fit is left out with the reason; every other failure ends the run.
+/// A kernel whose memory does not fit or that does not run this problem is left out with the reason; every other failure ends the
+/// run.
 pub(crate) fn measure(
     device: &Device,
     case: Case,
@@ -82,7 +83,9 @@ fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) 
     }();
     match measured {
         Ok(()) => {}
-        Err(error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. })) => {
+        Err(
+            error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
+        ) => {
             device.trim_memory()?;
             result.skipped = Some(error.to_string());
         }

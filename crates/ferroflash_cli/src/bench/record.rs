@@ -98,7 +98,7 @@ pub(crate) struct CellProblem {
 /// What one kernel did on one problem.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct KernelResult {
-    /// `naive`, `v1` or `v2`.
+    /// `naive`, `v1`, `v2` or `v3`.
     pub(crate) kernel: String,
     /// Why it was not run, when it was not.
     pub(crate) skipped: Option<String>,

@@ -16,7 +16,7 @@ const PAPER_TOKENS: usize = 16384;
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
-    /// Kernels to run, comma separated [default: all]
+    /// Kernels to run, comma separated [default: all that the device runs]
     #[arg(long, value_delimiter = ',', value_name = "KERNEL")]
     kernel: Vec<KernelName>,
     /// Element types, comma separated [default: f16,bf16 and small f32 problems]
@@ -58,6 +58,8 @@ pub(crate) enum KernelName {
     V1,
     /// FlashAttention-2.
     V2,
+    /// FlashAttention-3: compute capability 9.0, f16 and bf16.
+    V3,
 }
 
 impl From<KernelName> for Kernel {
@@ -66,6 +68,7 @@ impl From<KernelName> for Kernel {
             KernelName::Naive => Kernel::Naive,
             KernelName::V1 => Kernel::V1,
             KernelName::V2 => Kernel::V2,
+            KernelName::V3 => Kernel::V3,
         }
     }
 }
@@ -130,10 +133,10 @@ pub(crate) struct Sweep {
 }
 
 impl SweepArgs {
-    /// The cells that these arguments ask for.
-    pub(crate) fn sweep(&self, emulator: bool) -> Result<Sweep> {
+    /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
+    pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
         let kernels = if self.kernel.is_empty() {
-            Kernel::ALL.to_vec()
+            runnable.to_vec()
         } else {
             unique("--kernel", self.kernel.iter().map(|&kernel| Kernel::from(kernel)))?
         };
@@ -224,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_default_sweep_of_a_gpu_is_that_of_the_papers() {
-        let sweep = SweepArgs::default().sweep(false).unwrap();
+        let sweep = SweepArgs::default().sweep(false, &Kernel::ALL).unwrap();
         assert_eq!(sweep.kernels, Kernel::ALL);
         let half: Vec<_> = sweep.cases.iter().filter(|case| case.problem.dtype != DType::F32).collect();
         // Two types, two masks, two head dims, six lengths.
@@ -241,7 +244,7 @@ mod tests {
         let args = |change: fn(&mut SweepArgs)| {
             let mut args = SweepArgs { dtype: vec![DTypeName::F16], ..SweepArgs::default() };
             change(&mut args);
-            args.sweep(false).map(|sweep| sweep.cases.len()).map_err(|error| error.to_string())
+            args.sweep(false, &Kernel::ALL).map(|sweep| sweep.cases.len()).map_err(|error| error.to_string())
         };
         assert_eq!(args(|a| a.seq = vec![1024]), Ok(4));
         assert!(args(|a| a.seq = vec![1000]).unwrap_err().contains("--batch or --tokens"));
@@ -258,7 +261,7 @@ mod tests {
     fn both_mask_flags_mean_both_masks() {
         let masks = |full, causal| {
             let args = SweepArgs { full, causal, seq: vec![512], head_dim: vec![64], ..SweepArgs::default() };
-            let cases = args.sweep(true).unwrap().cases;
+            let cases = args.sweep(true, &[Kernel::V2]).unwrap().cases;
             cases.iter().filter(|case| case.problem.dtype == DType::F16).map(|case| case.mask).collect::<Vec<_>>()
         };
         assert_eq!(masks(false, false), [Mask::Full, Mask::Causal]);

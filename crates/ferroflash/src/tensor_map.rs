@@ -1,0 +1,47 @@
+//! What Hopper's copy engine is told about a tensor, before the driver encodes it.
+
+use crate::tensor::TensorView;
+use attn_spec::DType;
+
+/// Columns of a box: one row of them is the 128 bytes of the swizzle, in a 16-bit type.
+pub(crate) const BOX_DIMS: u32 = 64;
+
+/// Rows of a box of the output: what one warpgroup multiplies.
+pub(crate) const OUT_BOX_ROWS: u32 = 64;
+
+/// What addresses and strides are multiples of (CUDA driver API, `cuTensorMapEncodeTiled`, of 2-byte types without interleave).
+pub(crate) const ALIGNMENT: u64 = 16;
+
+/// Strides in bytes are below this (same function).
+pub(crate) const STRIDE_LIMIT: u64 = 1 << 40;
+
+/// A tensor as the copy engine sees it: `[batch, head, row, dim]`, listed innermost first, which is `(dim, row, head, batch)`.
+///
+/// The extents are the true ones: what a box holds past them is read as zero and not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TensorGeometry {
+    pub(crate) address: u64,
+    pub(crate) dtype: DType,
+    pub(crate) extents: [u64; 4],
+    /// Bytes from one row, head and batch entry to the next.
+    pub(crate) byte_strides: [u64; 3],
+    /// Elements that one copy moves along each axis.
+    pub(crate) box_extents: [u32; 4],
+}
+
+impl TensorGeometry {
+    /// The geometry of a view that the plan has found fit for it.
+    pub(crate) fn new(view: &TensorView<'_>, box_rows: u32) -> TensorGeometry {
+        let [(batch, batch_stride), (rows, row_stride), (heads, head_stride), (dims, _)] = view.geometry().axes();
+        let bytes = view.dtype().bytes();
+        // The stride of an axis of extent 1 is never used and may be anything; the driver checks it all the same.
+        let stride = |extent, stride: usize| if extent > 1 { stride * bytes } else { dims * bytes } as u64;
+        TensorGeometry {
+            address: view.address(),
+            dtype: view.dtype(),
+            extents: [dims, rows, heads, batch].map(|extent| extent as u64),
+            byte_strides: [stride(rows, row_stride), stride(heads, head_stride), stride(batch, batch_stride)],
+            box_extents: [BOX_DIMS, box_rows, 1, 1],
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Rings of shared-memory buffers between a loading warp and the warpgroups that multiply.
+//!
+//! | barrier of a buffer | who arrives | who waits |
+//! | --- | --- | --- |
+//! | full | the loading thread, once, and the copy engine with its bytes | readers, before they read |
+//! | empty | every reader, once, after its last read | the loading warp, before it loads again |
+
+use cuda_std::mbarrier;
+
+/// `STAGES` buffers that every role walks over in the same order, each with its own copy of this struct.
+#[derive(Clone, Copy)]
+pub struct Ring<const STAGES: u32> {
+    buffers: u32,
+    stage_bytes: u32,
+    barriers: u32,
+    stage: u32,
+    parity: u32,
+}
+
+/// Bytes of the two barriers of a buffer.
+const BARRIER_PAIR: u32 = 16;
+
+/// Offset of the second of them.
+const EMPTY: u32 = 8;
+
+impl<const STAGES: u32> Ring<STAGES> {
+    /// Bytes of all barriers of a ring.
+    pub const BARRIER_BYTES: u32 = BARRIER_PAIR * STAGES;
+
+    /// The ring over buffers of `stage_bytes` at `buffers`, with barriers at `barriers`.
+    #[inline(always)]
+    pub fn new(buffers: u32, stage_bytes: u32, barriers: u32) -> Self {
+        Ring { buffers, stage_bytes, barriers, stage: 0, parity: 0 }
+    }
+
+    /// Sets up the barriers for `readers` readers.
+    ///
+    /// # Safety
+    /// One thread, before anybody uses the ring.
+    #[inline(always)]
+    pub unsafe fn init(&self, readers: u32) {
+        for stage in 0..STAGES {
+            let full = self.barriers + BARRIER_PAIR * stage;
+            // SAFETY: passed on.
+            unsafe {
+                mbarrier::init(full, 1);
+                mbarrier::init(full + EMPTY, readers);
+            }
+        }
+    }
+
+    /// Shared address of the current buffer.
+    #[inline(always)]
+    pub fn buffer(&self) -> u32 {
+        self.buffers + self.stage * self.stage_bytes
+    }
+
+    #[inline(always)]
+    fn full(&self) -> u32 {
+        self.barriers + BARRIER_PAIR * self.stage
+    }
+
+    /// Loader: waits until the current buffer is free and announces its bytes; returns the barrier to complete them on.
+    ///
+    /// # Safety
+    /// The loading warp, converged, with one `elected` thread.
+    #[inline(always)]
+    pub unsafe fn acquire(&self, elected: bool) -> u32 {
+        // SAFETY: passed on. In the first round the wait returns at once: a fresh barrier has completed parity 1.
+        unsafe {
+            mbarrier::wait(self.full() + EMPTY, self.parity ^ 1);
+            mbarrier::arrive_expect_if(self.full(), self.stage_bytes, elected);
+        }
+        self.full()
+    }
+
+    /// Reader: waits until the current buffer is full.
+    ///
+    /// # Safety
+    /// Any reading thread.
+    #[inline(always)]
+    pub unsafe fn wait(&self) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::wait(self.full(), self.parity) };
+    }
+
+    /// Reader: frees the current buffer, by the `elected` one of its threads.
+    ///
+    /// # Safety
+    /// After the reader's last access.
+    #[inline(always)]
+    pub unsafe fn release(&self, elected: bool) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_if(self.full() + EMPTY, elected) };
+    }
+
+    /// Moves on to the next buffer.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == STAGES {
+            self.stage = 0;
+            self.parity ^= 1;
+        }
+    }
+}
