@@ -11,7 +11,7 @@
 // On the host a device instruction is `unreachable!`, so what would feed it stays unused.
 #![cfg_attr(
     not(target_arch = "nvptx64"),
-    allow(unreachable_code, unused_variables, unused_mut, unused_unsafe, unused_assignments)
+    allow(unreachable_code, unused_variables, unused_mut, unused_unsafe, unused_assignments, unused_macros, dead_code)
 )]
 
 /// Emits inline PTX on the device and panics on the host.
