@@ -171,6 +171,7 @@ fn main() -> Result<(), Error> {
                 Compare::Bits => "bits".to_owned(),
                 Compare::Ulps(n) => format!("{n} ulp"),
                 Compare::Absolute(d) => format!("{d:e} absolute"),
+                Compare::Lg2 => "2^-22 absolute in (0.5, 2) and relative elsewhere".to_owned(),
             };
             if !by.contains(&how) {
                 by.push(how);
@@ -193,22 +194,26 @@ fn main() -> Result<(), Error> {
                     continue;
                 }
             };
-            match (0..ours.len()).find(|&k| !agrees(case.compare, ours[k], theirs[k])) {
-                None => agree += 1,
-                Some(k) => {
-                    differ += 1;
-                    let inputs = case.inputs()[k / 4];
-                    writeln!(
-                        differences,
-                        "- `{}`: thread {}, inputs {inputs:x?}, word {}: emulator {:#x}, GPU {:#x}",
-                        case.body.replace('\n', " "),
-                        k / 4,
-                        k % 4,
-                        ours[k],
-                        theirs[k]
-                    )?;
-                }
-            }
+            let all_inputs = case.inputs();
+            let wrong: Vec<usize> =
+                (0..ours.len()).filter(|&k| !agrees(case.compare, &all_inputs[k / 4], ours[k], theirs[k])).collect();
+            let Some(&k) = wrong.first() else {
+                agree += 1;
+                continue;
+            };
+            differ += 1;
+            writeln!(
+                differences,
+                "- `{}`: {} of {} words, first in thread {}, inputs {:x?}, word {}: emulator {:#x}, GPU {:#x}",
+                case.body.replace('\n', " "),
+                wrong.len(),
+                ours.len(),
+                k / 4,
+                all_inputs[k / 4],
+                k % 4,
+                ours[k],
+                theirs[k]
+            )?;
         }
         let defined = list.iter().filter(|(_, c)| c.reference.is_some()).count();
         let (a, d) = if gpu.is_some() { (agree.to_string(), differ.to_string()) } else { Default::default() };

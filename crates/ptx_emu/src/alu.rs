@@ -359,9 +359,15 @@ fn directed(f: Alu, m: Mods, a: f32, b: f32, c: f32) -> f32 {
         Alu::FMul => a * b,
         _ => fma_odd(a, b, c),
     };
-    // An exact zero sum of opposite signs is -0 when rounding down.
-    if v == 0.0 && m.round == Round::Down && matches!(f, Alu::Add | Alu::Sub) && a != 0.0 {
-        return -0.0;
+    // IEEE 754, 6.3: rounding down, an exact zero sum is -0 unless both terms are +0. The f64 sum of f32 terms is exact
+    // near zero, so `v` is zero only where the sum is.
+    if v == 0.0 && m.round == Round::Down && f != Alu::FMul {
+        let (x, y) = match f {
+            Alu::Add => (a, b),
+            Alu::Sub => (a, -b),
+            _ => (a * b, c),
+        };
+        return if x.is_sign_positive() && y.is_sign_positive() { 0.0 } else { -0.0 };
     }
     f32::from_bits(F32.encode(v, m.round, false))
 }
@@ -625,10 +631,12 @@ fn integer32(r: &mut Regs, f: Alu, signed: bool, m: Mods, d: Slot, s: &[Slot; 4]
         Alu::Sad if signed => map3(r, d, s, k, |a: i32, b: i32, c: u32| a.abs_diff(b).wrapping_add(c)),
         Alu::Sad => map3(r, d, s, k, |a: u32, b: u32, c: u32| a.abs_diff(b).wrapping_add(c)),
         // Division by zero is unspecified; hardware gives all ones.
+        // PTX leaves division by zero unspecified. An H200 was measured to give all ones for div.u32 and rem.u32, and the
+        // code that ptxas 13 makes for sm_90 selects all ones for the other signs and widths too.
         Alu::Div if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { -1 } else { a.wrapping_div(b) }),
         Alu::Div => map2(r, d, s, k, |a: u32, b: u32| a.checked_div(b).unwrap_or(!0)),
-        Alu::Rem if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { a } else { a.wrapping_rem(b) }),
-        Alu::Rem => map2(r, d, s, k, |a: u32, b: u32| a.checked_rem(b).unwrap_or(a)),
+        Alu::Rem if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { -1 } else { a.wrapping_rem(b) }),
+        Alu::Rem => map2(r, d, s, k, |a: u32, b: u32| a.checked_rem(b).unwrap_or(!0)),
         Alu::Min if signed => map2(r, d, s, k, |a: i32, b: i32| a.min(b)),
         Alu::Min => map2(r, d, s, k, |a: u32, b: u32| a.min(b)),
         Alu::Max if signed => map2(r, d, s, k, |a: i32, b: i32| a.max(b)),
@@ -699,10 +707,11 @@ fn integer64(r: &mut Regs, f: Alu, signed: bool, d: Slot, s: &[Slot; 4], k: u32)
         }
         Alu::Sad if signed => map3(r, d, s, k, |a: i64, b: i64, c: u64| a.abs_diff(b).wrapping_add(c)),
         Alu::Sad => map3(r, d, s, k, |a: u64, b: u64, c: u64| a.abs_diff(b).wrapping_add(c)),
+        // Division by zero as in `integer32`.
         Alu::Div if signed => map2(r, d, s, k, |a: i64, b: i64| if b == 0 { -1 } else { a.wrapping_div(b) }),
         Alu::Div => map2(r, d, s, k, |a: u64, b: u64| a.checked_div(b).unwrap_or(!0)),
-        Alu::Rem if signed => map2(r, d, s, k, |a: i64, b: i64| if b == 0 { a } else { a.wrapping_rem(b) }),
-        Alu::Rem => map2(r, d, s, k, |a: u64, b: u64| a.checked_rem(b).unwrap_or(a)),
+        Alu::Rem if signed => map2(r, d, s, k, |a: i64, b: i64| if b == 0 { -1 } else { a.wrapping_rem(b) }),
+        Alu::Rem => map2(r, d, s, k, |a: u64, b: u64| a.checked_rem(b).unwrap_or(!0)),
         Alu::Min if signed => map2(r, d, s, k, |a: i64, b: i64| a.min(b)),
         Alu::Min => map2(r, d, s, k, |a: u64, b: u64| a.min(b)),
         Alu::Max if signed => map2(r, d, s, k, |a: i64, b: i64| a.max(b)),
@@ -761,10 +770,11 @@ fn integer16(r: &mut Regs, f: Alu, signed: bool, d: Slot, s: &[Slot; 4], k: u32)
         Alu::MadWide => map3(r, d, s, k, |a: u16, b: u16, c: u32| (a as u32 * b as u32).wrapping_add(c)),
         Alu::Sad if signed => map3(r, d, s, k, |a: i16, b: i16, c: u16| a.abs_diff(b).wrapping_add(c)),
         Alu::Sad => map3(r, d, s, k, |a: u16, b: u16, c: u16| a.abs_diff(b).wrapping_add(c)),
+        // Division by zero as in `integer32`.
         Alu::Div if signed => map2(r, d, s, k, |a: i16, b: i16| if b == 0 { -1 } else { a.wrapping_div(b) }),
         Alu::Div => map2(r, d, s, k, |a: u16, b: u16| a.checked_div(b).unwrap_or(!0)),
-        Alu::Rem if signed => map2(r, d, s, k, |a: i16, b: i16| if b == 0 { a } else { a.wrapping_rem(b) }),
-        Alu::Rem => map2(r, d, s, k, |a: u16, b: u16| a.checked_rem(b).unwrap_or(a)),
+        Alu::Rem if signed => map2(r, d, s, k, |a: i16, b: i16| if b == 0 { -1 } else { a.wrapping_rem(b) }),
+        Alu::Rem => map2(r, d, s, k, |a: u16, b: u16| a.checked_rem(b).unwrap_or(!0)),
         Alu::Min if signed => map2(r, d, s, k, |a: i16, b: i16| a.min(b)),
         Alu::Min => map2(r, d, s, k, |a: u16, b: u16| a.min(b)),
         Alu::Max if signed => map2(r, d, s, k, |a: i16, b: i16| a.max(b)),
@@ -965,7 +975,7 @@ pub(crate) fn convert(
 ) -> u64 {
     use crate::ir::IntRound;
     let encode_f32 =
-        |x: f64, fmt: Format| -> u64 { fmt.encode(if relu && x < 0.0 { 0.0 } else { x }, round, sat) as u64 };
+        |x: f64, fmt: Format| -> u64 { fmt.encode(if relu { clamp_negative(x) } else { x }, round, sat) as u64 };
     match (to, from) {
         (Ty::F16x2 | Ty::BF16x2, Ty::F32) => {
             let fmt = half_format(to == Ty::BF16x2);
@@ -992,8 +1002,13 @@ pub(crate) fn convert(
             return one(v >> 8) << 16 | one(v);
         }
         (Ty::TF32, _) => {
-            let x = f32::from_bits(v as u32) as f64;
-            return encode_f32(x, TF32) << 13;
+            let x = f32::from_bits(v as u32);
+            // Not a conversion of its own on an H200, but an addition below the last bit and a mask: a NaN keeps its
+            // upper bits, as measured, and one with none of them becomes infinite.
+            if round == Round::NearestAway && !relu && !sat && !x.is_finite() {
+                return v & 0xffff_e000;
+            }
+            return encode_f32(x as f64, TF32) << 13;
         }
         _ => {}
     }
@@ -1023,7 +1038,7 @@ pub(crate) fn convert(
                     0.0
                 }
             };
-            let x = if relu && x < 0.0 { 0.0 } else { x };
+            let x = if relu { clamp_negative(x) } else { x };
             return match to {
                 Ty::F16 => F16.encode(clamp(x), round, false) as u64,
                 Ty::BF16 => BF16.encode(clamp(x), round, false) as u64,
@@ -1104,8 +1119,13 @@ pub(crate) fn convert(
 }
 
 fn fp8(x: f64, fmt: Format, relu: bool) -> u64 {
-    let x = if relu && x < 0.0 { 0.0 } else { x };
-    fmt.encode(x, Round::NearestEven, true) as u64
+    fmt.encode(if relu { clamp_negative(x) } else { x }, Round::NearestEven, true) as u64
+}
+
+/// `.relu`: what has a minus sign, -0 too, gives +0; NaN stays.
+#[inline(always)]
+fn clamp_negative(x: f64) -> f64 {
+    if x.is_sign_negative() && !x.is_nan() { 0.0 } else { x }
 }
 
 fn round_int(x: f64, r: crate::ir::IntRound) -> f64 {

@@ -2,14 +2,19 @@
 
 mod cases;
 
-use cases::{Case, Output, THREADS};
+use cases::{Case, Compare, Input, Output, THREADS, agrees};
 use ptx_emu::{Emulator, Launch, Module};
 
 fn run(case: &Case, index: usize, seed: u64) -> Vec<u32> {
+    run_on(case, index, &case.inputs(), seed)
+}
+
+/// Runs a case on other inputs than its own, one row for each thread.
+fn run_on(case: &Case, index: usize, inputs: &[[u64; 3]], seed: u64) -> Vec<u32> {
     let text = case.module(index);
     let m = Module::parse(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", case.body));
     let e = Emulator::default();
-    let input: Vec<u8> = case.inputs().iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
+    let input: Vec<u8> = inputs.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
     let (src, dst) = (e.alloc(input.len() as u64).unwrap(), e.alloc(16 * THREADS as u64).unwrap());
     e.write(src, &input).unwrap();
     let l = Launch::new([THREADS as u32 / 128, 1, 1], [128, 1, 1]).with_ptr(src).with_ptr(dst).with_seed(seed);
@@ -66,11 +71,133 @@ fn approximate_functions_keep_their_bounds() {
             } as f32;
             let exact = if case.body.contains(".ftz") && exact.is_subnormal() { 0.0 * exact } else { exact };
             assert!(
-                cases::agrees(case.compare, out[4 * t], exact.to_bits()),
+                agrees(case.compare, w, out[4 * t], exact.to_bits()),
                 "{} of {a}: {}, {exact} expected",
                 case.body,
                 f32::from_bits(out[4 * t])
             );
         }
     }
+}
+
+/// The first result word of one instruction for each row of inputs.
+fn results(body: &'static str, output: Output, rows: &[[u32; 3]]) -> Vec<u32> {
+    let case = Case {
+        family: "corner",
+        body,
+        input: Input::Bits,
+        output,
+        compare: Compare::Bits,
+        sm: "sm_80",
+        reference: None,
+    };
+    let mut inputs: Vec<[u64; 3]> = rows.iter().map(|r| r.map(|w| w as u64 | (w as u64) << 32)).collect();
+    inputs.resize(THREADS, [0; 3]);
+    run_on(&case, 0, &inputs, 0).chunks_exact(4).take(rows.len()).map(|q| q[0]).collect()
+}
+
+const MINUS_ZERO: u32 = 0x8000_0000;
+
+#[test]
+fn exact_zero_sums_are_negative_when_rounding_down() {
+    let (one, minus_one) = (1f32.to_bits(), (-1f32).to_bits());
+    let rows = [[0, MINUS_ZERO, 0], [MINUS_ZERO, 0, 0], [one, minus_one, 0], [0, 0, 0], [MINUS_ZERO, MINUS_ZERO, 0]];
+    let down = [MINUS_ZERO, MINUS_ZERO, MINUS_ZERO, 0, MINUS_ZERO];
+    assert_eq!(results("add.rm.f32 %d0, %a, %b;", Output::B32, &rows), down);
+    assert_eq!(results("add.rm.ftz.f32 %d0, %a, %b;", Output::B32, &rows), down);
+    // The other roundings give +0, but for two terms of -0.
+    for body in ["add.rn.f32 %d0, %a, %b;", "add.rz.f32 %d0, %a, %b;", "add.rp.f32 %d0, %a, %b;"] {
+        assert_eq!(results(body, Output::B32, &rows), [0, 0, 0, 0, MINUS_ZERO], "{body}");
+    }
+    let negated = rows.map(|[a, b, c]| [a, b ^ MINUS_ZERO, c]);
+    assert_eq!(results("sub.rm.f32 %d0, %a, %b;", Output::B32, &negated), down);
+    // a * 1 + c, and a product of opposite zeros.
+    let fused = rows.map(|[a, b, _]| [a, one, b]);
+    assert_eq!(results("fma.rm.f32 %d0, %a, %b, %c;", Output::B32, &fused), down);
+    let products = [[0, minus_one, 0], [0, minus_one, MINUS_ZERO], [MINUS_ZERO, minus_one, 0]];
+    assert_eq!(results("fma.rm.f32 %d0, %a, %b, %c;", Output::B32, &products), [MINUS_ZERO, MINUS_ZERO, 0]);
+    // A product has the sign of its factors in every rounding.
+    assert_eq!(results("mul.rm.f32 %d0, %a, %b;", Output::B32, &rows[..3]), [MINUS_ZERO, MINUS_ZERO, minus_one]);
+}
+
+#[test]
+fn relu_gives_plus_zero_for_minus_zero() {
+    // -0, the negative number nearest to it, -1, 1, NaN with a sign.
+    let rows = [0x8000_0000, 0x8000_0001, 0xbf80_0000, 0x3f80_0000, 0xffc0_0000].map(|a| [a, a, 0]);
+    for (body, output, one, nan) in [
+        ("cvt.rn.relu.f16.f32 %hd, %a;", Output::B16, 0x3c00, 0x7fff),
+        ("cvt.rz.relu.bf16.f32 %hd, %a;", Output::B16, 0x3f80, 0x7fff),
+        ("cvt.rn.relu.f16x2.f32 %d0, %a, %b;", Output::B32, 0x3c00_3c00, 0x7fff_7fff),
+        ("cvt.rn.relu.bf16x2.f32 %d0, %a, %b;", Output::B32, 0x3f80_3f80, 0x7fff_7fff),
+        ("cvt.rn.relu.tf32.f32 %d0, %a;", Output::B32, 0x3f80_0000, 0x7fff_e000),
+        ("cvt.rn.satfinite.relu.e4m3x2.f32 %hd, %a, %b;", Output::B16, 0x3838, 0x7f7f),
+        ("cvt.rn.satfinite.relu.e5m2x2.f32 %hd, %a, %b;", Output::B16, 0x3c3c, 0x7f7f),
+    ] {
+        assert_eq!(results(body, output, &rows), [0, 0, 0, one, nan], "{body}");
+    }
+    // e4m3 -0 and -1 in both halves.
+    let bytes = [[0x8080, 0, 0], [0xb8b8, 0, 0], [0x3838, 0, 0]];
+    let body = "cvt.rn.relu.f16x2.e4m3x2 %d0, %ha;";
+    assert_eq!(results(body, Output::B32, &bytes), [0, 0, 0x3c00_3c00], "{body}");
+    // -0 * 1 + -0 in both halves.
+    let half = [[0x8000_8000, 0x3c00_3c00, 0x8000_8000]];
+    assert_eq!(results("fma.rn.relu.f16x2 %d0, %a, %b, %c;", Output::B32, &half), [0]);
+    assert_eq!(results("fma.rn.f16x2 %d0, %a, %b, %c;", Output::B32, &half), [0x8000_8000]);
+    let half = [[0x8000_8000, 0x3f80_3f80, 0x8000_8000]];
+    assert_eq!(results("fma.rn.relu.bf16x2 %d0, %a, %b, %c;", Output::B32, &half), [0]);
+}
+
+#[test]
+fn tf32_to_nearest_away_masks_what_is_not_finite() {
+    let table = [
+        (0x7fc0_0000, 0x7fc0_0000),
+        (0xffc0_0000, 0xffc0_0000),
+        (0x7fff_ffff, 0x7fff_e000),
+        (0x7f80_0001, 0x7f80_0000),
+        (0xff80_0000, 0xff80_0000),
+        // Finite: half of the last bit kept goes away from zero, and the largest number to infinity.
+        (0x3f80_1000, 0x3f80_2000),
+        (0xbf80_0fff, 0xbf80_0000),
+        (0x7f7f_ffff, 0x7f80_0000),
+    ];
+    let rows = table.map(|(a, _)| [a, 0, 0]);
+    assert_eq!(results("cvt.rna.tf32.f32 %d0, %a;", Output::B32, &rows), table.map(|(_, d)| d));
+}
+
+#[test]
+fn division_by_zero_gives_all_ones() {
+    let rows = [[7, 0, 0], [0, 0, 0], [0x93ac_2b24, 0, 0], [!0, 0, 0]];
+    for body in ["rem.u32", "div.u32", "rem.s32", "div.s32"] {
+        let body: &'static str = Box::leak(format!("{body} %d0, %a, %b;").into_boxed_str());
+        assert_eq!(results(body, Output::B32, &rows), [!0; 4], "{body}");
+    }
+    for body in ["rem.u16", "div.u16", "rem.s16", "div.s16"] {
+        let body: &'static str = Box::leak(format!("{body} %hd, %ha, %hb;").into_boxed_str());
+        assert_eq!(results(body, Output::B16, &rows), [0xffff; 4], "{body}");
+    }
+    for body in ["rem.u64", "div.u64", "rem.s64", "div.s64"] {
+        // The low and the high word of the result are both ones.
+        let body: &'static str = Box::leak(
+            format!("{body} %ld, %la, %lb;\nmov.b64 {{%a, %b}}, %ld;\nand.b32 %d0, %a, %b;").into_boxed_str(),
+        );
+        assert_eq!(results(body, Output::B32, &rows), [!0; 4], "{body}");
+    }
+}
+
+#[test]
+fn lg2_is_compared_by_its_documented_bound() {
+    let agree = |x: f32, a: f32, b: f32| agrees(Compare::Lg2, &[x.to_bits() as u64, 0, 0], a.to_bits(), b.to_bits());
+    // One unit in the last place below -4: 4.8e-7, of 1.07e-6 allowed.
+    let x = f32::from_bits(0x3d35_97de);
+    assert!(agree(x, f32::from_bits(0xc08f_da97), f32::from_bits(0xc08f_da96)));
+    assert!(!agree(x, f32::from_bits(0xc08f_da97), f32::from_bits(0xc08f_da9a)));
+    // In (0.5, 2) the bound is absolute: 2^-23 from the logarithm is near enough, 2^-21 is not.
+    let (x, exact) = (1.5f32, 1.5f64.log2());
+    let (near, far) = ((exact + 2f64.powi(-23)) as f32, (exact - 2f64.powi(-21)) as f32);
+    assert!(agree(x, exact as f32, near));
+    assert!(!agree(x, exact as f32, far));
+    assert!(!agree(x, far, exact as f32));
+    assert!(agree(-1.0, f32::NAN, -f32::NAN));
+    assert!(!agree(-1.0, f32::NAN, 0.0));
+    assert!(!agree(0.0, f32::NEG_INFINITY, f32::MIN));
 }
