@@ -629,6 +629,8 @@ fn integer32(r: &mut Regs, f: Alu, signed: bool, m: Mods, d: Slot, s: &[Slot; 4]
         Alu::Div => map2(r, d, s, k, |a: u32, b: u32| a.checked_div(b).unwrap_or(!0)),
         Alu::Rem if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { a } else { a.wrapping_rem(b) }),
         Alu::Rem => map2(r, d, s, k, |a: u32, b: u32| a.checked_rem(b).unwrap_or(a)),
+        Alu::Min if m.relu => map2(r, d, s, k, |a: i32, b: i32| a.min(b).max(0)),
+        Alu::Max if m.relu => map2(r, d, s, k, |a: i32, b: i32| a.max(b).max(0)),
         Alu::Min if signed => map2(r, d, s, k, |a: i32, b: i32| a.min(b)),
         Alu::Min => map2(r, d, s, k, |a: u32, b: u32| a.min(b)),
         Alu::Max if signed => map2(r, d, s, k, |a: i32, b: i32| a.max(b)),
