@@ -162,9 +162,11 @@ impl Attention {
     /// let device = Device::emulator()?;
     /// let q = Tensor::zeros(&device, DType::F16, Shape::new(1, 4, 2, 64), Layout::Bshd)?;
     /// let plan = Attention::new().plan_for(&q.view(), &q.view(), &q.view(), None)?;
-    /// // The emulator runs the instructions of compute capability 8.0.
+    /// assert_eq!(plan.kernel, Kernel::V3);
+    /// let q = Tensor::zeros(&device, DType::F32, Shape::new(1, 4, 2, 64), Layout::Bshd)?;
+    /// let plan = Attention::new().plan_for(&q.view(), &q.view(), &q.view(), None)?;
     /// assert_eq!(plan.kernel, Kernel::V2);
-    /// assert!(plan.reason.contains("v3 runs on 9.0 alone"));
+    /// assert!(plan.reason.contains("v3 takes f16 and bf16"));
     /// # }
     /// # Ok::<(), ferroflash::Error>(())
     /// ```

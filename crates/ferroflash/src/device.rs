@@ -32,7 +32,7 @@ pub struct DeviceInfo {
     pub name: String,
     /// Kind of the device.
     pub kind: DeviceKind,
-    /// Streaming multiprocessors; for the emulator the threads of the CPU.
+    /// Streaming multiprocessors; the emulator has 3 on every CPU.
     pub multiprocessors: u32,
     /// Bytes of device memory.
     pub memory_bytes: u64,
@@ -49,11 +49,11 @@ impl DeviceInfo {
         }
     }
 
-    /// Compute capability of the GPU; for the emulator that of the instructions that it runs for this crate, 8.0.
+    /// Compute capability of the GPU; for the emulator that of the instructions that it runs, 9.0.
     pub fn compute_capability(&self) -> Version {
         match self.kind {
             DeviceKind::Cuda { compute_capability, .. } => compute_capability,
-            DeviceKind::Emulator => Version { major: 8, minor: 0 },
+            DeviceKind::Emulator => Version { major: 9, minor: 0 },
         }
     }
 

@@ -212,7 +212,9 @@ pub(crate) fn plan(
 /// Whether v3 runs this: the one place of its conditions.
 fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorView<'_>)]) -> Result<(), Unsupported> {
     if !device.runs(Pass::V3.arch()) {
-        return Err(no_v3_instructions(device));
+        let (major, minor) = Pass::V3.arch().least_compute_capability();
+        let accepted = Version { major, minor };
+        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted });
     }
     if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
         && found < V3_DRIVER
@@ -232,12 +234,6 @@ fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorV
         return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });
     }
     tensors.iter().try_for_each(|(tensor, view)| check_copies(*tensor, view))
-}
-
-/// Why v3 does not run on a device without its instructions.
-pub(crate) fn no_v3_instructions(device: &DeviceInfo) -> Unsupported {
-    let (major, minor) = Pass::V3.arch().least_compute_capability();
-    Unsupported::ComputeCapability { found: device.compute_capability(), accepted: Version { major, minor } }
 }
 
 /// Whether the copy engine takes the tensor's address and strides.

@@ -257,6 +257,8 @@ pub unsafe fn forward<
                 }
                 q_ring.advance();
             }
+            // Shared memory outlives the last stores that read it.
+            leaving.free_buffer(elected);
         }
     }
 }

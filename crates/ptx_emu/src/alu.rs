@@ -630,13 +630,14 @@ fn integer32(r: &mut Regs, f: Alu, signed: bool, m: Mods, d: Slot, s: &[Slot; 4]
         }),
         Alu::Sad if signed => map3(r, d, s, k, |a: i32, b: i32, c: u32| a.abs_diff(b).wrapping_add(c)),
         Alu::Sad => map3(r, d, s, k, |a: u32, b: u32, c: u32| a.abs_diff(b).wrapping_add(c)),
-        // Division by zero is unspecified; hardware gives all ones.
         // PTX leaves division by zero unspecified. An H200 was measured to give all ones for div.u32 and rem.u32, and the
         // code that ptxas 13 makes for sm_90 selects all ones for the other signs and widths too.
         Alu::Div if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { -1 } else { a.wrapping_div(b) }),
         Alu::Div => map2(r, d, s, k, |a: u32, b: u32| a.checked_div(b).unwrap_or(!0)),
         Alu::Rem if signed => map2(r, d, s, k, |a: i32, b: i32| if b == 0 { -1 } else { a.wrapping_rem(b) }),
         Alu::Rem => map2(r, d, s, k, |a: u32, b: u32| a.checked_rem(b).unwrap_or(!0)),
+        Alu::Min if m.relu => map2(r, d, s, k, |a: i32, b: i32| a.min(b).max(0)),
+        Alu::Max if m.relu => map2(r, d, s, k, |a: i32, b: i32| a.max(b).max(0)),
         Alu::Min if signed => map2(r, d, s, k, |a: i32, b: i32| a.min(b)),
         Alu::Min => map2(r, d, s, k, |a: u32, b: u32| a.min(b)),
         Alu::Max if signed => map2(r, d, s, k, |a: i32, b: i32| a.max(b)),

@@ -1571,7 +1571,10 @@ impl<'a> Lower<'a> {
             let class = if f == Alu::Div { Class::Special } else { class };
             return Ok((self.alu(ctx, stmt, f, ty, mods, ty, &[ty; 3][..n])?, class));
         }
-        if has_round || mods != (Mods { sat: mods.sat, ..Mods::default() }) {
+        if mods.relu && !(matches!(name, "min" | "max") && ty == Ty::S32) {
+            return Err(m.bad(".relu of integers is for min and max of s32"));
+        }
+        if has_round || mods != (Mods { sat, relu: mods.relu, ..Mods::default() }) {
             return Err(m.bad("a floating-point modifier is not accepted for an integer operation"));
         }
         if sat && !(matches!(name, "add" | "sub") && ty == Ty::S32) {

@@ -3,10 +3,12 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
 use crate::error::{Error, Result};
+use crate::ptx;
 use crate::tensor_map::TensorGeometry;
-use crate::{plan, ptx};
-use attn_spec::{Kernel, TensorMap, Variant};
-use ptx_emu::{Checks, Counters, EmuError, Emulator, EmulatorOptions, Module};
+use attn_spec::{DType, TensorMap, Variant};
+use ptx_emu::{
+    Checks, Counters, EmuError, Emulator, EmulatorOptions, Module, Swizzle, TensorDataType, TensorFill, TensorMapSpec,
+};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,13 +22,17 @@ struct Emulated {
     counters: Mutex<Counters>,
 }
 
+/// Multiprocessors, which bound the persistent thread blocks of v3: few enough that each gets several tiles of a small problem, and a
+/// number that rarely divides the tiles, so that the last round is a partial one. The same on every CPU, so that plans are too.
+const MULTIPROCESSORS: u32 = 3;
+
 /// Properties of an emulator, all alike.
 pub(crate) fn info() -> DeviceInfo {
     let options = EmulatorOptions::default();
     DeviceInfo {
         name: "PTX emulator on the CPU".to_owned(),
         kind: DeviceKind::Emulator,
-        multiprocessors: std::thread::available_parallelism().map_or(1, |threads| threads.get() as u32),
+        multiprocessors: MULTIPROCESSORS,
         memory_bytes: options.memory_limit,
         max_shared_bytes_per_block: options.max_shared_bytes,
     }
@@ -104,9 +110,22 @@ impl Backend for Emulated {
         self.emulator.fill(address, byte, len).map_err(failed)
     }
 
-    fn tensor_map(&self, _tensor: &TensorGeometry) -> Result<TensorMap> {
-        // Plans refuse v3 on the emulator by its compute capability, so nothing asks; an answer to use would be a wrong one.
-        Err(Error::KernelUnsupported { kernel: Kernel::V3, reason: plan::no_v3_instructions(&info()) })
+    fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap> {
+        let map = ptx_emu::TensorMap::encode(&TensorMapSpec {
+            data_type: map_data_type(tensor.dtype),
+            address: tensor.address,
+            dims: tensor.extents.to_vec(),
+            strides: tensor.byte_strides.to_vec(),
+            box_dims: tensor.box_extents.to_vec(),
+            swizzle: Swizzle::Bytes128,
+            fill: TensorFill::Zero,
+        })
+        .map_err(failed)?;
+        let mut words = [0; 16];
+        for (word, bytes) in words.iter_mut().zip(map.as_bytes().as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        Ok(TensorMap(words))
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
@@ -164,6 +183,14 @@ impl Backend for Emulated {
 
     fn reset_counters(&self) {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
+    }
+}
+
+fn map_data_type(dtype: DType) -> TensorDataType {
+    match dtype {
+        DType::F32 => TensorDataType::Float32,
+        DType::F16 => TensorDataType::Float16,
+        DType::Bf16 => TensorDataType::Bfloat16,
     }
 }
 

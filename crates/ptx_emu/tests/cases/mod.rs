@@ -599,6 +599,12 @@ pub(crate) fn all() -> Vec<Case> {
         case!("convert", "cvt.rn.satfinite.e5m2x2.f32 %hd, %a, %b;", F32, B16, Bits),
         case!("convert", "cvt.rn.f16x2.e4m3x2 %d0, %ha;", Bits, B32, Bits),
         case!("convert", "cvt.rn.f16x2.e5m2x2 %d0, %ha;", Bits, B32, Bits),
+        case!("integer 32", "min.relu.s32 %d0, %a, %b;", Bits, B32, Bits, |a, b, _| low(
+            (a as i32).min(b as i32).max(0) as u32
+        )),
+        case!("integer 32", "max.relu.s32 %d0, %a, %b;", Bits, B32, Bits, |a, b, _| low(
+            (a as i32).max(b as i32).max(0) as u32
+        )),
         case!("warp", "elect.sync %d0|%q, 0xffffffff;\nselp.b32 %d1, 1, 0, %q;", Bits, Quad, Bits),
         case!(
             "matrix moves",
