@@ -89,7 +89,8 @@ impl<T: Element> QueryBlock<T> {
             out: head_rows(&p.out, batch, q_head, p.q_rows, p),
             first_row,
             kv_blocks: p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block),
-            head: batch as u64 * p.q_heads as u64 + q_head as u64,
+            // In 32 bits, which hold it because the thread blocks are counted in 32 bits; in 64, v2 at head dim 128 spills.
+            head: (batch * p.q_heads + q_head) as u64,
             lse: p.lse,
             band: p.band,
             // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible
