@@ -179,7 +179,7 @@ fn places(file: &str, text: &str) -> Vec<String> {
         let host = hosts.iter().find(|host| line.contains(*host)).map(|host| (*host).to_string());
         let folder = folders.iter().find_map(|folder| {
             let path = format!("/{folder}/");
-            // At the start of a path, not inside of a longer one (`src/work/`, `$HOME/tmp/`).
+            // At the start of a path, not inside of a longer one (`src/mnt/`, `$HOME/tmp/`).
             line.match_indices(&path).find_map(|(at, _)| {
                 let before = line[..at].chars().next_back();
                 let starts = before.is_none_or(|c| !(c.is_alphanumeric() || "._-/}$)".contains(c)));
@@ -222,6 +222,6 @@ mod tests {
     fn places_of_one_machine_are_found() {
         let bad = format!("see {}work/x\nfine\nhttps://{}/x", '/', concat!("pypi", ".org"));
         assert_eq!(places("f", &bad).len(), 2);
-        assert!(places("f", "src/work/x, target/tmp/y, $HOME/tmp/z, and/or, `/opt/cuda`").is_empty());
+        assert!(places("f", "src/mnt/x, target/tmp/y, $HOME/tmp/z, and/or, `/opt/cuda`").is_empty());
     }
 }
