@@ -324,7 +324,7 @@ fn bench_checks_and_records() {
     assert_eq!(printed.contains("COUNTS"), !device::is_gpu(), "{printed}");
     let record: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!(record["kind"], "ferroflash-bench");
-    assert_eq!(record["schema_version"], 1);
+    assert_eq!(record["schema_version"], 2);
     for field in ["device", "backend", "date", "rustc", "ferroflash"] {
         assert!(record["environment"][field].as_str().is_some_and(|text| !text.is_empty()), "{field}");
     }
@@ -336,13 +336,13 @@ fn bench_checks_and_records() {
         assert_eq!(results.len(), if has_v3 { 4 } else { 3 });
         for result in results {
             if !result["skipped"].is_null() {
-                assert_eq!((&result["kernel"], &cell["problem"]["dtype"]), (&json!("v3"), &json!("f32")));
+                assert_eq!((&result["name"], &cell["problem"]["dtype"]), (&json!("v3"), &json!("f32")));
                 continue;
             }
             assert_eq!(result["check"]["within"], true);
             assert_eq!(result["check"]["rows"], 2 * seq);
             assert_eq!(result["time_ms"].is_null(), !device::is_gpu());
-            let naive = result["kernel"] == "naive";
+            let naive = result["name"] == "naive";
             assert_eq!(result["symbols"].as_array().unwrap().len(), if naive { 3 } else { 1 });
             let dtype_bytes = if cell["problem"]["dtype"] == "f32" { 4 } else { 2 };
             let workspace = if naive { 2 * seq * seq * (4 + dtype_bytes) } else { 0 };

@@ -3,7 +3,7 @@
 mod environment;
 mod measure;
 pub(crate) mod record;
-mod stats;
+pub(crate) mod stats;
 mod sweep;
 mod table;
 
@@ -13,8 +13,7 @@ pub(crate) use environment::{commit, environment};
 use ferroflash::{Device, Kernel};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::Timing;
-use record::{BENCH_KIND, Cell, Method, Record, SCHEMA_VERSION};
-pub(crate) use stats::Quartiles;
+use record::{BENCH_KIND, Cell, Method, Record, SCHEMA_VERSION, SweepRecord};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,6 +68,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         schema_version: SCHEMA_VERSION,
         environment: environment(device.info()),
         method: method(args, emulator),
+        sweep: SweepRecord {
+            name: "options".to_owned(),
+            scaled: None,
+            kernels: sweep.kernels.iter().map(|kernel| kernel.name().to_owned()).collect(),
+            peers: Vec::new(),
+            problems: sweep.cases.iter().map(measure::cell_problem).collect(),
+        },
+        ceilings: None,
+        noise: None,
         cells: Vec::new(),
     };
     print_heading(&record);
@@ -91,8 +99,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 
 fn method(args: &BenchArgs, emulator: bool) -> Method {
     Method {
+        timer: if emulator { "none: counts of the emulator" } else { "CUDA events around the launches of a sample" }
+            .to_owned(),
         repeats: if emulator { 0 } else { args.repeats },
+        sample_ms: if emulator { 0.0 } else { measure::SAMPLE_MS },
         warmup_seconds: if emulator { 0.0 } else { args.warmup as f64 / 1e3 },
+        l2: "warm".to_owned(),
+        order: "cells as in the sweep; kernels take turns, each round starting with the next one".to_owned(),
+        order_seed: 0,
         seed: args.seed,
         inputs: "standard normal, rounded to the element type".to_owned(),
         flop_rule: "4 * batch * heads * seq * seq * head_dim, half of it when causal".to_owned(),

@@ -63,7 +63,7 @@ struct Go {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    Hello(Environment),
+    Hello(Box<Environment>),
     Ready(Vec<Prepared>),
     Ms(f64),
     Released(bool),
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<()> {
     let device = Device::open(&args.device)?;
     let mut workload = None;
     let mut stdout = std::io::stdout().lock();
-    answer(&mut stdout, &Answer::Hello(environment(device.info())))?;
+    answer(&mut stdout, &Answer::Hello(Box::new(environment(device.info()))))?;
     for line in std::io::stdin().lock().lines() {
         let line = line.context("standard input")?;
         let reply = serde_json::from_str(&line)

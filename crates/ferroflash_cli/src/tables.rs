@@ -1,13 +1,11 @@
 //! `ferroflash tables`: the parts of README.md that are generated, from the variant list and the committed results.
 
-use crate::bench::Quartiles;
-use crate::bench::record::{BENCH_KIND, Cell, CellProblem, Environment, Record, SCHEMA_VERSION};
+use crate::bench::record::{Cell, CellProblem, Environment, Record};
 use crate::format;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use attn_spec::COMPILED_HEAD_DIMS;
 use clap::Args;
 use ferroflash::{Arch, DType, Kernel, VARIANTS};
-use serde::Deserialize;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -84,38 +82,6 @@ fn compute_capability(arch: Arch) -> String {
     format!("{major}.{minor}{later}")
 }
 
-/// A file of docs/benchmarks.
-enum Results {
-    Bench(Record),
-    Peers(PeersRecord),
-}
-
-/// One run of tests/peers/peers_bench.py.
-#[derive(Deserialize)]
-struct PeersRecord {
-    schema_version: u32,
-    environment: Environment,
-    /// Versions of the peers by name.
-    peers: std::collections::BTreeMap<String, String>,
-    cells: Vec<PeersCell>,
-}
-
-#[derive(Deserialize)]
-struct PeersCell {
-    problem: CellProblem,
-    results: Vec<PeerResult>,
-}
-
-#[derive(Deserialize)]
-struct PeerResult {
-    implementation: String,
-    time_ms: Option<Quartiles>,
-    tflops: Option<f64>,
-}
-
-/// What `kind` says in a record of peers_bench.py.
-const PEERS_KIND: &str = "ferroflash-peers";
-
 fn results(folder: &Path) -> Result<String> {
     let mut files = Vec::new();
     if folder.is_dir() {
@@ -134,40 +100,29 @@ fn results(folder: &Path) -> Result<String> {
     }
     let mut text = String::new();
     for path in &files {
-        let results = read(path).with_context(|| path.display().to_string())?;
+        let record = Record::read(path)?;
+        let backend = &record.environment.backend;
+        ensure!(backend == "cuda", "{}: made on {backend}; the README shows results of GPUs", path.display());
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if !text.is_empty() {
             text.push('\n');
         }
-        match results {
-            Results::Bench(record) => bench_section(&mut text, &name, &record),
-            Results::Peers(record) => peers_section(&mut text, &name, &record),
+        if record.sweep.peers.is_empty() {
+            bench_section(&mut text, &name, &record);
+        } else {
+            peers_section(&mut text, &name, &record);
         }
     }
     Ok(text)
 }
 
-fn read(path: &Path) -> Result<Results> {
-    let value: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?)?;
-    let results = match value["kind"].as_str() {
-        Some(BENCH_KIND) => Results::Bench(serde_json::from_value(value)?),
-        Some(PEERS_KIND) => Results::Peers(serde_json::from_value(value)?),
-        kind => bail!("kind is {kind:?}; {BENCH_KIND} and {PEERS_KIND} are known"),
-    };
-    let (version, backend) = match &results {
-        Results::Bench(record) => (record.schema_version, &record.environment.backend),
-        Results::Peers(record) => (record.schema_version, &record.environment.backend),
-    };
-    ensure!(version == SCHEMA_VERSION, "schema_version is {version}; this build reads {SCHEMA_VERSION}");
-    ensure!(backend == "cuda", "made on {backend}; the README shows results of GPUs");
-    Ok(results)
-}
-
-fn environment_line(text: &mut String, name: &str, environment: &Environment, rest: &str) {
-    let Environment { device, driver, date, commit, .. } = environment;
+fn environment_line(text: &mut String, name: &str, record: &Record) {
+    let Environment { device, driver, date, commit, peers, .. } = &record.environment;
     let day = date.split('T').next().unwrap_or(date);
     let driver = driver.as_deref().unwrap_or("unknown");
     let commit = commit.as_deref().map_or("unknown".to_owned(), |commit| commit.chars().take(12).collect());
+    let peers: Vec<_> = peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
+    let rest = if peers.is_empty() { String::new() } else { format!(", beside {}", peers.join(", ")) };
     line!(
         text,
         "{device}, driver for CUDA {driver}, {day}, commit {commit}{rest}, from [{name}](docs/benchmarks/{name})."
@@ -175,15 +130,10 @@ fn environment_line(text: &mut String, name: &str, environment: &Environment, re
 }
 
 /// One table for each element type and mask; the first element type open, the others folded away.
-fn by_type_and_mask<'a, T>(
-    text: &mut String,
-    cells: &'a [T],
-    problem: impl Fn(&T) -> &CellProblem,
-    mut table: impl FnMut(&mut String, &[&'a T]),
-) {
-    let mut groups: Vec<(String, String, Vec<&'a T>)> = Vec::new();
+fn by_type_and_mask(text: &mut String, cells: &[Cell], mut table: impl FnMut(&mut String, &[&Cell])) {
+    let mut groups: Vec<(String, String, Vec<&Cell>)> = Vec::new();
     for cell in cells {
-        let CellProblem { dtype, mask, .. } = problem(cell);
+        let CellProblem { dtype, mask, .. } = &cell.problem;
         match groups.iter_mut().find(|group| group.0 == *dtype && group.1 == *mask) {
             Some(group) => group.2.push(cell),
             None => groups.push((dtype.clone(), mask.clone(), vec![cell])),
@@ -205,28 +155,23 @@ fn by_type_and_mask<'a, T>(
 }
 
 fn bench_section(text: &mut String, name: &str, record: &Record) {
-    environment_line(text, name, &record.environment, "");
+    environment_line(text, name, record);
     line!(text, "Median TFLOP/s; extra memory is what one call holds at its peak beyond q, k, v and out.");
-    by_type_and_mask(
-        text,
-        &record.cells,
-        |cell| &cell.problem,
-        |text, cells| {
-            // What ran on none of these problems, such as v3 on f32, has no column.
-            let ran = |kernel: &&str| cells.iter().any(|cell| cell.result(kernel).is_some_and(|r| r.skipped.is_none()));
-            let kernels: Vec<&str> = cells[0].results.iter().map(|result| result.kernel.as_str()).filter(ran).collect();
-            let newest = kernels.last().copied().unwrap_or_default();
-            let mut header = problem_header();
-            header.extend(kernels.iter().map(|kernel| (*kernel).to_owned()));
-            header.push(format!("{newest} over naive"));
-            header.extend(kernels.iter().map(|kernel| format!("extra memory {kernel}")));
-            header.extend([format!("saved by {newest}"), "largest error / bound".to_owned()]);
-            table_header(text, &header);
-            for cell in cells {
-                table_row(text, &bench_row(cell, &kernels, newest));
-            }
-        },
-    );
+    by_type_and_mask(text, &record.cells, |text, cells| {
+        // What ran on none of these problems, such as v3 on f32, has no column.
+        let ran = |kernel: &&str| cells.iter().any(|cell| cell.result(kernel).is_some_and(|r| r.skipped.is_none()));
+        let kernels: Vec<&str> = cells[0].results.iter().map(|result| result.name.as_str()).filter(ran).collect();
+        let newest = kernels.last().copied().unwrap_or_default();
+        let mut header = problem_header();
+        header.extend(kernels.iter().map(|kernel| (*kernel).to_owned()));
+        header.push(format!("{newest} over naive"));
+        header.extend(kernels.iter().map(|kernel| format!("extra memory {kernel}")));
+        header.extend([format!("saved by {newest}"), "largest error / bound".to_owned()]);
+        table_header(text, &header);
+        for cell in cells {
+            table_row(text, &bench_row(cell, &kernels, newest));
+        }
+    });
 }
 
 fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
@@ -245,49 +190,39 @@ fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
 }
 
 /// Whose time a ratio is made with: ours, the peer's.
-const RATIOS: [(&str, &str); 4] = [
-    ("ferroflash v3", "torch flash"),
-    ("ferroflash v3", "torch cudnn"),
-    ("ferroflash v2", "torch flash"),
-    ("ferroflash naive", "torch math"),
-];
+const RATIOS: [(&str, &str); 4] =
+    [("v3", "torch flash"), ("v3", "torch cudnn"), ("v2", "torch flash"), ("naive", "torch math")];
 
-fn peers_section(text: &mut String, name: &str, record: &PeersRecord) {
-    let versions: Vec<_> = record.peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
-    environment_line(text, name, &record.environment, &format!(", beside {}", versions.join(", ")));
+fn peers_section(text: &mut String, name: &str, record: &Record) {
+    environment_line(text, name, record);
     line!(
         text,
         "Median TFLOP/s of launches that take turns in one run; a ratio above 1 means that ferroflash is faster."
     );
-    by_type_and_mask(
-        text,
-        &record.cells,
-        |cell| &cell.problem,
-        |text, cells| {
-            let mut names: Vec<&str> = Vec::new();
-            for result in cells.iter().flat_map(|cell| &cell.results) {
-                if !names.contains(&result.implementation.as_str()) {
-                    names.push(&result.implementation);
-                }
+    by_type_and_mask(text, &record.cells, |text, cells| {
+        let mut names: Vec<&str> = Vec::new();
+        for result in cells.iter().flat_map(|cell| &cell.results) {
+            if !names.contains(&result.name.as_str()) {
+                names.push(&result.name);
             }
-            let ratios: Vec<_> =
-                RATIOS.into_iter().filter(|(ours, peer)| names.contains(ours) && names.contains(peer)).collect();
-            let mut header = problem_header();
-            header.extend(names.iter().map(|name| (*name).to_owned()));
-            header.extend(ratios.iter().map(|(ours, peer)| format!("{ours} over {peer}")));
-            table_header(text, &header);
-            for cell in cells {
-                let find = |name: &str| cell.results.iter().find(|result| result.implementation == name);
-                let mut row = problem_columns(&cell.problem);
-                row.extend(names.iter().map(|name| dash(find(name).and_then(|r| r.tflops).map(format::significant))));
-                row.extend(ratios.iter().map(|(ours, peer)| {
-                    let time = |name| find(name).and_then(|result| result.time_ms);
-                    dash(time(ours).zip(time(peer)).map(|(ours, peer)| format!("{:.2}", peer.median / ours.median)))
-                }));
-                table_row(text, &row);
-            }
-        },
-    );
+        }
+        let ratios: Vec<_> =
+            RATIOS.into_iter().filter(|(ours, peer)| names.contains(ours) && names.contains(peer)).collect();
+        let mut header = problem_header();
+        header.extend(names.iter().map(|name| (*name).to_owned()));
+        header.extend(ratios.iter().map(|(ours, peer)| format!("{ours} over {peer}")));
+        table_header(text, &header);
+        for cell in cells {
+            let find = |name: &str| cell.result(name);
+            let mut row = problem_columns(&cell.problem);
+            row.extend(names.iter().map(|name| dash(find(name).and_then(|r| r.tflops).map(format::significant))));
+            row.extend(ratios.iter().map(|(ours, peer)| {
+                let time = |name| find(name).and_then(|result| result.time_ms);
+                dash(time(ours).zip(time(peer)).map(|(ours, peer)| format!("{:.2}", peer.median / ours.median)))
+            }));
+            table_row(text, &row);
+        }
+    });
 }
 
 fn problem_header() -> Vec<String> {
@@ -316,6 +251,7 @@ fn table_row(text: &mut String, row: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::record::samples::{sample, sample_cell};
 
     #[test]
     fn content_goes_between_its_markers() {
@@ -336,56 +272,38 @@ mod tests {
         }
     }
 
-    fn environment(backend: &str) -> serde_json::Value {
-        serde_json::json!({
-            "device": "GPU", "backend": backend, "driver": "13.0", "compute_capability": "9.0", "multiprocessors": 1,
-            "memory_bytes": 1, "date": "2026-01-02T03:04:05Z", "commit": "0123456789abcdef", "rustc": "rustc",
-            "ferroflash": "0.1.0",
-        })
+    fn record(device: &str, backend: &str, peers: &[(&str, &str)], cells: Vec<Cell>) -> Record {
+        let mut record = sample(device, backend, cells);
+        record.environment.peers = peers.iter().map(|(name, version)| ((*name).into(), (*version).into())).collect();
+        record.sweep.peers = peers.iter().map(|(name, _)| (*name).to_owned()).collect();
+        record
     }
 
-    fn problem(dtype: &str) -> serde_json::Value {
-        serde_json::json!({
-            "dtype": dtype, "head_dim": 64, "mask": "full", "seq": 512, "batch": 2, "q_heads": 4, "kv_heads": 4,
-        })
+    fn write(record: &Record) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.json"), serde_json::to_string(record).unwrap()).unwrap();
+        folder
     }
 
     #[test]
     fn peers_are_set_beside_each_other() {
-        let result = |name: &str, ms: f64| serde_json::json!({"implementation": name, "time_ms": {"q1": ms, "median": ms, "q3": ms}, "tflops": 100.0 / ms});
-        let folder = tempfile::tempdir().unwrap();
-        let record = serde_json::json!({
-            "kind": PEERS_KIND, "schema_version": SCHEMA_VERSION, "environment": environment("cuda"),
-            "peers": {"torch": "2.11"},
-            "cells": [
-                {"problem": problem("bf16"), "results": [result("ferroflash v2", 1.0), result("torch flash", 1.5)]},
-                {"problem": problem("f16"), "results": [result("ferroflash v2", 2.0)]},
-            ],
-        });
-        std::fs::write(folder.path().join("peers.json"), record.to_string()).unwrap();
-        let text = results(folder.path()).unwrap();
+        let cells = vec![
+            sample_cell("bf16", 512, &[("v2", 1.0), ("torch flash", 1.5)]),
+            sample_cell("f16", 512, &[("v2", 2.0)]),
+        ];
+        let text = results(write(&record("GPU", "cuda", &[("torch", "2.11")], cells)).path()).unwrap();
         assert!(
             text.contains("GPU, driver for CUDA 13.0, 2026-01-02, commit 0123456789ab, beside torch 2.11"),
             "{text}"
         );
-        assert!(text.contains("| 64 | 512 | 2 x 4 | 100 | 66.7 | 1.50 |"), "{text}");
+        assert!(text.contains("| 64 | 512 | 2 x 4 | 0.54 | 0.36 | 1.50 |"), "{text}");
         assert!(text.contains("<details><summary>f16, full</summary>"), "{text}");
     }
 
     #[test]
-    fn results_of_the_emulator_or_of_another_schema_are_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.json");
-        let message = |version: u32, backend: &str, kind: &str| {
-            let record = serde_json::json!({
-                "kind": kind, "schema_version": version, "environment": environment(backend), "peers": {}, "cells": [],
-            });
-            std::fs::write(&path, record.to_string()).unwrap();
-            format!("{:#}", results(folder.path()).unwrap_err())
-        };
-        assert!(message(SCHEMA_VERSION, "emulator", PEERS_KIND).contains("made on emulator"));
-        assert!(message(SCHEMA_VERSION + 1, "cuda", PEERS_KIND).contains("schema_version"));
-        assert!(message(SCHEMA_VERSION, "cuda", "other").contains("kind is"));
+    fn results_of_the_emulator_are_refused() {
+        let error = results(write(&record("CPU", "emulator", &[], Vec::new())).path()).unwrap_err();
+        assert!(error.to_string().contains("made on emulator"), "{error}");
     }
 
     #[test]

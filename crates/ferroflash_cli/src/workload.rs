@@ -1,6 +1,6 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
-use crate::bench::record::Check;
+use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
 use anyhow::{Context, Result};
 use attn_spec::{DType, Kernel, Mask};
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
@@ -160,20 +160,34 @@ impl Reference {
             found.lse.push(lse[(row.batch * q_heads + row.q_head) * q_rows + row.q_row].into());
         }
         let comparison = Comparison::new(&found.out, &self.exact.out, &self.rounded.out);
-        let lse_max_error = reference::max_abs_difference(&found.lse, &self.exact.lse);
-        let lse_bound = lse_bound(&self.exact.lse, &self.rounded.lse);
+        let lse_check = LseCheck {
+            max_error: reference::max_abs_difference(&found.lse, &self.exact.lse),
+            bound: lse_bound(&self.exact.lse, &self.rounded.lse),
+        };
         // Every row of these problems sees a key, so whatever is not finite was not written, or is wrong.
         let all_written = out.par_iter().all(|x| x.to_f64().is_finite()) && lse.iter().all(|x| x.is_finite());
         Check {
             rows: self.rows.len(),
             rows_total: batch * q_heads * q_rows,
             max_error: comparison.max_error,
+            error_quantiles: error_quantiles(&found.out, &self.exact.out),
+            rounded_error: comparison.rounded_error,
             bound: comparison.bound,
-            lse_max_error,
-            lse_bound,
-            within: comparison.within && lse_max_error <= lse_bound && all_written,
+            lse: Some(lse_check),
+            within: comparison.within && lse_check.max_error <= lse_check.bound && all_written,
         }
     }
+}
+
+/// How `|found - exact|` is distributed; `None` when one of them is not finite.
+fn error_quantiles(found: &[f64], exact: &[f64]) -> Option<ErrorQuantiles> {
+    let mut errors: Vec<f64> = found.iter().zip(exact).map(|(found, exact)| (found - exact).abs()).collect();
+    if errors.is_empty() || !errors.iter().all(|error| error.is_finite()) {
+        return None;
+    }
+    errors.sort_unstable_by(f64::total_cmp);
+    let at = |fraction: f64| errors[(fraction * (errors.len() - 1) as f64).round() as usize];
+    Some(ErrorQuantiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) })
 }
 
 /// Largest accepted error of the log-sum-exp: the rule of the output, and 16 units in the last place of the largest value, which

@@ -2,6 +2,7 @@
 
 use super::record::Environment;
 use ferroflash::{DeviceInfo, DeviceKind};
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 /// The environment of a run that starts now on `device`.
@@ -16,13 +17,21 @@ pub(crate) fn environment(device: &DeviceInfo) -> Environment {
         device: device.name.clone(),
         backend: backend.to_owned(),
         driver,
+        driver_release: None,
         compute_capability,
         multiprocessors: device.multiprocessors.into(),
         memory_bytes: device.memory_bytes,
+        l2_bytes: None,
+        nvml: None,
+        nvml_missing: None,
         date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         commit: commit().map(str::to_owned),
         rustc: env!("FERROFLASH_RUSTC").to_owned(),
+        ptxas: None,
         ferroflash: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu: None,
+        peers: BTreeMap::new(),
+        peers_missing: None,
     }
 }
 

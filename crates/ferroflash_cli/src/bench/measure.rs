@@ -1,16 +1,15 @@
 //! Measuring one cell.
 
-use super::record::{Cell, CellProblem, KernelResult};
+use super::record::{Cell, CellProblem, Measurement};
 use super::stats::Quartiles;
 use crate::workload::{Case, Workload};
 use anyhow::Result;
 use attn_spec::{Kernel, Mask};
 use ferroflash::{Device, Error};
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Length of one timed sample: long beside the microseconds that two events and an idle GPU cost, short enough to alternate.
-const SAMPLE_MS: f64 = 5.0;
+pub(crate) const SAMPLE_MS: f64 = 5.0;
 
 /// Samples and warm-up of one cell.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +46,7 @@ pub(crate) fn measure(
         for (i, samples) in runnable.into_iter().zip(samples) {
             let quartiles = Quartiles::of(&samples);
             results[i].time_ms = Some(quartiles);
+            results[i].samples_ms = samples;
             // Milliseconds to seconds, operations to 10^12.
             results[i].tflops = Some(case.flops() / (quartiles.median * 1e-3) / 1e12);
         }
@@ -55,23 +55,12 @@ pub(crate) fn measure(
     // Freed here, so that a cell never runs short because of what the one before it kept.
     device.trim_memory()?;
     compare_with_naive(&mut results);
-    Ok(Cell { problem: cell_problem(&case), results })
+    Ok(Cell { problem: cell_problem(&case), flops: case.flops(), roofline: None, telemetry: None, results })
 }
 
 /// Memory, correctness and, on the emulator, counters.
-fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) -> Result<KernelResult> {
-    let mut result = KernelResult {
-        kernel: kernel.name().to_owned(),
-        skipped: None,
-        symbols: Vec::new(),
-        time_ms: None,
-        tflops: None,
-        speedup_over_naive: None,
-        extra_bytes: None,
-        saved_percent: None,
-        counters: BTreeMap::new(),
-        check: None,
-    };
+fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) -> Result<Measurement> {
+    let mut result = Measurement::new(kernel.name(), false);
     let measured = || -> ferroflash::Result<()> {
         let plan = workload.attention(kernel).plan(device, &case.problem)?;
         result.symbols = plan.symbols().map(str::to_owned).collect();
@@ -125,10 +114,10 @@ fn warm_up(workload: &mut Workload, kernel: Kernel, warmup: Duration) -> ferrofl
     }
 }
 
-fn compare_with_naive(results: &mut [KernelResult]) {
-    let Some(naive) = results.iter().find(|result| result.kernel == Kernel::Naive.name()) else { return };
+fn compare_with_naive(results: &mut [Measurement]) {
+    let Some(naive) = results.iter().find(|result| result.name == Kernel::Naive.name()) else { return };
     let (naive_time, naive_bytes) = (naive.time_ms, naive.extra_bytes);
-    for result in results.iter_mut().filter(|result| result.kernel != Kernel::Naive.name()) {
+    for result in results.iter_mut().filter(|result| result.name != Kernel::Naive.name()) {
         result.saved_percent = naive_bytes
             .zip(result.extra_bytes)
             .filter(|&(naive, _)| naive > 0)
@@ -146,6 +135,7 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
         head_dim: case.problem.head_dim,
         mask: if case.mask == Mask::Causal { "causal" } else { "full" }.to_owned(),
         seq: case.problem.q_rows,
+        kv_seq: case.problem.kv_rows,
         batch: case.problem.batch,
         q_heads: case.problem.q_heads,
         kv_heads: case.problem.kv_heads,

@@ -1,17 +1,22 @@
-//! The record of one bench run, as `--json` writes it and the tables of the documentation read it.
+//! The record of one bench run, as `--json` writes it and everything that shows results reads it.
+//!
+//! Times are milliseconds of one forward pass, sizes are bytes, rates are per second. What was not measured is `null` or empty,
+//! never 0.
 
 use super::stats::Quartiles;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Version of the record; it grows when a field changes its meaning or goes away.
-pub(crate) const SCHEMA_VERSION: u32 = 1;
+pub(crate) const SCHEMA_VERSION: u32 = 2;
 
 /// What `kind` says in a record of `ferroflash bench`.
 pub(crate) const BENCH_KIND: &str = "ferroflash-bench";
 
 /// One run of `ferroflash bench`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// [`BENCH_KIND`].
     pub(crate) kind: String,
@@ -21,12 +26,19 @@ pub(crate) struct Record {
     pub(crate) environment: Environment,
     /// How it measured.
     pub(crate) method: Method,
-    /// Every cell, in the order of the run.
+    /// What it set out to measure.
+    pub(crate) sweep: SweepRecord,
+    /// What the device reaches at most; `null` on the emulator and when it was not asked for.
+    pub(crate) ceilings: Option<Ceilings>,
+    /// How far two measurements of one kernel lie apart; `null` on the emulator.
+    pub(crate) noise: Option<Noise>,
+    /// The cells that are done, in the order of the sweep, whatever the order of the run. Fewer than `sweep.problems` while a run
+    /// goes on and after one that was ended.
     pub(crate) cells: Vec<Cell>,
 }
 
 /// Where and with what a run was made.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Environment {
     /// Name of the device.
     pub(crate) device: String,
@@ -34,29 +46,72 @@ pub(crate) struct Environment {
     pub(crate) backend: String,
     /// CUDA version that the driver supports, such as `13.0`; `null` on the emulator.
     pub(crate) driver: Option<String>,
+    /// Release of the driver, such as `580.65.06`; `null` without NVML.
+    pub(crate) driver_release: Option<String>,
     /// Compute capability, such as `9.0`; `null` on the emulator.
     pub(crate) compute_capability: Option<String>,
     /// Streaming multiprocessors.
     pub(crate) multiprocessors: u64,
     /// Device memory in bytes.
     pub(crate) memory_bytes: u64,
+    /// Level-two cache in bytes; `null` on the emulator.
+    pub(crate) l2_bytes: Option<u64>,
+    /// What NVML says of the GPU at rest; `null` when it is not there, and then `nvml_missing` says why.
+    pub(crate) nvml: Option<NvmlEnvironment>,
+    /// Why there is no NVML; `null` when there is, and on the emulator.
+    pub(crate) nvml_missing: Option<String>,
     /// Start of the run, UTC, RFC 3339.
     pub(crate) date: String,
     /// Commit of the sources, with `-dirty` when they differed from it; `null` outside a checkout.
     pub(crate) commit: Option<String>,
-    /// Compiler of the binary.
+    /// Compiler of the binary and of its kernels.
     pub(crate) rustc: String,
+    /// Release of the ptxas on the path; the driver's own copy makes the machine code that runs. `null` when there is none.
+    pub(crate) ptxas: Option<String>,
     /// Version of ferroflash.
     pub(crate) ferroflash: String,
+    /// Processor of the host; `null` when the system does not say.
+    pub(crate) cpu: Option<String>,
+    /// Versions of what the peers run on, by name: `python`, `torch`, `cuda`, `cudnn`, `triton`. Empty without peers.
+    pub(crate) peers: BTreeMap<String, String>,
+    /// Why there are no peers although they were asked for.
+    pub(crate) peers_missing: Option<String>,
+}
+
+/// What NVML says of the GPU before the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NvmlEnvironment {
+    /// Version of the library.
+    pub(crate) version: String,
+    /// Highest clock of the multiprocessors, MHz.
+    pub(crate) sm_clock_max_mhz: Option<u32>,
+    /// Highest clock of the memory, MHz.
+    pub(crate) memory_clock_max_mhz: Option<u32>,
+    /// Power limit in force, watts.
+    pub(crate) power_limit_watts: Option<f64>,
+    /// Whether error correction of the memory is on.
+    pub(crate) ecc: Option<bool>,
+    /// Whether the driver stays loaded without clients.
+    pub(crate) persistence: Option<bool>,
 }
 
 /// How a run measured.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Method {
+    /// What the times are taken with; on the emulator that nothing is timed.
+    pub(crate) timer: String,
     /// Timed samples of each kernel and cell; 0 on the emulator, which counts instead.
     pub(crate) repeats: u32,
+    /// Milliseconds that one sample is meant to last.
+    pub(crate) sample_ms: f64,
     /// Seconds of warm-up of each kernel and cell.
     pub(crate) warmup_seconds: f64,
+    /// What a launch finds in the level-two cache: `warm`, `flush` or `rotate`.
+    pub(crate) l2: String,
+    /// In which order cells, and kernels within a cell, are measured.
+    pub(crate) order: String,
+    /// Seed of that order.
+    pub(crate) order_seed: u64,
     /// Seed of the inputs.
     pub(crate) seed: u64,
     /// Distribution of the inputs.
@@ -67,13 +122,80 @@ pub(crate) struct Method {
     pub(crate) tolerance: String,
 }
 
-/// One problem, with the results of every kernel on it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What a run set out to measure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SweepRecord {
+    /// Name of the preset, path of the sweep file, or `options` when the command line named the cells.
+    pub(crate) name: String,
+    /// How a preset was made smaller for the emulator; `null` when it was not.
+    pub(crate) scaled: Option<String>,
+    /// Every implementation of ours, in the order of the results.
+    pub(crate) kernels: Vec<String>,
+    /// Every peer, in the order of the results.
+    pub(crate) peers: Vec<String>,
+    /// Every problem, done or not.
+    pub(crate) problems: Vec<CellProblem>,
+}
+
+/// What the device reaches at most.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ceilings {
+    /// Bytes per second of a large copy within device memory, reads and writes counted.
+    pub(crate) copy_bytes_per_second: Ceiling,
+    /// Floating-point operations per second of a large matrix product, by element type: `bf16`, `f16`, `f32`.
+    pub(crate) matmul_flops: BTreeMap<String, Ceiling>,
+    /// Base-2 exponentials per second.
+    pub(crate) exp2_per_second: Ceiling,
+}
+
+/// One rate that the device does not exceed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ceiling {
+    /// The rate.
+    pub(crate) value: f64,
+    /// Whether it was measured in this run; otherwise it follows from properties of the device.
+    pub(crate) measured: bool,
+    /// How it was found.
+    pub(crate) how: String,
+}
+
+/// Measurements of the same kernel against itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Noise {
+    /// Largest difference of the medians of a pair, in percent of the smaller: differences below it mean nothing.
+    pub(crate) floor_percent: f64,
+    /// The pairs.
+    pub(crate) pairs: Vec<NoisePair>,
+}
+
+/// One kernel as two contestants of one cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NoisePair {
+    /// What was computed.
+    pub(crate) problem: CellProblem,
+    /// The kernel.
+    pub(crate) kernel: String,
+    /// Samples of the first contestant, milliseconds of one forward pass, in the order of the rounds.
+    pub(crate) a_ms: Vec<f64>,
+    /// Samples of the second.
+    pub(crate) b_ms: Vec<f64>,
+    /// Difference of the medians, in percent of the smaller.
+    pub(crate) difference_percent: f64,
+}
+
+/// One problem, with the results of everything that ran on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Cell {
     /// What was computed.
     pub(crate) problem: CellProblem,
-    /// One per kernel, in the order of the run's kernels.
-    pub(crate) results: Vec<KernelResult>,
+    /// Floating-point operations of one forward pass by the rule of the method.
+    pub(crate) flops: f64,
+    /// Least times of this problem by the ceilings; `null` without ceilings.
+    pub(crate) roofline: Option<Roofline>,
+    /// The GPU while this cell was timed; `null` without NVML.
+    pub(crate) telemetry: Option<Telemetry>,
+    /// Kernels first, then peers, each in the order of the sweep.
+    pub(crate) results: Vec<Measurement>,
 }
 
 /// The problem of one cell.
@@ -85,8 +207,10 @@ pub(crate) struct CellProblem {
     pub(crate) head_dim: usize,
     /// `full` or `causal`.
     pub(crate) mask: String,
-    /// Rows of q and of k and v.
+    /// Rows of q.
     pub(crate) seq: usize,
+    /// Rows of k and v.
+    pub(crate) kv_seq: usize,
     /// Batch entries.
     pub(crate) batch: usize,
     /// Heads of q.
@@ -95,24 +219,77 @@ pub(crate) struct CellProblem {
     pub(crate) kv_heads: usize,
 }
 
-/// What one kernel did on one problem.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct KernelResult {
-    /// `naive`, `v1`, `v2` or `v3`.
-    pub(crate) kernel: String,
+/// The least time of one problem, were each unit of the device busy without a pause and all of them at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Roofline {
+    /// The unit that takes longest: `tensor`, `fma` (f32 has no tensor cores), `exp` or `hbm`.
+    pub(crate) bound: String,
+    /// What it takes.
+    pub(crate) bound_ms: f64,
+    /// Both matrix products at the ceiling of the matrix product.
+    pub(crate) matmul_ms: f64,
+    /// One exponential for each visible score.
+    pub(crate) exp_ms: f64,
+    /// q, k and v read once, out and the log-sum-exp written once.
+    pub(crate) hbm_ms: f64,
+}
+
+/// Samples of NVML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Telemetry {
+    /// How many samples there were.
+    pub(crate) samples: usize,
+    /// Clock of the multiprocessors, MHz.
+    pub(crate) sm_clock_mhz: Option<Range>,
+    /// Clock of the memory, MHz.
+    pub(crate) memory_clock_mhz: Option<Range>,
+    /// Power drawn, watts.
+    pub(crate) power_watts: Option<Range>,
+    /// Temperature of the GPU, degrees Celsius.
+    pub(crate) temperature_celsius: Option<Range>,
+    /// Reasons for lower clocks that were in force in any sample, such as `sw_power_cap`; an idle GPU is none.
+    pub(crate) throttle_reasons: Vec<String>,
+}
+
+/// Least, middle and greatest of some samples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Range {
+    /// Least.
+    pub(crate) min: f64,
+    /// Median.
+    pub(crate) median: f64,
+    /// Greatest.
+    pub(crate) max: f64,
+}
+
+/// What one implementation did on one problem.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Measurement {
+    /// One of our kernels, `naive`, `v1`, `v2` or `v3`, or a peer such as `torch cudnn`.
+    pub(crate) name: String,
+    /// Whether it is a peer.
+    pub(crate) peer: bool,
     /// Why it was not run, when it was not.
     pub(crate) skipped: Option<String>,
-    /// Entry points that were launched.
+    /// Entry points that were launched; empty for a peer.
     pub(crate) symbols: Vec<String>,
-    /// Milliseconds of one forward pass; `null` on the emulator.
+    /// Launches of each sample; `null` when it was not timed.
+    pub(crate) launches: Option<u32>,
+    /// Every sample in the order of the rounds, milliseconds of one forward pass; empty when it was not timed.
+    pub(crate) samples_ms: Vec<f64>,
+    /// Quartiles of the samples.
     pub(crate) time_ms: Option<Quartiles>,
     /// At the median time.
     pub(crate) tflops: Option<f64>,
-    /// Naive's median time divided by this one's.
+    /// The median time of `naive` divided by this one's.
     pub(crate) speedup_over_naive: Option<f64>,
-    /// Device memory beyond q, k, v and out at the peak of one call.
+    /// The median time of the fastest peer whose result is right divided by this one's: above 1, this is faster. `null` for peers.
+    pub(crate) ratio_to_best_peer: Option<f64>,
+    /// Share of the roofline's bound that the median time reaches, up to 1.
+    pub(crate) bound_fraction: Option<f64>,
+    /// Device memory beyond q, k, v and out at the peak of one call, measured.
     pub(crate) extra_bytes: Option<u64>,
-    /// Percent of naive's extra memory that this kernel does without.
+    /// Percent of naive's extra memory that this one does without.
     pub(crate) saved_percent: Option<f64>,
     /// What the emulator counted in one forward pass, by name; empty on a GPU.
     pub(crate) counters: BTreeMap<String, u64>,
@@ -121,48 +298,272 @@ pub(crate) struct KernelResult {
 }
 
 /// Comparison of one result with the f64 reference.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Check {
     /// Rows of the output that were compared.
     pub(crate) rows: usize,
     /// Rows of the output.
     pub(crate) rows_total: usize,
-    /// Largest `|out - reference|`.
+    /// Largest `|out - reference|`; `null` in the file when it is infinite, as of a NaN where the reference has a number.
+    #[serde(with = "null_is_infinite")]
     pub(crate) max_error: f64,
+    /// Quantiles of `|out - reference|` over the elements of the compared rows; `null` when an error is infinite.
+    pub(crate) error_quantiles: Option<ErrorQuantiles>,
+    /// Largest error of the same formula in the precision of the tensors, which the bound comes from.
+    pub(crate) rounded_error: f64,
     /// What the tolerance rule accepts.
     pub(crate) bound: f64,
-    /// Largest `|lse - reference|`.
-    pub(crate) lse_max_error: f64,
-    /// What is accepted of the log-sum-exp.
-    pub(crate) lse_bound: f64,
-    /// Whether both are accepted and every element of the output was written.
+    /// Comparison of the log-sum-exp; `null` for a peer, which returns none.
+    pub(crate) lse: Option<LseCheck>,
+    /// Whether all is accepted and every element of the output was written.
     pub(crate) within: bool,
 }
 
+/// Comparison of one log-sum-exp with the f64 reference.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LseCheck {
+    /// Largest `|lse - reference|`; `null` in the file when it is infinite.
+    #[serde(with = "null_is_infinite")]
+    pub(crate) max_error: f64,
+    /// What is accepted.
+    pub(crate) bound: f64,
+}
+
+/// JSON has no infinity, and an error can be infinite.
+mod null_is_infinite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(error: &f64, to: S) -> Result<S::Ok, S::Error> {
+        Some(*error).filter(|error| error.is_finite()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
+    }
+}
+
+/// How errors are distributed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ErrorQuantiles {
+    /// Half of the elements lie below.
+    pub(crate) p50: f64,
+    /// Nine in ten lie below.
+    pub(crate) p90: f64,
+    /// 99 in a hundred lie below.
+    pub(crate) p99: f64,
+    /// 999 in a thousand lie below.
+    pub(crate) p999: f64,
+}
+
+impl Measurement {
+    /// An implementation of which nothing is known yet.
+    pub(crate) fn new(name: impl Into<String>, peer: bool) -> Measurement {
+        Measurement {
+            name: name.into(),
+            peer,
+            skipped: None,
+            symbols: Vec::new(),
+            launches: None,
+            samples_ms: Vec::new(),
+            time_ms: None,
+            tflops: None,
+            speedup_over_naive: None,
+            ratio_to_best_peer: None,
+            bound_fraction: None,
+            extra_bytes: None,
+            saved_percent: None,
+            counters: BTreeMap::new(),
+            check: None,
+        }
+    }
+}
+
 impl Cell {
-    /// The result of the kernel called `kernel`.
-    pub(crate) fn result(&self, kernel: &str) -> Option<&KernelResult> {
-        self.results.iter().find(|result| result.kernel == kernel)
+    /// The result of the implementation called `name`.
+    pub(crate) fn result(&self, name: &str) -> Option<&Measurement> {
+        self.results.iter().find(|result| result.name == name)
     }
 }
 
 impl Record {
-    /// How many results were compared, and the wrong ones as `problem: kernel`.
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no JSON, is no record of `ferroflash bench`, or has another schema version than
+    /// [`SCHEMA_VERSION`].
+    pub(crate) fn read(path: &Path) -> Result<Record> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Record::parse(&text).with_context(|| path.display().to_string())
+    }
+
+    fn parse(text: &str) -> Result<Record> {
+        let value: serde_json::Value = serde_json::from_str(text).context("not JSON")?;
+        let kind = value["kind"].as_str().unwrap_or("missing");
+        ensure!(kind == BENCH_KIND, "no record of `ferroflash bench`: kind is {kind}, {BENCH_KIND} is read");
+        // Looked at before the rest: another version has other fields, and their absence would say nothing.
+        let version = &value["schema_version"];
+        ensure!(
+            version.as_u64() == Some(SCHEMA_VERSION.into()),
+            "schema_version is {version}; this build reads {SCHEMA_VERSION}: measure again, or read it with the version of \
+             ferroflash that wrote it"
+        );
+        serde_json::from_value(value).context("not a complete record")
+    }
+
+    /// How many results of ours were compared, and the wrong ones as `problem: kernel`. A peer's error is shown, not judged.
     pub(crate) fn verdict(&self) -> (usize, Vec<String>) {
-        let checked = || self.cells.iter().flat_map(|cell| cell.results.iter().map(move |result| (cell, result)));
-        let count = checked().filter(|(_, result)| result.check.is_some()).count();
-        let wrong = checked()
-            .filter(|(_, result)| result.check.as_ref().is_some_and(|check| !check.within))
-            .map(|(cell, result)| format!("{}: {}", cell.problem, result.kernel))
-            .collect();
+        let ours = |cell: &'_ Cell| -> Vec<(String, Check)> {
+            let results = cell.results.iter().filter(|result| !result.peer);
+            results.filter_map(|result| Some((result.name.clone(), result.check.clone()?))).collect()
+        };
+        let mut count = 0;
+        let mut wrong = Vec::new();
+        for cell in &self.cells {
+            for (name, check) in ours(cell) {
+                count += 1;
+                if !check.within {
+                    wrong.push(format!("{}: {name}", cell.problem));
+                }
+            }
+        }
         (count, wrong)
     }
 }
 
 impl std::fmt::Display for CellProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CellProblem { dtype, head_dim, mask, seq, batch, q_heads, kv_heads } = self;
-        write!(f, "{dtype} {mask} head_dim {head_dim} seq {seq} batch {batch} heads {q_heads}")?;
+        let CellProblem { dtype, head_dim, mask, seq, kv_seq, batch, q_heads, kv_heads } = self;
+        write!(f, "{dtype} {mask} head_dim {head_dim} seq {seq}")?;
+        if kv_seq != seq {
+            write!(f, "/{kv_seq}")?;
+        }
+        write!(f, " batch {batch} heads {q_heads}")?;
         if kv_heads != q_heads { write!(f, "/{kv_heads}") } else { Ok(()) }
+    }
+}
+
+/// Records for tests of what reads them.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    /// A run on `device` that is done.
+    pub(crate) fn sample(device: &str, backend: &str, cells: Vec<Cell>) -> Record {
+        let names = |peer| {
+            let mut names: Vec<String> = Vec::new();
+            for result in cells.iter().flat_map(|cell| &cell.results) {
+                if result.peer == peer && !names.contains(&result.name) {
+                    names.push(result.name.clone());
+                }
+            }
+            names
+        };
+        Record {
+            kind: BENCH_KIND.to_owned(),
+            schema_version: SCHEMA_VERSION,
+            environment: Environment {
+                device: device.to_owned(),
+                backend: backend.to_owned(),
+                driver: Some("13.0".to_owned()),
+                driver_release: None,
+                compute_capability: Some("9.0".to_owned()),
+                multiprocessors: 132,
+                memory_bytes: 1 << 37,
+                l2_bytes: Some(50 << 20),
+                nvml: None,
+                nvml_missing: None,
+                date: "2026-01-02T03:04:05Z".to_owned(),
+                commit: Some("0123456789abcdef".to_owned()),
+                rustc: "rustc".to_owned(),
+                ptxas: None,
+                ferroflash: "0.1.0".to_owned(),
+                cpu: None,
+                peers: BTreeMap::new(),
+                peers_missing: None,
+            },
+            method: Method {
+                timer: "CUDA events".to_owned(),
+                repeats: 5,
+                sample_ms: 5.0,
+                warmup_seconds: 0.2,
+                l2: "warm".to_owned(),
+                order: "shuffled".to_owned(),
+                order_seed: 0,
+                seed: 0,
+                inputs: "standard normal".to_owned(),
+                flop_rule: "4 * batch * heads * seq * kv_seq * head_dim, half of it when causal".to_owned(),
+                tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
+            },
+            sweep: SweepRecord {
+                name: "options".to_owned(),
+                scaled: None,
+                kernels: names(false),
+                peers: names(true),
+                problems: cells.iter().map(|cell| cell.problem.clone()).collect(),
+            },
+            ceilings: None,
+            noise: None,
+            cells,
+        }
+    }
+
+    /// A cell of head dim 64 without a mask, with the median milliseconds of some implementations: names with a space are peers.
+    pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cell {
+        let problem = CellProblem {
+            dtype: dtype.to_owned(),
+            head_dim: 64,
+            mask: "full".to_owned(),
+            seq,
+            kv_seq: seq,
+            batch: 2,
+            q_heads: 4,
+            kv_heads: 4,
+        };
+        let flops = 4.0 * 2.0 * 4.0 * (seq * seq * 64) as f64;
+        let results = times.iter().map(|&(name, ms)| {
+            let mut result = Measurement::new(name, name.contains(' '));
+            // One percent to each side.
+            result.samples_ms = [0.99, 0.995, 1.0, 1.005, 1.01].map(|factor| factor * ms).to_vec();
+            result.launches = Some(10);
+            result.time_ms = Some(Quartiles::of(&result.samples_ms));
+            result.tflops = Some(flops / (ms * 1e9));
+            result.check = Some(Check {
+                rows: 132,
+                rows_total: 8 * seq,
+                max_error: 1e-3,
+                error_quantiles: Some(ErrorQuantiles { p50: 1e-4, p90: 2e-4, p99: 4e-4, p999: 8e-4 }),
+                rounded_error: 1e-3,
+                bound: 2.01e-3,
+                lse: None,
+                within: true,
+            });
+            result
+        });
+        Cell { problem, flops, roofline: None, telemetry: None, results: results.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_kinds_and_versions_are_refused_before_their_fields() {
+        let message = |text: &str| format!("{:#}", Record::parse(text).unwrap_err());
+        assert!(message("{").contains("not JSON"));
+        assert!(message("{}").contains("kind is missing"));
+        assert!(message(r#"{"kind": "other"}"#).contains("kind is other"));
+        let old = message(r#"{"kind": "ferroflash-bench", "schema_version": 1}"#);
+        assert!(old.contains("schema_version is 1; this build reads 2: measure again"), "{old}");
+        let cut = message(r#"{"kind": "ferroflash-bench", "schema_version": 2}"#);
+        assert!(cut.contains("not a complete record") && cut.contains("environment"), "{cut}");
+    }
+
+    #[test]
+    fn an_infinite_error_survives_the_file() {
+        let lse = LseCheck { max_error: f64::INFINITY, bound: 1.0 };
+        let text = serde_json::to_string(&lse).unwrap();
+        assert_eq!(text, r#"{"max_error":null,"bound":1.0}"#);
+        assert_eq!(serde_json::from_str::<LseCheck>(&text).unwrap(), lse);
     }
 }

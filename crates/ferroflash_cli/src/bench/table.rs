@@ -1,6 +1,6 @@
 //! What a run prints: one table for each element type, mask and head dim.
 
-use super::record::{Cell, CellProblem, Check, KernelResult};
+use super::record::{Cell, CellProblem, Check, Measurement};
 use super::stats::Quartiles;
 use crate::format;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -69,7 +69,7 @@ pub(crate) fn counted(cells: &[Cell]) -> Table {
     table
 }
 
-fn memory(result: &KernelResult) -> [String; 2] {
+fn memory(result: &Measurement) -> [String; 2] {
     [
         optional(&result.extra_bytes, |&bytes| format::bytes(bytes)),
         optional(&result.saved_percent, |saved| format!("{saved:.1} %")),
@@ -89,7 +89,7 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a KernelResult)) {
+fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measurement)) {
     for cell in cells {
         for result in &cell.results {
             visit(cell, result);
@@ -98,10 +98,10 @@ fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Kernel
 }
 
 /// Adds the cell's sizes in front of `columns` and the verdict behind them.
-fn add_row(table: &mut Table, cell: &Cell, result: &KernelResult, columns: Vec<String>) {
+fn add_row(table: &mut Table, cell: &Cell, result: &Measurement, columns: Vec<String>) {
     let first = std::ptr::eq(result, &cell.results[0]);
     let once = |value: usize| if first { value.to_string() } else { String::new() };
-    let mut row = vec![once(cell.problem.seq).into(), once(cell.problem.batch).into(), (&result.kernel).into()];
+    let mut row = vec![once(cell.problem.seq).into(), once(cell.problem.batch).into(), (&result.name).into()];
     row.extend(columns.into_iter().map(comfy_table::Cell::from));
     row.push(match &result.check {
         Some(check) => verdict(check),
@@ -125,7 +125,7 @@ pub(crate) fn skipped(cells: &[Cell]) -> Vec<String> {
     let mut lines = Vec::new();
     each_result(cells, |cell, result| {
         if let Some(reason) = &result.skipped {
-            lines.push(format!("not run: {} at seq {}: {reason}", result.kernel, cell.problem.seq));
+            lines.push(format!("not run: {} at seq {}: {reason}", result.name, cell.problem.seq));
         }
     });
     lines
