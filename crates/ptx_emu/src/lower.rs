@@ -1688,6 +1688,11 @@ impl<'a> Lower<'a> {
         if relu && !(to.is_float() || fp8(to)) {
             return Err(m.bad(".relu with these types"));
         }
+        let fits = to.bits() > from.bits() && (to.signed() || !from.signed())
+            || to.bits() == from.bits() && to.signed() == from.signed();
+        if sat && !to.is_float() && !from.is_float() && fits {
+            return Err(m.bad(".sat where every value fits"));
+        }
         self.count(stmt, &[2 + packs as usize])?;
         let (d, wide_d) = self.dst_any(ctx, &ops[0], stmt)?;
         if d != SINK && (wide_d as u32 + 1) * 32 < to.bits() {
@@ -1797,9 +1802,7 @@ impl<'a> Lower<'a> {
             AtomOp::Add => {
                 !matches!(ty, Ty::B8 | Ty::U8 | Ty::S8 | Ty::U16 | Ty::S16 | Ty::B16 | Ty::B32 | Ty::B64 | Ty::Pred)
             }
-            AtomOp::Min | AtomOp::Max => {
-                matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 | Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2)
-            }
+            AtomOp::Min | AtomOp::Max => matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64),
             AtomOp::Inc | AtomOp::Dec => ty == Ty::U32,
             AtomOp::And | AtomOp::Or | AtomOp::Xor => matches!(ty, Ty::B32 | Ty::B64),
             AtomOp::Exch => matches!(ty, Ty::B32 | Ty::B64 | Ty::U32 | Ty::U64 | Ty::S32),

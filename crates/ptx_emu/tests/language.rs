@@ -269,6 +269,8 @@ fn what_is_not_known_is_refused_with_its_line() {
         ("cp.async.cg.shared.global [%r0], [%rd0], 8;", "16"),
         ("cvt.f16.f32 %r0, %r1;", "rounding"),
         ("st.param.b32 [%rd0], %r0;", "parameter"),
+        ("cvt.sat.s32.u16 %r0, %r1;", "every value fits"),
+        ("atom.global.min.f16x2 %r0, [%rd0], %r1;", "not known for this type"),
     ] {
         let e = at(body);
         assert_eq!(e.line, 9, "{e}");

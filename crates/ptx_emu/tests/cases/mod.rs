@@ -1,7 +1,14 @@
 //! One small kernel for each instruction: inputs, how to compare, and where possible an independent definition.
 //!
 //! Every kernel has the signature `(in, out)`: thread `i` reads three 64-bit words at `in + 24 i` and writes four 32-bit
-//! words at `out + 16 i`. The same kernels and inputs run on the emulator and on a GPU.
+//! words at `out + 16 i`. The same kernels and inputs run on the emulator and on a GPU. `map` is the address of a tensor map,
+//! where a case has one; the output buffer holds zeros before the launch.
+
+mod families;
+
+use std::borrow::Cow;
+
+use ptx_emu::{Swizzle, TensorDataType, TensorFill, TensorMapSpec};
 
 /// Threads that run each case: eight blocks of 128.
 pub(crate) const THREADS: usize = 1024;
@@ -25,6 +32,16 @@ pub(crate) enum Input {
     SmallBf16,
     /// One small integer as f32.
     SmallF32,
+    /// Four small integers as e4m3.
+    SmallE4m3,
+    /// Four small integers as e5m2.
+    SmallE5m2,
+    /// Four bytes that are few bits wide as e4m3 and as e5m2.
+    SmallFp8,
+    /// f16 between -4 and 4, in the low 16 bits of both halves of the low 32 bits.
+    ModerateF16,
+    /// bf16, likewise.
+    ModerateBf16,
     /// f32 in the domain where the approximate functions have their documented bounds.
     Moderate,
 }
@@ -42,6 +59,21 @@ pub(crate) enum Output {
     Pred,
     /// `%d0` to `%d3`.
     Quad,
+    /// The case writes its block's 2048 bytes of the output itself.
+    Own,
+}
+
+/// A tensor over one of the buffers, with the fields of `cuTensorMapEncodeTiled`.
+#[derive(Clone, Debug)]
+pub(crate) struct Tensor {
+    /// Over the output rather than the input.
+    pub(crate) of_output: bool,
+    pub(crate) data_type: TensorDataType,
+    pub(crate) dims: Vec<u64>,
+    pub(crate) strides: Vec<u64>,
+    pub(crate) box_dims: Vec<u32>,
+    pub(crate) swizzle: Swizzle,
+    pub(crate) fill: TensorFill,
 }
 
 /// When two results agree.
@@ -53,6 +85,8 @@ pub(crate) enum Compare {
     Ulps(u32),
     /// f32 at most this far apart.
     Absolute(f32),
+    /// Both halves are f16 or bf16 of the same class, at most this many units in the last place apart.
+    HalfUlps { units: u32, bf16: bool },
     /// Both within the error that the PTX manual allows `lg2.approx.f32` from the logarithm of the first input: 2^-22
     /// absolute in (0.5, 2), 2^-22 relative elsewhere.
     Lg2,
@@ -63,7 +97,7 @@ pub(crate) struct Case {
     /// Family, as the table of `VALIDATION.md` lists it.
     pub(crate) family: &'static str,
     /// The instruction with its operands.
-    pub(crate) body: &'static str,
+    pub(crate) body: Cow<'static, str>,
     pub(crate) input: Input,
     pub(crate) output: Output,
     pub(crate) compare: Compare,
@@ -71,6 +105,23 @@ pub(crate) struct Case {
     pub(crate) sm: &'static str,
     /// The result by another road, from the three input words.
     pub(crate) reference: Option<fn(u64, u64, u64) -> u64>,
+    /// What the tensor map at `%map` describes.
+    pub(crate) tensor: Option<Tensor>,
+}
+
+impl Tensor {
+    /// The description for these buffers.
+    pub(crate) fn spec(&self, input: u64, output: u64) -> TensorMapSpec {
+        TensorMapSpec {
+            data_type: self.data_type,
+            address: if self.of_output { output } else { input },
+            dims: self.dims.clone(),
+            strides: self.strides.clone(),
+            box_dims: self.box_dims.clone(),
+            swizzle: self.swizzle,
+            fill: self.fill,
+        }
+    }
 }
 
 impl Case {
@@ -81,19 +132,26 @@ impl Case {
 
     /// A module with this case alone.
     pub(crate) fn module(&self, index: usize) -> String {
-        let version = if self.sm == "sm_90a" { "8.0" } else { "7.8" };
+        let version = if self.sm == "sm_90a" { "8.4" } else { "7.8" };
+        // Tiles of wgmma and of tensor copies are aligned to the period of their swizzle.
+        let shared = if self.sm == "sm_90a" {
+            ".shared .align 1024 .b8 buffer[40960];\n.shared .align 8 .b64 bar;\n.reg .b32 %w<128>;"
+        } else {
+            ".shared .align 16 .b8 buffer[2048];"
+        };
         let epilogue = match self.output {
             Output::B32 | Output::Quad => "",
+            Output::Own => "ret;",
             Output::B64 => "mov.b64 {%d0, %d1}, %ld;",
             Output::B16 => "cvt.u32.u16 %d0, %hd;",
             Output::Pred => "selp.b32 %d0, 1, 0, %q;",
         };
         format!(
             ".version {version}\n.target {}\n.address_size 64\n\
-             .visible .entry {}(.param .u64 in, .param .u64 out)\n{{\n\
+             .visible .entry {}(.param .u64 in, .param .u64 out, .param .u64 map)\n{{\n\
              .reg .pred %q, %q1;\n.reg .b16 %ha, %hb, %hc, %hd;\n.reg .b32 %a, %b, %c, %d<4>, %t<8>, %i;\n\
-             .reg .b64 %la, %lb, %lc, %ld, %in, %out, %off;\n.shared .align 16 .b8 buffer[2048];\n\
-             ld.param.u64 %in, [in];\nld.param.u64 %out, [out];\n\
+             .reg .b64 %la, %lb, %lc, %ld, %in, %out, %map, %off;\n{shared}\n\
+             ld.param.u64 %in, [in];\nld.param.u64 %out, [out];\nld.param.u64 %map, [map];\n\
              mov.u32 %i, %tid.x;\nmov.u32 %t0, %ctaid.x;\nmad.lo.s32 %i, %t0, 128, %i;\n\
              mul.wide.u32 %off, %i, 24;\nadd.s64 %in, %in, %off;\n\
              ld.global.u64 %la, [%in];\nld.global.u64 %lb, [%in+8];\nld.global.u64 %lc, [%in+16];\n\
@@ -208,6 +266,24 @@ fn word(input: Input, r: u64) -> u64 {
             let one = |v: u64| [0u64, 0x3f80, 0x4000, 0x4040, 0x4080, 0xbf80, 0xc000, 0xc040][v as usize & 7];
             one(bits) | one(bits >> 5) << 16
         }
+        Input::SmallE4m3 | Input::SmallE5m2 | Input::SmallFp8 => {
+            let list: [u64; 8] = match input {
+                // 0, 1, 2, 3, 4, -1, -2, -3.
+                Input::SmallE4m3 => [0, 0x38, 0x40, 0x44, 0x48, 0xb8, 0xc0, 0xc4],
+                Input::SmallE5m2 => [0, 0x3c, 0x40, 0x42, 0x44, 0xbc, 0xc0, 0xc2],
+                // 1 and 2 of e4m3, which are 0.5 and 2 of e5m2, and 1 of e5m2, which is 1.5 of e4m3.
+                _ => [0, 0x38, 0x40, 0x3c, 0, 0xb8, 0xc0, 0xbc],
+            };
+            (0..4).map(|i| list[(bits >> (5 * i)) as usize & 7] << (8 * i)).sum()
+        }
+        Input::ModerateF16 | Input::ModerateBf16 => {
+            let one = |r: u64| {
+                // A sign, an exponent from 2^-4 to 2, any mantissa.
+                let (bits, bias) = if input == Input::ModerateF16 { (10, 15) } else { (7, 127) };
+                (r & 1) << 15 | (bias - 4 + (r >> 1) % 6) << bits | ((r >> 8) & ((1 << bits) - 1))
+            };
+            one(bits) | one(bits >> 20) << 16
+        }
         Input::SmallF32 => (((bits & 15) as f32) - 8.0).to_bits() as u64,
         Input::Moderate => {
             let x = ((bits >> 8) as u32 as f64 / u32::MAX as f64) * 8.0 - 4.0;
@@ -237,23 +313,25 @@ macro_rules! case {
     ($family:literal, $body:literal, $in:ident, $out:ident, $cmp:expr) => {
         Case {
             family: $family,
-            body: $body,
+            body: Cow::Borrowed($body),
             input: Input::$in,
             output: Output::$out,
             compare: $cmp,
             sm: "sm_80",
             reference: None,
+            tensor: None,
         }
     };
     ($family:literal, $body:literal, $in:ident, $out:ident, $cmp:expr, $ref:expr) => {
         Case {
             family: $family,
-            body: $body,
+            body: Cow::Borrowed($body),
             input: Input::$in,
             output: Output::$out,
             compare: $cmp,
             sm: "sm_80",
             reference: Some($ref),
+            tensor: None,
         }
     };
 }
@@ -618,6 +696,7 @@ pub(crate) fn all() -> Vec<Case> {
     ] {
         v.push(Case { sm: "sm_90a", ..case });
     }
+    v.extend(families::all());
     v
 }
 
@@ -631,6 +710,14 @@ pub(crate) fn agrees(compare: Compare, inputs: &[u64; 3], a: u32, b: u32) -> boo
             let key = |b: u32| if b >> 31 == 1 { -((b & 0x7fff_ffff) as i64) } else { b as i64 };
             x.is_finite() == y.is_finite() && (key(a) - key(b)).unsigned_abs() <= n as u64
         }
+        Compare::HalfUlps { units, bf16 } => (0..2).all(|half| {
+            let (a, b) = ((a >> (16 * half)) as u16, (b >> (16 * half)) as u16);
+            let infinity = if bf16 { 0x7f80 } else { 0x7c00 };
+            let nan = |h: u16| h & 0x7fff > infinity;
+            let finite = |h: u16| h & 0x7fff < infinity;
+            let key = |h: u16| if h >> 15 == 1 { -((h & 0x7fff) as i32) } else { h as i32 };
+            (nan(a) && nan(b)) || (finite(a) == finite(b) && (key(a) - key(b)).unsigned_abs() <= units)
+        }),
         Compare::Absolute(d) => (x - y).abs() <= d,
         Compare::Lg2 => {
             let of = f(inputs[0]) as f64;
