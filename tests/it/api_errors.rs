@@ -352,6 +352,16 @@ fn tensors_on_different_devices() {
         call.attention.forward_into(&other.default_stream(), &q, &k, &v, &mut call.out.view_mut(), None).unwrap_err();
     assert!(error.to_string().contains("the stream"), "{error}");
     assert_error!(shared.device.time(&other.default_stream(), || Ok(())).unwrap_err(), Error::DeviceMismatch { .. });
+    let stream = shared.device.default_stream();
+    let mut copy = tensor(&shared.device, DType::F16, KV);
+    for (dtype, device, shape) in
+        [(DType::F16, &other, KV), (DType::Bf16, &shared.device, KV), (DType::F16, &shared.device, Q)]
+    {
+        let error = copy.copy_from(&stream, &tensor(device, dtype, shape)).unwrap_err();
+        assert!(matches!(error, Error::CopyMismatch { .. }), "{error}");
+    }
+    let error = copy.copy_from(&other.default_stream(), &tensor(&shared.device, DType::F16, KV)).unwrap_err();
+    assert!(matches!(error, Error::DeviceMismatch { .. }), "{error}");
 }
 
 #[test]

@@ -29,6 +29,20 @@ fn lengths() -> &'static [usize] {
 }
 
 #[test]
+fn copies_are_exact_and_timed_alone() {
+    let device = device::shared().device;
+    let data: Vec<f32> = (0..2 * 3 * 4 * 8).map(|i| i as f32).collect();
+    let source = Tensor::from_slice(&device, &data, Shape::new(2, 3, 4, 8), Layout::Bhsd).unwrap();
+    let mut copy = Tensor::zeros(&device, source.dtype(), source.shape(), Layout::Bhsd).unwrap();
+    let stream = device.default_stream();
+    let mut turns = 0;
+    let times = device.time_each(&stream, 3, || Ok(turns += 1), || copy.copy_from(&stream, &source)).unwrap();
+    assert_eq!((times.len(), turns), (3, 3));
+    assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
+    assert_eq!(copy.to_vec::<f32>().unwrap(), source.to_vec::<f32>().unwrap());
+}
+
+#[test]
 fn extra_memory_of_the_flash_kernels_is_linear() {
     let exclusive = device::exclusive();
     let runs = |kernel: &Kernel| case::runs::<f16>(&exclusive.device, *kernel);

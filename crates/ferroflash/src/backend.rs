@@ -74,6 +74,8 @@ pub(crate) trait Backend: Send + Sync {
         }
         self.write(address, &whole)
     }
+    /// Copies `len` bytes within the device in the order of `stream`; may return before it is done.
+    fn copy(&self, from: u64, to: u64, len: u64, stream: RawStream) -> Result<()>;
     /// Sets `len` bytes to `byte`, after all work on the device.
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()>;
     /// Encodes what the copy engine has to know of a tensor.
@@ -84,7 +86,14 @@ pub(crate) trait Backend: Send + Sync {
     fn destroy_stream(&self, stream: RawStream);
     fn synchronize(&self) -> Result<()>;
     fn synchronize_stream(&self, stream: RawStream) -> Result<()>;
-    fn time(&self, stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+    /// Runs `before` and `work` in turns, and gives the time of each `work`.
+    fn time_each(
+        &self,
+        stream: RawStream,
+        count: u32,
+        before: &mut dyn FnMut() -> Result<()>,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>>;
     /// What the device counted in the launches since `reset_counters`, where it counts.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

@@ -38,6 +38,12 @@ pub struct DeviceInfo {
     pub memory_bytes: u64,
     /// Largest dynamic shared memory of one thread block, in bytes.
     pub max_shared_bytes_per_block: u32,
+    /// Level-two cache in bytes; 0 for the emulator, which has none.
+    pub l2_bytes: u32,
+    /// Highest clock of the multiprocessors in kHz; `None` for the emulator and where the driver does not say.
+    pub clock_khz: Option<u32>,
+    /// Place of the GPU on the PCI bus, such as `0000:3b:00.0`, by which other tools know it; `None` for the emulator.
+    pub pci_bus_id: Option<String>,
 }
 
 impl DeviceInfo {
@@ -232,9 +238,26 @@ impl Device {
     ///
     /// # Errors
     /// The error of `work`, [`Error::DeviceMismatch`] for a stream of another device, or [`Error::Cuda`].
-    pub fn time(&self, stream: &Stream, mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
+    pub fn time(&self, stream: &Stream, work: impl FnMut() -> Result<()>) -> Result<Duration> {
+        Ok(self.time_each(stream, 1, || Ok(()), work)?.iter().sum())
+    }
+
+    /// Runs `before` and then `work` `count` times, and returns the time that the device took for each `work` alone.
+    ///
+    /// All of it is launched before anything is waited for: on CUDA the device goes from one to the next without a pause in which
+    /// the host would be measured. `before` may evict caches, for instance with [`Tensor::copy_from`](crate::Tensor::copy_from).
+    ///
+    /// # Errors
+    /// The error of `before` or `work`, [`Error::DeviceMismatch`] for a stream of another device, or [`Error::Cuda`].
+    pub fn time_each(
+        &self,
+        stream: &Stream,
+        count: u32,
+        mut before: impl FnMut() -> Result<()>,
+        mut work: impl FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>> {
         self.check_stream(stream)?;
-        self.inner.backend.time(stream.raw, &mut work)
+        self.inner.backend.time_each(stream.raw, count, &mut before, &mut work)
     }
 
     /// What the emulator counted in all launches since [`Device::reset_counters`], by name: instructions, bytes moved and so on.

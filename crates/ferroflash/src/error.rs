@@ -368,6 +368,14 @@ pub enum Error {
         /// Device of q.
         expected: String,
     },
+    /// A tensor is copied to one of another kind.
+    #[error("cannot copy a tensor ({from}) to another ({to}); device, element type, shape and strides must be equal")]
+    CopyMismatch {
+        /// What the source is.
+        from: String,
+        /// What the destination is.
+        to: String,
+    },
     /// Two elements of the output share memory.
     #[error("out of shape {shape} and strides {strides} overlaps itself; every element needs its own memory")]
     OutputOverlapsItself {

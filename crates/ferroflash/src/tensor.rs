@@ -1,7 +1,7 @@
 //! Tensors in device memory and borrowed views of them.
 
 use crate::backend::RawStream;
-use crate::device::{Allocation, Device};
+use crate::device::{Allocation, Device, Stream};
 use crate::error::{Error, Result};
 use attn_spec::DType;
 use std::ops::Range;
@@ -449,6 +449,29 @@ impl Tensor {
     /// [`Error::ElementType`], [`Error::DataLength`], [`Error::Cuda`], [`Error::Emulator`].
     pub fn write<T: Element>(&mut self, data: &[T]) -> Result<()> {
         self.view_mut().write(data)
+    }
+
+    /// Copies every element of `source`, in the order of `stream`; may return before it is done.
+    ///
+    /// # Errors
+    /// [`Error::CopyMismatch`] when device, type, shape or place in memory differ, [`Error::DeviceMismatch`] for a stream of
+    /// another device, or [`Error::Cuda`].
+    pub fn copy_from(&mut self, stream: &Stream, source: &Tensor) -> Result<()> {
+        let device = self.device();
+        device.check_stream(stream)?;
+        let layout = |tensor: &Tensor| (tensor.geometry, tensor.offset, tensor.storage.bytes());
+        if source.device() != device || layout(source) != layout(self) {
+            return Err(Error::CopyMismatch { from: source.describe(), to: self.describe() });
+        }
+        match self.storage.bytes() {
+            0 => Ok(()),
+            bytes => device.backend().copy(source.storage.address(), self.storage.address(), bytes, stream.raw()),
+        }
+    }
+
+    fn describe(&self) -> String {
+        let Geometry { shape, strides, dtype } = self.geometry;
+        format!("{dtype} of shape {shape} and strides {strides} on {}", self.device().info().id())
     }
 
     /// Sets every byte of the storage, for instance to 0xff, which is NaN in every element type.

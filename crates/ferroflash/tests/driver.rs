@@ -121,6 +121,8 @@ fn properties_and_identity() {
             (info.multiprocessors, info.memory_bytes, info.max_shared_bytes_per_block),
             (132, 1 << 30, 227 * 1024)
         );
+        assert_eq!((info.l2_bytes, info.clock_khz), (50 << 20, Some(1_980_000)));
+        assert_eq!(info.pci_bus_id.as_deref(), Some("0000:3b:00.0"));
         let version = |major, minor| Version { major, minor };
         let kind = DeviceKind::Cuda { ordinal: 1, driver_version: version(13, 0), compute_capability: version(9, 0) };
         assert_eq!(info.kind, kind);

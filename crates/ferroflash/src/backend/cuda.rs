@@ -181,6 +181,15 @@ fn info(ordinal: usize, driver_version: Version) -> Result<(DeviceInfo, cust::de
             &device,
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
         )?,
+        l2_bytes: attribute(DeviceAttribute::L2CacheSize)?,
+        // Virtual GPUs say 0.
+        clock_khz: Some(attribute(DeviceAttribute::ClockRate)?).filter(|&khz| khz > 0),
+        pci_bus_id: Some(format!(
+            "{:04x}:{:02x}:{:02x}.0",
+            attribute(DeviceAttribute::PciDomainId)?,
+            attribute(DeviceAttribute::PciBusId)?,
+            attribute(DeviceAttribute::PciDeviceId)?
+        )),
     };
     Ok((info, device))
 }
@@ -370,6 +379,13 @@ impl Backend for Cuda {
         check("cuMemcpyDtoH", unsafe { sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), address, bytes.len()) })
     }
 
+    fn copy(&self, from: u64, to: u64, len: u64, stream: RawStream) -> Result<()> {
+        let _entered = self.enter()?;
+        // SAFETY: both are memory of this device, by the contract of the tensors, and the stream is live.
+        let copied = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len as usize, stream.as_pointer().cast()) };
+        check("cuMemcpyDtoDAsync", copied)
+    }
+
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         let _entered = self.enter()?;
         // SAFETY: the destination is memory of this device, by the contract of the views.
@@ -462,20 +478,22 @@ impl Backend for Cuda {
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream.as_pointer().cast()) })
     }
 
-    fn time(&self, stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
+    fn time_each(
+        &self,
+        stream: RawStream,
+        count: u32,
+        before: &mut dyn FnMut() -> Result<()>,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>> {
         let _entered = self.enter()?;
-        let (start, end) = (Event::new()?, Event::new()?);
-        start.record(stream)?;
-        work()?;
-        end.record(stream)?;
-        // SAFETY: the event is live.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(end.0) })?;
-        let mut milliseconds = 0f32;
-        // SAFETY: `milliseconds` is valid for the call, both events are recorded.
-        let elapsed = unsafe { sys::cuEventElapsedTime(&mut milliseconds, start.0, end.0) };
-        check("cuEventElapsedTime", elapsed)?;
-        // Never negative, with a resolution of about half a microsecond, by the driver API's documentation.
-        Ok(Duration::from_nanos((f64::from(milliseconds) * 1e6) as u64))
+        let events = (0..count).map(|_| Ok((Event::new()?, Event::new()?))).collect::<Result<Vec<_>>>()?;
+        for (start, end) in &events {
+            before()?;
+            start.record(stream)?;
+            work()?;
+            end.record(stream)?;
+        }
+        events.iter().map(|(start, end)| start.until(end)).collect()
     }
 }
 
@@ -572,6 +590,18 @@ impl Event {
     fn record(&self, stream: RawStream) -> Result<()> {
         // SAFETY: event and stream are live and of the current context.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.0, stream.as_pointer().cast()) })
+    }
+
+    /// Waits for `end` and gives the time since this event; both are recorded.
+    fn until(&self, end: &Event) -> Result<Duration> {
+        // SAFETY: the event is live.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(end.0) })?;
+        let mut milliseconds = 0f32;
+        // SAFETY: `milliseconds` is valid for the call, both events are recorded.
+        let elapsed = unsafe { sys::cuEventElapsedTime(&mut milliseconds, self.0, end.0) };
+        check("cuEventElapsedTime", elapsed)?;
+        // Never negative, with a resolution of about half a microsecond, by the driver API's documentation.
+        Ok(Duration::from_nanos((f64::from(milliseconds) * 1e6) as u64))
     }
 }
 

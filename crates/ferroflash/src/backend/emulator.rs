@@ -35,6 +35,9 @@ pub(crate) fn info() -> DeviceInfo {
         multiprocessors: MULTIPROCESSORS,
         memory_bytes: options.memory_limit,
         max_shared_bytes_per_block: options.max_shared_bytes,
+        l2_bytes: 0,
+        clock_khz: None,
+        pci_bus_id: None,
     }
 }
 
@@ -106,6 +109,12 @@ impl Backend for Emulated {
         ranges.iter().try_for_each(|range| self.write(address + range.start as u64, &bytes[range.clone()]))
     }
 
+    fn copy(&self, from: u64, to: u64, len: u64, _stream: RawStream) -> Result<()> {
+        let mut bytes = vec![0; len as usize];
+        self.read(from, &mut bytes)?;
+        self.write(to, &bytes)
+    }
+
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         self.emulator.fill(address, byte, len).map_err(failed)
     }
@@ -155,10 +164,21 @@ impl Backend for Emulated {
         Ok(())
     }
 
-    fn time(&self, _stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        let start = Instant::now();
-        work()?;
-        Ok(start.elapsed())
+    fn time_each(
+        &self,
+        _stream: RawStream,
+        count: u32,
+        before: &mut dyn FnMut() -> Result<()>,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>> {
+        let mut times = Vec::new();
+        for _ in 0..count {
+            before()?;
+            let start = Instant::now();
+            work()?;
+            times.push(start.elapsed());
+        }
+        Ok(times)
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -31,6 +31,9 @@ pub(crate) fn info(memory_bytes: u64, compute_capability: (u32, u32)) -> DeviceI
         multiprocessors: 132,
         memory_bytes,
         max_shared_bytes_per_block: 227 * 1024,
+        l2_bytes: 50 << 20,
+        clock_khz: Some(1_980_000),
+        pci_bus_id: None,
     }
 }
 
@@ -82,6 +85,10 @@ impl Backend for Recording {
         self.with(address, bytes.len(), |memory| bytes.copy_from_slice(memory));
         Ok(())
     }
+    fn copy(&self, from: u64, to: u64, len: u64, _stream: RawStream) -> Result<()> {
+        let bytes = self.with(from, len as usize, |memory| memory.to_vec());
+        self.write(to, &bytes)
+    }
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()> {
         self.with(address, len as usize, |memory| memory.fill(byte));
         Ok(())
@@ -110,7 +117,13 @@ impl Backend for Recording {
     fn synchronize_stream(&self, _stream: RawStream) -> Result<()> {
         Ok(())
     }
-    fn time(&self, _stream: RawStream, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        work().map(|()| Duration::ZERO)
+    fn time_each(
+        &self,
+        _stream: RawStream,
+        count: u32,
+        before: &mut dyn FnMut() -> Result<()>,
+        work: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Duration>> {
+        (0..count).map(|_| before().and_then(|()| work()).map(|()| Duration::ZERO)).collect()
     }
 }

@@ -80,7 +80,11 @@ driver! {
     fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, _device: c_int) {
         // Numbers of CUdevice_attribute.
         *value = match attribute {
+            13 => 1_980_000,
             16 => 132,
+            33 => 0x3b,
+            34 | 50 => 0,
+            38 => 50 << 20,
             75 => setting("FAKE_CAPABILITY", 90) as c_int / 10,
             76 => setting("FAKE_CAPABILITY", 90) as c_int % 10,
             97 => 227 * 1024,
