@@ -7,8 +7,10 @@ pub(crate) mod stats;
 mod sweep;
 mod table;
 
+use crate::compare::CompareArgs;
+use crate::export::ExportArgs;
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 pub(crate) use environment::{commit, environment};
 use ferroflash::{Device, Kernel};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,7 +24,9 @@ use sweep::{Sweep, SweepArgs};
 
 /// Measures the kernels and checks every result.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Inputs are standard normal and fresh for each cell. Every output is compared with an f64 reference; a result outside the
 tolerance rule makes the exit status 1. On a GPU times come from CUDA events, kernels taking turns; on the emulator there are
 counts instead of times.
@@ -31,7 +35,10 @@ Examples:
   ferroflash bench
   ferroflash bench --kernel v1,v2 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal
   ferroflash bench --seq 128,512,2048 --batch 1 --json memory.json
-  ferroflash bench --device emulator --heads 4 --kv-heads 2")]
+  ferroflash bench --json results.json --plot pictures --html report.html
+  ferroflash bench compare before.json after.json
+  ferroflash bench --device emulator --heads 4 --kv-heads 2"
+)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     sweep: SweepArgs,
@@ -50,6 +57,23 @@ pub(crate) struct BenchArgs {
     /// Write the results and the environment to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    export: ExportArgs,
+    #[command(subcommand)]
+    verb: Option<BenchVerb>,
+}
+
+/// What `bench` does with records instead of measuring.
+#[derive(Subcommand, Debug)]
+enum BenchVerb {
+    Compare(CompareArgs),
+}
+
+impl BenchArgs {
+    /// The comparison that was asked for in the place of a run.
+    pub(crate) fn compare(&self) -> Option<&CompareArgs> {
+        self.verb.as_ref().map(|BenchVerb::Compare(args)| args)
+    }
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
@@ -58,6 +82,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.json {
         check_writable(path)?;
     }
+    args.export.check()?;
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
@@ -88,6 +113,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("results written to {}", path.display());
     }
+    args.export.write(&record)?;
     let (checked, wrong) = record.verdict();
     if !wrong.is_empty() {
         bail!("{} of {checked} results are outside the tolerance rule:\n  {}", wrong.len(), wrong.join("\n  "));

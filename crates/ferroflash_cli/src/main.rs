@@ -2,8 +2,12 @@
 
 mod attend;
 mod bench;
+mod compare;
 mod doctor;
+mod export;
 mod format;
+mod plot;
+mod report;
 mod serve;
 mod tables;
 mod workload;
@@ -22,6 +26,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Bench(bench::BenchArgs),
+    Compare(compare::CompareArgs),
+    Report(report::ReportArgs),
     Attend(attend::AttendArgs),
     Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
@@ -32,7 +38,12 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
-        Verb::Bench(args) => bench::run(&args),
+        Verb::Bench(args) => match args.compare() {
+            Some(compare) => return compare::run(compare),
+            None => bench::run(&args),
+        },
+        Verb::Compare(args) => return compare::run(&args),
+        Verb::Report(args) => report::run(&args),
         Verb::Attend(args) => attend::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Serve(args) => serve::run(&args),
