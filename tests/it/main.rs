@@ -11,6 +11,7 @@ mod cli;
 mod conformance;
 mod invariants;
 mod io;
+mod mutants;
 mod properties;
 mod regressions;
 mod support;

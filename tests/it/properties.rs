@@ -131,7 +131,7 @@ fn fit(mut problem: Problem) -> Problem {
 }
 
 prop_compose! {
-    fn cases(kernel: Kernel, dtype: ferroflash::DType)(
+    pub(crate) fn cases(kernel: Kernel, dtype: ferroflash::DType)(
         problem in problem(dtype),
         mask in mask(),
         scale in scale(),

@@ -24,7 +24,7 @@ pub use attn_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, MemoryUse, Stream};
 pub use error::{Error, Operand, Result, Unsupported, Version};
 pub use plan::{Plan, Problem, Step};
-pub use ptx::embedded_variants;
+pub use ptx::{embedded_variants, text as embedded_ptx};
 pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};
 
 /// The element types of tensors in half precision, from the crate `half`.

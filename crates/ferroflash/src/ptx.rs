@@ -16,8 +16,11 @@ pub fn embedded_variants() -> impl Iterator<Item = &'static Variant> {
     VARIANTS.iter().filter(|variant| find(variant.symbol).is_some())
 }
 
-/// PTX of the module that holds this entry point.
-pub(crate) fn text(variant: &'static Variant) -> Result<String> {
+/// PTX of the module that holds this entry point, as it is given to the device: for disassemblers, profilers and other launchers.
+///
+/// # Errors
+/// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
+pub fn text(variant: &'static Variant) -> Result<String> {
     let symbol = variant.symbol;
     let bytes = find(symbol).ok_or(Error::MissingVariant { symbol })?;
     let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib(bytes)

@@ -279,7 +279,9 @@ pub(crate) enum FenceKind {
     Memory,
     /// fence.proxy.async: generic accesses before, async-proxy accesses after.
     ProxyAsync,
-    /// fence.mbarrier_init and proxy fences of other kinds, which order nothing that the emulator can reorder.
+    /// fence.mbarrier_init: copies may complete on mbarriers initialised before.
+    MbarrierInit,
+    /// Proxy fences of other kinds, which order nothing that the emulator can reorder.
     Other,
 }
 

@@ -1885,7 +1885,7 @@ impl<'a> Lower<'a> {
         }
         if m.take("mbarrier_init") {
             m.take_order();
-            return Ok(FenceKind::Other);
+            return Ok(FenceKind::MbarrierInit);
         }
         m.take("sc");
         m.take_order();

@@ -1174,8 +1174,10 @@ impl<'a> Cta<'a> {
                 FenceKind::ProxyAsync => {
                     let warp = &mut self.warps[w];
                     warp.proxy_fence.clone_from(&warp.clocks);
+                    self.mbar_fence(w);
                     self.tick(w);
                 }
+                FenceKind::MbarrierInit => self.mbar_fence(w),
                 FenceKind::Other => {}
             },
             Op::CpAsync { dst, src, bytes, src_size, ignore } => {

@@ -21,6 +21,10 @@ pub(crate) struct Mbarrier {
     pub(crate) agent: u32,
     /// The phase with bulk copies that nobody has waited for.
     pub(crate) copied_phase: Option<u32>,
+    /// Warp that initialised it, and its clock then.
+    initialized: (usize, u32),
+    /// A fence has made the initialisation visible to the async proxy.
+    pub(crate) fenced: bool,
 }
 
 /// What a wait found.
@@ -112,6 +116,7 @@ impl Cta<'_> {
             let agent = self.agents as u32 - MBAR_AGENTS + slot;
             // A barrier at an address used before goes on counting, so that old clocks stay below new ones.
             let zero = vec![0; self.agents];
+            let clock = self.warps[w].clocks[w];
             self.mbars.insert(
                 off,
                 Mbarrier {
@@ -123,10 +128,21 @@ impl Cta<'_> {
                     done_clocks: zero,
                     agent,
                     copied_phase: None,
+                    initialized: (w, clock),
+                    fenced: false,
                 },
             );
         }
         Ok(())
+    }
+
+    /// Makes the initialisations that the warp knows of visible to the async proxy.
+    pub(crate) fn mbar_fence(&mut self, w: usize) {
+        let clocks = &self.warps[w].clocks;
+        for m in self.mbars.values_mut() {
+            let (warp, clock) = m.initialized;
+            m.fenced |= warp == w || clocks[warp] >= clock;
+        }
     }
 
     pub(crate) fn mbar_inval(&mut self, w: usize, pc: u32, active: u32, addr: Addr, space: MemSpace) -> Exec<()> {

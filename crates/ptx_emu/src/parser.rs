@@ -632,7 +632,7 @@ impl<'a> Parser<'a> {
             let n = if self.eat(b'<') {
                 let n = self.int()?;
                 self.expect(b'>')?;
-                if first as u64 + n > MAX_REGISTERS {
+                if n.saturating_add(first as u64) > MAX_REGISTERS {
                     return Err(self.error(ParseErrorKind::Unsupported(format!(
                         "more than {MAX_REGISTERS} registers in a function"
                     ))));

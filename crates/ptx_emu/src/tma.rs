@@ -197,7 +197,16 @@ impl Cta<'_> {
                 return Err(self.not_shared(w, pc, lane, m));
             };
             let base = self.clock_base;
+            let asynchronous = self.ctx.checks.asynchronous;
             let bar = self.mbar_use(w, pc, lane, off as u32)?;
+            if asynchronous && !bar.fenced {
+                let d = format!(
+                    "the copy completes on the mbarrier at {:#x}, initialised with no fence.proxy.async or \
+                     fence.mbarrier_init since",
+                    off as u32 + SHARED_BASE
+                );
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::MissingProxyFence, d));
+            }
             bar.copied_phase = Some(bar.phase);
             phase = bar.phase;
             let record = Record {

@@ -54,7 +54,7 @@ fn swizzled(s: Swizzle, byte: usize) -> usize {
 fn load_tile(copy: &str, bytes: u32) -> String {
     format!(
         "ld.param.u64 %rd0, [p0];\nld.param.u64 %rd1, [p1];\nmov.u32 %r0, smem;\nadd.s32 %r1, %r0, 1024;\nmov.u32 %r2, %tid.x;\n\
-         setp.ne.u32 %q0, %r2, 0;\n@%q0 bra ready;\nmbarrier.init.shared.b64 [%r0], 1;\nready:\nbar.sync 0;\n@%q0 bra wait;\n\
+         setp.ne.u32 %q0, %r2, 0;\n@%q0 bra ready;\nmbarrier.init.shared.b64 [%r0], 1;\nfence.proxy.async;\nready:\nbar.sync 0;\n@%q0 bra wait;\n\
          mbarrier.arrive.expect_tx.shared.b64 _, [%r0], {bytes};\n{copy}\nwait:\n\
          mbarrier.try_wait.parity.shared.b64 %q1, [%r0], 0;\n@!%q1 bra wait;\nmov.b32 %r3, %r2;\nout:\n\
          setp.ge.u32 %q2, %r3, {};\n@%q2 bra done;\nshl.b32 %r4, %r3, 2;\nadd.s32 %r5, %r1, %r4;\nld.shared.u32 %r6, [%r5];\n\

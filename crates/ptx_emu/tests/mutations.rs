@@ -413,6 +413,7 @@ const MUTANTS: &[Mutant] = &[
         "@!%p1 bra wait;\n    mbarrier.arrive.shared::cta.b64 _, [%r4], 2;",
         &[MbarrierMisuse],
     ),
+    ("hopper", "initialisation not fenced", "fence.mbarrier_init.release.cluster;", "", &[MissingProxyFence]),
     ("hopper", "mbarrier not initialised", "mbarrier.init.shared::cta.b64 [%r4], 1;", "", &[MbarrierMisuse]),
     (
         "hopper",

@@ -121,3 +121,15 @@ fn large_declarations_are_refused_or_counted() {
         assert!(e.launch(&m, "k", &Launch::new([1, 1, 1], [1024, 1, 1])).is_err(), "{body}");
     }
 }
+
+/// What fuzzing found, one text each.
+#[test]
+fn inputs_that_once_failed() {
+    let head = ".version 8.0\n.target sm_80\n.address_size 64\n";
+    for text in [
+        // The number of registers overflowed.
+        format!("{head}.entry k() {{ .reg .b32 %a, %r<18446744073709551615>; ret; }}"),
+    ] {
+        try_everything(&text, 0, Checks::all());
+    }
+}

@@ -2,6 +2,7 @@
 
 pub(crate) mod case;
 pub(crate) mod device;
+pub(crate) mod edits;
 pub(crate) mod program;
 pub(crate) mod stub_driver;
 

@@ -121,9 +121,8 @@ fn arithmetic(v: &mut Vec<Case>) {
             format!("setp.{a}.{b}.{table} %q|%q1, %a, %b, !%q1;\nselp.b32 %d0, 2, 0, %q1;\n@%q add.s32 %d0, %d0, 1;");
         v.push(b32("predicates", &body, Bits));
     }
-    for body in ["and.pred %q, %q1, %q;\nor.pred %q, %q, %q1;\nxor.pred %q, %q, %q1;\nnot.pred %q, %q;"] {
-        v.push(case("predicates", body, Bits, Output::Pred));
-    }
+    let body = "and.pred %q, %q1, %q;\nor.pred %q, %q, %q1;\nxor.pred %q, %q, %q1;\nnot.pred %q, %q;";
+    v.push(case("predicates", body, Bits, Output::Pred));
     for ty in ["s16", "u16"] {
         v.push(case("predicates", format!("setp.le.{ty} %q, %ha, %hb;"), Bits, Output::Pred));
     }
@@ -706,24 +705,24 @@ fn bulk_copies(v: &mut Vec<Case>) {
             Swizzle::Bytes32 => 32 / e as u32,
         };
         let inside = (128 - 16) / e;
-        let (dims, strides, box_dims, at): (Vec<u64>, Vec<u64>, Vec<u32>, &[(i32, i32)]) = match rank {
-            1 => (vec![16000 / e], vec![], vec![256], &[(2048 / e as i32, 0)]),
-            2 => (vec![inside, 120], vec![128], vec![columns, 16], &[(0, 0), (16, 0)]),
-            3 => (vec![inside, 4, 30], vec![128, 512], vec![columns, 4, 4], &[(0, 16 / e as i32), (0, 1), (4, 0)]),
+        let (dims, strides, box_dims, at) = match rank {
+            1 => (vec![16000 / e], vec![], vec![256], vec![(2048 / e as i32, 0)]),
+            2 => (vec![inside, 120], vec![128], vec![columns, 16], vec![(0, 0), (16, 0)]),
+            3 => (vec![inside, 4, 30], vec![128, 512], vec![columns, 4, 4], vec![(0, 16 / e as i32), (0, 1), (4, 0)]),
             4 => (
                 vec![inside, 2, 2, 31],
                 vec![128, 256, 512],
                 vec![columns, 2, 2, 4],
-                &[(0, -(16 / e as i32)), (0, 0), (0, 1), (4, 0)],
+                vec![(0, -(16 / e as i32)), (0, 0), (0, 1), (4, 0)],
             ),
             _ => (
                 vec![inside, 2, 2, 2, 16],
                 vec![128, 256, 512, 1024],
                 vec![columns, 2, 2, 2, 2],
-                &[(0, 0), (0, 1), (0, 0), (0, 0), (2, 0)],
+                vec![(0, 0), (0, 1), (0, 0), (0, 0), (2, 0)],
             ),
         };
-        let (setup, names) = coordinates(at);
+        let (setup, names) = coordinates(&at);
         let instruction = match op {
             "" => format!("cp.async.bulk.tensor.{rank}d.global.shared::cta.bulk_group"),
             op => format!("cp.reduce.async.bulk.tensor.{rank}d.global.shared::cta.{op}.tile.bulk_group"),

@@ -1,0 +1,335 @@
+//! The kernels' own PTX with its waits, arrivals and fences taken out one at a time: the emulator reports every one of them, and
+//! reports nothing of the kernels as they are, under any seed.
+//!
+//! On a GPU there is nothing to see of this, and the tests return at once. `FERROFLASH_TEST_SEEDS` sets the number of interleavings
+//! that the kernels as they are run under.
+
+use crate::support::device;
+use crate::support::edits::{Edit, Mutant, mutants};
+use attn_spec::v3::Schedule;
+use attn_spec::{ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
+use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module, Swizzle};
+use ptx_emu::{TensorDataType, TensorFill, TensorMapSpec};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// A call of one kernel on contiguous tensors `[batch, row, head, dim]`.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    q_rows: u32,
+    kv_rows: u32,
+    /// Heads of q; k and v have half as many.
+    heads: u32,
+    mask: Mask,
+    scale: f32,
+    /// Thread blocks of a persistent kernel.
+    ctas: u32,
+}
+
+/// A pass with its calls: together they go through every loop of the kernel, and wrap every ring of buffers.
+struct Subject {
+    pass: Pass,
+    head_dim: u32,
+    calls: &'static [Call],
+    /// Fewer broken copies mean that the edits no longer find what they look for.
+    least_mutants: usize,
+    /// Edits that may break nothing: how often, and why.
+    needless: &'static [(Edit, usize, &'static str)],
+}
+
+/// Two heads of rows that fill no tile.
+const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
+    Call { q_rows, kv_rows, heads: 2, mask, scale, ctas: 1 }
+}
+
+/// v3 on one thread block: each role passes every buffer several times. The negative scale makes the kernel change the queries.
+const V3_CALLS: [Call; 3] = [
+    call(400, 400, Mask::Causal, 0.125),
+    call(130, 520, Mask::Full, -0.125),
+    Call { heads: 6, ..call(65, 129, Mask::Full, 0.125) },
+];
+/// v1 and v2. Most rows of the last one see no key: their queries arrive in time for nobody.
+const BLOCK_CALLS: [Call; 3] =
+    [call(150, 290, Mask::Causal, 0.125), call(70, 70, Mask::Full, -0.125), call(200, 3, Mask::Causal, 0.125)];
+
+const V1: Subject = Subject { pass: Pass::V1, head_dim: 64, calls: &BLOCK_CALLS, least_mutants: 20, needless: &[] };
+const V2: Subject = Subject { pass: Pass::V2, ..V1 };
+const V3: Subject = Subject {
+    pass: Pass::V3,
+    head_dim: 64,
+    calls: &V3_CALLS,
+    least_mutants: 60,
+    needless: &[
+        (Edit::NoArrival, 1, "the last tile of a block: nobody loads into its buffers again"),
+        (
+            Edit::NoBarrier,
+            1,
+            "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
+        ),
+    ],
+};
+/// One buffer for the queries instead of two, and no turns.
+const V3_ONE_BUFFER: Subject = Subject {
+    head_dim: 256,
+    needless: &[(Edit::NoArrival, 1, "the last tile of a block: nobody loads into its buffers again")],
+    ..V3
+};
+
+/// Element type of all subjects: the other 16-bit one has the same statements.
+const DTYPE: DType = DType::Bf16;
+
+impl Subject {
+    fn variant(&self) -> &'static Variant {
+        Variant::find(self.pass, DTYPE, self.head_dim).expect("a row of the list")
+    }
+
+    fn ptx(&self) -> String {
+        embedded_ptx(self.variant()).expect("this build holds every row of the list")
+    }
+}
+
+/// Small pseudorandom bf16 numbers, the same for the same index.
+fn data(elements: usize, seed: u32) -> Vec<u8> {
+    let value = |i: usize| {
+        let bits = (i as u32).wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(0x9e37_79b9);
+        let bits = (bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b);
+        (bits >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..elements).flat_map(|i| ((value(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
+}
+
+/// Runs the entry of `variant` in `module`; the bytes of output and log-sum-exp.
+fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec<u8>, EmuError> {
+    let options = EmulatorOptions::default()
+        .with_seed(seed)
+        // A hundred times what the kernels take: a mutant that runs away is none that was reported.
+        .with_instruction_limit(Some(100_000_000))
+        .with_time_limit(Some(Duration::from_secs(60)));
+    let device = Emulator::new(options);
+    let (heads, kv_heads, dim) = (call.heads, call.heads / 2, variant.head_dim);
+    let bytes = |rows: u32, heads: u32| (rows * heads * dim) as u64 * 2;
+    let upload = |rows, heads, seed| -> Result<u64, EmuError> {
+        let address = device.alloc(bytes(rows, heads))?;
+        device.write(address, &data((rows * heads * dim) as usize, seed))?;
+        Ok(address)
+    };
+    let [q, k, v] =
+        [upload(call.q_rows, heads, 1)?, upload(call.kv_rows, kv_heads, 2)?, upload(call.kv_rows, kv_heads, 3)?];
+    let out_bytes = bytes(call.q_rows, heads);
+    let out = device.alloc(out_bytes)?;
+    let lse_bytes = (call.q_rows * heads) as u64 * 4;
+    let lse = device.alloc(lse_bytes)?;
+    let tensor = |address, heads: u32| TensorParams {
+        address,
+        batch_stride: 0,
+        row_stride: (heads * dim) as u64,
+        head_stride: dim as u64,
+    };
+    let forward = ForwardParams {
+        q: tensor(q, heads),
+        k: tensor(k, kv_heads),
+        v: tensor(v, kv_heads),
+        out: tensor(out, heads),
+        lse,
+        q_rows: call.q_rows,
+        kv_rows: call.kv_rows,
+        q_heads: heads,
+        group: heads / kv_heads,
+        head_dim: dim,
+        scale_log2: call.scale * std::f32::consts::LOG2_E,
+        band: call.mask.band(),
+        aligned: 1,
+        reserved: 0,
+    };
+    let q_blocks = call.q_rows.div_ceil(variant.q_block);
+    let launch = |ctas, params: Vec<u8>| {
+        Launch::new([ctas, 1, 1], [variant.threads(), 1, 1])
+            .with_dynamic_shared_bytes(variant.shared_bytes())
+            .with_param(&params)
+    };
+    let launch = if variant.pass == Pass::V3 {
+        let map = |address: u64, rows: u32, heads: u32, box_rows: u32| -> Result<TensorMap, EmuError> {
+            let map = ptx_emu::TensorMap::encode(&TensorMapSpec {
+                data_type: TensorDataType::Bfloat16,
+                address,
+                dims: vec![dim as u64, rows as u64, heads as u64, 1],
+                strides: vec![(heads * dim) as u64 * 2, dim as u64 * 2, bytes(rows, heads)],
+                // 64 dims are the 128 bytes of the swizzle.
+                box_dims: vec![64, box_rows, 1, 1],
+                swizzle: Swizzle::Bytes128,
+                fill: TensorFill::Zero,
+            })?;
+            let words = map.as_bytes().as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+            Ok(TensorMap(words.collect::<Vec<_>>().try_into().expect("128 bytes")))
+        };
+        let params = V3Params {
+            q: map(q, call.q_rows, heads, variant.q_block)?,
+            k: map(k, call.kv_rows, kv_heads, variant.kv_block)?,
+            v: map(v, call.kv_rows, kv_heads, variant.kv_block)?,
+            // A warpgroup stores its 64 rows.
+            out: map(out, call.q_rows, heads, 64)?,
+            forward,
+            schedule: Schedule::new(heads, q_blocks, 2, bytes(call.kv_rows, 2), call.mask != Mask::Full, call.ctas),
+        };
+        launch(call.ctas, bytes_of(&params))
+    } else {
+        launch(q_blocks * heads, bytes_of(&forward))
+    };
+    device.launch(module, variant.symbol, &launch)?;
+    let mut result = vec![0; (out_bytes + lse_bytes) as usize];
+    let (out_result, lse_result) = result.split_at_mut(out_bytes as usize);
+    device.read(out, out_result)?;
+    device.read(lse, lse_result)?;
+    Ok(result)
+}
+
+/// The bytes of a kernel parameter struct without padding.
+fn bytes_of<T: Copy>(params: &T) -> Vec<u8> {
+    // SAFETY: both structs are `repr(C)` without padding, as the library asserts; every byte of them is initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+/// Seeds that a mutant is tried under: in order, and three interleavings.
+const MUTANT_SEEDS: u64 = 4;
+
+/// What the emulator said of a mutant: the first report, if there is one.
+fn report(subject: &Subject, mutant: &Mutant) -> Option<Box<Fault>> {
+    let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
+    for seed in 0..MUTANT_SEEDS {
+        for call in subject.calls {
+            match run(&module, subject.variant(), call, seed) {
+                Ok(_) => {}
+                Err(EmuError::Fault(fault)) => return Some(fault),
+                Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
+            }
+        }
+    }
+    None
+}
+
+/// What a mutant may be reported as. There are several where a reader may come before or after the writer that it should have
+/// waited for, and where a barrier keeps both data and turns in order.
+fn accepted(edit: Edit) -> &'static [FaultKind] {
+    use FaultKind::*;
+    match edit {
+        Edit::NoMbarrierWait => &[AsyncCopyNotWaited, AsyncReadOverwritten, SharedRace, MbarrierMisuse],
+        Edit::WrongPhase => &[AsyncCopyNotWaited, AsyncReadOverwritten, SharedRace, MbarrierMisuse, Deadlock],
+        Edit::NoArrival | Edit::NoBarrierArrival => &[Deadlock],
+        Edit::NoExpectTx => &[AsyncCopyNotWaited, MbarrierMisuse],
+        Edit::NoInit => &[MbarrierMisuse],
+        Edit::NoBarrier => &[SharedRace, UninitializedShared, AsyncCopyNotWaited, AsyncReadOverwritten, Deadlock],
+        Edit::NoCopyWait | Edit::LateCopyWait | Edit::NoCopyCommit => &[AsyncCopyNotWaited],
+        Edit::NoStoreWait | Edit::NoStoreCommit => &[AsyncReadOverwritten, CopiesInFlightAtExit],
+        Edit::NoProxyFence | Edit::NoInitFence => &[MissingProxyFence],
+        Edit::NoWgmmaFence => &[MissingWgmmaFence],
+        Edit::NoWgmmaCommit | Edit::NoWgmmaWait | Edit::LateWgmmaWait => &[WgmmaRegisterInFlight, AsyncReadOverwritten],
+    }
+}
+
+/// Every mutant is reported, as one of the kinds that its edit may be reported as, but for those that the subject says are needless.
+fn check_mutants(subject: &Subject) {
+    if device::is_gpu() {
+        return;
+    }
+    let list = mutants(&subject.ptx());
+    assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.variant().symbol);
+    let reports: Vec<_> = list.iter().map(|mutant| report(subject, mutant)).collect();
+    let mut wrong = String::new();
+    let mut unreported: BTreeMap<Edit, Vec<&Mutant>> = BTreeMap::new();
+    for (mutant, fault) in list.iter().zip(reports) {
+        match fault {
+            None => unreported.entry(mutant.edit).or_default().push(mutant),
+            Some(fault) if accepted(mutant.edit).contains(&fault.kind) => {}
+            Some(fault) => {
+                let Mutant { edit, line, statement, .. } = mutant;
+                writeln!(wrong, "{edit:?} of line {line}, `{statement}`: {fault}").expect("a string takes all");
+            }
+        }
+    }
+    for (edit, list) in unreported {
+        let needless = subject.needless.iter().find(|needless| needless.0 == edit).map_or(0, |needless| needless.1);
+        if list.len() > needless {
+            let lines: Vec<_> = list.iter().map(|m| format!("line {} `{}`", m.line, m.statement)).collect();
+            writeln!(wrong, "{edit:?}: {needless} accepted without a report, got {}", lines.join(", "))
+                .expect("a string takes all");
+        }
+    }
+    assert!(wrong.is_empty(), "{}: {wrong}", subject.variant().symbol);
+}
+
+#[test]
+fn every_wait_of_v1_is_needed() {
+    check_mutants(&V1);
+}
+
+#[test]
+fn every_wait_of_v2_is_needed() {
+    check_mutants(&V2);
+}
+
+#[test]
+fn every_wait_of_v3_is_needed() {
+    check_mutants(&V3);
+}
+
+#[test]
+fn every_wait_of_v3_with_one_query_buffer_is_needed() {
+    check_mutants(&V3_ONE_BUFFER);
+}
+
+/// Seeds of [`the_seed_changes_nothing`].
+fn seeds() -> u64 {
+    match std::env::var("FERROFLASH_TEST_SEEDS") {
+        Ok(number) => match number.parse() {
+            Ok(number) if number > 0 => number,
+            _ => panic!("FERROFLASH_TEST_SEEDS={number} is not accepted; a whole number above 0 is needed"),
+        },
+        Err(_) => 12,
+    }
+}
+
+/// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
+#[test]
+fn the_seed_changes_nothing() {
+    if device::is_gpu() {
+        return;
+    }
+    for subject in [&V1, &V2, &V3, &V3_ONE_BUFFER] {
+        let module = Module::parse(&subject.ptx()).expect("the kernel loads");
+        for call in subject.calls {
+            let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));
+            for seed in 1..=seeds() {
+                let out = run(&module, subject.variant(), call, seed).unwrap_or_else(|error| panic!("{error}"));
+                assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().symbol);
+            }
+        }
+    }
+}
+
+crate::for_each_kernel_and_dtype!(random_problems_under_random_seeds);
+
+/// Random problems, masks, scales and layouts, each under a random interleaving: the reference's numbers and no report.
+fn random_problems_under_random_seeds<T: Element>(kernel: Kernel) {
+    if device::is_gpu() {
+        return;
+    }
+    let config = ProptestConfig {
+        cases: seeds() as u32,
+        source_file: Some(file!()),
+        // Shrinking ends after about a minute.
+        max_shrink_iters: 256,
+        ..ProptestConfig::default()
+    };
+    let strategy = (crate::properties::cases(kernel, T::DTYPE), 1u64..);
+    TestRunner::new(config)
+        .run(&strategy, |(case, seed)| {
+            let device =
+                Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("the emulator is built in");
+            case.check::<T>(&device).map_err(|wrong| TestCaseError::fail(format!("seed {seed}: {wrong}")))
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
