@@ -1,15 +1,13 @@
 //! The `ferroflash` program: what it computes, prints and refuses.
 
 use crate::support::case::{Case, Computed, Inputs, compare, runs};
-use crate::support::program::{self, fail, ferroflash, succeed};
+use crate::support::program::{self, fail, succeed};
 use crate::support::{bf16, device, f16};
 use ferroflash::{DType, Element, Kernel, Layout, Mask, Problem};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::Stdio;
 
 /// A folder with an input file, for one run of `attend`.
 struct Folder {
@@ -419,54 +417,6 @@ fn tables_are_written_and_checked() {
     std::fs::write(&readme, text.replace("| v2 | bf16 |", "| v2 | f64 |")).unwrap();
     assert!(fail(&["tables", "--check", "--root", root]).contains("differs from its sources"));
     assert!(fail(&["tables"]).contains("--write"));
-}
-
-/// A running `ferroflash serve`.
-struct Server {
-    child: std::process::Child,
-    answers: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Server {
-    fn start() -> Server {
-        let mut command = ferroflash();
-        command.args(["serve", "--device", &device::name()]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        let answers = BufReader::new(child.stdout.take().unwrap()).lines();
-        Server { child, answers }
-    }
-
-    fn answer(&mut self) -> Value {
-        serde_json::from_str(&self.answers.next().expect("an answer").unwrap()).unwrap()
-    }
-
-    fn ask(&mut self, request: &str) -> Value {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{request}").unwrap();
-        self.answer()
-    }
-}
-
-#[test]
-fn serve_times_on_request() {
-    let mut server = Server::start();
-    assert!(server.answer()["hello"]["device"].is_string());
-    let go = json!({"go": {"kernel": "v2", "launches": 2}}).to_string();
-    assert!(server.ask(&go)["error"].as_str().unwrap().contains("nothing is prepared"));
-    let prepare = json!({"prepare": {
-        "kernels": ["naive", "v2"], "dtype": "bf16", "head_dim": 32, "seq": 33, "batch": 1, "heads": 2, "causal": true,
-    }});
-    let ready = server.ask(&prepare.to_string());
-    let ready = ready["ready"].as_array().unwrap();
-    assert_eq!((ready[0]["kernel"].as_str(), ready[1]["kernel"].as_str()), (Some("naive"), Some("v2")));
-    assert!(ready.iter().all(|kernel| kernel["check"]["within"] == true), "{ready:?}");
-    assert!(server.ask(&go)["ms"].as_f64().unwrap() > 0.0);
-    assert!(server.ask(r#"{"go": {"kernel": "v2", "launches": 0}}"#)["error"].is_string());
-    assert!(server.ask("not json")["error"].is_string());
-    assert!(server.ask(r#"{"prepare": {"kernels": []}}"#)["error"].is_string());
-    assert_eq!(server.ask(r#"{"release": true}"#)["released"], true);
-    assert!(server.ask(&go)["error"].is_string());
-    drop(server.child.stdin.take());
-    assert!(server.child.wait().unwrap().success());
 }
 
 #[test]

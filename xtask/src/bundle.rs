@@ -75,7 +75,8 @@ Needs Linux with glibc {major}.{minor} or later. A GPU needs NVIDIA's driver; no
 
   ./ferroflash doctor                       what this machine has
   ./ferroflash bench                        every kernel on the best device, each result checked
-  ./ferroflash bench --help                 shapes, types, devices, JSON
+  ./ferroflash bench --preset paper --peers beside PyTorch and Triton, where python3 has them
+  ./ferroflash bench --help                 shapes, types, devices, presets, JSON
   ./ferroflash attend --input X.safetensors --output Y.safetensors --causal
                                             attention on the tensors q, k, v of a file
   ./ferroflash-tests                        all tests, on the best device
@@ -83,7 +84,7 @@ Needs Linux with glibc {major}.{minor} or later. A GPU needs NVIDIA's driver; no
                                             some of them, on a device that has to be there
 
 ptx/       the kernels, one PTX file per entry, as they are embedded in ./ferroflash
-peers/     Python scripts that compare with PyTorch; each says at its head how to run it
+peers/     Python scripts: what `bench --peers` starts (the program has it inside), and one that checks `attend` beside PyTorch
 ",
         version = env!("CARGO_PKG_VERSION"),
     )

@@ -1,25 +1,37 @@
-//! `ferroflash bench`: how fast, how much memory, how exact.
+//! `ferroflash bench`: how fast, how much memory, how exact, beside whom, and how far from what the device can do.
 
+mod ceilings;
 mod environment;
 mod measure;
+mod nvml;
+mod peers;
+mod preset;
 pub(crate) mod record;
 pub(crate) mod stats;
 mod sweep;
+mod sweep_file;
 mod table;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
+use crate::format;
+use crate::workload::L2;
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, Subcommand};
-pub(crate) use environment::{commit, environment};
-use ferroflash::{Device, Kernel};
+use clap::{Args, Subcommand, ValueEnum};
+pub(crate) use environment::commit;
+use ferroflash::{DType, Device, Kernel};
 use indicatif::{ProgressBar, ProgressStyle};
-use measure::Timing;
-use record::{BENCH_KIND, Cell, Method, Record, SCHEMA_VERSION, SweepRecord};
+use measure::{Bench, Timing};
+use nvml::{Gpu, Probe, Sampler};
+use peers::{PeerName, Peers};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use record::{BENCH_KIND, Ceilings, Cell, Method, Record, SCHEMA_VERSION, SweepRecord};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-pub(crate) use sweep::{DTypeName, KernelName};
+use std::time::{Duration, Instant};
+pub(crate) use sweep::KernelName;
 use sweep::{Sweep, SweepArgs};
 
 /// Measures the kernels and checks every result.
@@ -28,16 +40,19 @@ use sweep::{Sweep, SweepArgs};
     args_conflicts_with_subcommands = true,
     after_help = "\
 Inputs are standard normal and fresh for each cell. Every output is compared with an f64 reference; a result outside the
-tolerance rule makes the exit status 1. On a GPU times come from CUDA events, kernels taking turns; on the emulator there are
-counts instead of times.
+tolerance rule makes the exit status 1. On a GPU times come from CUDA events, everything taking turns in a drawn order; on the
+emulator there are counts instead of times. docs/benchmarking.md describes the method and the files.
 
 Examples:
   ferroflash bench
-  ferroflash bench --kernel v1,v2 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal
-  ferroflash bench --seq 128,512,2048 --batch 1 --json memory.json
+  ferroflash bench --preset paper --peers --json paper.json
+  ferroflash bench --preset paper --peers --json paper.json --resume
+  ferroflash bench --kernel v2,v3 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal --peers=cudnn,flash
+  ferroflash bench --preset memory --device emulator
+  ferroflash bench --sweep mine.toml --l2 flush
+  ferroflash bench --ceilings --peers
   ferroflash bench --json results.json --plot pictures --html report.html
-  ferroflash bench compare before.json after.json
-  ferroflash bench --device emulator --heads 4 --kv-heads 2"
+  ferroflash bench compare before.json after.json"
 )]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -45,18 +60,49 @@ pub(crate) struct BenchArgs {
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best")]
     device: String,
-    /// Timed samples of each kernel and cell, at least 3
+    /// Measure other implementations beside ours, those of PyTorch and Triton; all of them, or those named
+    #[arg(
+        long,
+        value_name = "PEERS",
+        num_args = 0..,
+        require_equals = true,
+        value_delimiter = ',',
+        default_missing_values = ["cudnn", "flash", "efficient", "math", "triton"]
+    )]
+    peers: Vec<PeerName>,
+    /// The Python that has PyTorch [default: python3 or python of the path]
+    #[arg(long, value_name = "PATH", requires = "peers")]
+    python: Option<PathBuf>,
+    /// Timed samples of each implementation and cell, at least 3
     #[arg(long, value_name = "N", default_value_t = 21)]
     repeats: u32,
-    /// Milliseconds of warm-up of each kernel and cell
+    /// Milliseconds of warm-up of each implementation and cell
     #[arg(long, value_name = "MS", default_value_t = 200)]
     warmup: u64,
+    /// Milliseconds of one sample: launches are repeated until they fill it
+    #[arg(long, value_name = "MS", default_value_t = 5.0)]
+    sample: f64,
+    /// What a timed launch finds in the level-two cache
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = L2::Warm)]
+    l2: L2,
+    /// Measure only what the device reaches at most, and no cell
+    #[arg(long)]
+    ceilings: bool,
     /// Seed of the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Write the results and the environment to this file
+    /// Seed of the order in which cells and implementations take turns
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    order_seed: u64,
+    /// Write the results and the environment to this file, anew after each cell
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Go on with the run that the --json file holds; what it has is not measured again
+    #[arg(long, requires = "json")]
+    resume: bool,
+    /// Take times by the clock of the host on the emulator too: for tests of this program, no statement about a GPU
+    #[arg(long, value_enum, default_value_t = Clock::Device, hide = true)]
+    clock: Clock,
     #[command(flatten)]
     export: ExportArgs,
     #[command(subcommand)]
@@ -69,48 +115,96 @@ enum BenchVerb {
     Compare(CompareArgs),
 }
 
-impl BenchArgs {
-    /// The comparison that was asked for in the place of a run.
-    pub(crate) fn compare(&self) -> Option<&CompareArgs> {
-        self.verb.as_ref().map(|BenchVerb::Compare(args)| args)
-    }
+/// What times come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Clock {
+    /// Events of the device; the emulator has none.
+    Device,
+    /// Whatever the device offers.
+    Host,
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    // A quartile of fewer is no quartile.
-    ensure!(args.repeats >= 3, "--repeats {} is not accepted; at least 3 samples are needed", args.repeats);
-    if let Some(path) = &args.json {
-        check_writable(path)?;
-    }
-    args.export.check()?;
+    args.validate()?;
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
+    let timed = !emulator || args.clock == Clock::Host;
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
     let runnable: Vec<Kernel> = Kernel::ALL.into_iter().filter(has_instructions).collect();
     let sweep = args.sweep.sweep(emulator, &runnable)?;
+
+    let mut gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
+    let mut environment = environment::environment(device.info(), &gpu);
+    let throttled_before = gpu.as_mut().map(|gpu| gpu.read().throttle_reasons).unwrap_or_default();
+    let sampler = gpu.ok().map(Sampler::start);
+    let mut peers = match args.start_peers(&device, timed)? {
+        Some(Ok(peers)) => Some(peers),
+        Some(Err(reason)) => {
+            environment.peers_missing = Some(reason);
+            None
+        }
+        None => None,
+    };
+    if let Some(peers) = &peers {
+        environment.peers = peers.versions.clone();
+    }
+    let peer_names: &[PeerName] = if peers.is_some() { &args.peers } else { &[] };
+
     let mut record = Record {
         kind: BENCH_KIND.to_owned(),
         schema_version: SCHEMA_VERSION,
-        environment: environment(device.info()),
-        method: method(args, emulator),
+        environment,
+        method: args.method(timed),
         sweep: SweepRecord {
-            name: "options".to_owned(),
-            scaled: None,
+            name: sweep.name.clone(),
+            scaled: sweep.scaled.clone(),
             kernels: sweep.kernels.iter().map(|kernel| kernel.name().to_owned()).collect(),
-            peers: Vec::new(),
+            peers: peer_names.iter().map(|peer| peer.name().to_owned()).collect(),
             problems: sweep.cases.iter().map(measure::cell_problem).collect(),
         },
         ceilings: None,
         noise: None,
         cells: Vec::new(),
     };
-    print_heading(&record);
-    let timing = (!emulator).then_some(Timing { repeats: args.repeats, warmup: Duration::from_millis(args.warmup) });
-    run_sweep(&device, &sweep, timing, args.seed, &mut record)?;
+    if let (true, Some(path)) = (args.resume, &args.json)
+        && path.exists()
+    {
+        let earlier = Record::read(path)?;
+        record.resume(earlier).with_context(|| format!("--resume {}", path.display()))?;
+    }
+    print_heading(&record, timed, &throttled_before);
+    if timed && record.ceilings.is_none() {
+        let mut dtypes: Vec<DType> = Vec::new();
+        for case in &sweep.cases {
+            if !dtypes.contains(&case.problem.dtype) {
+                dtypes.push(case.problem.dtype);
+            }
+        }
+        record.ceilings = Some(ceilings::measure(&device, &dtypes, peers.as_mut(), sampler.as_ref())?);
+    }
+    if let Some(ceilings) = &record.ceilings {
+        print_ceilings(ceilings);
+    }
+    args.keep(&record)?;
+    if args.ceilings {
+        ensure!(timed, "--ceilings needs a GPU: the emulator counts, and has no rates");
+        return Ok(());
+    }
+
+    let ceilings = record.ceilings.clone();
+    let timing = timed.then(|| args.timing());
+    let bench = Bench {
+        device: &device,
+        kernels: &sweep.kernels,
+        peer_names,
+        peers,
+        timing,
+        ceilings: ceilings.as_ref(),
+        sampler: sampler.as_ref(),
+    };
+    run_sweep(bench, &sweep, args, &mut record)?;
+    print_results(&record, timed);
     if let Some(path) = &args.json {
-        let mut text = serde_json::to_string_pretty(&record).context("the record cannot be written as JSON")?;
-        text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
         println!("results written to {}", path.display());
     }
     args.export.write(&record)?;
@@ -123,20 +217,76 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn method(args: &BenchArgs, emulator: bool) -> Method {
-    Method {
-        timer: if emulator { "none: counts of the emulator" } else { "CUDA events around the launches of a sample" }
-            .to_owned(),
-        repeats: if emulator { 0 } else { args.repeats },
-        sample_ms: if emulator { 0.0 } else { measure::SAMPLE_MS },
-        warmup_seconds: if emulator { 0.0 } else { args.warmup as f64 / 1e3 },
-        l2: "warm".to_owned(),
-        order: "cells as in the sweep; kernels take turns, each round starting with the next one".to_owned(),
-        order_seed: 0,
-        seed: args.seed,
-        inputs: "standard normal, rounded to the element type".to_owned(),
-        flop_rule: "4 * batch * heads * seq * seq * head_dim, half of it when causal".to_owned(),
-        tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
+impl BenchArgs {
+    /// The comparison that was asked for in the place of a run.
+    pub(crate) fn compare(&self) -> Option<&CompareArgs> {
+        self.verb.as_ref().map(|BenchVerb::Compare(args)| args)
+    }
+
+    fn validate(&self) -> Result<()> {
+        // A quartile of fewer is no quartile.
+        ensure!(self.repeats >= 3, "--repeats {} is not accepted; at least 3 samples are needed", self.repeats);
+        ensure!(
+            self.sample.is_finite() && self.sample > 0.0,
+            "--sample {} is not accepted; a time above 0 is needed",
+            self.sample
+        );
+        sweep::unique("--peers", self.peers.iter())?;
+        self.json.as_deref().map_or(Ok(()), check_writable)?;
+        self.export.check()
+    }
+
+    fn timing(&self) -> Timing {
+        Timing {
+            repeats: self.repeats,
+            warmup: Duration::from_millis(self.warmup),
+            sample_ms: self.sample,
+            l2: self.l2,
+            order_seed: self.order_seed,
+        }
+    }
+
+    /// The peers, if some were asked for, or why there are none.
+    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<peers::Outcome<Peers>>> {
+        if self.peers.is_empty() {
+            return Ok(None);
+        }
+        if !timed {
+            return Ok(Some(Err("they need a GPU, and this is the emulator".to_owned())));
+        }
+        Peers::start(self.python.as_deref(), &device.info().kind).map(Some)
+    }
+
+    fn method(&self, timed: bool) -> Method {
+        let timer = match (timed, self.clock) {
+            (false, _) => "none: the emulator counts",
+            (true, Clock::Device) => "events of the device around the launches of a sample",
+            (true, Clock::Host) => "for tests: whatever the device offers, on the emulator the clock of the host",
+        };
+        let order = if timed {
+            "cells in a drawn order; in each round of samples the implementations in a drawn order; what holds more than a \
+             sixteenth of device memory after the others, alone"
+        } else {
+            "as listed"
+        };
+        Method {
+            timer: timer.to_owned(),
+            repeats: if timed { self.repeats } else { 0 },
+            sample_ms: if timed { self.sample } else { 0.0 },
+            warmup_seconds: if timed { self.warmup as f64 / 1e3 } else { 0.0 },
+            l2: self.l2.name().to_owned(),
+            order: order.to_owned(),
+            order_seed: self.order_seed,
+            seed: self.seed,
+            inputs: "standard normal, rounded to the element type; the same for all".to_owned(),
+            flop_rule: "4 * batch * heads * seq * kv_seq * head_dim, half of it when causal".to_owned(),
+            tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
+        }
+    }
+
+    /// Writes what is there, if it was asked for.
+    fn keep(&self, record: &Record) -> Result<()> {
+        self.json.as_deref().map_or(Ok(()), |path| record.write(path))
     }
 }
 
@@ -148,59 +298,136 @@ fn check_writable(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn print_heading(record: &Record) {
-    let environment = &record.environment;
+fn print_heading(record: &Record, timed: bool, throttled: &[&str]) {
+    let Record { environment, method, sweep, .. } = record;
     print!("{}", environment.device);
     if let (Some(capability), Some(driver)) = (&environment.compute_capability, &environment.driver) {
         print!(", compute capability {capability}, driver for CUDA {driver}");
     }
     println!(", ferroflash {}", environment.ferroflash);
-    if environment.backend == "emulator" {
+    if let Some(nvml) = &environment.nvml {
+        let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+        println!(
+            "Highest clocks {} MHz (multiprocessors) and {} MHz (memory), power limit {} W{}",
+            known(nvml.sm_clock_max_mhz.map(|mhz| mhz.to_string())),
+            known(nvml.memory_clock_max_mhz.map(|mhz| mhz.to_string())),
+            known(nvml.power_limit_watts.map(|watts| format!("{watts:.0}"))),
+            if throttled.is_empty() {
+                String::new()
+            } else {
+                format!("; THROTTLED at the start: {}", throttled.join(", "))
+            },
+        );
+    }
+    if let Some(reason) = &environment.nvml_missing {
+        println!("Clocks, power and temperature are not known: {reason}");
+    }
+    if let Some(reason) = &environment.peers_missing {
+        println!("No peers: {reason}");
+    } else if !environment.peers.is_empty() {
+        let versions: Vec<_> = environment.peers.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        println!("Peers: {} ({})", sweep.peers.join(", "), versions.join(", "));
+    }
+    if timed {
+        let Method { repeats, warmup_seconds, sample_ms, l2, order_seed, .. } = method;
+        println!(
+            "Median and interquartile range of {repeats} samples of {sample_ms} ms by {} after {warmup_seconds} s of warm-up, \
+             level-two cache {l2}, order drawn with seed {order_seed}.",
+            method.timer
+        );
+    } else {
         println!(
             "No GPU: the compiled kernels run in the PTX emulator. The numbers are COUNTS of what they do, not times."
         );
-    } else {
-        let Method { repeats, warmup_seconds, .. } = &record.method;
-        println!(
-            "Median and interquartile range of {repeats} samples by CUDA events after {warmup_seconds} s of warm-up."
-        );
+    }
+    print!("Sweep: {}, {} cells", sweep.name, sweep.problems.len());
+    match record.cells.len() {
+        0 => println!("."),
+        done => println!(", of which {done} were done before."),
+    }
+    if let Some(scaled) = &sweep.scaled {
+        println!("Smaller than on a GPU: {scaled}.");
     }
     println!("max error: largest |out - f64 reference| of what the tolerance rule accepts.");
 }
 
-fn run_sweep(device: &Device, sweep: &Sweep, timing: Option<Timing>, seed: u64, record: &mut Record) -> Result<()> {
-    let steps = sweep.cases.len() as u64;
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+fn print_ceilings(ceilings: &Ceilings) {
+    let Ceilings { copy_bytes_per_second: copy, matmul_flops, exp2_per_second: exp2 } = ceilings;
+    println!("Ceilings:");
+    println!("  copy            {} GB/s  {}", format::significant(copy.value / 1e9), copy.how);
+    for (dtype, matmul) in matmul_flops {
+        println!("  product, {dtype:<4}   {} TFLOP/s  {}", format::significant(matmul.value / 1e12), matmul.how);
+    }
+    println!("  exponentials    {} T/s  {}", format::significant(exp2.value / 1e12), exp2.how);
+}
+
+/// Measures what the record lacks, and keeps each cell as soon as it is done.
+fn run_sweep(mut bench: Bench<'_>, sweep: &Sweep, args: &BenchArgs, record: &mut Record) -> Result<()> {
+    let done = |record: &Record, i: usize| record.cells.iter().any(|cell| cell.problem == record.sweep.problems[i]);
+    let mut todo: Vec<usize> = (0..sweep.cases.len()).filter(|&i| !done(record, i)).collect();
+    if bench.timing.is_some() {
+        // What drifts in the course of a run then does not look like an effect of the length.
+        todo.shuffle(&mut SmallRng::seed_from_u64(args.order_seed));
+    }
+    let steps = todo.len() as u64;
+    let terminal = std::io::stderr().is_terminal();
+    let bar = if terminal { ProgressBar::new(steps) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cells, {eta} left: {msg}")
         .context("the template of the progress bar")?;
     bar.set_style(style);
-    let mut group: Vec<Cell> = Vec::new();
-    for (i, &case) in sweep.cases.iter().enumerate() {
+    let start = Instant::now();
+    for (count, i) in todo.into_iter().enumerate() {
+        let case = sweep.cases[i];
         let problem = measure::cell_problem(&case);
-        if group.first().is_some_and(|first| !table::same_group(&first.problem, &problem)) {
-            bar.suspend(|| print_group(&group, timing.is_none()));
-            group.clear();
-        }
         // A seed of its own for each cell: no cell sees the inputs of another.
-        let seed = seed.wrapping_mul(steps).wrapping_add(i as u64);
-        let cell = measure::measure(device, case, &sweep.kernels, timing, seed, |step| {
-            bar.set_message(format!("{problem}: {step}"));
-        })
-        .with_context(|| problem.to_string())?;
+        let seed = args.seed.wrapping_mul(sweep.cases.len() as u64).wrapping_add(i as u64);
+        let (cell, pair) = bench
+            .measure(case, seed, |step| bar.set_message(format!("{problem}: {step}")))
+            .with_context(|| problem.to_string())?;
         bar.inc(1);
-        group.push(cell.clone());
-        record.cells.push(cell);
+        let count = count as u64 + 1;
+        let left = start.elapsed().mul_f64((steps - count) as f64 / count as f64);
+        bar.suspend(|| print_progress(&cell, count, steps, left));
+        record.insert(cell, pair);
+        args.keep(record)?;
     }
     bar.finish_and_clear();
-    print_group(&group, timing.is_none());
     Ok(())
 }
 
-fn print_group(cells: &[Cell], counted: bool) {
-    let Some(first) = cells.first() else { return };
-    println!("\n{}", table::title(&first.problem));
-    println!("{}", if counted { table::counted(cells) } else { table::timed(cells) });
-    for line in table::skipped(cells) {
+/// One line for a cell that is done.
+fn print_progress(cell: &Cell, count: u64, steps: u64, left: Duration) {
+    let speeds = cell
+        .results
+        .iter()
+        .filter(|result| !result.peer)
+        .filter_map(|result| Some(format!("{} {}", result.name, format::significant(result.tflops?))));
+    let speeds: Vec<_> = speeds.collect();
+    let speeds = if speeds.is_empty() { String::new() } else { format!(": {} TFLOP/s", speeds.join(", ")) };
+    let best = measure::best_peer(&cell.results).and_then(|best| Some((&best.name, best.tflops?)));
+    let best = best.map_or(String::new(), |(name, tflops)| format!("; {name} {}", format::significant(tflops)));
+    let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+    println!("[{count}/{steps}, {left} left] {}{speeds}{best}", cell.problem);
+}
+
+fn print_results(record: &Record, timed: bool) {
+    for cells in record.cells.chunk_by(|a, b| table::same_group(&a.problem, &b.problem)) {
+        println!("\n{}", table::title(&cells[0].problem));
+        println!("{}", if timed { table::timed(cells, &record.sweep.peers) } else { table::counted(cells) });
+        for line in table::skipped(cells) {
+            println!("{line}");
+        }
+    }
+    if let Some(noise) = &record.noise {
+        let pairs: Vec<f64> = noise.pairs.iter().map(|pair| pair.difference_percent).collect();
+        println!(
+            "Noise: the newest kernel measured against itself differs by {:.2} % in the middle of {} cells, {:.2} % at most.",
+            stats::Quartiles::of(&pairs).median,
+            pairs.len(),
+            noise.floor_percent
+        );
+    }
+    for line in table::throttled(&record.cells) {
         println!("{line}");
     }
 }

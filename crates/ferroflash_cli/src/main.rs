@@ -8,7 +8,6 @@ mod export;
 mod format;
 mod plot;
 mod report;
-mod serve;
 mod tables;
 mod workload;
 
@@ -25,13 +24,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     Compare(compare::CompareArgs),
     Report(report::ReportArgs),
     Attend(attend::AttendArgs),
     Doctor(doctor::DoctorArgs),
-    #[command(hide = true)]
-    Serve(serve::ServeArgs),
     #[command(hide = true)]
     Tables(tables::TablesArgs),
 }
@@ -46,7 +43,6 @@ fn main() -> ExitCode {
         Verb::Report(args) => report::run(&args),
         Verb::Attend(args) => attend::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
-        Verb::Serve(args) => serve::run(&args),
         Verb::Tables(args) => tables::run(&args),
     };
     match result {

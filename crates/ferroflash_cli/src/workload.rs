@@ -1,14 +1,16 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use attn_spec::{DType, Kernel, Mask};
+use clap::ValueEnum;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
 use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Problem, Shape, Stream, Tensor};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
+use std::path::Path;
 
 /// Sizes, element type and mask of one problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +25,17 @@ impl Case {
         let Problem { batch, q_rows, kv_rows, q_heads, head_dim, .. } = self.problem;
         let full = 4.0 * batch as f64 * q_heads as f64 * q_rows as f64 * kv_rows as f64 * head_dim as f64;
         if self.mask == Mask::Causal { full / 2.0 } else { full }
+    }
+
+    /// How many copies of the tensors are needed to fill twice a cache of this size.
+    pub(crate) fn rotated_sets(&self, cache_bytes: u64) -> u64 {
+        (2 * cache_bytes).div_ceil(self.tensor_bytes().max(1)).clamp(2, MAX_SETS)
+    }
+
+    /// Bytes of q, k, v and out.
+    pub(crate) fn tensor_bytes(&self) -> u64 {
+        let elements = |shape: Shape| shape.elements().unwrap_or(usize::MAX) as u64;
+        (elements(self.q_shape()) + elements(self.kv_shape())) * 2 * self.problem.dtype.bytes() as u64
     }
 
     fn q_shape(&self) -> Shape {
@@ -40,17 +53,53 @@ const FULL_CHECK_FLOPS: f64 = 1e9;
 /// Rows drawn for the comparison of larger outputs, besides the first and last row of the first and last head.
 const DRAWN_ROWS: usize = 128;
 
-/// Device buffers, host copies of the inputs, and the rows that results are compared on.
-pub(crate) struct Workload {
-    case: Case,
-    device: Device,
-    stream: Stream,
+/// What a timed launch finds in the level-two cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum L2 {
+    /// What the launch before it left there, as in a layer that has just been computed
+    #[default]
+    Warm,
+    /// Nothing of its own: a copy of twice the cache goes before each launch, outside of the time
+    Flush,
+    /// Little of its own: launches go round several copies of the tensors, together twice the cache
+    Rotate,
+}
+
+impl L2 {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            L2::Warm => "warm",
+            L2::Flush => "flush",
+            L2::Rotate => "rotate",
+        }
+    }
+}
+
+/// Most copies of the tensors that launches go round: beyond, their allocation takes longer than the launches.
+const MAX_SETS: u64 = 64;
+
+/// Bytes of one row of what is copied to flush the cache.
+const FLUSH_ROW_BYTES: usize = 1024;
+
+/// The tensors of one launch.
+struct Set {
     q: Tensor,
     k: Tensor,
     v: Tensor,
     out: Tensor,
+}
+
+/// Device buffers, and the rows that results are compared on.
+pub(crate) struct Workload {
+    case: Case,
+    device: Device,
+    stream: Stream,
+    /// Never empty. Results are taken from the first.
+    sets: Vec<Set>,
     lse: Lse,
     reference: Reference,
+    /// Two tensors, each as large as the level-two cache: copying one to the other leaves nothing else there.
+    flush: Option<[Tensor; 2]>,
 }
 
 /// What results are compared with: output and log-sum-exp of some rows, one after the other.
@@ -72,6 +121,51 @@ impl Workload {
         }
     }
 
+    /// Prepares for launches that find this in the cache.
+    pub(crate) fn with_l2(mut self, l2: L2) -> Result<Workload> {
+        let cache = u64::from(self.device.info().l2_bytes);
+        match l2 {
+            L2::Warm => {}
+            L2::Flush => {
+                // A device without a cache has nothing to flush; the copy of one row keeps the path the same.
+                let rows = (cache as usize).div_ceil(FLUSH_ROW_BYTES).max(1);
+                let shape = Shape::new(1, rows, 1, FLUSH_ROW_BYTES / DType::F32.bytes());
+                let zeros = || Tensor::zeros(&self.device, DType::F32, shape, Layout::Bshd);
+                self.flush = Some([zeros()?, zeros()?]);
+            }
+            L2::Rotate => {
+                for _ in 1..self.case.rotated_sets(cache) {
+                    let first = &self.sets[0];
+                    let copy = |tensor: &Tensor| -> ferroflash::Result<Tensor> {
+                        let mut copy = Tensor::uninit(&self.device, tensor.dtype(), tensor.shape(), Layout::Bshd)?;
+                        copy.copy_from(&self.stream, tensor)?;
+                        Ok(copy)
+                    };
+                    let (q, k, v) = (copy(&first.q)?, copy(&first.k)?, copy(&first.v)?);
+                    let out = Tensor::uninit(&self.device, first.out.dtype(), first.out.shape(), Layout::Bshd)?;
+                    self.sets.push(Set { q, k, v, out });
+                }
+            }
+        }
+        Ok(self)
+    }
+
+    /// Writes q, k and v as files of that name, element after element in the order `[batch, row, head, dim]`.
+    pub(crate) fn write_inputs(&self, folder: &Path) -> Result<()> {
+        let Set { q, k, v, .. } = &self.sets[0];
+        for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+            let path = folder.join(name);
+            let write = |bytes: &[u8]| std::fs::write(&path, bytes);
+            match self.case.problem.dtype {
+                DType::F32 => write(bytemuck::cast_slice(&tensor.to_vec::<f32>()?)),
+                DType::F16 => write(bytemuck::cast_slice(&tensor.to_vec::<half::f16>()?)),
+                DType::Bf16 => write(bytemuck::cast_slice(&tensor.to_vec::<half::bf16>()?)),
+            }
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn with<T: Element>(device: &Device, case: Case, seed: u64) -> Result<Workload> {
         let [q, k, v] = [(case.q_shape(), 0), (case.kv_shape(), 1), (case.kv_shape(), 2)].map(|(shape, tensor)| {
             let elements = shape.elements().context("the tensors are larger than the address space")?;
@@ -85,12 +179,15 @@ impl Workload {
             case,
             device: device.clone(),
             stream: device.default_stream(),
-            q: upload(&q)?,
-            k: upload(&k)?,
-            v: upload(&v)?,
-            out: Tensor::uninit(device, dtype, case.q_shape(), Layout::Bshd)?,
+            sets: vec![Set {
+                q: upload(&q)?,
+                k: upload(&k)?,
+                v: upload(&v)?,
+                out: Tensor::uninit(device, dtype, case.q_shape(), Layout::Bshd)?,
+            }],
             lse: Lse::uninit(device, LseShape { batch, heads, rows })?,
             reference,
+            flush: None,
         })
     }
 
@@ -102,12 +199,19 @@ impl Workload {
     /// Milliseconds on the device for `launches` forward passes in a row, together.
     pub(crate) fn time_ms(&mut self, kernel: Kernel, launches: u32) -> ferroflash::Result<f64> {
         let attention = self.attention(kernel);
-        let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
-        let (mut out, mut lse) = (self.out.view_mut(), self.lse.view_mut());
-        let stream = &self.stream;
-        let elapsed = self.device.time(stream, || {
-            (0..launches).try_for_each(|_| attention.forward_into(stream, &q, &k, &v, &mut out, Some(&mut lse)))
-        })?;
+        let Workload { device, stream, sets, lse, flush, .. } = self;
+        let mut lse = lse.view_mut();
+        let mut launch = |i: u32| {
+            let count = sets.len();
+            let Set { q, k, v, out } = &mut sets[i as usize % count];
+            attention.forward_into(stream, &q.view(), &k.view(), &v.view(), &mut out.view_mut(), Some(&mut lse))
+        };
+        let elapsed = match flush {
+            None => device.time(stream, || (0..launches).try_for_each(&mut launch))?,
+            Some([to, from]) => {
+                device.time_each(stream, launches, || to.copy_from(stream, from), || launch(0))?.iter().sum()
+            }
+        };
         Ok(elapsed.as_secs_f64() * 1e3)
     }
 
@@ -115,7 +219,8 @@ impl Workload {
     pub(crate) fn extra_bytes(&self, kernel: Kernel) -> ferroflash::Result<u64> {
         let before = self.device.memory().live_bytes;
         self.device.reset_peak();
-        let output = self.attention(kernel).forward(&self.q.view(), &self.k.view(), &self.v.view())?;
+        let Set { q, k, v, .. } = &self.sets[0];
+        let output = self.attention(kernel).forward(&q.view(), &k.view(), &v.view())?;
         self.device.synchronize()?;
         let out_bytes = (output.out.storage_elements() * output.out.dtype().bytes()) as u64;
         Ok(self.device.memory().peak_bytes - before - out_bytes)
@@ -124,19 +229,37 @@ impl Workload {
     /// Runs `kernel` once over poisoned outputs and compares them with the reference.
     pub(crate) fn check(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
         // NaN in every type: an element that the kernel does not write stands out.
-        self.out.fill_bytes(0xff)?;
-        self.lse.fill_bytes(0xff)?;
         let attention = self.attention(kernel);
-        let (q, k, v) = (self.q.view(), self.k.view(), self.v.view());
-        let (mut out, mut lse) = (self.out.view_mut(), self.lse.view_mut());
-        attention.forward_into(&self.stream, &q, &k, &v, &mut out, Some(&mut lse))?;
+        let Set { q, k, v, out } = &mut self.sets[0];
+        out.fill_bytes(0xff)?;
+        self.lse.fill_bytes(0xff)?;
+        let mut lse = self.lse.view_mut();
+        attention.forward_into(&self.stream, &q.view(), &k.view(), &v.view(), &mut out.view_mut(), Some(&mut lse))?;
         self.stream.synchronize()?;
-        let lse = self.lse.to_vec()?;
-        match self.case.problem.dtype {
-            DType::F32 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<f32>()?, &lse)),
-            DType::F16 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<half::f16>()?, &lse)),
-            DType::Bf16 => Ok(self.reference.compare(&self.case, &self.out.to_vec::<half::bf16>()?, &lse)),
+        let lse = Some(self.lse.to_vec()?);
+        let (case, reference) = (&self.case, &self.reference);
+        match case.problem.dtype {
+            DType::F32 => Ok(reference.compare(case, &out.to_vec::<f32>()?, lse.as_deref())),
+            DType::F16 => Ok(reference.compare(case, &out.to_vec::<half::f16>()?, lse.as_deref())),
+            DType::Bf16 => Ok(reference.compare(case, &out.to_vec::<half::bf16>()?, lse.as_deref())),
         }
+    }
+
+    /// Compares an output that another program wrote to a file, in the order `[batch, row, head, dim]`, with the reference.
+    pub(crate) fn check_file(&self, path: &Path) -> Result<Check> {
+        match self.case.problem.dtype {
+            DType::F32 => self.check_file_of::<f32>(path),
+            DType::F16 => self.check_file_of::<half::f16>(path),
+            DType::Bf16 => self.check_file_of::<half::bf16>(path),
+        }
+    }
+
+    fn check_file_of<T: Element>(&self, path: &Path) -> Result<Check> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let expected = self.case.q_shape().elements().unwrap_or(usize::MAX).saturating_mul(size_of::<T>());
+        ensure!(bytes.len() == expected, "the output has {} bytes instead of {expected}", bytes.len());
+        let out: Vec<T> = bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
+        Ok(self.reference.compare(&self.case, &out, None))
     }
 }
 
@@ -150,31 +273,35 @@ impl Reference {
         Ok(Reference { rows, exact, rounded })
     }
 
-    /// Compares `out`, `[batch, row, head, dim]`, and `lse`, `[batch, head, row]`, with the reference.
-    fn compare<T: Element>(&self, case: &Case, out: &[T], lse: &[f32]) -> Check {
+    /// Compares `out`, `[batch, row, head, dim]`, and `lse`, `[batch, head, row]`, if there is one, with the reference.
+    fn compare<T: Element>(&self, case: &Case, out: &[T], lse: Option<&[f32]>) -> Check {
         let Problem { batch, q_rows, q_heads, head_dim, .. } = case.problem;
-        let mut found = ReferenceOutput { out: Vec::new(), lse: Vec::new() };
+        let mut found = Vec::new();
         for row in &self.rows {
             let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
-            found.out.extend(out[start..start + head_dim].iter().map(|x| x.to_f64()));
-            found.lse.push(lse[(row.batch * q_heads + row.q_head) * q_rows + row.q_row].into());
+            found.extend(out[start..start + head_dim].iter().map(|x| x.to_f64()));
         }
-        let comparison = Comparison::new(&found.out, &self.exact.out, &self.rounded.out);
-        let lse_check = LseCheck {
-            max_error: reference::max_abs_difference(&found.lse, &self.exact.lse),
-            bound: lse_bound(&self.exact.lse, &self.rounded.lse),
-        };
+        let comparison = Comparison::new(&found, &self.exact.out, &self.rounded.out);
+        let lse_check = lse.map(|lse| {
+            let place = |row: &Row| (row.batch * q_heads + row.q_head) * q_rows + row.q_row;
+            let found: Vec<f64> = self.rows.iter().map(|row| lse[place(row)].into()).collect();
+            LseCheck {
+                max_error: reference::max_abs_difference(&found, &self.exact.lse),
+                bound: lse_bound(&self.exact.lse, &self.rounded.lse),
+            }
+        });
         // Every row of these problems sees a key, so whatever is not finite was not written, or is wrong.
-        let all_written = out.par_iter().all(|x| x.to_f64().is_finite()) && lse.iter().all(|x| x.is_finite());
+        let all_written =
+            out.par_iter().all(|x| x.to_f64().is_finite()) && lse.is_none_or(|lse| lse.iter().all(|x| x.is_finite()));
         Check {
             rows: self.rows.len(),
             rows_total: batch * q_heads * q_rows,
             max_error: comparison.max_error,
-            error_quantiles: error_quantiles(&found.out, &self.exact.out),
+            error_quantiles: error_quantiles(&found, &self.exact.out),
             rounded_error: comparison.rounded_error,
             bound: comparison.bound,
-            lse: Some(lse_check),
-            within: comparison.within && lse_check.max_error <= lse_check.bound && all_written,
+            lse: lse_check,
+            within: comparison.within && lse_check.is_none_or(|lse| lse.max_error <= lse.bound) && all_written,
         }
     }
 }
@@ -225,7 +352,7 @@ fn compared_rows(case: &Case, seed: u64) -> Vec<Row> {
 const CHUNK: usize = 1 << 16;
 
 /// Standard normal values rounded to the element type, the same for the same seed on every machine.
-fn normal<T: Element>(elements: usize, seed: u64) -> Vec<T> {
+pub(crate) fn normal<T: Element>(elements: usize, seed: u64) -> Vec<T> {
     let mut data = vec![T::from_f64(0.0); elements];
     data.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, data)| {
         // seed_from_u64 hashes, so neighbouring seeds give unrelated streams.

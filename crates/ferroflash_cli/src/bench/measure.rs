@@ -1,117 +1,318 @@
 //! Measuring one cell.
 
-use super::record::{Cell, CellProblem, Measurement};
+use super::ceilings::roofline;
+use super::nvml::{Sampler, summary};
+use super::peers::{Outcome, PeerName, Peers};
+use super::record::{Ceilings, Cell, CellProblem, Measurement, NoisePair};
 use super::stats::Quartiles;
-use crate::workload::{Case, Workload};
+use crate::workload::{Case, L2, Workload};
 use anyhow::Result;
 use attn_spec::{Kernel, Mask};
 use ferroflash::{Device, Error};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use std::time::{Duration, Instant};
 
-/// Length of one timed sample: long beside the microseconds that two events and an idle GPU cost, short enough to alternate.
-pub(crate) const SAMPLE_MS: f64 = 5.0;
+/// What holds more than this part of device memory is timed alone, so that no two such have to fit side by side.
+const HEAVY_PART: u64 = 16;
 
-/// Samples and warm-up of one cell.
+/// How samples are taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timing {
-    /// Timed samples of each kernel.
+    /// Timed samples of each implementation.
     pub(crate) repeats: u32,
-    /// Warm-up of each kernel: long enough for the clocks to settle under its load.
+    /// Warm-up of each implementation: long enough for the clocks to settle under its load.
     pub(crate) warmup: Duration,
+    /// Length of one sample: long beside the microseconds that two events and an idle GPU cost, short enough to alternate.
+    pub(crate) sample_ms: f64,
+    /// What a launch finds in the cache.
+    pub(crate) l2: L2,
+    /// Seed of the order in which implementations take turns.
+    pub(crate) order_seed: u64,
 }
 
-/// Runs every kernel on one problem. `timing` is `None` on the emulator, which counts instead.
-///
-/// A kernel whose memory does not fit or that does not run this problem is left out with the reason; every other failure ends the
-/// run.
-pub(crate) fn measure(
-    device: &Device,
-    case: Case,
-    kernels: &[Kernel],
-    timing: Option<Timing>,
-    seed: u64,
-    mut progress: impl FnMut(&str),
-) -> Result<Cell> {
-    progress("inputs and reference");
-    let mut workload = Workload::new(device, case, seed)?;
-    let mut results = Vec::new();
-    for &kernel in kernels {
-        progress(kernel.name());
-        results.push(check(&mut workload, device, &case, kernel)?);
+impl Timing {
+    /// How many launches fill a sample, when `launches` took `ms`.
+    fn launches(&self, launches: u32, ms: f64) -> u32 {
+        // As many as a queue of launches holds without stalling the host; with two events and a copy for each, fewer.
+        let most = if self.l2 == L2::Flush { 100.0 } else { 1000.0 };
+        (self.sample_ms * f64::from(launches) / ms).ceil().clamp(1.0, most) as u32
     }
-    if let Some(timing) = timing {
-        progress("timing");
-        let runnable: Vec<usize> = (0..kernels.len()).filter(|&i| results[i].skipped.is_none()).collect();
-        let samples = time(&mut workload, &runnable.iter().map(|&i| kernels[i]).collect::<Vec<_>>(), timing)?;
-        for (i, samples) in runnable.into_iter().zip(samples) {
-            let quartiles = Quartiles::of(&samples);
-            results[i].time_ms = Some(quartiles);
-            results[i].samples_ms = samples;
-            // Milliseconds to seconds, operations to 10^12.
-            results[i].tflops = Some(case.flops() / (quartiles.median * 1e-3) / 1e12);
-        }
-    }
-    drop(workload);
-    // Freed here, so that a cell never runs short because of what the one before it kept.
-    device.trim_memory()?;
-    compare_with_naive(&mut results);
-    Ok(Cell { problem: cell_problem(&case), flops: case.flops(), roofline: None, telemetry: None, results })
 }
 
-/// Memory, correctness and, on the emulator, counters.
-fn check(workload: &mut Workload, device: &Device, case: &Case, kernel: Kernel) -> Result<Measurement> {
-    let mut result = Measurement::new(kernel.name(), false);
-    let measured = || -> ferroflash::Result<()> {
-        let plan = workload.attention(kernel).plan(device, &case.problem)?;
-        result.symbols = plan.symbols().map(str::to_owned).collect();
-        result.extra_bytes = Some(workload.extra_bytes(kernel)?);
-        device.reset_counters();
-        result.check = Some(workload.check(kernel)?);
-        result.counters = device.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
-        Ok(())
-    }();
-    match measured {
-        Ok(()) => {}
-        Err(
-            error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
-        ) => {
-            device.trim_memory()?;
-            result.skipped = Some(error.to_string());
-        }
-        Err(error) => return Err(error.into()),
-    }
-    Ok(result)
+/// Everything that measures a cell.
+pub(crate) struct Bench<'a> {
+    pub(crate) device: &'a Device,
+    pub(crate) kernels: &'a [Kernel],
+    pub(crate) peer_names: &'a [PeerName],
+    pub(crate) peers: Option<Peers>,
+    /// `None` on the emulator, which counts instead.
+    pub(crate) timing: Option<Timing>,
+    pub(crate) ceilings: Option<&'a Ceilings>,
+    pub(crate) sampler: Option<&'a Sampler>,
 }
 
-/// Milliseconds of one forward pass, `repeats` samples for each kernel. Kernels take turns, each round starting with the next
-/// one, so that drifting clocks and temperatures meet all alike.
-fn time(workload: &mut Workload, kernels: &[Kernel], timing: Timing) -> ferroflash::Result<Vec<Vec<f64>>> {
-    let mut launches = Vec::new();
-    for &kernel in kernels {
-        launches.push(warm_up(workload, kernel, timing.warmup)?);
-    }
-    let mut samples = vec![Vec::new(); kernels.len()];
-    for round in 0..timing.repeats as usize {
-        for turn in 0..kernels.len() {
-            let i = (round + turn) % kernels.len();
-            samples[i].push(workload.time_ms(kernels[i], launches[i])? / f64::from(launches[i]));
-        }
-    }
-    Ok(samples)
+/// One that takes turns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    Kernel(Kernel),
+    /// The same kernel as another contestant: the difference of the two is noise.
+    Again(Kernel),
+    Peer(PeerName),
 }
 
-/// Runs `kernel` for `warmup` and returns how many launches fill one sample.
-fn warm_up(workload: &mut Workload, kernel: Kernel, warmup: Duration) -> ferroflash::Result<u32> {
-    let start = Instant::now();
-    let mut launches = 1;
-    loop {
-        let ms = workload.time_ms(kernel, launches)?;
-        // At least one launch; at most 1000, which a queue of launches holds without stalling the host.
-        launches = (SAMPLE_MS * f64::from(launches) / ms).ceil().clamp(1.0, 1000.0) as u32;
-        if start.elapsed() >= warmup {
-            return Ok(launches);
+impl Who {
+    fn name(self) -> &'static str {
+        match self {
+            Who::Kernel(kernel) | Who::Again(kernel) => kernel.name(),
+            Who::Peer(peer) => peer.name(),
         }
     }
+}
+
+/// Samples of one that takes turns.
+struct Contestant {
+    who: Who,
+    launches: u32,
+    samples: Vec<f64>,
+    /// Why it gave up.
+    failed: Option<String>,
+}
+
+impl Bench<'_> {
+    /// Runs every implementation on one problem.
+    ///
+    /// A kernel whose memory does not fit or that does not run this problem, and a peer that fails for whatever reason, is left out
+    /// with the reason; every other failure ends the run.
+    pub(crate) fn measure(
+        &mut self,
+        case: Case,
+        seed: u64,
+        mut progress: impl FnMut(&str),
+    ) -> Result<(Cell, Option<NoisePair>)> {
+        progress("inputs and reference");
+        let mut workload = Workload::new(self.device, case, seed)?;
+        let mut results = Vec::new();
+        for &kernel in self.kernels {
+            progress(kernel.name());
+            results.push(self.check(&mut workload, &case, kernel)?);
+        }
+        if let Some(timing) = &self.timing {
+            workload = workload.with_l2(timing.l2)?;
+        }
+        results.extend(self.check_peers(&case, &workload, &mut progress)?);
+        let mut pair = None;
+        let mut telemetry = None;
+        if let Some(timing) = self.timing {
+            progress("timing");
+            let _ = self.sampler.map(Sampler::take);
+            let contestants = self.time(&mut workload, &results, timing, seed)?;
+            telemetry = self.sampler.and_then(|sampler| summary(&sampler.take()));
+            pair = noise(&contestants, &case);
+            for contestant in contestants {
+                keep(&mut results, contestant, &case);
+            }
+        }
+        drop(workload);
+        if let Some(peers) = &mut self.peers {
+            peers.release();
+        }
+        // Freed here, so that a cell never runs short because of what the one before it kept.
+        self.device.trim_memory()?;
+        let roofline = self.ceilings.and_then(|ceilings| roofline(&case, ceilings));
+        for result in &mut results {
+            result.bound_fraction =
+                roofline.as_ref().zip(result.time_ms).map(|(roofline, time)| roofline.bound_ms / time.median);
+        }
+        compare_with_naive(&mut results);
+        compare_with_peers(&mut results);
+        Ok((Cell { problem: cell_problem(&case), flops: case.flops(), roofline, telemetry, results }, pair))
+    }
+
+    /// Memory, correctness and, on the emulator, counters.
+    fn check(&self, workload: &mut Workload, case: &Case, kernel: Kernel) -> Result<Measurement> {
+        let device = self.device;
+        let mut result = Measurement::new(kernel.name(), false);
+        let measured = || -> ferroflash::Result<()> {
+            let plan = workload.attention(kernel).plan(device, &case.problem)?;
+            result.symbols = plan.symbols().map(str::to_owned).collect();
+            result.extra_bytes = Some(workload.extra_bytes(kernel)?);
+            device.reset_counters();
+            result.check = Some(workload.check(kernel)?);
+            result.counters = device.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+            Ok(())
+        }();
+        match measured {
+            Ok(()) => {
+                if self.is_heavy(&result) {
+                    device.trim_memory()?;
+                }
+            }
+            Err(
+                error @ (Error::OutOfMemory { .. } | Error::WorkspaceTooLarge { .. } | Error::KernelUnsupported { .. }),
+            ) => {
+                device.trim_memory()?;
+                result.skipped = Some(error.to_string());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(result)
+    }
+
+    /// The same of the peers.
+    fn check_peers(
+        &mut self,
+        case: &Case,
+        workload: &Workload,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<Vec<Measurement>> {
+        let Some(peers) = &mut self.peers else { return Ok(Vec::new()) };
+        progress("inputs of the peers");
+        // Nothing of ours that is still to be done may run beside theirs.
+        self.device.synchronize()?;
+        let l2 = self.timing.map_or(L2::Warm, |timing| timing.l2);
+        let prepared = peers.prepare(case, workload, l2, self.device.info().l2_bytes.into())?;
+        let mut results = Vec::new();
+        for &name in self.peer_names {
+            progress(name.name());
+            let mut result = Measurement::new(name.name(), true);
+            match prepared.clone().and_then(|()| peers.check(name, workload)) {
+                Ok(checked) => {
+                    result.extra_bytes = Some(checked.extra_bytes);
+                    result.graph = checked.graph;
+                    result.check = Some(checked.check);
+                }
+                Err(reason) => result.skipped = Some(reason),
+            }
+            results.push(result);
+        }
+        Ok(results)
+    }
+
+    fn is_heavy(&self, result: &Measurement) -> bool {
+        result.extra_bytes.is_some_and(|bytes| bytes > self.device.info().memory_bytes / HEAVY_PART)
+    }
+
+    /// Times everything that ran. What is heavy comes last, one at a time.
+    fn time(
+        &mut self,
+        workload: &mut Workload,
+        results: &[Measurement],
+        timing: Timing,
+        seed: u64,
+    ) -> Result<Vec<Contestant>> {
+        let kernels = self.kernels.iter().map(|&kernel| Who::Kernel(kernel));
+        let all: Vec<Who> = kernels.chain(self.peer_names.iter().map(|&peer| Who::Peer(peer))).collect();
+        let (mut light, mut heavy) = (Vec::new(), Vec::new());
+        for result in results.iter().filter(|result| result.skipped.is_none()) {
+            let who = all.iter().find(|who| who.name() == result.name).copied();
+            if self.is_heavy(result) { &mut heavy } else { &mut light }.extend(who);
+        }
+        // The newest kernel stands for all.
+        let again = light.iter().rev().find_map(|who| match who {
+            Who::Kernel(kernel) => Some(Who::Again(*kernel)),
+            _ => None,
+        });
+        light.extend(again);
+        let mut order = SmallRng::seed_from_u64(timing.order_seed ^ seed);
+        let mut contestants = self.block(workload, &light, timing, &mut order)?;
+        for who in heavy {
+            contestants.extend(self.block(workload, &[who], timing, &mut order)?);
+            self.device.trim_memory()?;
+            if let (Who::Peer(_), Some(peers)) = (who, &mut self.peers) {
+                // A process that ended has given its memory back.
+                let _ = peers.trim();
+            }
+        }
+        Ok(contestants)
+    }
+
+    /// Warms up and then lets all take turns, in another order each round, so that drifting clocks and temperatures meet all alike.
+    fn block(
+        &mut self,
+        workload: &mut Workload,
+        who: &[Who],
+        timing: Timing,
+        order: &mut SmallRng,
+    ) -> Result<Vec<Contestant>> {
+        let new = |&who| Contestant { who, launches: 1, samples: Vec::new(), failed: None };
+        let mut contestants: Vec<Contestant> = who.iter().map(new).collect();
+        for contestant in &mut contestants {
+            let start = Instant::now();
+            while contestant.failed.is_none() {
+                match self.sample(workload, contestant.who, contestant.launches)? {
+                    Ok(ms) => contestant.launches = timing.launches(contestant.launches, ms),
+                    Err(reason) => contestant.failed = Some(reason),
+                }
+                if start.elapsed() >= timing.warmup {
+                    break;
+                }
+            }
+        }
+        let mut turns: Vec<usize> = (0..contestants.len()).collect();
+        for _ in 0..timing.repeats {
+            turns.shuffle(order);
+            for &turn in &turns {
+                let contestant = &mut contestants[turn];
+                if contestant.failed.is_some() {
+                    continue;
+                }
+                match self.sample(workload, contestant.who, contestant.launches)? {
+                    Ok(ms) => contestant.samples.push(ms / f64::from(contestant.launches)),
+                    Err(reason) => contestant.failed = Some(reason),
+                }
+            }
+        }
+        Ok(contestants)
+    }
+
+    /// Milliseconds of `launches` in a row, together; of a peer maybe the reason why there are none.
+    fn sample(&mut self, workload: &mut Workload, who: Who, launches: u32) -> Result<Outcome<f64>> {
+        match who {
+            Who::Kernel(kernel) | Who::Again(kernel) => Ok(Ok(workload.time_ms(kernel, launches)?)),
+            Who::Peer(peer) => {
+                Ok(self.peers.as_mut().ok_or_else(|| "no peers".to_owned()).and_then(|p| p.time_ms(peer, launches)))
+            }
+        }
+    }
+}
+
+/// Puts the samples of one contestant where they belong.
+fn keep(results: &mut [Measurement], contestant: Contestant, case: &Case) {
+    let Contestant { who, launches, samples, failed } = contestant;
+    if matches!(who, Who::Again(_)) {
+        return;
+    }
+    let Some(result) = results.iter_mut().find(|result| result.name == who.name()) else { return };
+    if failed.is_some() {
+        // Some samples of one that then broke are no measurement.
+        result.skipped = failed;
+        return;
+    }
+    result.launches = Some(launches);
+    result.samples_ms = samples.iter().map(|&ms| rounded(ms)).collect();
+    let quartiles = Quartiles::of(&result.samples_ms);
+    result.time_ms = Some(quartiles);
+    // Milliseconds to seconds, operations to 10^12.
+    result.tflops = Some(case.flops() / (quartiles.median * 1e-3) / 1e12);
+}
+
+/// Six significant digits: finer than the clock of any GPU.
+fn rounded(ms: f64) -> f64 {
+    format!("{ms:.5e}").parse().unwrap_or(ms)
+}
+
+/// The kernel that took part twice.
+fn noise(contestants: &[Contestant], case: &Case) -> Option<NoisePair> {
+    let again = contestants.iter().find(|contestant| matches!(contestant.who, Who::Again(_)))?;
+    let Who::Again(kernel) = again.who else { return None };
+    let first = contestants.iter().find(|contestant| contestant.who == Who::Kernel(kernel))?;
+    let samples = |contestant: &Contestant| contestant.samples.iter().map(|&ms| rounded(ms)).collect::<Vec<_>>();
+    let (a_ms, b_ms) = (samples(first), samples(again));
+    let (a, b) = (Quartiles::of(&a_ms).median, Quartiles::of(&b_ms).median);
+    let difference_percent = 100.0 * (a.max(b) / a.min(b) - 1.0);
+    Some(NoisePair { problem: cell_problem(case), kernel: kernel.name().to_owned(), a_ms, b_ms, difference_percent })
 }
 
 fn compare_with_naive(results: &mut [Measurement]) {
@@ -128,6 +329,20 @@ fn compare_with_naive(results: &mut [Measurement]) {
     }
 }
 
+/// The fastest peer whose result is right.
+pub(crate) fn best_peer(results: &[Measurement]) -> Option<&Measurement> {
+    let right = |result: &&Measurement| result.peer && result.check.as_ref().is_some_and(|check| check.within);
+    let timed = results.iter().filter(right).filter_map(|result| Some((result, result.time_ms?.median)));
+    timed.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(result, _)| result)
+}
+
+fn compare_with_peers(results: &mut [Measurement]) {
+    let Some(best) = best_peer(results).and_then(|peer| peer.time_ms) else { return };
+    for result in results.iter_mut().filter(|result| !result.peer) {
+        result.ratio_to_best_peer = result.time_ms.map(|this| best.median / this.median);
+    }
+}
+
 /// The problem as the record and the tables name it.
 pub(crate) fn cell_problem(case: &Case) -> CellProblem {
     CellProblem {
@@ -139,5 +354,36 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
         batch: case.problem.batch,
         q_heads: case.problem.q_heads,
         kv_heads: case.problem.kv_heads,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::samples::sample_cell;
+    use super::*;
+
+    #[test]
+    fn the_fastest_right_peer_is_the_one_to_beat() {
+        let mut results =
+            sample_cell("bf16", 512, &[("v2", 2.0), ("v3", 1.0), ("torch math", 9.0), ("torch cudnn", 1.5)]).results;
+        compare_with_peers(&mut results);
+        let ratios: Vec<_> = results.iter().map(|result| result.ratio_to_best_peer).collect();
+        assert_eq!(ratios, [Some(0.75), Some(1.5), None, None]);
+        results[3].check.as_mut().unwrap().within = false;
+        compare_with_peers(&mut results);
+        assert_eq!(
+            (best_peer(&results).unwrap().name.as_str(), results[0].ratio_to_best_peer),
+            ("torch math", Some(4.5))
+        );
+    }
+
+    #[test]
+    fn a_sample_is_as_many_launches_as_fill_it() {
+        let timing = |l2| Timing { repeats: 3, warmup: Duration::ZERO, sample_ms: 5.0, l2, order_seed: 0 };
+        assert_eq!(timing(L2::Warm).launches(10, 20.0), 3);
+        assert_eq!(timing(L2::Warm).launches(1, 100.0), 1);
+        assert_eq!(timing(L2::Warm).launches(1, 0.001), 1000);
+        assert_eq!(timing(L2::Flush).launches(1, 0.001), 100);
+        assert_eq!(rounded(0.123_456_789), 0.123_457);
     }
 }

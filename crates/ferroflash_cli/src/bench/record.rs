@@ -125,7 +125,7 @@ pub(crate) struct Method {
 /// What a run set out to measure.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SweepRecord {
-    /// Name of the preset, path of the sweep file, or `options` when the command line named the cells.
+    /// Name of the preset, `default`, path of the sweep file, or `options` when the command line named the cells.
     pub(crate) name: String,
     /// How a preset was made smaller for the emulator; `null` when it was not.
     pub(crate) scaled: Option<String>,
@@ -275,6 +275,8 @@ pub(crate) struct Measurement {
     pub(crate) symbols: Vec<String>,
     /// Launches of each sample; `null` when it was not timed.
     pub(crate) launches: Option<u32>,
+    /// Whether those were replays of a CUDA graph, which spares a peer the time that Python takes for a call.
+    pub(crate) graph: bool,
     /// Every sample in the order of the rounds, milliseconds of one forward pass; empty when it was not timed.
     pub(crate) samples_ms: Vec<f64>,
     /// Quartiles of the samples.
@@ -364,6 +366,7 @@ impl Measurement {
             skipped: None,
             symbols: Vec::new(),
             launches: None,
+            graph: false,
             samples_ms: Vec::new(),
             time_ms: None,
             tflops: None,
@@ -410,6 +413,57 @@ impl Record {
         serde_json::from_value(value).context("not a complete record")
     }
 
+    /// Writes the record, all of it or nothing: whoever reads the file at any time finds a whole record.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).context("the record cannot be written as JSON")?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        std::fs::write(&partial, numbers_on_one_line(&text))
+            .and_then(|()| std::fs::rename(&partial, path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Takes over what an earlier run of the same sweep has finished.
+    ///
+    /// # Errors
+    /// What differs between the two runs, when anything does that could change a result.
+    pub(crate) fn resume(&mut self, earlier: Record) -> Result<()> {
+        let differences = [
+            differences("environment", &self.environment, &earlier.environment)?,
+            differences("method", &self.method, &earlier.method)?,
+            differences("sweep", &self.sweep, &earlier.sweep)?,
+        ]
+        .concat();
+        ensure!(
+            differences.is_empty(),
+            "it holds another run:\n  {}\nresume with the same options on the same machine, or write to another file",
+            differences.join("\n  ")
+        );
+        let Record { environment, ceilings, noise, cells, .. } = earlier;
+        // The date of the record is that of its first cell.
+        self.environment = environment;
+        self.ceilings = ceilings;
+        self.noise = noise;
+        self.cells = cells;
+        Ok(())
+    }
+
+    /// Adds a cell in the order of the sweep.
+    pub(crate) fn insert(&mut self, cell: Cell, pair: Option<NoisePair>) {
+        self.cells.push(cell);
+        let problems = &self.sweep.problems;
+        self.cells.sort_by_key(|cell| problems.iter().position(|problem| *problem == cell.problem));
+        if let Some(pair) = pair {
+            let noise = self.noise.get_or_insert(Noise { floor_percent: 0.0, pairs: Vec::new() });
+            noise.floor_percent = noise.floor_percent.max(pair.difference_percent);
+            noise.pairs.push(pair);
+            noise.pairs.sort_by_key(|pair| problems.iter().position(|problem| *problem == pair.problem));
+        }
+    }
+
     /// How many results of ours were compared, and the wrong ones as `problem: kernel`. A peer's error is shown, not judged.
     pub(crate) fn verdict(&self) -> (usize, Vec<String>) {
         let ours = |cell: &'_ Cell| -> Vec<(String, Check)> {
@@ -428,6 +482,47 @@ impl Record {
         }
         (count, wrong)
     }
+}
+
+/// Fields of `now` that `before` has otherwise, one line each.
+fn differences<T: Serialize>(section: &str, now: &T, before: &T) -> Result<Vec<String>> {
+    // Differs between two runs that are alike in everything else.
+    const DATE: &str = "date";
+    let (now, before) = (serde_json::to_value(now)?, serde_json::to_value(before)?);
+    let fields = now.as_object().into_iter().flatten();
+    let lines = fields.filter(|&(name, value)| name != DATE && before[name] != *value).map(|(name, value)| {
+        let short = |value: &serde_json::Value| {
+            let text = value.to_string();
+            if text.len() > 120 { format!("{}..", text.chars().take(120).collect::<String>()) } else { text }
+        };
+        format!("{section}.{name} is {} in the file, {} now", short(&before[name]), short(value))
+    });
+    Ok(lines.collect())
+}
+
+/// Puts each list of numbers or words into one line; the samples would fill pages otherwise.
+fn numbers_on_one_line(pretty: &str) -> String {
+    let mut text = String::new();
+    let mut lines = pretty.lines().peekable();
+    while let Some(line) = lines.next() {
+        text.push_str(line);
+        let opens = |line: &str| line.ends_with(['[', '{']);
+        if line.ends_with('[') && lines.peek().is_some_and(|next| !opens(next)) {
+            for item in lines.by_ref() {
+                let item = item.trim();
+                text.push_str(item);
+                if item.starts_with(']') {
+                    break;
+                }
+                // Between two items stands a space behind the comma.
+                if item.ends_with(',') {
+                    text.push(' ');
+                }
+            }
+        }
+        text.push('\n');
+    }
+    text
 }
 
 impl std::fmt::Display for CellProblem {
@@ -557,6 +652,58 @@ mod tests {
         assert!(old.contains("schema_version is 1; this build reads 2: measure again"), "{old}");
         let cut = message(r#"{"kind": "ferroflash-bench", "schema_version": 2}"#);
         assert!(cut.contains("not a complete record") && cut.contains("environment"), "{cut}");
+    }
+
+    #[test]
+    fn a_record_survives_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        let mut record = samples::sample("GPU", "cuda", vec![samples::sample_cell("bf16", 512, &[("v2", 0.1 + 0.2)])]);
+        record.cells[0].results[0].symbols = vec!["a, [b".to_owned(), "c".to_owned()];
+        record.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(r#""symbols": ["a, [b", "c"],"#), "{text}");
+        assert!(text.starts_with("{\n  \"kind\"") && text.ends_with("}\n"), "{text}");
+        assert_eq!(Record::read(&path).unwrap(), record);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn cells_come_in_the_order_of_the_sweep() {
+        let cell = |seq| samples::sample_cell("bf16", seq, &[("v2", 1.0)]);
+        let mut record = samples::sample("GPU", "cuda", vec![cell(64), cell(128), cell(256)]);
+        let cells = std::mem::take(&mut record.cells);
+        let pair = |seq, difference_percent| {
+            let problem = cell(seq).problem;
+            Some(NoisePair { problem, kernel: "v2".to_owned(), a_ms: vec![], b_ms: vec![], difference_percent })
+        };
+        record.insert(cells[2].clone(), pair(256, 0.5));
+        record.insert(cells[0].clone(), pair(64, 2.0));
+        record.insert(cells[1].clone(), None);
+        assert_eq!(record.cells, cells);
+        let noise = record.noise.unwrap();
+        assert_eq!((noise.floor_percent, noise.pairs[0].problem.seq), (2.0, 64));
+    }
+
+    #[test]
+    fn only_the_same_run_is_resumed() {
+        let cells = vec![samples::sample_cell("bf16", 64, &[("v2", 1.0)])];
+        let earlier = samples::sample("GPU", "cuda", cells);
+        let mut now = Record { cells: Vec::new(), ..earlier.clone() };
+        now.environment.date = "2027-01-01T00:00:00Z".to_owned();
+        now.resume(earlier.clone()).unwrap();
+        assert_eq!(now, earlier);
+        now.environment.commit = Some("other".to_owned());
+        now.method.repeats = 7;
+        now.sweep.problems.clear();
+        let error = now.resume(earlier).unwrap_err().to_string();
+        for part in [
+            "environment.commit is \"0123456789abcdef\" in the file, \"other\" now",
+            "method.repeats",
+            "sweep.problems",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -1,21 +1,28 @@
 //! Which cells a run visits.
 
+use super::preset::{self, Preset};
+use super::sweep_file;
 use crate::workload::Case;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use attn_spec::{DType, Kernel, Mask};
 use clap::{Args, ValueEnum};
 use ferroflash::Problem;
 use serde::Deserialize;
-
-/// Model width of the FlashAttention papers: the default number of heads is this over the head dim.
-const MODEL_WIDTH: usize = 2048;
-
-/// Tokens of one cell in the FlashAttention papers: the default batch is this over the sequence length.
-const PAPER_TOKENS: usize = 16384;
+use std::path::PathBuf;
 
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
+    /// A sweep with a name; the options below replace parts of it [default: quick on the emulator]
+    #[arg(long, value_name = "NAME")]
+    preset: Option<Preset>,
+    /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["preset", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full"]
+    )]
+    sweep: Option<PathBuf>,
     /// Kernels to run, comma separated [default: all that the device runs]
     #[arg(long, value_delimiter = ',', value_name = "KERNEL")]
     kernel: Vec<KernelName>,
@@ -28,6 +35,9 @@ pub(crate) struct SweepArgs {
     /// Sequence lengths, comma separated [default: 512 to 16384 by powers of two; emulator: 64,128,256]
     #[arg(long, value_delimiter = ',', value_name = "ROWS")]
     seq: Vec<usize>,
+    /// Rows of k and v [default: the sequence length]
+    #[arg(long, value_name = "ROWS")]
+    kv_seq: Option<usize>,
     /// Batch entries [default: --tokens over the sequence length]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -95,31 +105,50 @@ impl From<DTypeName> for DType {
     }
 }
 
-/// What a device's default sweep holds for one element type.
-struct Defaults {
-    head_dims: &'static [usize],
-    seqs: &'static [usize],
-    /// `None`: batch 1.
-    tokens: Option<usize>,
-    /// `None`: [`MODEL_WIDTH`] over the head dim.
-    heads: Option<usize>,
+/// How many batch entries a cell has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Batch {
+    Fixed(usize),
+    /// This over the sequence length.
+    Tokens(usize),
 }
 
-fn defaults(dtype: DType, emulator: bool) -> Defaults {
-    if emulator {
-        // Sized so that the whole sweep, references included, stays under a minute on two cores.
-        return Defaults { head_dims: &[64], seqs: &[64, 128, 256], tokens: None, heads: Some(2) };
-    }
-    match dtype {
-        DType::F16 | DType::Bf16 => Defaults {
-            head_dims: &[64, 128],
-            seqs: &[512, 1024, 2048, 4096, 8192, 16384],
-            tokens: Some(PAPER_TOKENS),
-            heads: None,
-        },
-        // True f32 has no tensor cores: a quarter of the tokens keeps a cell within the time of the others.
-        DType::F32 => {
-            Defaults { head_dims: &[64, 128], seqs: &[512, 1024, 2048], tokens: Some(PAPER_TOKENS / 4), heads: None }
+/// How many query heads a cell has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Heads {
+    Fixed(usize),
+    /// This over the head dim.
+    Width(usize),
+}
+
+/// A product of sizes.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Axes {
+    pub(crate) dtypes: Vec<DType>,
+    pub(crate) masks: Vec<Mask>,
+    pub(crate) head_dims: Vec<usize>,
+    pub(crate) seqs: Vec<usize>,
+    /// `None`: the sequence length.
+    pub(crate) kv_seq: Option<usize>,
+    pub(crate) batch: Batch,
+    pub(crate) heads: Heads,
+    /// `None`: the query heads.
+    pub(crate) kv_heads: Option<usize>,
+}
+
+/// Where the numbers were given, for messages: as options, or as keys of a file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Given {
+    Options,
+    Keys,
+}
+
+impl Given {
+    /// What the user wrote for the axis `key`.
+    fn name(self, key: &str) -> String {
+        match self {
+            Given::Options => format!("--{}", key.replace('_', "-")),
+            Given::Keys => key.to_owned(),
         }
     }
 }
@@ -127,6 +156,10 @@ fn defaults(dtype: DType, emulator: bool) -> Defaults {
 /// Kernels and cells of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Sweep {
+    /// What the record calls it.
+    pub(crate) name: String,
+    /// How a preset was made smaller for the emulator.
+    pub(crate) scaled: Option<String>,
     pub(crate) kernels: Vec<Kernel>,
     /// Grouped by element type, mask and head dim, the sequence length running fastest.
     pub(crate) cases: Vec<Case>,
@@ -135,87 +168,142 @@ pub(crate) struct Sweep {
 impl SweepArgs {
     /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
     pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
-        let kernels = if self.kernel.is_empty() {
-            runnable.to_vec()
-        } else {
-            unique("--kernel", self.kernel.iter().map(|&kernel| Kernel::from(kernel)))?
-        };
-        let dtypes = if self.dtype.is_empty() {
-            vec![DType::Bf16, DType::F16, DType::F32]
-        } else {
-            unique("--dtype", self.dtype.iter().map(|&dtype| DType::from(dtype)))?
-        };
-        let masks: &[Mask] = match (self.full, self.causal) {
-            (true, false) => &[Mask::Full],
-            (false, true) => &[Mask::Causal],
-            _ => &[Mask::Full, Mask::Causal],
-        };
+        let named = unique("--kernel", self.kernel.iter().map(|&kernel| Kernel::from(kernel)))?;
+        if let Some(path) = &self.sweep {
+            let file = sweep_file::read(path)?;
+            let kernels = [named, file.kernels, runnable.to_vec()].into_iter().find(|kernels| !kernels.is_empty());
+            let kernels = kernels.unwrap_or_default();
+            return Ok(Sweep { name: path.display().to_string(), scaled: None, kernels, cases: file.cases });
+        }
+        let kernels = if named.is_empty() { runnable.to_vec() } else { named };
+        // Without a GPU there is one sweep that ends soon.
+        let preset = self.preset.or(emulator.then_some(Preset::Quick).filter(|_| !self.names_cells()));
+        let dtypes = unique("--dtype", self.dtype.iter().map(|&dtype| DType::from(dtype)))?;
+        let dtypes = if dtypes.is_empty() { preset::dtypes(preset, emulator) } else { dtypes };
         let mut cases = Vec::new();
         for dtype in dtypes {
-            let defaults = defaults(dtype, emulator);
-            let head_dims = unique("--head-dim", or_default(&self.head_dim, defaults.head_dims))?;
-            let seqs = unique("--seq", or_default(&self.seq, defaults.seqs))?;
-            for &mask in masks {
-                for &head_dim in &head_dims {
-                    for &seq in &seqs {
-                        cases.push(self.case(&defaults, dtype, mask, head_dim, seq)?);
+            let axes = self.replace(preset::axes(preset, dtype, emulator))?;
+            cases.extend(axes.cases(Given::Options)?);
+        }
+        let name = match (preset, self.names_cells()) {
+            (Some(preset), false) => preset.name().to_owned(),
+            (Some(preset), true) => format!("{} with options", preset.name()),
+            (None, true) => "options".to_owned(),
+            (None, false) => "default".to_owned(),
+        };
+        let scaled = preset.filter(|_| emulator).and_then(Preset::scaled).map(str::to_owned);
+        Ok(Sweep { name, scaled, kernels, cases })
+    }
+
+    /// Whether any option changes the cells.
+    fn names_cells(&self) -> bool {
+        let lists = [self.head_dim.is_empty(), self.seq.is_empty(), self.dtype.is_empty()];
+        let numbers = [self.kv_seq, self.batch, self.heads, self.kv_heads, self.tokens];
+        lists.contains(&false) || numbers.iter().any(Option::is_some) || self.causal || self.full
+    }
+
+    /// What was given in the place of the default.
+    fn replace(&self, default: Axes) -> Result<Axes> {
+        let or = |flag, given: &[usize], default: Vec<usize>| {
+            if given.is_empty() { Ok(default) } else { unique(flag, given.iter().copied()) }
+        };
+        Ok(Axes {
+            dtypes: default.dtypes,
+            masks: match (self.full, self.causal) {
+                (true, false) => vec![Mask::Full],
+                (false, true) => vec![Mask::Causal],
+                _ => default.masks,
+            },
+            head_dims: or("--head-dim", &self.head_dim, default.head_dims)?,
+            seqs: or("--seq", &self.seq, default.seqs)?,
+            kv_seq: self.kv_seq.or(default.kv_seq),
+            batch: self.batch.map(Batch::Fixed).or(self.tokens.map(Batch::Tokens)).unwrap_or(default.batch),
+            heads: self.heads.map_or(default.heads, Heads::Fixed),
+            kv_heads: self.kv_heads.or(default.kv_heads),
+        })
+    }
+}
+
+impl Axes {
+    /// Every combination.
+    pub(crate) fn cases(&self, given: Given) -> Result<Vec<Case>> {
+        let mut cases = Vec::new();
+        for &dtype in &self.dtypes {
+            for &mask in &self.masks {
+                for &head_dim in &self.head_dims {
+                    for &seq in &self.seqs {
+                        cases.push(self.case(given, dtype, mask, head_dim, seq)?);
                     }
                 }
             }
         }
-        Ok(Sweep { kernels, cases })
+        Ok(cases)
     }
 
-    fn case(&self, defaults: &Defaults, dtype: DType, mask: Mask, head_dim: usize, seq: usize) -> Result<Case> {
-        ensure!(seq > 0, "--seq 0 is not accepted; a sequence has at least one row");
+    fn case(&self, given: Given, dtype: DType, mask: Mask, head_dim: usize, seq: usize) -> Result<Case> {
+        let name = |key| given.name(key);
+        ensure!(seq > 0, "{} 0 is not accepted; a sequence has at least one row", name("seq"));
         ensure!(
             (8..=attn_spec::MAX_HEAD_DIM as usize).contains(&head_dim) && head_dim.is_multiple_of(8),
-            "--head-dim {head_dim} is not accepted; kernels take the multiples of 8 from 8 to {}",
+            "{} {head_dim} is not accepted; kernels take the multiples of 8 from 8 to {}",
+            name("head_dim"),
             attn_spec::MAX_HEAD_DIM
         );
-        let batch = match (self.batch, self.tokens.or(defaults.tokens)) {
-            (Some(0), _) => bail!("--batch 0 is not accepted; at least 1 is needed"),
-            (Some(batch), _) => batch,
-            (None, None) => 1,
-            (None, Some(tokens)) => {
+        let kv_rows = self.kv_seq.unwrap_or(seq);
+        ensure!(kv_rows > 0, "{} 0 is not accepted; without keys there is nothing to measure", name("kv_seq"));
+        // The causal mask ends at the last key: rows of q before the first would see none.
+        ensure!(
+            mask != Mask::Causal || kv_rows >= seq,
+            "{} {kv_rows} is not accepted with the causal mask and {seq} rows of q; it takes at least as many keys",
+            name("kv_seq")
+        );
+        let batch = match self.batch {
+            Batch::Fixed(batch) => {
+                ensure!(batch > 0, "{} 0 is not accepted; at least 1 is needed", name("batch"));
+                batch
+            }
+            Batch::Tokens(tokens) => {
                 ensure!(
                     tokens > 0 && tokens.is_multiple_of(seq),
-                    "{tokens} tokens are no whole number of sequences of {seq} rows; give --batch or --tokens"
+                    "{tokens} tokens are no whole number of sequences of {seq} rows; give {} or {}",
+                    name("batch"),
+                    name("tokens")
                 );
                 tokens / seq
             }
         };
-        let q_heads = match self.heads.or(defaults.heads) {
-            Some(0) => bail!("--heads 0 is not accepted; at least 1 is needed"),
-            Some(heads) => heads,
-            None => {
+        let q_heads = match self.heads {
+            Heads::Fixed(heads) => {
+                ensure!(heads > 0, "{} 0 is not accepted; at least 1 is needed", name("heads"));
+                heads
+            }
+            Heads::Width(width) => {
                 ensure!(
-                    MODEL_WIDTH.is_multiple_of(head_dim),
-                    "the default number of heads, {MODEL_WIDTH} over the head dim, is not whole for --head-dim {head_dim}; \
-                     give --heads"
+                    width > 0 && width.is_multiple_of(head_dim),
+                    "the number of heads, {width} over the head dim, is not whole for {} {head_dim}; give {}",
+                    name("head_dim"),
+                    name("heads")
                 );
-                MODEL_WIDTH / head_dim
+                width / head_dim
             }
         };
         let kv_heads = self.kv_heads.unwrap_or(q_heads);
         ensure!(
             kv_heads > 0 && q_heads.is_multiple_of(kv_heads),
-            "{q_heads} query heads cannot share {kv_heads} key-value heads; --kv-heads takes a divisor of --heads"
+            "{q_heads} query heads cannot share {kv_heads} key-value heads; {} takes a divisor of {}",
+            name("kv_heads"),
+            name("heads")
         );
-        let problem = Problem { batch, q_rows: seq, kv_rows: seq, q_heads, kv_heads, head_dim, dtype };
+        let problem = Problem { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
         Ok(Case { problem, mask })
     }
 }
 
-fn or_default<'a>(given: &'a [usize], default: &'a [usize]) -> impl Iterator<Item = usize> {
-    if given.is_empty() { default } else { given }.iter().copied()
-}
-
 /// The values in their order; one that comes twice is a mistake in the command.
-fn unique<T: PartialEq + std::fmt::Debug>(flag: &str, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
+pub(crate) fn unique<T: PartialEq + std::fmt::Debug>(name: &str, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
     let mut seen = Vec::new();
     for value in values {
-        ensure!(!seen.contains(&value), "{flag} names {value:?} twice");
+        ensure!(!seen.contains(&value), "{name} names {value:?} twice");
         seen.push(value);
     }
     Ok(seen)
@@ -253,6 +341,8 @@ mod tests {
         assert!(args(|a| a.head_dim = vec![96]).unwrap_err().contains("--heads"));
         assert!(args(|a| a.head_dim = vec![260]).unwrap_err().contains("--head-dim 260"));
         assert!(args(|a| a.kv_heads = Some(3)).unwrap_err().contains("--kv-heads"));
+        assert!(args(|a| a.kv_seq = Some(0)).unwrap_err().contains("--kv-seq 0"));
+        assert!(args(|a| a.kv_seq = Some(600)).unwrap_err().contains("--kv-seq 600"));
         assert!(args(|a| a.batch = Some(0)).unwrap_err().contains("--batch 0"));
         assert!(args(|a| a.heads = Some(0)).unwrap_err().contains("--heads 0"));
     }
@@ -268,5 +358,19 @@ mod tests {
         assert_eq!(masks(true, true), [Mask::Full, Mask::Causal]);
         assert_eq!(masks(true, false), [Mask::Full]);
         assert_eq!(masks(false, true), [Mask::Causal]);
+    }
+
+    #[test]
+    fn options_replace_parts_of_a_preset() {
+        let args = SweepArgs { preset: Some(Preset::Paper), head_dim: vec![128], ..SweepArgs::default() };
+        let sweep = args.sweep(false, &[Kernel::V2]).unwrap();
+        assert_eq!((sweep.name.as_str(), sweep.cases.len()), ("paper with options", 12));
+        assert!(sweep.cases.iter().all(|case| case.problem.q_heads == 16 && case.problem.dtype == DType::Bf16));
+    }
+
+    #[test]
+    fn the_sweep_without_arguments_is_quick_on_the_emulator_alone() {
+        let name = |emulator| SweepArgs::default().sweep(emulator, &[Kernel::V2]).unwrap().name;
+        assert_eq!((name(true).as_str(), name(false).as_str()), ("quick", "default"));
     }
 }

@@ -4,12 +4,14 @@ use super::record::{Cell, CellProblem, Check, Measurement};
 use super::stats::Quartiles;
 use crate::format;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, Table};
+use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Color, ContentArrangement, Table};
+use std::collections::BTreeMap;
 
 /// Cells that belong into one table: they share everything but the sequence length and the batch.
 pub(crate) fn same_group(a: &CellProblem, b: &CellProblem) -> bool {
     let key = |problem: &CellProblem| {
-        (problem.dtype.clone(), problem.mask.clone(), problem.head_dim, problem.q_heads, problem.kv_heads)
+        let CellProblem { dtype, mask, head_dim, q_heads, kv_heads, .. } = problem;
+        (dtype.clone(), mask.clone(), *head_dim, *q_heads, *kv_heads)
     };
     key(a) == key(b)
 }
@@ -22,30 +24,60 @@ pub(crate) fn title(problem: &CellProblem) -> String {
 }
 
 /// Times, speeds, memory and errors of the cells of one group.
-pub(crate) fn timed(cells: &[Cell]) -> Table {
-    let header = ["seq", "batch", "kernel", "time", "IQR", "TFLOP/s", "vs naive", "extra memory", "saved", "max error"];
+pub(crate) fn timed(cells: &[Cell], peers: &[String]) -> Table {
+    let bounds = cells.iter().any(|cell| cell.roofline.is_some());
+    let mut header = vec!["seq", "batch", "kernel", "time", "IQR", "TFLOP/s"];
+    header.extend(bounds.then_some("of bound"));
+    header.push("vs naive");
+    header.extend((!peers.is_empty()).then_some("vs best peer"));
+    header.extend(["extra memory", "saved", "max error"]);
     let mut table = new_table(&header);
     each_result(cells, |cell, result| {
         let time = |f: fn(&Quartiles) -> f64| optional(&result.time_ms, |time| format::milliseconds(f(time)));
-        let mut row = vec![
-            time(|time| time.median),
-            time(Quartiles::range),
-            optional(&result.tflops, |&tflops| format::significant(tflops)),
-            optional(&result.speedup_over_naive, |&speedup| format!("{}x", format::significant(speedup))),
+        let mut row: Vec<TableCell> = vec![
+            time(|time| time.median).into(),
+            time(Quartiles::range).into(),
+            optional(&result.tflops, |&tflops| format::significant(tflops)).into(),
         ];
-        row.extend(memory(result));
+        if bounds {
+            let bound = cell.roofline.as_ref().map_or("", |roofline| &roofline.bound);
+            row.push(optional(&result.bound_fraction, |&part| format!("{:.0} % {bound}", 100.0 * part)).into());
+        }
+        row.push(optional(&result.speedup_over_naive, |&over| format!("{}x", format::significant(over))).into());
+        if !peers.is_empty() {
+            row.push(ratio(result));
+        }
+        row.extend(memory(result).map(TableCell::from));
         add_row(&mut table, cell, result, row);
     });
     table
 }
 
+/// How many times faster than the best peer: green when it is, red when the peer is.
+fn ratio(result: &Measurement) -> TableCell {
+    let Some(ratio) = result.ratio_to_best_peer else {
+        return TableCell::from(if result.peer { "" } else { "-" });
+    };
+    // Closer than the two digits that are shown is neither.
+    let color = match ratio {
+        ratio if ratio >= 1.005 => Some(Color::Green),
+        ratio if ratio < 0.995 => Some(Color::Red),
+        _ => None,
+    };
+    let cell = TableCell::from(format!("{ratio:.2}"));
+    color.map_or(cell.clone(), |color| cell.fg(color))
+}
+
 /// Counters that are printed, with their headings; a record holds all.
-const PRINTED_COUNTERS: [(&str, &str); 6] = [
+const PRINTED_COUNTERS: [(&str, &str); 9] = [
     ("lane_instructions", "instructions"),
     ("tensor_flops", "tensor FLOP"),
+    ("f32_flops", "f32 FLOP"),
     ("special_functions", "exp2 and rcp"),
     ("global_bytes_read", "global read"),
-    ("global_bytes_written", "global written"),
+    ("global_bytes_written", "written"),
+    ("global_sectors_read", "sectors read"),
+    ("global_sectors_written", "written"),
     ("shared_bank_conflicts", "bank conflicts"),
 ];
 
@@ -56,14 +88,14 @@ pub(crate) fn counted(cells: &[Cell]) -> Table {
     header.extend(["extra memory", "saved", "max error"]);
     let mut table = new_table(&header);
     each_result(cells, |cell, result| {
-        let mut row: Vec<String> = PRINTED_COUNTERS
+        let mut row: Vec<TableCell> = PRINTED_COUNTERS
             .iter()
             .map(|(name, _)| {
                 let show = if name.contains("bytes") { format::bytes } else { format::count };
-                optional(&result.counters.get(*name), |&&count| show(count))
+                optional(&result.counters.get(*name), |&&count| show(count)).into()
             })
             .collect();
-        row.extend(memory(result));
+        row.extend(memory(result).map(TableCell::from));
         add_row(&mut table, cell, result, row);
     });
     table
@@ -83,10 +115,26 @@ fn optional<T>(value: &Option<T>, show: impl FnOnce(&T) -> String) -> String {
 fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
+    match colored() {
+        Some(true) => _ = table.enforce_styling(),
+        Some(false) => _ = table.force_no_tty(),
+        None => {}
+    }
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// Whether the environment decides about colours: NO_COLOR and CLICOLOR_FORCE, as other programs read them. Otherwise a terminal
+/// gets them and a file does not.
+fn colored() -> Option<bool> {
+    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match (set("NO_COLOR"), set("CLICOLOR_FORCE")) {
+        (true, _) => Some(false),
+        (false, true) => Some(true),
+        (false, false) => None,
+    }
 }
 
 fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measurement)) {
@@ -98,25 +146,27 @@ fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measur
 }
 
 /// Adds the cell's sizes in front of `columns` and the verdict behind them.
-fn add_row(table: &mut Table, cell: &Cell, result: &Measurement, columns: Vec<String>) {
+fn add_row(table: &mut Table, cell: &Cell, result: &Measurement, columns: Vec<TableCell>) {
     let first = std::ptr::eq(result, &cell.results[0]);
-    let once = |value: usize| if first { value.to_string() } else { String::new() };
-    let mut row = vec![once(cell.problem.seq).into(), once(cell.problem.batch).into(), (&result.name).into()];
-    row.extend(columns.into_iter().map(comfy_table::Cell::from));
+    let once = |value: String| if first { value } else { String::new() };
+    let CellProblem { seq, kv_seq, batch, .. } = &cell.problem;
+    let rows = if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") };
+    let mut row: Vec<TableCell> = vec![once(rows).into(), once(batch.to_string()).into(), (&result.name).into()];
+    row.extend(columns);
     row.push(match &result.check {
         Some(check) => verdict(check),
-        None => comfy_table::Cell::from("not run"),
+        None => TableCell::from("not run"),
     });
     table.add_row(row);
 }
 
 /// The largest error beside what is accepted.
-fn verdict(check: &Check) -> comfy_table::Cell {
+fn verdict(check: &Check) -> TableCell {
     let text = format!("{} of {}", format::error(check.max_error), format::error(check.bound));
     if check.within {
-        comfy_table::Cell::from(format!("{text} ok"))
+        TableCell::from(format!("{text} ok"))
     } else {
-        comfy_table::Cell::from(format!("{text} WRONG")).fg(Color::Red).add_attribute(Attribute::Bold)
+        TableCell::from(format!("{text} WRONG")).fg(Color::Red).add_attribute(Attribute::Bold)
     }
 }
 
@@ -129,4 +179,14 @@ pub(crate) fn skipped(cells: &[Cell]) -> Vec<String> {
         }
     });
     lines
+}
+
+/// In how many of these cells the clocks were lowered and why, one line each.
+pub(crate) fn throttled(cells: &[Cell]) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for reason in cells.iter().filter_map(|cell| cell.telemetry.as_ref()).flat_map(|gpu| &gpu.throttle_reasons) {
+        *counts.entry(reason).or_default() += 1;
+    }
+    let line = |(reason, count)| format!("THROTTLED: {reason} lowered the clocks in {count} of {} cells", cells.len());
+    counts.into_iter().map(line).collect()
 }

@@ -1,0 +1,381 @@
+//! Other implementations of attention, in a Python process beside this one.
+//!
+//! The process runs `tests/peers/peers.py`, which is part of this binary. It gets one request at a time, a JSON object a line on
+//! its standard input, and gives one answer for each: so only one of the two processes has work on the GPU at any time. Tensors go
+//! through files in memory.
+//!
+//! ```text
+//!                                             {"hello": {"versions": {"torch": "2.11.0", ..}}} or {"unavailable": "why"}
+//! {"prepare": {"folder": "..", "dtype": "bf16", .., "sets": 1, "flush_bytes": 0}}           {"prepared": true}
+//! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
+//! {"time": {"peer": "cudnn", "launches": 10}}                {"ms": 7.3}            of all launches together
+//! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
+//! {"trim": true}                                             {"trimmed": true}      kept memory goes back to the driver
+//! {"release": true}                                          {"released": true}     the tensors too
+//! ```
+//! What a peer cannot do is answered with `{"skipped": "why"}`.
+
+use super::record::Check;
+use crate::workload::{Case, L2, Workload};
+use anyhow::{Context, Result};
+use attn_spec::Mask;
+use clap::ValueEnum;
+use ferroflash::{DeviceKind, Problem};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// The program of the peers.
+const SCRIPT: &str = include_str!("../../../../tests/peers/peers.py");
+
+/// Until the first answer: PyTorch takes seconds to import, and minutes from a cold disk.
+const START_LIMIT: Duration = Duration::from_secs(240);
+
+/// For any later answer: the longest are compilations.
+const ANSWER_LIMIT: Duration = Duration::from_secs(180);
+
+/// How often a process that died is started again, in all of a run.
+const MOST_RESTARTS: u32 = 3;
+
+/// A peer on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerName {
+    /// cuDNN, through PyTorch
+    Cudnn,
+    /// FlashAttention-2, through PyTorch
+    Flash,
+    /// The memory-efficient kernels of xFormers, through PyTorch
+    Efficient,
+    /// PyTorch's own formula, one operation after the other
+    Math,
+    /// PyTorch's flex_attention, compiled to Triton
+    Triton,
+}
+
+impl PeerName {
+    /// What the record calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            PeerName::Cudnn => "torch cudnn",
+            PeerName::Flash => "torch flash",
+            PeerName::Efficient => "torch efficient",
+            PeerName::Math => "torch math",
+            PeerName::Triton => "triton flex",
+        }
+    }
+
+    /// What the protocol calls it.
+    fn key(self) -> &'static str {
+        match self {
+            PeerName::Cudnn => "cudnn",
+            PeerName::Flash => "flash",
+            PeerName::Efficient => "efficient",
+            PeerName::Math => "math",
+            PeerName::Triton => "triton",
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Request<'a> {
+    Prepare(Prepare),
+    Check { peer: &'a str, out: PathBuf },
+    Time { peer: &'a str, launches: u32 },
+    Matmul { dtype: &'a str, size: usize, launches: u32 },
+    Trim(bool),
+    Release(bool),
+}
+
+/// A problem, and where its inputs lie.
+#[derive(Clone, Debug, Serialize)]
+struct Prepare {
+    /// Holds the files `q`, `k` and `v`.
+    folder: PathBuf,
+    dtype: String,
+    head_dim: usize,
+    seq: usize,
+    kv_seq: usize,
+    batch: usize,
+    q_heads: usize,
+    kv_heads: usize,
+    causal: bool,
+    /// Copies of the tensors that launches go round.
+    sets: u64,
+    /// Bytes that are written between two launches.
+    flush_bytes: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Hello { versions: BTreeMap<String, String> },
+    Unavailable(String),
+    Prepared(bool),
+    Checked { extra_bytes: u64, graph: bool },
+    Ms(f64),
+    Trimmed(bool),
+    Released(bool),
+    Skipped(String),
+}
+
+/// A running Python process.
+struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Receiver<std::io::Result<String>>,
+}
+
+/// Other implementations on the GPU of this run.
+pub(crate) struct Peers {
+    python: PathBuf,
+    ordinal: usize,
+    /// Script and log.
+    folder: TempDir,
+    /// Tensors on their way.
+    data: TempDir,
+    process: Option<Process>,
+    restarts: u32,
+    /// The problem at hand.
+    prepared: Option<Prepare>,
+    pub(crate) versions: BTreeMap<String, String>,
+}
+
+/// What a peer did with the problem at hand.
+pub(crate) struct Checked {
+    pub(crate) extra_bytes: u64,
+    /// Whether its launches are replays of a CUDA graph.
+    pub(crate) graph: bool,
+    pub(crate) check: Check,
+}
+
+/// Either what was asked for, or why there is none.
+pub(crate) type Outcome<T> = Result<T, String>;
+
+impl Peers {
+    /// Starts the process with this interpreter, or with the `python3` or `python` of the path. Otherwise the reason why there are
+    /// no peers.
+    ///
+    /// # Errors
+    /// A file system that takes no temporary files.
+    pub(crate) fn start(python: Option<&Path>, device: &DeviceKind) -> Result<Outcome<Peers>> {
+        let ordinal = match device {
+            DeviceKind::Cuda { ordinal, .. } => *ordinal,
+            _ => 0,
+        };
+        let folder = tempfile::Builder::new().prefix("ferroflash-peers-").tempdir().context("a temporary folder")?;
+        std::fs::write(folder.path().join("peers.py"), SCRIPT).context("a temporary file")?;
+        let mut peers = Peers {
+            python: PathBuf::new(),
+            ordinal,
+            folder,
+            data: data_folder()?,
+            process: None,
+            restarts: 0,
+            prepared: None,
+            versions: BTreeMap::new(),
+        };
+        let candidates = python.map_or(vec!["python3".into(), "python".into()], |python| vec![python.to_owned()]);
+        let mut reasons = Vec::new();
+        for candidate in candidates {
+            peers.python = candidate;
+            match peers.launch() {
+                Ok(()) => return Ok(Ok(peers)),
+                Err(reason) => reasons.push(format!("{}: {reason}", peers.python.display())),
+            }
+        }
+        Ok(Err(reasons.join("; ")))
+    }
+
+    fn launch(&mut self) -> Outcome<()> {
+        let log = File::create(self.log()).map_err(|error| error.to_string())?;
+        let mut command = Command::new(&self.python);
+        command.arg("-u").arg(self.folder.path().join("peers.py")).arg(format!("cuda:{}", self.ordinal));
+        // What the compiler of the peers writes goes with the run.
+        command.env("TORCHINDUCTOR_CACHE_DIR", self.folder.path().join("inductor"));
+        command.env("TRITON_CACHE_DIR", self.folder.path().join("triton"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let (stdin, stdout) = (child.stdin.take().expect("it is piped"), child.stdout.take().expect("it is piped"));
+        let (send, lines) = channel();
+        // Ends with the process, or when nobody listens any more.
+        std::thread::spawn(move || BufReader::new(stdout).lines().try_for_each(|line| send.send(line)));
+        self.process = Some(Process { child, stdin, lines });
+        match self.answer(START_LIMIT)? {
+            Answer::Hello { versions } => {
+                self.versions = versions;
+                Ok(())
+            }
+            Answer::Unavailable(reason) => {
+                self.end();
+                Err(reason)
+            }
+            _ => Err(self.died("its first answer is not the one expected")),
+        }
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Asks one question. The reason for no answer is one of the peer, which lives on, or of the process, which then is gone.
+    fn ask(&mut self, request: &Request<'_>) -> Outcome<Answer> {
+        if self.process.is_none() {
+            self.restart()?;
+        }
+        let process = self.process.as_mut().expect("it was started");
+        let mut line = serde_json::to_string(request).map_err(|error| error.to_string())?;
+        line.push('\n');
+        if let Err(error) = process.stdin.write_all(line.as_bytes()) {
+            return Err(self.died(&error.to_string()));
+        }
+        match self.answer(ANSWER_LIMIT)? {
+            Answer::Skipped(reason) => Err(reason),
+            answer => Ok(answer),
+        }
+    }
+
+    /// A new process, with the problem at hand.
+    fn restart(&mut self) -> Outcome<()> {
+        if self.restarts == MOST_RESTARTS {
+            return Err(format!("the Python process ended {} times", MOST_RESTARTS + 1));
+        }
+        self.restarts += 1;
+        self.launch()?;
+        match self.prepared.clone() {
+            Some(prepare) => self.ask(&Request::Prepare(prepare)).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    fn answer(&mut self, limit: Duration) -> Outcome<Answer> {
+        let process = self.process.as_ref().expect("somebody was asked");
+        match process.lines.recv_timeout(limit) {
+            Ok(Ok(line)) => serde_json::from_str(&line).map_err(|error| self.died(&format!("`{line}`: {error}"))),
+            Ok(Err(error)) => Err(self.died(&error.to_string())),
+            Err(RecvTimeoutError::Timeout) => Err(self.died(&format!("no answer in {} s", limit.as_secs()))),
+            Err(RecvTimeoutError::Disconnected) => Err(self.died("no answer")),
+        }
+    }
+
+    /// Ends the process and says why, with the last line of its log.
+    fn died(&mut self, reason: &str) -> String {
+        self.end();
+        let log = std::fs::read(self.log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        match log.lines().rfind(|line| !line.trim().is_empty()) {
+            Some(last) => format!("the Python process ended: {reason} ({})", last.trim()),
+            None => format!("the Python process ended: {reason}"),
+        }
+    }
+
+    fn end(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        // It may have ended by itself.
+        let _ = process.child.kill();
+        let _ = process.child.wait();
+    }
+
+    /// Gives the peers the inputs of a problem.
+    ///
+    /// # Errors
+    /// Inputs that cannot be read from the device or written to a file; within the outcome, a process that does not take them.
+    pub(crate) fn prepare(&mut self, case: &Case, workload: &Workload, l2: L2, l2_bytes: u64) -> Result<Outcome<()>> {
+        if workload.write_inputs(self.data.path()).is_err() {
+            // Some systems keep little room in memory; the usual folder is slower.
+            self.data = tempfile::tempdir().context("a temporary folder")?;
+            workload.write_inputs(self.data.path())?;
+        }
+        let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
+        let prepare = Prepare {
+            folder: self.data.path().to_owned(),
+            dtype: dtype.name().to_owned(),
+            head_dim,
+            seq: q_rows,
+            kv_seq: kv_rows,
+            batch,
+            q_heads,
+            kv_heads,
+            causal: case.mask == Mask::Causal,
+            sets: if l2 == L2::Rotate { case.rotated_sets(l2_bytes) } else { 1 },
+            flush_bytes: if l2 == L2::Flush { 2 * l2_bytes } else { 0 },
+        };
+        // After a restart it is given again.
+        self.prepared = None;
+        let prepared = self.ask(&Request::Prepare(prepare.clone())).and_then(|answer| match answer {
+            Answer::Prepared(true) => Ok(()),
+            _ => Err(self.died("another question was answered")),
+        });
+        if prepared.is_ok() {
+            self.prepared = Some(prepare);
+        }
+        Ok(prepared)
+    }
+
+    /// Runs a peer once on the problem at hand, and compares its output with the reference.
+    pub(crate) fn check(&mut self, peer: PeerName, workload: &Workload) -> Outcome<Checked> {
+        let out = self.data.path().join("out");
+        match self.ask(&Request::Check { peer: peer.key(), out: out.clone() })? {
+            Answer::Checked { extra_bytes, graph } => {
+                let check = workload.check_file(&out).map_err(|error| format!("{error:#}"));
+                // The next peer that writes nothing must not be judged by this one's.
+                let _ = std::fs::remove_file(&out);
+                Ok(Checked { extra_bytes, graph, check: check? })
+            }
+            _ => Err(self.died("another question was answered")),
+        }
+    }
+
+    /// Milliseconds of `launches` forward passes in a row, together.
+    pub(crate) fn time_ms(&mut self, peer: PeerName, launches: u32) -> Outcome<f64> {
+        self.milliseconds(&Request::Time { peer: peer.key(), launches })
+    }
+
+    /// Milliseconds of this many products of two square matrices, together.
+    pub(crate) fn matmul_ms(&mut self, dtype: &str, size: usize, launches: u32) -> Outcome<f64> {
+        self.milliseconds(&Request::Matmul { dtype, size, launches })
+    }
+
+    fn milliseconds(&mut self, request: &Request<'_>) -> Outcome<f64> {
+        match self.ask(request)? {
+            Answer::Ms(ms) if ms.is_finite() && ms > 0.0 => Ok(ms),
+            Answer::Ms(ms) => Err(format!("{ms} ms is no time")),
+            _ => Err(self.died("another question was answered")),
+        }
+    }
+
+    /// Gives kept device memory back to the driver.
+    pub(crate) fn trim(&mut self) -> Outcome<()> {
+        match self.ask(&Request::Trim(true))? {
+            Answer::Trimmed(true) => Ok(()),
+            _ => Err(self.died("another question was answered")),
+        }
+    }
+
+    /// Gives the memory of the problem at hand back. What went wrong here shows at the next question.
+    pub(crate) fn release(&mut self) {
+        self.prepared = None;
+        if self.process.is_some() && !matches!(self.ask(&Request::Release(true)), Ok(Answer::Released(true))) {
+            self.end();
+        }
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A folder in memory where the system has one.
+fn data_folder() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("ferroflash-");
+    builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).context("a temporary folder")
+}

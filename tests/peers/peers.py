@@ -1,0 +1,264 @@
+"""Attention of PyTorch and of Triton, timed and run on request: the other side of `ferroflash bench --peers`.
+
+Reads one JSON object a line from standard input and answers each with one line; crates/ferroflash_cli/src/bench/peers.rs holds the
+protocol. While this process has work on the GPU, ferroflash waits for its answer, and while ferroflash has, this one waits for a
+question. Inputs come from files and outputs go to files, [batch, row, head, dim] like the tensors of ferroflash; PyTorch takes them
+as transposed views, without a copy. The end of the input ends the program.
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+
+# The protocol has standard output to itself: what libraries print goes to the log.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+GRAPH_MS = 1.0  # launches shorter than this are replayed from a graph, so that Python's own time is not counted
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+SDPA = {"cudnn": "CUDNN_ATTENTION", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
+
+
+def answer(**message):
+    ANSWERS.write(json.dumps(message) + "\n")
+    ANSWERS.flush()
+
+
+try:
+    import torch
+except ImportError as error:
+    answer(unavailable=f"PyTorch cannot be imported ({error})")
+    sys.exit()
+
+
+class Unsupported(Exception):
+    """What a peer says about a problem that it does not take."""
+
+
+def versions():
+    found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    found["cudnn"] = str(torch.backends.cudnn.version())
+    try:
+        import triton
+        found["triton"] = triton.__version__
+    except ImportError:
+        pass
+    return found
+
+
+class Timer:
+    """Milliseconds on the device between two events around `launch`."""
+
+    def __init__(self, flush_bytes):
+        self.flush = torch.empty(flush_bytes, dtype=torch.uint8, device="cuda") if flush_bytes else None
+
+    def __call__(self, launch, count):
+        event = lambda: torch.cuda.Event(enable_timing=True)
+        if self.flush is None:
+            start, end = event(), event()
+            start.record()
+            for i in range(count):
+                launch(i)
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end)
+        pairs = [(event(), event()) for _ in range(count)]
+        for i, (start, end) in enumerate(pairs):
+            self.flush.zero_()
+            start.record()
+            launch(i)
+            end.record()
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in pairs)
+
+
+class Problem:
+    """One problem's tensors on the GPU."""
+
+    def __init__(self, folder, dtype, head_dim, seq, kv_seq, batch, q_heads, kv_heads, causal, sets, flush_bytes):
+        self.causal, self.seq, self.kv_seq, self.gqa = causal, seq, kv_seq, q_heads != kv_heads
+        dtype = getattr(torch, DTYPES[dtype])
+
+        def load(name, rows, heads):
+            shape = (batch, rows, heads, head_dim)
+            data = torch.from_file(os.path.join(folder, name), size=math.prod(shape), dtype=dtype)
+            return data.cuda().view(shape).transpose(1, 2)
+
+        first = load("q", seq, q_heads), load("k", kv_seq, kv_heads), load("v", kv_seq, kv_heads)
+        # clone() keeps the strides.
+        self.sets = [first] + [tuple(tensor.clone() for tensor in first) for _ in range(sets - 1)]
+        self.timer = Timer(flush_bytes)
+        self.launchers = {}
+
+
+def sdpa(name, problem):
+    """A function of q, k and v that runs this backend of PyTorch."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    if problem.causal and problem.seq != problem.kv_seq:
+        raise Unsupported("PyTorch's causal mask starts at the first key; this problem's ends at the last")
+    backend, causal, gqa = getattr(SDPBackend, SDPA[name]), problem.causal, problem.gqa
+
+    def run(q, k, v):
+        with sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+
+    return run
+
+
+COMPILED = None
+
+
+def flex(problem):
+    """A function of q, k and v that runs flex_attention, which PyTorch compiles to a kernel of Triton."""
+    import torch._dynamo
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    global COMPILED
+    if COMPILED is None:
+        # Past the limit it would run uncompiled, which is another implementation.
+        torch._dynamo.config.recompile_limit = 256
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
+        COMPILED = torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    mask, gqa = None, problem.gqa
+    if problem.causal:
+        offset = problem.kv_seq - problem.seq
+        visible = lambda b, h, row, key: row + offset >= key
+        mask = create_block_mask(visible, None, None, problem.seq, problem.kv_seq, device="cuda")
+    return lambda q, k, v: COMPILED(q, k, v, block_mask=mask, enable_gqa=gqa)
+
+
+def launcher(name, problem):
+    """A function that launches the peer on one of the sets, and whether it replays a graph."""
+    run = flex(problem) if name == "triton" else sdpa(name, problem)
+    eager = lambda i: run(*problem.sets[i % len(problem.sets)])
+    # Compiles, chooses, allocates.
+    for i in range(3):
+        eager(i)
+    torch.cuda.synchronize()
+    if problem.timer(eager, 3) / 3 > GRAPH_MS:
+        return eager, False
+    try:
+        graphs = []
+        for i in range(len(problem.sets)):
+            graphs.append(torch.cuda.CUDAGraph())
+            with torch.cuda.graph(graphs[-1]):
+                eager(i)
+        replay = lambda i: graphs[i % len(graphs)].replay()
+        replay(0)
+        torch.cuda.synchronize()
+        return replay, True
+    except RuntimeError as error:
+        print(f"{name} is not captured: {error}", file=sys.stderr)
+        torch.cuda.synchronize()
+        return eager, False
+
+
+def trim():
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+class Server:
+    def __init__(self):
+        self.problem = self.matrices = None
+        self.folders = set()
+
+    def prepare(self, **problem):
+        self.release()
+        self.folders.add(problem["folder"])
+        self.problem = Problem(**problem)
+        return {"prepared": True}
+
+    def check(self, peer, out):
+        problem = self.problem
+        with torch.no_grad():
+            run = flex(problem) if peer == "triton" else sdpa(peer, problem)
+            run(*problem.sets[0])
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            result = run(*problem.sets[0])
+            torch.cuda.synchronize()
+            extra = torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size()
+            result = result.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
+            result.tofile(out)
+            del result
+            problem.launchers[peer], graph = launcher(peer, problem)
+        if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 16:
+            trim()
+        return {"checked": {"extra_bytes": max(extra, 0), "graph": graph}}
+
+    def time(self, peer, launches):
+        with torch.no_grad():
+            return {"ms": self.problem.timer(self.problem.launchers[peer], launches)}
+
+    def matmul(self, dtype, size, launches):
+        dtype = getattr(torch, DTYPES[dtype])
+        if self.matrices is None or self.matrices[0].dtype != dtype or len(self.matrices[0]) != size:
+            make = lambda: torch.randn(size, size, device="cuda").to(dtype)
+            self.matrices = make(), make(), torch.empty(size, size, device="cuda", dtype=dtype)
+            torch.cuda.synchronize()
+        a, b, c = self.matrices
+        return {"ms": Timer(0)(lambda i: torch.matmul(a, b, out=c), launches)}
+
+    def trim(self):
+        trim()
+        return {"trimmed": True}
+
+    def release(self):
+        self.problem = self.matrices = None
+        trim()
+        return {"released": True}
+
+    def serve(self, line):
+        (name, arguments), = json.loads(line).items()
+        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "matmul": self.matmul}.get(name)
+        if call is None:
+            return {"trim": self.trim, "release": self.release}[name]()
+        return call(**arguments)
+
+
+def first_line(error):
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def main():
+    device = sys.argv[1]
+    if not torch.cuda.is_available():
+        answer(unavailable=f"PyTorch {torch.__version__} finds no GPU")
+        return
+    torch.cuda.set_device(device)
+    torch.empty(1, device="cuda")
+    # True f32, as ferroflash computes it.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    answer(hello={"versions": versions()})
+    server = Server()
+    for line in sys.stdin:
+        try:
+            reply = server.serve(line)
+        except Exception as error:
+            reply = {"skipped": first_line(error)}
+        if "skipped" in reply:
+            try:
+                # Outside of the handler, whose error kept tensors alive.
+                trim()
+            except RuntimeError as error:
+                # After an illegal access the GPU serves this process no more; a new one can be started.
+                sys.exit(f"{reply['skipped']}; then {first_line(error)}")
+        answer(**reply)
+    # The one who asked is gone, maybe without a chance to tidy up.
+    for folder in server.folders | {os.path.dirname(os.path.abspath(__file__))}:
+        if os.path.basename(folder).startswith("ferroflash-"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
