@@ -20,6 +20,8 @@ Usage: cargo xtask VERB [OPTIONS]
 
 For users
   bench    measure every kernel on the best device there is, and check each result
+  compare  what became slower between two records of bench
+  report   pictures and tables of a record of bench
   attend   attention on the tensors q, k, v of a safetensors file
   test     everything that a change has to pass
   doctor   what this machine has, and the cure for what is missing
@@ -51,7 +53,7 @@ fn run() -> Result<()> {
         "setup" => setup::run(rest),
         "build" => build::run(rest),
         "test" => test::run(rest),
-        "bench" | "attend" => program::hand_over(&verb, rest),
+        "bench" | "compare" | "report" | "attend" => program::hand_over(&verb, rest),
         "bundle" => bundle::run(rest),
         "doctor" => doctor::run(rest),
         "tidy" => tidy::run(rest),

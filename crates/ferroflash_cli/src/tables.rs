@@ -1,22 +1,26 @@
-//! `ferroflash tables`: the parts of README.md that are generated, from the variant list and the committed results.
+//! `ferroflash tables`: the parts of README.md that are generated, from the variant list and the committed results, and the pictures
+//! and reports beside those.
+
+mod gallery;
 
 use crate::bench::record::{Cell, CellProblem, Environment, Record};
 use crate::format;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use attn_spec::COMPILED_HEAD_DIMS;
 use clap::Args;
 use ferroflash::{Arch, DType, Kernel, VARIANTS};
+use gallery::Entry;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Generates the tables of README.md between their markers.
+/// Generates the tables of README.md between their markers, and the pictures and reports of docs/benchmarks.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("mode").required(true).args(["write", "check"])))]
 pub(crate) struct TablesArgs {
-    /// Write them into README.md
+    /// Write them
     #[arg(long)]
     write: bool,
-    /// Fail when README.md differs from what would be written
+    /// Fail when a file differs from what would be written
     #[arg(long)]
     check: bool,
     /// Folder of README.md and docs/benchmarks
@@ -27,15 +31,24 @@ pub(crate) struct TablesArgs {
 pub(crate) fn run(args: &TablesArgs) -> Result<()> {
     let readme = args.root.join("README.md");
     let before = std::fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
-    let after = replace(&before, "support", &support())?;
-    let after = replace(&after, "results", &results(&args.root.join("docs/benchmarks"))?)?;
+    let folder = args.root.join("docs/benchmarks");
+    let entries = gallery::read(&folder)?;
+    let files = gallery::generate(&entries)?;
+    let after = replace(&before, "hero", &hero(&entries))?;
+    let after = replace(&after, "support", &support())?;
+    let after = replace(&after, "results", &results(&entries))?;
     if args.write {
         if after != before {
             std::fs::write(&readme, after).with_context(|| format!("cannot write {}", readme.display()))?;
         }
-        return Ok(());
+        return gallery::write(&folder, &files);
     }
-    ensure!(before == after, "{} differs from its sources; run `cargo xtask tidy --write`", readme.display());
+    let mut differing: Vec<_> = gallery::differing(&folder, &files)?.iter().map(|name| folder.join(name)).collect();
+    differing.extend((before != after).then_some(readme));
+    if !differing.is_empty() {
+        let names: Vec<_> = differing.iter().map(|path| path.display().to_string()).collect();
+        bail!("{} differ from their sources; run `cargo xtask tidy --write`", names.join(", "));
+    }
     Ok(())
 }
 
@@ -82,51 +95,67 @@ fn compute_capability(arch: Arch) -> String {
     format!("{major}.{minor}{later}")
 }
 
-fn results(folder: &Path) -> Result<String> {
-    let mut files = Vec::new();
-    if folder.is_dir() {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                files.push(path);
-            }
-        }
-    }
-    files.sort();
-    if files.is_empty() {
-        return Ok(
-            "No results are committed for this version; `cargo xtask bench` measures on your machine.\n".to_owned()
-        );
+const NO_RESULTS: &str = "No results are committed for this version; `cargo xtask bench` measures on your machine.\n";
+
+/// The picture that says most: speed beside peers, or speed alone.
+fn hero(entries: &[Entry]) -> String {
+    let of_gpus = || entries.iter().filter(|entry| entry.record.environment.backend == "cuda");
+    let entry = of_gpus().find(|entry| !entry.record.sweep.peers.is_empty()).or_else(|| of_gpus().next());
+    let picture = entry.and_then(|entry| entry.pictures.iter().find(|picture| picture.stem.contains("-tflops-")));
+    let (Some(entry), Some(picture)) = (entry, picture) else { return NO_RESULTS.to_owned() };
+    let mut text = image(picture);
+    line!(text, "\n{} ([report](docs/benchmarks/{}.html))", picture.description, entry.stem);
+    text
+}
+
+fn image(picture: &gallery::Picture) -> String {
+    // An attribute of the page that shows it.
+    let alt = crate::plot::escape(&picture.description);
+    let stem = &picture.stem;
+    format!(
+        "<a href=\"docs/benchmarks/{stem}.svg\"><img src=\"docs/benchmarks/{stem}.svg\" alt=\"{alt}\" width=\"960\"/></a>\n"
+    )
+}
+
+fn results(entries: &[Entry]) -> String {
+    if entries.is_empty() {
+        return NO_RESULTS.to_owned();
     }
     let mut text = String::new();
-    for path in &files {
-        let record = Record::read(path)?;
-        let backend = &record.environment.backend;
-        ensure!(backend == "cuda", "{}: made on {backend}; the README shows results of GPUs", path.display());
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !text.is_empty() {
+    for (i, entry) in entries.iter().enumerate() {
+        let Entry { stem, record, pictures } = entry;
+        if i > 0 {
             text.push('\n');
         }
-        if record.sweep.peers.is_empty() {
-            bench_section(&mut text, &name, &record);
+        environment_line(&mut text, stem, record);
+        if record.environment.backend == "emulator" {
+            counts_section(&mut text, record);
+        } else if record.sweep.peers.is_empty() {
+            bench_section(&mut text, record);
         } else {
-            peers_section(&mut text, &name, &record);
+            peers_section(&mut text, record);
+        }
+        if !pictures.is_empty() {
+            line!(text, "\n<details><summary>Pictures of {stem}</summary>");
+            for picture in pictures {
+                line!(text, "\n{}: {}\n", picture.title, picture.description);
+                text.push_str(&image(picture));
+            }
+            line!(text, "\n</details>");
         }
     }
-    Ok(text)
+    text
 }
 
 fn environment_line(text: &mut String, name: &str, record: &Record) {
     let Environment { device, driver, date, commit, peers, .. } = &record.environment;
     let day = date.split('T').next().unwrap_or(date);
-    let driver = driver.as_deref().unwrap_or("unknown");
+    let driver = driver.as_ref().map(|driver| format!(", driver for CUDA {driver}")).unwrap_or_default();
     let commit = commit.as_deref().map_or("unknown".to_owned(), |commit| commit.chars().take(12).collect());
     let peers: Vec<_> = peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
     let rest = if peers.is_empty() { String::new() } else { format!(", beside {}", peers.join(", ")) };
-    line!(
-        text,
-        "{device}, driver for CUDA {driver}, {day}, commit {commit}{rest}, from [{name}](docs/benchmarks/{name})."
-    );
+    let links = format!("[{name}.json](docs/benchmarks/{name}.json), [report](docs/benchmarks/{name}.html)");
+    line!(text, "{device}{driver}, {day}, commit {commit}{rest}; {links}.");
 }
 
 /// One table for each element type and mask; the first element type open, the others folded away.
@@ -154,8 +183,37 @@ fn by_type_and_mask(text: &mut String, cells: &[Cell], mut table: impl FnMut(&mu
     }
 }
 
-fn bench_section(text: &mut String, name: &str, record: &Record) {
-    environment_line(text, name, record);
+/// What a record of the emulator says best: work and traffic.
+const COUNTS: [(&str, &str); 5] = [
+    ("lane_instructions", "instructions"),
+    ("tensor_flops", "tensor FLOP"),
+    ("global_bytes_read", "global read"),
+    ("global_bytes_written", "global written"),
+    ("shared_bank_conflicts", "bank conflicts"),
+];
+
+fn counts_section(text: &mut String, record: &Record) {
+    line!(text, "Counts of what the kernels do, from the emulator; these are not times.");
+    by_type_and_mask(text, &record.cells, |text, cells| {
+        let mut header = problem_header();
+        header.push("kernel".to_owned());
+        header.extend(COUNTS.iter().map(|(_, heading)| (*heading).to_owned()));
+        header.push("extra memory".to_owned());
+        table_header(text, &header);
+        for (cell, result) in cells.iter().flat_map(|cell| cell.results.iter().map(move |result| (cell, result))) {
+            let mut row = problem_columns(&cell.problem);
+            row.push(result.name.clone());
+            row.extend(COUNTS.iter().map(|(counter, _)| {
+                let show = if counter.contains("bytes") { format::bytes } else { format::count };
+                dash(result.counters.get(*counter).copied().map(show))
+            }));
+            row.push(dash(result.extra_bytes.map(format::bytes)));
+            table_row(text, &row);
+        }
+    });
+}
+
+fn bench_section(text: &mut String, record: &Record) {
     line!(text, "Median TFLOP/s; extra memory is what one call holds at its peak beyond q, k, v and out.");
     by_type_and_mask(text, &record.cells, |text, cells| {
         // What ran on none of these problems, such as v3 on f32, has no column.
@@ -193,29 +251,32 @@ fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
 const RATIOS: [(&str, &str); 4] =
     [("v3", "torch flash"), ("v3", "torch cudnn"), ("v2", "torch flash"), ("naive", "torch math")];
 
-fn peers_section(text: &mut String, name: &str, record: &Record) {
-    environment_line(text, name, record);
+fn peers_section(text: &mut String, record: &Record) {
     line!(
         text,
         "Median TFLOP/s of launches that take turns in one run; a ratio above 1 means that ferroflash is faster."
     );
     by_type_and_mask(text, &record.cells, |text, cells| {
         let mut names: Vec<&str> = Vec::new();
-        for result in cells.iter().flat_map(|cell| &cell.results) {
+        for result in cells.iter().flat_map(|cell| &cell.results).filter(|result| result.skipped.is_none()) {
             if !names.contains(&result.name.as_str()) {
                 names.push(&result.name);
             }
         }
+        let newest = cells.iter().flat_map(|cell| &cell.results).filter(|r| !r.peer && r.skipped.is_none()).next_back();
+        let newest = newest.map(|result| result.name.as_str()).unwrap_or_default();
         let ratios: Vec<_> =
             RATIOS.into_iter().filter(|(ours, peer)| names.contains(ours) && names.contains(peer)).collect();
         let mut header = problem_header();
         header.extend(names.iter().map(|name| (*name).to_owned()));
+        header.push(format!("{newest} over the best peer"));
         header.extend(ratios.iter().map(|(ours, peer)| format!("{ours} over {peer}")));
         table_header(text, &header);
         for cell in cells {
             let find = |name: &str| cell.result(name);
             let mut row = problem_columns(&cell.problem);
             row.extend(names.iter().map(|name| dash(find(name).and_then(|r| r.tflops).map(format::significant))));
+            row.push(dash(find(newest).and_then(|r| r.ratio_to_best_peer).map(|ratio| format!("{ratio:.2}"))));
             row.extend(ratios.iter().map(|(ours, peer)| {
                 let time = |name| find(name).and_then(|result| result.time_ms);
                 dash(time(ours).zip(time(peer)).map(|(ours, peer)| format!("{:.2}", peer.median / ours.median)))
@@ -279,36 +340,45 @@ mod tests {
         record
     }
 
-    fn write(record: &Record) -> tempfile::TempDir {
+    fn entries(record: &Record) -> Vec<Entry> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.json"), serde_json::to_string(record).unwrap()).unwrap();
-        folder
+        gallery::read(folder.path()).unwrap()
     }
 
     #[test]
     fn peers_are_set_beside_each_other() {
-        let cells = vec![
+        let mut cells = vec![
             sample_cell("bf16", 512, &[("v2", 1.0), ("torch flash", 1.5)]),
             sample_cell("f16", 512, &[("v2", 2.0)]),
         ];
-        let text = results(write(&record("GPU", "cuda", &[("torch", "2.11")], cells)).path()).unwrap();
+        cells[0].results[0].ratio_to_best_peer = Some(1.5);
+        let entries = entries(&record("GPU", "cuda", &[("torch", "2.11")], cells));
+        let text = results(&entries);
         assert!(
             text.contains("GPU, driver for CUDA 13.0, 2026-01-02, commit 0123456789ab, beside torch 2.11"),
             "{text}"
         );
-        assert!(text.contains("| 64 | 512 | 2 x 4 | 0.54 | 0.36 | 1.50 |"), "{text}");
+        assert!(text.contains("| 64 | 512 | 2 x 4 | 0.54 | 0.36 | 1.50 | 1.50 |"), "{text}");
         assert!(text.contains("<details><summary>f16, full</summary>"), "{text}");
+        assert!(text.contains("<img src=\"docs/benchmarks/a-errors-bf16.svg\""), "{text}");
+        let hero = hero(&entries);
+        assert!(hero.starts_with("<a href=\"docs/benchmarks/a-tflops-bf16.svg\"><img"), "{hero}");
+        assert!(hero.contains("times the speed of the best peer. ([report](docs/benchmarks/a.html))"), "{hero}");
     }
 
     #[test]
-    fn results_of_the_emulator_are_refused() {
-        let error = results(write(&record("CPU", "emulator", &[], Vec::new())).path()).unwrap_err();
-        assert!(error.to_string().contains("made on emulator"), "{error}");
+    fn results_of_the_emulator_are_called_counts() {
+        let mut cell = sample_cell("bf16", 64, &[("v2", 1.0)]);
+        cell.results[0].counters.insert("tensor_flops".to_owned(), 12_345_678);
+        let entries = entries(&record("CPU", "emulator", &[], vec![cell]));
+        let text = results(&entries);
+        assert!(text.contains("these are not times") && text.contains("| v2 | - | 12.3 M | - |"), "{text}");
+        assert_eq!(hero(&entries), NO_RESULTS);
     }
 
     #[test]
     fn no_results_is_said() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(results(&folder.path().join("absent")).unwrap().contains("No results are committed"));
+        assert_eq!((results(&[]), hero(&[])), (NO_RESULTS.to_owned(), NO_RESULTS.to_owned()));
     }
 }

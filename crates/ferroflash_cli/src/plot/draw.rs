@@ -384,8 +384,8 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
 
     fn lines(&self, frame: &Frame<'_>, mark: &Mark) -> Result<()> {
         match mark {
-            Mark::Line { style, points, shift } => {
-                let points: Vec<_> = points.iter().map(|&point| shifted(frame.at(point), *shift)).collect();
+            Mark::Line { style, points, .. } => {
+                let points: Vec<_> = points.iter().map(|&point| frame.at(point)).collect();
                 self.line(&points, style.ink, style.width, style.dash)
             }
             Mark::Cloud { .. } => Ok(()),
@@ -402,7 +402,8 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
     fn markers(&self, frame: &Frame<'_>, mark: &Mark) -> Result<()> {
         match mark {
             Mark::Line { style, points, shift } => {
-                points.iter().try_for_each(|&point| self.marker(shifted(frame.at(point), *shift), style, MARKER_RADIUS))
+                let points: Vec<_> = points.iter().map(|&point| frame.at(point)).collect();
+                (0..points.len()).try_for_each(|i| self.marker(along(&points, i, *shift), style, MARKER_RADIUS))
             }
             Mark::Cloud { style, points } => {
                 points.iter().try_for_each(|&point| self.marker(frame.at(point), style, CLOUD_RADIUS))
@@ -524,10 +525,31 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
     }
 }
 
-fn shifted((x, y): (f64, f64), shift: f64) -> (f64, f64) {
-    (x + shift, y)
+/// The place on the line through `points` that is `shift` to the right of the `i`-th.
+fn along(points: &[(f64, f64)], i: usize, shift: f64) -> (f64, f64) {
+    let (x, y) = points[i];
+    // The part of the line on that side; at the ends of the line the only one there is.
+    let other = if shift < 0.0 { i.checked_sub(1) } else { Some(i + 1).filter(|&next| next < points.len()) };
+    let other = other.or(if shift < 0.0 { Some(i + 1) } else { i.checked_sub(1) });
+    let slope = other.and_then(|other| points.get(other)).map_or(0.0, |other| (other.1 - y) / (other.0 - x));
+    (x + shift, y + slope * shift)
 }
 
 fn label_lines(axis: &Axis) -> usize {
     axis.ticks.iter().map(|tick| tick.1.split('\n').count()).max().unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moved_marker_stays_on_its_line() {
+        let points = [(0.0, 0.0), (10.0, 10.0), (20.0, 10.0)];
+        assert_eq!(along(&points, 1, -4.0), (6.0, 6.0));
+        assert_eq!(along(&points, 1, 4.0), (14.0, 10.0));
+        assert_eq!(along(&points, 0, -4.0), (-4.0, -4.0));
+        assert_eq!(along(&points, 2, 4.0), (24.0, 10.0));
+        assert_eq!(along(&points[..1], 0, 4.0), (4.0, 0.0));
+    }
 }

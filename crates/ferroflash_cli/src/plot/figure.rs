@@ -35,7 +35,7 @@ pub(crate) struct Panel {
 /// Something drawn in the coordinates of its panel.
 #[derive(Clone, Debug)]
 pub(crate) enum Mark {
-    /// One implementation by its points, joined by a line. All of it is moved right by `shift` pixels.
+    /// One implementation by its points, joined by a line, on which its markers are moved right by `shift` pixels.
     Line { style: Style, points: Vec<(f64, f64)>, shift: f64 },
     /// Many points of one implementation, smaller than those of a line.
     Cloud { style: Style, points: Vec<(f64, f64)> },

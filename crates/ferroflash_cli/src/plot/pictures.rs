@@ -37,7 +37,7 @@ pub(crate) fn figures(record: &Record) -> Vec<Figure> {
                 "Instructions, counted by the emulator",
                 "instructions of all threads",
                 &["lane_instructions"],
-                |count| format::count(count as u64).replace(".00", ""),
+                count_label,
             ),
         ];
         figures.extend(all.into_iter().flatten().flat_map(split));
@@ -96,6 +96,17 @@ fn bytes_label(bytes: f64) -> String {
     format!("{value} {}", UNITS[unit])
 }
 
+/// A power of ten with the letter of its thousands.
+fn count_label(count: f64) -> String {
+    const UNITS: [&str; 5] = ["", " k", " M", " G", " T"];
+    let (mut value, mut unit) = (count, 0);
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value}{}", UNITS[unit])
+}
+
 /// A power of ten, or a small number as it is.
 fn decimal_label(value: f64) -> String {
     if (1e-2..1e5).contains(&value) { format!("{value}") } else { format!("1e{}", value.log10().round()) }
@@ -122,7 +133,7 @@ impl<'a> Picture<'a> {
     fn tflops(&self) -> Option<Figure> {
         let value = |_: &Cell, result: &Measurement| result.tflops;
         let y = Axis::from_zero("TFLOP/s", self.values(value));
-        self.by_seq("tflops", "Speed of attention, forward", y, value, |_| Vec::new())
+        self.by_seq("tflops", "Speed of forward attention", y, value, |_| Vec::new())
     }
 
     fn speedup(&self) -> Option<Figure> {
@@ -356,7 +367,13 @@ impl<'a> Picture<'a> {
             panels.push(Panel { title: group.title.clone(), x, y: y.clone(), marks });
         }
         let legend = self.legend(|name| self.results().any(|(cell, r)| r.name == name && value(cell, r).is_some()));
-        Some(self.figure(name, title, legend, self.columns, panels, Vec::new()))
+        let moved = |mark: &Mark| matches!(mark, Mark::Line { shift, .. } if *shift != 0.0);
+        let notes = if panels.iter().flat_map(|panel| &panel.marks).any(moved) {
+            vec!["Markers side by side on one line: the same values.".to_owned()]
+        } else {
+            Vec::new()
+        };
+        Some(self.figure(name, title, legend, self.columns, panels, notes))
     }
 
     fn figure(
@@ -458,7 +475,7 @@ impl<'a> Picture<'a> {
 /// Pixels between the markers of lines that lie on each other.
 const SIDE_STEP: f64 = 10.5;
 
-/// Lines; those that cannot be told apart are moved until their markers stand side by side.
+/// Lines; the markers of those that cannot be told apart stand side by side.
 fn side_by_side(lines: Vec<(Style, Vec<(f64, f64)>)>, y: &Axis) -> Vec<Mark> {
     // A tenth of a marker.
     let near = |a: f64, b: f64| (y.place(a) - y.place(b)).abs() < 0.004;
@@ -683,7 +700,7 @@ mod tests {
             result.extra_bytes = Some(0);
         }
         let memory = figure(&record, "memory-bf16");
-        assert!(memory.notes[0].ends_with("no extra memory at all: torch cudnn."), "{:?}", memory.notes);
+        assert!(memory.notes.last().unwrap().ends_with("no extra memory at all: torch cudnn."), "{:?}", memory.notes);
         assert!(memory.legend.iter().all(|(name, _)| name != "torch cudnn"));
     }
 
@@ -728,6 +745,7 @@ mod tests {
     fn labels_are_short() {
         assert_eq!([512.0, 1024.0, 1000.0, 16384.0].map(seq_label), ["512", "1k", "1000", "16k"]);
         assert_eq!([2.0, 4096.0, 2f64.powi(31)].map(bytes_label), ["2 B", "4 KiB", "2 GiB"]);
+        assert_eq!([100.0, 1e4, 1e6, 1e12].map(count_label), ["100", "10 k", "1 M", "1 T"]);
         assert_eq!([1e-6, 0.01, 1000.0, 1e6].map(decimal_label), ["1e-6", "0.01", "1000", "1e6"]);
     }
 }

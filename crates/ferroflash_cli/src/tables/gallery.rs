@@ -1,0 +1,151 @@
+//! The committed records, and the pictures and reports that are committed beside them.
+
+use crate::bench::record::{BENCH_KIND, Record};
+use crate::plot;
+use crate::report;
+use anyhow::{Context, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// One record of docs/benchmarks and its pictures.
+pub(super) struct Entry {
+    /// Name of its file without `.json`.
+    pub(super) stem: String,
+    pub(super) record: Record,
+    pub(super) pictures: Vec<Picture>,
+}
+
+/// One picture of a record.
+pub(super) struct Picture {
+    /// Name of its files without `.svg` and `.png`.
+    pub(super) stem: String,
+    pub(super) title: String,
+    pub(super) description: String,
+}
+
+/// Files by name, and what they hold.
+pub(super) type Files = BTreeMap<String, Vec<u8>>;
+
+/// What `generate` makes; anything else of these in the folder is left over.
+const GENERATED: [&str; 3] = ["svg", "png", "html"];
+
+/// Reads the records of `folder`, in the order of their names; none when there is no folder. JSON files of another kind, such as the
+/// counts that the tests compare with, are not the bench's.
+pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    for name in names(folder, &["json"])? {
+        let path = folder.join(&name);
+        if !is_record(&path)? {
+            continue;
+        }
+        let record = Record::read(&path)?;
+        let figures = plot::figures(&record);
+        // One element type is enough to look at; the report has all.
+        let first = record.cells.first().map(|cell| format!("-{}", cell.problem.dtype)).unwrap_or_default();
+        let stem = name.trim_end_matches(".json").to_owned();
+        let pictures = figures.iter().filter(|figure| figure.name.contains(&first)).map(|figure| Picture {
+            stem: format!("{stem}-{}", figure.name),
+            title: figure.title.clone(),
+            description: figure.description.clone(),
+        });
+        let pictures = pictures.collect();
+        entries.push(Entry { stem, record, pictures });
+    }
+    Ok(entries)
+}
+
+/// Whether a file says that it is a record of the bench, of whatever version.
+fn is_record(path: &Path) -> Result<bool> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let value: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(value["kind"] == BENCH_KIND)
+}
+
+/// Every file that belongs beside the records.
+pub(super) fn generate(entries: &[Entry]) -> Result<Files> {
+    let mut files = Files::new();
+    for entry in entries {
+        for figure in plot::figures(&entry.record) {
+            let stem = format!("{}-{}", entry.stem, figure.name);
+            if entry.pictures.iter().any(|picture| picture.stem == stem) {
+                files.insert(format!("{stem}.svg"), plot::svg(&figure)?.into_bytes());
+                files.insert(format!("{stem}.png"), plot::png(&figure)?);
+            }
+        }
+        files.insert(format!("{}.html", entry.stem), report::html(&entry.record)?.into_bytes());
+    }
+    Ok(files)
+}
+
+/// Brings `folder` in line with `files`.
+pub(super) fn write(folder: &Path, files: &Files) -> Result<()> {
+    for name in differing(folder, files)? {
+        let path = folder.join(&name);
+        match files.get(&name) {
+            Some(content) => std::fs::write(&path, content),
+            None => std::fs::remove_file(&path),
+        }
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Names of files that are missing, of other content, or left over.
+pub(super) fn differing(folder: &Path, files: &Files) -> Result<Vec<String>> {
+    let mut differing: BTreeSet<String> =
+        names(folder, &GENERATED)?.into_iter().filter(|name| !files.contains_key(name)).collect();
+    for (name, content) in files {
+        if std::fs::read(folder.join(name)).ok().as_ref() != Some(content) {
+            differing.insert(name.clone());
+        }
+    }
+    Ok(differing.into_iter().collect())
+}
+
+/// Names of files with one of these extensions, sorted.
+fn names(folder: &Path, extensions: &[&str]) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    if folder.is_dir() {
+        for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.rsplit_once('.').is_some_and(|(_, extension)| extensions.contains(&extension)) {
+                names.insert(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::record::samples::{sample, sample_cell};
+
+    #[test]
+    fn pictures_follow_their_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let put = |ms: f64| {
+            let cells = ["bf16", "f16"].map(|dtype| sample_cell(dtype, 512, &[("v2", ms), ("torch flash", 2.0)]));
+            let record = sample("GPU", "cuda", cells.to_vec());
+            std::fs::write(at("a.json"), serde_json::to_string(&record).unwrap()).unwrap();
+        };
+        let files = || generate(&read(folder.path()).unwrap()).unwrap();
+        put(1.0);
+        std::fs::write(at("counters.json"), "{}").unwrap();
+        std::fs::write(at("old-tflops-bf16.svg"), "left over").unwrap();
+        let names: Vec<String> = files().into_keys().collect();
+        let expected = ["a-errors-bf16.png", "a-errors-bf16.svg", "a-tflops-bf16.png", "a-tflops-bf16.svg", "a.html"];
+        assert_eq!(names, expected);
+        assert_eq!(differing(folder.path(), &files()).unwrap().len(), 6);
+        write(folder.path(), &files()).unwrap();
+        assert!(!at("old-tflops-bf16.svg").exists());
+        assert_eq!(differing(folder.path(), &files()).unwrap(), [""; 0]);
+        // Another time, other pictures: the errors stay.
+        put(0.5);
+        assert_eq!(differing(folder.path(), &files()).unwrap(), ["a-tflops-bf16.png", "a-tflops-bf16.svg", "a.html"]);
+        assert!(read(&at("absent")).unwrap().is_empty());
+        std::fs::write(at("cut.json"), "{").unwrap();
+        assert!(read(folder.path()).is_err());
+    }
+}
