@@ -3,11 +3,12 @@
 //! The binary needs neither the source tree nor Rust: it runs alone on a GPU machine, beside the `ferroflash` binary.
 //! - `FERROFLASH_TEST_DEVICE`: `cuda`, `cuda:N`, `emulator` or `best`. A device that is named and absent is a failure.
 //! - `FERROFLASH_TEST_CASES`: random cases of each property; by default few on the emulator, many on a GPU.
-//! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli`; by default the one beside this binary, or under cargo a
-//!   fresh build.
+//! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli` and `cli_bench`; by default the one beside this binary, or under
+//!   cargo a fresh build.
 
 mod api_errors;
 mod cli;
+mod cli_bench;
 mod conformance;
 mod invariants;
 mod io;

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// Bytes of one side of the copy: many times any level-two cache, so that what stays there does not count.
 const COPY_BYTES: u64 = 1 << 30;
 
+/// Elements of the random data that is copied over and over: 16 MiB.
+const DRAWN_ELEMENTS: usize = 1 << 22;
+
 /// Rows and columns of the matrices: enough products for every multiprocessor, in a few milliseconds.
 const MATMUL_SIZE: usize = 8192;
 
@@ -63,7 +66,10 @@ fn copy(device: &Device) -> Result<Ceiling> {
     let bytes = if device.info().is_emulator() { 1 << 16 } else { COPY_BYTES.min(device.info().memory_bytes / 8) };
     let row = 1024;
     let shape = Shape::new(1, bytes as usize / size_of::<f32>() / row, 1, row);
-    let data = normal::<f32>(shape.elements().context("the size of the copy")?, 0);
+    let elements = shape.elements().context("the size of the copy")?;
+    // Repeated: what lies that far apart no cache or memory takes for the same, and a whole draw takes longer than the copies.
+    let drawn = normal::<f32>(elements.min(DRAWN_ELEMENTS), 0);
+    let data: Vec<f32> = drawn.iter().copied().cycle().take(elements).collect();
     let from = Tensor::from_slice(device, &data, shape, Layout::Bshd)?;
     drop(data);
     let mut to = Tensor::uninit(device, DType::F32, shape, Layout::Bshd)?;

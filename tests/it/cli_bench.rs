@@ -1,0 +1,376 @@
+//! `ferroflash bench`: presets, sweep files, peers, resuming, colours.
+
+use crate::support::case::runs;
+use crate::support::program::{fail, ferroflash, succeed, text};
+use crate::support::{device, f16};
+use ferroflash::Kernel;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder for the test")
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).expect("a record")).expect("JSON")
+}
+
+fn cells(record: &Value) -> &[Value] {
+    record["cells"].as_array().expect("cells")
+}
+
+/// A result of a cell.
+fn result<'a>(cell: &'a Value, name: &str) -> &'a Value {
+    let results = cell["results"].as_array().expect("results");
+    results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("{name} is not among {results:?}"))
+}
+
+/// Times of few and short samples, also on the emulator, where they only show that the parts work together.
+const SHORT: [&str; 8] = ["--clock", "host", "--repeats", "3", "--warmup", "1", "--sample", "0.01"];
+
+fn write_sweep(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("sweep.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[cfg(unix)]
+fn write_program(folder: &Path, name: &str, text: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join(name);
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// A Python that knows no attention: of one row it gives v, which is right, because the softmax of one score is 1. `cudnn` does so
+/// in 2 ms a launch, `flash` in 1 ms, `efficient` gives q, `math` refuses, and `triton` dies at its first launch.
+#[cfg(unix)]
+const FAKE_PYTHON: &str = r#"#!/bin/sh
+echo "some warning" >&2
+echo '{"hello": {"versions": {"torch": "9.8.7"}}}'
+while read -r line; do
+    case "$line" in
+    '{"prepare"'*) data=$(expr "$line" : '.*"folder":"\([^"]*\)"'); echo '{"prepared": true}' ;;
+    '{"check"'*'"math"'*) echo '{"skipped": "RuntimeError: out of memory"}' ;;
+    '{"check"'*)
+        out=$(expr "$line" : '.*"out":"\([^"]*\)"')
+        case "$line" in *efficient*) cp "$data/q" "$out" ;; *) cp "$data/v" "$out" ;; esac
+        echo '{"checked": {"extra_bytes": 4096, "graph": true}}' ;;
+    '{"time"'*'"triton"'*) echo "a fatal error" >&2; exit 1 ;;
+    '{"time"'*)
+        launches=$(expr "$line" : '.*"launches":\([0-9]*\)')
+        case "$line" in *cudnn*) each=2 ;; *) each=1 ;; esac
+        echo "{\"ms\": $((launches * each))}" ;;
+    '{"matmul"'*) launches=$(expr "$line" : '.*"launches":\([0-9]*\)'); echo "{\"ms\": $((launches * 2))}" ;;
+    '{"trim"'*) echo '{"trimmed": true}' ;;
+    '{"release"'*) echo '{"released": true}' ;;
+    esac
+done
+"#;
+
+/// One query and key of f16 in two heads, with peers.
+#[cfg(unix)]
+fn bench_with_peers(python: &Path, json: &Path, more: &[&str]) -> Command {
+    let mut command = ferroflash();
+    command.args(["bench", "--device", &device::name(), "--dtype", "f16", "--head-dim", "32", "--full", "--seq", "1"]);
+    command.args(["--batch", "1", "--heads", "2", "--kernel", "naive,v2", "--json", utf8(json)]).args(SHORT).args(more);
+    command.arg("--python").arg(python);
+    command
+}
+
+#[cfg(unix)]
+fn output(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().expect("the program starts");
+    assert!(status.success(), "{status}\n{}\n{}", text(&stdout), text(&stderr));
+    text(&stdout)
+}
+
+#[cfg(unix)]
+#[test]
+fn peers_take_turns_and_are_checked() {
+    let folder = folder();
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    let printed = output(&mut bench_with_peers(&python, &json, &["--peers"]));
+    assert!(printed.contains("(torch 9.8.7)"), "{printed}");
+    assert!(printed.contains("not run: torch math at seq 1: RuntimeError: out of memory"), "{printed}");
+    assert!(printed.contains("the Python process ended: no answer (a fatal error)"), "{printed}");
+    assert!(printed.contains("WRONG") && printed.contains("2 results compared"), "{printed}");
+    let record = read(&json);
+    assert_eq!(record["environment"]["peers"]["torch"], "9.8.7");
+    assert_eq!(record["sweep"]["peers"].as_array().unwrap().len(), 5);
+    let cell = &cells(&record)[0];
+    for (name, ms) in [("torch cudnn", 2.0), ("torch flash", 1.0)] {
+        let peer = result(cell, name);
+        assert_eq!((&peer["peer"], &peer["graph"], &peer["extra_bytes"]), (&json!(true), &json!(true), &json!(4096)));
+        assert_eq!((&peer["time_ms"]["median"], &peer["check"]["within"]), (&json!(ms), &json!(true)));
+        assert_eq!(peer["samples_ms"].as_array().unwrap().len(), 3);
+    }
+    assert_eq!(result(cell, "torch efficient")["check"]["within"], false);
+    assert!(result(cell, "torch math")["check"].is_null());
+    // It was right before it died, and has no time.
+    let dead = result(cell, "triton flex");
+    assert!(dead["skipped"].is_string() && dead["time_ms"].is_null() && dead["samples_ms"] == json!([]), "{dead}");
+    // Of those that are right, flash is the fastest.
+    let v2 = result(cell, "v2");
+    let ratio = 1.0 / v2["time_ms"]["median"].as_f64().unwrap();
+    assert!((v2["ratio_to_best_peer"].as_f64().unwrap() / ratio - 1.0).abs() < 1e-9, "{v2}");
+    // 2 * 8192^3 operations in 2 ms.
+    let product = record["ceilings"]["matmul_flops"]["f16"]["value"].as_f64().unwrap();
+    assert!((product / 5.4976e14 - 1.0).abs() < 1e-3, "{product}");
+    assert_eq!(record["noise"]["pairs"][0]["kernel"], "v2");
+}
+
+#[cfg(unix)]
+#[test]
+fn colours_are_for_those_who_want_them() {
+    let folder = folder();
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    let printed = |variables: &[(&str, &str)]| {
+        let mut command = bench_with_peers(&python, &json, &["--peers=flash"]);
+        command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").envs(variables.iter().copied());
+        output(&mut command)
+    };
+    assert!(printed(&[("CLICOLOR_FORCE", "1")]).contains('\x1b'));
+    assert!(!printed(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).contains('\x1b'));
+    assert!(!printed(&[]).contains('\x1b'));
+}
+
+#[cfg(unix)]
+#[test]
+fn without_peers_the_bench_goes_on() {
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    let silent = write_program(folder.path(), "silent", "#!/bin/sh\necho nothing here >&2\n");
+    let unavailable = write_program(
+        folder.path(),
+        "unavailable",
+        "#!/bin/sh\necho '{\"unavailable\": \"PyTorch cannot be imported\"}'\n",
+    );
+    for (python, reason) in [
+        (Path::new("/absent/python"), "No such file"),
+        (&*silent, "the Python process ended: no answer (nothing here)"),
+        (&*unavailable, "PyTorch cannot be imported"),
+    ] {
+        let printed = output(&mut bench_with_peers(python, &json, &["--peers"]));
+        let line = printed.lines().find(|line| line.starts_with("No peers: ")).unwrap_or_else(|| panic!("{printed}"));
+        assert!(line.contains(reason) && line.contains(utf8(python)), "{line}");
+        let record = read(&json);
+        assert!(record["environment"]["peers_missing"].as_str().unwrap().contains(reason));
+        assert_eq!((&record["sweep"]["peers"], cells(&record).len()), (&json!([]), 1));
+    }
+    if !device::is_gpu() {
+        let mut command = ferroflash();
+        command.args(["bench", "--device", "emulator", "--seq", "8", "--dtype", "f16", "--kernel", "v2", "--peers"]);
+        let printed = output(&mut command);
+        assert!(printed.contains("No peers: they need a GPU, and this is the emulator"), "{printed}");
+    }
+    assert!(fail(&["bench", "--python", "python3"]).contains("--peers"));
+    assert!(fail(&["bench", "--peers=jax"]).contains("possible values"));
+    assert!(fail(&["bench", "--peers=math,math"]).contains("--peers names Math twice"));
+}
+
+#[test]
+fn presets_are_named_and_scaled() {
+    if device::is_gpu() {
+        // The full sizes take minutes; the sizes themselves have tests beside the presets.
+        return;
+    }
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    // One kernel and one head dim of the 36 cells.
+    let printed = succeed(&[
+        "bench",
+        "--preset",
+        "paper",
+        "--device",
+        "emulator",
+        "--kernel",
+        "v2",
+        "--head-dim",
+        "64",
+        "--json",
+        utf8(&json),
+    ]);
+    assert!(printed.contains("Sweep: paper with options, 12 cells"), "{printed}");
+    assert!(
+        printed.contains("Smaller than on a GPU: tokens and sequence lengths are those of the papers over 32"),
+        "{printed}"
+    );
+    assert!(printed.contains("COUNTS"), "{printed}");
+    let record = read(&json);
+    assert!(record["sweep"]["scaled"].is_string() && record["ceilings"].is_null() && record["noise"].is_null());
+    assert_eq!(cells(&record).len(), 12);
+    for cell in cells(&record) {
+        let problem = &cell["problem"];
+        let number = |name: &str| problem[name].as_u64().unwrap();
+        assert_eq!((number("batch") * number("seq"), number("q_heads")), (512, 4));
+        assert!(result(cell, "v2")["counters"]["tensor_flops"].as_u64().unwrap() > 0);
+        assert!(result(cell, "v2")["time_ms"].is_null());
+    }
+    assert!(fail(&["bench", "--preset", "huge"]).contains("possible values: paper, memory, seqlen, quick"));
+}
+
+#[test]
+fn sweeps_come_from_files() {
+    let folder = folder();
+    let sweep = write_sweep(
+        folder.path(),
+        "kernels = [\"v2\"]\n[[group]]\ndtype = [\"f16\"]\nmask = [\"causal\"]\nhead_dim = [32]\nseq = [3]\nkv_seq = 40\n\
+         heads = 2\nkv_heads = 1\n[[group]]\ndtype = [\"f32\"]\nmask = [\"full\"]\nhead_dim = [32]\nseq = [5]\nheads = 1\n",
+    );
+    let json = folder.path().join("r.json");
+    let bench = |more: &[&str]| {
+        let device = device::name();
+        let fixed = ["bench", "--device", &device, "--sweep", utf8(&sweep), "--json", utf8(&json)];
+        succeed(&[&fixed[..], &["--repeats", "3", "--warmup", "1"], more].concat());
+        read(&json)
+    };
+    let record = bench(&[]);
+    assert_eq!(record["sweep"]["name"], utf8(&sweep));
+    assert_eq!(record["sweep"]["kernels"], json!(["v2"]));
+    let problem = &cells(&record)[0]["problem"];
+    assert_eq!((&problem["seq"], &problem["kv_seq"], &problem["kv_heads"]), (&json!(3), &json!(40), &json!(1)));
+    assert_eq!(cells(&record)[1]["problem"]["dtype"], "f32");
+    // The command line has the last word.
+    assert_eq!(bench(&["--kernel", "naive"])["sweep"]["kernels"], json!(["naive"]));
+
+    let error = fail(&["bench", "--sweep", "/absent/sweep.toml"]);
+    assert!(error.contains("cannot read --sweep /absent/sweep.toml"), "{error}");
+    let wrong = write_sweep(folder.path(), "[[group]]\ndtype = [\"f16\"]\nhead_dim = [12]\nseq = [8]\n");
+    let error = fail(&["bench", "--device", &device::name(), "--sweep", utf8(&wrong)]);
+    assert!(error.contains("sweep.toml:1: in this group: head_dim 12 is not accepted"), "{error}");
+    assert!(fail(&["bench", "--sweep", utf8(&wrong), "--seq", "8"]).contains("cannot be used with"));
+}
+
+/// Cells without what another run of the same sweep has otherwise.
+fn comparable(record: &Value) -> Value {
+    let mut cells = record["cells"].clone();
+    for cell in cells.as_array_mut().unwrap() {
+        cell["telemetry"] = Value::Null;
+        for result in cell["results"].as_array_mut().unwrap() {
+            for field in ["launches", "samples_ms", "time_ms", "tflops", "speedup_over_naive", "bound_fraction"] {
+                result[field] = Value::Null;
+            }
+        }
+    }
+    cells
+}
+
+#[test]
+fn a_killed_sweep_goes_on() {
+    let folder = folder();
+    let json = |name: &str| folder.path().join(name);
+    let command = |json: &Path, more: &[&str]| {
+        let mut command = ferroflash();
+        command.args(["bench", "--device", &device::name(), "--dtype", "f16", "--head-dim", "64", "--causal"]);
+        command.args(["--seq", "32,64,96,128,160,192,224,256", "--batch", "1", "--heads", "2", "--kernel", "naive,v2"]);
+        command.args(["--repeats", "3", "--warmup", "100", "--json", utf8(json)]).args(more);
+        command
+    };
+    let (killed, whole) = (json("killed.json"), json("whole.json"));
+    let mut child = command(&killed, &[]).stdout(std::process::Stdio::null()).spawn().expect("the program starts");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    // The file is whole at any time, so that it can be read while the sweep runs.
+    while !killed.exists() || cells(&read(&killed)).is_empty() {
+        assert!(Instant::now() < deadline, "no cell was written");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = read(&killed);
+    let done = cells(&before).len();
+    assert!((1..8).contains(&done), "{done} cells were done");
+
+    let resume = || command(&killed, &["--resume"]).output().expect("the program starts");
+    let printed = resume();
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    let printed = text(&printed.stdout);
+    assert!(printed.contains(&format!("8 cells, of which {done} were done before")), "{printed}");
+    assert!(printed.contains(&format!("[{0}/{0}", 8 - done)), "{printed}");
+    assert!(printed.contains("16 results compared"), "{printed}");
+    let after = read(&killed);
+    assert_eq!(after["environment"], before["environment"]);
+    for cell in cells(&before) {
+        assert!(cells(&after).contains(cell), "what was done is kept as it was");
+    }
+    assert!(command(&whole, &[]).output().unwrap().status.success());
+    assert_eq!(comparable(&after), comparable(&read(&whole)));
+    // Nothing is left to do: the file stays as it is.
+    let text_before = std::fs::read_to_string(&killed).unwrap();
+    assert!(resume().status.success());
+    assert_eq!(std::fs::read_to_string(&killed).unwrap(), text_before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn only_the_same_sweep_is_resumed() {
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    let device = device::name();
+    let run = |more: &[&str], works: bool| {
+        let fixed = ["bench", "--device", &device, "--dtype", "f16", "--head-dim", "32", "--causal", "--batch", "1"];
+        let rest = ["--heads", "1", "--kernel", "v2", "--repeats", "3", "--warmup", "1", "--json", utf8(&json)];
+        let arguments = [&fixed[..], &rest[..], more].concat();
+        if works { succeed(&arguments) } else { fail(&arguments) }
+    };
+    // Nothing there yet is a start.
+    run(&["--seq", "8", "--resume"], true);
+    let error = run(&["--seq", "8,16", "--resume"], false);
+    assert!(error.contains("it holds another run") && error.contains("sweep.problems"), "{error}");
+    let error = run(&["--seq", "8", "--seed", "1", "--resume"], false);
+    assert!(error.contains("method.seed is 0 in the file, 1 now"), "{error}");
+    std::fs::write(&json, "{\"kind\": \"ferroflash-bench\", \"schema_version\": 1}").unwrap();
+    let error = run(&["--seq", "8", "--resume"], false);
+    assert!(error.contains("schema_version is 1; this build reads 2"), "{error}");
+    // Without --resume the file is written anew.
+    run(&["--seq", "8"], true);
+    assert!(fail(&["bench", "--resume"]).contains("--json"));
+}
+
+#[test]
+fn every_policy_of_the_cache_measures() {
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    for l2 in ["warm", "flush", "rotate"] {
+        let device = device::name();
+        let fixed = ["bench", "--device", &device, "--dtype", "f16", "--head-dim", "32", "--seq", "24", "--batch", "1"];
+        let rest = ["--heads", "1", "--full", "--l2", l2, "--json", utf8(&json)];
+        succeed(&[&fixed[..], &rest[..], &SHORT[..]].concat());
+        let record = read(&json);
+        assert_eq!(record["method"]["l2"], l2);
+        for result in cells(&record)[0]["results"].as_array().unwrap() {
+            assert_eq!(result["samples_ms"].as_array().unwrap().len(), 3, "{l2}: {result}");
+            assert!(result["time_ms"]["median"].as_f64().unwrap() > 0.0);
+        }
+    }
+    let error = fail(&["bench", "--sample", "0"]);
+    assert!(error.contains("--sample 0 is not accepted"), "{error}");
+}
+
+#[test]
+fn ceilings_are_measured_alone() {
+    if !device::is_gpu() {
+        let error = fail(&["bench", "--ceilings", "--device", "emulator"]);
+        assert!(error.contains("--ceilings needs a GPU"), "{error}");
+    }
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    let device = device::name();
+    let printed = succeed(&["bench", "--ceilings", "--device", &device, "--clock", "host", "--json", utf8(&json)]);
+    assert!(printed.contains("Ceilings:") && !printed.contains("TFLOP/s;"), "{printed}");
+    let record = read(&json);
+    assert!(record["ceilings"]["copy_bytes_per_second"]["value"].as_f64().unwrap() > 0.0);
+    assert_eq!(record["ceilings"]["copy_bytes_per_second"]["measured"], true);
+    assert_eq!(cells(&record).len(), 0);
+    // Where v3 runs, the table of nominal rates knows the chip.
+    if device::is_gpu() && runs::<f16>(&device::shared().device, Kernel::V3) {
+        assert!(record["ceilings"]["matmul_flops"]["bf16"]["value"].as_f64().unwrap() > 1e14);
+    }
+}
