@@ -6,6 +6,7 @@ question. Inputs come from files and outputs go to files, [batch, row, head, dim
 as transposed views, without a copy. The end of the input ends the program.
 """
 
+import gc
 import json
 import math
 import os
@@ -160,6 +161,8 @@ def launcher(name, problem):
 
 
 def trim():
+    # Launchers hold the problem that holds them.
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
 
