@@ -7,7 +7,8 @@ use crate::ptx;
 use crate::tensor_map::TensorGeometry;
 use attn_spec::{DType, TensorMap, Variant};
 use ptx_emu::{
-    Checks, Counters, EmuError, Emulator, EmulatorOptions, Module, Swizzle, TensorDataType, TensorFill, TensorMapSpec,
+    Checks, Counters, EmuError, Emulator, EmulatorOptions, InstructionClass, Module, Swizzle, TensorDataType,
+    TensorFill, TensorMapSpec,
 };
 use std::collections::HashMap;
 use std::ops::Range;
@@ -183,7 +184,7 @@ impl Backend for Emulated {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        vec![
+        let mut list = vec![
             ("warp_instructions", counters.warp_instructions),
             ("lane_instructions", counters.lane_instructions),
             ("f32_flops", counters.f32_flops),
@@ -193,16 +194,44 @@ impl Backend for Emulated {
             ("global_bytes_written", counters.global_bytes_written),
             ("global_sectors_read", counters.global_sectors_read),
             ("global_sectors_written", counters.global_sectors_written),
+            ("unique_bytes_read", counters.unique_bytes_read),
+            ("unique_bytes_written", counters.unique_bytes_written),
             ("shared_bytes_read", counters.shared_bytes_read),
             ("shared_bytes_written", counters.shared_bytes_written),
             ("shared_wavefronts", counters.shared_wavefronts),
             ("shared_bank_conflicts", counters.shared_bank_conflicts),
+            ("async_copies", counters.async_copies),
             ("thread_blocks", counters.ctas),
-        ]
+        ];
+        list.extend(InstructionClass::ALL.map(|class| (class_name(class), counters.class(class))));
+        list
     }
 
     fn reset_counters(&self) {
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
+    }
+}
+
+/// Name of the counter of a class of lane instructions.
+fn class_name(class: InstructionClass) -> &'static str {
+    match class {
+        InstructionClass::Integer => "integer_instructions",
+        InstructionClass::Float => "float_instructions",
+        InstructionClass::Half => "half_instructions",
+        InstructionClass::Double => "double_instructions",
+        InstructionClass::Special => "special_instructions",
+        InstructionClass::Convert => "convert_instructions",
+        InstructionClass::Move => "move_instructions",
+        InstructionClass::Predicate => "predicate_instructions",
+        InstructionClass::Control => "control_instructions",
+        InstructionClass::GlobalMemory => "global_memory_instructions",
+        InstructionClass::SharedMemory => "shared_memory_instructions",
+        InstructionClass::LocalMemory => "local_memory_instructions",
+        InstructionClass::Atomic => "atomic_instructions",
+        InstructionClass::Warp => "warp_exchange_instructions",
+        InstructionClass::Barrier => "barrier_instructions",
+        InstructionClass::Async => "async_instructions",
+        InstructionClass::Tensor => "tensor_instructions",
     }
 }
 
