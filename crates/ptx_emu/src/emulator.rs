@@ -170,7 +170,7 @@ pub struct EmulatorOptions {
     pub sm_target: u32,
     /// Most shared memory of a CTA, static and dynamic, in bytes.
     pub max_shared_bytes: u32,
-    /// Threads that run CTAs; 0 takes one per processor.
+    /// Threads that run CTAs; 0 takes one per processor, 1 the caller's own.
     pub threads: usize,
 }
 
@@ -337,7 +337,8 @@ impl Default for Emulator {
 impl Emulator {
     /// A device with empty memory.
     pub fn new(options: EmulatorOptions) -> Emulator {
-        let pool = (options.threads != 0)
+        // One thread is the caller's own: no pool to start and stop.
+        let pool = (options.threads > 1)
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().ok())
             .flatten();
         let state = State { memory: GlobalMemory::new(options.memory_limit), modules: HashMap::new() };
@@ -583,8 +584,8 @@ impl Emulator {
         };
         let total = launch.grid.iter().map(|&g| g as u64).product::<u64>() as u32;
         let (counters, fault) = match &self.pool {
-            Some(pool) => pool.install(|| run_grid(&ctx, total)),
-            None => run_grid(&ctx, total),
+            Some(pool) => pool.install(|| run_grid(&ctx, total, false)),
+            None => run_grid(&ctx, total, self.options.threads == 1),
         };
         match fault {
             Some((_, f)) => Err(EmuError::Fault(f)),
@@ -628,7 +629,11 @@ impl Emulator {
         }
         // What the machine itself needs: registers with their record, local memory with its record.
         let warps = threads.div_ceil(32);
-        let workers = self.pool.as_ref().map_or_else(rayon::current_num_threads, |p| p.current_num_threads()) as u64;
+        let workers = match (&self.pool, self.options.threads) {
+            (Some(pool), _) => pool.current_num_threads(),
+            (None, 1) => 1,
+            (None, _) => rayon::current_num_threads(),
+        } as u64;
         let machine = workers.min(total) * warps * (prog.slots as u64 * 132 + prog.local_bytes as u64 * 64);
         if machine > self.options.memory_limit {
             return Err(EmuError::OutOfMemory { requested: machine, in_use: 0, limit: self.options.memory_limit });
@@ -647,12 +652,12 @@ impl Emulator {
     }
 }
 
-/// Runs all CTAs; a worker keeps its machine from one CTA to the next.
-fn run_grid(ctx: &LaunchCtx<'_>, total: u32) -> (Counters, Option<(u32, Box<Fault>)>) {
+/// Runs all CTAs, on the calling thread alone if `serial`; a worker keeps its machine from one CTA to the next.
+fn run_grid(ctx: &LaunchCtx<'_>, total: u32, serial: bool) -> (Counters, Option<(u32, Box<Fault>)>) {
     let idle: Mutex<Vec<Cta<'_>>> = Mutex::new(Vec::new());
     let faults: Mutex<Option<(u32, Box<Fault>)>> = Mutex::new(None);
     let lock = || idle.lock().unwrap_or_else(|e| e.into_inner());
-    (0..total).into_par_iter().with_max_len(16).for_each(|index| {
+    let run = |index| {
         if ctx.stop.load(Ordering::Relaxed) {
             return;
         }
@@ -667,7 +672,12 @@ fn run_grid(ctx: &LaunchCtx<'_>, total: u32) -> (Counters, Option<(u32, Box<Faul
             }
         }
         lock().push(cta);
-    });
+    };
+    if serial {
+        (0..total).for_each(run);
+    } else {
+        (0..total).into_par_iter().with_max_len(16).for_each(run);
+    }
     let mut counters = Counters::default();
     for c in idle.into_inner().unwrap_or_else(|e| e.into_inner()) {
         counters.add(&c.counters);
