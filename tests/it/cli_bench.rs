@@ -50,7 +50,8 @@ fn utf8(path: &Path) -> &str {
 }
 
 /// A Python that knows no attention: of one row it gives v, which is right, because the softmax of one score is 1. `cudnn` does so
-/// in 2 ms a launch, `flash` in 1 ms, `efficient` gives q, `math` refuses, and `triton` dies at its first launch.
+/// in 2 ms a launch and with more memory than two of them find, `flash` in 1 ms, `efficient` gives q, `math` refuses, and `triton` dies
+/// at its first launch.
 #[cfg(unix)]
 const FAKE_PYTHON: &str = r#"#!/bin/sh
 echo "some warning" >&2
@@ -62,7 +63,8 @@ while read -r line; do
     '{"check"'*)
         out=$(expr "$line" : '.*"out":"\([^"]*\)"')
         case "$line" in *efficient*) cp "$data/q" "$out" ;; *) cp "$data/v" "$out" ;; esac
-        echo '{"checked": {"extra_bytes": 4096, "graph": true}}' ;;
+        case "$line" in *cudnn*) extra=100000000000 ;; *) extra=4096 ;; esac
+        echo "{\"checked\": {\"extra_bytes\": $extra, \"graph\": true}}" ;;
     '{"time"'*'"triton"'*) echo "a fatal error" >&2; exit 1 ;;
     '{"time"'*)
         launches=$(expr "$line" : '.*"launches":\([0-9]*\)')
@@ -97,21 +99,29 @@ fn output(command: &mut Command) -> String {
 fn peers_take_turns_and_are_checked() {
     let folder = folder();
     let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
-    let printed = output(&mut bench_with_peers(&python, &json, &["--peers"]));
+    // Both masks: after a death, the next question starts another process.
+    let printed = output(&mut bench_with_peers(&python, &json, &["--peers", "--causal"]));
     assert!(printed.contains("(torch 9.8.7)"), "{printed}");
+    assert!(printed.contains("x torch flash ("), "{printed}");
     assert!(printed.contains("not run: torch math at seq 1: RuntimeError: out of memory"), "{printed}");
     assert!(printed.contains("the Python process ended: no answer (a fatal error)"), "{printed}");
-    assert!(printed.contains("WRONG") && printed.contains("2 results compared"), "{printed}");
+    assert!(printed.contains("WRONG") && printed.contains("4 results compared"), "{printed}");
     let record = read(&json);
     assert_eq!(record["environment"]["peers"]["torch"], "9.8.7");
     assert_eq!(record["sweep"]["peers"].as_array().unwrap().len(), 5);
-    let cell = &cells(&record)[0];
-    for (name, ms) in [("torch cudnn", 2.0), ("torch flash", 1.0)] {
-        let peer = result(cell, name);
-        assert_eq!((&peer["peer"], &peer["graph"], &peer["extra_bytes"]), (&json!(true), &json!(true), &json!(4096)));
-        assert_eq!((&peer["time_ms"]["median"], &peer["check"]["within"]), (&json!(ms), &json!(true)));
-        assert_eq!(peer["samples_ms"].as_array().unwrap().len(), 3);
+    assert_eq!(cells(&record).len(), 2);
+    for cell in cells(&record) {
+        for (name, ms, extra) in [("torch cudnn", 2.0, 100_000_000_000_u64), ("torch flash", 1.0, 4096)] {
+            let peer = result(cell, name);
+            assert_eq!(
+                (&peer["peer"], &peer["graph"], &peer["extra_bytes"]),
+                (&json!(true), &json!(true), &json!(extra))
+            );
+            assert_eq!((&peer["time_ms"]["median"], &peer["check"]["within"]), (&json!(ms), &json!(true)));
+            assert_eq!(peer["samples_ms"].as_array().unwrap().len(), 3);
+        }
     }
+    let cell = &cells(&record)[1];
     assert_eq!(result(cell, "torch efficient")["check"]["within"], false);
     assert!(result(cell, "torch math")["check"].is_null());
     // It was right before it died, and has no time.

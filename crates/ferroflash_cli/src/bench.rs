@@ -404,8 +404,7 @@ fn print_progress(cell: &Cell, count: u64, steps: u64, left: Duration) {
         .filter_map(|result| Some(format!("{} {}", result.name, format::significant(result.tflops?))));
     let speeds: Vec<_> = speeds.collect();
     let speeds = if speeds.is_empty() { String::new() } else { format!(": {} TFLOP/s", speeds.join(", ")) };
-    let best = measure::best_peer(&cell.results).and_then(|best| Some((&best.name, best.tflops?)));
-    let best = best.map_or(String::new(), |(name, tflops)| format!("; {name} {}", format::significant(tflops)));
+    let best = table::beside_the_best_peer(cell).map_or(String::new(), |text| format!("; {text}"));
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
     println!("[{count}/{steps}, {left} left] {}{speeds}{best}", cell.problem);
 }

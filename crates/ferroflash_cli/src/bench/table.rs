@@ -5,7 +5,9 @@ use super::stats::Quartiles;
 use crate::format;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Color, ContentArrangement, Table};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 
 /// Cells that belong into one table: they share everything but the sequence length and the batch.
 pub(crate) fn same_group(a: &CellProblem, b: &CellProblem) -> bool {
@@ -58,14 +60,37 @@ fn ratio(result: &Measurement) -> TableCell {
     let Some(ratio) = result.ratio_to_best_peer else {
         return TableCell::from(if result.peer { "" } else { "-" });
     };
-    // Closer than the two digits that are shown is neither.
-    let color = match ratio {
-        ratio if ratio >= 1.005 => Some(Color::Green),
-        ratio if ratio < 0.995 => Some(Color::Red),
-        _ => None,
-    };
     let cell = TableCell::from(format!("{ratio:.2}"));
-    color.map_or(cell.clone(), |color| cell.fg(color))
+    match verdict_on(ratio) {
+        Ordering::Greater => cell.fg(Color::Green),
+        Ordering::Less => cell.fg(Color::Red),
+        Ordering::Equal => cell,
+    }
+}
+
+/// Who is faster; closer than the two digits that are shown is nobody.
+fn verdict_on(ratio: f64) -> Ordering {
+    match ratio {
+        ratio if ratio >= 1.005 => Ordering::Greater,
+        ratio if ratio < 0.995 => Ordering::Less,
+        _ => Ordering::Equal,
+    }
+}
+
+/// Our fastest kernel beside the best peer, in colour for a terminal; `None` without peers.
+pub(crate) fn beside_the_best_peer(cell: &Cell) -> Option<String> {
+    let best = super::measure::best_peer(&cell.results)?;
+    let ours = cell.results.iter().filter_map(|result| Some((&result.name, result.ratio_to_best_peer?)));
+    let (name, ratio) = ours.max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let colored = colored().unwrap_or_else(|| std::io::stdout().is_terminal());
+    // The foreground colours of ECMA-48.
+    let (on, off) = match verdict_on(ratio) {
+        Ordering::Greater if colored => ("\x1b[32m", "\x1b[39m"),
+        Ordering::Less if colored => ("\x1b[31m", "\x1b[39m"),
+        _ => ("", ""),
+    };
+    let tflops = best.tflops.map(format::significant).unwrap_or_default();
+    Some(format!("{name} {on}{ratio:.2}x{off} {} ({tflops})", best.name))
 }
 
 /// Counters that are printed, with their headings; a record holds all.
