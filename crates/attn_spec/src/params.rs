@@ -42,15 +42,15 @@ pub struct ForwardParams {
     pub group: u32,
     /// Columns of q, k, v and out: a multiple of 8, at most the variant's compiled head dim.
     pub head_dim: u32,
-    /// `scale * log2(e)`: the kernels work in powers of two.
+    /// `|scale| * log2(e)`, above 0: the kernels work in powers of two, and take maxima before they scale.
     pub scale_log2: f32,
     /// Which keys a row sees.
     pub band: Band,
     /// 1 when every address and stride of q, k, v and out is a multiple of 16 bytes, so that rows move in 16-byte pieces;
     /// 0 makes the kernels move single elements.
     pub aligned: u32,
-    /// Keeps the size a multiple of 8 without hidden padding.
-    pub reserved: u32,
+    /// 1 when the scale is negative: the kernels then negate the queries.
+    pub negate: u32,
 }
 
 /// Parameters of the three passes of the naive kernel, which keeps scores and probabilities in device memory.

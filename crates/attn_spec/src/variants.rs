@@ -284,8 +284,8 @@ impl Variant {
             Pass::V3 => {
                 let row = v3::shared_cols(self.head_dim) as usize * self.dtype.bytes();
                 let q_buffers = v3::q_buffers(self.head_dim) as usize;
-                // Rings of queries, keys and values, and two 8-byte barriers for each of their buffers.
-                (q_buffers * q_rows + 2 * ring * kv_rows) * row + 16 * (q_buffers + 2 * ring)
+                // Rings of queries, keys and values; two 8-byte barriers for each of their buffers, a third for those of queries.
+                (q_buffers * q_rows + 2 * ring * kv_rows) * row + 16 * (q_buffers + 2 * ring) + 8 * q_buffers
             }
         };
         bytes as u32

@@ -59,19 +59,20 @@ pub unsafe fn load_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, elected
     }
 }
 
-/// Starts storing the box at `at` (innermost coordinate first).
+/// Starts storing the box at `at` (innermost coordinate first) if `elected`, without a branch.
 ///
-/// PTX `cp.async.bulk.tensor.4d.global.shared::cta.bulk_group`, least SM 9.0, one thread.
+/// PTX `@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group`, least SM 9.0; one thread of a warp is elected, see [`load_if`].
 ///
 /// # Safety
 /// The box was written before a [`fence`] of its writers and a barrier; nobody overwrites it before [`wait_stores_read`].
 #[inline(always)]
-pub unsafe fn store(shared: u32, map: u64, at: [u32; 4]) {
+pub unsafe fn store_if(shared: u32, map: u64, at: [u32; 4], elected: bool) {
     // SAFETY: the caller guarantees addresses and waits.
     unsafe {
-        ptx!("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [{}, {{{}, {}, {}, {}}}], [{}];",
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {6}, 0;",
+            "@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [{0}, {{{1}, {2}, {3}, {4}}}], [{5}]; }}",
             in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3], in(reg32) shared,
-            options(nostack));
+            in(reg32) elected as u32, options(nostack));
     }
 }
 

@@ -544,10 +544,12 @@ impl Call<'_> {
             q_heads: q_heads as u32,
             group: (q_heads / kv_heads) as u32,
             head_dim: head_dim as u32,
-            scale_log2: scale_log2(self.plan.scale),
+            // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible score
+            // at 0 all the same.
+            scale_log2: scale_log2(self.plan.scale).abs().max(f32::MIN_POSITIVE),
             band: self.plan.mask.band(),
             aligned: tensors.iter().all(|view| rows_are_aligned(view.geometry(), view.address())).into(),
-            reserved: 0,
+            negate: (self.plan.scale < 0.0).into(),
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct QueryBlock<T> {
     pub head: u64,
     lse: u64,
     band: Band,
-    /// `scale * log2(e)` with the sign taken off, see [`Self::negative_scale`].
+    /// `|scale| * log2(e)`, above 0.
     pub scale_log2: f32,
     /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
     /// negate the queries instead.
@@ -68,35 +68,27 @@ impl<T: Element> QueryBlock<T> {
         // SAFETY: the first thing that a whole block does.
         let [batch, q_head, kv_head, index] =
             [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
-        Self::at(p, batch, q_head, kv_head, (q_blocks - 1 - index) * q_block, q_block, kv_block)
+        let first_row = (q_blocks - 1 - index) * q_block;
+        let kv_blocks = p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block);
+        Self::at(p, batch, q_head, kv_head, first_row, kv_blocks)
     }
 
-    /// The block of `q_block` query rows from `first_row` on, of one head of one batch entry.
+    /// The block of query rows from `first_row` on, of one head of one batch entry, that visits `kv_blocks`.
     #[inline(always)]
-    pub fn at(
-        p: &ForwardParams,
-        batch: u32,
-        q_head: u32,
-        kv_head: u32,
-        first_row: u32,
-        q_block: u32,
-        kv_block: u32,
-    ) -> Self {
+    pub fn at(p: &ForwardParams, batch: u32, q_head: u32, kv_head: u32, first_row: u32, kv_blocks: KvBlocks) -> Self {
         QueryBlock {
             q: head_rows(&p.q, batch, q_head, p.q_rows, p),
             k: head_rows(&p.k, batch, kv_head, p.kv_rows, p),
             v: head_rows(&p.v, batch, kv_head, p.kv_rows, p),
             out: head_rows(&p.out, batch, q_head, p.q_rows, p),
             first_row,
-            kv_blocks: p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block),
+            kv_blocks,
             // In 32 bits, which hold it because the thread blocks are counted in 32 bits; in 64, v2 at head dim 128 spills.
             head: (batch * p.q_heads + q_head) as u64,
             lse: p.lse,
             band: p.band,
-            // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible
-            // score at 0 all the same.
-            scale_log2: math::max(p.scale_log2.abs(), f32::MIN_POSITIVE),
-            negative_scale: p.scale_log2 < 0.0,
+            scale_log2: p.scale_log2,
+            negative_scale: p.negate != 0,
         }
     }
 
@@ -123,8 +115,8 @@ impl<T: Element> QueryBlock<T> {
     #[inline(always)]
     pub fn hide<const M: usize, const N: usize>(&self, scores: &mut RegTile<M, N>, row: u32, key: u32) {
         // Opaque: few blocks need a mask, so its limits must not live in registers in between.
-        let lane = math::opaque(thread::lane());
-        let (q_rows, kv_rows) = (self.q.rows as i32, self.k.rows as i32);
+        let [lane, q_rows, kv_rows] = [thread::lane(), self.q.rows, self.k.rows].map(math::opaque);
+        let (q_rows, kv_rows) = (q_rows as i32, kv_rows as i32);
         for m in 0..M {
             for i in 0..4 {
                 let diagonal = (row + 16 * m as u32 + fragment_row(lane, i)) as i32 + kv_rows - q_rows;
@@ -141,7 +133,7 @@ impl<T: Element> QueryBlock<T> {
         }
     }
 
-    /// Writes the log-sum-exp `ln(sum_j e^(scale * s_j))` of rows from `row` on; minus infinity for a row that sees no key.
+    /// Writes the log-sum-exp `ln(sum_j e^(scale * s_j))` of rows from `row` on, given scaled maxima and sums; minus infinity for a row that sees no key.
     ///
     /// # Safety
     /// All threads of the warp, converged; no other warp writes these rows.
@@ -154,7 +146,7 @@ impl<T: Element> QueryBlock<T> {
         for m in 0..M {
             for half in 0..2 {
                 let row = row + 16 * m as u32 + fragment_row(lane, 2 * half);
-                let lse = (max.0[m][half as usize] * self.scale_log2 + math::log2(sum.0[m][half as usize])) * LN_2;
+                let lse = (max.0[m][half as usize] + math::log2(sum.0[m][half as usize])) * LN_2;
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
                     let index = self.head * self.q.rows as u64 + row as u64;

@@ -15,6 +15,8 @@ pub trait Element: Copy {
     const BYTES: usize;
     /// The sign bits in a 32-bit word of elements.
     const SIGN_BITS: u32;
+    /// Probabilities of this type, in the lanes of their [`RegTile`].
+    type Probs<const M: usize, const K: usize>;
 
     /// `acc += a b^T` for 16 M rows of `a` from `a_row` on and 8 N rows of `b` from `b_row` on.
     ///
@@ -28,13 +30,16 @@ pub trait Element: Copy {
         b_row: u32,
     );
 
-    /// `acc += p v` for probabilities in registers, rounded to the element type, and 8 K rows of `v` from `v_row` on.
+    /// Rounds probabilities to the element type.
+    fn round_probs<const M: usize, const K: usize>(probs: &RegTile<M, K>) -> Self::Probs<M, K>;
+
+    /// `acc += p v` for probabilities in registers and 8 K rows of `v` from `v_row` on.
     ///
     /// # Safety
     /// As for [`Element::mul_transposed`].
     unsafe fn mul_probs<const M: usize, const K: usize, const N: usize, const BR: usize, const D: usize>(
         acc: &mut RegTile<M, N>,
-        probs: &RegTile<M, K>,
+        probs: &Self::Probs<M, K>,
         v: SharedTile<Self, BR, D>,
         v_row: u32,
     );
@@ -144,9 +149,14 @@ unsafe fn mul_step<T: TensorCore, const M: usize, const N: usize>(
     }
 }
 
+/// Probabilities of a 16-bit type, half the registers of a [`RegTile`]: elements 0 and 1, then 2 and 3 of each fragment.
+#[derive(Clone, Copy)]
+pub struct Packed<const M: usize, const K: usize>([[[u32; 2]; K]; M]);
+
 impl<T: TensorCore> Element for T {
     const BYTES: usize = 2;
     const SIGN_BITS: u32 = 0x8000_8000;
+    type Probs<const M: usize, const K: usize> = Packed<M, K>;
 
     #[inline(always)]
     unsafe fn mul_transposed<const M: usize, const N: usize, const AR: usize, const BR: usize, const D: usize>(
@@ -182,9 +192,14 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    fn round_probs<const M: usize, const K: usize>(probs: &RegTile<M, K>) -> Self::Probs<M, K> {
+        Packed(probs.0.map(|row| row.map(|p| [T::pack(p[0], p[1]), T::pack(p[2], p[3])])))
+    }
+
+    #[inline(always)]
     unsafe fn mul_probs<const M: usize, const K: usize, const N: usize, const BR: usize, const D: usize>(
         acc: &mut RegTile<M, N>,
-        probs: &RegTile<M, K>,
+        probs: &Self::Probs<M, K>,
         v: SharedTile<T, BR, D>,
         v_row: u32,
     ) {
@@ -195,12 +210,7 @@ impl<T: TensorCore> Element for T {
             let mut a = [[0; 4]; M];
             for m in 0..M {
                 let [low, high] = [probs.0[m][2 * k], probs.0[m][2 * k + 1]];
-                a[m] = [
-                    T::pack(low[0], low[1]),
-                    T::pack(low[2], low[3]),
-                    T::pack(high[0], high[1]),
-                    T::pack(high[2], high[3]),
-                ];
+                a[m] = [low[0], low[1], high[0], high[1]];
             }
             // SAFETY: passed on; inside the tile.
             unsafe { mul_step::<T, M, N>(acc, &a, |n| v.at(MMA_K * k, 2 * n)) };
@@ -280,6 +290,7 @@ const F32_CHUNK: usize = CHUNK_BYTES / 4;
 impl Element for f32 {
     const BYTES: usize = 4;
     const SIGN_BITS: u32 = 0x8000_0000;
+    type Probs<const M: usize, const K: usize> = RegTile<M, K>;
 
     #[inline(always)]
     unsafe fn mul_transposed<const M: usize, const N: usize, const AR: usize, const BR: usize, const D: usize>(
@@ -326,9 +337,14 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    fn round_probs<const M: usize, const K: usize>(probs: &RegTile<M, K>) -> Self::Probs<M, K> {
+        *probs
+    }
+
+    #[inline(always)]
     unsafe fn mul_probs<const M: usize, const K: usize, const N: usize, const BR: usize, const D: usize>(
         acc: &mut RegTile<M, N>,
-        probs: &RegTile<M, K>,
+        probs: &Self::Probs<M, K>,
         v: SharedTile<f32, BR, D>,
         v_row: u32,
     ) {

@@ -55,7 +55,8 @@ pub unsafe fn scores<
 
         let mut scores = RegTile::<M, S>::zero();
         T::mul_transposed(&mut scores, q, row, k, 0);
-        scores.scale_rows(&crate::tile::RowValues::splat(p.forward.scale_log2));
+        let scale_log2 = if block.negative_scale { -block.scale_log2 } else { block.scale_log2 };
+        scores.scale_rows(&crate::tile::RowValues::splat(scale_log2));
         block.hide(&mut scores, block.first_row + row, key);
 
         let lane = thread::lane();

@@ -104,3 +104,61 @@ impl<const STAGES: u32> Ring<STAGES> {
         }
     }
 }
+
+/// One barrier for each buffer of a ring, which tells that its writers are done.
+#[derive(Clone, Copy)]
+pub struct Signal<const STAGES: u32> {
+    barriers: u32,
+    stage: u32,
+    parity: u32,
+}
+
+impl<const STAGES: u32> Signal<STAGES> {
+    /// The signal with barriers at `barriers`.
+    #[inline(always)]
+    pub fn new(barriers: u32) -> Self {
+        Signal { barriers, stage: 0, parity: 0 }
+    }
+
+    /// Sets up the barriers for `writers` arrivals.
+    ///
+    /// # Safety
+    /// One thread, before anybody uses the signal.
+    #[inline(always)]
+    pub unsafe fn init(&self, writers: u32) {
+        for stage in 0..STAGES {
+            // SAFETY: passed on.
+            unsafe { mbarrier::init(self.barriers + 8 * stage, writers) };
+        }
+    }
+
+    /// Writer: tells that the current buffer is written, by the `elected` one of its threads.
+    ///
+    /// # Safety
+    /// After the writer's last access; nobody waits for it twice.
+    #[inline(always)]
+    pub unsafe fn arrive(&self, elected: bool) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_if(self.barriers + 8 * self.stage, elected) };
+    }
+
+    /// Waits until the current buffer is written.
+    ///
+    /// # Safety
+    /// Any thread.
+    #[inline(always)]
+    pub unsafe fn wait(&self) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::wait(self.barriers + 8 * self.stage, self.parity) };
+    }
+
+    /// Moves on to the next buffer.
+    #[inline(always)]
+    pub fn advance(&mut self) {
+        self.stage += 1;
+        if self.stage == STAGES {
+            self.stage = 0;
+            self.parity ^= 1;
+        }
+    }
+}

@@ -1,15 +1,18 @@
-//! The steps of the online softmax, on scores in registers. Scores are unscaled; `scale_log2` turns them into powers of two.
+//! The steps of the online softmax, on scores in registers.
+//!
+//! Scores are unscaled, `scale_log2` turns them into powers of two. Maxima are scaled and rounded once, by [`row_max`]: whatever is
+//! measured against a maximum, weights, sums, outputs and the log-sum-exp, is measured against the same number.
 
 use cuda_std::{math, warp};
 
 use crate::tile::{RegTile, RowValues};
 
-/// Maximum of every row, over the keys of this warp.
+/// Scaled maximum of every row, over the keys of this warp. The scale is positive, so that it can follow the maximum.
 ///
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>) -> RowValues<M> {
+pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>, scale_log2: f32) -> RowValues<M> {
     let mut max = RowValues::splat(f32::NEG_INFINITY);
     for m in 0..M {
         for n in 0..N {
@@ -21,29 +24,35 @@ pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>) ->
         }
     }
     // SAFETY: passed on.
-    max.map(|x| unsafe { warp::quad_max(x) })
+    max.map(|x| unsafe { warp::quad_max(x) } * scale_log2)
 }
 
-/// The factor that turns sums and outputs relative to maximum `old` into ones relative to `new`: `2^(scale (old - new))`.
+/// What weights are measured against: the maximum, or 0 in a row that has seen no key, whose weights are then `2^-inf = 0`, not NaN.
+/// Only a `masked` block can leave a row without a key.
 #[inline(always)]
-pub fn rescale<const M: usize>(old: &RowValues<M>, new: &RowValues<M>, scale_log2: f32) -> RowValues<M> {
-    old.zip(new, |old, new| math::exp2(math::fma(old, scale_log2, -finite(new) * scale_log2)))
+pub fn base<const M: usize>(max: &RowValues<M>, masked: bool) -> RowValues<M> {
+    if masked { max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max }) } else { *max }
 }
 
-/// Turns scores into `p = 2^(scale (s - max))` in place and returns the sum of every row over the keys of this *lane*.
+/// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`: `2^(old - base)`.
+#[inline(always)]
+pub fn rescale<const M: usize>(old: &RowValues<M>, base: &RowValues<M>) -> RowValues<M> {
+    old.zip(base, |old, base| math::exp2(old - base))
+}
+
+/// Turns scores into `p = 2^(scale s - base)` in place and returns the sum of every row over the keys of this *lane*.
 #[inline(always)]
 pub fn exponentiate<const M: usize, const N: usize>(
     scores: &mut RegTile<M, N>,
-    max: &RowValues<M>,
+    base: &RowValues<M>,
     scale_log2: f32,
 ) -> RowValues<M> {
-    let offset = max.map(|max| -finite(max) * scale_log2);
     let mut sum = RowValues::splat(0.0);
     for m in 0..M {
         for n in 0..N {
             let p = &mut scores.0[m][n];
             for i in 0..4 {
-                p[i] = math::exp2(math::fma(p[i], scale_log2, offset.0[m][i / 2]));
+                p[i] = math::exp2(math::fma(p[i], scale_log2, -base.0[m][i / 2]));
             }
             for half in 0..2 {
                 // Neighbours first: the chain through the running value is half as long.
@@ -68,10 +77,4 @@ pub unsafe fn quad_sum<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
 #[inline(always)]
 pub fn inverse<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
     sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) })
-}
-
-/// A row that has seen no key has maximum minus infinity; measured against 0 its weights are `2^-inf = 0`, not NaN.
-#[inline(always)]
-fn finite(max: f32) -> f32 {
-    if max == f32::NEG_INFINITY { 0.0 } else { max }
 }

@@ -80,16 +80,17 @@ pub unsafe fn forward<
                 block.hide(&mut scores, block.first_row, blocks.visit(i) * KV_BLOCK as u32 + key);
             }
 
-            let new_max = max.zip(&exchange.max(&softmax::row_max(&scores)), f32::max);
-            let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
-            let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
+            let new_max = max.zip(&exchange.max(&softmax::row_max(&scores, block.scale_log2)), f32::max);
+            let base = softmax::base(&new_max, masked);
+            let rescale = softmax::rescale(&max, &base);
+            let probs_sum = softmax::exponentiate(&mut scores, &base, block.scale_log2);
             let probs_sum = exchange.sum(&softmax::quad_sum(&probs_sum));
             max = new_max;
             sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
             let v = kv.values(i);
             let mut partial = RegTile::<M, O>::zero();
-            T::mul_probs(&mut partial, &scores, v, key);
+            T::mul_probs(&mut partial, &T::round_probs(&scores), v, key);
             out.average_in(&exchange.columns(&partial), &probs_sum, &softmax::inverse(&sum));
         };
         for i in 0..blocks.unmasked_count() {

@@ -76,15 +76,17 @@ pub unsafe fn forward<
             }
 
             let early = EARLY_VALUES.then(|| kv.values(i));
-            let new_max = max.zip(&softmax::row_max(&scores), f32::max);
-            let rescale = softmax::rescale(&max, &new_max, block.scale_log2);
-            let probs_sum = softmax::exponentiate(&mut scores, &new_max, block.scale_log2);
+            let new_max = max.zip(&softmax::row_max(&scores, block.scale_log2), f32::max);
+            let base = softmax::base(&new_max, masked);
+            let rescale = softmax::rescale(&max, &base);
+            let probs_sum = softmax::exponentiate(&mut scores, &base, block.scale_log2);
             max = new_max;
             sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
+            let probs = T::round_probs(&scores);
             let v = early.unwrap_or_else(|| kv.values(i));
             out.scale_rows(&rescale);
-            T::mul_probs(&mut out, &scores, v, 0);
+            T::mul_probs(&mut out, &probs, v, 0);
         };
         // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
         for i in 0..blocks.unmasked_count() {

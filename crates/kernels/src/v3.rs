@@ -37,13 +37,18 @@ use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
 
 use crate::block::QueryBlock;
 use crate::element::{Element, TensorCore};
-use crate::pipeline::Ring;
+use crate::pipeline::{Ring, Signal};
 use crate::softmax;
 use crate::tile::{RegTile, RowValues, SharedTile};
 use crate::warpgroup;
 
-/// Threads of a warpgroup.
+/// Threads and warps of a warpgroup.
 const WARPGROUP: u32 = 128;
+const WARPGROUP_WARPS: u32 = 4;
+
+/// Warps of the first warpgroup that have a role; the other two have nothing to do.
+const LOAD_WARP: u32 = 0;
+const STORE_WARP: u32 = 1;
 
 /// Query rows of a warpgroup: what wgmma multiplies.
 const GROUP_ROWS: u32 = 64;
@@ -85,20 +90,23 @@ pub unsafe fn forward<
     let kv_bytes = SharedTile::<T, KV_BLOCK, COLS>::BYTES;
     let k_buffers = shared::dynamic() + Q_STAGES * q_bytes;
     let v_buffers = k_buffers + STAGES * kv_bytes;
-    let barriers = v_buffers + STAGES * kv_bytes;
-    let kv_barriers = barriers + Ring::<Q_STAGES>::BARRIER_BYTES;
-    let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, barriers);
-    let mut k_ring = Ring::<STAGES>::new(k_buffers, kv_bytes, kv_barriers);
-    let mut v_ring = Ring::<STAGES>::new(v_buffers, kv_bytes, kv_barriers + Ring::<STAGES>::BARRIER_BYTES);
+    let q_barriers = v_buffers + STAGES * kv_bytes;
+    let k_barriers = q_barriers + Ring::<Q_STAGES>::BARRIER_BYTES;
+    let v_barriers = k_barriers + Ring::<STAGES>::BARRIER_BYTES;
+    let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, q_barriers);
+    let mut k_ring = Ring::<STAGES>::new(k_buffers, kv_bytes, k_barriers);
+    let mut v_ring = Ring::<STAGES>::new(v_buffers, kv_bytes, v_barriers);
+    let mut staged = Signal::<Q_STAGES>::new(v_barriers + Ring::<STAGES>::BARRIER_BYTES);
 
-    // SAFETY: roles follow whole warpgroups; rings and named barriers order shared memory as the tables above say.
+    // SAFETY: roles follow whole warpgroups and warps; rings, signals and named barriers order shared memory as the tables above say.
     unsafe {
         // From one lane to all: the assembler then knows the role as uniform and keeps wgmma asynchronous in its branch.
         let group = warp::broadcast(thread::index() / WARPGROUP, 0);
         if thread::index() == 0 {
-            q_ring.init(groups);
+            q_ring.init(1);
             k_ring.init(groups);
             v_ring.init(groups);
+            staged.init(groups * WARPGROUP_WARPS);
             mbarrier::fence_init();
         }
         sync::block();
@@ -106,9 +114,10 @@ pub unsafe fn forward<
         let mut tiles = Tiles { round: 0 };
         if group == 0 {
             wgmma::release_registers::<LOAD_REGISTERS>();
-            let elected = thread::index() == 0;
-            // The whole warp walks along, one thread of it acts: addresses then live in uniform registers.
-            if warp::broadcast(thread::index() / 32, 0) == 0 {
+            // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
+            let elected = thread::lane() == 0;
+            let role = warp::broadcast(thread::index() / 32, 0);
+            if role == LOAD_WARP {
                 let [q_map, k_map, v_map] = [maps, maps + 128, maps + 256];
                 while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
                     let full = q_ring.acquire(elected);
@@ -116,7 +125,7 @@ pub unsafe fn forward<
                     load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, rows, full, elected);
                     q_ring.advance();
                     for i in 0..tile.blocks.count() {
-                        let rows = [visit(tile.blocks, i) * KV_BLOCK as u32, tile.kv_head, tile.batch];
+                        let rows = [tile.first_key(i, KV_BLOCK), tile.kv_head, tile.batch];
                         let full = k_ring.acquire(elected);
                         load::<KV_BLOCK, COLS>(k_ring.buffer(), k_map, rows, full, elected);
                         k_ring.advance();
@@ -124,6 +133,16 @@ pub unsafe fn forward<
                         load::<KV_BLOCK, COLS>(v_ring.buffer(), v_map, rows, full, elected);
                         v_ring.advance();
                     }
+                }
+            } else if role == STORE_WARP {
+                let out_map = maps + 384;
+                while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
+                    let rows = [tile.first_row, tile.q_head, tile.batch];
+                    staged.wait();
+                    store::<Q_BLOCK, COLS>(q_ring.buffer(), out_map, rows, elected);
+                    staged.advance();
+                    q_ring.release(elected);
+                    q_ring.advance();
                 }
             }
         } else {
@@ -133,78 +152,90 @@ pub unsafe fn forward<
             let group_row = group * GROUP_ROWS;
             let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
             let turn = Turn::<TURNS>::new(group, groups);
-            let mut leaving = Leaving { ring: q_ring, pending: false };
+            let scale_log2 = p.forward.scale_log2;
 
-            while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
-                let block = QueryBlock::<T>::at(
-                    &p.forward,
-                    tile.batch,
-                    tile.q_head,
-                    tile.kv_head,
-                    tile.first_row,
-                    Q_BLOCK as u32,
-                    KV_BLOCK as u32,
-                );
-                let (blocks, scale_log2) = (tile.blocks, block.scale_log2);
-                let masked = blocks.count() - blocks.unmasked_count();
-                let row = tile.first_row + warp_row;
-                let staged = SharedTile::<T, Q_BLOCK, COLS>::at(q_ring.buffer());
-                let q = q_ring.buffer() + group_row * PANEL_BYTES;
+            let mut max = RowValues::<1>::splat(f32::NEG_INFINITY);
+            let mut sum = RowValues::<1>::splat(0.0);
+            let mut scores = RegTile::<1, S>::zero();
+            let mut out = RegTile::<1, O>::zero();
+            let mut probs = [[0; 4]; P];
+            let start_scores = #[inline(always)]
+            |scores: &mut RegTile<1, S>, q: u32, k: u32| {
+                warpgroup::start_mul_transposed::<T, Q_BLOCK, KV_BLOCK, HEAD_DIM, S>(scores, q, k);
+                wgmma::commit();
+            };
+            let start_out = #[inline(always)]
+            |out: &mut RegTile<1, O>, probs: &[[u32; 4]; P], v: u32| {
+                warpgroup::start_mul_probs::<T, KV_BLOCK, P, O>(out, probs, v);
+                wgmma::commit();
+            };
+            let wait_queries = #[inline(always)]
+            |q_ring: &Ring<Q_STAGES>| {
                 q_ring.wait();
-                if block.negative_scale {
-                    staged.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
+                if p.forward.negate != 0 {
+                    let q = SharedTile::<T, Q_BLOCK, COLS>::at(q_ring.buffer());
+                    q.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
                     tma::fence();
                     sync::named(FIRST_TURN + groups + group, WARPGROUP);
                 }
+                q_ring.buffer() + group_row * PANEL_BYTES
+            };
+            // The first scores of a tile: those with the most hidden elements, if any. Tests on a full block change nothing.
+            let first_softmax = #[inline(always)]
+            |scores: &mut RegTile<1, S>, tile: &Tile| {
+                let block = tile.block::<T>(p);
+                block.hide(scores, tile.first_row + warp_row, tile.first_key(0, KV_BLOCK));
+                let max = softmax::row_max(scores, scale_log2);
+                (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
+            };
+            // The output leaves through the queries' buffer, each warp's through its own rows.
+            let finish = #[inline(always)]
+            |out: &mut RegTile<1, O>, max: &RowValues<1>, sum: &RowValues<1>, tile: &Tile, buffer: u32| {
+                let sum = softmax::quad_sum(sum);
+                out.scale_rows(&softmax::inverse(&sum));
+                tile.block::<T>(p).store_lse(tile.first_row + warp_row, max, &sum);
+                let lane = thread::lane();
+                let rows = SharedTile::<T, Q_BLOCK, COLS>::at(buffer).window(warp_row + lane % 16, lane / 16);
+                warpgroup::store::<T, O, Q_BLOCK, COLS>(out, rows);
+                tma::fence();
+                warp::sync();
+            };
 
-                let mut max = RowValues::<1>::splat(f32::NEG_INFINITY);
-                let mut sum = RowValues::<1>::splat(0.0);
-                let mut out = RegTile::<1, O>::zero();
-                if blocks.count() > 0 {
-                    let mut scores = RegTile::<1, S>::zero();
-                    k_ring.wait();
-                    wgmma::fence();
-                    warpgroup::start_mul_transposed::<T, Q_BLOCK, KV_BLOCK, HEAD_DIM, S>(
-                        &mut scores,
-                        q,
-                        k_ring.buffer(),
-                    );
-                    wgmma::commit();
-                    wgmma::wait::<0>();
-                    k_ring.release(elected);
-                    k_ring.advance();
-                    // The first block has the most hidden elements, if any; tests on a full one change nothing.
-                    block.hide(&mut scores, row, visit(blocks, 0) * KV_BLOCK as u32);
-                    max = softmax::row_max(&scores);
-                    sum = softmax::exponentiate(&mut scores, &max, scale_log2);
-                    let mut probs = warpgroup::pack::<T, S, P>(&scores);
-                    leaving.free_buffer(elected);
-
+            let mut next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+            while let Some(mut tile) = next {
+                // Nothing runs under the first scores of all; later tiles start theirs under the last product of the one before.
+                let mut q = wait_queries(&q_ring);
+                k_ring.wait();
+                wgmma::fence();
+                start_scores(&mut scores, q, k_ring.buffer());
+                wgmma::wait::<0>();
+                k_ring.release(elected);
+                k_ring.advance();
+                (max, sum) = first_softmax(&mut scores, &tile);
+                probs = warpgroup::pack::<T, S, P>(&scores);
+                out = RegTile::zero();
+                loop {
+                    let block = tile.block::<T>(p);
                     let mut step = #[inline(always)]
                     |i: u32, masked: bool| {
                         k_ring.wait();
                         turn.wait();
                         wgmma::fence();
-                        warpgroup::start_mul_transposed::<T, Q_BLOCK, KV_BLOCK, HEAD_DIM, S>(
-                            &mut scores,
-                            q,
-                            k_ring.buffer(),
-                        );
-                        wgmma::commit();
+                        start_scores(&mut scores, q, k_ring.buffer());
                         v_ring.wait();
-                        warpgroup::start_mul_probs::<T, KV_BLOCK, P, O>(&mut out, &probs, v_ring.buffer());
-                        wgmma::commit();
+                        start_out(&mut out, &probs, v_ring.buffer());
                         turn.pass_on();
                         wgmma::wait::<1>();
                         k_ring.release(elected);
                         k_ring.advance();
                         if masked {
-                            block.hide(&mut scores, row, visit(blocks, i) * KV_BLOCK as u32);
+                            block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, KV_BLOCK));
                         }
 
-                        let new_max = max.zip(&softmax::row_max(&scores), f32::max);
-                        let rescale = softmax::rescale(&max, &new_max, scale_log2);
-                        let probs_sum = softmax::exponentiate(&mut scores, &new_max, scale_log2);
+                        let new_max = max.zip(&softmax::row_max(&scores, scale_log2), f32::max);
+                        let base = softmax::base(&new_max, masked);
+                        let rescale = softmax::rescale(&max, &base);
+                        let probs_sum = softmax::exponentiate(&mut scores, &base, scale_log2);
                         max = new_max;
                         sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
@@ -214,51 +245,58 @@ pub unsafe fn forward<
                         out.scale_rows(&rescale);
                         probs = warpgroup::pack::<T, S, P>(&scores);
                     };
+                    let masked = tile.blocks.count() - tile.blocks.unmasked_count();
                     for i in 1..masked {
                         step(i, true);
                     }
-                    for i in masked.max(1)..blocks.count() {
+                    for i in masked.max(1)..tile.blocks.count() {
                         step(i, false);
                     }
 
-                    v_ring.wait();
+                    // With one buffer, the next queries cannot arrive before this output has left.
+                    if Q_STAGES == 1 {
+                        break;
+                    }
+                    next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                    let Some(following) = next else { break };
+                    let buffer = q_ring.buffer();
+                    q_ring.advance();
+                    q = wait_queries(&q_ring);
+                    k_ring.wait();
+                    turn.wait();
                     wgmma::fence();
-                    warpgroup::start_mul_probs::<T, KV_BLOCK, P, O>(&mut out, &probs, v_ring.buffer());
-                    wgmma::commit();
+                    start_scores(&mut scores, q, k_ring.buffer());
+                    v_ring.wait();
+                    start_out(&mut out, &probs, v_ring.buffer());
+                    turn.pass_on();
+                    wgmma::wait::<1>();
+                    k_ring.release(elected);
+                    k_ring.advance();
+                    let (new_max, new_sum) = first_softmax(&mut scores, &following);
                     wgmma::wait::<0>();
                     v_ring.release(elected);
                     v_ring.advance();
+                    probs = warpgroup::pack::<T, S, P>(&scores);
+                    finish(&mut out, &max, &sum, &tile, buffer);
+                    staged.arrive(thread::lane() == 0);
+                    staged.advance();
+                    (max, sum, tile) = (new_max, new_sum, following);
+                    out = RegTile::zero();
                 }
-                let sum = softmax::quad_sum(&sum);
-                out.scale_rows(&softmax::inverse(&sum));
-                block.store_lse(row, &max, &sum);
-
-                // The output leaves through the queries' buffer, each warpgroup's through its own rows.
-                let lane = thread::lane();
-                warpgroup::store::<T, O, Q_BLOCK, COLS>(&out, staged.window(warp_row + lane % 16, lane / 16));
-                tma::fence();
-                sync::named(FIRST_TURN + groups + group, WARPGROUP);
-                if elected {
-                    let rows = [tile.first_row + group_row, tile.q_head, tile.batch];
-                    for panel in 0..COLS as u32 / PANEL_COLS {
-                        let [row, head, batch] = rows;
-                        tma::store(
-                            q + panel * Q_BLOCK as u32 * PANEL_BYTES,
-                            maps + 384,
-                            [panel * PANEL_COLS, row, head, batch],
-                        );
-                    }
-                    tma::commit_stores();
-                }
-                leaving.free_buffer(elected);
-                leaving = Leaving { ring: q_ring, pending: true };
-                if Q_STAGES == 1 {
-                    leaving.free_buffer(elected);
-                }
+                v_ring.wait();
+                wgmma::fence();
+                start_out(&mut out, &probs, v_ring.buffer());
+                wgmma::wait::<0>();
+                v_ring.release(elected);
+                v_ring.advance();
+                finish(&mut out, &max, &sum, &tile, q_ring.buffer());
+                staged.arrive(thread::lane() == 0);
+                staged.advance();
                 q_ring.advance();
+                if Q_STAGES == 1 {
+                    next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                }
             }
-            // Shared memory outlives the last stores that read it.
-            leaving.free_buffer(elected);
         }
     }
 }
@@ -277,10 +315,22 @@ unsafe fn load<const ROWS: usize, const COLS: usize>(buffer: u32, map: u64, rows
     }
 }
 
-/// The key block of step `i`: those with element tests first, because the first step always tests.
+/// Stores the output that is staged in a buffer of queries, and waits until it has left the buffer.
+///
+/// # Safety
+/// The storing warp, converged; the output is staged and fenced.
 #[inline(always)]
-fn visit(blocks: KvBlocks, i: u32) -> u32 {
-    blocks.visit(blocks.count() - 1 - i)
+unsafe fn store<const Q_BLOCK: usize, const COLS: usize>(buffer: u32, map: u64, rows: [u32; 3], elected: bool) {
+    let [row, head, batch] = rows;
+    for panel in 0..COLS as u32 / PANEL_COLS {
+        for first in (0..Q_BLOCK as u32).step_by(GROUP_ROWS as usize) {
+            let from = buffer + (panel * Q_BLOCK as u32 + first) * PANEL_BYTES;
+            // SAFETY: passed on; the boxes cover the buffer exactly.
+            unsafe { tma::store_if(from, map, [panel * PANEL_COLS, row + first, head, batch], elected) };
+        }
+    }
+    tma::commit_stores();
+    tma::wait_stores_read();
 }
 
 /// The tiles of this thread block, one after the other; every role walks over them by itself.
@@ -288,13 +338,27 @@ struct Tiles {
     round: u32,
 }
 
-/// A block of query rows and the key blocks that it visits.
+/// A block of query rows and the key blocks that it visits, at least one.
+#[derive(Clone, Copy)]
 struct Tile {
     batch: u32,
     q_head: u32,
     kv_head: u32,
     first_row: u32,
     blocks: KvBlocks,
+}
+
+impl Tile {
+    /// First key of step `i`. Blocks with element tests come first, because the first step always tests.
+    #[inline(always)]
+    fn first_key(&self, i: u32, kv_block: usize) -> u32 {
+        self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
+    }
+
+    #[inline(always)]
+    fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
+        QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks)
+    }
 }
 
 impl Tiles {
@@ -312,7 +376,12 @@ impl Tiles {
             let Some(tile) = schedule.tile(slot) else { continue };
             let (batch, q_head) = (tile.head / f.q_heads, tile.head % f.q_heads);
             let first_row = tile.q_block * Q_BLOCK as u32;
-            let blocks = f.band.kv_blocks(first_row, Q_BLOCK as u32, f.q_rows, f.kv_rows, KV_BLOCK as u32);
+            let mut blocks = f.band.kv_blocks(first_row, Q_BLOCK as u32, f.q_rows, f.kv_rows, KV_BLOCK as u32);
+            if blocks.count() == 0 {
+                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
+                let past = f.kv_rows.div_ceil(KV_BLOCK as u32);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
             return Some(Tile { batch, q_head, kv_head: q_head / f.group, first_row, blocks });
         }
     }
@@ -356,30 +425,6 @@ impl<const ON: bool> Turn<ON> {
         if ON {
             // SAFETY: passed on.
             unsafe { sync::arrive(self.next, Self::THREADS) };
-        }
-    }
-}
-
-/// The output that is leaving through a buffer of queries.
-struct Leaving<const STAGES: u32> {
-    ring: Ring<STAGES>,
-    pending: bool,
-}
-
-impl<const STAGES: u32> Leaving<STAGES> {
-    /// Waits until the output has left its buffer, if there is one, and frees the buffer for the next queries.
-    ///
-    /// # Safety
-    /// All threads of the warpgroup, converged.
-    #[inline(always)]
-    unsafe fn free_buffer(&mut self, elected: bool) {
-        if self.pending {
-            if elected {
-                tma::wait_stores_read();
-            }
-            // SAFETY: passed on.
-            unsafe { self.ring.release(elected) };
-            self.pending = false;
         }
     }
 }
