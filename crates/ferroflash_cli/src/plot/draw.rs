@@ -45,6 +45,12 @@ const PNG_DENSITY: usize = 2;
 /// The drawing library smooths no polygons: each pixel of a PNG is the mean of this many squared.
 const SUPERSAMPLING: usize = 3;
 
+/// Width of each plot of a figure with this many columns.
+pub(super) fn plot_width(columns: usize) -> f64 {
+    let width = if columns == 1 { WIDTH_OF_ONE } else { WIDTH };
+    (width - 2.0 * MARGIN) / columns as f64 - LEFT - RIGHT
+}
+
 /// The figure as an SVG document that follows the reader's colour scheme, but has a background of its own on any page.
 pub(crate) fn svg(figure: &Figure) -> Result<String> {
     let style = format!("<style>@media screen and (prefers-color-scheme:dark){{{}}}</style>\n", dark_rules(""));

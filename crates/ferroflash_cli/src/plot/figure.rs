@@ -113,8 +113,8 @@ impl Axis {
     /// A logarithmic axis with a tick at each of these values.
     pub(crate) fn at_values(title: &str, values: &[f64], label: impl Fn(f64) -> String) -> Axis {
         let (low, high) = range(values.iter().copied());
-        // A fifth of an octave on both sides, so that no marker lies on the frame; a lonely value stays in the middle.
-        let margin = if low == high { 2.0 } else { 2f64.powf(0.2) };
+        // A third of an octave on both sides, so that no marker lies on the frame; a lonely value stays in the middle.
+        let margin = if low == high { 2.0 } else { 2f64.powf(0.33) };
         let every = values.len().div_ceil(8);
         let ticks = values.iter().step_by(every).map(|&v| (v, label(v))).collect();
         Axis { title: title.to_owned(), scale: Scale::Log, limits: (low / margin, high * margin), ticks, grid: false }

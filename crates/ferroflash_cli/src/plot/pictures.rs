@@ -1,9 +1,11 @@
 //! From a record to its figures.
 
+use super::draw::plot_width;
 use super::figure::{Align, Axis, Figure, Mark, Panel};
 use super::style::{LIMIT, Style};
 use crate::bench::record::{Ceiling, Cell, CellProblem, Check, ErrorQuantiles, Measurement, Record};
 use crate::format;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Panels of one picture: four rows of three still fit on a page.
 const MAX_PANELS: usize = 12;
@@ -165,7 +167,10 @@ impl<'a> Picture<'a> {
         };
         let free: Vec<_> = self.implementations.iter().filter(|i| free(i.0)).map(|i| shown_name(i.0, i.1)).collect();
         if !free.is_empty() {
-            figure.notes.push(format!("Not drawn where it needs no extra memory at all: {}.", free.join(", ")));
+            figure.notes.extend(wrapped(
+                &format!("Not drawn where it needs no extra memory at all: {}.", free.join(", ")),
+                self.columns,
+            ));
         }
         Some(figure)
     }
@@ -272,10 +277,7 @@ impl<'a> Picture<'a> {
         }
         // The ridge, where the copy stops to be the limit, is in the picture.
         intensities.extend([matmul / copy, 0.4 * matmul / copy]);
-        let x = Axis {
-            grid: false,
-            ..Axis::powers("arithmetic intensity (FLOP per byte)", 2, intensities, |v| format!("{v}"))
-        };
+        let x = Axis { grid: false, ..Axis::powers("arithmetic intensity (FLOP per byte)", 2, intensities, seq_label) };
         let tera = |flops: f64| flops / 1e12;
         let speeds = with_roofline().filter_map(|(_, result)| result.tflops);
         // The exponentials allow the same speed at every length: both they and the products grow with its square.
@@ -351,28 +353,41 @@ impl<'a> Picture<'a> {
     ) -> Option<Figure> {
         self.values(&value).next()?;
         let mut panels = Vec::new();
+        let mut hidden = BTreeMap::new();
         for group in &self.groups {
             let seqs: Vec<f64> = group.cells.iter().map(|cell| cell.problem.seq as f64).collect();
             let x = Axis::at_values("sequence length (tokens)", &seqs, seq_label);
             let mut marks = below(&x);
             let mut lines = Vec::new();
-            for (name, _, style) in &self.implementations {
+            for (name, peer, style) in &self.implementations {
                 let point = |cell: &&Cell| Some((cell.problem.seq as f64, value(cell, cell.result(name)?)?));
                 let points: Vec<_> = group.cells.iter().filter_map(point).collect();
                 if !points.is_empty() {
-                    lines.push((*style, points));
+                    lines.push((shown_name(name, *peer), *style, points));
                 }
             }
-            marks.extend(side_by_side(lines, &y));
+            let places = x.ticks.windows(2).map(|pair| x.place(pair[1].0) - x.place(pair[0].0));
+            let spacing = places.fold(0.5, f64::min) * plot_width(self.columns);
+            let (drawn, crowded) = side_by_side(&lines, &y, spacing);
+            marks.extend(drawn);
+            for names in crowded {
+                hidden.entry(names).or_insert_with(Vec::new).push(group.title.as_str());
+            }
             panels.push(Panel { title: group.title.clone(), x, y: y.clone(), marks });
         }
         let legend = self.legend(|name| self.results().any(|(cell, r)| r.name == name && value(cell, r).is_some()));
         let moved = |mark: &Mark| matches!(mark, Mark::Line { shift, .. } if *shift != 0.0);
-        let notes = if panels.iter().flat_map(|panel| &panel.marks).any(moved) {
-            vec!["Markers side by side on one line: the same values.".to_owned()]
-        } else {
-            Vec::new()
-        };
+        let mut notes = Vec::new();
+        if panels.iter().flat_map(|panel| &panel.marks).any(moved) {
+            notes.push("Markers side by side on one line: the same values.".to_owned());
+        }
+        for (names, titles) in hidden {
+            let places = if titles.len() == panels.len() { String::new() } else { format!(" ({})", titles.join("; ")) };
+            notes.extend(wrapped(
+                &format!("On each other, the same values{places}: {}.", names.join(", ")),
+                self.columns,
+            ));
+        }
         Some(self.figure(name, title, legend, self.columns, panels, notes))
     }
 
@@ -475,21 +490,31 @@ impl<'a> Picture<'a> {
 /// Pixels between the markers of lines that lie on each other.
 const SIDE_STEP: f64 = 10.5;
 
-/// Lines; the markers of those that cannot be told apart stand side by side.
-fn side_by_side(lines: Vec<(Style, Vec<(f64, f64)>)>, y: &Axis) -> Vec<Mark> {
+/// One line of a panel, and whose it is.
+type Line = (String, Style, Vec<(f64, f64)>);
+
+/// The marks of lines, and the names of those that hide each other.
+///
+/// The markers of lines that cannot be told apart stand side by side, as long as they leave a gap to the next value, `spacing`
+/// pixels away.
+fn side_by_side(lines: &[Line], y: &Axis, spacing: f64) -> (Vec<Mark>, BTreeSet<Vec<String>>) {
     // A tenth of a marker.
     let near = |a: f64, b: f64| (y.place(a) - y.place(b)).abs() < 0.004;
     let same = |a: &[(f64, f64)], b: &[(f64, f64)]| {
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.0 == b.0 && near(a.1, b.1))
     };
-    let mut marks = Vec::new();
-    for (i, (style, points)) in lines.iter().enumerate() {
-        let alike: Vec<usize> = (0..lines.len()).filter(|&j| same(points, &lines[j].1)).collect();
+    let (mut marks, mut hidden) = (Vec::new(), BTreeSet::new());
+    for (i, (_, style, points)) in lines.iter().enumerate() {
+        let alike: Vec<usize> = (0..lines.len()).filter(|&j| same(points, &lines[j].2)).collect();
         let place = alike.iter().position(|&j| j == i).unwrap_or(0) as f64;
-        let shift = (place - 0.5 * (alike.len() as f64 - 1.0)) * SIDE_STEP;
+        let mut shift = (place - 0.5 * (alike.len() as f64 - 1.0)) * SIDE_STEP;
+        if alike.len() as f64 * SIDE_STEP > 0.8 * spacing {
+            shift = 0.0;
+            hidden.insert(alike.iter().map(|&j| lines[j].0.clone()).collect());
+        }
         marks.push(Mark::Line { style: *style, points: points.clone(), shift });
     }
-    marks
+    (marks, hidden)
 }
 
 /// What one implementation's errors look like at its place of the axis.
@@ -513,6 +538,25 @@ fn spread(place: f64, style: Style, checks: &[&Check]) -> Vec<Mark> {
     let points = checks.iter().enumerate().map(point).collect();
     marks.push(Mark::Cloud { style, points });
     marks
+}
+
+/// A note in lines that fit below a picture with this many columns of panels.
+fn wrapped(note: &str, columns: usize) -> Vec<String> {
+    // Letters are about half as wide as the text is high.
+    let letters = if columns == 1 { 85 } else { 130 };
+    let mut lines = vec![String::new()];
+    for word in note.split(' ') {
+        let last = lines.last_mut().expect("there is a first line");
+        if last.is_empty() {
+            last.push_str(word);
+        } else if last.len() + 1 + word.len() <= letters {
+            last.push(' ');
+            last.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
 }
 
 fn mask_title(mask: &str) -> String {
@@ -586,7 +630,6 @@ mod tests {
     use crate::bench::record::samples::{sample, sample_cell};
     use crate::bench::record::{Ceilings, Roofline};
     use crate::plot::figure::Scale;
-    use std::collections::BTreeMap;
 
     const TIMES: [(&str, f64); 4] = [("naive", 4.0), ("v2", 1.0), ("v3", 0.5), ("torch cudnn", 0.6)];
 
@@ -691,6 +734,19 @@ mod tests {
             .filter_map(|mark| if let Mark::Line { shift, .. } = mark { Some(*shift) } else { None })
             .collect();
         assert_eq!(shifts, [0.0, -SIDE_STEP, 0.0, SIDE_STEP]);
+    }
+
+    #[test]
+    fn lines_that_find_no_place_side_by_side_are_named() {
+        let axis = Axis::from_zero("t", [1.0]);
+        let style = Style::of("v2", false, 0);
+        let line = |name: &str, value| (name.to_owned(), style, vec![(512.0, value), (1024.0, value)]);
+        let lines = [line("a", 0.5), line("b", 0.5), line("c", 0.5), line("d", 0.9)];
+        let names = |spacing| side_by_side(&lines, &axis, spacing).1.into_iter().flatten().collect::<Vec<_>>();
+        assert_eq!(names(100.0), [""; 0]);
+        assert_eq!(names(30.0), ["a", "b", "c"]);
+        let long = wrapped("word ".repeat(60).trim(), 1);
+        assert!(long.len() == 4 && long.iter().all(|line| line.len() <= 85), "{long:?}");
     }
 
     #[test]
