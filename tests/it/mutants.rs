@@ -140,10 +140,10 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
         q_heads: heads,
         group: heads / kv_heads,
         head_dim: dim,
-        scale_log2: call.scale * std::f32::consts::LOG2_E,
+        scale_log2: call.scale.abs() * std::f32::consts::LOG2_E,
         band: call.mask.band(),
         aligned: 1,
-        reserved: 0,
+        negate: (call.scale < 0.0).into(),
     };
     let q_blocks = call.q_rows.div_ceil(variant.q_block);
     let launch = |ctas, params: Vec<u8>| {
