@@ -25,6 +25,9 @@ pub(crate) struct ExportArgs {
     markdown: Option<PathBuf>,
 }
 
+/// A record as text.
+type Format = fn(&Record) -> Result<String>;
+
 impl ExportArgs {
     /// Whether nothing is asked for.
     pub(crate) fn is_empty(&self) -> bool {
@@ -55,7 +58,7 @@ impl ExportArgs {
             let pictures = plot::write(record, folder)?;
             println!("{} pictures written to {}", pictures.len(), folder.display());
         }
-        let contents: [(_, fn(&Record) -> Result<String>); 3] =
+        let contents: [(_, Format); 3] =
             [(&self.html, report::html), (&self.csv, csv), (&self.markdown, |record| Ok(report::markdown(record)))];
         for (path, content) in contents {
             let Some(path) = path else { continue };

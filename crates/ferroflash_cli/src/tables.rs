@@ -263,7 +263,7 @@ fn peers_section(text: &mut String, record: &Record) {
                 names.push(&result.name);
             }
         }
-        let newest = cells.iter().flat_map(|cell| &cell.results).filter(|r| !r.peer && r.skipped.is_none()).next_back();
+        let newest = cells.iter().flat_map(|cell| &cell.results).rfind(|r| !r.peer && r.skipped.is_none());
         let newest = newest.map(|result| result.name.as_str()).unwrap_or_default();
         let ratios: Vec<_> =
             RATIOS.into_iter().filter(|(ours, peer)| names.contains(ours) && names.contains(peer)).collect();

@@ -1,7 +1,7 @@
 //! Drawing a figure with plotters, as SVG and as PNG.
 
 use super::figure::{Align, Axis, Figure, Mark, Panel};
-use super::style::{AXIS, FAINT_TEXT, GRID, Ink, Marker, PAPER, Style, TEXT, dark_rules};
+use super::style::{AXIS, Dash, FAINT_TEXT, GRID, Ink, Marker, PAPER, Style, TEXT, dark_rules};
 use ab_glyph::{Font, FontRef, Point, PxScale, ScaleFont};
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
@@ -305,7 +305,7 @@ struct Pen<'a, DB: DrawingBackend> {
     /// `None` for SVG, which leaves text and dashes to whoever shows the picture.
     fonts: Option<&'a Fonts>,
     /// Kinds of dashes in the order of their first use.
-    dashes: RefCell<Vec<(f64, f64)>>,
+    dashes: RefCell<Vec<Dash>>,
 }
 
 /// The part of the picture that a panel's marks are drawn in.
@@ -423,7 +423,7 @@ impl<DB: DrawingBackend> Pen<'_, DB> {
         ((x * self.scale).round() as i32, (y * self.scale).round() as i32)
     }
 
-    fn line(&self, points: &[(f64, f64)], ink: Ink, width: f64, dash: Option<(f64, f64)>) -> Result<()> {
+    fn line(&self, points: &[(f64, f64)], ink: Ink, width: f64, dash: Option<Dash>) -> Result<()> {
         if points.len() < 2 {
             return Ok(());
         }

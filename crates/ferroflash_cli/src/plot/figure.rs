@@ -1,6 +1,6 @@
 //! What a picture shows, before anything is drawn: panels with axes and marks.
 
-use super::style::{Ink, Style};
+use super::style::{Dash, Ink, Style};
 
 /// One picture.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub(crate) enum Mark {
     /// Many points of one implementation, smaller than those of a line.
     Cloud { style: Style, points: Vec<(f64, f64)> },
     /// A line that is no measurement.
-    Rule { ink: Ink, from: (f64, f64), to: (f64, f64), dash: Option<(f64, f64)>, width: f64 },
+    Rule { ink: Ink, from: (f64, f64), to: (f64, f64), dash: Option<Dash>, width: f64 },
     /// Text beside a rule, its baseline this many units above the point.
     Label { at: (f64, f64), text: String, ink: Ink, align: Align, above: f64 },
 }

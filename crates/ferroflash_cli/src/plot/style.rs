@@ -41,6 +41,9 @@ pub(crate) enum Marker {
     TriangleDown,
 }
 
+/// Length of dashes and of the gaps between them.
+pub(crate) type Dash = (f64, f64);
+
 /// How one implementation looks in every picture. Ours are solid lines with filled markers, peers are dashed with hollow ones, so
 /// that they differ in black and white too.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -49,14 +52,14 @@ pub(crate) struct Style {
     /// `None` for what is no measurement.
     pub(crate) marker: Option<Marker>,
     pub(crate) filled: bool,
-    /// Length of dashes and of the gaps between them; `None` is solid.
-    pub(crate) dash: Option<(f64, f64)>,
+    /// `None` is solid.
+    pub(crate) dash: Option<Dash>,
     /// Width of the line.
     pub(crate) width: f64,
 }
 
 /// Looks of the implementations that this version knows by name. Hues after Okabe and Ito, darkened until lines show on white.
-const KNOWN: [(&str, Ink, Marker, Option<(f64, f64)>); 9] = [
+const KNOWN: [(&str, Ink, Marker, Option<Dash>); 9] = [
     ("naive", Ink::new(0x6B7078, 0xA7AEB8), Marker::Diamond, None),
     ("v1", Ink::new(0x00805C, 0x2CC295), Marker::Triangle, None),
     ("v2", Ink::new(0x0067A8, 0x4DB3F0), Marker::Square, None),
@@ -78,7 +81,7 @@ const OTHERS: [(Ink, Marker); 4] = [
 
 impl Style {
     /// The look of a ceiling.
-    pub(crate) const fn ceiling(dash: Option<(f64, f64)>) -> Style {
+    pub(crate) const fn ceiling(dash: Option<Dash>) -> Style {
         Style { ink: AXIS, marker: None, filled: false, dash, width: 1.8 }
     }
 
