@@ -178,9 +178,7 @@ fn tables(cells: &[Cell]) -> String {
             ));
         }
     }
-    let most = |kernel| {
-        cells.iter().filter(move |c| c.kernel == kernel && c.head_dim == 64 && c.dtype == DType::Bf16).next_back()
-    };
+    let most = |kernel| cells.iter().rfind(move |c| c.kernel == kernel && c.head_dim == 64 && c.dtype == DType::Bf16);
     line("\n## Everything counted: bf16, head dim 64, 2048 rows\n".to_owned());
     let largest: Vec<&Cell> = Kernel::ALL.into_iter().filter_map(most).collect();
     let names: Vec<String> = largest.iter().map(|c| c.kernel.to_string()).collect();
