@@ -36,7 +36,17 @@ fn copies_are_exact_and_timed_alone() {
     let mut copy = Tensor::zeros(&device, source.dtype(), source.shape(), Layout::Bhsd).unwrap();
     let stream = device.default_stream();
     let mut turns = 0;
-    let times = device.time_each(&stream, 3, || Ok(turns += 1), || copy.copy_from(&stream, &source)).unwrap();
+    let times = device
+        .time_each(
+            &stream,
+            3,
+            || {
+                turns += 1;
+                Ok(())
+            },
+            || copy.copy_from(&stream, &source),
+        )
+        .unwrap();
     assert_eq!((times.len(), turns), (3, 3));
     assert!(times.iter().all(|time| !time.is_zero()), "{times:?}");
     assert_eq!(copy.to_vec::<f32>().unwrap(), source.to_vec::<f32>().unwrap());

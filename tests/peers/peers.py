@@ -170,7 +170,8 @@ def trim():
 class Server:
     def __init__(self):
         self.problem = self.matrices = None
-        self.folders = set()
+        # To tidy up: where tensors are, and may come to be.
+        self.folders = set(sys.argv[2:])
 
     def prepare(self, **problem):
         self.release()
@@ -236,18 +237,8 @@ def first_line(error):
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
-def main():
-    device = sys.argv[1]
-    if not torch.cuda.is_available():
-        answer(unavailable=f"PyTorch {torch.__version__} finds no GPU")
-        return
-    torch.cuda.set_device(device)
-    torch.empty(1, device="cuda")
-    # True f32, as ferroflash computes it.
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    answer(hello={"versions": versions()})
-    server = Server()
+def serve_all(server):
+    """Answers until the input ends."""
     for line in sys.stdin:
         try:
             reply = server.serve(line)
@@ -261,6 +252,24 @@ def main():
                 # After an illegal access the GPU serves this process no more; a new one can be started.
                 sys.exit(f"{reply['skipped']}; then {first_line(error)}")
         answer(**reply)
+
+
+def main():
+    device = sys.argv[1]
+    if not torch.cuda.is_available():
+        answer(unavailable=f"PyTorch {torch.__version__} finds no GPU")
+        return
+    torch.cuda.set_device(device)
+    torch.empty(1, device="cuda")
+    # True f32, as ferroflash computes it.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    answer(hello={"versions": versions()})
+    server = Server()
+    try:
+        serve_all(server)
+    except BrokenPipeError:
+        pass
     # The one who asked is gone, maybe without a chance to tidy up.
     for folder in server.folders | {os.path.dirname(os.path.abspath(__file__))}:
         if os.path.basename(folder).startswith("ferroflash-"):

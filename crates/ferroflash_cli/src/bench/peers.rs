@@ -196,7 +196,11 @@ impl Peers {
     fn launch(&mut self) -> Outcome<()> {
         let log = File::create(self.log()).map_err(|error| error.to_string())?;
         let mut command = Command::new(&self.python);
-        command.arg("-u").arg(self.folder.path().join("peers.py")).arg(format!("cuda:{}", self.ordinal));
+        command
+            .arg("-u")
+            .arg(self.folder.path().join("peers.py"))
+            .arg(format!("cuda:{}", self.ordinal))
+            .arg(self.data.path());
         // What the compiler of the peers writes goes with the run.
         command.env("TORCHINDUCTOR_CACHE_DIR", self.folder.path().join("inductor"));
         command.env("TRITON_CACHE_DIR", self.folder.path().join("triton"));
