@@ -6,6 +6,8 @@
 //!
 //! `validation [--out FILE] [--ptx FOLDER]`
 //!
+//! Each case runs in a process that a failing kernel may take down: the next case gets a new one, and the table says what failed.
+//!
 //! - `--out`: the table; by default `VALIDATION.md` of the source tree that the binary was built from.
 //! - `--ptx`: also write each case's PTX there, for an assembler to check.
 
@@ -15,7 +17,11 @@ mod cases;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use cases::{Case, Compare, THREADS, Tensor, agrees};
 use libloading::Library;
@@ -28,7 +34,6 @@ struct Gpu {
     lib: Library,
     name: String,
     capability: u32,
-    device: c_int,
 }
 
 /// Asserts that a driver call returned 0 (`CUDA_SUCCESS`).
@@ -53,7 +58,7 @@ impl Gpu {
     fn open() -> Result<Option<Gpu>, Error> {
         // SAFETY: the driver library's initialisers have no requirement on the caller.
         let Ok(lib) = (unsafe { Library::new("libcuda.so.1") }) else { return Ok(None) };
-        let mut gpu = Gpu { lib, name: String::new(), capability: 0, device: 0 };
+        let mut gpu = Gpu { lib, name: String::new(), capability: 0 };
         if call!(gpu, "cuInit", fn(c_uint), 0).is_err() {
             return Ok(None);
         }
@@ -68,22 +73,10 @@ impl Gpu {
         call!(gpu, "cuDeviceGetAttribute", fn(*mut c_int, c_int, c_int), &mut major, 75, device)?;
         call!(gpu, "cuDeviceGetAttribute", fn(*mut c_int, c_int, c_int), &mut minor, 76, device)?;
         gpu.capability = (10 * major + minor) as u32;
-        gpu.device = device;
-        gpu.enter()?;
-        Ok(Some(gpu))
-    }
-
-    /// Makes the primary context of the device current.
-    fn enter(&self) -> Result<(), Error> {
         let mut context: *mut c_void = std::ptr::null_mut();
-        call!(self, "cuDevicePrimaryCtxRetain", fn(*mut *mut c_void, c_int), &mut context, self.device)?;
-        call!(self, "cuCtxSetCurrent", fn(*mut c_void), context)
-    }
-
-    /// A kernel that failed leaves a context in which every call fails: the next case gets a new one.
-    fn recover(&self) -> Result<(), Error> {
-        call!(self, "cuDevicePrimaryCtxReset_v2", fn(c_int), self.device)?;
-        self.enter()
+        call!(gpu, "cuDevicePrimaryCtxRetain", fn(*mut *mut c_void, c_int), &mut context, device)?;
+        call!(gpu, "cuCtxSetCurrent", fn(*mut c_void), context)?;
+        Ok(Some(gpu))
     }
 
     /// What `cuTensorMapEncodeTiled` makes of a description.
@@ -213,30 +206,133 @@ fn words(bytes: &[u8]) -> Vec<u32> {
     bytes.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()
 }
 
-fn main() -> Result<(), Error> {
-    let mut out = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/VALIDATION.md"));
-    let mut folder = None;
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a path"));
-        match arg.as_str() {
-            "--out" => out = value()?.into(),
-            "--ptx" => folder = Some(PathBuf::from(value()?)),
-            _ => return Err(format!("`{arg}` is not accepted; usage: validation [--out FILE] [--ptx FOLDER]").into()),
+/// The bytes that a case's kernel reads.
+fn input_bytes(case: &Case) -> Vec<u8> {
+    case.inputs().iter().flatten().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// A process of its own that runs cases from `first` on, one line for each: what a failing kernel breaks ends with the process.
+/// The first line is the device.
+fn worker(first: usize) -> Result<(), Error> {
+    let Some(gpu) = Gpu::open()? else {
+        println!("none");
+        return Ok(());
+    };
+    println!("{} {}", gpu.capability, gpu.name);
+    for (i, case) in cases::all().iter().enumerate().skip(first) {
+        if case.sm == "sm_90a" && gpu.capability != 90 {
+            println!("{i} skipped");
+            continue;
+        }
+        match gpu.run(case, &case.module(i), &Case::entry(i), &input_bytes(case)) {
+            Ok(out) => {
+                let hex: String = words(&out).iter().map(|w| format!("{w:08x}")).collect();
+                println!("{i} ok {hex}");
+            }
+            Err(error) => {
+                // Every later call of this process would fail, too.
+                println!("{i} failed {error}");
+                return Ok(());
+            }
         }
     }
-    let gpu = Gpu::open()?;
-    let mut families: BTreeMap<&str, Vec<(usize, Case)>> = BTreeMap::new();
-    for (i, c) in cases::all().into_iter().enumerate() {
-        families.entry(c.family).or_default().push((i, c));
+    Ok(())
+}
+
+/// What the GPU made of a case.
+enum Outcome {
+    Words(Vec<u32>),
+    Failed(String),
+    Skipped,
+}
+
+/// A case that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The device, and an outcome for each case that has run.
+type Run = (String, Vec<Option<Outcome>>);
+
+/// The device and the outcomes of all cases, through as many worker processes as it takes; `None` without a device. `progress` is
+/// called with what there is after each process.
+fn run_on_gpu(
+    count: usize,
+    mut progress: impl FnMut(&str, &[Option<Outcome>]) -> Result<(), Error>,
+) -> Result<Option<Run>, Error> {
+    let mut outcomes: Vec<Option<Outcome>> = (0..count).map(|_| None).collect();
+    let mut device = None;
+    let mut next = 0;
+    while next < count {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["--worker", &next.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (sender, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().ok_or("the worker has no output")?);
+        let reader = std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|l| sender.send(l)));
+        let mut why = "the process ended".to_owned();
+        let first = next;
+        let mut named = false;
+        loop {
+            match lines.recv_timeout(PATIENCE) {
+                Ok(line) if !named && line == "none" => {
+                    child.wait()?;
+                    return Ok(None);
+                }
+                Ok(line) if !named => {
+                    named = true;
+                    let (capability, name) = line.split_once(' ').ok_or("the worker did not name its device")?;
+                    device.get_or_insert_with(|| format!("{name} (sm_{capability})"));
+                }
+                Ok(line) => {
+                    let mut parts = line.splitn(3, ' ');
+                    let index: usize = parts.next().unwrap_or_default().parse()?;
+                    let (kind, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+                    outcomes[index] = Some(match kind {
+                        "ok" => {
+                            let word = |c: &[u8]| u32::from_str_radix(&String::from_utf8_lossy(c), 16);
+                            Outcome::Words(rest.as_bytes().chunks(8).map(word).collect::<Result<_, _>>()?)
+                        }
+                        "failed" => Outcome::Failed(rest.to_owned()),
+                        _ => Outcome::Skipped,
+                    });
+                    next = index + 1;
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    why = format!("no result within {} s", PATIENCE.as_secs());
+                    child.kill()?;
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        let status = child.wait()?;
+        // The reader ends with the process; a closed channel is no error.
+        let _ = reader.join();
+        if !named {
+            return Err(format!("the worker ended before it named its device: {status}").into());
+        }
+        if !status.success() && next < count || next == first {
+            outcomes[next] = Some(Outcome::Failed(format!("{why} ({status})")));
+            next += 1;
+        }
+        progress(device.as_deref().unwrap_or_default(), &outcomes)?;
+    }
+    Ok(device.map(|device| (device, outcomes)))
+}
+
+/// The table, of the outcomes that there are.
+fn table(list: &[Case], emulated: &[Vec<u32>], gpu: Option<(&str, &[Option<Outcome>])>) -> Result<String, Error> {
+    let mut families: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (i, c) in list.iter().enumerate() {
+        families.entry(c.family).or_default().push(i);
     }
     let mut text = String::from(
         "# What of the emulator was compared, and how\n\n\
          Written by `cargo run --release -p ptx_emu --example validation`; do not edit.\n\n",
     );
-    match &gpu {
-        Some(g) => writeln!(text, "GPU: {} (sm_{}), the same PTX and inputs on both.\n", g.name, g.capability)?,
-        None => writeln!(text, "No GPU was there: the last column is empty.\n")?,
+    match gpu {
+        Some((device, _)) => writeln!(text, "GPU: {device}, the same PTX and inputs on both.\n")?,
+        None => writeln!(text, "No GPU was there: the last columns are empty.\n")?,
     }
     writeln!(
         text,
@@ -246,10 +342,11 @@ fn main() -> Result<(), Error> {
     writeln!(text, "| family | instructions | definition | compared by | GPU: agree | GPU: differ |")?;
     writeln!(text, "| --- | --- | --- | --- | --- | --- |")?;
     let mut differences = String::new();
-    for (family, list) in &families {
+    for (family, indices) in &families {
         let (mut agree, mut differ) = (0, 0);
         let mut by = Vec::new();
-        for (i, case) in list {
+        for &i in indices {
+            let case = &list[i];
             let how = match case.compare {
                 Compare::Bits => "bits".to_owned(),
                 Compare::Ulps(n) => format!("{n} ulp"),
@@ -260,28 +357,20 @@ fn main() -> Result<(), Error> {
             if !by.contains(&how) {
                 by.push(how);
             }
-            let (ptx, entry) = (case.module(*i), Case::entry(*i));
-            if let Some(folder) = &folder {
-                std::fs::write(folder.join(format!("{entry}.{}.ptx", case.sm)), &ptx)?;
-            }
-            let input: Vec<u8> = case.inputs().iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
-            let ours = words(&emulate(case, &ptx, &entry, &input)?);
-            let Some(gpu) = &gpu else { continue };
-            if case.sm == "sm_90a" && gpu.capability != 90 {
-                continue;
-            }
-            let theirs = match gpu.run(case, &ptx, &entry, &input) {
-                Ok(out) => words(&out),
-                Err(e) => {
-                    writeln!(differences, "- `{}`: {e}", case.body.replace('\n', " "))?;
+            let Some((_, outcomes)) = gpu else { continue };
+            let name = format!("case {i}, `{}`", shorten(case));
+            let theirs = match &outcomes[i] {
+                None | Some(Outcome::Skipped) => continue,
+                Some(Outcome::Failed(why)) => {
                     differ += 1;
-                    gpu.recover()?;
+                    writeln!(differences, "- {name}: {why}")?;
                     continue;
                 }
+                Some(Outcome::Words(words)) => words,
             };
-            let all_inputs = case.inputs();
+            let (ours, inputs) = (&emulated[i], case.inputs());
             let wrong: Vec<usize> =
-                (0..ours.len()).filter(|&k| !agrees(case.compare, &all_inputs[k / 4], ours[k], theirs[k])).collect();
+                (0..ours.len()).filter(|&k| !agrees(case.compare, &inputs[k / 4], ours[k], theirs[k])).collect();
             let Some(&k) = wrong.first() else {
                 agree += 1;
                 continue;
@@ -289,20 +378,19 @@ fn main() -> Result<(), Error> {
             differ += 1;
             writeln!(
                 differences,
-                "- `{}`: {} of {} words, first in thread {}, inputs {:x?}, word {}: emulator {:#x}, GPU {:#x}",
-                case.body.replace('\n', " "),
+                "- {name}: {} of {} words, first in thread {}, inputs {:x?}, word {}: emulator {:#x}, GPU {:#x}",
                 wrong.len(),
                 ours.len(),
                 k / 4,
-                all_inputs[k / 4],
+                inputs[k / 4],
                 k % 4,
                 ours[k],
                 theirs[k]
             )?;
         }
-        let defined = list.iter().filter(|(_, c)| c.reference.is_some()).count();
+        let defined = indices.iter().filter(|&&i| list[i].reference.is_some()).count();
         let (a, d) = if gpu.is_some() { (agree.to_string(), differ.to_string()) } else { Default::default() };
-        writeln!(text, "| {family} | {} | {defined} | {} | {a} | {d} |", list.len(), by.join(", "))?;
+        writeln!(text, "| {family} | {} | {defined} | {} | {a} | {d} |", indices.len(), by.join(", "))?;
     }
     if !differences.is_empty() {
         write!(text, "\n## Differences\n\n{differences}")?;
@@ -313,7 +401,59 @@ fn main() -> Result<(), Error> {
          `tests/mutations.rs` runs six kernels with exact results under 1000 seeds each, and breaks them in more than sixty\n\
          ways. `tests/hopper.rs` compares tensor copies and `wgmma` with plain definitions.\n",
     );
-    std::fs::write(&out, &text).map_err(|error| format!("{}: {error}", out.display()))?;
-    print!("{text}");
+    Ok(text)
+}
+
+/// A body on one line; of a long one only what makes it differ from others of its family.
+fn shorten(case: &Case) -> String {
+    const TELLING: [&str; 4] = ["wgmma.mma_async", "bulk", "add.s64 %la, %lb", "add.s64 %lb, %lb"];
+    let whole = case.body.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = whole.clone();
+    if whole.len() > 400 {
+        let telling =
+            whole.split_inclusive(';').filter(|s| TELLING.iter().any(|t| s.contains(t)) && !s.contains("group "));
+        // The accumulators' names say nothing.
+        let telling = telling.map(|s| match (s.find("{%w0"), s.find("}, ")) {
+            (Some(from), Some(to)) if from < to => format!("{}{{..{}", &s[..from], &s[to..]),
+            _ => s.to_owned(),
+        });
+        line = telling.collect::<String>().trim().to_owned();
+    }
+    if let Some(tensor) = &case.tensor {
+        write!(line, " of {tensor:?}").expect("a string takes all");
+    }
+    line
+}
+
+fn main() -> Result<(), Error> {
+    let mut out = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/VALIDATION.md"));
+    let mut folder = None;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--out" => out = value()?.into(),
+            "--ptx" => folder = Some(PathBuf::from(value()?)),
+            "--worker" => return worker(value()?.parse()?),
+            _ => return Err(format!("`{arg}` is not accepted; usage: validation [--out FILE] [--ptx FOLDER]").into()),
+        }
+    }
+    let list = cases::all();
+    let mut emulated = Vec::new();
+    for (i, case) in list.iter().enumerate() {
+        let (ptx, entry) = (case.module(i), Case::entry(i));
+        if let Some(folder) = &folder {
+            std::fs::write(folder.join(format!("{entry}.{}.ptx", case.sm)), &ptx)?;
+        }
+        emulated.push(words(&emulate(case, &ptx, &entry, &input_bytes(case))?));
+    }
+    let write = |gpu: Option<(&str, &[Option<Outcome>])>| -> Result<String, Error> {
+        let text = table(&list, &emulated, gpu)?;
+        std::fs::write(&out, &text).map_err(|error| format!("{}: {error}", out.display()))?;
+        Ok(text)
+    };
+    // Written as it goes, so that a run that is cut short leaves what it found.
+    let gpu = run_on_gpu(list.len(), |device, outcomes| write(Some((device, outcomes))).map(|_| ()))?;
+    print!("{}", write(gpu.as_ref().map(|(device, outcomes)| (device.as_str(), outcomes.as_slice())))?);
     Ok(())
 }
