@@ -411,7 +411,7 @@ fn shorten(case: &Case) -> String {
     let mut line = whole.clone();
     if whole.len() > 400 {
         let telling =
-            whole.split_inclusive(';').filter(|s| TELLING.iter().any(|t| s.contains(t)) && !s.contains("group "));
+            whole.split_inclusive(';').filter(|s| TELLING.iter().any(|t| s.contains(t)) && !s.contains("t_group"));
         // The accumulators' names say nothing.
         let telling = telling.map(|s| match (s.find("{%w0"), s.find("}, ")) {
             (Some(from), Some(to)) if from < to => format!("{}{{..{}", &s[..from], &s[to..]),
