@@ -35,8 +35,8 @@ except ImportError as error:
     sys.exit()
 
 
-class Unsupported(Exception):
-    """What a peer says about a problem that it does not take."""
+class NoResult(Exception):
+    """Why a peer has no result."""
 
 
 def versions():
@@ -101,7 +101,7 @@ def sdpa(name, problem):
     from torch.nn.functional import scaled_dot_product_attention
 
     if problem.causal and problem.seq != problem.kv_seq:
-        raise Unsupported("PyTorch's causal mask starts at the first key; this problem's ends at the last")
+        raise NoResult("PyTorch's causal mask starts at the first key; this problem's ends at the last")
     backend, causal, gqa = getattr(SDPBackend, SDPA[name]), problem.causal, problem.gqa
 
     def run(q, k, v):
@@ -134,30 +134,67 @@ def flex(problem):
     return lambda q, k, v: COMPILED(q, k, v, block_mask=mask, enable_gqa=gqa)
 
 
-def launcher(name, problem):
-    """A function that launches the peer on one of the sets, and whether it replays a graph."""
-    run = flex(problem) if name == "triton" else sdpa(name, problem)
-    eager = lambda i: run(*problem.sets[i % len(problem.sets)])
-    # Compiles, chooses, allocates.
-    for i in range(3):
-        eager(i)
-    torch.cuda.synchronize()
-    if problem.timer(eager, 3) / 3 > GRAPH_MS:
-        return eager, False
-    try:
-        graphs = []
-        for i in range(len(problem.sets)):
-            graphs.append(torch.cuda.CUDAGraph())
-            with torch.cuda.graph(graphs[-1]):
-                eager(i)
-        replay = lambda i: graphs[i % len(graphs)].replay()
-        replay(0)
+class Launcher:
+    """A peer on the sets of a problem: what is timed, and what is checked, is this.
+
+    It keeps whatever a launch reads. A graph holds addresses only: were a block mask freed that it was captured with, its replays would
+    read what took the mask's place.
+    """
+
+    def __init__(self, name, problem):
+        self.sets = problem.sets
+        self.run = flex(problem) if name == "triton" else sdpa(name, problem)
+        self.graphs, self.outputs = [], []
+        # The output that is compared with the reference, and the memory of one call.
+        self.checked = self.extra_bytes = None
+        # Compiles and chooses.
+        self.run(*self.sets[0])
         torch.cuda.synchronize()
-        return replay, True
-    except RuntimeError as error:
-        print(f"{name} is not captured: {error}", file=sys.stderr)
+
+    def measure_extra_bytes(self):
+        """Device memory at the peak of one call, beyond q, k, v and the output."""
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = self.run(*self.sets[0])
         torch.cuda.synchronize()
-        return eager, False
+        return max(torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size(), 0)
+
+    def capture(self, problem, name):
+        """Turns short launches into replays of a graph."""
+        for i in range(3):
+            self.launch(i)
+        torch.cuda.synchronize()
+        if problem.timer(self.launch, 3) / 3 > GRAPH_MS:
+            return
+        graphs, outputs = [], []
+        try:
+            for tensors in self.sets:
+                graphs.append(torch.cuda.CUDAGraph())
+                with torch.cuda.graph(graphs[-1]):
+                    outputs.append(self.run(*tensors))
+        except RuntimeError as error:
+            print(f"{name} is not captured: {error}", file=sys.stderr)
+            torch.cuda.synchronize()
+            return
+        self.graphs, self.outputs = graphs, outputs
+
+    def launch(self, i):
+        if self.graphs:
+            self.graphs[i % len(self.graphs)].replay()
+        else:
+            self.run(*self.sets[i % len(self.sets)])
+
+    def results(self):
+        """The output for each set, of a launch like those that are timed, over memory full of NaN."""
+        for i, tensors in enumerate(self.sets):
+            if self.graphs:
+                self.outputs[i].fill_(math.nan)
+                self.launch(i)
+                yield self.outputs[i]
+            else:
+                # The allocator gives the memory that was freed last.
+                torch.full_like(tensors[0], math.nan)
+                yield self.run(*tensors)
 
 
 def trim():
@@ -179,32 +216,38 @@ class Server:
         self.problem = Problem(**problem)
         return {"prepared": True}
 
+    def launcher(self, peer):
+        """The peer on the problem at hand; after the end of an earlier process, which did the check, a new one."""
+        launchers = self.problem.launchers
+        if peer not in launchers:
+            launcher = Launcher(peer, self.problem)
+            launcher.extra_bytes = launcher.measure_extra_bytes()
+            launcher.capture(self.problem, peer)
+            launcher.checked = next(launcher.results()).clone()
+            launchers[peer] = launcher
+        return launchers[peer]
+
     def check(self, peer, out):
-        problem = self.problem
         with torch.no_grad():
-            run = flex(problem) if peer == "triton" else sdpa(peer, problem)
-            run(*problem.sets[0])
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            result = run(*problem.sets[0])
-            torch.cuda.synchronize()
-            extra = torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size()
-            result = result.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
+            launcher = self.launcher(peer)
+            result = launcher.checked.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
             result.tofile(out)
-            del result
-            problem.launchers[peer], graph = launcher(peer, problem)
         if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 16:
             trim()
-        return {"checked": {"extra_bytes": max(extra, 0), "graph": graph}}
+        return {"checked": {"extra_bytes": launcher.extra_bytes, "graph": bool(launcher.graphs)}}
 
     def time(self, peer, launches):
-        problem = self.problem
         with torch.no_grad():
-            if peer not in problem.launchers:
-                # An earlier process, which another peer ended, did the check.
-                problem.launchers[peer], _ = launcher(peer, problem)
-            return {"ms": problem.timer(problem.launchers[peer], launches)}
+            return {"ms": self.problem.timer(self.launcher(peer).launch, launches)}
+
+    def verify(self, peer):
+        """Whether the launches that were timed still give what was checked, bit for bit, for every set."""
+        launcher = self.launcher(peer)
+        with torch.no_grad():
+            for result in launcher.results():
+                if not torch.equal(result, launcher.checked):
+                    raise NoResult("the launches that were timed give another result than the one that was checked")
+        return {"verified": True}
 
     def matmul(self, dtype, size, launches):
         dtype = getattr(torch, DTYPES[dtype])
@@ -226,13 +269,15 @@ class Server:
 
     def serve(self, line):
         (name, arguments), = json.loads(line).items()
-        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "matmul": self.matmul}.get(name)
-        if call is None:
-            return {"trim": self.trim, "release": self.release}[name]()
-        return call(**arguments)
+        if name in ("trim", "release"):
+            return getattr(self, name)()
+        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "verify": self.verify, "matmul": self.matmul}
+        return call[name](**arguments)
 
 
 def first_line(error):
+    if isinstance(error, NoResult):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 

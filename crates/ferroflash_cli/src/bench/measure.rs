@@ -264,6 +264,11 @@ impl Bench<'_> {
                 }
             }
         }
+        for contestant in contestants.iter_mut().filter(|contestant| contestant.failed.is_none()) {
+            if let (Who::Peer(peer), Some(peers)) = (contestant.who, &mut self.peers) {
+                contestant.failed = peers.verify(peer).err();
+            }
+        }
         Ok(contestants)
     }
 

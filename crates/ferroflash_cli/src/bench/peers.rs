@@ -9,6 +9,7 @@
 //! {"prepare": {"folder": "..", "dtype": "bf16", .., "sets": 1, "flush_bytes": 0}}           {"prepared": true}
 //! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
 //! {"time": {"peer": "cudnn", "launches": 10}}                {"ms": 7.3}            of all launches together
+//! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
 //! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
 //! {"trim": true}                                             {"trimmed": true}      kept memory goes back to the driver
 //! {"release": true}                                          {"released": true}     the tensors too
@@ -88,6 +89,7 @@ enum Request<'a> {
     Prepare(Prepare),
     Check { peer: &'a str, out: PathBuf },
     Time { peer: &'a str, launches: u32 },
+    Verify { peer: &'a str },
     Matmul { dtype: &'a str, size: usize, launches: u32 },
     Trim(bool),
     Release(bool),
@@ -120,6 +122,7 @@ enum Answer {
     Prepared(bool),
     Checked { extra_bytes: u64, graph: bool },
     Ms(f64),
+    Verified(bool),
     Trimmed(bool),
     Released(bool),
     Skipped(String),
@@ -339,6 +342,14 @@ impl Peers {
     /// Milliseconds of `launches` forward passes in a row, together.
     pub(crate) fn time_ms(&mut self, peer: PeerName, launches: u32) -> Outcome<f64> {
         self.milliseconds(&Request::Time { peer: peer.key(), launches })
+    }
+
+    /// Whether the launches that were timed give, over poisoned memory, what was compared with the reference; otherwise why not.
+    pub(crate) fn verify(&mut self, peer: PeerName) -> Outcome<()> {
+        match self.ask(&Request::Verify { peer: peer.key() })? {
+            Answer::Verified(true) => Ok(()),
+            _ => Err(self.died("another question was answered")),
+        }
     }
 
     /// Milliseconds of this many products of two square matrices, together.
