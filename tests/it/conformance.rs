@@ -23,6 +23,7 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
             };
             let layout = if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd };
             let mut case = Case::new(kernel, problem, mask).with_layout(layout);
+            case.attention.kernel = variant.into();
             case.seed = i as u64;
             let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
             assert!(

@@ -46,9 +46,10 @@ const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
     Call { q_rows, kv_rows, heads: 2, mask, scale, ctas: 1 }
 }
 
-/// v3 on one thread block: each role passes every buffer several times. The negative scale makes the kernel change the queries.
+/// v3 on one thread block: each role passes every buffer several times, and a diagonal off the tiles' corners leaves several blocks
+/// with element tests. The negative scale makes the kernel change the queries.
 const V3_CALLS: [Call; 3] = [
-    call(400, 400, Mask::Causal, 0.125),
+    call(400, 460, Mask::Causal, 0.125),
     call(130, 520, Mask::Full, -0.125),
     Call { heads: 6, ..call(65, 129, Mask::Full, 0.125) },
 ];
@@ -70,6 +71,11 @@ const V3: Subject = Subject {
             1,
             "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
         ),
+        (
+            Edit::NoMbarrierWait,
+            1,
+            "the store warp, for the queries of a tile but the first: the output of the tile before is staged after they were awaited",
+        ),
     ],
 };
 /// One buffer for the queries instead of two, and no turns.
@@ -84,7 +90,7 @@ const DTYPE: DType = DType::Bf16;
 
 impl Subject {
     fn variant(&self) -> &'static Variant {
-        Variant::find(self.pass, DTYPE, self.head_dim).expect("a row of the list")
+        Variant::find(self.pass, DTYPE, self.head_dim, 0).expect("a row of the list")
     }
 
     fn ptx(&self) -> String {

@@ -11,6 +11,9 @@ pub const fn q_buffers(head_dim: u32) -> u32 {
     if head_dim <= 128 { 2 } else { 1 }
 }
 
+/// Bytes of the note that goes with a buffer of queries: which tile they belong to.
+pub const TILE_NOTE_BYTES: u32 = 32;
+
 /// Warps that multiply: all but the loading warpgroup.
 pub const fn math_warps(warps: u32) -> u32 {
     warps - 4

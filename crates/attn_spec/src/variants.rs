@@ -5,74 +5,77 @@ use crate::{layout, v3};
 
 /// Calls `$callback!` with every row of the list. A new head dim or tile is one row here.
 ///
-/// Row: `pass head_dim [dtype symbol, ..] q_block x kv_block, warps, ring, min_ctas, "why this tile";`
+/// Row: `pass head_dim [dtype symbol, ..] q_block x kv_block, warps, ring, min_ctas, from_keys, "why this tile";`
 /// - `q_block`, `kv_block`: rows of the query tile and of the key and value tiles.
 /// - `ring`: shared-memory slots in the stream of key and value tiles.
 /// - `min_ctas`: thread blocks that must fit on a multiprocessor, which bounds the registers of a thread.
+/// - `from_keys`: keys that a query row must see on average for this tile to be chosen before others of the head dim.
 #[macro_export]
 macro_rules! for_each_variant {
     ($callback:ident) => {
         $callback! {
             // Naive, scores = q k^T: one tile a thread block, bound by writing f32 scores.
-            Scores 32 [F16 naive_scores_f16_d32, Bf16 naive_scores_bf16_d32] 128 x 64, 4, 1, 2, "as d128";
-            Scores 64 [F16 naive_scores_f16_d64, Bf16 naive_scores_bf16_d64] 128 x 64, 4, 1, 2, "as d128";
-            Scores 96 [F16 naive_scores_f16_d96, Bf16 naive_scores_bf16_d96] 128 x 64, 4, 1, 2, "as d128";
-            Scores 128 [F16 naive_scores_f16_d128, Bf16 naive_scores_bf16_d128] 128 x 64, 4, 1, 2, "two 16-row fragments a warp reuse each key fragment";
-            Scores 192 [F16 naive_scores_f16_d192, Bf16 naive_scores_bf16_d192] 64 x 64, 4, 1, 2, "as d256";
-            Scores 256 [F16 naive_scores_f16_d256, Bf16 naive_scores_bf16_d256] 64 x 64, 4, 1, 2, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            Scores 32 [F32 naive_scores_f32_d32] 64 x 32, 4, 1, 2, "as d128";
-            Scores 64 [F32 naive_scores_f32_d64] 64 x 32, 4, 1, 2, "as d128";
-            Scores 96 [F32 naive_scores_f32_d96] 64 x 32, 4, 1, 2, "as d128";
-            Scores 128 [F32 naive_scores_f32_d128] 64 x 32, 4, 1, 2, "48 KiB of tiles";
-            Scores 192 [F32 naive_scores_f32_d192] 64 x 32, 4, 1, 2, "as d256";
-            Scores 256 [F32 naive_scores_f32_d256] 64 x 32, 4, 1, 2, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Scores 32 [F16 naive_scores_f16_d32, Bf16 naive_scores_bf16_d32] 128 x 64, 4, 1, 2, 0, "as d128";
+            Scores 64 [F16 naive_scores_f16_d64, Bf16 naive_scores_bf16_d64] 128 x 64, 4, 1, 2, 0, "as d128";
+            Scores 96 [F16 naive_scores_f16_d96, Bf16 naive_scores_bf16_d96] 128 x 64, 4, 1, 2, 0, "as d128";
+            Scores 128 [F16 naive_scores_f16_d128, Bf16 naive_scores_bf16_d128] 128 x 64, 4, 1, 2, 0, "two 16-row fragments a warp reuse each key fragment";
+            Scores 192 [F16 naive_scores_f16_d192, Bf16 naive_scores_bf16_d192] 64 x 64, 4, 1, 2, 0, "as d256";
+            Scores 256 [F16 naive_scores_f16_d256, Bf16 naive_scores_bf16_d256] 64 x 64, 4, 1, 2, 0, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Scores 32 [F32 naive_scores_f32_d32] 64 x 32, 4, 1, 2, 0, "as d128";
+            Scores 64 [F32 naive_scores_f32_d64] 64 x 32, 4, 1, 2, 0, "as d128";
+            Scores 96 [F32 naive_scores_f32_d96] 64 x 32, 4, 1, 2, 0, "as d128";
+            Scores 128 [F32 naive_scores_f32_d128] 64 x 32, 4, 1, 2, 0, "48 KiB of tiles";
+            Scores 192 [F32 naive_scores_f32_d192] 64 x 32, 4, 1, 2, 0, "as d256";
+            Scores 256 [F32 naive_scores_f32_d256] 64 x 32, 4, 1, 2, 0, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // Naive, probs = softmax(scores): one warp a row, no tile; head dim plays no part.
-            Softmax 0 [F16 naive_softmax_f16, Bf16 naive_softmax_bf16, F32 naive_softmax_f32] 4 x 0, 4, 1, 4, "one warp a row, bound by reading scores";
+            Softmax 0 [F16 naive_softmax_f16, Bf16 naive_softmax_bf16, F32 naive_softmax_f32] 4 x 0, 4, 1, 4, 0, "one warp a row, bound by reading scores";
             // Naive, out = probs v.
-            Output 32 [F16 naive_output_f16_d32, Bf16 naive_output_bf16_d32] 64 x 64, 4, 2, 2, "as d128";
-            Output 64 [F16 naive_output_f16_d64, Bf16 naive_output_bf16_d64] 64 x 64, 4, 2, 2, "as d128";
-            Output 96 [F16 naive_output_f16_d96, Bf16 naive_output_bf16_d96] 64 x 64, 4, 2, 2, "as d128";
-            Output 128 [F16 naive_output_f16_d128, Bf16 naive_output_bf16_d128] 64 x 64, 4, 2, 2, "one key block of probabilities and values is loaded while the last is multiplied";
-            Output 192 [F16 naive_output_f16_d192, Bf16 naive_output_bf16_d192] 64 x 64, 4, 2, 2, "as d128";
-            Output 256 [F16 naive_output_f16_d256, Bf16 naive_output_bf16_d256] 64 x 64, 4, 2, 2, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            Output 32 [F32 naive_output_f32_d32] 64 x 32, 4, 2, 2, "as d128";
-            Output 64 [F32 naive_output_f32_d64] 64 x 32, 4, 2, 2, "as d128";
-            Output 96 [F32 naive_output_f32_d96] 64 x 32, 4, 2, 2, "as d128";
-            Output 128 [F32 naive_output_f32_d128] 64 x 32, 4, 2, 2, "48 KiB of tiles";
-            Output 192 [F32 naive_output_f32_d192] 64 x 32, 4, 2, 2, "as d256";
-            Output 256 [F32 naive_output_f32_d256] 64 x 32, 4, 2, 2, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Output 32 [F16 naive_output_f16_d32, Bf16 naive_output_bf16_d32] 64 x 64, 4, 2, 2, 0, "as d128";
+            Output 64 [F16 naive_output_f16_d64, Bf16 naive_output_bf16_d64] 64 x 64, 4, 2, 2, 0, "as d128";
+            Output 96 [F16 naive_output_f16_d96, Bf16 naive_output_bf16_d96] 64 x 64, 4, 2, 2, 0, "as d128";
+            Output 128 [F16 naive_output_f16_d128, Bf16 naive_output_bf16_d128] 64 x 64, 4, 2, 2, 0, "one key block of probabilities and values is loaded while the last is multiplied";
+            Output 192 [F16 naive_output_f16_d192, Bf16 naive_output_bf16_d192] 64 x 64, 4, 2, 2, 0, "as d128";
+            Output 256 [F16 naive_output_f16_d256, Bf16 naive_output_bf16_d256] 64 x 64, 4, 2, 2, 0, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Output 32 [F32 naive_output_f32_d32] 64 x 32, 4, 2, 2, 0, "as d128";
+            Output 64 [F32 naive_output_f32_d64] 64 x 32, 4, 2, 2, 0, "as d128";
+            Output 96 [F32 naive_output_f32_d96] 64 x 32, 4, 2, 2, 0, "as d128";
+            Output 128 [F32 naive_output_f32_d128] 64 x 32, 4, 2, 2, 0, "48 KiB of tiles";
+            Output 192 [F32 naive_output_f32_d192] 64 x 32, 4, 2, 2, 0, "as d256";
+            Output 256 [F32 naive_output_f32_d256] 64 x 32, 4, 2, 2, 0, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // v1: keys split over warps. The exchange buffer (warps x q_block x head_dim x 4 bytes) keeps q_block small.
-            V1 32 [F16 v1_f16_d32, Bf16 v1_bf16_d32] 32 x 64, 4, 2, 2, "as d64";
-            V1 64 [F16 v1_f16_d64, Bf16 v1_bf16_d64] 32 x 64, 4, 2, 2, "52 KiB of shared memory, 32 of them for the exchange";
-            V1 96 [F16 v1_f16_d96, Bf16 v1_bf16_d96] 32 x 64, 4, 2, 2, "as d64";
-            V1 128 [F16 v1_f16_d128, Bf16 v1_bf16_d128] 16 x 64, 4, 2, 2, "32 query rows would need 104 KiB";
-            V1 192 [F16 v1_f16_d192, Bf16 v1_bf16_d192] 16 x 32, 2, 2, 2, "as d256";
-            V1 256 [F16 v1_f16_d256, Bf16 v1_bf16_d256] 16 x 32, 2, 2, 2, "four warps would need 136 KiB";
-            V1 32 [F32 v1_f32_d32] 16 x 32, 4, 2, 2, "as d128";
-            V1 64 [F32 v1_f32_d64] 16 x 32, 4, 2, 2, "as d128";
-            V1 96 [F32 v1_f32_d96] 16 x 32, 4, 2, 2, "as d128";
-            V1 128 [F32 v1_f32_d128] 16 x 32, 4, 2, 2, "eight keys a warp, 72 KiB";
-            V1 192 [F32 v1_f32_d192] 16 x 16, 2, 2, 2, "as d256";
-            V1 256 [F32 v1_f32_d256] 16 x 16, 2, 2, 2, "eight keys a warp, 80 KiB";
+            V1 32 [F16 v1_f16_d32, Bf16 v1_bf16_d32] 32 x 64, 4, 2, 2, 0, "as d64";
+            V1 64 [F16 v1_f16_d64, Bf16 v1_bf16_d64] 32 x 64, 4, 2, 2, 0, "52 KiB of shared memory, 32 of them for the exchange";
+            V1 96 [F16 v1_f16_d96, Bf16 v1_bf16_d96] 32 x 64, 4, 2, 2, 0, "as d64";
+            V1 128 [F16 v1_f16_d128, Bf16 v1_bf16_d128] 16 x 64, 4, 2, 2, 0, "32 query rows would need 104 KiB";
+            V1 192 [F16 v1_f16_d192, Bf16 v1_bf16_d192] 16 x 32, 2, 2, 2, 0, "as d256";
+            V1 256 [F16 v1_f16_d256, Bf16 v1_bf16_d256] 16 x 32, 2, 2, 2, 0, "four warps would need 136 KiB";
+            V1 32 [F32 v1_f32_d32] 16 x 32, 4, 2, 2, 0, "as d128";
+            V1 64 [F32 v1_f32_d64] 16 x 32, 4, 2, 2, 0, "as d128";
+            V1 96 [F32 v1_f32_d96] 16 x 32, 4, 2, 2, 0, "as d128";
+            V1 128 [F32 v1_f32_d128] 16 x 32, 4, 2, 2, 0, "eight keys a warp, 72 KiB";
+            V1 192 [F32 v1_f32_d192] 16 x 16, 2, 2, 2, 0, "as d256";
+            V1 256 [F32 v1_f32_d256] 16 x 16, 2, 2, 2, 0, "eight keys a warp, 80 KiB";
             // v2: query rows split over warps, no exchange.
-            V2 32 [F16 v2_f16_d32, Bf16 v2_bf16_d32] 128 x 64, 4, 2, 2, "bound by exponentials: 128 keys gain nothing";
-            V2 64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 128, 4, 2, 2, "few dims leave registers for 128 keys: half the barriers and rescales, +14 % over 64 keys";
-            V2 96 [F16 v2_f16_d96, Bf16 v2_bf16_d96] 128 x 64, 4, 2, 2, "as d128";
-            V2 128 [F16 v2_f16_d128, Bf16 v2_bf16_d128] 128 x 64, 4, 2, 2, "two 16-row fragments a warp reuse each key and value fragment; 64 KiB, two thread blocks on sm_80 too";
-            V2 192 [F16 v2_f16_d192, Bf16 v2_bf16_d192] 64 x 64, 4, 2, 2, "as d256";
-            V2 256 [F16 v2_f16_d256, Bf16 v2_bf16_d256] 64 x 64, 4, 2, 2, "the accumulator of one 16-row fragment fits; 8 warps on 128 rows are 8 to 20 % slower; 96 KiB fits sm_86 and sm_89";
-            V2 32 [F32 v2_f32_d32] 64 x 32, 4, 2, 2, "as d128";
-            V2 64 [F32 v2_f32_d64] 64 x 32, 4, 2, 2, "as d128";
-            V2 96 [F32 v2_f32_d96] 64 x 32, 4, 2, 2, "as d128";
-            V2 128 [F32 v2_f32_d128] 64 x 32, 4, 2, 2, "64 KiB";
-            V2 192 [F32 v2_f32_d192] 64 x 32, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
-            V2 256 [F32 v2_f32_d256] 64 x 16, 4, 2, 2, "96 KiB fits sm_86 and sm_89";
+            V2 32 [F16 v2_f16_d32, Bf16 v2_bf16_d32] 128 x 64, 4, 2, 2, 0, "bound by exponentials: 128 keys gain nothing";
+            V2 64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 128, 4, 2, 2, 0, "few dims leave registers for 128 keys: half the barriers and rescales, +14 % over 64 keys";
+            V2 96 [F16 v2_f16_d96, Bf16 v2_bf16_d96] 128 x 64, 4, 2, 2, 0, "as d128";
+            V2 128 [F16 v2_f16_d128, Bf16 v2_bf16_d128] 128 x 64, 4, 2, 2, 0, "two 16-row fragments a warp reuse each key and value fragment; 64 KiB, two thread blocks on sm_80 too";
+            V2 192 [F16 v2_f16_d192, Bf16 v2_bf16_d192] 64 x 64, 4, 2, 2, 0, "as d256";
+            V2 256 [F16 v2_f16_d256, Bf16 v2_bf16_d256] 64 x 64, 4, 2, 2, 0, "the accumulator of one 16-row fragment fits; 8 warps on 128 rows are 8 to 20 % slower; 96 KiB fits sm_86 and sm_89";
+            V2 32 [F32 v2_f32_d32] 64 x 32, 4, 2, 2, 0, "as d128";
+            V2 64 [F32 v2_f32_d64] 64 x 32, 4, 2, 2, 0, "as d128";
+            V2 96 [F32 v2_f32_d96] 64 x 32, 4, 2, 2, 0, "as d128";
+            V2 128 [F32 v2_f32_d128] 64 x 32, 4, 2, 2, 0, "64 KiB";
+            V2 192 [F32 v2_f32_d192] 64 x 32, 4, 2, 2, 0, "96 KiB fits sm_86 and sm_89";
+            V2 256 [F32 v2_f32_d256] 64 x 16, 4, 2, 2, 0, "96 KiB fits sm_86 and sm_89";
             // v3: one loading warpgroup, the others multiply 64 query rows each.
-            V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 192 x 128, 16, 2, 1, "bound by exponentials: three warpgroups keep more of them running than two";
-            V3 96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 2, 1, "as d128";
-            V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, "a second buffer for the queries fits; 176 keys without one are 10 to 30 % slower up to 1024 rows and 3 % faster at 16384";
-            V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 112, 12, 2, 1, "the most keys whose two stages fit: 216 KiB";
-            V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 80, 12, 2, 1, "the most keys whose two stages fit: 224 KiB";
+            V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 3, 1, 0, "a third stage: +2 % over two at 512 rows, where 192 query rows leave a quarter of a tile empty";
+            V3 64 [F16 v3_f16_d64_long, Bf16 v3_bf16_d64_long] 192 x 128, 16, 2, 1, 4096, "bound by exponentials: three warpgroups keep more of them running than two, +2 to 8 %";
+            V3 96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 2, 1, 0, "as d128";
+            V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, 0, "a second buffer for the queries fits, which 176 keys have no room for: 10 to 30 % slower up to 1024 rows";
+            V3 128 [F16 v3_f16_d128_long, Bf16 v3_bf16_d128_long] 128 x 160, 12, 2, 1, 2048, "the most keys that fit with two buffers for the queries: +1 to 4 %, but -3 % at 1024 rows";
+            V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 112, 12, 2, 1, 0, "the most keys whose two stages fit: 216 KiB";
+            V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 80, 12, 2, 1, 0, "the most keys whose two stages fit: 224 KiB";
         }
     };
 }
@@ -195,7 +198,7 @@ impl Arch {
 }
 
 /// One compiled entry point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
     /// Name of the entry in the PTX.
     pub symbol: &'static str,
@@ -217,6 +220,8 @@ pub struct Variant {
     pub ring: u32,
     /// Thread blocks that must fit on one multiprocessor.
     pub min_ctas: u32,
+    /// Keys that a query row must see on average for this tile to be chosen before others of the head dim; 0 for the first.
+    pub from_keys: u32,
     /// Why this tile.
     pub reason: &'static str,
 }
@@ -232,7 +237,7 @@ pub const SOFTMAX_ROWS_PER_CTA: u32 = 4;
 
 macro_rules! variant_table {
     ($($pass:ident $head_dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $ring:literal, $min_ctas:literal, $reason:literal;)*) => {
+       $warps:literal, $ring:literal, $min_ctas:literal, $from_keys:literal, $reason:literal;)*) => {
         &[$($(Variant {
             symbol: stringify!($symbol),
             pass: Pass::$pass,
@@ -244,6 +249,7 @@ macro_rules! variant_table {
             warps: $warps,
             ring: $ring,
             min_ctas: $min_ctas,
+            from_keys: $from_keys,
             reason: $reason,
         },)+)*]
     };
@@ -253,12 +259,18 @@ macro_rules! variant_table {
 pub const VARIANTS: &[Variant] = for_each_variant!(variant_table);
 
 impl Variant {
-    /// The entry for `pass` on tensors of `dtype` and `head_dim`, or `None` when no compiled head dim holds it.
-    pub fn find(pass: Pass, dtype: DType, head_dim: u32) -> Option<&'static Variant> {
+    /// The entry for `pass` on tensors of `dtype` and `head_dim` whose rows see `keys` keys on average, or `None` when no compiled
+    /// head dim holds it.
+    pub fn find(pass: Pass, dtype: DType, head_dim: u32, keys: u32) -> Option<&'static Variant> {
         VARIANTS
             .iter()
-            .filter(|v| v.pass == pass && v.dtype == dtype && (v.head_dim >= head_dim || pass == Pass::Softmax))
-            .min_by_key(|v| v.head_dim)
+            .filter(|v| v.pass == pass && v.holds(dtype, head_dim) && v.from_keys <= keys)
+            .min_by_key(|v| (v.head_dim, core::cmp::Reverse(v.from_keys)))
+    }
+
+    /// Whether it computes on tensors of `dtype` and `head_dim`.
+    pub fn holds(&self, dtype: DType, head_dim: u32) -> bool {
+        self.dtype == dtype && (self.head_dim >= head_dim || self.pass == Pass::Softmax)
     }
 
     /// Threads of one thread block.
@@ -284,8 +296,9 @@ impl Variant {
             Pass::V3 => {
                 let row = v3::shared_cols(self.head_dim) as usize * self.dtype.bytes();
                 let q_buffers = v3::q_buffers(self.head_dim) as usize;
+                let notes = q_buffers * v3::TILE_NOTE_BYTES as usize;
                 // Rings of queries, keys and values; two 8-byte barriers for each of their buffers, a third for those of queries.
-                (q_buffers * q_rows + 2 * ring * kv_rows) * row + 16 * (q_buffers + 2 * ring) + 8 * q_buffers
+                (q_buffers * q_rows + 2 * ring * kv_rows) * row + notes + 16 * (q_buffers + 2 * ring) + 8 * q_buffers
             }
         };
         bytes as u32
@@ -357,20 +370,20 @@ mod tests {
                 for dtype in DType::ALL {
                     if pass == Pass::V3 && dtype == DType::F32 {
                         assert!(
-                            Variant::find(pass, dtype, 64).is_none(),
+                            Variant::find(pass, dtype, 64, 0).is_none(),
                             "the warpgroup products are for 16-bit types"
                         );
                         continue;
                     }
                     for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
-                        let v = Variant::find(pass, dtype, head_dim).unwrap();
+                        let v = Variant::find(pass, dtype, head_dim, 0).unwrap();
                         // v3 has no tile of its own for 32 dims: half of a 128-byte row would be zeros either way.
                         let least = if pass == Pass::V3 { 64 } else { 0 };
                         let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim.max(least)).unwrap();
                         assert!(v.head_dim == compiled || pass == Pass::Softmax);
                         assert_eq!((v.pass.kernel(), v.dtype), (kernel, dtype));
                     }
-                    assert!(pass == Pass::Softmax || Variant::find(pass, dtype, MAX_HEAD_DIM + 8).is_none());
+                    assert!(pass == Pass::Softmax || Variant::find(pass, dtype, MAX_HEAD_DIM + 8, 0).is_none());
                 }
             }
         }

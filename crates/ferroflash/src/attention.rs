@@ -10,7 +10,7 @@ use crate::tensor::{
 };
 use crate::tensor_map::{OUT_BOX_ROWS, TensorGeometry};
 use attn_spec::v3::Schedule;
-use attn_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params};
+use attn_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
 use std::ffi::c_void;
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -21,6 +21,25 @@ pub enum KernelChoice {
     Auto,
     /// This one.
     Kernel(Kernel),
+    /// The kernel of this row of [`VARIANTS`](attn_spec::VARIANTS), with its tile: to compare tiles, and to test each of them.
+    Variant(&'static Variant),
+}
+
+impl KernelChoice {
+    /// The kernel that is asked for, if one is.
+    pub fn kernel(self) -> Option<Kernel> {
+        match self {
+            KernelChoice::Auto => None,
+            KernelChoice::Kernel(kernel) => Some(kernel),
+            KernelChoice::Variant(variant) => Some(variant.pass.kernel()),
+        }
+    }
+}
+
+impl From<&'static Variant> for KernelChoice {
+    fn from(variant: &'static Variant) -> KernelChoice {
+        KernelChoice::Variant(variant)
+    }
 }
 
 impl From<Kernel> for KernelChoice {

@@ -1,5 +1,6 @@
 //! Everything that can go wrong, one variant per cause.
 
+use crate::plan::Problem;
 use crate::tensor::{Shape, Strides};
 use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 
@@ -339,6 +340,18 @@ pub enum Error {
     HeadDim {
         /// The head dim given.
         found: usize,
+    },
+    /// The entry point that was asked for is for tensors of another kind.
+    #[error("{symbol} is for {dtype} and head dims up to {head_dim}; the problem is {problem}")]
+    VariantMismatch {
+        /// Entry point.
+        symbol: &'static str,
+        /// Its element type.
+        dtype: DType,
+        /// Its compiled head dim.
+        head_dim: u32,
+        /// The problem given.
+        problem: Problem,
     },
     /// Query heads cannot be shared out over the key-value heads.
     #[error("{q_heads} query heads are no multiple of {kv_heads} key-value heads")]

@@ -138,6 +138,7 @@ impl std::fmt::Display for Plan {
                 variant.q_block,
                 variant.kv_block,
             )?;
+            writeln!(f, "  this tile  {}", variant.reason)?;
         }
         write!(f, "  memory     {} bytes of workspace, {} bytes of log-sum-exp", self.workspace_bytes, self.lse_bytes)
     }
@@ -169,24 +170,25 @@ pub(crate) fn plan(
 ) -> Result<Plan> {
     problem.validate()?;
     let scale = attention.scale_for(problem.head_dim)?;
-    let (kernel, reason) = match (attention.kernel, check_v3(device, problem, tensors)) {
-        (KernelChoice::Kernel(Kernel::V3), Err(reason)) => {
+    if let KernelChoice::Variant(asked) = attention.kernel {
+        variant(attention, problem, asked.pass)?;
+    }
+    let v3 = check_v3(attention, device, problem, tensors);
+    let (kernel, reason) = match (attention.kernel.kernel(), v3) {
+        (Some(Kernel::V3), Err(reason)) => {
             return Err(Error::KernelUnsupported { kernel: Kernel::V3, reason });
         }
-        (KernelChoice::Kernel(kernel), _) => (kernel, "asked for".to_owned()),
-        (KernelChoice::Auto, Ok(())) => (
+        (Some(kernel), _) => (kernel, "asked for".to_owned()),
+        (None, Ok(())) => (
             Kernel::V3,
             "the fastest of the kernels: asynchronous copies and products, softmax under the products of others"
                 .to_owned(),
         ),
-        (KernelChoice::Auto, Err(reason)) => {
-            (Kernel::V2, format!("the fastest of the kernels that run this; {reason}"))
-        }
+        (None, Err(reason)) => (Kernel::V2, format!("the fastest of the kernels that run this; {reason}")),
     };
     let mut steps = Vec::new();
     for &pass in kernel.passes() {
-        let head_dim = problem.head_dim as u32; // validate: at most MAX_HEAD_DIM
-        let variant = Variant::find(pass, problem.dtype, head_dim).ok_or(Error::HeadDim { found: problem.head_dim })?;
+        let variant = variant(attention, problem, pass)?.ok_or(Error::HeadDim { found: problem.head_dim })?;
         check_device(variant, device)?;
         steps.push(Step {
             variant,
@@ -209,8 +211,47 @@ pub(crate) fn plan(
     Ok(plan)
 }
 
+/// The entry point for a pass: the one that is asked for, or the one whose tile is the fastest.
+fn variant(attention: &Attention, problem: &Problem, pass: Pass) -> Result<Option<&'static Variant>> {
+    let head_dim = problem.head_dim as u32; // validate: at most MAX_HEAD_DIM
+    match attention.kernel {
+        KernelChoice::Variant(variant) if variant.pass == pass => {
+            if variant.holds(problem.dtype, head_dim) {
+                return Ok(Some(variant));
+            }
+            let Variant { symbol, dtype, head_dim, .. } = *variant;
+            Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: *problem })
+        }
+        _ => Ok(Variant::find(pass, problem.dtype, head_dim, keys_per_row(attention.mask, problem))),
+    }
+}
+
+/// Keys that a query row sees, on average over up to 64 rows evenly spread; half of that under a mask, whose tiles of many lengths,
+/// some with element tests, gain from a longer tile only at about twice the keys (docs/perf-log.md).
+fn keys_per_row(mask: Mask, problem: &Problem) -> u32 {
+    const SAMPLES: usize = 64;
+    let (q_rows, kv_rows) = (problem.q_rows as i64, problem.kv_rows as i64);
+    let band = mask.band();
+    let seen = |row: i64| {
+        let diagonal = row + kv_rows - q_rows;
+        let first = (diagonal - i64::from(band.left)).max(0);
+        let end = (diagonal + i64::from(band.right) + 1).min(kv_rows);
+        (end - first).max(0)
+    };
+    let samples = problem.q_rows.min(SAMPLES) as i64;
+    let total: i64 = (0..samples).map(|i| seen((2 * i + 1) * q_rows / (2 * samples))).sum();
+    let keys = total / samples.max(1);
+    // At most kv_rows, which validate bounds by MAX_ROWS.
+    (if mask == Mask::Full { keys } else { keys / 2 }) as u32
+}
+
 /// Whether v3 runs this: the one place of its conditions.
-fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorView<'_>)]) -> Result<(), Unsupported> {
+fn check_v3(
+    attention: &Attention,
+    device: &DeviceInfo,
+    problem: &Problem,
+    tensors: &[(Operand, TensorView<'_>)],
+) -> Result<(), Unsupported> {
     if !device.runs(Pass::V3.arch()) {
         let (major, minor) = Pass::V3.arch().least_compute_capability();
         let accepted = Version { major, minor };
@@ -222,7 +263,7 @@ fn check_v3(device: &DeviceInfo, problem: &Problem, tensors: &[(Operand, TensorV
         return Err(Unsupported::Driver { found, least: V3_DRIVER });
     }
     // validate: at most MAX_HEAD_DIM, for which every type that v3 has at all has a variant.
-    let Some(variant) = Variant::find(Pass::V3, problem.dtype, problem.head_dim as u32) else {
+    let Ok(Some(variant)) = variant(attention, problem, Pass::V3) else {
         return Err(Unsupported::DType { found: problem.dtype });
     };
     if problem.kv_rows == 0 {

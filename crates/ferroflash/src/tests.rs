@@ -423,6 +423,45 @@ fn plans() {
     }
 }
 
+/// A second tile of a head dim is for rows that see many keys; a mask halves what counts.
+#[test]
+fn the_tile_follows_the_keys_that_rows_see() {
+    let info = recording::info(1 << 37, (9, 0));
+    let symbol = |head_dim, rows, mask| {
+        let problem =
+            Problem { batch: 1, q_rows: rows, kv_rows: rows, q_heads: 2, kv_heads: 2, head_dim, dtype: DType::F16 };
+        plan::plan(&Attention::new().with_mask(mask), &info, &problem, &[]).unwrap().symbols().next().unwrap()
+    };
+    let window = Mask::Window { left: Some(500), right: Some(500) };
+    for (head_dim, rows, mask, expected) in [
+        (128, 2047, Mask::Full, "v3_f16_d128"),
+        (128, 2048, Mask::Full, "v3_f16_d128_long"),
+        (128, 4096, Mask::Causal, "v3_f16_d128"),
+        (128, 8192, Mask::Causal, "v3_f16_d128_long"),
+        (128, 1 << 20, window, "v3_f16_d128"),
+        (64, 2048, Mask::Full, "v3_f16_d64"),
+        (64, 4096, Mask::Full, "v3_f16_d64_long"),
+        (256, 1 << 20, Mask::Full, "v3_f16_d256"),
+    ] {
+        assert_eq!(symbol(head_dim, rows, mask), expected, "{head_dim} {rows} {mask:?}");
+    }
+}
+
+#[test]
+fn a_row_of_the_variant_list_can_be_asked_for() {
+    let info = recording::info(1 << 37, (9, 0));
+    let variant = |symbol| VARIANTS.iter().find(|v| v.symbol == symbol).unwrap();
+    let problem = Problem { batch: 1, q_rows: 9, kv_rows: 9, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
+    let plan = |symbol| plan::plan(&Attention::new().with_kernel(variant(symbol)), &info, &problem, &[]);
+    for symbol in ["v3_f16_d64_long", "v3_f16_d128_long", "v2_f16_d256", "naive_output_f16_d96"] {
+        assert!(plan(symbol).unwrap().symbols().any(|s| s == symbol), "{symbol}");
+    }
+    for symbol in ["v3_bf16_d64", "v2_f16_d32", "v1_f32_d64", "naive_scores_bf16_d64"] {
+        let error = plan(symbol).unwrap_err();
+        assert!(matches!(error, Error::VariantMismatch { symbol: found, .. } if found == symbol), "{error:?}");
+    }
+}
+
 #[test]
 fn plan_says_what_it_does_and_why() {
     let problem =

@@ -68,7 +68,10 @@ macro_rules! line {
 /// Which element types and head dims each kernel is compiled for, and with which tiles.
 fn support() -> String {
     let mut text = String::new();
-    line!(text, "Compiled head dims, and the tile of each: query rows x key rows of one step of a thread block.\n");
+    line!(
+        text,
+        "Compiled head dims, and the tile of each: query rows x key rows of one step of a thread block; a second one is for rows that see many keys.\n"
+    );
     let mut header = vec!["kernel".to_owned(), "type".to_owned()];
     header.extend(COMPILED_HEAD_DIMS.iter().map(|head_dim| format!("head_dim {head_dim}")));
     header.push("compute capability".to_owned());
@@ -77,11 +80,15 @@ fn support() -> String {
         for dtype in DType::ALL {
             // Naive's other passes follow the one that reads the keys.
             let pass = kernel.passes()[0];
-            let row = |head_dim| VARIANTS.iter().find(|v| v.pass == pass && v.dtype == dtype && v.head_dim == head_dim);
-            let variants = COMPILED_HEAD_DIMS.map(row);
+            let tiles = |head_dim| {
+                let rows = VARIANTS.iter().filter(|v| v.pass == pass && v.dtype == dtype && v.head_dim == head_dim);
+                let tiles: Vec<_> = rows.map(|v| format!("{} x {}", v.q_block, v.kv_block)).collect();
+                dash((!tiles.is_empty()).then(|| tiles.join(", ")))
+            };
             let mut columns = vec![kernel.to_string(), dtype.to_string()];
-            columns.extend(variants.iter().map(|v| dash(v.map(|v| format!("{} x {}", v.q_block, v.kv_block)))));
-            columns.push(dash(variants.iter().flatten().next().map(|v| compute_capability(v.arch))));
+            columns.extend(COMPILED_HEAD_DIMS.map(tiles));
+            let arch = VARIANTS.iter().find(|v| v.pass == pass && v.dtype == dtype).map(|v| compute_capability(v.arch));
+            columns.push(dash(arch));
             table_row(&mut text, &columns);
         }
     }

@@ -63,14 +63,14 @@ impl<T: Element> QueryBlock<T> {
         let q_blocks = p.q_rows.div_ceil(q_block);
         let (head, index) = (cta / q_blocks, cta % q_blocks);
         let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
-        // From one lane to all: ptxas then keeps what follows from these in uniform registers. Without it v2 at head dim 128
-        // spills four registers.
+        // From one lane to all: ptxas then keeps what follows from these in uniform registers. Without it v2 spills at head dims 128
+        // and 256.
         // SAFETY: the first thing that a whole block does.
-        let [batch, q_head, kv_head, index] =
-            [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
+        let [batch, q_head, kv_head, index, head] =
+            [batch, q_head, q_head / p.group, index, head].map(|x| unsafe { warp::broadcast(x, 0) });
         let first_row = (q_blocks - 1 - index) * q_block;
         let kv_blocks = p.band.kv_blocks(first_row, q_block, p.q_rows, p.kv_rows, kv_block);
-        Self::at(p, batch, q_head, kv_head, first_row, kv_blocks)
+        QueryBlock { head: head.into(), ..Self::at(p, batch, q_head, kv_head, first_row, kv_blocks) }
     }
 
     /// The block of query rows from `first_row` on, of one head of one batch entry, that visits `kv_blocks`.

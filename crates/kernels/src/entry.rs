@@ -20,7 +20,7 @@ type Bf16 = bf16;
 
 macro_rules! entries {
     ($($pass:ident $head_dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $ring:literal, $min_ctas:literal, $reason:literal;)*) => {
+       $warps:literal, $ring:literal, $min_ctas:literal, $from_keys:literal, $reason:literal;)*) => {
         $($(entry! { $pass $head_dim $dtype $symbol $q_block $kv_block $warps $ring $min_ctas $reason })+)*
     };
 }

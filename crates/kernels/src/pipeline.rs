@@ -60,18 +60,54 @@ impl<const STAGES: u32> Ring<STAGES> {
         self.barriers + BARRIER_PAIR * self.stage
     }
 
+    /// Index of the current buffer.
+    #[inline(always)]
+    pub fn stage(&self) -> u32 {
+        self.stage
+    }
+
+    /// Loader: waits until the current buffer is free.
+    ///
+    /// # Safety
+    /// The loading warp, converged.
+    #[inline(always)]
+    pub unsafe fn wait_free(&self) {
+        // SAFETY: passed on. In the first round the wait returns at once: a fresh barrier has completed parity 1.
+        unsafe { mbarrier::wait(self.full() + EMPTY, self.parity ^ 1) };
+    }
+
+    /// Loader: announces the `bytes` that are about to arrive in the current buffer; returns the barrier to complete them on.
+    ///
+    /// # Safety
+    /// The loading warp, converged, with one `elected` thread, after [`Self::wait_free`].
+    #[inline(always)]
+    pub unsafe fn announce(&self, bytes: u32, elected: bool) -> u32 {
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_expect_if(self.full(), bytes, elected) };
+        self.full()
+    }
+
+    /// Loader: tells the readers to go on without a single byte in the current buffer.
+    ///
+    /// # Safety
+    /// As for [`Self::announce`].
+    #[inline(always)]
+    pub unsafe fn announce_none(&self, elected: bool) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_if(self.full(), elected) };
+    }
+
     /// Loader: waits until the current buffer is free and announces its bytes; returns the barrier to complete them on.
     ///
     /// # Safety
-    /// The loading warp, converged, with one `elected` thread.
+    /// As for [`Self::announce`].
     #[inline(always)]
     pub unsafe fn acquire(&self, elected: bool) -> u32 {
-        // SAFETY: passed on. In the first round the wait returns at once: a fresh barrier has completed parity 1.
+        // SAFETY: passed on.
         unsafe {
-            mbarrier::wait(self.full() + EMPTY, self.parity ^ 1);
-            mbarrier::arrive_expect_if(self.full(), self.stage_bytes, elected);
+            self.wait_free();
+            self.announce(self.stage_bytes, elected)
         }
-        self.full()
     }
 
     /// Reader: waits until the current buffer is full.
@@ -105,19 +141,17 @@ impl<const STAGES: u32> Ring<STAGES> {
     }
 }
 
-/// One barrier for each buffer of a ring, which tells that its writers are done.
+/// One more barrier for each buffer of a ring, which tells that its readers have written it in turn.
 #[derive(Clone, Copy)]
 pub struct Signal<const STAGES: u32> {
     barriers: u32,
-    stage: u32,
-    parity: u32,
 }
 
 impl<const STAGES: u32> Signal<STAGES> {
     /// The signal with barriers at `barriers`.
     #[inline(always)]
     pub fn new(barriers: u32) -> Self {
-        Signal { barriers, stage: 0, parity: 0 }
+        Signal { barriers }
     }
 
     /// Sets up the barriers for `writers` arrivals.
@@ -125,40 +159,30 @@ impl<const STAGES: u32> Signal<STAGES> {
     /// # Safety
     /// One thread, before anybody uses the signal.
     #[inline(always)]
-    pub unsafe fn init(&self, writers: u32) {
+    pub unsafe fn init(self, writers: u32) {
         for stage in 0..STAGES {
             // SAFETY: passed on.
             unsafe { mbarrier::init(self.barriers + 8 * stage, writers) };
         }
     }
 
-    /// Writer: tells that the current buffer is written, by the `elected` one of its threads.
+    /// Writer: tells that the ring's current buffer is written, by the `elected` one of its threads.
     ///
     /// # Safety
-    /// After the writer's last access; nobody waits for it twice.
+    /// After the writer's last access, once a round of the ring.
     #[inline(always)]
-    pub unsafe fn arrive(&self, elected: bool) {
+    pub unsafe fn arrive(self, ring: &Ring<STAGES>, elected: bool) {
         // SAFETY: passed on.
-        unsafe { mbarrier::arrive_if(self.barriers + 8 * self.stage, elected) };
+        unsafe { mbarrier::arrive_if(self.barriers + 8 * ring.stage, elected) };
     }
 
-    /// Waits until the current buffer is written.
+    /// Waits until the ring's current buffer is written.
     ///
     /// # Safety
-    /// Any thread.
+    /// Any thread that walks along with the ring.
     #[inline(always)]
-    pub unsafe fn wait(&self) {
+    pub unsafe fn wait(self, ring: &Ring<STAGES>) {
         // SAFETY: passed on.
-        unsafe { mbarrier::wait(self.barriers + 8 * self.stage, self.parity) };
-    }
-
-    /// Moves on to the next buffer.
-    #[inline(always)]
-    pub fn advance(&mut self) {
-        self.stage += 1;
-        if self.stage == STAGES {
-            self.stage = 0;
-            self.parity ^= 1;
-        }
+        unsafe { mbarrier::wait(self.barriers + 8 * ring.stage, ring.parity) };
     }
 }

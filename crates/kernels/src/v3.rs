@@ -31,6 +31,7 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
+use attn_spec::v3::TILE_NOTE_BYTES;
 use attn_spec::{KvBlocks, V3Params};
 use cuda_std::wgmma::{self, WarpgroupMma};
 use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
@@ -90,13 +91,14 @@ pub unsafe fn forward<
     let kv_bytes = SharedTile::<T, KV_BLOCK, COLS>::BYTES;
     let k_buffers = shared::dynamic() + Q_STAGES * q_bytes;
     let v_buffers = k_buffers + STAGES * kv_bytes;
-    let q_barriers = v_buffers + STAGES * kv_bytes;
+    let notes = Notes { address: v_buffers + STAGES * kv_bytes };
+    let q_barriers = notes.address + Q_STAGES * TILE_NOTE_BYTES;
     let k_barriers = q_barriers + Ring::<Q_STAGES>::BARRIER_BYTES;
     let v_barriers = k_barriers + Ring::<STAGES>::BARRIER_BYTES;
     let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, q_barriers);
     let mut k_ring = Ring::<STAGES>::new(k_buffers, kv_bytes, k_barriers);
     let mut v_ring = Ring::<STAGES>::new(v_buffers, kv_bytes, v_barriers);
-    let mut staged = Signal::<Q_STAGES>::new(v_barriers + Ring::<STAGES>::BARRIER_BYTES);
+    let staged = Signal::<Q_STAGES>::new(v_barriers + Ring::<STAGES>::BARRIER_BYTES);
 
     // SAFETY: roles follow whole warpgroups and warps; rings, signals and named barriers order shared memory as the tables above say.
     unsafe {
@@ -111,7 +113,6 @@ pub unsafe fn forward<
         }
         sync::block();
 
-        let mut tiles = Tiles { round: 0 };
         if group == 0 {
             wgmma::release_registers::<LOAD_REGISTERS>();
             // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
@@ -119,13 +120,17 @@ pub unsafe fn forward<
             let role = warp::broadcast(thread::index() / 32, 0);
             if role == LOAD_WARP {
                 let [q_map, k_map, v_map] = [maps, maps + 128, maps + 256];
+                let mut tiles = Tiles { round: 0 };
                 while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
-                    let full = q_ring.acquire(elected);
+                    q_ring.wait_free();
+                    notes.write(q_ring.stage(), Some(&tile), elected);
+                    let full = q_ring.announce(q_bytes, elected);
                     let rows = [tile.first_row, tile.q_head, tile.batch];
                     load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, rows, full, elected);
                     q_ring.advance();
+                    let kv_head = tile.q_head / p.forward.group;
                     for i in 0..tile.blocks.count() {
-                        let rows = [tile.first_key(i, KV_BLOCK), tile.kv_head, tile.batch];
+                        let rows = [tile.first_key(i, KV_BLOCK), kv_head, tile.batch];
                         let full = k_ring.acquire(elected);
                         load::<KV_BLOCK, COLS>(k_ring.buffer(), k_map, rows, full, elected);
                         k_ring.advance();
@@ -134,13 +139,17 @@ pub unsafe fn forward<
                         v_ring.advance();
                     }
                 }
+                q_ring.wait_free();
+                notes.write(q_ring.stage(), None, elected);
+                q_ring.announce_none(elected);
             } else if role == STORE_WARP {
                 let out_map = maps + 384;
-                while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
+                loop {
+                    q_ring.wait();
+                    let Some(tile) = notes.read(q_ring.stage()) else { break };
                     let rows = [tile.first_row, tile.q_head, tile.batch];
-                    staged.wait();
+                    staged.wait(&q_ring);
                     store::<Q_BLOCK, COLS>(q_ring.buffer(), out_map, rows, elected);
-                    staged.advance();
                     q_ring.release(elected);
                     q_ring.advance();
                 }
@@ -169,42 +178,49 @@ pub unsafe fn forward<
                 warpgroup::start_mul_probs::<T, KV_BLOCK, P, O>(out, probs, v);
                 wgmma::commit();
             };
-            let wait_queries = #[inline(always)]
-            |q_ring: &Ring<Q_STAGES>| {
-                q_ring.wait();
+            let take_queries = #[inline(always)]
+            |buffer: u32| {
                 if p.forward.negate != 0 {
-                    let q = SharedTile::<T, Q_BLOCK, COLS>::at(q_ring.buffer());
+                    let q = SharedTile::<T, Q_BLOCK, COLS>::at(buffer);
                     q.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
                     tma::fence();
                     sync::named(FIRST_TURN + groups + group, WARPGROUP);
                 }
-                q_ring.buffer() + group_row * PANEL_BYTES
+                buffer + group_row * PANEL_BYTES
             };
-            // The first scores of a tile: those with the most hidden elements, if any. Tests on a full block change nothing.
+            // The first scores of a tile: those with element tests, if there are any.
             let first_softmax = #[inline(always)]
             |scores: &mut RegTile<1, S>, tile: &Tile| {
                 let block = tile.block::<T>(p);
-                block.hide(scores, tile.first_row + warp_row, tile.first_key(0, KV_BLOCK));
+                if tile.tested_blocks() > 0 {
+                    block.hide(scores, tile.first_row + warp_row, tile.first_key(0, KV_BLOCK));
+                }
                 let max = softmax::row_max(scores, scale_log2);
                 (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
             };
             // The output leaves through the queries' buffer, each warp's through its own rows.
             let finish = #[inline(always)]
-            |out: &mut RegTile<1, O>, max: &RowValues<1>, sum: &RowValues<1>, tile: &Tile, buffer: u32| {
+            |out: &mut RegTile<1, O>,
+                          max: &RowValues<1>,
+                          sum: &RowValues<1>,
+                          tile: &Tile,
+                          q_ring: &Ring<Q_STAGES>| {
                 let sum = softmax::quad_sum(sum);
                 out.scale_rows(&softmax::inverse(&sum));
                 tile.block::<T>(p).store_lse(tile.first_row + warp_row, max, &sum);
                 let lane = thread::lane();
-                let rows = SharedTile::<T, Q_BLOCK, COLS>::at(buffer).window(warp_row + lane % 16, lane / 16);
+                let rows = SharedTile::<T, Q_BLOCK, COLS>::at(q_ring.buffer()).window(warp_row + lane % 16, lane / 16);
                 warpgroup::store::<T, O, Q_BLOCK, COLS>(out, rows);
                 tma::fence();
                 warp::sync();
+                staged.arrive(q_ring, lane == 0);
             };
 
-            let mut next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
-            while let Some(mut tile) = next {
+            loop {
+                q_ring.wait();
+                let Some(mut tile) = notes.read(q_ring.stage()) else { break };
                 // Nothing runs under the first scores of all; later tiles start theirs under the last product of the one before.
-                let mut q = wait_queries(&q_ring);
+                let mut q = take_queries(q_ring.buffer());
                 k_ring.wait();
                 wgmma::fence();
                 start_scores(&mut scores, q, k_ring.buffer());
@@ -245,11 +261,11 @@ pub unsafe fn forward<
                         out.scale_rows(&rescale);
                         probs = warpgroup::pack::<T, S, P>(&scores);
                     };
-                    let masked = tile.blocks.count() - tile.blocks.unmasked_count();
-                    for i in 1..masked {
+                    let tested = tile.tested_blocks();
+                    for i in 1..tested {
                         step(i, true);
                     }
-                    for i in masked.max(1)..tile.blocks.count() {
+                    for i in tested.max(1)..tile.blocks.count() {
                         step(i, false);
                     }
 
@@ -257,11 +273,11 @@ pub unsafe fn forward<
                     if Q_STAGES == 1 {
                         break;
                     }
-                    next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
-                    let Some(following) = next else { break };
-                    let buffer = q_ring.buffer();
-                    q_ring.advance();
-                    q = wait_queries(&q_ring);
+                    let mut ahead = q_ring;
+                    ahead.advance();
+                    ahead.wait();
+                    let Some(following) = notes.read(ahead.stage()) else { break };
+                    q = take_queries(ahead.buffer());
                     k_ring.wait();
                     turn.wait();
                     wgmma::fence();
@@ -277,9 +293,8 @@ pub unsafe fn forward<
                     v_ring.release(elected);
                     v_ring.advance();
                     probs = warpgroup::pack::<T, S, P>(&scores);
-                    finish(&mut out, &max, &sum, &tile, buffer);
-                    staged.arrive(thread::lane() == 0);
-                    staged.advance();
+                    finish(&mut out, &max, &sum, &tile, &q_ring);
+                    q_ring = ahead;
                     (max, sum, tile) = (new_max, new_sum, following);
                     out = RegTile::zero();
                 }
@@ -289,13 +304,8 @@ pub unsafe fn forward<
                 wgmma::wait::<0>();
                 v_ring.release(elected);
                 v_ring.advance();
-                finish(&mut out, &max, &sum, &tile, q_ring.buffer());
-                staged.arrive(thread::lane() == 0);
-                staged.advance();
+                finish(&mut out, &max, &sum, &tile, &q_ring);
                 q_ring.advance();
-                if Q_STAGES == 1 {
-                    next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
-                }
             }
         }
     }
@@ -333,7 +343,54 @@ unsafe fn store<const Q_BLOCK: usize, const COLS: usize>(buffer: u32, map: u64, 
     tma::wait_stores_read();
 }
 
-/// The tiles of this thread block, one after the other; every role walks over them by itself.
+/// What the load warp tells the others with a buffer of queries: the tile that they belong to.
+#[derive(Clone, Copy)]
+struct Notes {
+    address: u32,
+}
+
+impl Notes {
+    /// Writes the tile of the current buffer, or that there are no more.
+    ///
+    /// # Safety
+    /// The load warp, converged, between waiting for the buffer and announcing its bytes.
+    #[inline(always)]
+    unsafe fn write(self, stage: u32, tile: Option<&Tile>, elected: bool) {
+        let at = self.address + stage * TILE_NOTE_BYTES;
+        let (place, blocks) = match tile {
+            Some(Tile { batch, q_head, first_row, blocks: b }) => {
+                ([*batch, *q_head, *first_row, 0], [b.first, b.unmasked_first, b.unmasked_end, b.end])
+            }
+            // A tile has a block at least.
+            None => ([0; 4], [0; 4]),
+        };
+        if elected {
+            // SAFETY: inside the note, which only this thread writes.
+            unsafe {
+                shared::store_u32x4(at, place);
+                shared::store_u32x4(at + 16, blocks);
+            }
+        }
+    }
+
+    /// The tile of a buffer of queries that is full, or `None` after the last.
+    ///
+    /// # Safety
+    /// Between waiting for the buffer and releasing it.
+    #[inline(always)]
+    unsafe fn read(self, stage: u32) -> Option<Tile> {
+        let at = self.address + stage * TILE_NOTE_BYTES;
+        // SAFETY: inside the note.
+        let (place, blocks) = unsafe { (shared::load_u32x4(at), shared::load_u32x4(at + 16)) };
+        let [batch, q_head, first_row, _] = place;
+        let [first, unmasked_first, unmasked_end, end] = blocks;
+        let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
+        let tile = Tile { batch, q_head, first_row, blocks };
+        if blocks.count() == 0 { None } else { Some(tile) }
+    }
+}
+
+/// The tiles of this thread block, one after the other.
 struct Tiles {
     round: u32,
 }
@@ -343,13 +400,18 @@ struct Tiles {
 struct Tile {
     batch: u32,
     q_head: u32,
-    kv_head: u32,
     first_row: u32,
     blocks: KvBlocks,
 }
 
 impl Tile {
-    /// First key of step `i`. Blocks with element tests come first, because the first step always tests.
+    /// Blocks with element tests.
+    #[inline(always)]
+    fn tested_blocks(&self) -> u32 {
+        self.blocks.count() - self.blocks.unmasked_count()
+    }
+
+    /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.
     #[inline(always)]
     fn first_key(&self, i: u32, kv_block: usize) -> u32 {
         self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
@@ -357,7 +419,8 @@ impl Tile {
 
     #[inline(always)]
     fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
-        QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks)
+        // No key-value head: keys and values come through the tensor maps.
+        QueryBlock::at(&p.forward, self.batch, self.q_head, 0, self.first_row, self.blocks)
     }
 }
 
@@ -382,7 +445,7 @@ impl Tiles {
                 let past = f.kv_rows.div_ceil(KV_BLOCK as u32);
                 blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
             }
-            return Some(Tile { batch, q_head, kv_head: q_head / f.group, first_row, blocks });
+            return Some(Tile { batch, q_head, first_row, blocks });
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use ferroflash::reference::{self, ReferenceOutput};
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, LseShape, LseViewMut, Mask, Problem, Shape,
-    Strides, Tensor, VARIANTS,
+    Attention, DType, Device, Element, Error, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Strides,
+    Tensor, VARIANTS,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -191,7 +191,7 @@ impl Case {
 
     /// Whether the kernel does not run this case: never, but for v3, by the conditions that its errors name.
     pub(crate) fn is_refused(&self, device: &Device) -> bool {
-        let KernelChoice::Kernel(kernel) = self.attention.kernel else { return false };
+        let Some(kernel) = self.attention.kernel.kernel() else { return false };
         !has_variant(device, kernel, self.problem.dtype)
             || kernel == Kernel::V3 && (self.problem.kv_rows == 0 || !self.has_16_byte_pieces())
     }
@@ -209,9 +209,7 @@ impl Case {
     /// That the call ends with the error that says why.
     pub(crate) fn check_refusal<T: Element>(&self, device: &Device, inputs: &Inputs<T>) -> Result<(), String> {
         match self.launch(device, inputs) {
-            Err(Error::KernelUnsupported { kernel, .. }) if self.attention.kernel == KernelChoice::Kernel(kernel) => {
-                Ok(())
-            }
+            Err(Error::KernelUnsupported { kernel, .. }) if self.attention.kernel.kernel() == Some(kernel) => Ok(()),
             Err(error) => Err(format!("refused with another error: {error:?}")),
             Ok(_) => Err("a case that the kernel cannot run was run".to_owned()),
         }
