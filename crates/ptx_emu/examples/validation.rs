@@ -14,7 +14,7 @@
 #[path = "../tests/cases/mod.rs"]
 mod cases;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
@@ -320,6 +320,9 @@ fn run_on_gpu(
     Ok(device.map(|device| (device, outcomes)))
 }
 
+/// Differing words that the table shows of one case.
+const EXAMPLES: usize = 8;
+
 /// The table, of the outcomes that there are.
 fn table(list: &[Case], emulated: &[Vec<u32>], gpu: Option<(&str, &[Option<Outcome>])>) -> Result<String, Error> {
     let mut families: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -352,6 +355,7 @@ fn table(list: &[Case], emulated: &[Vec<u32>], gpu: Option<(&str, &[Option<Outco
                 Compare::Ulps(n) => format!("{n} ulp"),
                 Compare::HalfUlps { units, .. } => format!("{units} ulp"),
                 Compare::Absolute(d) => format!("{d:e} absolute"),
+                Compare::Refused => "refusal".to_owned(),
                 Compare::Lg2 => "2^-22 absolute in (0.5, 2) and relative elsewhere".to_owned(),
             };
             if !by.contains(&how) {
@@ -361,9 +365,18 @@ fn table(list: &[Case], emulated: &[Vec<u32>], gpu: Option<(&str, &[Option<Outco
             let name = format!("case {i}, `{}`", shorten(case));
             let theirs = match &outcomes[i] {
                 None | Some(Outcome::Skipped) => continue,
+                Some(Outcome::Failed(_)) if case.compare == Compare::Refused => {
+                    agree += 1;
+                    continue;
+                }
                 Some(Outcome::Failed(why)) => {
                     differ += 1;
                     writeln!(differences, "- {name}: {why}")?;
+                    continue;
+                }
+                Some(Outcome::Words(_)) if case.compare == Compare::Refused => {
+                    differ += 1;
+                    writeln!(differences, "- {name}: the emulator refuses it, the GPU runs it")?;
                     continue;
                 }
                 Some(Outcome::Words(words)) => words,
@@ -371,22 +384,25 @@ fn table(list: &[Case], emulated: &[Vec<u32>], gpu: Option<(&str, &[Option<Outco
             let (ours, inputs) = (&emulated[i], case.inputs());
             let wrong: Vec<usize> =
                 (0..ours.len()).filter(|&k| !agrees(case.compare, &inputs[k / 4], ours[k], theirs[k])).collect();
-            let Some(&k) = wrong.first() else {
+            if wrong.is_empty() {
                 agree += 1;
                 continue;
-            };
+            }
             differ += 1;
-            writeln!(
-                differences,
-                "- {name}: {} of {} words, first in thread {}, inputs {:x?}, word {}: emulator {:#x}, GPU {:#x}",
-                wrong.len(),
-                ours.len(),
-                k / 4,
-                inputs[k / 4],
-                k % 4,
-                ours[k],
-                theirs[k]
-            )?;
+            writeln!(differences, "- {name}: {} of {} words", wrong.len(), ours.len())?;
+            // One line for each pair of words, as far as a reader wants to go.
+            let mut shown = BTreeSet::new();
+            for k in wrong.into_iter().filter(|&k| shown.insert((k % 4, ours[k], theirs[k]))).take(EXAMPLES) {
+                writeln!(
+                    differences,
+                    "  - thread {}, inputs {:x?}, word {}: emulator {:#x}, GPU {:#x}",
+                    k / 4,
+                    inputs[k / 4],
+                    k % 4,
+                    ours[k],
+                    theirs[k]
+                )?;
+            }
         }
         let defined = indices.iter().filter(|&&i| list[i].reference.is_some()).count();
         let (a, d) = if gpu.is_some() { (agree.to_string(), differ.to_string()) } else { Default::default() };
@@ -445,7 +461,13 @@ fn main() -> Result<(), Error> {
         if let Some(folder) = &folder {
             std::fs::write(folder.join(format!("{entry}.{}.ptx", case.sm)), &ptx)?;
         }
-        emulated.push(words(&emulate(case, &ptx, &entry, &input_bytes(case))?));
+        emulated.push(match emulate(case, &ptx, &entry, &input_bytes(case)) {
+            Err(_) if case.compare == Compare::Refused => Vec::new(),
+            Ok(_) if case.compare == Compare::Refused => {
+                return Err(format!("the emulator runs `{}`", case.body).into());
+            }
+            out => words(&out?),
+        });
     }
     let write = |gpu: Option<(&str, &[Option<Outcome>])>| -> Result<String, Error> {
         let text = table(&list, &emulated, gpu)?;

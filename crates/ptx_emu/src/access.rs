@@ -539,7 +539,7 @@ impl Cta<'_> {
         for lane in lanes(active) {
             let bv = self.warps[w].regs.lane(b, wide, lane);
             let cv = self.warps[w].regs.lane(c, wide, lane);
-            let f = |old: u64| alu::atomic(op, ty, old, bv, cv);
+            let f = |old: u64, flush| alu::atomic(op, ty, old, bv, cv, flush);
             let old = match self.locate(w, pc, lane, space, addrs[lane], n as u64, n as u64)? {
                 Where::Global(i, off) => {
                     let a = self.ctx.mem.get(i);
@@ -558,7 +558,7 @@ impl Cta<'_> {
                     self.global_race(w, pc, lane, (i, off), n as u64, true, true)?;
                     self.release(w, addrs[lane], order);
                     let a = self.ctx.mem.get(i);
-                    let old = a.update(off, n as u32, f);
+                    let old = a.update(off, n as u32, |old| f(old, true));
                     a.mark_written(off, n as u64);
                     self.acquire(w, addrs[lane]);
                     self.counters.global_bytes_read += n as u64;
@@ -575,7 +575,7 @@ impl Cta<'_> {
                     }
                     let old = u64::from_le_bytes(v);
                     self.release(w, off as u64, order);
-                    self.write_shared_atomic(w, pc, lane, off, &f(old).to_le_bytes()[..n])?;
+                    self.write_shared_atomic(w, pc, lane, off, &f(old, false).to_le_bytes()[..n])?;
                     self.acquire(w, off as u64);
                     banks.add(lane, off);
                     old

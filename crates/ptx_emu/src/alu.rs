@@ -342,6 +342,8 @@ fn half_op(f: Alu, m: Mods, bf: bool, a: u16, b: u16, c: u16) -> u16 {
         }
         Alu::Min => half_bits(fmin(x, y, m.flag), bf),
         Alu::Max => half_bits(fmax(x, y, m.flag), bf),
+        // Additions on hardware: a NaN becomes the canonical one.
+        Alu::Neg | Alu::Abs if x.is_nan() => 0x7fff,
         Alu::Neg => a ^ 0x8000,
         Alu::Abs => a & 0x7fff,
         Alu::Ex2 => half_bits(exp2(x), bf),
@@ -567,8 +569,8 @@ fn float(r: &mut Regs, f: Alu, m: Mods, d: Slot, s: &[Slot; 4], k: u32) {
         }),
         Alu::Min => f32_2(r, m, d, s, k, |a, b| fmin(a, b, m.flag)),
         Alu::Max => f32_2(r, m, d, s, k, |a, b| fmax(a, b, m.flag)),
-        Alu::Neg => map1(r, d, s, k, |a: f32| if m.ftz { -ftz(a) } else { -a }),
-        Alu::Abs => map1(r, d, s, k, |a: f32| if m.ftz { ftz(a).abs() } else { a.abs() }),
+        Alu::Neg => f32_1(r, m, d, s, k, |a| -a),
+        Alu::Abs => f32_1(r, m, d, s, k, |a| a.abs()),
         // The sign of the first operand on the magnitude of the second.
         Alu::Copysign => map2(r, d, s, k, |a: f32, b: f32| b.copysign(a)),
         Alu::Ex2 => f32_1(r, m, d, s, k, exp2),
@@ -886,8 +888,9 @@ pub(crate) fn compare(r: &Regs, cmp: Cmp, ty: Ty, flush: bool, a: Slot, b: Slot)
     }
 }
 
-/// `red` and `atom` arithmetic on one value of the type; `c` is the swap value of cas.
-pub(crate) fn atomic(op: crate::ir::AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+/// `red` and `atom` arithmetic on one value of the type; `c` is the swap value of cas, and `flush` says that f32 sums flush
+/// subnormal terms and results, as those in global memory do.
+pub(crate) fn atomic(op: crate::ir::AtomOp, ty: Ty, old: u64, b: u64, c: u64, flush: bool) -> u64 {
     use crate::ir::AtomOp::*;
     let (o32, b32) = (old as u32, b as u32);
     let halves = |f: &dyn Fn(u16, u16) -> u16| {
@@ -934,7 +937,7 @@ pub(crate) fn atomic(op: crate::ir::AtomOp, ty: Ty, old: u64, b: u64, c: u64) ->
                 o32 as u64 - 1
             }
         }
-        // atom.add.f32 flushes subnormals in global memory only on old targets; results are rounded to nearest.
+        (Add, Ty::F32) if flush => canon(ftz(ftz(f32::from_bits(o32)) + ftz(f32::from_bits(b32)))).to_bits() as u64,
         (Add, Ty::F32) => canon(f32::from_bits(o32) + f32::from_bits(b32)).to_bits() as u64,
         (Add, Ty::F64) => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
         (Add, Ty::F16) => half_op(Alu::Add, m, false, old as u16, b as u16, 0) as u64,
@@ -1013,7 +1016,17 @@ pub(crate) fn convert(
         }
         _ => {}
     }
+    // A widening to f32 by a shift: a NaN keeps its bits.
+    if (to, from) == (Ty::F32, Ty::BF16) && int_round.is_none() && !sat {
+        return (v & 0xffff) << 16;
+    }
     if from.is_float() {
+        if to == Ty::F64
+            && let Some(nan) = widened_nan(from, v)
+            && !sat
+        {
+            return nan;
+        }
         let x = match from {
             Ty::F16 => f16_to_f32(v as u16) as f64,
             Ty::BF16 => bf16_to_f32(v as u16) as f64,
@@ -1101,7 +1114,7 @@ pub(crate) fn convert(
                 _ => BF16.encode(f, round, false) as u64,
             }
         }
-        Ty::F64 => (x as f64).to_bits(),
+        Ty::F64 => integer_to_f64(x, round).to_bits(),
         _ => {
             let bits = to.bits();
             if sat {
@@ -1117,6 +1130,37 @@ pub(crate) fn convert(
             if bits == 64 { y } else { y & ((1 << bits) - 1) }
         }
     }
+}
+
+/// The f64 of a narrower NaN: the same sign and payload, quiet; `None` for a number.
+fn widened_nan(from: Ty, v: u64) -> Option<u64> {
+    let (bits, exp_bits) = match from {
+        Ty::F16 => (16, 5),
+        Ty::BF16 => (16, 8),
+        Ty::F32 => (32, 8),
+        _ => return None,
+    };
+    let man_bits = bits - 1 - exp_bits;
+    let payload = v & ((1 << man_bits) - 1);
+    let exponent = v >> man_bits & ((1 << exp_bits) - 1);
+    let nan = exponent == (1 << exp_bits) - 1 && payload != 0;
+    nan.then(|| (v >> (bits - 1) & 1) << 63 | 0xfff << 51 | payload << (52 - man_bits))
+}
+
+/// An integer of at most 64 bits and a sign, rounded to f64.
+fn integer_to_f64(x: i128, round: Round) -> f64 {
+    let mag = x.unsigned_abs() as u64;
+    let cut = 11u32.saturating_sub(mag.leading_zeros());
+    // The 53 bits that f64 holds are exact, and the next number is one unit of the last of them away.
+    let (kept, unit) = (mag >> cut << cut, (1u64 << cut) as f64);
+    let away = match round {
+        Round::NearestEven | Round::NearestAway => return x as f64,
+        Round::Zero => false,
+        Round::Down => x < 0,
+        Round::Up => x > 0,
+    };
+    let f = kept as f64 + if away && kept != mag { unit } else { 0.0 };
+    if x < 0 { -f } else { f }
 }
 
 fn fp8(x: f64, fmt: Format, relu: bool) -> u64 {

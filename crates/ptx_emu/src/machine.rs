@@ -875,7 +875,7 @@ impl<'a> Cta<'a> {
                 let wide_a = from.wide();
                 // The conversions that kernels do most, in loops that vectorise.
                 let fast = active == !0 && !*ftz && !*sat && !*relu && *round == crate::float::Round::NearestEven;
-                if *wide_d && !wide_a && to.wide() && matches!(from, Ty::U32 | Ty::S32) && !to.is_float() {
+                if *wide_d && !wide_a && to.wide() && matches!(from, Ty::U32 | Ty::S32) && !to.is_float() && !*sat {
                     let a = *regs.r32(s[0]);
                     let v = if *from == Ty::S32 { each(|i| a[i] as i32 as i64 as u64) } else { each(|i| a[i] as u64) };
                     regs.put64(*d, &v, active);
@@ -966,7 +966,8 @@ impl<'a> Cta<'a> {
                         1 => class == Infinite,
                         2 => class != Nan,
                         3 => class == Nan,
-                        4 => class == Normal,
+                        // Zeros count as normal (PTX ISA, testp).
+                        4 => matches!(class, Normal | Zero),
                         _ => class == Subnormal,
                     };
                     m |= (yes as u32) << lane;
@@ -1145,7 +1146,7 @@ impl<'a> Cta<'a> {
                 let regs = &mut self.warps[w].regs;
                 let mut values = lanes(members).map(|l| regs.r32(*a)[l] as u64);
                 let first = values.next().unwrap_or(0);
-                let v = values.fold(first, |x, y| alu::atomic(*op, *ty, x, y, 0)) as u32;
+                let v = values.fold(first, |x, y| alu::atomic(*op, *ty, x, y, 0, false)) as u32;
                 let known = if regs.init(*a) & members == members { !0 } else { 0 };
                 regs.put32(*d, &[v; LANES], active);
                 if *d != SINK {

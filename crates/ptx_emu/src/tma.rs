@@ -5,7 +5,7 @@ use crate::error::FaultKind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
 use crate::shared::Record;
-use crate::tensor_map::{Swizzle, TensorDataType, TensorFill, TensorMap, TensorMapSpec};
+use crate::tensor_map::{TensorDataType, TensorFill, TensorMap, TensorMapSpec};
 
 /// Up to 16 bytes of shared memory and the global bytes that belong to a part of them.
 #[derive(Debug, Clone, Copy)]
@@ -113,9 +113,15 @@ impl Cta<'_> {
             let regs = &self.warps[w].regs;
             let coords: Vec<i64> = b.coords.iter().map(|&c| regs.r32(c)[lane] as i32 as i64).collect();
             let bytes = spec.box_dims.iter().map(|&b| b as u64).product::<u64>() * spec.data_type.bytes() as u64;
-            let align = if spec.swizzle == Swizzle::None { 16 } else { 128 };
+            // A tile may hang over every edge of the tensor, but what is written must not begin before it: an illegal
+            // instruction on hardware.
+            if b.to_global && coords.iter().any(|&c| c < 0) {
+                let d = format!("coordinates {coords:?} of a tensor store; none below 0 is accepted");
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
             let sh = tiles[lane];
-            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes, align)? else {
+            // 128, with and without a swizzle (PTX ISA, cp.async.bulk.tensor).
+            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes, 128)? else {
                 return Err(self.not_shared(w, pc, lane, sh));
             };
             let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32)?;
@@ -358,7 +364,7 @@ impl Cta<'_> {
                         let mut v = [0u8; 8];
                         v[..e].copy_from_slice(c);
                         let b = u64::from_le_bytes(v);
-                        a.update(p.off + (k * e) as u64, e as u32, |old| alu::atomic(f, ty, old, b, 0));
+                        a.update(p.off + (k * e) as u64, e as u32, |old| alu::atomic(f, ty, old, b, 0, true));
                     }
                 }
             }

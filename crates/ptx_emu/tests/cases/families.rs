@@ -141,6 +141,7 @@ fn arithmetic(v: &mut Vec<Case>) {
         "sub.rn.ftz.sat.f32 %d0, %a, %b;",
         "min.NaN.f32 %d0, %a, %b;",
         "min.ftz.f32 %d0, %a, %b;",
+        "neg.f32 %d0, %a;",
         "neg.ftz.f32 %d0, %a;",
         "abs.f32 %d0, %a;",
         "abs.ftz.f32 %d0, %a;",
@@ -188,7 +189,7 @@ fn arithmetic(v: &mut Vec<Case>) {
         }
         v.push(on(format!("sub.rn.{packed} %d0, %a, %b;"), ty == "bf16"));
         v.push(on(format!("fma.rn.relu.{packed} %d0, %a, %b, %c;"), false));
-        for (op, n) in [("min", 2), ("max", 2), ("neg", 1), ("fma.rn", 3)] {
+        for (op, n) in [("min", 2), ("max", 2), ("neg", 1), ("abs", 1), ("fma.rn", 3)] {
             let args = ["%ha", "%hb", "%hc"][..n].join(", ");
             v.push(b16(family, &format!("{op}.{ty} %hd, {args};"), input));
         }
@@ -315,6 +316,7 @@ fn conversions(v: &mut Vec<Case>) {
         ("cvt.rn.satfinite.e4m3x2.f16x2 %hd, %a;", Input::F16, Output::B16),
         ("cvt.rn.satfinite.e5m2x2.f16x2 %hd, %a;", Input::F16, Output::B16),
         ("cvt.f32.bf16 %d0, %ha;", Input::Bf16, Output::B32),
+        ("cvt.f64.bf16 %ld, %ha;", Input::Bf16, Output::B64),
         ("cvt.rn.bf16.s32 %hd, %a;", Input::Bits, Output::B16),
         ("cvt.rz.bf16.u16 %hd, %ha;", Input::Bits, Output::B16),
         ("cvt.rzi.s32.bf16 %d0, %ha;", Input::Bf16, Output::B32),
@@ -322,6 +324,12 @@ fn conversions(v: &mut Vec<Case>) {
     ] {
         v.push(hopper(float(body, input, output)));
     }
+}
+
+/// Reads `%a` anew. For `red` of two halves in shared memory, ptxas 13 takes the upper half of an operand that was cut out of a
+/// 64-bit register from that register's upper word.
+fn own_register(operation: &str) -> &'static str {
+    if operation.contains("16x2") { "ld.global.u32 %a, [%in];\n" } else { "" }
 }
 
 /// Puts the shared address of the thread's own 16 bytes into `%t1`, after storing `{%b, %c, %a, %b}` there.
@@ -365,7 +373,11 @@ fn atomics(v: &mut Vec<Case>) {
                 "atom.{space}.{operation} {d}, [{at}], {operand};\n{output}\nred.{space}.{operation} [{at}+8], {operand};\n"
             )
         };
-        let body = format!("{OWN_SHARED}{}ld.shared.v2.u32 {{%d2, %d3}}, [%t1+8];", exchange("shared", "%t1"));
+        let body = format!(
+            "{}{OWN_SHARED}{}ld.shared.v2.u32 {{%d2, %d3}}, [%t1+8];",
+            own_register(operation),
+            exchange("shared", "%t1")
+        );
         v.push(on(case("atomics, shared", body, *input, Output::Quad)));
         let body = format!(
             "mul.wide.u32 %ld, %i, 16;\nadd.s64 %lc, %out, %ld;\nst.global.v4.u32 [%lc], {{%b, %c, %a, %b}};\n{}\
@@ -394,9 +406,10 @@ fn atomics(v: &mut Vec<Case>) {
         ("xor.b32", "%a", Input::Bits, "u32", false),
     ] {
         let body = format!(
-            "mov.u32 %t0, %tid.x;\nand.b32 %t1, %t0, 7;\nshl.b32 %t1, %t1, 3;\nmov.u32 %t2, buffer;\nadd.s32 %t1, %t1, %t2;\n\
+            "{}mov.u32 %t0, %tid.x;\nand.b32 %t1, %t0, 7;\nshl.b32 %t1, %t1, 3;\nmov.u32 %t2, buffer;\nadd.s32 %t1, %t1, %t2;\n\
              setp.gt.u32 %q, %t0, 7;\n@!%q st.shared.v2.u32 [%t1], {{0, 0}};\nbar.sync 0;\nred.shared.{operation} [%t1], {operand};\n\
              bar.sync 0;\nld.shared.{zero_ty} {}, [%t1];",
+            own_register(operation),
             if zero_ty == "u64" { "%ld" } else { "%d0" }
         );
         let output = if zero_ty == "u64" { Output::B64 } else { Output::B32 };
@@ -583,15 +596,16 @@ fn matrices(v: &mut Vec<Case>) {
     }
 }
 
-/// Waits for the bytes of a bulk copy, for a second at most, then reads the thread's own 16 bytes of a tile of `bytes`.
+/// Waits for the bytes of a bulk copy, then reads the thread's own 16 bytes of a tile of `bytes`; zeros where the copy does not come
+/// within 10000 polls, a hundred times what one takes.
 fn load_with(copy: &str, bytes: u32) -> String {
     format!(
         "mov.u32 %t0, %tid.x;\nsetp.ne.u32 %q, %t0, 0;\nmov.u32 %t1, buffer;\nmov.u32 %t7, %ctaid.x;\n@%q bra ready;\n\
          mbarrier.init.shared.b64 [bar], 1;\nfence.proxy.async;\nready:\nbar.sync 0;\n@%q bra wait;\n\
          mbarrier.arrive.expect_tx.shared::cta.b64 _, [bar], {bytes};\n{copy}\nwait:\n\
-         mov.b32 %c, 0;\npoll:\nadd.s32 %c, %c, 1;\nsetp.gt.u32 %q1, %c, 1000000;\n@%q1 trap;\n\
+         mov.b32 %c, 0;\npoll:\nadd.s32 %c, %c, 1;\nsetp.gt.u32 %q1, %c, 10000;\n@%q1 bra late;\n\
          mbarrier.try_wait.parity.shared::cta.b64 %q1, [bar], 0;\n@!%q1 bra poll;\n\
-         shl.b32 %t2, %t0, 4;\nand.b32 %t2, %t2, {};\nadd.s32 %t2, %t2, %t1;\nld.shared.v4.u32 {{%d0, %d1, %d2, %d3}}, [%t2];",
+         shl.b32 %t2, %t0, 4;\nand.b32 %t2, %t2, {};\nadd.s32 %t2, %t2, %t1;\nld.shared.v4.u32 {{%d0, %d1, %d2, %d3}}, [%t2];\nlate:",
         bytes.min(2048) - 16
     )
 }
@@ -645,6 +659,9 @@ fn bulk_copies(v: &mut Vec<Case>) {
         ("inc.u32", Input::Bits),
         ("dec.u32", Input::Bits),
         ("add.f32", Input::SmallF32),
+        ("add.f32", Input::F32),
+        ("add.noftz.f16", Input::F16),
+        ("add.noftz.bf16", Input::Bf16),
         ("add.noftz.f16", Input::SmallF16),
         ("min.f16", Input::SmallF16),
         ("max.f16", Input::SmallF16),
@@ -658,14 +675,15 @@ fn bulk_copies(v: &mut Vec<Case>) {
     let mut load = |rank: usize, data_type, box_dims: &[u32], swizzle, fill, input| {
         let e = element(data_type) as u64;
         let row = 192u64;
-        let dims: Vec<u64> = [row / e - 1, 5, 3, 4, 2][..rank].to_vec();
-        let dims = if rank == 1 { vec![1000 / e] } else { dims };
-        let dims = if rank == 2 { vec![row / e - 1, 120] } else { dims };
+        let dims: Vec<u64> = [(row - 16) / e, 5, 3, 4, 2][..rank].to_vec();
+        let dims = if rank == 1 { vec![1008 / e] } else { dims };
+        let dims = if rank == 2 { vec![(row - 16) / e, 120] } else { dims };
         let strides: Vec<u64> = [row, row * 5, row * 15, row * 60][..rank - 1].to_vec();
-        let all = [(24 / e as i32, -(16 / e as i32)), (1, -2), (1, -3), (1, -2), (1, -4)];
+        let across = 16 / e as i32;
+        let all = [(across, 0), (0, 2), (0, 1), (0, 1), (0, 0)];
         let (mut setup, names) = coordinates(&all[..rank]);
         if rank == 2 {
-            setup = coordinates(&[(24 / e as i32, -(16 / e as i32)), (17, -5)]).0;
+            setup = coordinates(&[(across, 0), (16, 3)]).0;
         }
         let bytes = box_dims.iter().product::<u32>() * e as u32;
         let copy = format!(
@@ -713,7 +731,7 @@ fn bulk_copies(v: &mut Vec<Case>) {
                 vec![inside, 2, 2, 31],
                 vec![128, 256, 512],
                 vec![columns, 2, 2, 4],
-                vec![(0, -(16 / e as i32)), (0, 0), (0, 1), (4, 0)],
+                vec![(0, 16 / e as i32), (0, 0), (0, 1), (4, 0)],
             ),
             _ => (
                 vec![inside, 2, 2, 2, 16],
@@ -744,6 +762,7 @@ fn bulk_copies(v: &mut Vec<Case>) {
         ("add", Int32, Input::Bits),
         ("add", Uint64, Input::Bits),
         ("add", Float32, Input::SmallF32),
+        ("add", Float32, Input::F32),
         ("add", Float16, Input::SmallF16),
         ("add", Bfloat16, Input::SmallBf16),
         ("min", Int32, Input::Bits),
@@ -757,6 +776,96 @@ fn bulk_copies(v: &mut Vec<Case>) {
         ("dec", Uint32, Input::Bits),
     ] {
         store(op, 2, data_type, Swizzle::Bytes128, input);
+    }
+    tensor_edges(v);
+}
+
+/// Tensor copies that begin before, between or behind the elements of a tensor, or at other places of shared memory.
+fn tensor_edges(v: &mut Vec<Case>) {
+    use Compare::{Bits, Refused};
+    use Swizzle::{Bytes32, Bytes64, Bytes128};
+    use TensorFill::{Nan, Zero};
+    // Rows of 192 bytes of bf16, of which `dims[0]` elements are in the tensor; at a shared offset from the buffer.
+    let mut load = |inner: u64, at: &[(i32, i32)], swizzle, fill, offset: u32, compare| {
+        let rank = at.len();
+        let dims = if rank == 2 { vec![inner, 120] } else { [inner, 5, 3, 4, 2][..rank].to_vec() };
+        let strides = [192, 960, 2880, 11520][..rank - 1].to_vec();
+        let columns = match swizzle {
+            Bytes32 => 16,
+            Bytes64 => 32,
+            _ => 64,
+        };
+        let box_dims = [columns, 8, 1, 1, 1][..rank].to_vec();
+        let bytes = box_dims.iter().product::<u32>() * 2;
+        let (setup, names) = coordinates(at);
+        let copy = format!(
+            "{setup}cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes [%t1], [%map, {{{names}}}], [bar];"
+        );
+        let body = load_with(&copy, bytes);
+        let body = body.replace("mov.u32 %t1, buffer;", &format!("mov.u32 %t1, buffer;\nadd.s32 %t1, %t1, {offset};"));
+        let data_type = TensorDataType::Bfloat16;
+        let tensor = Tensor { of_output: false, data_type, dims, strides, box_dims, swizzle, fill };
+        let c = case("tensor loads, edges", body, Input::Bits, Output::Quad);
+        v.push(hopper(Case { tensor: Some(tensor), compare, ..c }));
+    };
+    // A row that is no multiple of 16 bytes, and coordinates that are none.
+    load(95, &[(0, 0), (16, 0)], Swizzle::None, Zero, 0, Bits);
+    load(95, &[(8, 0), (16, 0)], Bytes128, Nan, 0, Bits);
+    load(88, &[(12, 0), (16, 0)], Swizzle::None, Zero, 0, Bits);
+    load(95, &[(13, 1), (16, 0)], Bytes64, Nan, 0, Bits);
+    load(95, &[(13, 1), (0, 1), (0, 1)], Swizzle::None, Zero, 0, Bits);
+    // Before the tensor.
+    load(88, &[(0, -8), (16, 0)], Swizzle::None, Zero, 0, Bits);
+    load(88, &[(0, 0), (17, -5)], Swizzle::None, Zero, 0, Bits);
+    load(88, &[(12, -9)], Swizzle::None, Zero, 0, Bits);
+    load(95, &[(12, -9), (17, -5)], Bytes128, Nan, 0, Bits);
+    load(95, &[(12, -9), (1, -2), (1, -3)], Bytes64, Nan, 0, Bits);
+    load(88, &[(0, 0), (0, 0), (0, 0), (0, -1), (0, 0)], Swizzle::None, Nan, 0, Bits);
+    // Behind it.
+    load(88, &[(16, 0), (16, 0)], Swizzle::None, Nan, 0, Bits);
+    load(88, &[(0, 0), (40, 0)], Bytes32, Nan, 0, Bits);
+    load(88, &[(8, 0), (1, 0), (1, 0), (1, 0)], Swizzle::None, Zero, 0, Bits);
+    // Elsewhere in shared memory: 128 bytes are the least alignment.
+    for offset in [128, 384] {
+        for swizzle in [Swizzle::None, Bytes32, Bytes64, Bytes128] {
+            load(88, &[(8, 0), (16, 0)], swizzle, Nan, offset, Bits);
+        }
+    }
+    for offset in [16, 64] {
+        load(88, &[(8, 0), (16, 0)], Swizzle::None, Zero, offset, Refused);
+    }
+    load(88, &[(8, 0), (16, 0)], Bytes32, Zero, 64, Refused);
+    let mut store = |op: &str, inner: u64, at: &[(i32, i32)], swizzle, offset: u32, compare| {
+        let rank = at.len();
+        let dims = if rank == 2 { vec![inner, 120] } else { [inner, 4, 30][..rank].to_vec() };
+        let strides = [128, 512][..rank - 1].to_vec();
+        let box_dims = [if swizzle == Bytes64 { 32 } else { 64 }, 8, 1][..rank].to_vec();
+        let (setup, names) = coordinates(at);
+        let instruction = match op {
+            "" => format!("cp.async.bulk.tensor.{rank}d.global.shared::cta.bulk_group"),
+            op => format!("cp.reduce.async.bulk.tensor.{rank}d.global.shared::cta.{op}.tile.bulk_group"),
+        };
+        let body = store_with(&format!("{setup}{instruction} [%map, {{{names}}}], [%t1];"));
+        let body = body.replace("mov.u32 %t1, buffer;", &format!("mov.u32 %t1, buffer;\nadd.s32 %t1, %t1, {offset};"));
+        let data_type = TensorDataType::Bfloat16;
+        let tensor = Tensor { of_output: true, data_type, dims, strides, box_dims, swizzle, fill: Zero };
+        let family = if op.is_empty() { "tensor stores, edges" } else { "tensor reductions, edges" };
+        let c = case(family, body, Input::SmallBf16, Output::Own);
+        v.push(hopper(Case { tensor: Some(tensor), compare, ..c }));
+    };
+    for op in ["", "add"] {
+        store(op, 55, &[(0, 0), (16, 0)], Swizzle::None, 0, Bits);
+        store(op, 55, &[(0, 0), (16, 0)], Bytes128, 0, Bits);
+        store(op, 56, &[(0, 4), (16, 0)], Swizzle::None, 0, Bits);
+        store(op, 55, &[(0, 3), (16, 2)], Bytes64, 128, Bits);
+        store(op, 56, &[(0, 64), (16, 0)], Swizzle::None, 0, Bits);
+        store(op, 56, &[(0, 0), (120, 0)], Swizzle::None, 0, Bits);
+        store(op, 56, &[(0, 8), (0, 0), (4, 2)], Bytes128, 384, Bits);
+        store(op, 56, &[(0, -8), (16, 0)], Swizzle::None, 0, Refused);
+        store(op, 56, &[(0, 0), (16, -2)], Bytes128, 0, Refused);
+        store(op, 56, &[(0, 0), (0, -1), (4, 0)], Swizzle::None, 0, Refused);
+        store(op, 56, &[(0, 0), (16, 0)], Swizzle::None, 16, Refused);
+        store(op, 56, &[(0, 0), (16, 0)], Swizzle::None, 64, Refused);
     }
 }
 
