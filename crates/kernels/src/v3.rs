@@ -150,6 +150,8 @@ pub unsafe fn forward<
                     let rows = [tile.first_row, tile.q_head, tile.batch];
                     staged.wait(&q_ring);
                     store::<Q_BLOCK, COLS>(q_ring.buffer(), out_map, rows, elected);
+                    // One thread frees the buffer and its note for all that have read it.
+                    warp::sync();
                     q_ring.release(elected);
                     q_ring.advance();
                 }
