@@ -12,8 +12,7 @@ use crate::tensor_map::{TensorDataType, TensorFill, TensorMap, TensorMapSpec};
 struct Piece {
     shared: u32,
     bytes: u8,
-    /// The part `lo..hi` lies in the tensor, from this allocation and offset on.
-    lo: u8,
+    /// The first `hi` bytes lie in the tensor, from this allocation and offset on.
     hi: u8,
     alloc: u32,
     off: u64,
@@ -69,7 +68,6 @@ impl Cta<'_> {
                 .map(|i| Piece {
                     shared: s_off as u32 + 16 * i,
                     bytes: 16,
-                    lo: 0,
                     hi: 16,
                     alloc: alloc as u32,
                     off: off + 16 * i as u64,
@@ -113,6 +111,15 @@ impl Cta<'_> {
             let regs = &self.warps[w].regs;
             let coords: Vec<i64> = b.coords.iter().map(|&c| regs.r32(c)[lane] as i32 as i64).collect();
             let bytes = spec.box_dims.iter().map(|&b| b as u64).product::<u64>() * spec.data_type.bytes() as u64;
+            // Measured on an H200: anything else is an illegal instruction.
+            let e = spec.data_type.bytes();
+            if coords[0] * e as i64 % 16 != 0 {
+                let d = format!(
+                    "the innermost coordinate {} of elements of {e} bytes; multiples of 16 bytes are accepted",
+                    coords[0]
+                );
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
             // A tile may hang over every edge of the tensor, but what is written must not begin before it: an illegal
             // instruction on hardware.
             if b.to_global && coords.iter().any(|&c| c < 0) {
@@ -124,7 +131,7 @@ impl Cta<'_> {
             let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes, 128)? else {
                 return Err(self.not_shared(w, pc, lane, sh));
             };
-            let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32)?;
+            let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32, b.to_global)?;
             let fill = fill_pattern(&spec);
             let m = mbar.map(|m| m[lane]);
             let mut b = b.clone();
@@ -136,7 +143,8 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// The 16-byte pieces of a box, swizzled, each with the part of it that lies in the tensor.
+    /// The 16-byte pieces of a box, swizzled, each with the part of it that lies in the tensor. A store writes the last piece of a
+    /// row as a whole, behind the row's end too, as an H200 does.
     fn tile_pieces(
         &mut self,
         w: usize,
@@ -145,6 +153,7 @@ impl Cta<'_> {
         spec: &TensorMapSpec,
         coords: &[i64],
         s_off: u32,
+        to_global: bool,
     ) -> Exec<Vec<Piece>> {
         let e = spec.data_type.bytes() as i64;
         let row_bytes = spec.box_dims[0] as i64 * e;
@@ -166,18 +175,22 @@ impl Cta<'_> {
                 // Bytes of the row that exist, relative to the piece.
                 let first = coords[0] * e + piece * 16;
                 let end = spec.dims[0] as i64 * e;
-                let lo = (-first).clamp(0, 16);
-                let hi = (end - first).clamp(0, 16);
-                let (lo, hi) = if inside && lo < hi { (lo as u8, hi as u8) } else { (0, 0) };
+                let part = if first < 0 { 0 } else { (end - first).clamp(0, 16) };
+                let hi = match part {
+                    _ if !inside => 0,
+                    0 => 0,
+                    _ if to_global => 16,
+                    part => part as u8,
+                };
                 let (mut alloc, mut off) = (0, 0);
-                if lo < hi {
-                    let at = row_addr.wrapping_add((first + lo as i64) as u64);
-                    match self.locate(w, pc, lane, MemSpace::Global, at, (hi - lo) as u64, 1)? {
+                if hi > 0 {
+                    let at = row_addr.wrapping_add(first as u64);
+                    match self.locate(w, pc, lane, MemSpace::Global, at, hi as u64, 1)? {
                         Where::Global(a, o) => (alloc, off) = (a as u32, o),
                         _ => unreachable!("the space is global"),
                     }
                 }
-                pieces.push(Piece { shared, bytes: 16, lo, hi, alloc, off });
+                pieces.push(Piece { shared, bytes: 16, hi, alloc, off });
             }
         }
         Ok(pieces)
@@ -232,9 +245,9 @@ impl Cta<'_> {
                         return Err(self.shared_conflict(w, pc, lane as u32, c, true));
                     }
                 }
-                if p.lo < p.hi {
+                if p.hi > 0 {
                     let mut sink = [0u8; 16];
-                    let n = (p.hi - p.lo) as usize;
+                    let n = p.hi as usize;
                     self.read_global(w, pc, lane, (p.alloc as usize, p.off), &mut sink[..n], false)?;
                     sectors.add(p.alloc as usize, p.off, n as u64);
                 }
@@ -247,8 +260,8 @@ impl Cta<'_> {
             for p in &pieces {
                 let (o, n) = (p.shared as usize, p.bytes as usize);
                 self.async_read(w, pc, lane, o, n, agent, clock)?;
-                if p.lo < p.hi {
-                    let n = (p.hi - p.lo) as u64;
+                if p.hi > 0 {
+                    let n = p.hi as u64;
                     let data = self.ctx.mem.get(p.alloc as usize);
                     if data.read_only {
                         let d = format!("{n} bytes at {:#x}, a constant of the module", data.base + p.off);
@@ -335,8 +348,8 @@ impl Cta<'_> {
         if let Some(m) = op.mbar {
             for p in &op.pieces {
                 let mut data = op.fill;
-                if p.lo < p.hi {
-                    self.ctx.mem.get(p.alloc as usize).load(p.off, &mut data[p.lo as usize..p.hi as usize]);
+                if p.hi > 0 {
+                    self.ctx.mem.get(p.alloc as usize).load(p.off, &mut data[..p.hi as usize]);
                 }
                 let o = p.shared as usize;
                 self.shared.bytes[o..o + 16].copy_from_slice(&data);
@@ -350,11 +363,11 @@ impl Cta<'_> {
             return self.try_complete(op.warp, op.pc, op.lane, m);
         }
         for p in &op.pieces {
-            if p.lo >= p.hi {
+            if p.hi == 0 {
                 continue;
             }
             let o = p.shared as usize;
-            let data = &self.shared.bytes[o + p.lo as usize..o + p.hi as usize];
+            let data = &self.shared.bytes[o..o + p.hi as usize];
             let a = self.ctx.mem.get(p.alloc as usize);
             match op.reduce {
                 None => a.store(p.off, data),
@@ -364,11 +377,14 @@ impl Cta<'_> {
                         let mut v = [0u8; 8];
                         v[..e].copy_from_slice(c);
                         let b = u64::from_le_bytes(v);
-                        a.update(p.off + (k * e) as u64, e as u32, |old| alu::atomic(f, ty, old, b, 0, true));
+                        a.update(p.off + (k * e) as u64, e as u32, |old| {
+                            // Unlike `red`, sums of f32 keep subnormals here.
+                            alu::atomic(f, ty, old, b, 0, false)
+                        });
                     }
                 }
             }
-            a.mark_written(p.off, (p.hi - p.lo) as u64);
+            a.mark_written(p.off, p.hi as u64);
         }
         Ok(())
     }
@@ -407,13 +423,8 @@ fn fill_pattern(spec: &TensorMapSpec) -> [u8; 16] {
     if spec.fill == TensorFill::Zero {
         return [0; 16];
     }
-    // The special NaN pattern of each type, repeated.
-    let (bits, e): (u64, usize) = match spec.data_type {
-        TensorDataType::Float32 => (0x7fff_ffff, 4),
-        TensorDataType::Float64 => (0x7fff_ffff_ffff_ffff, 8),
-        _ => (0x7fff, 2),
-    };
-    std::array::from_fn(|i| bits.to_le_bytes()[i % e])
+    // The pattern of an H200, for every type.
+    std::array::from_fn(|i| 0x7ff7u16.to_le_bytes()[i % 2])
 }
 
 fn element_type(t: TensorDataType) -> Ty {

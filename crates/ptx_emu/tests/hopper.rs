@@ -76,7 +76,7 @@ fn tensor_loads_swizzle_and_fill() {
         (Swizzle::None, 8),
     ] {
         for fill in [TensorFill::Zero, TensorFill::Nan] {
-            for (x, y, z) in [(0i32, 0i32, 0i32), (40, 15, 3), (-5, -3, -1), (72, 0, 0), (8, 8, 1)] {
+            for (x, y, z) in [(0i32, 0i32, 0i32), (40, 15, 3), (-8, -3, -1), (72, 0, 0), (8, 8, 1)] {
                 let e = Emulator::default();
                 let t = upload(&e, &bytes);
                 let spec = TensorMapSpec {
@@ -105,7 +105,7 @@ fn tensor_loads_swizzle_and_fill() {
                             let want = if inside {
                                 data[(((z + k) * 20 + y + j) * 72 + x + i) as usize]
                             } else if fill == TensorFill::Nan {
-                                0x7fff
+                                0x7ff7
                             } else {
                                 0
                             };

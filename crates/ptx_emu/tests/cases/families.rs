@@ -808,18 +808,18 @@ fn tensor_edges(v: &mut Vec<Case>) {
         let c = case("tensor loads, edges", body, Input::Bits, Output::Quad);
         v.push(hopper(Case { tensor: Some(tensor), compare, ..c }));
     };
-    // A row that is no multiple of 16 bytes, and coordinates that are none.
+    // A row that is no multiple of 16 bytes, and coordinates that are none: those are refused.
     load(95, &[(0, 0), (16, 0)], Swizzle::None, Zero, 0, Bits);
     load(95, &[(8, 0), (16, 0)], Bytes128, Nan, 0, Bits);
-    load(88, &[(12, 0), (16, 0)], Swizzle::None, Zero, 0, Bits);
-    load(95, &[(13, 1), (16, 0)], Bytes64, Nan, 0, Bits);
-    load(95, &[(13, 1), (0, 1), (0, 1)], Swizzle::None, Zero, 0, Bits);
+    load(88, &[(12, 0), (16, 0)], Swizzle::None, Zero, 0, Refused);
+    load(95, &[(13, 1), (16, 0)], Bytes64, Nan, 0, Refused);
+    load(95, &[(8, 0), (0, 1), (0, 1)], Swizzle::None, Zero, 0, Bits);
     // Before the tensor.
     load(88, &[(0, -8), (16, 0)], Swizzle::None, Zero, 0, Bits);
     load(88, &[(0, 0), (17, -5)], Swizzle::None, Zero, 0, Bits);
-    load(88, &[(12, -9)], Swizzle::None, Zero, 0, Bits);
-    load(95, &[(12, -9), (17, -5)], Bytes128, Nan, 0, Bits);
-    load(95, &[(12, -9), (1, -2), (1, -3)], Bytes64, Nan, 0, Bits);
+    load(88, &[(8, -8)], Swizzle::None, Zero, 0, Bits);
+    load(95, &[(8, -16), (17, -5)], Bytes128, Nan, 0, Bits);
+    load(95, &[(16, -8), (1, -2), (1, -3)], Bytes64, Nan, 0, Bits);
     load(88, &[(0, 0), (0, 0), (0, 0), (0, -1), (0, 0)], Swizzle::None, Nan, 0, Bits);
     // Behind it.
     load(88, &[(16, 0), (16, 0)], Swizzle::None, Nan, 0, Bits);
@@ -854,10 +854,12 @@ fn tensor_edges(v: &mut Vec<Case>) {
         v.push(hopper(Case { tensor: Some(tensor), compare, ..c }));
     };
     for op in ["", "add"] {
-        store(op, 55, &[(0, 0), (16, 0)], Swizzle::None, 0, Bits);
+        for inner in [49, 50, 52, 55] {
+            store(op, inner, &[(0, 0), (16, 0)], Swizzle::None, 0, Bits);
+        }
         store(op, 55, &[(0, 0), (16, 0)], Bytes128, 0, Bits);
-        store(op, 56, &[(0, 4), (16, 0)], Swizzle::None, 0, Bits);
-        store(op, 55, &[(0, 3), (16, 2)], Bytes64, 128, Bits);
+        store(op, 56, &[(0, 4), (16, 0)], Swizzle::None, 0, Refused);
+        store(op, 55, &[(0, 24), (16, 2)], Bytes64, 128, Bits);
         store(op, 56, &[(0, 64), (16, 0)], Swizzle::None, 0, Bits);
         store(op, 56, &[(0, 0), (120, 0)], Swizzle::None, 0, Bits);
         store(op, 56, &[(0, 8), (0, 0), (4, 2)], Bytes128, 384, Bits);
