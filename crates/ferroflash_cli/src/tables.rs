@@ -104,10 +104,12 @@ fn compute_capability(arch: Arch) -> String {
 
 const NO_RESULTS: &str = "No results are committed for this version; `cargo xtask bench` measures on your machine.\n";
 
-/// The picture that says most: speed beside peers, or speed alone.
+/// The picture that says most: speed beside the most peers, or speed alone.
 fn hero(entries: &[Entry]) -> String {
     let of_gpus = || entries.iter().filter(|entry| entry.record.environment.backend == "cuda");
-    let entry = of_gpus().find(|entry| !entry.record.sweep.peers.is_empty()).or_else(|| of_gpus().next());
+    let peers = |entry: &&Entry| entry.record.sweep.peers.len();
+    // The first of equals: `max_by_key` would take the last.
+    let entry = of_gpus().rev().max_by_key(peers);
     let picture = entry.and_then(|entry| entry.pictures.iter().find(|picture| picture.stem.contains("-tflops-")));
     let (Some(entry), Some(picture)) = (entry, picture) else { return NO_RESULTS.to_owned() };
     let mut text = image(picture);

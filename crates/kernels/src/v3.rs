@@ -7,24 +7,30 @@
 //!   for blocks j >= 1:  start s = q k_j^T,  start o += p v_{j-1}       one product runs under the softmax of the other
 //!                       wait for s              m', l', p' = softmax(s)
 //!                       wait for o              o = e^(m - m') o
-//!   at the end:         o += p v_last           o = o / l              lse = m + ln(l)
+//!   at the end:         start s = q' k_0^T of the next tile,  start o += p v_last
+//!                       wait for s              m', l', p' = softmax(s)
+//!                       wait for o              o = o / l              lse = m + ln(l)
+//! store warp:         o, once it is staged in the buffer of q
 //! ```
 //!
 //! | who | does | registers |
 //! | --- | --- | --- |
-//! | warp 0 of warpgroup 0 | starts all loads (TMA); the other three warps have nothing to do | `LOAD_REGISTERS` |
+//! | warp 0 of warpgroup 0 | finds the tiles, notes each beside its queries, starts all loads (TMA) | `LOAD_REGISTERS` |
+//! | warp 1 of warpgroup 0 | stores the output (TMA); the other two warps have nothing to do | `LOAD_REGISTERS` |
 //! | warpgroup `g >= 1` | query rows `64 (g - 1) ..` of the tile: products (wgmma), softmax, output | `MATH_REGISTERS` |
 //!
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
-//! | `full` of a q, k or v buffer | copy engine | warpgroups that read it |
+//! | `full` of a q, k or v buffer | load warp and copy engine | warpgroups that read it; of q, also the store warp, for the note |
 //! | `empty` of a k or v buffer | each warpgroup, after the product that reads it | load warp |
-//! | `empty` of a q buffer | each warpgroup, once the output that it staged there has left | load warp |
+//! | `staged` of a q buffer | each warp of the warpgroups, once its rows of the output are there | store warp |
+//! | `empty` of a q buffer | store warp, once the output has left | load warp |
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
-//! | output of warpgroup `g` | its threads | its threads, before one of them stores the staged output |
+//! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent:
-//! the load warp runs ahead into the next tile while the last output is written. See `attn_spec::v3` for the order of tiles.
+//! the load warp runs ahead into the next tile. Where a second buffer of queries fits, tiles overlap as above; where not, the next
+//! tile starts once the output has left. See `attn_spec::v3` for the order of tiles.
 //!
 //! ```text
 //!   one query block (causal):    # # # # # # # # / .     `#` blocks without a mask, `/` blocks with element tests (visited first),
