@@ -171,11 +171,7 @@ pub unsafe fn forward<
             let turn = Turn::<TURNS>::new(group, groups);
             let scale_log2 = p.forward.scale_log2;
 
-            let mut max = RowValues::<1>::splat(f32::NEG_INFINITY);
-            let mut sum = RowValues::<1>::splat(0.0);
             let mut scores = RegTile::<1, S>::zero();
-            let mut out = RegTile::<1, O>::zero();
-            let mut probs = [[0; 4]; P];
             let start_scores = #[inline(always)]
             |scores: &mut RegTile<1, S>, q: u32, k: u32| {
                 warpgroup::start_mul_transposed::<T, Q_BLOCK, KV_BLOCK, HEAD_DIM, S>(scores, q, k);
@@ -235,9 +231,9 @@ pub unsafe fn forward<
                 wgmma::wait::<0>();
                 k_ring.release(elected);
                 k_ring.advance();
-                (max, sum) = first_softmax(&mut scores, &tile);
-                probs = warpgroup::pack::<T, S, P>(&scores);
-                out = RegTile::zero();
+                let (mut max, mut sum) = first_softmax(&mut scores, &tile);
+                let mut probs = warpgroup::pack::<T, S, P>(&scores);
+                let mut out = RegTile::zero();
                 loop {
                     let block = tile.block::<T>(p);
                     let mut step = #[inline(always)]
