@@ -26,6 +26,8 @@ pub mod naive;
 pub mod softmax;
 pub mod stream;
 pub mod tile;
+#[cfg(target_feature = "sm_90a")]
+pub mod tiles;
 pub mod v1;
 pub mod v2;
 // Hopper only: its instructions are text that LLVM does not check against the architecture.

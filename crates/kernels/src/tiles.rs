@@ -1,0 +1,115 @@
+//! The tiles of a persistent thread block of v3: found by the load warp, told to the others in shared memory.
+
+use attn_spec::v3::TILE_NOTE_BYTES;
+use attn_spec::{KvBlocks, V3Params};
+use cuda_std::{shared, thread};
+
+use crate::block::QueryBlock;
+use crate::element::Element;
+
+/// What the load warp tells the others with a buffer of queries: the tile that they belong to.
+#[derive(Clone, Copy)]
+pub struct Notes {
+    pub address: u32,
+}
+
+impl Notes {
+    /// Writes the tile of the current buffer, or that there are no more.
+    ///
+    /// # Safety
+    /// The load warp, converged, between waiting for the buffer and announcing its bytes.
+    #[inline(always)]
+    pub unsafe fn write(self, stage: u32, tile: Option<&Tile>, elected: bool) {
+        let at = self.address + stage * TILE_NOTE_BYTES;
+        let (place, blocks) = match tile {
+            Some(Tile { batch, q_head, first_row, blocks: b }) => {
+                ([*batch, *q_head, *first_row, 0], [b.first, b.unmasked_first, b.unmasked_end, b.end])
+            }
+            // A tile has a block at least.
+            None => ([0; 4], [0; 4]),
+        };
+        if elected {
+            // SAFETY: inside the note, which only this thread writes.
+            unsafe {
+                shared::store_u32x4(at, place);
+                shared::store_u32x4(at + 16, blocks);
+            }
+        }
+    }
+
+    /// The tile of a buffer of queries that is full, or `None` after the last.
+    ///
+    /// # Safety
+    /// Between waiting for the buffer and releasing it.
+    #[inline(always)]
+    pub unsafe fn read(self, stage: u32) -> Option<Tile> {
+        let at = self.address + stage * TILE_NOTE_BYTES;
+        // SAFETY: inside the note.
+        let (place, blocks) = unsafe { (shared::load_u32x4(at), shared::load_u32x4(at + 16)) };
+        let [batch, q_head, first_row, _] = place;
+        let [first, unmasked_first, unmasked_end, end] = blocks;
+        let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
+        let tile = Tile { batch, q_head, first_row, blocks };
+        if blocks.count() == 0 { None } else { Some(tile) }
+    }
+}
+
+/// The tiles of this thread block, one after the other.
+pub struct Tiles {
+    pub round: u32,
+}
+
+/// A block of query rows and the key blocks that it visits, at least one.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    pub batch: u32,
+    pub q_head: u32,
+    pub first_row: u32,
+    pub blocks: KvBlocks,
+}
+
+impl Tile {
+    /// Blocks with element tests.
+    #[inline(always)]
+    pub fn tested_blocks(&self) -> u32 {
+        self.blocks.count() - self.blocks.unmasked_count()
+    }
+
+    /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.
+    #[inline(always)]
+    pub fn first_key(&self, i: u32, kv_block: usize) -> u32 {
+        self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
+    }
+
+    #[inline(always)]
+    pub fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
+        // No key-value head: keys and values come through the tensor maps.
+        QueryBlock::at(&p.forward, self.batch, self.q_head, 0, self.first_row, self.blocks)
+    }
+}
+
+impl Tiles {
+    #[inline(always)]
+    pub fn next<const Q_BLOCK: usize, const KV_BLOCK: usize>(&mut self, p: &V3Params) -> Option<Tile> {
+        let (f, schedule) = (&p.forward, &p.schedule);
+        // SAFETY: the host launches no empty problem. Without this, every division could panic.
+        unsafe {
+            core::hint::assert_unchecked(schedule.section_rounds > 0 && schedule.section_slots > 0);
+            core::hint::assert_unchecked(schedule.section_heads > 0 && f.q_heads > 0 && f.group > 0);
+        }
+        loop {
+            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
+            self.round += 1;
+            let Some(tile) = schedule.tile(slot) else { continue };
+            let (batch, q_head) = (tile.head / f.q_heads, tile.head % f.q_heads);
+            let first_row = tile.q_block * Q_BLOCK as u32;
+            let mut blocks = f.band.kv_blocks(first_row, Q_BLOCK as u32, f.q_rows, f.kv_rows, KV_BLOCK as u32);
+            if blocks.count() == 0 {
+                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
+                let past = f.kv_rows.div_ceil(KV_BLOCK as u32);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
+            return Some(Tile { batch, q_head, first_row, blocks });
+        }
+    }
+}
