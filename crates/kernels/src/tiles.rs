@@ -10,6 +10,7 @@ use crate::element::Element;
 /// What the load warp tells the others with a buffer of queries: the tile that they belong to.
 #[derive(Clone, Copy)]
 pub struct Notes {
+    /// Shared address of the first note.
     pub address: u32,
 }
 
@@ -56,15 +57,20 @@ impl Notes {
 
 /// The tiles of this thread block, one after the other.
 pub struct Tiles {
+    /// Round of the schedule that comes next.
     pub round: u32,
 }
 
 /// A block of query rows and the key blocks that it visits, at least one.
 #[derive(Clone, Copy)]
 pub struct Tile {
+    /// Batch entry.
     pub batch: u32,
+    /// Query head.
     pub q_head: u32,
+    /// First query row.
     pub first_row: u32,
+    /// Key blocks to visit.
     pub blocks: KvBlocks,
 }
 
@@ -81,6 +87,7 @@ impl Tile {
         self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
     }
 
+    /// The query block of the tile.
     #[inline(always)]
     pub fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
         // No key-value head: keys and values come through the tensor maps.
@@ -89,6 +96,7 @@ impl Tile {
 }
 
 impl Tiles {
+    /// The next tile, if there is one.
     #[inline(always)]
     pub fn next<const Q_BLOCK: usize, const KV_BLOCK: usize>(&mut self, p: &V3Params) -> Option<Tile> {
         let (f, schedule) = (&p.forward, &p.schedule);

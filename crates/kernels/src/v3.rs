@@ -42,7 +42,6 @@ use attn_spec::v3::TILE_NOTE_BYTES;
 use cuda_std::wgmma::{self, WarpgroupMma};
 use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
 
-use crate::block::QueryBlock;
 use crate::element::{Element, TensorCore};
 use crate::pipeline::{Ring, Signal};
 use crate::softmax;
