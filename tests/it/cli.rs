@@ -1,7 +1,7 @@
 //! The `ferroflash` program: what it computes, prints and refuses.
 
 use crate::support::case::{Case, Computed, Inputs, compare, runs};
-use crate::support::program::{self, fail, succeed};
+use crate::support::program::{self, fail, refuses, succeed};
 use crate::support::{bf16, device, f16};
 use ferroflash::{DType, Element, Kernel, Layout, Mask, Problem};
 use safetensors::SafeTensors;
@@ -58,6 +58,13 @@ impl Folder {
         let error = fail(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(self.files(), before, "something was written");
         error
+    }
+
+    /// Expects `attend` to refuse with this in its message.
+    #[track_caller]
+    fn refuses(&self, arguments: &[&str], expected: &str) {
+        let error = self.error(arguments);
+        assert!(error.contains(expected), "attend {arguments:?} does not say `{expected}`:\n{error}");
     }
 
     fn succeed(&self, arguments: &[&str]) -> String {
@@ -203,9 +210,9 @@ fn attend_replaces_its_output_and_records_how() {
 #[test]
 fn attend_refuses_files_that_are_none() {
     let folder = Folder::new();
-    assert!(folder.error(&[]).contains("in.safetensors does not exist"));
+    folder.refuses(&[], "in.safetensors does not exist");
     std::fs::create_dir(folder.input()).unwrap();
-    assert!(folder.error(&[]).contains("is a folder; a file is needed"));
+    folder.refuses(&[], "is a folder; a file is needed");
     std::fs::remove_dir(folder.input()).unwrap();
 
     folder.write_zeros(Dtype::F16, [1, 4, 2, 8], [1, 4, 2, 8], [1, 4, 2, 8]);
@@ -218,13 +225,13 @@ fn attend_refuses_files_that_are_none() {
         assert!(error.contains("in.safetensors: the file is truncated"), "{length}: {error}");
     }
     std::fs::write(folder.input(), [&whole[..], &[0]].concat()).unwrap();
-    assert!(folder.error(&[]).contains("has bytes too many"));
+    folder.refuses(&[], "has bytes too many");
     let mut broken = whole.clone();
     broken[8..12].copy_from_slice(b"!!!!");
     std::fs::write(folder.input(), &broken).unwrap();
-    assert!(folder.error(&[]).contains("in.safetensors: not a safetensors file"));
+    folder.refuses(&[], "in.safetensors: not a safetensors file");
     std::fs::write(folder.input(), "just some text that is long enough to be read as a header").unwrap();
-    assert!(folder.error(&[]).contains("in.safetensors: "));
+    folder.refuses(&[], "in.safetensors: ");
 }
 
 #[test]
@@ -232,8 +239,7 @@ fn attend_refuses_tensors_that_do_not_fit() {
     let folder = Folder::new();
     let check = |tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)], expected: &str| {
         folder.write(tensors);
-        let error = folder.error(&["--kernel", "reference"]);
-        assert!(error.contains(expected), "{error}");
+        folder.refuses(&["--kernel", "reference"], expected);
     };
     let four = [1, 4, 2, 8];
     let kv = || [zeros("k", Dtype::F16, &four), zeros("v", Dtype::F16, &four)];
@@ -248,8 +254,7 @@ fn attend_refuses_tensors_that_do_not_fit() {
 
     let check = |q, k, v, expected: &str| {
         folder.write_zeros(Dtype::F32, q, k, v);
-        let error = folder.error(&["--kernel", "reference"]);
-        assert!(error.contains(expected), "{error}");
+        folder.refuses(&["--kernel", "reference"], expected);
     };
     check(four, four, [1, 5, 2, 8], "v has shape");
     check(four, [2, 4, 2, 8], [2, 4, 2, 8], "k has batch 2, q has 1; they must be equal");
@@ -270,19 +275,21 @@ fn attend_refuses_bad_options() {
         let error = folder.error(&["--kernel", kernel, "--scale", "nan", "--device", &device]);
         assert!(error.contains("scale NaN is not accepted"), "{error}");
     }
-    assert!(folder.error(&["--scale", "wide"]).contains("--scale"));
-    assert!(folder.error(&["--kernel", "v9"]).contains("possible values"));
-    assert!(folder.error(&["--layout", "sbhd"]).contains("possible values"));
-    assert!(folder.error(&["--causal", "--window-right", "3"]).contains("cannot be used with"));
-    assert!(folder.error(&["--window-left=-1"]).contains("--window-left"));
-    assert!(folder.error(&["--device", "tpu"]).contains("unknown device `tpu`"));
+    folder.refuses(&["--scale", "wide"], "--scale");
+    folder.refuses(&["--kernel", "v9"], "possible values");
+    folder.refuses(&["--layout", "sbhd"], "possible values");
+    folder.refuses(&["--causal", "--window-right", "3"], "cannot be used with");
+    folder.refuses(&["--window-left=-1"], "--window-left");
+    folder.refuses(&["--device", "tpu"], "unknown device `tpu`");
     let input = folder.input();
-    let error = fail(&["attend", "--input", input.to_str().unwrap(), "--output", "/absent/folder/out.safetensors"]);
-    assert!(error.contains("the folder /absent/folder does not exist"), "{error}");
+    refuses(
+        &["attend", "--input", input.to_str().unwrap(), "--output", "/absent/folder/out.safetensors"],
+        "the folder /absent/folder does not exist",
+    );
     let error =
         fail(&["attend", "--input", input.to_str().unwrap(), "--output", folder.folder.path().to_str().unwrap()]);
     assert!(error.contains("is a folder; a file is needed"), "{error}");
-    assert!(fail(&["attend", "--output", "x"]).contains("--input"));
+    refuses(&["attend", "--output", "x"], "--input");
 }
 
 #[test]
@@ -362,16 +369,16 @@ fn bench_checks_and_records() {
 
 #[test]
 fn bench_refuses_bad_options() {
-    assert!(fail(&["bench", "--kernel", "v9"]).contains("possible values"));
-    assert!(fail(&["bench", "--dtype", "f64"]).contains("possible values"));
-    assert!(fail(&["bench", "--device", "tpu"]).contains("unknown device `tpu`"));
-    assert!(fail(&["bench", "--repeats", "2"]).contains("--repeats 2 is not accepted"));
-    assert!(fail(&["bench", "--json", "/absent/folder/x.json"]).contains("the folder /absent/folder does not exist"));
-    assert!(fail(&["bench", "--batch", "2", "--tokens", "64"]).contains("cannot be used with"));
+    refuses(&["bench", "--kernel", "v9"], "possible values");
+    refuses(&["bench", "--dtype", "f64"], "possible values");
+    refuses(&["bench", "--device", "tpu"], "unknown device `tpu`");
+    refuses(&["bench", "--repeats", "2"], "--repeats 2 is not accepted");
+    refuses(&["bench", "--json", "/absent/folder/x.json"], "the folder /absent/folder does not exist");
+    refuses(&["bench", "--batch", "2", "--tokens", "64"], "cannot be used with");
     let device = device::name();
-    assert!(fail(&["bench", "--device", &device, "--head-dim", "12"]).contains("--head-dim 12 is not accepted"));
-    assert!(fail(&["bench", "--device", &device, "--kv-heads", "3", "--heads", "4"]).contains("--kv-heads"));
-    assert!(fail(&["bench", "--device", &device, "--seq", "48", "--tokens", "64"]).contains("64 tokens"));
+    refuses(&["bench", "--device", &device, "--head-dim", "12"], "--head-dim 12 is not accepted");
+    refuses(&["bench", "--device", &device, "--kv-heads", "3", "--heads", "4"], "--kv-heads");
+    refuses(&["bench", "--device", &device, "--seq", "48", "--tokens", "64"], "64 tokens");
 }
 
 #[test]
@@ -385,7 +392,7 @@ fn doctor_finds_what_there_is() {
         let finding = if runs { "from process start to first result" } else { "not on this device: the device has" };
         assert!(line.is_some_and(|line| line.contains(finding)), "{printed}");
     }
-    assert!(fail(&["doctor", "--device", "cuda:4096"]).contains("the device does not work"));
+    refuses(&["doctor", "--device", "cuda:4096"], "the device does not work");
 }
 
 #[test]
@@ -397,8 +404,8 @@ fn help_shows_examples() {
         assert!(help.contains("Examples:") && help.contains(&format!("ferroflash {verb}")), "{help}");
     }
     assert!(succeed(&["--version"]).starts_with("ferroflash "));
-    assert!(fail(&["measure"]).contains("unrecognized subcommand"));
-    assert!(fail(&[]).contains("Usage"));
+    refuses(&["measure"], "unrecognized subcommand");
+    refuses(&[], "Usage");
 }
 
 #[test]
@@ -406,18 +413,18 @@ fn tables_are_written_and_checked() {
     let folder = Folder::new();
     let root = folder.folder.path().to_str().unwrap();
     let readme = folder.path("README.md");
-    assert!(fail(&["tables", "--check", "--root", root]).contains("README.md"));
+    refuses(&["tables", "--check", "--root", root], "README.md");
     let marked = |name: &str| format!("<!-- generated: {name} -->\n<!-- end: {name} -->\n");
     std::fs::write(&readme, format!("# x\n{}{}\n{}end\n", marked("hero"), marked("support"), marked("results")))
         .unwrap();
-    assert!(fail(&["tables", "--check", "--root", root]).contains("differ from their sources"));
+    refuses(&["tables", "--check", "--root", root], "differ from their sources");
     succeed(&["tables", "--write", "--root", root]);
     succeed(&["tables", "--check", "--root", root]);
     let text = std::fs::read_to_string(&readme).unwrap();
     assert!(text.contains("| v2 | bf16 | ") && text.ends_with("end\n"), "{text}");
     std::fs::write(&readme, text.replace("| v2 | bf16 |", "| v2 | f64 |")).unwrap();
-    assert!(fail(&["tables", "--check", "--root", root]).contains("differ from their sources"));
-    assert!(fail(&["tables"]).contains("--write"));
+    refuses(&["tables", "--check", "--root", root], "differ from their sources");
+    refuses(&["tables"], "--write");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `ferroflash bench`: presets, sweep files, peers, resuming, colours.
 
 use crate::support::case::runs;
-use crate::support::program::{fail, ferroflash, succeed, text};
+use crate::support::json::assert_same;
+use crate::support::program::{fail, ferroflash, refuses, succeed, text};
 use crate::support::{device, f16};
 use ferroflash::Kernel;
 use serde_json::{Value, json};
@@ -24,7 +25,8 @@ fn cells(record: &Value) -> &[Value] {
 /// A result of a cell.
 fn result<'a>(cell: &'a Value, name: &str) -> &'a Value {
     let results = cell["results"].as_array().expect("results");
-    results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("{name} is not among {results:?}"))
+    let names = || results.iter().map(|result| &result["name"]).collect::<Vec<_>>();
+    results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("{name} is not among {:?}", names()))
 }
 
 /// Times of few and short samples, also on the emulator, where they only show that the parts work together.
@@ -187,9 +189,9 @@ fn without_peers_the_bench_goes_on() {
         let printed = output(&mut command);
         assert!(printed.contains("No peers: they need a GPU, and this is the emulator"), "{printed}");
     }
-    assert!(fail(&["bench", "--python", "python3"]).contains("--peers"));
-    assert!(fail(&["bench", "--peers=jax"]).contains("possible values"));
-    assert!(fail(&["bench", "--peers=math,math"]).contains("--peers names Math twice"));
+    refuses(&["bench", "--python", "python3"], "--peers");
+    refuses(&["bench", "--peers=jax"], "possible values");
+    refuses(&["bench", "--peers=math,math"], "--peers names math twice");
 }
 
 #[test]
@@ -230,7 +232,7 @@ fn presets_are_named_and_scaled() {
         assert!(result(cell, "v2")["counters"]["tensor_flops"].as_u64().unwrap() > 0);
         assert!(result(cell, "v2")["time_ms"].is_null());
     }
-    assert!(fail(&["bench", "--preset", "huge"]).contains("possible values: paper, memory, seqlen, quick"));
+    refuses(&["bench", "--preset", "huge"], "possible values: paper, memory, seqlen, quick");
 }
 
 #[test]
@@ -257,12 +259,13 @@ fn sweeps_come_from_files() {
     // The command line has the last word.
     assert_eq!(bench(&["--kernel", "naive"])["sweep"]["kernels"], json!(["naive"]));
 
-    let error = fail(&["bench", "--sweep", "/absent/sweep.toml"]);
-    assert!(error.contains("cannot read --sweep /absent/sweep.toml"), "{error}");
+    refuses(&["bench", "--sweep", "/absent/sweep.toml"], "cannot read --sweep /absent/sweep.toml");
     let wrong = write_sweep(folder.path(), "[[group]]\ndtype = [\"f16\"]\nhead_dim = [12]\nseq = [8]\n");
-    let error = fail(&["bench", "--device", &device::name(), "--sweep", utf8(&wrong)]);
-    assert!(error.contains("sweep.toml:1: in this group: head_dim 12 is not accepted"), "{error}");
-    assert!(fail(&["bench", "--sweep", utf8(&wrong), "--seq", "8"]).contains("cannot be used with"));
+    refuses(
+        &["bench", "--device", &device::name(), "--sweep", utf8(&wrong)],
+        "sweep.toml:1: in this group: head_dim 12 is not accepted",
+    );
+    refuses(&["bench", "--sweep", utf8(&wrong), "--seq", "8"], "cannot be used with");
 }
 
 /// Cells without what is measured anew in another run of the same sweep: times, ceilings, clocks.
@@ -313,23 +316,19 @@ fn a_killed_sweep_goes_on() {
     assert!(printed.contains(&format!("[{0}/{0}", 8 - done)), "{printed}");
     assert!(printed.contains("16 results compared"), "{printed}");
     let after = read(&killed);
-    assert_eq!(after["environment"], before["environment"]);
+    assert_same(&after["environment"], &before["environment"], "the environment");
     for cell in cells(&before) {
-        assert!(cells(&after).contains(cell), "what was done is kept as it was");
+        let problem = &cell["problem"];
+        let kept = cells(&after).iter().find(|kept| kept["problem"] == *problem);
+        assert_same(kept.unwrap_or(&Value::Null), cell, &format!("what was done before of {problem}"));
     }
     assert!(command(&whole, &[]).output().unwrap().status.success());
-    for (after, whole) in cells(&comparable(&after)).iter().zip(cells(&comparable(&read(&whole)))) {
-        let problem = &after["problem"];
-        assert_eq!(problem, &whole["problem"]);
-        for (after, whole) in after["results"].as_array().unwrap().iter().zip(whole["results"].as_array().unwrap()) {
-            assert_eq!(after, whole, "{problem}");
-        }
-        assert_eq!(after, whole);
-    }
+    assert_same(&comparable(&after)["cells"], &comparable(&read(&whole))["cells"], "a resumed sweep");
     // Nothing is left to do: the file stays as it is.
     let text_before = std::fs::read_to_string(&killed).unwrap();
     assert!(resume().status.success());
-    assert_eq!(std::fs::read_to_string(&killed).unwrap(), text_before);
+    let same = std::fs::read_to_string(&killed).unwrap() == text_before;
+    assert!(same, "a sweep with nothing left to do changed its file");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
@@ -355,7 +354,7 @@ fn only_the_same_sweep_is_resumed() {
     assert!(error.contains("schema_version is 1; this build reads 2"), "{error}");
     // Without --resume the file is written anew.
     run(&["--seq", "8"], true);
-    assert!(fail(&["bench", "--resume"]).contains("--json"));
+    refuses(&["bench", "--resume"], "--json");
 }
 
 #[test]
@@ -374,15 +373,13 @@ fn every_policy_of_the_cache_measures() {
             assert!(result["time_ms"]["median"].as_f64().unwrap() > 0.0);
         }
     }
-    let error = fail(&["bench", "--sample", "0"]);
-    assert!(error.contains("--sample 0 is not accepted"), "{error}");
+    refuses(&["bench", "--sample", "0"], "--sample 0 is not accepted");
 }
 
 #[test]
 fn ceilings_are_measured_alone() {
     if !device::is_gpu() {
-        let error = fail(&["bench", "--ceilings", "--device", "emulator"]);
-        assert!(error.contains("--ceilings needs a GPU"), "{error}");
+        refuses(&["bench", "--ceilings", "--device", "emulator"], "--ceilings needs a GPU");
     }
     let folder = folder();
     let json = folder.path().join("r.json");

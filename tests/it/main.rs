@@ -5,12 +5,13 @@
 //! - `FERROFLASH_TEST_CASES`: random cases of each property; by default few on the emulator, many on a GPU.
 //! - `FERROFLASH_TEST_SEEDS`: interleavings of the emulator that each kernel of `mutants` runs under; by default 12.
 //! - `FERROFLASH_UPDATE_COUNTERS`: `counters` writes docs/benchmarks/counters.json and docs/io.md instead of comparing with them.
-//! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli`, `cli_bench` and `cli_report`; by default the one beside this
+//! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli` and `cli_*`; by default the one beside this
 //!   binary, or under cargo a fresh build.
 
 mod api_errors;
 mod cli;
 mod cli_bench;
+mod cli_pipe;
 mod cli_report;
 mod conformance;
 mod counters;

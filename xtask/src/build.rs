@@ -12,7 +12,7 @@ use cuda_builder::ptxas::{Ptxas, Report};
 use cuda_builder::{Arch, BuildOutput, CudaBuilder};
 use lexopt::Arg;
 
-use crate::{arguments, setup, table, workspace};
+use crate::{arguments, output, setup, table, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask build [OPTIONS]
@@ -50,16 +50,15 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
             Arg::Long("ptxas-arch") => options.ptxas_archs = arguments::archs(&mut parser, &PTXAS_ARCHS)?,
             Arg::Long("entry") => options.entry = Some(parser.value()?.to_string_lossy().into_owned()),
             Arg::Long("help") | Arg::Short('h') => {
-                print!("{HELP}");
-                return Ok(());
+                return output::print(HELP);
             }
             other => return Err(arguments::unexpected(other, HELP)),
         }
     }
     setup::require_rust_src()?;
     let started = Instant::now();
-    let output = kernels(options.out.clone())?;
-    report(&output, &options, started)
+    let built = kernels(options.out.clone())?;
+    report(&built, &options, started)
 }
 
 /// A builder of the kernel crate for every architecture of the variant list.
@@ -79,10 +78,12 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
         None => workspace::target_dir()?.join("ptx"),
     };
     workspace::step("kernels to PTX");
-    let mut output = builder()?.build()?;
-    for module in &mut output.modules {
+    let mut built = builder()?.build()?;
+    for module in &mut built.modules {
         let arch = module.arch;
-        eprint!("{}", module.warnings);
+        if !module.warnings.is_empty() {
+            output::note(format_args!("{}", module.warnings.trim_end()));
+        }
         if let Some(kernel) = module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.symbol != kernel.name)) {
             bail!("{arch}: the entry `{}` is not in attn_spec::VARIANTS", kernel.name);
         }
@@ -100,7 +101,7 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
         module.copy_to(&out)?;
     }
     workspace::step(&format!("PTX is in {}", out.display()));
-    Ok(output)
+    Ok(built)
 }
 
 fn variants(arch: Arch) -> impl Iterator<Item = &'static Variant> {
@@ -115,7 +116,7 @@ struct Row<'a> {
     gpu: Option<Arch>,
 }
 
-fn report(output: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
+fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
     let ptxas = match Ptxas::find() {
         Ok(ptxas) => Some(ptxas),
         Err(error) if options.ptxas_archs.is_empty() => {
@@ -125,7 +126,7 @@ fn report(output: &BuildOutput, options: &Options, started: Instant) -> Result<(
         Err(error) => return Err(error.into()),
     };
     let mut rows = Vec::new();
-    for module in &output.modules {
+    for module in &built.modules {
         let gpus: Vec<Option<Arch>> = match (&ptxas, options.ptxas_archs.as_slice()) {
             (None, _) => vec![None],
             (Some(_), []) => vec![Some(module.arch)],
@@ -164,9 +165,9 @@ fn report(output: &BuildOutput, options: &Options, started: Instant) -> Result<(
             defects.push(format!("{}{gpu}: {defect}", row.variant.symbol));
         }
     }
-    print!("{}", table::format(&header, &cells));
+    output::print(&table::format(&header, &cells))?;
     let entries: HashSet<&str> = rows.iter().map(|row| row.variant.symbol).collect();
-    println!("{} entries, {:.1} s", entries.len(), started.elapsed().as_secs_f64());
+    output::print(&format!("{} entries, {:.1} s\n", entries.len(), started.elapsed().as_secs_f64()))?;
     if defects.is_empty() {
         return Ok(());
     }

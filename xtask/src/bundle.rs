@@ -7,9 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use lexopt::Arg;
-use serde_json::Value;
 
-use crate::{arguments, build, setup, workspace};
+use crate::{arguments, build, output, program, setup, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask bundle [--out DIR]
@@ -31,16 +30,15 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         match argument {
             Arg::Long("out") => out = std::path::absolute(PathBuf::from(parser.value()?))?,
             Arg::Long("help") | Arg::Short('h') => {
-                print!("{HELP}");
-                return Ok(());
+                return output::print(HELP);
             }
             other => return Err(arguments::unexpected(other, HELP)),
         }
     }
     setup::require_rust_src()?;
     workspace::step("programs");
-    let program = executable(&["build", "--package", "ferroflash_cli", "--bin", "ferroflash"])?;
-    let tests = executable(&["test", "--no-run", "--package", "ferroflash_tests", "--test", "it"])?;
+    let program = program::build()?;
+    let tests = program::executable(&["test", "--no-run", "--package", "ferroflash_tests", "--test", "it"])?;
 
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     for old in ["ptx", "peers"] {
@@ -59,7 +57,8 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     fs::write(out.join("README.txt"), readme(glibc))?;
 
     let bytes = size(&out)?;
-    println!("{}: {:.1} MB, needs glibc {}.{} or later", out.display(), bytes as f64 / 1e6, glibc.0, glibc.1);
+    let (folder, megabytes) = (out.display(), bytes as f64 / 1e6);
+    output::print(&format!("{folder}: {megabytes:.1} MB, needs glibc {}.{} or later\n", glibc.0, glibc.1))?;
     if bytes > MAX_BYTES {
         bail!("the bundle is larger than {} MB", MAX_BYTES / 1_000_000);
     }
@@ -88,21 +87,6 @@ peers/     Python scripts: what `bench --peers` starts (the program has it insid
 ",
         version = env!("CARGO_PKG_VERSION"),
     )
-}
-
-/// Builds something in release mode and gives the path of the program.
-fn executable(arguments: &[&str]) -> Result<PathBuf> {
-    let mut cargo = workspace::cargo();
-    // rustc's messages go to standard error as usual, the machine's lines to standard output.
-    cargo.args(arguments).args(["--release", "--message-format", "json-render-diagnostics"]);
-    let messages = workspace::output(&mut cargo)?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["reason"] == "compiler-artifact")
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .with_context(|| format!("`cargo {}` names no program", arguments.join(" ")))
 }
 
 /// Copies a program without symbols and line tables, which are most of its size.

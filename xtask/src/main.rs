@@ -4,6 +4,7 @@ mod arguments;
 mod build;
 mod bundle;
 mod doctor;
+mod output;
 mod program;
 mod setup;
 mod table;
@@ -38,8 +39,9 @@ For developers
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::Closed>() => ExitCode::from(output::CLOSED_STATUS),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            output::note(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -57,10 +59,7 @@ fn run() -> Result<()> {
         "bundle" => bundle::run(rest),
         "doctor" => doctor::run(rest),
         "tidy" => tidy::run(rest),
-        "help" | "--help" | "-h" => {
-            print!("{HELP}");
-            Ok(())
-        }
+        "help" | "--help" | "-h" => output::print(HELP),
         "" => bail!("no verb given\n\n{HELP}"),
         other => bail!("unknown verb `{other}`\n\n{HELP}"),
     }

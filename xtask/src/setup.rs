@@ -12,7 +12,7 @@ use cuda_builder::ptxas::Ptxas;
 use cuda_builder::{Toolchain, cache_dir};
 use lexopt::Arg;
 
-use crate::{arguments, workspace};
+use crate::{arguments, output, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask setup [--ptxas]
@@ -41,17 +41,16 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         match argument {
             Arg::Long("ptxas") => with_ptxas = true,
             Arg::Long("help") | Arg::Short('h') => {
-                print!("{HELP}");
-                return Ok(());
+                return output::print(HELP);
             }
             other => return Err(arguments::unexpected(other, HELP)),
         }
     }
     let library = require_rust_src()?;
-    println!("rust-src  {}", library.display());
+    output::print(&format!("rust-src  {}\n", library.display()))?;
     if with_ptxas {
         let ptxas = require_ptxas()?;
-        println!("ptxas     {} ({})", ptxas.path().display(), ptxas.version());
+        output::print(&format!("ptxas     {} ({})\n", ptxas.path().display(), ptxas.version()))?;
     }
     Ok(())
 }
@@ -281,7 +280,7 @@ impl WorkDir {
 impl Drop for WorkDir {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
-            eprintln!("warning: {} stays: {error}", self.path.display());
+            output::note(format_args!("warning: {} stays: {error}", self.path.display()));
         }
     }
 }

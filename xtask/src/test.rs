@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use anyhow::{Result, bail};
 use lexopt::Arg;
 
-use crate::{arguments, build, setup, workspace};
+use crate::{arguments, build, output, setup, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask test [OPTIONS] [-- CARGO-TEST-ARGUMENTS]
@@ -38,8 +38,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         match argument {
             Arg::Long("device") => device = Some(parser.value()?),
             Arg::Long("help") | Arg::Short('h') => {
-                print!("{HELP}");
-                return Ok(());
+                return output::print(HELP);
             }
             // lexopt hands out what follows `--` as values, which this verb has none of.
             Arg::Value(value) => {
@@ -58,11 +57,11 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         workspace::cargo().args(["fmt", "--check", "--manifest-path"]).arg(workspace::kernels().join("Cargo.toml")),
     )?;
 
-    let output = build::kernels(None)?;
-    if output.modules.iter().any(|module| !module.warnings.trim().is_empty()) {
+    let built = build::kernels(None)?;
+    if built.modules.iter().any(|module| !module.warnings.trim().is_empty()) {
         bail!("the kernels compile with warnings");
     }
-    if let Some((module, kernel)) = output
+    if let Some((module, kernel)) = built
         .modules
         .iter()
         .flat_map(|module| module.kernels.iter().map(move |kernel| (module, kernel)))

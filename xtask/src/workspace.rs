@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::output;
+
 /// Folder of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
@@ -70,7 +72,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Says on standard error what is about to run.
 pub(crate) fn step(what: &str) {
-    eprintln!("xtask: {what}");
+    output::note(format_args!("xtask: {what}"));
 }
 
 fn text(command: &Command) -> String {

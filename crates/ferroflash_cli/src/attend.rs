@@ -1,13 +1,14 @@
 //! `ferroflash attend`: attention on the tensors of a file.
 
-use crate::format;
+use crate::output::say;
+use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Problem, Shape, Tensor, reference};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::HashMap;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -112,7 +113,8 @@ impl AttendArgs {
 }
 
 pub(crate) fn run(args: &AttendArgs) -> Result<()> {
-    let folder = output_folder(&args.output)?;
+    files::check_file("--output", &args.output)?;
+    files::check_distinct(&[("--input", &args.input), ("--output", &args.output)])?;
     let bytes = read(&args.input)?;
     let file = parse(&bytes).with_context(|| args.input.display().to_string())?;
     let inputs = Inputs::find(&file, args.layout.into()).with_context(|| args.input.display().to_string())?;
@@ -121,18 +123,9 @@ pub(crate) fn run(args: &AttendArgs) -> Result<()> {
         DType::F16 => attend::<half::f16>(args, &inputs),
         DType::Bf16 => attend::<half::bf16>(args, &inputs),
     }?;
-    write(args, &folder, &inputs, &result)?;
-    println!("{}", result.how);
-    println!("out and lse written to {}", args.output.display());
-    Ok(())
-}
-
-/// The folder of the output, which has to exist before anything is computed.
-fn output_folder(output: &Path) -> Result<PathBuf> {
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "--output {}: the folder {} does not exist", output.display(), folder.display());
-    ensure!(!output.is_dir(), "--output {} is a folder; a file is needed", output.display());
-    Ok(folder.to_owned())
+    write(args, &inputs, &result)?;
+    say!("{}", result.how)?;
+    say!("out and lse written to {}", args.output.display())
 }
 
 fn read(input: &Path) -> Result<Vec<u8>> {
@@ -322,8 +315,8 @@ fn swap_middle_axes<T: Copy>(data: &[T], first: usize, second: usize, dim: usize
     swapped
 }
 
-/// Writes beside the output and moves into place, so that there is never half a file.
-fn write(args: &AttendArgs, folder: &Path, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
+/// Writes the output file.
+fn write(args: &AttendArgs, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
     let Problem { batch, q_rows, q_heads, .. } = inputs.problem;
     let lse = encode(&result.lse);
     let tensors = [
@@ -336,18 +329,7 @@ fn write(args: &AttendArgs, folder: &Path, inputs: &Inputs<'_>, result: &Attende
         ("mask".to_owned(), format!("{:?}", args.mask())),
         ("scale".to_owned(), result.scale.to_string()),
     ]);
-    let bytes = safetensors::serialize(tensors, Some(metadata))?;
-    let written = (|| -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        // What a file created in place would have: the process's mask takes away from it.
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(&bytes)?;
-        file.persist(&args.output)?;
-        Ok(())
-    })();
-    written.with_context(|| format!("cannot write {}", args.output.display()))
+    files::write(&args.output, safetensors::serialize(tensors, Some(metadata))?)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod measure;
 mod nvml;
 mod peers;
 mod preset;
+mod print;
 pub(crate) mod record;
 pub(crate) mod stats;
 mod sweep;
@@ -14,7 +15,8 @@ mod table;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
-use crate::format;
+use crate::files;
+use crate::output::say;
 use crate::workload::L2;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
@@ -27,9 +29,9 @@ use peers::{PeerName, Peers};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use record::{BENCH_KIND, Ceilings, Cell, Method, Record, SCHEMA_VERSION, SweepRecord};
+use record::{BENCH_KIND, Method, Record, SCHEMA_VERSION, SweepRecord};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 pub(crate) use sweep::KernelName;
 use sweep::{Sweep, SweepArgs};
@@ -86,7 +88,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = L2::Warm)]
     l2: L2,
     /// Measure only what the device reaches at most, and no cell
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "plot", "html", "csv", "markdown"])]
     ceilings: bool,
     /// Seed of the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -129,6 +131,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
     let timed = !emulator || args.clock == Clock::Host;
+    ensure!(timed || !args.ceilings, "--ceilings needs a GPU: the emulator counts, and has no rates");
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
     let runnable: Vec<Kernel> = Kernel::ALL.into_iter().filter(has_instructions).collect();
     let sweep = args.sweep.sweep(emulator, &runnable)?;
@@ -172,7 +175,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         let earlier = Record::read(path)?;
         record.resume(earlier).with_context(|| format!("--resume {}", path.display()))?;
     }
-    print_heading(&record, timed, &throttled_before);
+    print::heading(&record, timed, &throttled_before)?;
     if timed && record.ceilings.is_none() {
         let mut dtypes: Vec<DType> = Vec::new();
         for case in &sweep.cases {
@@ -183,12 +186,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         record.ceilings = Some(ceilings::measure(&device, &dtypes, peers.as_mut(), sampler.as_ref())?);
     }
     if let Some(ceilings) = &record.ceilings {
-        print_ceilings(ceilings);
+        print::ceilings(ceilings)?;
     }
     args.keep(&record)?;
     if args.ceilings {
-        ensure!(timed, "--ceilings needs a GPU: the emulator counts, and has no rates");
-        return Ok(());
+        return args.say_where();
     }
 
     let ceilings = record.ceilings.clone();
@@ -203,18 +205,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         sampler: sampler.as_ref(),
     };
     run_sweep(bench, &sweep, args, &mut record)?;
-    print_results(&record, timed);
-    if let Some(path) = &args.json {
-        println!("results written to {}", path.display());
-    }
+    print::results(&record, timed)?;
+    args.say_where()?;
     args.export.write(&record)?;
     let (checked, wrong) = record.verdict();
     if !wrong.is_empty() {
         bail!("{} of {checked} results are outside the tolerance rule:\n  {}", wrong.len(), wrong.join("\n  "));
     }
     ensure!(checked > 0, "no kernel ran; the reasons are above");
-    println!("{checked} results compared with the f64 reference, all within the tolerance rule");
-    Ok(())
+    say!("{checked} results compared with the f64 reference, all within the tolerance rule")
 }
 
 impl BenchArgs {
@@ -232,8 +231,10 @@ impl BenchArgs {
             self.sample
         );
         sweep::unique("--peers", self.peers.iter())?;
-        self.json.as_deref().map_or(Ok(()), check_writable)?;
-        self.export.check()
+        if let Some(path) = &self.json {
+            files::check_file("--json", path)?;
+        }
+        self.export.check(&self.json.iter().map(|path| ("--json", path.as_path())).collect::<Vec<_>>())
     }
 
     fn timing(&self) -> Timing {
@@ -288,77 +289,10 @@ impl BenchArgs {
     fn keep(&self, record: &Record) -> Result<()> {
         self.json.as_deref().map_or(Ok(()), |path| record.write(path))
     }
-}
 
-/// Finds out before the run that its results could not be kept after it.
-fn check_writable(path: &Path) -> Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "--json {}: the folder {} does not exist", path.display(), folder.display());
-    ensure!(!path.is_dir(), "--json {} is a folder; a file is needed", path.display());
-    Ok(())
-}
-
-fn print_heading(record: &Record, timed: bool, throttled: &[&str]) {
-    let Record { environment, method, sweep, .. } = record;
-    print!("{}", environment.device);
-    if let (Some(capability), Some(driver)) = (&environment.compute_capability, &environment.driver) {
-        print!(", compute capability {capability}, driver for CUDA {driver}");
+    fn say_where(&self) -> Result<()> {
+        self.json.as_deref().map_or(Ok(()), |path| say!("results written to {}", path.display()))
     }
-    println!(", ferroflash {}", environment.ferroflash);
-    if let Some(nvml) = &environment.nvml {
-        let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
-        println!(
-            "Highest clocks {} MHz (multiprocessors) and {} MHz (memory), power limit {} W{}",
-            known(nvml.sm_clock_max_mhz.map(|mhz| mhz.to_string())),
-            known(nvml.memory_clock_max_mhz.map(|mhz| mhz.to_string())),
-            known(nvml.power_limit_watts.map(|watts| format!("{watts:.0}"))),
-            if throttled.is_empty() {
-                String::new()
-            } else {
-                format!("; THROTTLED at the start: {}", throttled.join(", "))
-            },
-        );
-    }
-    if let Some(reason) = &environment.nvml_missing {
-        println!("Clocks, power and temperature are not known: {reason}");
-    }
-    if let Some(reason) = &environment.peers_missing {
-        println!("No peers: {reason}");
-    } else if !environment.peers.is_empty() {
-        let versions: Vec<_> = environment.peers.iter().map(|(name, version)| format!("{name} {version}")).collect();
-        println!("Peers: {} ({})", sweep.peers.join(", "), versions.join(", "));
-    }
-    if timed {
-        let Method { repeats, warmup_seconds, sample_ms, l2, order_seed, .. } = method;
-        println!(
-            "Median and interquartile range of {repeats} samples of {sample_ms} ms by {} after {warmup_seconds} s of warm-up, \
-             level-two cache {l2}, order drawn with seed {order_seed}.",
-            method.timer
-        );
-    } else {
-        println!(
-            "No GPU: the compiled kernels run in the PTX emulator. The numbers are COUNTS of what they do, not times."
-        );
-    }
-    print!("Sweep: {}, {} cells", sweep.name, sweep.problems.len());
-    match record.cells.len() {
-        0 => println!("."),
-        done => println!(", of which {done} were done before."),
-    }
-    if let Some(scaled) = &sweep.scaled {
-        println!("Smaller than on a GPU: {scaled}.");
-    }
-    println!("max error: largest |out - f64 reference| of what the tolerance rule accepts.");
-}
-
-fn print_ceilings(ceilings: &Ceilings) {
-    let Ceilings { copy_bytes_per_second: copy, matmul_flops, exp2_per_second: exp2 } = ceilings;
-    println!("Ceilings:");
-    println!("  copy            {} GB/s  {}", format::significant(copy.value / 1e9), copy.how);
-    for (dtype, matmul) in matmul_flops {
-        println!("  product, {dtype:<4}   {} TFLOP/s  {}", format::significant(matmul.value / 1e12), matmul.how);
-    }
-    println!("  exponentials    {} T/s  {}", format::significant(exp2.value / 1e12), exp2.how);
 }
 
 /// Measures what the record lacks, and keeps each cell as soon as it is done.
@@ -387,46 +321,12 @@ fn run_sweep(mut bench: Bench<'_>, sweep: &Sweep, args: &BenchArgs, record: &mut
         bar.inc(1);
         let count = count as u64 + 1;
         let left = start.elapsed().mul_f64((steps - count) as f64 / count as f64);
-        bar.suspend(|| print_progress(&cell, count, steps, left));
+        let line = print::progress(&cell, count, steps, left);
         record.insert(cell, pair);
+        // Before anything is printed: a reader who left does not cost a cell.
         args.keep(record)?;
+        bar.suspend(|| say!("{line}"))?;
     }
     bar.finish_and_clear();
     Ok(())
-}
-
-/// One line for a cell that is done.
-fn print_progress(cell: &Cell, count: u64, steps: u64, left: Duration) {
-    let speeds = cell
-        .results
-        .iter()
-        .filter(|result| !result.peer)
-        .filter_map(|result| Some(format!("{} {}", result.name, format::significant(result.tflops?))));
-    let speeds: Vec<_> = speeds.collect();
-    let speeds = if speeds.is_empty() { String::new() } else { format!(": {} TFLOP/s", speeds.join(", ")) };
-    let best = table::beside_the_best_peer(cell).map_or(String::new(), |text| format!("; {text}"));
-    let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
-    println!("[{count}/{steps}, {left} left] {}{speeds}{best}", cell.problem);
-}
-
-fn print_results(record: &Record, timed: bool) {
-    for cells in record.cells.chunk_by(|a, b| table::same_group(&a.problem, &b.problem)) {
-        println!("\n{}", table::title(&cells[0].problem));
-        println!("{}", if timed { table::timed(cells, &record.sweep.peers) } else { table::counted(cells) });
-        for line in table::skipped(cells) {
-            println!("{line}");
-        }
-    }
-    if let Some(noise) = &record.noise {
-        let pairs: Vec<f64> = noise.pairs.iter().map(|pair| pair.difference_percent).collect();
-        println!(
-            "Noise: the newest kernel measured against itself differs by {:.2} % in the middle of {} cells, {:.2} % at most.",
-            stats::Quartiles::of(&pairs).median,
-            pairs.len(),
-            noise.floor_percent
-        );
-    }
-    for line in table::throttled(&record.cells) {
-        println!("{line}");
-    }
 }

@@ -2,11 +2,12 @@
 
 use crate::bench::commit;
 use crate::format;
+use crate::output::say;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -40,54 +41,53 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         return first_result(&args.device, kernel.into());
     }
     let mut problems = Vec::new();
-    line("ferroflash", &format!("{}, commit {}", env!("CARGO_PKG_VERSION"), commit().unwrap_or("unknown")));
-    line("built with", env!("FERROFLASH_RUSTC"));
-    driver_and_gpus();
+    line("ferroflash", &format!("{}, commit {}", env!("CARGO_PKG_VERSION"), commit().unwrap_or("unknown")))?;
+    line("built with", env!("FERROFLASH_RUSTC"))?;
+    driver_and_gpus()?;
     match Device::emulator() {
         Ok(_) => line("emulator", "in this build: runs the kernels' PTX on the CPU, on any machine"),
         Err(error) => line("emulator", &format!("not usable: {error}")),
-    }
+    }?;
     let embedded = embedded_variants().count();
-    line("kernels", &format!("PTX of {embedded} of {} entry points is in this build", VARIANTS.len()));
+    line("kernels", &format!("PTX of {embedded} of {} entry points is in this build", VARIANTS.len()))?;
     if embedded < VARIANTS.len() {
         problems.push("kernels are missing from this build; install rust-src with `cargo xtask setup` and build again");
     }
     match Device::open(&args.device) {
         Ok(device) => {
-            line("device", &format!("`{}` is {}, {}", args.device, device.info().id(), device.info().name));
+            line("device", &format!("`{}` is {}, {}", args.device, device.info().id(), device.info().name))?;
             for kernel in Kernel::ALL {
                 let what = format!("{kernel}, start");
                 let plan = Attention::new().with_kernel(kernel).plan(&device, &FIRST_PROBLEM);
                 if let Err(Error::KernelUnsupported { reason, .. }) = plan {
-                    line(&what, &format!("not on this device: {reason}"));
+                    line(&what, &format!("not on this device: {reason}"))?;
                     continue;
                 }
                 match time_to_first_result(&device.info().id(), kernel) {
-                    Ok(ms) => line(&what, &format!("{} from process start to first result", format::milliseconds(ms))),
+                    Ok(ms) => line(&what, &format!("{} from process start to first result", format::milliseconds(ms)))?,
                     Err(error) => {
-                        line(&what, &format!("FAILED: {error:#}"));
+                        line(&what, &format!("FAILED: {error:#}"))?;
                         problems.push("a kernel gives no right result on this device");
                     }
                 }
             }
         }
         Err(error) => {
-            line("device", &format!("`{}` is not usable: {error}", args.device));
+            line("device", &format!("`{}` is not usable: {error}", args.device))?;
             problems.push("the device does not work");
         }
     }
     problems.dedup();
     ensure!(problems.is_empty(), "{}", problems.join("; "));
-    println!("everything that this build needs is there");
-    Ok(())
+    say!("everything that this build needs is there")
 }
 
-fn line(what: &str, finding: &str) {
+fn line(what: &str, finding: &str) -> Result<()> {
     // As wide as the longest heading.
-    println!("{what:<14}{finding}");
+    say!("{what:<14}{finding}")
 }
 
-fn driver_and_gpus() {
+fn driver_and_gpus() -> Result<()> {
     let gpus = Device::list().into_iter().filter_map(|info| match info.kind {
         DeviceKind::Cuda { ordinal, driver_version, compute_capability } => {
             Some((info, ordinal, driver_version, compute_capability))
@@ -97,7 +97,7 @@ fn driver_and_gpus() {
     let mut none = true;
     for (info, ordinal, driver_version, compute_capability) in gpus {
         if none {
-            line("CUDA driver", &format!("supports CUDA {driver_version}"));
+            line("CUDA driver", &format!("supports CUDA {driver_version}"))?;
         }
         none = false;
         let usable = match Device::cuda(ordinal) {
@@ -111,14 +111,15 @@ fn driver_and_gpus() {
             &format!(
                 "{name}, compute capability {compute_capability}, {multiprocessors} multiprocessors, {memory}, {usable}"
             ),
-        );
+        )?;
     }
-    if none {
-        // Opening says why there is none.
-        match Device::cuda(0) {
-            Ok(device) => line("CUDA", &format!("{} opens but is not listed", device.info().name)),
-            Err(error) => line("CUDA", &error.to_string()),
-        }
+    if !none {
+        return Ok(());
+    }
+    // Opening says why there is none.
+    match Device::cuda(0) {
+        Ok(device) => line("CUDA", &format!("{} opens but is not listed", device.info().name)),
+        Err(error) => line("CUDA", &error.to_string()),
     }
 }
 
@@ -148,8 +149,7 @@ fn first_result(device: &str, kernel: Kernel) -> Result<()> {
     let device = Device::open(device)?;
     let mut workload = Workload::new(&device, Case { problem: FIRST_PROBLEM, mask: Mask::Causal }, 0)?;
     let check = workload.check(kernel)?;
-    println!("{FIRST_RESULT}");
-    std::io::stdout().flush()?;
+    say!("{FIRST_RESULT}")?;
     ensure!(check.within, "the result is wrong: error {:e}, accepted {:e}", check.max_error, check.bound);
     Ok(())
 }

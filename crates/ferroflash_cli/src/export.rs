@@ -1,8 +1,9 @@
 //! What a record can be written as, besides JSON.
 
 use crate::bench::record::{Cell, Measurement, Record};
-use crate::{plot, report};
-use anyhow::{Context, Result, ensure};
+use crate::output::say;
+use crate::{files, plot, report};
+use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,9 @@ pub(crate) struct ExportArgs {
     markdown: Option<PathBuf>,
 }
 
-/// A record as text.
-type Format = fn(&Record) -> Result<String>;
+const HTML: &str = "--html";
+const CSV: &str = "--csv";
+const MARKDOWN: &str = "--markdown";
 
 impl ExportArgs {
     /// Whether nothing is asked for.
@@ -35,37 +37,35 @@ impl ExportArgs {
     }
 
     fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let files = [("--html", &self.html), ("--csv", &self.csv), ("--markdown", &self.markdown)];
+        let files = [(HTML, &self.html), (CSV, &self.csv), (MARKDOWN, &self.markdown)];
         files.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?)))
     }
 
-    /// Finds out before a run that its results could not be kept after it.
-    pub(crate) fn check(&self) -> Result<()> {
-        for (flag, path) in self.files() {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            ensure!(folder.is_dir(), "{flag} {}: the folder {} does not exist", path.display(), folder.display());
-            ensure!(!path.is_dir(), "{flag} {} is a folder; a file is needed", path.display());
-        }
-        if let Some(folder) = &self.plot {
-            ensure!(!folder.is_file(), "--plot {} is a file; a folder is needed", folder.display());
-        }
-        Ok(())
+    /// Finds out before a run that its results could not be kept after it. `others` are files of the same command, by their options.
+    pub(crate) fn check(&self, others: &[(&'static str, &Path)]) -> Result<()> {
+        let files: Vec<_> = self.files().collect();
+        files.iter().try_for_each(|(flag, path)| files::check_file(flag, path))?;
+        files::check_distinct(&[others, &files].concat())?;
+        self.plot.as_deref().map_or(Ok(()), |folder| files::check_folder("--plot", folder))
     }
 
-    /// Writes everything that was asked for, and says where it is.
+    /// Writes everything that was asked for, and then says where it is.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
+        let mut written = Vec::new();
         if let Some(folder) = &self.plot {
             let pictures = plot::write(record, folder)?;
-            println!("{} pictures written to {}", pictures.len(), folder.display());
+            written.push(format!("{} pictures written to {}", pictures.len(), folder.display()));
         }
-        let contents: [(_, Format); 3] =
-            [(&self.html, report::html), (&self.csv, csv), (&self.markdown, |record| Ok(report::markdown(record)))];
-        for (path, content) in contents {
-            let Some(path) = path else { continue };
-            std::fs::write(path, content(record)?).with_context(|| format!("cannot write {}", path.display()))?;
-            println!("written: {}", path.display());
+        for (flag, path) in self.files() {
+            let content = match flag {
+                HTML => report::html(record)?,
+                CSV => csv(record)?,
+                _ => report::markdown(record),
+            };
+            files::write(path, content)?;
+            written.push(format!("written: {}", path.display()));
         }
-        Ok(())
+        written.iter().try_for_each(|line| say!("{line}"))
     }
 }
 
@@ -158,17 +158,20 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_written_is_found_before_the_run() {
+    fn every_option_is_checked_before_the_run() {
         let folder = tempfile::tempdir().unwrap();
-        let message = |args: ExportArgs| args.check().unwrap_err().to_string();
         let absent = Some(folder.path().join("absent/file"));
+        let message = |args: ExportArgs| args.check(&[]).unwrap_err().to_string();
         assert!(message(ExportArgs { html: absent.clone(), ..Default::default() }).contains("--html"));
-        assert!(message(ExportArgs { csv: absent, ..Default::default() }).contains("does not exist"));
-        let is_folder = Some(folder.path().to_owned());
-        assert!(message(ExportArgs { markdown: is_folder, ..Default::default() }).contains("is a folder"));
+        assert!(message(ExportArgs { csv: absent.clone(), ..Default::default() }).contains("--csv"));
+        assert!(message(ExportArgs { markdown: absent, ..Default::default() }).contains("--markdown"));
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(message(ExportArgs { plot: Some(file), ..Default::default() }).contains("is a file"));
-        assert!(ExportArgs::default().is_empty());
+        assert!(message(ExportArgs { plot: Some(file.clone()), ..Default::default() }).contains("--plot"));
+        let csv = ExportArgs { csv: Some(file.clone()), ..Default::default() };
+        csv.check(&[]).unwrap();
+        let error = csv.check(&[("--json", &file)]).unwrap_err().to_string();
+        assert!(error.contains("--json and --csv both name"), "{error}");
+        assert!(ExportArgs::default().is_empty() && !csv.is_empty());
     }
 }

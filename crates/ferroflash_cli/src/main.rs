@@ -5,13 +5,17 @@ mod bench;
 mod compare;
 mod doctor;
 mod export;
+mod files;
 mod format;
+mod output;
 mod plot;
 mod report;
 mod tables;
 mod workload;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Exact attention on GPUs, every kernel written in Rust.
@@ -34,22 +38,29 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    // A finding of `compare` is 1, so that what went wrong has another status, as of `diff`.
+    let (result, failure) = match Cli::parse().verb {
         Verb::Bench(args) => match args.compare() {
-            Some(compare) => return compare::run(compare),
-            None => bench::run(&args),
+            Some(compare) => (compare::run(compare), 2),
+            None => (succeeded(bench::run(&args)), 1),
         },
-        Verb::Compare(args) => return compare::run(&args),
-        Verb::Report(args) => report::run(&args),
-        Verb::Attend(args) => attend::run(&args),
-        Verb::Doctor(args) => doctor::run(&args),
-        Verb::Tables(args) => tables::run(&args),
+        Verb::Compare(args) => (compare::run(&args), 2),
+        Verb::Report(args) => (succeeded(report::run(&args)), 1),
+        Verb::Attend(args) => (succeeded(attend::run(&args)), 1),
+        Verb::Doctor(args) => (succeeded(doctor::run(&args)), 1),
+        Verb::Tables(args) => (succeeded(tables::run(&args)), 1),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
+        Err(error) if error.is::<output::Closed>() => ExitCode::from(output::CLOSED_STATUS),
         Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            // Nobody may read this either.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::from(failure)
         }
     }
+}
+
+fn succeeded(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ mod pictures;
 mod style;
 
 use crate::bench::record::Record;
+use crate::files;
 use anyhow::{Context, Result, ensure};
 pub(crate) use draw::{escape, inline_svg, png, svg};
 pub(crate) use pictures::figures;
@@ -23,7 +24,7 @@ pub(crate) fn write(record: &Record, folder: &Path) -> Result<Vec<PathBuf>> {
     for figure in &figures {
         for (extension, bytes) in [("svg", svg(figure)?.into_bytes()), ("png", png(figure)?)] {
             let path = folder.join(format!("{}.{extension}", figure.name));
-            std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+            files::write(&path, bytes)?;
             written.push(path);
         }
     }

@@ -28,6 +28,6 @@ pub(crate) struct ReportArgs {
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
     ensure!(!args.export.is_empty(), "nothing to write: give --plot, --html, --csv or --markdown");
-    args.export.check()?;
+    args.export.check(&[("RECORD", &args.record)])?;
     args.export.write(&Record::read(&args.record)?)
 }

@@ -16,6 +16,7 @@ pub(crate) fn run(arguments: &[&str]) -> Output {
 }
 
 /// Runs the program and expects success; gives what it printed.
+#[track_caller]
 pub(crate) fn succeed(arguments: &[&str]) -> String {
     let output = run(arguments);
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
@@ -24,6 +25,7 @@ pub(crate) fn succeed(arguments: &[&str]) -> String {
 }
 
 /// Runs the program and expects an error; gives its message.
+#[track_caller]
 pub(crate) fn fail(arguments: &[&str]) -> String {
     let output = run(arguments);
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
@@ -31,6 +33,13 @@ pub(crate) fn fail(arguments: &[&str]) -> String {
     // A panic would be 101 and a signal none at all.
     assert!(matches!(output.status.code(), Some(1 | 2)), "ferroflash {arguments:?}: {}\n{stderr}", output.status);
     stderr
+}
+
+/// Runs the program and expects an error whose message has `expected` in it.
+#[track_caller]
+pub(crate) fn refuses(arguments: &[&str], expected: &str) {
+    let error = fail(arguments);
+    assert!(error.contains(expected), "ferroflash {arguments:?} does not say `{expected}`:\n{error}");
 }
 
 pub(crate) fn text(bytes: &[u8]) -> String {

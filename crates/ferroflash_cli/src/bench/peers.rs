@@ -24,6 +24,7 @@ use clap::ValueEnum;
 use ferroflash::{DeviceKind, Problem};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -71,7 +72,7 @@ impl PeerName {
         }
     }
 
-    /// What the protocol calls it.
+    /// What the protocol and the command line call it.
     fn key(self) -> &'static str {
         match self {
             PeerName::Cudnn => "cudnn",
@@ -80,6 +81,12 @@ impl PeerName {
             PeerName::Math => "math",
             PeerName::Triton => "triton",
         }
+    }
+}
+
+impl fmt::Display for PeerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key())
     }
 }
 

@@ -8,6 +8,7 @@ use attn_spec::{DType, Kernel, Mask};
 use clap::{Args, ValueEnum};
 use ferroflash::Problem;
 use serde::Deserialize;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Which problems to run. What is left out takes the default sweep of the device.
@@ -300,10 +301,10 @@ impl Axes {
 }
 
 /// The values in their order; one that comes twice is a mistake in the command.
-pub(crate) fn unique<T: PartialEq + std::fmt::Debug>(name: &str, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
+pub(crate) fn unique<T: PartialEq + Display>(name: &str, values: impl Iterator<Item = T>) -> Result<Vec<T>> {
     let mut seen = Vec::new();
     for value in values {
-        ensure!(!seen.contains(&value), "{name} names {value:?} twice");
+        ensure!(!seen.contains(&value), "{name} names {value} twice");
         seen.push(value);
     }
     Ok(seen)

@@ -19,6 +19,7 @@ use crate::workload::Case;
 use anyhow::{Context, Result, bail, ensure};
 use attn_spec::{Kernel, Mask};
 use serde::Deserialize;
+use std::fmt;
 use std::path::Path;
 use toml::Spanned;
 
@@ -61,6 +62,21 @@ struct Group {
 enum MaskName {
     Full,
     Causal,
+}
+
+impl MaskName {
+    fn mask(self) -> Mask {
+        match self {
+            MaskName::Full => Mask::Full,
+            MaskName::Causal => Mask::Causal,
+        }
+    }
+}
+
+impl fmt::Display for MaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == MaskName::Causal { "causal" } else { "full" })
+    }
 }
 
 fn both_masks() -> Vec<MaskName> {
@@ -111,10 +127,7 @@ impl Group {
         }
         Ok(Axes {
             dtypes: unique("dtype", self.dtype.into_iter().map(Into::into))?,
-            masks: unique("mask", self.mask.into_iter())?
-                .into_iter()
-                .map(|mask| if mask == MaskName::Causal { Mask::Causal } else { Mask::Full })
-                .collect(),
+            masks: unique("mask", self.mask.into_iter())?.into_iter().map(MaskName::mask).collect(),
             head_dims: unique("head_dim", self.head_dim.into_iter())?,
             seqs: unique("seq", self.seq.into_iter())?,
             kv_seq: self.kv_seq,
@@ -170,6 +183,8 @@ mod tests {
         assert!(dim.contains("s.toml:3: in this group") && dim.contains("head_dim 12 is not accepted"), "{dim}");
         let twice = message(&format!("{group}{group}"));
         assert!(twice.contains("s.toml:5: in this group") && twice.contains("a second time"), "{twice}");
+        let masks = message(&format!("{group}mask = [\"full\", \"full\"]\n"));
+        assert!(masks.contains("s.toml:1: in this group: mask names full twice"), "{masks}");
         assert!(message(&format!("{group}batch = 1\ntokens = 512\n")).contains("both given"));
         assert!(message(&format!("{group}heads = 1\nwidth = 512\n")).contains("both given"));
         assert!(message(&group.replace("[64]", "[]")).contains("head_dim is an empty list"));

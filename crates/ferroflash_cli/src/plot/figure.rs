@@ -82,7 +82,8 @@ impl Axis {
         Axis { title: title.to_owned(), scale: Scale::Linear, limits: (0.0, steps * step), ticks, grid: true }
     }
 
-    /// A logarithmic axis over every value, with ticks at powers of `base`, or of a power of it when those would be too many.
+    /// A logarithmic axis over every value, with ticks at powers of `base`, or of a power of it when those would be too many. Where fewer
+    /// than three powers of ten fit, 2 and 5 times them have ticks too.
     pub(crate) fn powers(
         title: &str,
         base: u32,
@@ -90,24 +91,30 @@ impl Axis {
         label: impl Fn(f64) -> String,
     ) -> Axis {
         let (low, high) = range(values);
-        let base = f64::from(base);
-        // A marker at a limit would lie on the frame; values within one power leave the ticks around them.
+        // A marker at a limit would lie on the frame.
         let margin = (high / low).powf(0.06).max(1.1);
-        let (mut low, mut high) = (low / margin, high * margin);
-        // 1e-9: a power of the base has a whole logarithm, whatever rounding says.
-        let power = |value: f64, up: f64| value.ln() / base.ln() + 1e-9 * up;
-        let (mut first, mut last) = (power(low, -1.0).ceil() as i32, power(high, 1.0).floor() as i32);
-        if last <= first {
-            (first, last) = (power(low, 1.0).floor() as i32, power(high, -1.0).ceil() as i32);
-            last = last.max(first + 1);
-            (low, high) = (low.min(base.powi(first)), high.max(base.powi(last)));
+        let mut limits = (low / margin, high * margin);
+        let mut places = powers_between(limits, base, &[1.0]);
+        if base == 10 && places.len() < 3 {
+            places = powers_between(limits, base, &[1.0, 2.0, 5.0]);
+        }
+        if places.len() < 2 {
+            // Values within one step leave the ticks around them.
+            let around = (limits.0 / f64::from(base), limits.1 * f64::from(base));
+            let factors: &[f64] = if base == 10 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+            let all = powers_between(around, base, factors);
+            let below = all.iter().copied().rfind(|&place| place <= limits.0).unwrap_or(around.0);
+            let above = all.iter().copied().find(|&place| place >= limits.1).unwrap_or(around.1);
+            limits = (below, above);
+            places = all.into_iter().filter(|place| (below..=above).contains(place)).collect();
         }
         // More than eight labels run into each other in a panel of this height.
-        let every = ((last - first) as f64 / 7.0).ceil().max(1.0) as i32;
+        let every = (places.len().saturating_sub(1)).div_ceil(7).max(1) as i32;
         // Powers that `every` divides, so that 1 is among them.
-        let first = first + (every - first.rem_euclid(every)) % every;
-        let ticks = (first..=last).step_by(every as usize).map(|k| base.powi(k)).map(|v| (v, label(v))).collect();
-        Axis { title: title.to_owned(), scale: Scale::Log, limits: (low, high), ticks, grid: true }
+        let exponent = |place: f64| (place.ln() / f64::from(base).ln()).round() as i32;
+        let ticks = places.into_iter().filter(|&place| every == 1 || exponent(place).rem_euclid(every) == 0);
+        let ticks = ticks.map(|v| (v, label(v))).collect();
+        Axis { title: title.to_owned(), scale: Scale::Log, limits, ticks, grid: true }
     }
 
     /// A logarithmic axis with a tick at each of these values.
@@ -144,6 +151,16 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     if low <= high { (low, high) } else { (1.0, 2.0) }
 }
 
+/// These factors times powers of `base`, from the lower to the upper limit.
+fn powers_between((low, high): (f64, f64), base: u32, factors: &[f64]) -> Vec<f64> {
+    let base = f64::from(base);
+    let power = |value: f64| value.ln() / base.ln();
+    let exponents = power(low).floor() as i32..=power(high).ceil() as i32;
+    let places = exponents.flat_map(|k| factors.iter().map(move |factor| factor * base.powi(k)));
+    // A limit that is a power of the base is one, whatever rounding says.
+    places.filter(|place| (low * (1.0 - 1e-9)..=high * (1.0 + 1e-9)).contains(place)).collect()
+}
+
 /// The least of 1, 2, 2.5 and 5 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
@@ -172,6 +189,9 @@ mod tests {
     fn a_logarithmic_axis_has_few_ticks_and_holds_its_values() {
         let axis = Axis::powers("t", 2, [0.6, 14.0], |v| format!("{v}"));
         assert_eq!(labels(&axis), ["0.5", "1", "2", "4", "8", "16"]);
+        let axis = Axis::powers("t", 10, [155.0, 1755.0], |v| format!("{v}"));
+        assert_eq!(labels(&axis), ["200", "500", "1000", "2000"]);
+        assert_eq!(labels(&Axis::powers("t", 10, [0.3, 0.4], |v| format!("{v}"))), ["0.2", "0.5"]);
         for (low, high) in [(16384.0, 8e9), (1.0, 1.0), (3e-5, 0.9), (1000.0, 1001.0), (0.3, 0.4)] {
             for base in [2, 10] {
                 let axis = Axis::powers("t", base, [low, high], |v| format!("{v}"));
