@@ -379,6 +379,12 @@ fn bench_refuses_bad_options() {
     refuses(&["bench", "--device", &device, "--head-dim", "12"], "--head-dim 12 is not accepted");
     refuses(&["bench", "--device", &device, "--kv-heads", "3", "--heads", "4"], "--kv-heads");
     refuses(&["bench", "--device", &device, "--seq", "48", "--tokens", "64"], "64 tokens");
+    // Before the first cell, not when its turn comes.
+    let large = ["--batch", "1", "--heads", "1", "--dtype", "f16"];
+    let rows = ["bench", "--device", &device, "--seq", "64,99999999999"];
+    refuses(&[&rows[..], &large].concat(), "has 99999999999 rows; fewer than");
+    let tensors = ["bench", "--device", &device, "--seq", "64,500000000", "--head-dim", "256"];
+    refuses(&[&tensors[..], &large].concat(), "q, k, v and out take 954 GiB, the device has");
 }
 
 #[test]

@@ -190,8 +190,8 @@ fn without_peers_the_bench_goes_on() {
         assert!(printed.contains("No peers: they need a GPU, and this is the emulator"), "{printed}");
     }
     refuses(&["bench", "--python", "python3"], "--peers");
-    refuses(&["bench", "--peers=jax"], "possible values");
-    refuses(&["bench", "--peers=math,math"], "--peers names math twice");
+    refuses(&["bench", "--peers", "jax"], "possible values");
+    refuses(&["bench", "--peers", "math,math"], "--peers names math twice");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! The `ferroflash` program when nobody reads what it prints: `ferroflash doctor | head -1`.
+#![cfg(unix)]
 
 use crate::support::program::{ferroflash, succeed, text};
 use std::path::Path;
@@ -37,6 +38,8 @@ fn every_verb_ends_quietly_when_its_reader_leaves() {
     succeed(&[&SHORT[..], &["--json", utf8(&record)]].concat());
     ends_quietly(ferroflash().args(["compare", utf8(&record), utf8(&record)]), CLOSED);
     ends_quietly(ferroflash().args(["bench", "compare", utf8(&record), utf8(&record)]), CLOSED);
+
+    ends_quietly(ferroflash().args(["report", utf8(&record), "--csv", "/dev/stdout"]), CLOSED);
 
     // What was asked for is written before anything is said.
     let (plot, html, csv) = (at("pictures"), at("r.html"), at("r.csv"));

@@ -15,9 +15,9 @@ mod table;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
-use crate::files;
 use crate::output::say;
-use crate::workload::L2;
+use crate::workload::{Case, L2};
+use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 pub(crate) use environment::commit;
@@ -49,7 +49,7 @@ Examples:
   ferroflash bench
   ferroflash bench --preset paper --peers --json paper.json
   ferroflash bench --preset paper --peers --json paper.json --resume
-  ferroflash bench --kernel v2,v3 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal --peers=cudnn,flash
+  ferroflash bench --kernel v2,v3 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal --peers cudnn,flash
   ferroflash bench --preset memory --device emulator
   ferroflash bench --sweep mine.toml --l2 flush
   ferroflash bench --ceilings --peers
@@ -62,12 +62,11 @@ pub(crate) struct BenchArgs {
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best")]
     device: String,
-    /// Measure other implementations beside ours, those of PyTorch and Triton; all of them, or those named
+    /// Measure other implementations beside ours, those of PyTorch and Triton: all of them, or those named, comma separated
     #[arg(
         long,
         value_name = "PEERS",
-        num_args = 0..,
-        require_equals = true,
+        num_args = 0..=1,
         value_delimiter = ',',
         default_missing_values = ["cudnn", "flash", "efficient", "math", "triton"]
     )]
@@ -135,6 +134,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
     let runnable: Vec<Kernel> = Kernel::ALL.into_iter().filter(has_instructions).collect();
     let sweep = args.sweep.sweep(emulator, &runnable)?;
+    sweep.cases.iter().try_for_each(|case| check_size(case, &device))?;
 
     let mut gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
     let mut environment = environment::environment(device.info(), &gpu);
@@ -293,6 +293,20 @@ impl BenchArgs {
     fn say_where(&self) -> Result<()> {
         self.json.as_deref().map_or(Ok(()), |path| say!("results written to {}", path.display()))
     }
+}
+
+/// Finds out before the run that a cell is too large: a library limit, or tensors that the device does not hold.
+fn check_size(case: &Case, device: &Device) -> Result<()> {
+    case.problem.validate().with_context(|| measure::cell_problem(case).to_string())?;
+    let (needed, available) = (case.tensor_bytes(), device.info().memory_bytes);
+    ensure!(
+        needed <= available,
+        "{}: q, k, v and out take {}, the device has {}",
+        measure::cell_problem(case),
+        format::bytes(needed),
+        format::bytes(available)
+    );
+    Ok(())
 }
 
 /// Measures what the record lacks, and keeps each cell as soon as it is done.

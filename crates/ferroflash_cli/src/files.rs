@@ -1,6 +1,8 @@
 //! Files that are written whole or not at all.
 
+use crate::output::Closed;
 use anyhow::{Context, Result, ensure};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Writes a file in one step: whoever reads it at any time finds what was there before or all of `bytes`, and a failure leaves what was
@@ -10,7 +12,11 @@ use std::path::{Path, PathBuf};
 /// A file that cannot be written.
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     let written = match target(path) {
-        None => std::fs::write(path, bytes),
+        None => match std::fs::write(path, bytes) {
+            // A pipe that nobody reads on: `ferroflash report a.json --csv /dev/stdout | head`.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Closed.into()),
+            written => written,
+        },
         Some(target) => {
             let partial = partial(&target);
             let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &target));

@@ -7,13 +7,13 @@ use std::io::{ErrorKind, Write};
 /// Exit status when nobody reads on: what a shell says of a program that SIGPIPE ended (128 + 13).
 pub(crate) const CLOSED_STATUS: u8 = 141;
 
-/// Nobody reads standard output any more. The program ends without a word: there is nobody to hear it.
+/// Nobody reads what is printed any more. The program ends without a word: there is nobody to hear it.
 #[derive(Debug)]
 pub(crate) struct Closed;
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("standard output is closed")
+        f.write_str("nobody reads the output any more")
     }
 }
 

@@ -35,7 +35,8 @@ impl Case {
     /// Bytes of q, k, v and out.
     pub(crate) fn tensor_bytes(&self) -> u64 {
         let elements = |shape: Shape| shape.elements().unwrap_or(usize::MAX) as u64;
-        (elements(self.q_shape()) + elements(self.kv_shape())) * 2 * self.problem.dtype.bytes() as u64
+        let elements = elements(self.q_shape()).saturating_add(elements(self.kv_shape()));
+        elements.saturating_mul(2 * self.problem.dtype.bytes() as u64)
     }
 
     fn q_shape(&self) -> Shape {

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
-    /// A sweep with a name; the options below replace parts of it [default: quick on the emulator]
+    /// A sweep with a name; the options below replace parts of it [default: on a GPU the defaults below; emulator: quick]
     #[arg(long, value_name = "NAME")]
     preset: Option<Preset>,
     /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file

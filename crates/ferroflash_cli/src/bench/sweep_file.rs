@@ -38,6 +38,7 @@ pub(crate) struct SweepFile {
 struct File {
     #[serde(default)]
     kernels: Vec<KernelName>,
+    #[serde(default)]
     group: Vec<Spanned<Group>>,
 }
 
@@ -188,6 +189,8 @@ mod tests {
         assert!(message(&format!("{group}batch = 1\ntokens = 512\n")).contains("both given"));
         assert!(message(&format!("{group}heads = 1\nwidth = 512\n")).contains("both given"));
         assert!(message(&group.replace("[64]", "[]")).contains("head_dim is an empty list"));
-        assert!(message("group = []\n").contains("no [[group]]"));
+        for nothing in ["", "group = []\n", "kernels = [\"v2\"]\n"] {
+            assert!(message(nothing).contains("no [[group]]"), "{nothing}: {}", message(nothing));
+        }
     }
 }
