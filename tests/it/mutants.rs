@@ -228,6 +228,8 @@ fn accepted(edit: Edit) -> &'static [FaultKind] {
         Edit::NoExpectTx => &[AsyncCopyNotWaited, MbarrierMisuse],
         Edit::NoInit => &[MbarrierMisuse],
         Edit::NoBarrier => &[SharedRace, UninitializedShared, AsyncCopyNotWaited, AsyncReadOverwritten, Deadlock],
+        // What other lanes of the warp did, one lane's arrival does not order.
+        Edit::NoWarpSync => &[SharedRace, MissingProxyFence],
         Edit::NoCopyWait | Edit::LateCopyWait | Edit::NoCopyCommit => &[AsyncCopyNotWaited],
         Edit::NoStoreWait | Edit::NoStoreCommit => &[AsyncReadOverwritten, CopiesInFlightAtExit],
         Edit::NoProxyFence | Edit::NoInitFence => &[MissingProxyFence],

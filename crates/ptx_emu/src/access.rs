@@ -3,9 +3,9 @@
 use crate::alu::{self, LANES};
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
-use crate::machine::{Cta, Exec, Where, join, lanes, put_lane};
+use crate::machine::{Cta, Exec, Where, lanes, put_lane};
 use crate::memory;
-use crate::shared::{self, Conflict};
+use crate::shared::{Conflict, Record};
 
 impl Cta<'_> {
     /// Finds the bytes of an access and checks bounds and alignment.
@@ -126,22 +126,15 @@ impl Cta<'_> {
             lane: lane as u32,
             mask: 0,
             atomic,
-            clock: warp.clocks[w] - self.clock_base,
+            clock: warp.now - self.clock_base,
         };
-        let clocks = &warp.clocks;
         let base = self.clock_base;
         let known = &self.known;
         let ordered = |o: &memory::Access| {
             if o.cta != me.cta {
                 return known.contains(&o.cta);
             }
-            if o.clock >= memory::MAX_CLOCK {
-                return true;
-            }
-            if o.warp == me.warp {
-                return o.clock < me.clock;
-            }
-            o.clock <= clocks[o.warp as usize] - base
+            o.clock >= memory::MAX_CLOCK || warp.know.knows(lane as u32, o.warp, 1 << o.lane, o.clock + base)
         };
         let a = self.ctx.mem.get(at.0);
         if let Some((off, other, was_write)) = a.race(at.1, n, write, me, ordered) {
@@ -208,48 +201,57 @@ impl Cta<'_> {
     }
 
     /// The message for a conflict in shared memory.
-    pub(crate) fn shared_conflict(&self, w: usize, pc: u32, lane: u32, c: Conflict, writing: bool) -> Box<Fault> {
+    pub(crate) fn shared_conflict(
+        &self,
+        w: usize,
+        pc: u32,
+        lane: Option<u32>,
+        c: Conflict,
+        writing: bool,
+    ) -> Box<Fault> {
         let nw = self.warps.len() as u32;
         let at = c.offset + SHARED_BASE;
-        let o = c.other;
+        let o = &c;
         let act = if writing { "write" } else { "read" };
         let groups = if self.ctx.prog.uses_wgmma { self.groups.len() as u32 } else { 0 };
         if o.agent < nw {
-            let who = if o.lane == shared::MANY {
-                format!("warp {} (several lanes)", o.agent)
+            let who = if o.lanes.is_power_of_two() {
+                format!("warp {}, lane {}", o.agent, o.lanes.trailing_zeros())
             } else {
-                format!("warp {}, lane {}", o.agent, o.lane)
+                format!("warp {}, lanes {:#x}", o.agent, o.lanes)
             };
             if o.in_flight {
                 let d = format!("{act} of shared address {at:#x}, into which a cp.async of {who} is in flight");
-                return self.fault(w, Some(lane), pc, FaultKind::AsyncCopyNotWaited, d);
+                return self.fault(w, lane, pc, FaultKind::AsyncCopyNotWaited, d);
             }
-            let what = if c.was_write { "the write" } else { "the read" };
-            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with no barrier between them");
-            return self.fault(w, Some(lane), pc, FaultKind::SharedRace, d);
+            let what = if o.was_write { "the write" } else { "the read" };
+            // Lanes of one warp are ordered by nothing less than a barrier of their own.
+            let missing = if o.agent == w as u32 { "no bar.warp.sync" } else { "no barrier" };
+            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with {missing} between them");
+            return self.fault(w, lane, pc, FaultKind::SharedRace, d);
         }
-        if o.agent < nw + groups && !c.was_write {
+        if o.agent < nw + groups && !o.was_write {
             let d =
                 format!("{act} of shared address {at:#x}, which wgmma of warpgroup {} may still read", o.agent - nw);
-            return self.fault(w, Some(lane), pc, FaultKind::AsyncReadOverwritten, d);
+            return self.fault(w, lane, pc, FaultKind::AsyncReadOverwritten, d);
         }
-        if !c.was_write {
+        if !o.was_write {
             let d = format!(
                 "{act} of shared address {at:#x}, which a bulk copy of warp {} may still read",
                 o.agent - nw - groups
             );
-            return self.fault(w, Some(lane), pc, FaultKind::AsyncReadOverwritten, d);
+            return self.fault(w, lane, pc, FaultKind::AsyncReadOverwritten, d);
         }
         let d = format!("{act} of shared address {at:#x}, into which a bulk copy writes that was not waited for");
-        self.fault(w, Some(lane), pc, FaultKind::AsyncCopyNotWaited, d)
+        self.fault(w, lane, pc, FaultKind::AsyncCopyNotWaited, d)
     }
 
     pub(crate) fn read_shared(&mut self, w: usize, pc: u32, lane: usize, off: usize, out: &mut [u8]) -> Exec<()> {
         let n = out.len();
         if self.ctx.checks.races {
-            let clocks = &self.warps[w].clocks;
-            if let Some(c) = self.shared.on_read(off, n, w as u32, lane as u32, clocks, None) {
-                return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+            let warp = &self.warps[w];
+            if let Some(c) = self.shared.on_read(off, n, &warp.know, lane as u32, (w as u32, warp.now)) {
+                return Err(self.shared_conflict(w, pc, Some(lane as u32), c, false));
             }
         }
         if self.ctx.checks.uninitialized
@@ -274,18 +276,18 @@ impl Cta<'_> {
     ) -> Exec<()> {
         let n = data.len();
         if self.ctx.checks.races {
-            let clocks = &self.warps[w].clocks;
+            let warp = &self.warps[w];
             let same = self.shared.bytes[off..off + n] == *data;
-            let rec = shared::Record {
-                clock: clocks[w],
+            let rec = Record {
+                clock: warp.now,
                 agent: w as u32,
                 lane: lane as u32,
                 mask: 0,
                 atomic: false,
                 in_flight: false,
             };
-            if let Some(c) = self.shared.on_write(off, n, w as u32, lane as u32, clocks, same, rec) {
-                return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+            if let Some(c) = self.shared.on_write(off, n, &warp.know, lane as u32, same, rec) {
+                return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
             }
         }
         self.shared.bytes[off..off + n].copy_from_slice(data);
@@ -312,13 +314,13 @@ impl Cta<'_> {
                     self.read_global(w, pc, lane, (i, off), out, atomic)?;
                     sectors.add(i, off, n as u64);
                     if atomic {
-                        self.acquire(w, addr);
+                        self.acquire(w, lane, addr);
                     }
                 }
                 Where::Shared(off) => {
                     if atomic {
                         self.read_shared_atomic(w, pc, lane, off, out)?;
-                        self.acquire(w, off as u64);
+                        self.acquire(w, lane, off as u64);
                     } else {
                         self.read_shared(w, pc, lane, off, out)?;
                     }
@@ -400,14 +402,14 @@ impl Cta<'_> {
                         return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedRegister, d));
                     }
                     if atomic {
-                        self.release(w, addr, a.order);
+                        self.release(w, lane, addr, a.order);
                     }
                     self.write_global(w, pc, lane, (i, off), &buf[..n], atomic)?;
                     sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {
                     if atomic {
-                        self.release(w, off as u64, a.order);
+                        self.release(w, lane, off as u64, a.order);
                         self.write_shared_atomic(w, pc, lane, off, &buf[..n])?;
                     } else {
                         self.write_shared(w, pc, lane, off, &buf[..n], is_known)?;
@@ -443,8 +445,8 @@ impl Cta<'_> {
             && let Some(other) = self.shared.last_write(off)
             && other.in_flight
         {
-            let c = Conflict { offset: off as u32, other, was_write: true };
-            return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+            let c = Conflict::with_write(off, &other);
+            return Err(self.shared_conflict(w, pc, Some(lane as u32), c, false));
         }
         if self.ctx.checks.uninitialized
             && let Some(o) = self.shared.first_unwritten(off, n)
@@ -459,17 +461,11 @@ impl Cta<'_> {
     pub(crate) fn write_shared_atomic(&mut self, w: usize, pc: u32, lane: usize, off: usize, data: &[u8]) -> Exec<()> {
         let n = data.len();
         if self.ctx.checks.races {
-            let clocks = &self.warps[w].clocks;
-            let rec = shared::Record {
-                clock: clocks[w],
-                agent: w as u32,
-                lane: lane as u32,
-                mask: 0,
-                atomic: true,
-                in_flight: false,
-            };
-            if let Some(c) = self.shared.on_write(off, n, w as u32, lane as u32, clocks, false, rec) {
-                return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+            let warp = &self.warps[w];
+            let rec =
+                Record { clock: warp.now, agent: w as u32, lane: lane as u32, mask: 0, atomic: true, in_flight: false };
+            if let Some(c) = self.shared.on_write(off, n, &warp.know, lane as u32, false, rec) {
+                return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
             }
         }
         self.shared.bytes[off..off + n].copy_from_slice(data);
@@ -477,18 +473,13 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// A strong write publishes what the warp did before its last fence.
-    pub(crate) fn release(&mut self, w: usize, addr: u64, order: Order) {
-        if !self.ctx.checks.races || !(order.releases() || self.warps[w].fenced) {
+    /// A strong write publishes what the lane did and learnt before its last fence.
+    pub(crate) fn release(&mut self, w: usize, lane: usize, addr: u64, order: Order) {
+        if !self.ctx.checks.races || !(order.releases() || self.warps[w].fenced >> lane & 1 == 1) {
             return;
         }
-        let clocks = self.warps[w].clocks.clone();
-        match self.sync_vars.get_mut(&addr) {
-            Some(v) => join(v, &clocks),
-            None => {
-                self.sync_vars.insert(addr, clocks);
-            }
-        }
+        let news = self.publish(w, 1 << lane);
+        self.sync_vars.entry(addr).or_default().join(&news);
         self.tick(w);
         if addr >= 1 << 44 {
             let mut syncs = self.ctx.syncs.lock().unwrap_or_else(|e| e.into_inner());
@@ -499,12 +490,13 @@ impl Cta<'_> {
     }
 
     /// A strong read learns what was published at the address.
-    pub(crate) fn acquire(&mut self, w: usize, addr: u64) {
+    pub(crate) fn acquire(&mut self, w: usize, lane: usize, addr: u64) {
         if !self.ctx.checks.races {
             return;
         }
         if let Some(v) = self.sync_vars.get(&addr) {
-            join(&mut self.warps[w].clocks, v);
+            let warp = &mut self.warps[w];
+            warp.know.learn(1 << lane, warp.live, v);
         }
         if addr >= 1 << 44 {
             let syncs = self.ctx.syncs.lock().unwrap_or_else(|e| e.into_inner());
@@ -556,11 +548,11 @@ impl Cta<'_> {
                         return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
                     }
                     self.global_race(w, pc, lane, (i, off), n as u64, true, true)?;
-                    self.release(w, addrs[lane], order);
+                    self.release(w, lane, addrs[lane], order);
                     let a = self.ctx.mem.get(i);
                     let old = a.update(off, n as u32, |old| f(old, true));
                     a.mark_written(off, n as u64);
-                    self.acquire(w, addrs[lane]);
+                    self.acquire(w, lane, addrs[lane]);
                     self.counters.global_bytes_read += n as u64;
                     self.counters.global_bytes_written += n as u64;
                     sectors.add(i, off, n as u64);
@@ -574,9 +566,9 @@ impl Cta<'_> {
                         self.read_shared_atomic(w, pc, lane, off, &mut v[..n])?;
                     }
                     let old = u64::from_le_bytes(v);
-                    self.release(w, off as u64, order);
+                    self.release(w, lane, off as u64, order);
                     self.write_shared_atomic(w, pc, lane, off, &f(old, false).to_le_bytes()[..n])?;
-                    self.acquire(w, off as u64);
+                    self.acquire(w, lane, off as u64);
                     banks.add(lane, off);
                     old
                 }

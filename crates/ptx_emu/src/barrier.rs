@@ -3,7 +3,8 @@
 use crate::alu::LANES;
 use crate::error::FaultKind;
 use crate::ir::*;
-use crate::machine::{BARRIERS, Block, Cta, Exec, join};
+use crate::machine::{BARRIERS, Block, Cta, Exec};
+use crate::order::Clocks;
 
 /// A barrier in use.
 #[derive(Debug, Clone, Default)]
@@ -11,7 +12,7 @@ pub(crate) struct Barrier {
     pub(crate) expected: Option<u32>,
     pub(crate) arrived: u32,
     pub(crate) waiting: Vec<(u32, u32)>,
-    pub(crate) clocks: Vec<u32>,
+    pub(crate) clocks: Clocks,
     pub(crate) popc: u32,
     pub(crate) all: bool,
     pub(crate) any: bool,
@@ -69,11 +70,10 @@ impl Cta<'_> {
         let v = (if a.negated { !v } else { v }) & active;
         let warp = &self.warps[w];
         let whole = active == warp.live;
-        let clocks = warp.clocks.clone();
+        let news = self.publish(w, active);
         let b = &mut self.bars[id as usize];
         if b.arrived == 0 {
             *b = Barrier { expected, reduction, all: true, ..Barrier::default() };
-            b.clocks = vec![0; clocks.len()];
         } else if b.expected != expected {
             let (x, y) = (b.expected, expected);
             let show = |e: Option<u32>| e.map_or("all".to_owned(), |n| n.to_string());
@@ -88,7 +88,7 @@ impl Cta<'_> {
         let b = &mut self.bars[id as usize];
         // A barrier counts warps: lanes that do not exist or have exited count with their warp.
         b.arrived += if whole { 32 } else { active.count_ones() };
-        join(&mut b.clocks, &clocks);
+        b.clocks.join(&news);
         b.popc += v.count_ones();
         b.all &= v == active;
         b.any |= v != 0;
@@ -131,8 +131,8 @@ impl Cta<'_> {
         // All arrived and nobody waits: arrive-only barriers complete too.
         let b = std::mem::take(&mut self.bars[id as usize]);
         for &(w, mask) in &b.waiting {
+            self.learn(w as usize, mask, &b.clocks);
             let warp = &mut self.warps[w as usize];
-            join(&mut warp.clocks, &b.clocks);
             for s in &mut warp.splits {
                 if s.block == Some(Block::Barrier(id)) && s.mask & mask != 0 {
                     s.block = None;

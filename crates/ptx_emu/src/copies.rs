@@ -77,17 +77,17 @@ impl Cta<'_> {
                 sectors.add(i, o, take);
             }
             if self.ctx.checks.races {
-                let clocks = &self.warps[w].clocks;
+                let warp = &self.warps[w];
                 let rec = shared::Record {
-                    clock: clocks[w],
+                    clock: warp.now,
                     agent: w as u32,
                     lane: lane as u32,
                     mask: 0,
                     atomic: false,
                     in_flight: self.ctx.checks.asynchronous,
                 };
-                if let Some(c) = self.shared.on_write(off, n as usize, w as u32, lane as u32, clocks, false, rec) {
-                    return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+                if let Some(c) = self.shared.on_write(off, n as usize, &warp.know, lane as u32, false, rec) {
+                    return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
                 }
             }
             self.counters.async_copies += 1;
@@ -148,7 +148,7 @@ impl Cta<'_> {
     /// Completes and forgets the copies that the predicate names.
     pub(crate) fn settle_copies(&mut self, w: usize, which: impl Fn(&CopyView) -> bool) {
         let mut copies = std::mem::take(&mut self.warps[w].copies);
-        let clock = self.warps[w].clocks[w];
+        let clock = self.warps[w].now;
         copies.retain_mut(|c| {
             if !which(&CopyView { lane: c.lane, group: c.group }) {
                 return true;

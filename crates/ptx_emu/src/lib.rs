@@ -18,6 +18,7 @@ mod machine;
 mod mbarrier;
 mod memory;
 mod mma;
+mod order;
 mod parser;
 mod shared;
 mod tensor_map;

@@ -14,8 +14,9 @@ use crate::error::{Fault, FaultKind, SourceLocation};
 use crate::ir::*;
 use crate::mbarrier::{Mbarrier, Wait};
 use crate::memory::GlobalView;
+use crate::order::{Clocks, Knowledge};
 use crate::shared::{self, Shared};
-use crate::tma::BulkOp;
+use crate::tma::{BulkGroup, BulkOp};
 use crate::wgmma::{WarpGroup, WgmmaRegs};
 
 /// Instructions between two looks at the limits and at the other warps.
@@ -92,19 +93,26 @@ pub(crate) struct Warp {
     pub(crate) valid: u32,
     pub(crate) local: Vec<u8>,
     pub(crate) local_init: Vec<u8>,
-    pub(crate) clocks: Vec<u32>,
+    /// The warp's clock.
+    pub(crate) now: u32,
+    /// What the lanes have learnt of others, and of each other.
+    pub(crate) know: Knowledge,
     pub(crate) carry: u32,
     pub(crate) copies: Vec<Copy16>,
     pub(crate) group: [u32; LANES],
-    /// A membar or fence was executed: atomics after it release.
-    pub(crate) fenced: bool,
-    /// This warp's clock at its last fence.proxy.async, and what it had learnt by then.
-    pub(crate) proxy_fence: Vec<u32>,
+    /// Lanes that executed a membar or fence: their atomics after it release.
+    pub(crate) fenced: u32,
+    /// What the lanes had done and learnt at their last fence.proxy.async.
+    pub(crate) proxy: Knowledge,
     pub(crate) wgmma: WgmmaRegs,
-    /// Bulk groups committed and not waited for, copies in the open group, number of the open group.
-    pub(crate) bulk_pending: Vec<u64>,
-    pub(crate) bulk_open: u64,
+    /// Bulk groups committed and not waited for.
+    pub(crate) bulk_pending: Vec<BulkGroup>,
+    /// The open group of each lane that has copies in it.
+    pub(crate) bulk_open: Vec<(u32, u64)>,
+    /// Number of the next group.
     pub(crate) bulk_next: u64,
+    /// Groups that each lane has committed, empty ones too.
+    pub(crate) bulk_commits: [u64; LANES],
 }
 
 pub(crate) struct Rng(u64);
@@ -144,12 +152,14 @@ pub(crate) struct Cta<'a> {
     pub(crate) rng: Rng,
     pub(crate) counters: Counters,
     pub(crate) clock_base: u32,
+    /// The latest clock of an asynchronous access.
+    pub(crate) top_clock: u32,
     pub(crate) last_alloc: usize,
     pub(crate) ticks: u64,
     /// CTAs whose earlier global accesses are ordered before this one's.
     pub(crate) known: HashSet<u32>,
     /// Clocks released at an address within the CTA.
-    pub(crate) sync_vars: HashMap<u64, Vec<u32>>,
+    pub(crate) sync_vars: HashMap<u64, Clocks>,
     pub(crate) agents: usize,
 }
 
@@ -177,7 +187,7 @@ impl<'a> Cta<'a> {
         let shared_bytes = p.dynamic_shared_offset as usize + ctx.dynamic_shared as usize;
         let shared_bytes = shared_bytes.max(p.static_shared as usize);
         let warps = (0..nwarps)
-            .map(|_| Warp {
+            .map(|w| Warp {
                 regs: Regs::new(p.slots, p.preds),
                 splits: Vec::new(),
                 nodes: Vec::new(),
@@ -185,16 +195,18 @@ impl<'a> Cta<'a> {
                 valid: 0,
                 local: vec![0; p.local_bytes as usize * LANES],
                 local_init: vec![0; p.local_bytes as usize * LANES],
-                clocks: vec![0; agents],
+                now: 0,
+                know: Knowledge::new(w as u32, agents),
                 carry: 0,
                 copies: Vec::new(),
                 group: [0; LANES],
-                fenced: false,
-                proxy_fence: vec![0; agents],
+                fenced: 0,
+                proxy: Knowledge::new(w as u32, agents),
                 wgmma: WgmmaRegs::new(if p.uses_wgmma { p.slots as usize + 1 } else { 0 }),
                 bulk_pending: Vec::new(),
-                bulk_open: 0,
+                bulk_open: Vec::new(),
                 bulk_next: 0,
+                bulk_commits: [0; LANES],
             })
             .collect();
         Cta {
@@ -212,6 +224,7 @@ impl<'a> Cta<'a> {
             rng: Rng::new(0),
             counters: Counters::default(),
             clock_base: 0,
+            top_clock: 0,
             last_alloc: 0,
             ticks: 0,
             known: HashSet::new(),
@@ -237,9 +250,10 @@ impl<'a> Cta<'a> {
         self.index = index;
         self.ctaid = [index % gx, index / gx % gy, index / gx / gy];
         self.rng = Rng::new(ctx.seed ^ (index as u64).wrapping_mul(0xd134_2543_de82_ef95));
-        let top = self.warps.iter().flat_map(|w| w.clocks.iter()).copied().max().unwrap_or(0);
+        let top = self.warps.iter().map(|w| w.now).fold(self.top_clock, u32::max);
         let clear = top > shared::CLOCK_RESET;
         self.clock_base = if clear { 0 } else { top + 1 };
+        self.top_clock = self.clock_base;
         self.shared.start(clear && ctx.checks.races);
         for b in &mut self.bars {
             *b = Barrier::default();
@@ -266,17 +280,18 @@ impl<'a> Cta<'a> {
             warp.live = valid;
             warp.valid = valid;
             warp.local_init.fill(0);
-            warp.clocks.fill(self.clock_base);
-            warp.clocks[w] = self.clock_base + 1;
+            warp.now = self.clock_base + 1;
+            warp.know.reset(self.clock_base);
             warp.carry = 0;
             warp.copies.clear();
             warp.group = [0; LANES];
-            warp.fenced = false;
-            warp.proxy_fence.fill(self.clock_base);
+            warp.fenced = 0;
+            warp.proxy.reset(self.clock_base);
             warp.wgmma.reset();
             warp.bulk_pending.clear();
-            warp.bulk_open = 0;
+            warp.bulk_open.clear();
             warp.bulk_next = 0;
+            warp.bulk_commits = [0; LANES];
             self.constants(w);
         }
         self.counters.ctas += 1;
@@ -423,7 +438,7 @@ impl<'a> Cta<'a> {
                     );
                     return Err(self.fault(w, Some(c.lane), NO_PC, FaultKind::CopiesInFlightAtExit, d));
                 }
-                if !self.warps[w].bulk_pending.is_empty() || self.warps[w].bulk_open != 0 {
+                if !self.warps[w].bulk_pending.is_empty() || !self.warps[w].bulk_open.is_empty() {
                     let d = "a bulk copy from shared memory was never waited for".to_owned();
                     return Err(self.fault(w, None, NO_PC, FaultKind::CopiesInFlightAtExit, d));
                 }
@@ -615,13 +630,52 @@ impl<'a> Cta<'a> {
                         s.block = None;
                     }
                 }
-                self.tick(w);
+                self.warp_sync(w, have);
             }
         }
     }
 
+    /// The warp's next accesses are later than all so far.
     pub(crate) fn tick(&mut self, w: usize) {
-        self.warps[w].clocks[w] += 1;
+        self.warps[w].now += 1;
+    }
+
+    /// bar.warp.sync: these lanes learn of each other.
+    fn warp_sync(&mut self, w: usize, who: u32) {
+        let news = self.publish(w, who);
+        self.learn(w, who, &news);
+        self.tick(w);
+    }
+
+    /// What these lanes did so far, and what they have learnt.
+    pub(crate) fn publish(&self, w: usize, who: u32) -> Clocks {
+        let warp = &self.warps[w];
+        warp.know.publish(who, warp.live, warp.now)
+    }
+
+    pub(crate) fn learn(&mut self, w: usize, who: u32, news: &Clocks) {
+        let warp = &mut self.warps[w];
+        warp.know.learn(who, warp.live, news);
+    }
+
+    pub(crate) fn learn_agent(&mut self, w: usize, who: u32, agent: u32, clock: u32) {
+        let warp = &mut self.warps[w];
+        warp.know.learn_agent(who, warp.live, agent, clock);
+    }
+
+    /// fence.proxy.async: what these lanes did and learnt so far may be seen by the async proxy.
+    fn proxy_fence(&mut self, w: usize, who: u32) {
+        let parts = if who == self.warps[w].live && self.warps[w].know.uniform() {
+            vec![who]
+        } else {
+            lanes(who).map(|l| 1 << l).collect()
+        };
+        for part in parts {
+            let news = self.publish(w, part);
+            let warp = &mut self.warps[w];
+            warp.proxy.learn(part, warp.live, &news);
+        }
+        self.tick(w);
     }
 
     // ---- the instruction loop ----
@@ -763,7 +817,7 @@ impl<'a> Cta<'a> {
                     }
                     sp.pc += 1;
                     if active == m & self.warps[w].live {
-                        self.tick(w);
+                        self.warp_sync(w, active);
                         continue;
                     }
                     sp.block = Some(Block::WarpSync(m));
@@ -1171,14 +1225,12 @@ impl<'a> Cta<'a> {
                 }
             }
             Op::Fence(kind) => match kind {
-                FenceKind::Memory => self.warps[w].fenced = true,
+                FenceKind::Memory => self.warps[w].fenced |= active,
                 FenceKind::ProxyAsync => {
-                    let warp = &mut self.warps[w];
-                    warp.proxy_fence.clone_from(&warp.clocks);
-                    self.mbar_fence(w);
-                    self.tick(w);
+                    self.mbar_fence(w, active);
+                    self.proxy_fence(w, active);
                 }
-                FenceKind::MbarrierInit => self.mbar_fence(w),
+                FenceKind::MbarrierInit => self.mbar_fence(w, active),
                 FenceKind::Other => {}
             },
             Op::CpAsync { dst, src, bytes, src_size, ignore } => {
@@ -1206,8 +1258,8 @@ impl<'a> Cta<'a> {
             }
             Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
             Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
-            Op::BulkCommit => self.bulk_commit(w),
-            Op::BulkWait { pending } => self.bulk_wait(w, *pending)?,
+            Op::BulkCommit => self.bulk_commit(w, active),
+            Op::BulkWait { pending } => self.bulk_wait(w, active, *pending)?,
             Op::Mma(m) => {
                 self.aligned(w, pc, active)?;
                 if track {
@@ -1337,12 +1389,6 @@ impl<'a> Cta<'a> {
             let v = regs.r32(a.base);
             each(|i| v[i].wrapping_add(off as u32) as u64)
         })
-    }
-}
-
-pub(crate) fn join(a: &mut [u32], b: &[u32]) {
-    for (x, y) in a.iter_mut().zip(b) {
-        *x = (*x).max(*y);
     }
 }
 

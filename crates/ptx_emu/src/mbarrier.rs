@@ -2,7 +2,8 @@
 
 use crate::error::FaultKind;
 use crate::ir::*;
-use crate::machine::{Block, Cta, Exec, MBAR_AGENTS, Where, join, lanes, put_lane};
+use crate::machine::{Block, Cta, Exec, MBAR_AGENTS, Where, lanes, put_lane};
+use crate::order::Clocks;
 
 /// One mbarrier object; its 8 bytes in shared memory are opaque.
 #[derive(Debug, Clone)]
@@ -15,14 +16,14 @@ pub(crate) struct Mbarrier {
     /// Bytes expected and not yet copied in this phase.
     pub(crate) tx: i64,
     /// What the arrivals of the phase in progress release, and of all phases before.
-    clocks: Vec<u32>,
-    done_clocks: Vec<u32>,
+    clocks: Clocks,
+    done_clocks: Clocks,
     /// Its number among the agents of the race check.
     pub(crate) agent: u32,
     /// The phase with bulk copies that nobody has waited for.
     pub(crate) copied_phase: Option<u32>,
-    /// Warp that initialised it, and its clock then.
-    initialized: (usize, u32),
+    /// Warp and lane that initialised it, and the warp's clock then.
+    initialized: (u32, u32, u32),
     /// A fence has made the initialisation visible to the async proxy.
     pub(crate) fenced: bool,
 }
@@ -65,22 +66,15 @@ impl Cta<'_> {
         }
         if self.ctx.checks.races
             && let Some(rec) = self.shared.last_write(off as usize)
+            && !self.warps[w].know.knows(lane as u32, rec.agent, 1 << rec.lane, rec.clock)
         {
-            let clocks = &self.warps[w].clocks;
-            let ordered = if rec.agent == w as u32 {
-                rec.lane == lane as u32 || rec.clock < clocks[w]
-            } else {
-                rec.clock <= clocks[rec.agent as usize]
-            };
-            if !ordered {
-                let d = format!(
-                    "the initialisation of the mbarrier at {:#x} by warp {}, lane {} is not ordered before this use",
-                    off + SHARED_BASE,
-                    rec.agent,
-                    rec.lane
-                );
-                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::SharedRace, d));
-            }
+            let d = format!(
+                "the initialisation of the mbarrier at {:#x} by warp {}, lane {} is not ordered before this use",
+                off + SHARED_BASE,
+                rec.agent,
+                rec.lane
+            );
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::SharedRace, d));
         }
         Ok(self.mbars.get_mut(&off).expect("looked up above"))
     }
@@ -115,8 +109,8 @@ impl Cta<'_> {
             }
             let agent = self.agents as u32 - MBAR_AGENTS + slot;
             // A barrier at an address used before goes on counting, so that old clocks stay below new ones.
-            let zero = vec![0; self.agents];
-            let clock = self.warps[w].clocks[w];
+            let zero = Clocks::new(self.agents, 0);
+            let clock = self.warps[w].now;
             self.mbars.insert(
                 off,
                 Mbarrier {
@@ -128,7 +122,7 @@ impl Cta<'_> {
                     done_clocks: zero,
                     agent,
                     copied_phase: None,
-                    initialized: (w, clock),
+                    initialized: (w as u32, lane as u32, clock),
                     fenced: false,
                 },
             );
@@ -136,12 +130,12 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// Makes the initialisations that the warp knows of visible to the async proxy.
-    pub(crate) fn mbar_fence(&mut self, w: usize) {
-        let clocks = &self.warps[w].clocks;
-        for m in self.mbars.values_mut() {
-            let (warp, clock) = m.initialized;
-            m.fenced |= warp == w || clocks[warp] >= clock;
+    /// Makes the initialisations that the lanes know of visible to the async proxy.
+    pub(crate) fn mbar_fence(&mut self, w: usize, active: u32) {
+        let know = &self.warps[w].know;
+        for m in self.mbars.values_mut().filter(|m| !m.fenced) {
+            let (warp, lane, clock) = m.initialized;
+            m.fenced = lanes(active).any(|l| know.knows(l as u32, warp, 1 << lane, clock));
         }
     }
 
@@ -166,6 +160,9 @@ impl Cta<'_> {
 
     pub(crate) fn mbar_arrive(&mut self, w: usize, pc: u32, active: u32, a: &MbarArrive) -> Exec<()> {
         let addrs = self.addresses(w, pc, active, a.addr)?;
+        let first = addrs[active.trailing_zeros() as usize];
+        // Lanes that arrive at one mbarrier together publish together.
+        let together = lanes(active).all(|l| addrs[l] == first).then(|| self.publish(w, active));
         for lane in lanes(active) {
             let off = self.mbar_at(w, pc, lane, a.space, addrs[lane])?;
             let regs = &self.warps[w].regs;
@@ -187,15 +184,26 @@ impl Cta<'_> {
             if a.state != SINK {
                 self.warps[w].regs.set_init(a.state, 1 << lane, !0);
             }
-            self.arrive(w, pc, lane, off, n, a.no_complete)?;
+            match &together {
+                Some(news) => self.arrive(w, pc, lane, off, n, a.no_complete, news)?,
+                None => self.arrive(w, pc, lane, off, n, a.no_complete, &self.publish(w, 1 << lane))?,
+            }
         }
         self.tick(w);
         Ok(())
     }
 
-    /// `n` arrivals, which release what the warp did so far.
-    fn arrive(&mut self, w: usize, pc: u32, lane: usize, off: u32, n: u32, no_complete: bool) -> Exec<()> {
-        let clocks = self.warps[w].clocks.clone();
+    /// `n` arrivals, which release what was published.
+    fn arrive(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        off: u32,
+        n: u32,
+        no_complete: bool,
+        news: &Clocks,
+    ) -> Exec<()> {
         let m = self.mbars.get_mut(&off).expect("the caller looked it up");
         if n == 0 || n > m.pending {
             let d = format!(
@@ -207,7 +215,7 @@ impl Cta<'_> {
             return self.mbar_misuse(w, pc, lane, d);
         }
         m.pending -= n;
-        join(&mut m.clocks, &clocks);
+        m.clocks.join(news);
         if no_complete && m.pending == 0 {
             let d = format!("arrive.noComplete completes the phase of the mbarrier at {:#x}", off + SHARED_BASE);
             return self.mbar_misuse(w, pc, lane, d);
@@ -246,7 +254,7 @@ impl Cta<'_> {
         m.phase += 1;
         m.pending = m.expected;
         let Mbarrier { clocks, done_clocks, .. } = m;
-        join(done_clocks, clocks);
+        done_clocks.join(clocks);
         for warp in &mut self.warps {
             for s in &mut warp.splits {
                 if s.block == Some(Block::Mbarrier(off)) {
@@ -327,17 +335,21 @@ impl Cta<'_> {
             self.warps[w].regs.put_pred(p, 0, active, !0);
             return Ok(first.map_or(Wait::Mixed, Wait::Incomplete));
         }
-        for lane in lanes(done) {
+        let mut rest = done;
+        while rest != 0 {
+            let lane = rest.trailing_zeros() as usize;
+            let who = lanes(rest).filter(|&l| addrs[l] == addrs[lane]).fold(0, |m, l| m | 1 << l);
+            rest &= !who;
             let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
             let base = self.clock_base;
             let m = self.mbars.get_mut(&off).expect("used above");
             if m.copied_phase.is_some_and(|c| c < m.phase) {
                 m.copied_phase = None;
             }
+            let (agent, clock) = (m.agent, base + m.phase);
             let warp = &mut self.warps[w];
-            join(&mut warp.clocks, &m.done_clocks);
-            let c = &mut warp.clocks[m.agent as usize];
-            *c = (*c).max(base + m.phase);
+            warp.know.learn(who, warp.live, &m.done_clocks);
+            self.learn_agent(w, who, agent, clock);
         }
         self.warps[w].regs.put_pred(p, done, active, !0);
         Ok(if done == active { Wait::Done } else { Wait::Mixed })
@@ -353,7 +365,8 @@ impl Cta<'_> {
             if !no_inc {
                 m.pending += 1;
             }
-            self.arrive(w, pc, lane, off, 1, false)?;
+            let news = self.publish(w, 1 << lane);
+            self.arrive(w, pc, lane, off, 1, false, &news)?;
         }
         self.tick(w);
         Ok(())

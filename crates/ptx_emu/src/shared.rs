@@ -2,17 +2,19 @@
 //!
 //! Ordering is by vector clocks. Every warp is an agent, and so is every engine that touches shared memory on a warp's
 //! behalf: the `wgmma` unit of a warpgroup, the bulk-copy reader of a warp, and each mbarrier that bulk copies complete
-//! on. An access is recorded with its agent and the agent's clock; a later access by warp `w` is ordered after it when
-//! `w` has learnt that clock through a barrier or a wait.
+//! on. An access is recorded with its agent, the agent's clock and the lanes; a later access by a lane is ordered after it
+//! when the lane has learnt of those lanes' clock through a barrier or a wait (see `order`).
+
+use std::collections::HashMap;
+
+use crate::order::Knowledge;
 
 /// Bytes of one granule.
 const GRANULE: usize = 4;
-/// Lane number of a record that several lanes share.
-pub(crate) const MANY: u32 = 63;
-/// Clocks are 22 bits in a record; above half of that a worker starts again with cleared records.
-pub(crate) const CLOCK_RESET: u32 = 1 << 21;
+/// Clocks are 26 bits in a record of reads; above half of that a worker starts again with cleared records.
+pub(crate) const CLOCK_RESET: u32 = 1 << 25;
 
-/// An access on record.
+/// A write on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) clock: u32,
@@ -25,53 +27,97 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    #[inline(always)]
     fn pack(self) -> u64 {
-        (self.clock as u64) << 42
-            | (self.lane as u64) << 36
-            | (self.mask as u64) << 32
-            | (self.atomic as u64) << 31
-            | (self.in_flight as u64) << 30
+        (self.clock as u64) << 32
+            | (self.lane as u64) << 24
+            | (self.mask as u64) << 20
+            | (self.atomic as u64) << 19
+            | (self.in_flight as u64) << 18
             | self.agent as u64
     }
 
+    #[inline(always)]
     fn unpack(b: u64) -> Self {
         Record {
-            clock: (b >> 42) as u32,
-            lane: (b >> 36) as u32 & 63,
-            mask: (b >> 32) as u8 & 15,
-            atomic: b >> 31 & 1 == 1,
-            in_flight: b >> 30 & 1 == 1,
+            clock: (b >> 32) as u32,
+            lane: (b >> 24) as u32 & 31,
+            mask: (b >> 20) as u8 & 15,
+            atomic: b >> 19 & 1 == 1,
+            in_flight: b >> 18 & 1 == 1,
             agent: b as u32 & 0xffff,
         }
     }
 }
 
-/// A conflict: the byte offset, the earlier access, whether that was a write.
+/// Reads on record, of one agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Reads {
+    clock: u32,
+    /// Lanes that read any of the bytes.
+    lanes: u32,
+    mask: u8,
+    /// The lanes did not all read the same bytes: `Shared::mixed` has them.
+    mixed: bool,
+}
+
+impl Reads {
+    #[inline(always)]
+    fn pack(self) -> u64 {
+        (self.clock as u64) << 37 | (self.lanes as u64) << 5 | (self.mixed as u64) << 4 | self.mask as u64
+    }
+
+    #[inline(always)]
+    fn unpack(b: u64) -> Self {
+        Reads { clock: (b >> 37) as u32, lanes: (b >> 5) as u32, mixed: b >> 4 & 1 == 1, mask: b as u8 & 15 }
+    }
+}
+
+/// A conflict: the byte offset and the earlier access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Conflict {
     pub(crate) offset: u32,
-    pub(crate) other: Record,
+    pub(crate) agent: u32,
+    pub(crate) lanes: u32,
+    pub(crate) in_flight: bool,
     pub(crate) was_write: bool,
+}
+
+impl Conflict {
+    pub(crate) fn with_write(offset: usize, other: &Record) -> Self {
+        Conflict {
+            offset: offset as u32,
+            agent: other.agent,
+            lanes: 1 << other.lane,
+            in_flight: other.in_flight,
+            was_write: true,
+        }
+    }
 }
 
 pub(crate) struct Shared {
     pub(crate) bytes: Vec<u8>,
     init: Vec<u64>,
     writes: Vec<u64>,
-    /// `granule * readers + agent`: clock (22 bits), lane (6), byte mask (4).
-    reads: Vec<u32>,
-    readers: usize,
+    /// `agent * granules + granule`.
+    reads: Vec<u64>,
+    /// For each granule, the agents that read it since it was last written, one bit each.
+    readers: Vec<u128>,
+    /// The lanes that read each byte, for records that say so.
+    mixed: HashMap<usize, [u32; GRANULE]>,
 }
 
 impl Shared {
     pub(crate) fn new(size: usize, readers: usize, races: bool) -> Self {
-        let granules = size.div_ceil(GRANULE);
+        debug_assert!(readers <= 128, "32 warps, 8 warpgroups and a bulk reader for each warp");
+        let granules = if races { size.div_ceil(GRANULE) } else { 0 };
         Shared {
             bytes: vec![0; size],
             init: vec![0; size.div_ceil(64)],
-            writes: vec![0; if races { granules } else { 0 }],
-            reads: vec![0; if races { granules * readers } else { 0 }],
-            readers,
+            writes: vec![0; granules],
+            reads: vec![0; granules * readers],
+            readers: vec![0; granules],
+            mixed: HashMap::new(),
         }
     }
 
@@ -80,9 +126,11 @@ impl Shared {
         self.init.fill(0);
         // A garbage pattern, so that a kernel that relies on zeros fails even with checks off.
         self.bytes.fill(0xcb);
+        self.mixed.clear();
         if clear_records {
             self.writes.fill(0);
             self.reads.fill(0);
+            self.readers.fill(0);
         }
     }
 
@@ -110,92 +158,168 @@ impl Shared {
         }
     }
 
-    /// Whether the earlier write is ordered before an access of `warp`, `lane`.
+    /// Whether the earlier write is ordered before an access of a lane.
     #[inline(always)]
-    fn write_ordered(other: &Record, warp: u32, lane: u32, atomic: bool, clocks: &[u32]) -> bool {
-        if other.in_flight {
-            return false;
-        }
-        if other.atomic && atomic {
-            return true;
-        }
-        if other.agent == warp {
-            return other.lane == lane || other.clock < clocks[warp as usize];
-        }
-        other.clock <= clocks[other.agent as usize]
+    fn write_ordered(other: &Record, know: &Knowledge, lane: u32, atomic: bool) -> bool {
+        !other.in_flight && ((other.atomic && atomic) || know.knows(lane, other.agent, 1 << other.lane, other.clock))
     }
 
-    /// Checks and records a read by a lane. `record` is the agent that reads, at `clock`, when it is not the warp itself.
+    /// Checks and records a read by a lane (or by a whole warp, for an engine). `reader` is who reads, and at which clock.
     #[inline(always)]
     pub(crate) fn on_read(
         &mut self,
         off: usize,
         n: usize,
-        warp: u32,
+        know: &Knowledge,
         lane: u32,
-        clocks: &[u32],
-        record: Option<(u32, u32)>,
+        reader: (u32, u32),
     ) -> Option<Conflict> {
+        let (agent, clock) = reader;
+        // An engine counts as one lane.
+        let me = if agent == know.warp() { 1 << lane } else { 1 };
+        let granules = self.writes.len();
+        if off.is_multiple_of(GRANULE) && n.is_multiple_of(GRANULE) {
+            // Whole granules: neighbours mostly have the same records.
+            let (first, count) = (off / GRANULE, n / GRANULE);
+            let writes = &self.writes[first..first + count];
+            let mut before = 0;
+            for (i, &bits) in writes.iter().enumerate() {
+                if bits == before {
+                    continue;
+                }
+                let other = Record::unpack(bits);
+                if other.mask != 0 && !Self::write_ordered(&other, know, lane, false) {
+                    return Some(Conflict::with_write(off + i * GRANULE, &other));
+                }
+                before = bits;
+            }
+            let cell = agent as usize * granules + first;
+            let (mut before, mut after) = (!0, 0);
+            for i in cell..cell + count {
+                let bits = self.reads[i];
+                if bits != before {
+                    after = self.add_read(i, know, lane, agent, clock, me, 15);
+                    before = if Reads::unpack(after).mixed { !0 } else { bits };
+                }
+                self.reads[i] = after;
+            }
+            for r in &mut self.readers[first..first + count] {
+                *r |= 1 << agent;
+            }
+            return None;
+        }
         let mut o = off;
-        let (agent, clock) = record.unwrap_or((warp, clocks[warp as usize]));
         while o < off + n {
             let g = o / GRANULE;
             let b = o % GRANULE;
             let take = (GRANULE - b).min(off + n - o);
             let mask = (((1u32 << take) - 1) << b) as u8;
             let other = Record::unpack(self.writes[g]);
-            if other.mask & mask != 0 && !Self::write_ordered(&other, warp, lane, false, clocks) {
-                return Some(Conflict { offset: o as u32, other, was_write: true });
+            if other.mask & mask != 0 && !Self::write_ordered(&other, know, lane, false) {
+                return Some(Conflict::with_write(o, &other));
             }
-            let r = &mut self.reads[g * self.readers + agent as usize];
-            if *r >> 10 == clock {
-                let lane = if (*r >> 4) & 63 == lane { lane } else { MANY };
-                *r = clock << 10 | lane << 4 | (*r & 15) | mask as u32;
-            } else {
-                *r = clock << 10 | lane << 4 | mask as u32;
-            }
+            let cell = agent as usize * granules + g;
+            self.reads[cell] = self.add_read(cell, know, lane, agent, clock, me, mask);
+            self.readers[g] |= 1 << agent;
             o += take;
         }
         None
     }
 
+    /// The record of reads in a cell with one more.
+    #[inline(always)]
+    fn add_read(&mut self, cell: usize, know: &Knowledge, lane: u32, agent: u32, clock: u32, me: u32, mask: u8) -> u64 {
+        let old = Reads::unpack(self.reads[cell]);
+        // Whoever knows of this read knows of the old ones when they are ordered before it; then it replaces them. Else both
+        // stay, at the clock of the old ones, which other lanes may not have published.
+        if old.mask == 0
+            || (old.clock != clock && (agent != know.warp() || know.knows(lane, agent, old.lanes, old.clock)))
+        {
+            return Reads { clock, lanes: me, mask, mixed: false }.pack();
+        }
+        let mixed = old.mixed || (old.mask != mask && old.lanes != me);
+        if mixed {
+            self.add_mixed(cell, &old, me, mask);
+        }
+        Reads { clock: old.clock, lanes: old.lanes | me, mask: old.mask | mask, mixed }.pack()
+    }
+
+    #[cold]
+    fn add_mixed(&mut self, cell: usize, old: &Reads, me: u32, mask: u8) {
+        let by_byte = self.mixed.entry(cell).or_default();
+        for (b, lanes) in by_byte.iter_mut().enumerate() {
+            if !old.mixed {
+                *lanes = if old.mask >> b & 1 == 1 { old.lanes } else { 0 };
+            }
+            if mask >> b & 1 == 1 {
+                *lanes |= me;
+            }
+        }
+    }
+
+    /// The lanes of a record that read any of the bytes in `mask`.
+    #[inline(always)]
+    fn lanes_of(mixed: &HashMap<usize, [u32; GRANULE]>, cell: usize, r: &Reads, mask: u8) -> u32 {
+        if !r.mixed {
+            return r.lanes;
+        }
+        let by_byte = mixed.get(&cell).copied().unwrap_or([r.lanes; GRANULE]);
+        (0..GRANULE).filter(|b| (mask & r.mask) >> b & 1 == 1).fold(0, |m, b| m | by_byte[b])
+    }
+
     /// Checks and records a write by a lane. `same` says that the bytes already hold the value, which makes writes of
-    /// several lanes of one warp harmless. `record` replaces what is put on record.
+    /// several lanes of one warp harmless. `record` is what is put on record.
     #[inline(always)]
     pub(crate) fn on_write(
         &mut self,
         off: usize,
         n: usize,
-        warp: u32,
+        know: &Knowledge,
         lane: u32,
-        clocks: &[u32],
         same: bool,
         record: Record,
     ) -> Option<Conflict> {
+        let granules = self.writes.len();
         let mut o = off;
+        // Neighbours mostly have the same records.
+        let mut ordered_write = 0;
+        let mut ordered_reads = (0, 0);
         while o < off + n {
             let g = o / GRANULE;
             let b = o % GRANULE;
             let take = (GRANULE - b).min(off + n - o);
             let mask = (((1u32 << take) - 1) << b) as u8;
-            let other = Record::unpack(self.writes[g]);
-            if other.mask & mask != 0
-                && !Self::write_ordered(&other, warp, lane, record.atomic, clocks)
-                && !(same && other.agent == warp && !other.in_flight)
-            {
-                return Some(Conflict { offset: o as u32, other, was_write: true });
+            let bits = self.writes[g];
+            let other = Record::unpack(bits);
+            if bits != ordered_write && other.mask & mask != 0 {
+                let harmless = same && other.agent == know.warp() && !other.in_flight;
+                if !harmless && !Self::write_ordered(&other, know, lane, record.atomic) {
+                    return Some(Conflict::with_write(o, &other));
+                }
+                ordered_write = bits;
             }
-            let row = &self.reads[g * self.readers..(g + 1) * self.readers];
-            for (a, &r) in row.iter().enumerate() {
-                if r & 15 & mask as u32 == 0 {
+            let mut agents = self.readers[g];
+            while agents != 0 {
+                let agent = agents.trailing_zeros();
+                agents &= agents - 1;
+                let cell = agent as usize * granules + g;
+                let bits = self.reads[cell];
+                let r = Reads::unpack(bits);
+                if r.mask & mask == 0 {
                     continue;
                 }
-                let (clock, l) = (r >> 10, (r >> 4) & 63);
-                let ordered = if a == warp as usize { l == lane || clock < clocks[a] } else { clock <= clocks[a] };
-                // An atomic reads and writes at once; its own record as a reader is of an atomic too.
-                if !ordered {
-                    let other = Record { clock, agent: a as u32, lane: l, mask, atomic: false, in_flight: false };
-                    return Some(Conflict { offset: o as u32, other, was_write: false });
+                if (agent, bits) != ordered_reads || r.mixed {
+                    let lanes = Self::lanes_of(&self.mixed, cell, &r, mask);
+                    if !know.knows(lane, agent, lanes, r.clock) {
+                        return Some(Conflict { offset: o as u32, agent, lanes, in_flight: false, was_write: false });
+                    }
+                    ordered_reads = (agent, bits);
+                }
+                // Whoever is ordered after this write is ordered after the reads.
+                let left = r.mask & !mask;
+                self.reads[cell] = Reads { mask: left, ..r }.pack();
+                if left == 0 {
+                    self.readers[g] &= !(1 << agent);
                 }
             }
             // A write to other bytes of the granule at the same time keeps both masks.

@@ -4,6 +4,7 @@ use crate::alu;
 use crate::error::FaultKind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
+use crate::order::WHOLE_WARP;
 use crate::shared::Record;
 use crate::tensor_map::{TensorDataType, TensorFill, TensorMap, TensorMapSpec};
 
@@ -16,6 +17,16 @@ struct Piece {
     hi: u8,
     alloc: u32,
     off: u64,
+}
+
+/// Bulk copies of a lane from shared memory, committed together and not waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BulkGroup {
+    lane: u32,
+    /// Among the groups of the warp.
+    number: u64,
+    /// Groups that the lane had closed before.
+    closed: u64,
 }
 
 /// A bulk copy between its issue and its completion.
@@ -210,6 +221,7 @@ impl Cta<'_> {
         self.counters.async_copies += 1;
         let mut mbar_off = None;
         let mut phase = 0;
+        let mut open_group = 0;
         let mut sectors = crate::access::Sectors::default();
         if let Some(m) = mbar {
             let Where::Shared(off) = self.locate(w, pc, lane, MemSpace::Shared, m, 8, 8)? else {
@@ -237,12 +249,13 @@ impl Cta<'_> {
                 in_flight: false,
             };
             mbar_off = Some(off as u32);
+            self.top_clock = self.top_clock.max(record.clock);
             for p in &pieces {
                 if self.ctx.checks.races {
-                    let clocks = &self.warps[w].clocks;
+                    let know = &self.warps[w].know;
                     let (o, n) = (p.shared as usize, p.bytes as usize);
-                    if let Some(c) = self.shared.on_write(o, n, w as u32, lane as u32, clocks, false, record) {
-                        return Err(self.shared_conflict(w, pc, lane as u32, c, true));
+                    if let Some(c) = self.shared.on_write(o, n, know, lane as u32, false, record) {
+                        return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
                     }
                 }
                 if p.hi > 0 {
@@ -256,10 +269,11 @@ impl Cta<'_> {
             self.counters.shared_bytes_written += bytes as u64;
         } else {
             let agent = self.bulk_agent(w as u32);
-            let clock = self.clock_base + 1 + self.bulk_groups_of(w) as u32;
+            let group = self.bulk_group(w, lane as u32);
+            let clock = self.clock_base + 1 + group as u32;
             for p in &pieces {
                 let (o, n) = (p.shared as usize, p.bytes as usize);
-                self.async_read(w, pc, lane, o, n, agent, clock)?;
+                self.async_read(w, pc, lane as u32, o, n, agent, clock)?;
                 if p.hi > 0 {
                     let n = p.hi as u64;
                     let data = self.ctx.mem.get(p.alloc as usize);
@@ -274,9 +288,8 @@ impl Cta<'_> {
             }
             self.count_sectors(&sectors, true);
             self.counters.shared_bytes_read += bytes as u64;
-            self.warps[w].bulk_open += 1;
+            open_group = group;
         }
-        let group = self.bulk_groups_of(w);
         self.bulk.push(BulkOp {
             warp: w,
             lane,
@@ -286,33 +299,41 @@ impl Cta<'_> {
             mbar: mbar_off,
             bytes,
             phase,
-            group,
+            group: open_group,
             reduce: b.reduce,
         });
         Ok(())
     }
 
-    /// Number of the bulk group that the warp fills now.
-    fn bulk_groups_of(&self, w: usize) -> u64 {
-        self.warps[w].bulk_next
+    /// Number of the bulk group that the lane fills now.
+    fn bulk_group(&mut self, w: usize, lane: u32) -> u64 {
+        let warp = &mut self.warps[w];
+        if let Some(open) = warp.bulk_open.iter().find(|g| g.0 == lane) {
+            return open.1;
+        }
+        warp.bulk_open.push((lane, warp.bulk_next));
+        warp.bulk_next += 1;
+        warp.bulk_next - 1
     }
 
-    /// Checks and records a read of shared memory through the async proxy.
+    /// Checks and records a read of shared memory through the async proxy, for a lane or the whole warp.
     pub(crate) fn async_read(
         &mut self,
         w: usize,
         pc: u32,
-        lane: usize,
+        lane: u32,
         off: usize,
         n: usize,
         agent: u32,
         clock: u32,
     ) -> Exec<()> {
+        let faulty = if lane == WHOLE_WARP { None } else { Some(lane) };
         if self.ctx.checks.races {
-            let clocks = &self.warps[w].clocks;
-            if let Some(c) = self.shared.on_read(off, n, w as u32, lane as u32, clocks, Some((agent, clock))) {
-                return Err(self.shared_conflict(w, pc, lane as u32, c, false));
+            let know = &self.warps[w].know;
+            if let Some(c) = self.shared.on_read(off, n, know, lane, (agent, clock)) {
+                return Err(self.shared_conflict(w, pc, faulty, c, false));
             }
+            self.top_clock = self.top_clock.max(clock);
             let nw = self.warps.len() as u32;
             for o in (off..off + n).step_by(4) {
                 let Some(rec) = self.shared.last_write(o) else { continue };
@@ -321,15 +342,15 @@ impl Cta<'_> {
                 if self.ctx.checks.asynchronous
                     && rec.agent < nw
                     && rec.clock > self.clock_base
-                    && self.warps[a].proxy_fence[a] < rec.clock
-                    && self.warps[w].proxy_fence[a] < rec.clock
+                    && !self.warps[a].proxy.learnt(rec.lane, rec.agent, rec.lane, rec.clock)
+                    && !self.warps[w].proxy.learnt(lane, rec.agent, rec.lane, rec.clock)
                 {
                     let d = format!(
                         "the async proxy reads shared address {:#x}, written by warp {} with no fence.proxy.async since",
                         o as u32 + SHARED_BASE,
                         rec.agent
                     );
-                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::MissingProxyFence, d));
+                    return Err(self.fault(w, faulty, pc, FaultKind::MissingProxyFence, d));
                 }
             }
         }
@@ -337,7 +358,7 @@ impl Cta<'_> {
             && let Some(o) = self.shared.first_unwritten(off, n)
         {
             let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
-            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
+            return Err(self.fault(w, faulty, pc, FaultKind::UninitializedShared, d));
         }
         Ok(())
     }
@@ -389,24 +410,37 @@ impl Cta<'_> {
         Ok(())
     }
 
-    pub(crate) fn bulk_commit(&mut self, w: usize) {
+    /// Each lane closes its group of bulk copies.
+    pub(crate) fn bulk_commit(&mut self, w: usize, active: u32) {
         let warp = &mut self.warps[w];
-        warp.bulk_pending.push(warp.bulk_next);
-        warp.bulk_next += 1;
-        warp.bulk_open = 0;
+        for lane in lanes(active) {
+            let closed = warp.bulk_commits[lane];
+            warp.bulk_commits[lane] += 1;
+            // An empty group counts in later waits, and nobody needs to wait for it.
+            if let Some(i) = warp.bulk_open.iter().position(|g| g.0 == lane as u32) {
+                let (lane, number) = warp.bulk_open.swap_remove(i);
+                warp.bulk_pending.push(BulkGroup { lane, number, closed });
+            }
+        }
     }
 
-    /// Completes all but the last `pending` groups of the warp.
-    pub(crate) fn bulk_wait(&mut self, w: usize, pending: u32) -> Exec<()> {
-        let groups = &mut self.warps[w].bulk_pending;
-        let keep = groups.len().min(pending as usize);
-        let done: Vec<u64> = groups.drain(..groups.len() - keep).collect();
-        let Some(&last) = done.last() else { return Ok(()) };
-        while let Some(i) = self.bulk.iter().position(|b| b.mbar.is_none() && b.warp == w && b.group <= last) {
-            self.complete_bulk(i)?;
+    /// Completes all but the last `pending` groups of each lane.
+    pub(crate) fn bulk_wait(&mut self, w: usize, active: u32, pending: u32) -> Exec<()> {
+        let warp = &mut self.warps[w];
+        let commits = warp.bulk_commits;
+        let done: Vec<BulkGroup> = warp
+            .bulk_pending
+            .extract_if(.., |g| active >> g.lane & 1 == 1 && g.closed + (pending as u64) < commits[g.lane as usize])
+            .collect();
+        for group in done {
+            while let Some(i) =
+                self.bulk.iter().position(|b| b.mbar.is_none() && b.warp == w && b.group == group.number)
+            {
+                self.complete_bulk(i)?;
+            }
+            let agent = self.bulk_agent(w as u32);
+            self.learn_agent(w, 1 << group.lane, agent, self.clock_base + 1 + group.number as u32);
         }
-        let agent = self.bulk_agent(w as u32) as usize;
-        self.warps[w].clocks[agent] = self.clock_base + 1 + last as u32;
         Ok(())
     }
 

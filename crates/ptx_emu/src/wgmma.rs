@@ -8,6 +8,7 @@ use crate::float::*;
 use crate::ir::*;
 use crate::machine::{Block, Cta, Exec};
 use crate::mma::element;
+use crate::order::WHOLE_WARP;
 use crate::tensor_map::Swizzle;
 
 /// What one warp gave when it issued its quarter.
@@ -261,7 +262,7 @@ impl Cta<'_> {
                 let d = format!("the descriptor reaches shared address {addr:#x}, outside of the CTA's memory");
                 return Err(self.fault(w, None, pc, FaultKind::SharedOutOfBounds, d));
             }
-            self.async_read(w, pc, 0, off as usize, 16, agent, clock)
+            self.async_read(w, pc, WHOLE_WARP, off as usize, 16, agent, clock)
         };
         if m.mn_major {
             for kk in 0..k {
@@ -299,14 +300,13 @@ impl Cta<'_> {
             return Ok(false);
         }
         self.carry_out(group, target)?;
-        let agent = self.wgmma_agent(group as u32) as usize;
+        let agent = self.wgmma_agent(group as u32);
         let g = &mut self.groups[group];
         while g.groups[quarter].len() > n as usize {
             g.groups[quarter].pop_front();
         }
         g.waited[quarter] = g.waited[quarter].max(target);
-        let c = &mut self.warps[w].clocks[agent];
-        *c = (*c).max(self.clock_base + target as u32);
+        self.learn_agent(w, active, agent, self.clock_base + target as u32);
         Ok(true)
     }
 

@@ -127,7 +127,19 @@ fn hopper(e: &Emulator, m: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
     Ok(download(e, out, 2048))
 }
 
-const BENCHES: [Bench; 6] = [
+fn elect(e: &Emulator, m: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
+    let out = e.alloc(512)?;
+    e.launch(m, "elect", &Launch::new([1, 1, 1], [64, 1, 1]).with_ptr(out).with_seed(seed))?;
+    Ok(download(e, out, 512))
+}
+
+fn halves(e: &Emulator, m: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
+    let out = e.alloc(128)?;
+    e.launch(m, "halves", &Launch::new([1, 1, 1], [32, 1, 1]).with_ptr(out).with_seed(seed))?;
+    Ok(download(e, out, 128))
+}
+
+const BENCHES: [Bench; 8] = [
     Bench {
         name: "reverse",
         head: HEAD_80,
@@ -193,6 +205,20 @@ const BENCHES: [Bench; 6] = [
                 .flat_map(|v| (v as f32).to_le_bytes())
                 .collect()
         },
+    },
+    Bench {
+        name: "elect",
+        head: HEAD_90A,
+        body: ELECT,
+        run: elect,
+        expected: || u32s((0..128).map(|i| i / 32 * 100 + i % 32)),
+    },
+    Bench {
+        name: "halves",
+        head: HEAD_80,
+        body: HALVES,
+        run: halves,
+        expected: || u32s((0..32u32).map(|i| (31 - i) + 100 * ((31 - i) ^ 1))),
     },
 ];
 
@@ -473,6 +499,72 @@ const MUTANTS: &[Mutant] = &[
     ),
     ("hopper", "bulk store past the output", "[%rd1], [%r5], 2048", "[%rd1], [%r5], 2064", &[SharedOutOfBounds]),
     ("hopper", "bulk size not a multiple of 16", "[%rd1], [%r5], 2048", "[%rd1], [%r5], 2040", &[InvalidOperand]),
+    (
+        "elect",
+        "no bar.warp.sync before the elected lane's arrival",
+        "bar.warp.sync 0xffffffff; // before the arrival",
+        "",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "a shuffle, which orders no memory, for the bar.warp.sync",
+        "bar.warp.sync 0xffffffff; // before the arrival",
+        "shfl.sync.bfly.b32 %r11, %r9, 16, 0x1f, 0xffffffff;",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "the elected lane arrives before the bar.warp.sync",
+        "bar.warp.sync 0xffffffff; // before the arrival\n    @%p0 mbarrier.arrive.shared::cta.b64 _, [%r3];",
+        "@%p0 mbarrier.arrive.shared::cta.b64 _, [%r3];\n    bar.warp.sync 0xffffffff;",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "the elected lane reads again before it arrives",
+        "bar.warp.sync 0xffffffff; // before the arrival",
+        "fence.proxy.async.shared::cta;\n    @%p0 ld.shared.u32 %r11, [%r4];",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "the elected lane alone waits for the note",
+        "await_full:",
+        "@!%p0 bra have_note;\nawait_full:",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "no bar.warp.sync after the elected lane's wait",
+        "bar.warp.sync 0xffffffff; // before the overwriting",
+        "",
+        &[AsyncReadOverwritten],
+    ),
+    (
+        "elect",
+        "another lane waits for the elected lane's store",
+        "@%p0 cp.async.bulk.wait_group.read 0;",
+        "@!%p0 cp.async.bulk.wait_group.read 0;",
+        &[AsyncReadOverwritten],
+    ),
+    (
+        "elect",
+        "no bar.warp.sync before the elected lane's store",
+        "bar.warp.sync 0xffffffff; // before the store",
+        "",
+        &[SharedRace],
+    ),
+    (
+        "elect",
+        "the elected lane alone executes the proxy fence",
+        "fence.proxy.async.shared::cta;",
+        "@%p0 fence.proxy.async.shared::cta;",
+        &[MissingProxyFence],
+    ),
+    ("halves", "no barrier of the half", "bar.warp.sync 0x0000ffff; // low: written", "", &[SharedRace]),
+    ("halves", "no barrier of the half before the update", "bar.warp.sync 0x0000ffff; // low: read", "", &[SharedRace]),
+    ("halves", "no barrier of both halves", "bar.warp.sync 0xffffffff; // both", "", &[SharedRace]),
     ("hopper", "not a tensor map", "add.s64 %rd2, %rd0, 128", "mov.u64 %rd2, %rd1", &[InvalidOperand]),
 ];
 

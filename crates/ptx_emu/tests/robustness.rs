@@ -7,13 +7,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 use ptx_emu::{Checks, Emulator, EmulatorOptions, Launch, Module};
 
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 8] = [
     (kernels::HEAD_80, kernels::REVERSE),
     (kernels::HEAD_80, kernels::PIPELINE),
     (kernels::HEAD_80, kernels::WARP),
     (kernels::HEAD_80, kernels::MMA),
     (kernels::HEAD_80, kernels::LAST_CTA),
     (kernels::HEAD_90A, kernels::HOPPER),
+    (kernels::HEAD_90A, kernels::ELECT),
+    (kernels::HEAD_80, kernels::HALVES),
 ];
 
 /// Loads a text and launches every entry of it with two pointers and a number, in a small machine.

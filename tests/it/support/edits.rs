@@ -29,6 +29,8 @@ pub(crate) enum Edit {
     NoBarrier,
     /// The arrival at a named barrier is taken out.
     NoBarrierArrival,
+    /// A barrier of the lanes of a warp is taken out.
+    NoWarpSync,
     /// The wait for a group of cp.async is taken out.
     NoCopyWait,
     /// The wait for a group of cp.async allows one more group in flight.
@@ -137,6 +139,8 @@ fn edits(line: &str) -> Vec<(Edit, String)> {
         gone(Edit::NoArrival)
     } else if has("bar.arrive") || has("barrier.cta.arrive") {
         gone(Edit::NoBarrierArrival)
+    } else if has("bar.warp.sync") {
+        gone(Edit::NoWarpSync)
     } else if has("bar.sync") || has("barrier.cta.sync") {
         gone(Edit::NoBarrier)
     } else {

@@ -28,6 +28,8 @@ static STARTS: LazyLock<Vec<Start>> = LazyLock::new(|| {
         (kernels::HEAD_80, kernels::MMA),
         (kernels::HEAD_80, kernels::LAST_CTA),
         (kernels::HEAD_90A, kernels::HOPPER),
+        (kernels::HEAD_90A, kernels::ELECT),
+        (kernels::HEAD_80, kernels::HALVES),
     ];
     let kernels = kernels.into_iter().map(|(head, body)| (format!("{head}{body}"), None));
     kernels.chain(cases::all().into_iter().enumerate().map(|(i, c)| (c.module(i), c.tensor))).collect()

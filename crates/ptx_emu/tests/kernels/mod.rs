@@ -293,3 +293,125 @@ done:
     ret;
 }
 "#;
+
+/// A warp whose lanes all read a note, and one of them frees it for the other warp; what the lanes make of it leaves through one
+/// lane's bulk store.
+pub(crate) const ELECT: &str = r#"
+.shared .align 128 .b8 stage[128];
+.shared .align 8 .b8 full[8];
+.shared .align 8 .b8 empty[8];
+.shared .align 4 .b8 note[4];
+.visible .entry elect(.param .u64 out)
+{
+    .reg .pred %p<6>;
+    .reg .b32 %r<24>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd0, [out];
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, full;
+    mov.u32 %r3, empty;
+    mov.u32 %r4, note;
+    mov.u32 %r5, stage;
+    and.b32 %r6, %r1, 31;
+    setp.eq.u32 %p0, %r6, 0;
+    setp.ne.u32 %p1, %r1, 0;
+    @%p1 bra ready;
+    mbarrier.init.shared::cta.b64 [%r2], 1;
+    mbarrier.init.shared::cta.b64 [%r3], 1;
+ready:
+    bar.sync 0;
+    mov.b32 %r7, 0;
+    setp.gt.u32 %p2, %r1, 31;
+    @%p2 bra write;
+read:
+    and.b32 %r8, %r7, 1;
+await_full:
+    mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r2], %r8;
+    @!%p3 bra await_full;
+have_note:
+    ld.shared.u32 %r9, [%r4];
+    bar.warp.sync 0xffffffff; // before the arrival
+    @%p0 mbarrier.arrive.shared::cta.b64 _, [%r3];
+    @%p0 cp.async.bulk.wait_group.read 0;
+    bar.warp.sync 0xffffffff; // before the overwriting
+    add.s32 %r9, %r9, %r6;
+    shl.b32 %r10, %r6, 2;
+    add.s32 %r10, %r5, %r10;
+    st.shared.u32 [%r10], %r9;
+    fence.proxy.async.shared::cta;
+    bar.warp.sync 0xffffffff; // before the store
+    mul.wide.u32 %rd1, %r7, 128;
+    add.s64 %rd2, %rd0, %rd1;
+    @%p0 cp.async.bulk.global.shared::cta.bulk_group [%rd2], [%r5], 128;
+    @%p0 cp.async.bulk.commit_group;
+    add.s32 %r7, %r7, 1;
+    setp.lt.u32 %p4, %r7, 4;
+    @%p4 bra read;
+    @%p0 cp.async.bulk.wait_group 0;
+    ret;
+write:
+    @!%p0 bra done;
+    setp.eq.u32 %p4, %r7, 0;
+    @%p4 bra free;
+    add.s32 %r8, %r7, 1;
+    and.b32 %r8, %r8, 1;
+await_empty:
+    mbarrier.try_wait.parity.shared::cta.b64 %p3, [%r3], %r8;
+    @!%p3 bra await_empty;
+free:
+    mul.lo.s32 %r9, %r7, 100;
+    st.shared.u32 [%r4], %r9;
+    mbarrier.arrive.shared::cta.b64 _, [%r2];
+    add.s32 %r7, %r7, 1;
+    setp.lt.u32 %p4, %r7, 4;
+    @%p4 bra write;
+done:
+    ret;
+}
+"#;
+
+/// Halves of a warp that exchange 16-bit values, each with a barrier of its own, and then with each other.
+pub(crate) const HALVES: &str = r#"
+.shared .align 4 .b8 cells[64];
+.visible .entry halves(.param .u64 out)
+{
+    .reg .pred %p<4>;
+    .reg .b16 %h<4>;
+    .reg .b32 %r<16>;
+    .reg .b64 %rd<4>;
+    ld.param.u64 %rd0, [out];
+    mov.u32 %r1, %tid.x;
+    mov.u32 %r2, cells;
+    shl.b32 %r3, %r1, 1;
+    add.s32 %r4, %r2, %r3;
+    cvt.u16.u32 %h0, %r1;
+    st.shared.u16 [%r4], %h0;
+    xor.b32 %r5, %r1, 1;
+    shl.b32 %r5, %r5, 1;
+    add.s32 %r5, %r2, %r5;
+    setp.gt.u32 %p0, %r1, 15;
+    @%p0 bra high;
+    bar.warp.sync 0x0000ffff; // low: written
+    ld.shared.u16 %h1, [%r5];
+    bar.warp.sync 0x0000ffff; // low: read
+    bra both;
+high:
+    bar.warp.sync 0xffff0000;
+    ld.shared.u16 %h1, [%r5];
+    bar.warp.sync 0xffff0000;
+both:
+    ld.shared.u16 %h2, [%r4];
+    mul.lo.u16 %h1, %h1, 100;
+    add.u16 %h2, %h2, %h1;
+    st.shared.u16 [%r4], %h2;
+    bar.warp.sync 0xffffffff; // both
+    sub.s32 %r6, 31, %r1;
+    shl.b32 %r6, %r6, 1;
+    add.s32 %r6, %r2, %r6;
+    ld.shared.u16 %r7, [%r6];
+    mul.wide.u32 %rd1, %r1, 4;
+    add.s64 %rd2, %rd0, %rd1;
+    st.global.u32 [%rd2], %r7;
+    ret;
+}
+"#;

@@ -1,0 +1,236 @@
+//! What happened before what: clocks of warps and of the engines that work for them, and what each lane has learnt of them.
+//!
+//! A warp's clock advances with everything that may order its accesses after others' or others' after its own. Threads are
+//! ordered one by one, as the PTX memory model has it: running in one warp orders nothing, nor do `shfl.sync` and its like.
+//! `bar.warp.sync`, barriers, mbarriers and releasing atomics do, for the lanes that execute them. So a lane that arrives at an
+//! mbarrier publishes what it did itself and what it has learnt, and of the other lanes of its warp only what a `bar.warp.sync`
+//! or a barrier has told it. Nearly always all lanes know the same: that is kept once, and what single lanes know beside it.
+
+use crate::machine::lanes;
+
+/// A lane of a warp, up to a clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct LaneClock {
+    agent: u32,
+    lane: u32,
+    clock: u32,
+}
+
+/// Everything that happened until these clocks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Clocks {
+    /// For each agent, a clock up to which all of its lanes are included.
+    all: Vec<u32>,
+    /// Lanes that are included up to a later one.
+    some: Vec<LaneClock>,
+}
+
+impl Clocks {
+    pub(crate) fn new(agents: usize, clock: u32) -> Self {
+        Clocks { all: vec![clock; agents], some: Vec::new() }
+    }
+
+    fn reset(&mut self, clock: u32) {
+        self.all.fill(clock);
+        self.some.clear();
+    }
+
+    pub(crate) fn join(&mut self, other: &Clocks) {
+        if self.all.len() < other.all.len() {
+            self.all.resize(other.all.len(), 0);
+        }
+        for (x, y) in self.all.iter_mut().zip(&other.all) {
+            *x = (*x).max(*y);
+        }
+        for c in &other.some {
+            self.add_lane(*c);
+        }
+        let all = &self.all;
+        self.some.retain(|c| c.clock > all[c.agent as usize]);
+    }
+
+    fn add_lane(&mut self, c: LaneClock) {
+        match self.some.iter_mut().find(|o| o.agent == c.agent && o.lane == c.lane) {
+            Some(o) => o.clock = o.clock.max(c.clock),
+            None => self.some.push(c),
+        }
+    }
+
+    /// Every lane of the agent, up to a clock.
+    fn add(&mut self, agent: u32, clock: u32) {
+        let c = &mut self.all[agent as usize];
+        *c = (*c).max(clock);
+        let c = *c;
+        self.some.retain(|o| o.agent != agent || o.clock > c);
+    }
+
+    fn has(&self, agent: u32, lane: u32, clock: u32) -> bool {
+        clock <= self.all[agent as usize]
+            || self.some.iter().any(|c| c.agent == agent && c.lane == lane && clock <= c.clock)
+    }
+
+    /// Whether `other` includes all of this.
+    fn within(&self, other: &Clocks) -> bool {
+        self.all.iter().zip(&other.all).all(|(x, y)| x <= y)
+            && self.some.iter().all(|c| other.has(c.agent, c.lane, c.clock))
+    }
+}
+
+/// What the lanes of a warp have learnt.
+#[derive(Debug, Clone)]
+pub(crate) struct Knowledge {
+    warp: u32,
+    /// Known to every lane.
+    common: Clocks,
+    /// What single lanes know beside it.
+    own: Vec<(u32, Clocks)>,
+}
+
+/// In the place of a lane: what all lanes know, for what a warp does as a whole.
+pub(crate) const WHOLE_WARP: u32 = 32;
+
+impl Knowledge {
+    pub(crate) fn new(warp: u32, agents: usize) -> Self {
+        Knowledge { warp, common: Clocks::new(agents, 0), own: Vec::new() }
+    }
+
+    pub(crate) fn reset(&mut self, clock: u32) {
+        self.common.reset(clock);
+        self.own.clear();
+    }
+
+    /// Whether what these lanes of an agent did at a clock is ordered before what `lane` does now. What a lane did itself is.
+    #[inline(always)]
+    pub(crate) fn knows(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
+        clock <= self.common.all[agent as usize] || self.knows_more(lane, agent, who, clock)
+    }
+
+    #[cold]
+    fn knows_more(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
+        let own = self.own_of_lane(lane);
+        if own.is_some_and(|o| clock <= o.all[agent as usize]) {
+            return true;
+        }
+        lanes(who).all(|l| {
+            let l = l as u32;
+            (agent == self.warp && l == lane)
+                || self.common.has(agent, l, clock)
+                || own.is_some_and(|o| o.has(agent, l, clock))
+        })
+    }
+
+    /// As `knows` for one lane of an agent, of what was learnt alone: what the lane did itself does not count.
+    pub(crate) fn learnt(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
+        self.common.has(agent, who, clock) || self.own_of_lane(lane).is_some_and(|o| o.has(agent, who, clock))
+    }
+
+    fn own_of_lane(&self, lane: u32) -> Option<&Clocks> {
+        self.own.iter().find(|o| o.0 == lane).map(|o| &o.1)
+    }
+
+    /// All that these lanes did until `now`, and what they had learnt.
+    pub(crate) fn publish(&self, who: u32, live: u32, now: u32) -> Clocks {
+        let mut c = self.common.clone();
+        for (lane, own) in &self.own {
+            if who >> lane & 1 == 1 {
+                c.join(own);
+            }
+        }
+        if who == live {
+            c.add(self.warp, now);
+        } else {
+            for lane in lanes(who) {
+                c.add_lane(LaneClock { agent: self.warp, lane: lane as u32, clock: now });
+            }
+        }
+        c
+    }
+
+    /// These lanes learn what was published.
+    pub(crate) fn learn(&mut self, who: u32, live: u32, news: &Clocks) {
+        if who & live == live {
+            self.common.join(news);
+            let common = &self.common;
+            self.own.retain(|(_, own)| !own.within(common));
+        } else {
+            for lane in lanes(who) {
+                self.own_of(lane as u32).join(news);
+            }
+        }
+    }
+
+    /// These lanes learn of an engine's work up to a clock.
+    pub(crate) fn learn_agent(&mut self, who: u32, live: u32, agent: u32, clock: u32) {
+        if who & live == live {
+            self.common.add(agent, clock);
+        } else {
+            for lane in lanes(who) {
+                self.own_of(lane as u32).add(agent, clock);
+            }
+        }
+    }
+
+    fn own_of(&mut self, lane: u32) -> &mut Clocks {
+        let i = self.own.iter().position(|o| o.0 == lane).unwrap_or_else(|| {
+            self.own.push((lane, self.common.clone()));
+            self.own.len() - 1
+        });
+        &mut self.own[i].1
+    }
+
+    #[inline(always)]
+    pub(crate) fn warp(&self) -> u32 {
+        self.warp
+    }
+
+    /// Whether all lanes know the same.
+    pub(crate) fn uniform(&self) -> bool {
+        self.own.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u32 = !0;
+
+    #[test]
+    fn an_elected_lane_publishes_itself_alone() {
+        let (mut a, mut b) = (Knowledge::new(0, 3), Knowledge::new(1, 3));
+        let news = a.publish(1 << 5, ALL, 7);
+        b.learn(ALL, ALL, &news);
+        assert!(b.knows(0, 0, 1 << 5, 7) && !b.knows(0, 0, 1 << 5, 8));
+        assert!(!b.knows(0, 0, 1 << 6, 1) && !b.knows(0, 0, 1 << 5 | 1 << 6, 1));
+        // After a bar.warp.sync of its warp it speaks for all.
+        let news = a.publish(ALL, ALL, 8);
+        a.learn(ALL, ALL, &news);
+        b.learn(ALL, ALL, &a.publish(1 << 5, ALL, 9));
+        assert!(b.knows(0, 0, ALL, 8) && !b.knows(0, 0, ALL, 9) && b.knows(0, 0, 1 << 5, 9));
+    }
+
+    #[test]
+    fn what_one_lane_learns_the_others_do_not_know() {
+        let mut k = Knowledge::new(0, 3);
+        k.learn_agent(1 << 3, ALL, 2, 4);
+        assert!(k.knows(3, 2, 1, 4) && !k.knows(4, 2, 1, 4) && !k.knows(WHOLE_WARP, 2, 1, 4));
+        assert!(!k.uniform());
+        // Half of the warp synchronises: the lane's half knows then.
+        let half = k.publish(0xffff, ALL, 9);
+        k.learn(0xffff, ALL, &half);
+        assert!(k.knows(4, 2, 1, 4) && !k.knows(16, 2, 1, 4));
+        assert!(k.knows(4, 0, 0xffff, 9) && !k.knows(4, 0, 1 << 16, 1) && k.knows(16, 0, 1 << 16, 1));
+        let whole = k.publish(ALL, ALL, 10);
+        k.learn(ALL, ALL, &whole);
+        assert!(k.uniform() && k.knows(WHOLE_WARP, 2, 1, 4) && k.knows(20, 0, ALL, 10));
+    }
+
+    #[test]
+    fn lanes_that_exited_are_waited_for_by_nobody() {
+        let mut k = Knowledge::new(0, 1);
+        let live = 0xff;
+        let news = k.publish(live, live, 3);
+        k.learn(live, live, &news);
+        assert!(k.knows(0, 0, live, 3) && k.uniform());
+    }
+}
