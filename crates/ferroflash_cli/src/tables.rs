@@ -147,7 +147,7 @@ fn results(entries: &[Entry]) -> String {
         if !pictures.is_empty() {
             line!(text, "\n<details><summary>Pictures of {stem}</summary>");
             for picture in pictures {
-                line!(text, "\n{}: {}\n", picture.title, picture.description);
+                line!(text, "\n{}\n", picture.description);
                 text.push_str(&image(picture));
             }
             line!(text, "\n</details>");

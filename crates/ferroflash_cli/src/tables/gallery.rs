@@ -19,7 +19,7 @@ pub(super) struct Entry {
 pub(super) struct Picture {
     /// Name of its files without `.svg` and `.png`.
     pub(super) stem: String,
-    pub(super) title: String,
+    /// What it shows, and what is to be seen in it.
     pub(super) description: String,
 }
 
@@ -43,11 +43,10 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
         // One element type is enough to look at; the report has all.
         let first = record.cells.first().map(|cell| format!("-{}", cell.problem.dtype)).unwrap_or_default();
         let stem = name.trim_end_matches(".json").to_owned();
-        let pictures = figures.iter().filter(|figure| figure.name.contains(&first)).map(|figure| Picture {
-            stem: format!("{stem}-{}", figure.name),
-            title: figure.title.clone(),
-            description: figure.description.clone(),
-        });
+        let pictures = figures
+            .iter()
+            .filter(|figure| figure.name.contains(&first))
+            .map(|figure| Picture { stem: format!("{stem}-{}", figure.name), description: figure.description.clone() });
         let pictures = pictures.collect();
         entries.push(Entry { stem, record, pictures });
     }
