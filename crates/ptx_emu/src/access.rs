@@ -29,7 +29,8 @@ impl Cta<'_> {
             // A 64-bit shared address may be a generic one that lost its space, which hardware takes by its low bits.
             s => (s, addr),
         };
-        if !addr.is_multiple_of(align) {
+        debug_assert!(align.is_power_of_two());
+        if addr & (align - 1) != 0 {
             let d = format!("address {addr:#x} is not a multiple of the access size of {align} bytes");
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Misaligned, d));
         }
@@ -134,7 +135,7 @@ impl Cta<'_> {
             if o.cta != me.cta {
                 return known.contains(&o.cta);
             }
-            o.clock >= memory::MAX_CLOCK || warp.know.knows(lane as u32, o.warp, 1 << o.lane, o.clock + base)
+            o.clock >= memory::MAX_CLOCK || warp.know.knows(1 << lane, o.warp, 1 << o.lane, o.clock + base)
         };
         let a = self.ctx.mem.get(at.0);
         if let Some((off, other, was_write)) = a.race(at.1, n, write, me, ordered) {
@@ -246,22 +247,24 @@ impl Cta<'_> {
         self.fault(w, lane, pc, FaultKind::AsyncCopyNotWaited, d)
     }
 
-    pub(crate) fn read_shared(&mut self, w: usize, pc: u32, lane: usize, off: usize, out: &mut [u8]) -> Exec<()> {
+    /// Reads shared memory with all checks, for lanes that give the same address.
+    pub(crate) fn read_shared(&mut self, w: usize, pc: u32, who: u32, off: usize, out: &mut [u8]) -> Exec<()> {
         let n = out.len();
+        let lane = who.trailing_zeros();
         if self.ctx.checks.races {
             let warp = &self.warps[w];
-            if let Some(c) = self.shared.on_read(off, n, &warp.know, lane as u32, (w as u32, warp.now)) {
-                return Err(self.shared_conflict(w, pc, Some(lane as u32), c, false));
+            if let Some(c) = self.shared.on_read(off, n, &warp.know, who, (w as u32, warp.now)) {
+                return Err(self.shared_conflict(w, pc, Some(lane), c, false));
             }
         }
         if self.ctx.checks.uninitialized
             && let Some(o) = self.shared.first_unwritten(off, n)
         {
             let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
-            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
+            return Err(self.fault(w, Some(lane), pc, FaultKind::UninitializedShared, d));
         }
         out.copy_from_slice(&self.shared.bytes[off..off + n]);
-        self.counters.shared_bytes_read += n as u64;
+        self.counters.shared_bytes_read += n as u64 * who.count_ones() as u64;
         Ok(())
     }
 
@@ -306,9 +309,15 @@ impl Cta<'_> {
         let mut banks = Banks::new(n);
         let mut buf = [0u8; 32];
         let mut known_mask = active;
-        for lane in lanes(active) {
+        // Lanes that read one address of shared memory are served together: broadcasts are common.
+        let same = |addr: u64| addrs.iter().enumerate().fold(0, |m, (l, &a)| m | ((a == addr) as u32) << l);
+        let broadcast = (same(addrs[active.trailing_zeros() as usize]) & active).count_ones() > 1;
+        let mut rest = active;
+        while rest != 0 {
+            let lane = rest.trailing_zeros() as usize;
             let addr = addrs[lane];
             let out = &mut buf[..n];
+            let mut served = 1 << lane;
             match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
                 Where::Global(i, off) => {
                     self.read_global(w, pc, lane, (i, off), out, atomic)?;
@@ -322,9 +331,14 @@ impl Cta<'_> {
                         self.read_shared_atomic(w, pc, lane, off, out)?;
                         self.acquire(w, lane, off as u64);
                     } else {
-                        self.read_shared(w, pc, lane, off, out)?;
+                        if broadcast {
+                            served = same(addr) & rest;
+                        }
+                        self.read_shared(w, pc, served, off, out)?;
                     }
-                    banks.add(lane, off);
+                    for l in lanes(served) {
+                        banks.add(l, off);
+                    }
                 }
                 Where::Local(off) => {
                     let warp = &self.warps[w];
@@ -335,6 +349,7 @@ impl Cta<'_> {
                 }
                 Where::Param(off) => out.copy_from_slice(&self.ctx.params[off..off + n]),
             }
+            rest &= !served;
             let regs = &mut self.warps[w].regs;
             let b = a.bytes as usize;
             for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
@@ -355,9 +370,11 @@ impl Cta<'_> {
                     v
                 };
                 if a.wide {
-                    regs.r64_mut(slot)[lane] = v;
+                    let to = regs.r64_mut(slot);
+                    lanes(served).for_each(|l| to[l] = v);
                 } else {
-                    regs.r32_mut(slot)[lane] = v as u32;
+                    let to = regs.r32_mut(slot);
+                    lanes(served).for_each(|l| to[l] = v as u32);
                 }
             }
         }
@@ -659,30 +676,29 @@ impl Banks {
             5..=8 => 16,
             _ => 8,
         };
-        let words = self.bytes.div_ceil(4);
+        // Naturally aligned accesses of one size meet in all of their banks or in none: one unit a lane, at most 16 bytes.
+        let unit = self.bytes.clamp(4, 16).next_power_of_two() as u32;
+        let (shift, banks) = (unit.trailing_zeros(), 128 / unit);
         let (mut total, mut least) = (0, 0);
         for g in (0..LANES).step_by(group) {
             let m = self.mask >> g & (((1u64 << group) - 1) as u32);
             if m == 0 {
                 continue;
             }
-            let mut seen: [u32; LANES] = [u32::MAX; LANES];
-            let mut extra: Vec<u32> = Vec::new();
+            let mut seen = [u32::MAX; LANES];
             let mut depth = [0u32; LANES];
+            let mut extra: Vec<u32> = Vec::new();
             for l in lanes(m) {
-                let first = self.offs[g + l] / 4;
-                for k in 0..words as u32 {
-                    let word = first + k;
-                    let bank = (word % 32) as usize;
-                    if seen[bank] == word {
+                for k in 0..self.bytes as u32 / 16 + (self.bytes < 16) as u32 {
+                    let place = (self.offs[g + l] >> shift) + k;
+                    let bank = (place & (banks - 1)) as usize;
+                    if seen[bank] == place || (seen[bank] != u32::MAX && extra.contains(&place)) {
                         continue;
                     }
                     if seen[bank] == u32::MAX {
-                        seen[bank] = word;
-                    } else if extra.contains(&word) {
-                        continue;
+                        seen[bank] = place;
                     } else {
-                        extra.push(word);
+                        extra.push(place);
                     }
                     depth[bank] += 1;
                 }

@@ -205,22 +205,40 @@ fn finish(x: f32, m: Mods) -> f32 {
     if m.sat { saturate(x) } else { canon(x) }
 }
 
+/// The operand, flushed if the instruction says so.
+#[inline(always)]
+fn operand(r: &Regs, m: Mods, s: Slot) -> [f32; LANES] {
+    let a = f32::get(r, s);
+    if m.ftz { each(|i| ftz(a[i])) } else { a }
+}
+
+#[inline(always)]
+fn put_f32(r: &mut Regs, m: Mods, d: Slot, v: &[f32; LANES], mask: u32) {
+    let v = if m.ftz || m.sat { each(|i| finish(v[i], m)) } else { each(|i| canon(v[i])) };
+    f32::put(r, d, &v, mask);
+}
+
+/// Large functions of one operand. The modifiers have passes of their own, so that the function has one call: then it is inlined
+/// and its loop vectorises.
 #[inline(always)]
 fn f32_1(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32) -> f32) {
-    if m.ftz || m.sat {
-        map1(r, d, s, mask, |a: f32| finish(f(if m.ftz { ftz(a) } else { a }), m));
-    } else {
-        map1(r, d, s, mask, |a: f32| canon(f(a)));
-    }
+    let a = operand(r, m, s[0]);
+    let v = each(|i| f(a[i]));
+    put_f32(r, m, d, &v, mask);
+}
+
+/// As `f32_1`, of two operands.
+#[inline(always)]
+fn f32_2_large(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32) -> f32) {
+    let (a, b) = (operand(r, m, s[0]), operand(r, m, s[1]));
+    let v = each(|i| f(a[i], b[i]));
+    put_f32(r, m, d, &v, mask);
 }
 
 #[inline(always)]
 fn f32_2(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32) -> f32) {
     if m.ftz || m.sat {
-        map2(r, d, s, mask, |a: f32, b: f32| {
-            let (a, b) = if m.ftz { (ftz(a), ftz(b)) } else { (a, b) };
-            finish(f(a, b), m)
-        });
+        f32_2_large(r, m, d, s, mask, f);
     } else {
         map2(r, d, s, mask, |a: f32, b: f32| canon(f(a, b)));
     }
@@ -229,10 +247,9 @@ fn f32_2(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f3
 #[inline(always)]
 fn f32_3(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32, f32) -> f32) {
     if m.ftz || m.sat {
-        map3(r, d, s, mask, |a: f32, b: f32, c: f32| {
-            let (a, b, c) = if m.ftz { (ftz(a), ftz(b), ftz(c)) } else { (a, b, c) };
-            finish(f(a, b, c), m)
-        });
+        let (a, b, c) = (operand(r, m, s[0]), operand(r, m, s[1]), operand(r, m, s[2]));
+        let v = each(|i| f(a[i], b[i], c[i]));
+        put_f32(r, m, d, &v, mask);
     } else {
         map3(r, d, s, mask, |a: f32, b: f32, c: f32| canon(f(a, b, c)));
     }
@@ -567,8 +584,8 @@ fn float(r: &mut Regs, f: Alu, m: Mods, d: Slot, s: &[Slot; 4], k: u32) {
                 a / b
             }
         }),
-        Alu::Min => f32_2(r, m, d, s, k, |a, b| fmin(a, b, m.flag)),
-        Alu::Max => f32_2(r, m, d, s, k, |a, b| fmax(a, b, m.flag)),
+        Alu::Min => f32_2_large(r, m, d, s, k, |a, b| fmin(a, b, m.flag)),
+        Alu::Max => f32_2_large(r, m, d, s, k, |a, b| fmax(a, b, m.flag)),
         Alu::Neg => f32_1(r, m, d, s, k, |a| -a),
         Alu::Abs => f32_1(r, m, d, s, k, |a| a.abs()),
         // The sign of the first operand on the magnitude of the second.

@@ -66,7 +66,7 @@ impl Cta<'_> {
         }
         if self.ctx.checks.races
             && let Some(rec) = self.shared.last_write(off as usize)
-            && !self.warps[w].know.knows(lane as u32, rec.agent, 1 << rec.lane, rec.clock)
+            && !self.warps[w].know.knows(1 << lane, rec.agent, 1 << rec.lane, rec.clock)
         {
             let d = format!(
                 "the initialisation of the mbarrier at {:#x} by warp {}, lane {} is not ordered before this use",
@@ -135,7 +135,7 @@ impl Cta<'_> {
         let know = &self.warps[w].know;
         for m in self.mbars.values_mut().filter(|m| !m.fenced) {
             let (warp, lane, clock) = m.initialized;
-            m.fenced = lanes(active).any(|l| know.knows(l as u32, warp, 1 << lane, clock));
+            m.fenced = lanes(active).any(|l| know.knows(1 << l, warp, 1 << lane, clock));
         }
     }
 

@@ -86,9 +86,6 @@ pub(crate) struct Knowledge {
     own: Vec<(u32, Clocks)>,
 }
 
-/// In the place of a lane: what all lanes know, for what a warp does as a whole.
-pub(crate) const WHOLE_WARP: u32 = 32;
-
 impl Knowledge {
     pub(crate) fn new(warp: u32, agents: usize) -> Self {
         Knowledge { warp, common: Clocks::new(agents, 0), own: Vec::new() }
@@ -99,29 +96,30 @@ impl Knowledge {
         self.own.clear();
     }
 
-    /// Whether what these lanes of an agent did at a clock is ordered before what `lane` does now. What a lane did itself is.
+    /// Whether what the lanes `who` of an agent did at a clock is ordered before what the lanes `by` do now. What a lane did itself
+    /// is.
     #[inline(always)]
-    pub(crate) fn knows(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
-        clock <= self.common.all[agent as usize] || self.knows_more(lane, agent, who, clock)
+    pub(crate) fn knows(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
+        clock <= self.common.all[agent as usize] || self.knows_more(by, agent, who, clock)
     }
 
     #[cold]
-    fn knows_more(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
-        let own = self.own_of_lane(lane);
-        if own.is_some_and(|o| clock <= o.all[agent as usize]) {
-            return true;
-        }
-        lanes(who).all(|l| {
-            let l = l as u32;
-            (agent == self.warp && l == lane)
-                || self.common.has(agent, l, clock)
-                || own.is_some_and(|o| o.has(agent, l, clock))
+    fn knows_more(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
+        lanes(by).all(|lane| {
+            let own = self.own_of_lane(lane as u32);
+            own.is_some_and(|o| clock <= o.all[agent as usize])
+                || lanes(who).all(|l| {
+                    (agent == self.warp && l == lane)
+                        || self.common.has(agent, l as u32, clock)
+                        || own.is_some_and(|o| o.has(agent, l as u32, clock))
+                })
         })
     }
 
-    /// As `knows` for one lane of an agent, of what was learnt alone: what the lane did itself does not count.
-    pub(crate) fn learnt(&self, lane: u32, agent: u32, who: u32, clock: u32) -> bool {
-        self.common.has(agent, who, clock) || self.own_of_lane(lane).is_some_and(|o| o.has(agent, who, clock))
+    /// As `knows` for one lane of an agent, of what was learnt alone: what a lane did itself does not count.
+    pub(crate) fn learnt(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
+        self.common.has(agent, who, clock)
+            || lanes(by).all(|lane| self.own_of_lane(lane as u32).is_some_and(|o| o.has(agent, who, clock)))
     }
 
     fn own_of_lane(&self, lane: u32) -> Option<&Clocks> {
@@ -200,29 +198,29 @@ mod tests {
         let (mut a, mut b) = (Knowledge::new(0, 3), Knowledge::new(1, 3));
         let news = a.publish(1 << 5, ALL, 7);
         b.learn(ALL, ALL, &news);
-        assert!(b.knows(0, 0, 1 << 5, 7) && !b.knows(0, 0, 1 << 5, 8));
-        assert!(!b.knows(0, 0, 1 << 6, 1) && !b.knows(0, 0, 1 << 5 | 1 << 6, 1));
+        assert!(b.knows(1 << 0, 0, 1 << 5, 7) && !b.knows(1 << 0, 0, 1 << 5, 8));
+        assert!(!b.knows(1 << 0, 0, 1 << 6, 1) && !b.knows(1 << 0, 0, 1 << 5 | 1 << 6, 1));
         // After a bar.warp.sync of its warp it speaks for all.
         let news = a.publish(ALL, ALL, 8);
         a.learn(ALL, ALL, &news);
         b.learn(ALL, ALL, &a.publish(1 << 5, ALL, 9));
-        assert!(b.knows(0, 0, ALL, 8) && !b.knows(0, 0, ALL, 9) && b.knows(0, 0, 1 << 5, 9));
+        assert!(b.knows(1 << 0, 0, ALL, 8) && !b.knows(1 << 0, 0, ALL, 9) && b.knows(1 << 0, 0, 1 << 5, 9));
     }
 
     #[test]
     fn what_one_lane_learns_the_others_do_not_know() {
         let mut k = Knowledge::new(0, 3);
         k.learn_agent(1 << 3, ALL, 2, 4);
-        assert!(k.knows(3, 2, 1, 4) && !k.knows(4, 2, 1, 4) && !k.knows(WHOLE_WARP, 2, 1, 4));
+        assert!(k.knows(1 << 3, 2, 1, 4) && !k.knows(1 << 4, 2, 1, 4) && !k.knows(ALL, 2, 1, 4));
         assert!(!k.uniform());
         // Half of the warp synchronises: the lane's half knows then.
         let half = k.publish(0xffff, ALL, 9);
         k.learn(0xffff, ALL, &half);
-        assert!(k.knows(4, 2, 1, 4) && !k.knows(16, 2, 1, 4));
-        assert!(k.knows(4, 0, 0xffff, 9) && !k.knows(4, 0, 1 << 16, 1) && k.knows(16, 0, 1 << 16, 1));
+        assert!(k.knows(1 << 4, 2, 1, 4) && !k.knows(1 << 16, 2, 1, 4));
+        assert!(k.knows(1 << 4, 0, 0xffff, 9) && !k.knows(1 << 4, 0, 1 << 16, 1) && k.knows(1 << 16, 0, 1 << 16, 1));
         let whole = k.publish(ALL, ALL, 10);
         k.learn(ALL, ALL, &whole);
-        assert!(k.uniform() && k.knows(WHOLE_WARP, 2, 1, 4) && k.knows(20, 0, ALL, 10));
+        assert!(k.uniform() && k.knows(ALL, 2, 1, 4) && k.knows(1 << 20, 0, ALL, 10));
     }
 
     #[test]
@@ -231,6 +229,6 @@ mod tests {
         let live = 0xff;
         let news = k.publish(live, live, 3);
         k.learn(live, live, &news);
-        assert!(k.knows(0, 0, live, 3) && k.uniform());
+        assert!(k.knows(1 << 0, 0, live, 3) && k.uniform());
     }
 }

@@ -101,7 +101,7 @@ pub(crate) struct Shared {
     writes: Vec<u64>,
     /// `agent * granules + granule`.
     reads: Vec<u64>,
-    /// For each granule, the agents that read it since it was last written, one bit each.
+    /// For each granule, the agents that read it since it was last written, one bit each: their records are those that count.
     readers: Vec<u128>,
     /// The lanes that read each byte, for records that say so.
     mixed: HashMap<usize, [u32; GRANULE]>,
@@ -158,25 +158,26 @@ impl Shared {
         }
     }
 
-    /// Whether the earlier write is ordered before an access of a lane.
+    /// Whether the earlier write is ordered before an access of these lanes.
     #[inline(always)]
-    fn write_ordered(other: &Record, know: &Knowledge, lane: u32, atomic: bool) -> bool {
-        !other.in_flight && ((other.atomic && atomic) || know.knows(lane, other.agent, 1 << other.lane, other.clock))
+    fn write_ordered(other: &Record, know: &Knowledge, who: u32, atomic: bool) -> bool {
+        !other.in_flight && ((other.atomic && atomic) || know.knows(who, other.agent, 1 << other.lane, other.clock))
     }
 
-    /// Checks and records a read by a lane (or by a whole warp, for an engine). `reader` is who reads, and at which clock.
+    /// Checks and records a read by these lanes, or by an engine for them. `reader` is who reads, and at which clock.
     #[inline(always)]
     pub(crate) fn on_read(
         &mut self,
         off: usize,
         n: usize,
         know: &Knowledge,
-        lane: u32,
+        who: u32,
         reader: (u32, u32),
     ) -> Option<Conflict> {
         let (agent, clock) = reader;
         // An engine counts as one lane.
-        let me = if agent == know.warp() { 1 << lane } else { 1 };
+        let me = if agent == know.warp() { who } else { 1 };
+        let bit = 1u128 << agent;
         let granules = self.writes.len();
         if off.is_multiple_of(GRANULE) && n.is_multiple_of(GRANULE) {
             // Whole granules: neighbours mostly have the same records.
@@ -188,23 +189,25 @@ impl Shared {
                     continue;
                 }
                 let other = Record::unpack(bits);
-                if other.mask != 0 && !Self::write_ordered(&other, know, lane, false) {
+                if other.mask != 0 && !Self::write_ordered(&other, know, who, false) {
                     return Some(Conflict::with_write(off + i * GRANULE, &other));
                 }
                 before = bits;
             }
-            let cell = agent as usize * granules + first;
             let (mut before, mut after) = (!0, 0);
-            for i in cell..cell + count {
-                let bits = self.reads[i];
+            for g in first..first + count {
+                let cell = agent as usize * granules + g;
+                if self.readers[g] & bit == 0 {
+                    self.readers[g] |= bit;
+                    self.reads[cell] = Reads { clock, lanes: me, mask: 15, mixed: false }.pack();
+                    continue;
+                }
+                let bits = self.reads[cell];
                 if bits != before {
-                    after = self.add_read(i, know, lane, agent, clock, me, 15);
+                    after = self.add_read(cell, know, who, agent, clock, me, 15);
                     before = if Reads::unpack(after).mixed { !0 } else { bits };
                 }
-                self.reads[i] = after;
-            }
-            for r in &mut self.readers[first..first + count] {
-                *r |= 1 << agent;
+                self.reads[cell] = after;
             }
             return None;
         }
@@ -215,12 +218,16 @@ impl Shared {
             let take = (GRANULE - b).min(off + n - o);
             let mask = (((1u32 << take) - 1) << b) as u8;
             let other = Record::unpack(self.writes[g]);
-            if other.mask & mask != 0 && !Self::write_ordered(&other, know, lane, false) {
+            if other.mask & mask != 0 && !Self::write_ordered(&other, know, who, false) {
                 return Some(Conflict::with_write(o, &other));
             }
             let cell = agent as usize * granules + g;
-            self.reads[cell] = self.add_read(cell, know, lane, agent, clock, me, mask);
-            self.readers[g] |= 1 << agent;
+            self.reads[cell] = if self.readers[g] & bit == 0 {
+                self.readers[g] |= bit;
+                Reads { clock, lanes: me, mask, mixed: false }.pack()
+            } else {
+                self.add_read(cell, know, who, agent, clock, me, mask)
+            };
             o += take;
         }
         None
@@ -228,12 +235,12 @@ impl Shared {
 
     /// The record of reads in a cell with one more.
     #[inline(always)]
-    fn add_read(&mut self, cell: usize, know: &Knowledge, lane: u32, agent: u32, clock: u32, me: u32, mask: u8) -> u64 {
+    fn add_read(&mut self, cell: usize, know: &Knowledge, who: u32, agent: u32, clock: u32, me: u32, mask: u8) -> u64 {
         let old = Reads::unpack(self.reads[cell]);
         // Whoever knows of this read knows of the old ones when they are ordered before it; then it replaces them. Else both
         // stay, at the clock of the old ones, which other lanes may not have published.
         if old.mask == 0
-            || (old.clock != clock && (agent != know.warp() || know.knows(lane, agent, old.lanes, old.clock)))
+            || (old.clock != clock && (agent != know.warp() || know.knows(who, agent, old.lanes, old.clock)))
         {
             return Reads { clock, lanes: me, mask, mixed: false }.pack();
         }
@@ -280,40 +287,31 @@ impl Shared {
         record: Record,
     ) -> Option<Conflict> {
         let granules = self.writes.len();
+        if off.is_multiple_of(GRANULE) && n.is_multiple_of(GRANULE) {
+            return self.on_write_whole(off / GRANULE, n / GRANULE, know, lane, same, record);
+        }
         let mut o = off;
-        // Neighbours mostly have the same records.
-        let mut ordered_write = 0;
-        let mut ordered_reads = (0, 0);
         while o < off + n {
             let g = o / GRANULE;
             let b = o % GRANULE;
             let take = (GRANULE - b).min(off + n - o);
             let mask = (((1u32 << take) - 1) << b) as u8;
-            let bits = self.writes[g];
-            let other = Record::unpack(bits);
-            if bits != ordered_write && other.mask & mask != 0 {
-                let harmless = same && other.agent == know.warp() && !other.in_flight;
-                if !harmless && !Self::write_ordered(&other, know, lane, record.atomic) {
-                    return Some(Conflict::with_write(o, &other));
-                }
-                ordered_write = bits;
+            let other = Record::unpack(self.writes[g]);
+            let harmless = same && other.agent == know.warp() && !other.in_flight;
+            if other.mask & mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane, record.atomic) {
+                return Some(Conflict::with_write(o, &other));
             }
             let mut agents = self.readers[g];
             while agents != 0 {
                 let agent = agents.trailing_zeros();
                 agents &= agents - 1;
                 let cell = agent as usize * granules + g;
-                let bits = self.reads[cell];
-                let r = Reads::unpack(bits);
+                let r = Reads::unpack(self.reads[cell]);
                 if r.mask & mask == 0 {
                     continue;
                 }
-                if (agent, bits) != ordered_reads || r.mixed {
-                    let lanes = Self::lanes_of(&self.mixed, cell, &r, mask);
-                    if !know.knows(lane, agent, lanes, r.clock) {
-                        return Some(Conflict { offset: o as u32, agent, lanes, in_flight: false, was_write: false });
-                    }
-                    ordered_reads = (agent, bits);
+                if let Some(c) = self.read_conflict(o, agent, cell, &r, mask, know, lane) {
+                    return Some(c);
                 }
                 // Whoever is ordered after this write is ordered after the reads.
                 let left = r.mask & !mask;
@@ -334,6 +332,95 @@ impl Shared {
             };
             self.writes[g] = Record { mask: mask | keep, ..record }.pack();
             o += take;
+        }
+        None
+    }
+
+    /// `on_write` of whole granules. Neighbours mostly have the same records: each is looked at once.
+    #[inline(always)]
+    fn on_write_whole(
+        &mut self,
+        first: usize,
+        count: usize,
+        know: &Knowledge,
+        lane: u32,
+        same: bool,
+        record: Record,
+    ) -> Option<Conflict> {
+        let granules = self.writes.len();
+        let all = first..first + count;
+        let (mut before, mut agents) = (0, 0);
+        for g in all.clone() {
+            agents |= self.readers[g];
+            let bits = self.writes[g];
+            if bits == before {
+                continue;
+            }
+            let other = Record::unpack(bits);
+            let harmless = same && other.agent == know.warp() && !other.in_flight;
+            if other.mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane, record.atomic) {
+                return Some(Conflict::with_write(g * GRANULE, &other));
+            }
+            before = bits;
+        }
+        while agents != 0 {
+            let agent = agents.trailing_zeros();
+            agents &= agents - 1;
+            let mut before = 0;
+            for g in all.clone() {
+                let cell = agent as usize * granules + g;
+                let bits = self.reads[cell];
+                if self.readers[g] >> agent & 1 == 0 || bits == before {
+                    continue;
+                }
+                let r = Reads::unpack(bits);
+                if let Some(c) = self.read_conflict(g * GRANULE, agent, cell, &r, 15, know, lane) {
+                    return Some(c);
+                }
+                before = if r.mixed { 0 } else { bits };
+            }
+        }
+        // Whoever is ordered after this write is ordered after the reads.
+        self.readers[all.clone()].fill(0);
+        self.writes[all].fill(Record { mask: 15, ..record }.pack());
+        None
+    }
+
+    /// A record of reads that is not ordered before a write of some of its bytes.
+    #[inline(always)]
+    fn read_conflict(
+        &self,
+        offset: usize,
+        agent: u32,
+        cell: usize,
+        r: &Reads,
+        mask: u8,
+        know: &Knowledge,
+        lane: u32,
+    ) -> Option<Conflict> {
+        let lanes = Self::lanes_of(&self.mixed, cell, r, mask);
+        (!know.knows(1 << lane, agent, lanes, r.clock)).then_some(Conflict {
+            offset: offset as u32,
+            agent,
+            lanes,
+            in_flight: false,
+            was_write: false,
+        })
+    }
+
+    /// The first write on record in a range that the predicate holds for.
+    #[inline(always)]
+    pub(crate) fn find_write(&self, off: usize, n: usize, is: impl Fn(&Record) -> bool) -> Option<(usize, Record)> {
+        let mut before = 0;
+        for g in off / GRANULE..(off + n).div_ceil(GRANULE) {
+            let bits = self.writes[g];
+            if bits != before {
+                before = bits;
+                let record = Record::unpack(bits);
+                if record.mask != 0 && is(&record) {
+                    return Some((g * GRANULE, record));
+                }
+            }
         }
         None
     }

@@ -4,7 +4,6 @@ use crate::alu;
 use crate::error::FaultKind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
-use crate::order::WHOLE_WARP;
 use crate::shared::Record;
 use crate::tensor_map::{TensorDataType, TensorFill, TensorMap, TensorMapSpec};
 
@@ -273,7 +272,7 @@ impl Cta<'_> {
             let clock = self.clock_base + 1 + group as u32;
             for p in &pieces {
                 let (o, n) = (p.shared as usize, p.bytes as usize);
-                self.async_read(w, pc, lane as u32, o, n, agent, clock)?;
+                self.async_read(w, pc, 1 << lane, o, n, agent, clock)?;
                 if p.hi > 0 {
                     let n = p.hi as u64;
                     let data = self.ctx.mem.get(p.alloc as usize);
@@ -316,42 +315,41 @@ impl Cta<'_> {
         warp.bulk_next - 1
     }
 
-    /// Checks and records a read of shared memory through the async proxy, for a lane or the whole warp.
+    /// Checks and records a read of shared memory through the async proxy by these lanes.
     pub(crate) fn async_read(
         &mut self,
         w: usize,
         pc: u32,
-        lane: u32,
+        who: u32,
         off: usize,
         n: usize,
         agent: u32,
         clock: u32,
     ) -> Exec<()> {
-        let faulty = if lane == WHOLE_WARP { None } else { Some(lane) };
+        let faulty = who.is_power_of_two().then_some(who.trailing_zeros());
         if self.ctx.checks.races {
             let know = &self.warps[w].know;
-            if let Some(c) = self.shared.on_read(off, n, know, lane, (agent, clock)) {
+            if let Some(c) = self.shared.on_read(off, n, know, who, (agent, clock)) {
                 return Err(self.shared_conflict(w, pc, faulty, c, false));
             }
             self.top_clock = self.top_clock.max(clock);
             let nw = self.warps.len() as u32;
-            for o in (off..off + n).step_by(4) {
-                let Some(rec) = self.shared.last_write(o) else { continue };
-                let a = rec.agent as usize;
-                // The fence may be the writer's, after its write, or the reader's, after it learnt of the write.
-                if self.ctx.checks.asynchronous
-                    && rec.agent < nw
+            // The fence may be the writer's, after its write, or the reader's, after it learnt of the write.
+            let unfenced = |rec: &Record| {
+                rec.agent < nw
                     && rec.clock > self.clock_base
-                    && !self.warps[a].proxy.learnt(rec.lane, rec.agent, rec.lane, rec.clock)
-                    && !self.warps[w].proxy.learnt(lane, rec.agent, rec.lane, rec.clock)
-                {
-                    let d = format!(
-                        "the async proxy reads shared address {:#x}, written by warp {} with no fence.proxy.async since",
-                        o as u32 + SHARED_BASE,
-                        rec.agent
-                    );
-                    return Err(self.fault(w, faulty, pc, FaultKind::MissingProxyFence, d));
-                }
+                    && !self.warps[rec.agent as usize].proxy.learnt(1 << rec.lane, rec.agent, rec.lane, rec.clock)
+                    && !self.warps[w].proxy.learnt(who, rec.agent, rec.lane, rec.clock)
+            };
+            if self.ctx.checks.asynchronous
+                && let Some((o, rec)) = self.shared.find_write(off, n, unfenced)
+            {
+                let d = format!(
+                    "the async proxy reads shared address {:#x}, written by warp {} with no fence.proxy.async since",
+                    o as u32 + SHARED_BASE,
+                    rec.agent
+                );
+                return Err(self.fault(w, faulty, pc, FaultKind::MissingProxyFence, d));
             }
         }
         if self.ctx.checks.uninitialized

@@ -8,7 +8,6 @@ use crate::float::*;
 use crate::ir::*;
 use crate::machine::{Block, Cta, Exec};
 use crate::mma::element;
-use crate::order::WHOLE_WARP;
 use crate::tensor_map::Swizzle;
 
 /// What one warp gave when it issued its quarter.
@@ -255,6 +254,7 @@ impl Cta<'_> {
     ) -> Exec<()> {
         // Pieces of 16 bytes along the contiguous side are never split by a swizzle.
         let per = 16 / m.e;
+        let live = self.warps[w].live;
         let mut check = |mn: u32, kk: u32| {
             let addr = m.address(mn, kk);
             let off = addr.wrapping_sub(SHARED_BASE) as u64;
@@ -262,7 +262,7 @@ impl Cta<'_> {
                 let d = format!("the descriptor reaches shared address {addr:#x}, outside of the CTA's memory");
                 return Err(self.fault(w, None, pc, FaultKind::SharedOutOfBounds, d));
             }
-            self.async_read(w, pc, WHOLE_WARP, off as usize, 16, agent, clock)
+            self.async_read(w, pc, live, off as usize, 16, agent, clock)
         };
         if m.mn_major {
             for kk in 0..k {
@@ -315,22 +315,27 @@ impl Cta<'_> {
         while self.groups[group].done < end {
             let Some(parts) = self.groups[group].ops.pop_front() else { break };
             self.groups[group].done += 1;
+            // The quarters read the same B, at the same time.
+            let mut b: Option<(u64, Tile)> = None;
             for (quarter, p) in parts.iter().enumerate() {
-                if let Some(p) = p {
-                    self.quarter(4 * group + quarter, quarter as u32, p)?;
-                }
+                let Some(p) = p else { continue };
+                let prog = self.ctx.prog;
+                let Op::Wgmma(g) = &prog.code[p.pc as usize].op else { unreachable!("parts are made by wgmma") };
+                let tile = match b.take() {
+                    Some((desc, tile)) if desc == p.b => tile,
+                    _ => self.tile(&Matrix::new(p.b, g.b_ty.bits() / 8, g.trans_b), 0, g.n, g.k, g.b_ty),
+                };
+                self.quarter(4 * group + quarter, quarter as u32, g, p, &tile);
+                b = Some((p.b, tile));
             }
         }
         Ok(())
     }
 
     /// The 16 rows of one warp.
-    fn quarter(&mut self, w: usize, quarter: u32, p: &Part) -> Exec<()> {
-        let prog = self.ctx.prog;
-        let Op::Wgmma(g) = &prog.code[p.pc as usize].op else { unreachable!("parts are made by wgmma") };
+    fn quarter(&mut self, w: usize, quarter: u32, g: &Wgmma, p: &Part, b: &Tile) {
         let (n, k) = (g.n as usize, g.k as usize);
         let bits = g.a_ty.bits();
-        let e = bits / 8;
         let mut a = [[0f32; 32]; 16];
         match &g.a {
             WgmmaA::Regs(regs) => {
@@ -347,10 +352,11 @@ impl Cta<'_> {
                 }
             }
             WgmmaA::Desc(_) => {
-                let m = Matrix::new(p.a, e, g.trans_a);
-                for (r, row) in a.iter_mut().enumerate() {
-                    for (kk, x) in row[..k].iter_mut().enumerate() {
-                        *x = self.shared_element(&m, 16 * quarter + r as u32, kk as u32, g.a_ty);
+                let m = Matrix::new(p.a, bits / 8, g.trans_a);
+                let tile = self.tile(&m, 16 * quarter, 16, g.k, g.a_ty);
+                for (kk, column) in tile.iter().enumerate() {
+                    for (row, x) in a.iter_mut().zip(column) {
+                        row[kk] = *x;
                     }
                 }
             }
@@ -358,16 +364,9 @@ impl Cta<'_> {
         if g.neg_a != g.neg_b {
             a.iter_mut().flatten().for_each(|x| *x = -*x);
         }
-        let m = Matrix::new(p.b, e, g.trans_b);
-        let mut b = vec![[0f32; 256]; k];
-        for (kk, row) in b.iter_mut().enumerate() {
-            for (nn, x) in row[..n].iter_mut().enumerate() {
-                *x = self.shared_element(&m, nn as u32, kk as u32, g.b_ty);
-            }
-        }
         let half = g.acc == Ty::F16;
         let regs = &mut self.warps[w].regs;
-        let mut acc = vec![[0f32; 256]; 16];
+        let mut acc = [[0f32; 256]; 16];
         if p.accumulate {
             for (i, &s) in g.d.iter().enumerate() {
                 let v = regs.r32(s);
@@ -383,7 +382,7 @@ impl Cta<'_> {
                 }
             }
         }
-        multiply_any(self.ctx.simd, &mut acc, &a, &b, n, k);
+        multiply_any(self.ctx.simd, &mut acc, &a, b, n, k);
         for (i, &s) in g.d.iter().enumerate() {
             let v = each(|lane| {
                 let col = 2 * (lane % 4);
@@ -396,19 +395,59 @@ impl Cta<'_> {
             });
             regs.put32(s, &v, !0);
         }
-        Ok(())
     }
 
-    #[inline]
-    fn shared_element(&self, m: &Matrix, mn: u32, k: u32, ty: Ty) -> f32 {
-        let o = (m.address(mn, k) - SHARED_BASE) as usize;
-        let b = &self.shared.bytes;
-        let bits = match m.e {
-            1 => b[o] as u32,
-            2 => u16::from_le_bytes([b[o], b[o + 1]]) as u32,
-            _ => u32::from_le_bytes([b[o], b[o + 1], b[o + 2], b[o + 3]]),
+    /// The elements of a matrix, `[k][mn]`, from `first` on. Pieces of 16 bytes along the contiguous side are never split by a
+    /// swizzle.
+    fn tile(&self, m: &Matrix, first: u32, count: u32, k: u32, ty: Ty) -> Tile {
+        let mut tile = vec![[0f32; 256]; k as usize];
+        let per = 16 / m.e;
+        let mut piece = [0f32; 16];
+        let mut read = |mn: u32, k: u32| {
+            let at = (m.address(mn, k) - SHARED_BASE) as usize;
+            let bytes: &[u8; 16] = self.shared.bytes[at..].first_chunk().expect("checked at the issue");
+            decode_piece(bytes, ty, &mut piece);
+            piece
         };
-        element(bits, ty)
+        if m.mn_major {
+            for (kk, row) in tile.iter_mut().enumerate() {
+                for mn in (0..count).step_by(per as usize) {
+                    row[mn as usize..][..per as usize].copy_from_slice(&read(first + mn, kk as u32)[..per as usize]);
+                }
+            }
+        } else {
+            for mn in 0..count {
+                for kk in (0..k).step_by(per as usize) {
+                    let x = read(first + mn, kk);
+                    for (row, x) in tile[kk as usize..].iter_mut().zip(&x[..per as usize]) {
+                        row[mn as usize] = *x;
+                    }
+                }
+            }
+        }
+        tile
+    }
+}
+
+/// Elements of a matrix in shared memory, `[k][mn]`.
+type Tile = Vec<[f32; 256]>;
+
+/// The elements in 16 bytes.
+fn decode_piece(bytes: &[u8; 16], ty: Ty, out: &mut [f32; 16]) {
+    match ty.bits() {
+        8 => out.iter_mut().zip(bytes).for_each(|(x, &b)| *x = element(b as u32, ty)),
+        16 => {
+            let halves = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b) as u32);
+            if ty == Ty::BF16 {
+                out.iter_mut().zip(halves).for_each(|(x, h)| *x = bf16_to_f32(h as u16));
+            } else {
+                out.iter_mut().zip(halves).for_each(|(x, h)| *x = f16_to_f32(h as u16));
+            }
+        }
+        _ => {
+            let words = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b));
+            out.iter_mut().zip(words).for_each(|(x, w)| *x = element(w, ty));
+        }
     }
 }
 
