@@ -5,6 +5,7 @@ mod build;
 mod bundle;
 mod doctor;
 mod output;
+mod package;
 mod program;
 mod setup;
 mod table;
@@ -31,6 +32,7 @@ For developers
   setup    install what the build needs: the library source of rustc; with --ptxas NVIDIA's assembler
   build    compile the kernels to PTX and tabulate them
   bundle   one folder that runs bench, test and attend on a GPU machine without Rust
+  package  the crates as they would be published, each built from its package
   tidy     formatting, generated tables, rules of dependencies and text
 
 `cargo xtask VERB --help` says more. Every verb that compiles kernels runs `setup` first.
@@ -57,6 +59,7 @@ fn run() -> Result<()> {
         "test" => test::run(rest),
         "bench" | "compare" | "report" | "attend" => program::hand_over(&verb, rest),
         "bundle" => bundle::run(rest),
+        "package" => package::run(rest),
         "doctor" => doctor::run(rest),
         "tidy" => tidy::run(rest),
         "help" | "--help" | "-h" => output::print(HELP),

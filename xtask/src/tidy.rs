@@ -32,22 +32,22 @@ const SHORT_FILES: [&str; 4] =
 /// The workspace's own crates that each crate may depend on, in any dependency section.
 const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
     ("attn_spec", &[]),
-    ("cuda_builder", &[]),
     ("cuda_loader", &[]),
     ("cuda_std", &["cuda_std_macros"]),
     ("cuda_std_macros", &[]),
-    ("ferroflash", &["attn_spec", "cuda_builder", "cuda_loader", "ptx_emu"]),
+    ("ferroflash", &["attn_spec", "cuda_loader", "ferroflash_cuda_builder", "ptx_emu"]),
     ("ferroflash_cli", &["attn_spec", "ferroflash"]),
+    ("ferroflash_cuda_builder", &[]),
     ("ferroflash_tests", &["attn_spec", "ferroflash", "ptx_emu"]),
     ("kernels", &["attn_spec", "cuda_std"]),
     ("ptx_emu", &[]),
-    ("xtask", &["attn_spec", "cuda_builder"]),
+    ("xtask", &["attn_spec", "ferroflash_cuda_builder"]),
 ];
 
 /// Crates that some crates must not pull in: presentation stays in the command line, the driver in the library.
 const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
-    ("cuda_builder", &["clap", "tokio"]),
     ("ferroflash", &["anyhow", "clap", "comfy-table", "indicatif", "plotters"]),
+    ("ferroflash_cuda_builder", &["clap", "tokio"]),
     ("xtask", &["clap", "cust", "plotters"]),
 ];
 

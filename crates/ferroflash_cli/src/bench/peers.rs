@@ -33,8 +33,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// The program of the peers.
-const SCRIPT: &str = include_str!("../../../../tests/peers/peers.py");
+/// The program of the peers: a link to `tests/peers`, which a package of this crate holds as a file.
+const SCRIPT: &str = include_str!("peers.py");
 
 /// Until the first answer: PyTorch takes seconds to import, and minutes from a cold disk.
 const START_LIMIT: Duration = Duration::from_secs(240);
