@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use lexopt::Arg;
@@ -10,30 +11,28 @@ use serde_json::Value;
 use crate::{arguments, build, output, setup, workspace};
 
 const HELP: &str = "\
-Usage: cargo xtask package [-- CARGO-PACKAGE-ARGUMENTS]
+Usage: cargo xtask package [--allow-dirty]
 
 Compiles the kernels into crates/ferroflash/ptx, which a release carries so that its users need no rust-src, and has cargo package and
-build every crate that may be published: each from its package, with its siblings from theirs. Publishes nothing; `cargo publish` then
-takes the same crates.
+build every crate that may be published: each from its package, with its siblings from theirs. Publishes nothing: that is `cargo publish
+--allow-dirty` afterwards, because the PTX is in no commit.
 
-Examples
-  cargo xtask package
-  cargo xtask package -- --allow-dirty
+Options
+  --allow-dirty    package changes too that are not committed
 ";
 
 pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
-    let mut cargo_arguments = Vec::new();
+    let mut allow_dirty = false;
     let mut parser = arguments::parser(rest);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("help") | Arg::Short('h') => return output::print(HELP),
-            // lexopt hands out what follows `--` as values, which this verb has none of.
-            Arg::Value(value) => {
-                cargo_arguments.push(value);
-                cargo_arguments.extend(parser.raw_args()?);
-            }
+            Arg::Long("allow-dirty") => allow_dirty = true,
             other => return Err(arguments::unexpected(other, HELP)),
         }
+    }
+    if !allow_dirty {
+        require_clean()?;
     }
     setup::require_rust_src()?;
     let ptx = workspace::root().join("crates/ferroflash/ptx");
@@ -50,13 +49,24 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     }
     workspace::step(&format!("packages of {}", names.join(", ")));
     let mut cargo = workspace::cargo();
-    cargo.arg("package");
+    // cargo counts the PTX as a change. Whether there are others was looked at.
+    cargo.args(["package", "--allow-dirty"]);
     for name in &names {
         cargo.args(["--package", name]);
     }
-    workspace::run(cargo.args(cargo_arguments))?;
+    workspace::run(&mut cargo)?;
     let folder = workspace::target_dir()?.join("package");
     output::print(&format!("{} packages in {}\n", names.len(), folder.display()))
+}
+
+/// Refuses changes that are in no commit: nobody could tell what a release of them was made of.
+fn require_clean() -> Result<()> {
+    let changes =
+        workspace::output(Command::new("git").args(["status", "--porcelain"]).current_dir(workspace::root()))?;
+    if !changes.is_empty() {
+        bail!("there are changes that are not committed; --allow-dirty packages them too:\n{}", changes.trim_end());
+    }
+    Ok(())
 }
 
 /// The crates of the workspace that do not say `publish = false`.

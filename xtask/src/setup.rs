@@ -72,8 +72,10 @@ pub(crate) fn require_rust_src() -> Result<PathBuf> {
         let version = toolchain.version();
         bail!("rustc is {version}, but the workspace is pinned to {pinned}: rustup toolchain install {pinned}");
     }
-    if let Ok(library) = toolchain.rust_src() {
-        return Ok(library);
+    match toolchain.rust_src() {
+        // What the user names wrongly is not cured by another one.
+        Err(cuda_builder::Error::NoRustSrc { .. }) => {}
+        found => return Ok(found?),
     }
     let started = Instant::now();
     let mut failures = Vec::new();

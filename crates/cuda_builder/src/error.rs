@@ -65,6 +65,18 @@ pub enum Error {
         /// The folders looked at.
         searched: Vec<PathBuf>,
     },
+    /// What the environment variable names is no library source. No other takes its place.
+    #[error(
+        "{} names {}, where there is no core/src/lib.rs; it takes the `library` folder of the source of rustc {version}.",
+        crate::toolchain::RUST_SRC_ENV,
+        .path.display()
+    )]
+    RustSrcNamed {
+        /// What it names.
+        path: PathBuf,
+        /// rustc's version.
+        version: String,
+    },
     /// There is a library source, but of another rustc.
     #[error(
         "the library source in {} is {found}, but rustc is {wanted}; they must be equal.\n\

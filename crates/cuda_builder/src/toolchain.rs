@@ -76,22 +76,32 @@ impl Toolchain {
         Some(cache_dir()?.join(format!("rust-src-{}", self.version)).join("library"))
     }
 
-    /// The library source that `core` is compiled from: the sysroot's, else the one that the environment variable
-    /// [`RUST_SRC_ENV`] names, else the one in the per-user cache.
+    /// The library source that `core` is compiled from: the one that the environment variable [`RUST_SRC_ENV`] names and no other;
+    /// without it the sysroot's, else the one in the per-user cache.
     ///
     /// # Errors
-    /// [`Error::NoRustSrc`] names the cure; [`Error::RustSrcVersion`] when the source belongs to another rustc.
+    /// [`Error::NoRustSrc`] names the cure; [`Error::RustSrcNamed`] when the variable names something else;
+    /// [`Error::RustSrcVersion`] when the source belongs to another rustc.
     pub fn rust_src(&self) -> Result<PathBuf, Error> {
-        let candidates =
-            [Some(self.sysroot_library()), env::var_os(RUST_SRC_ENV).map(PathBuf::from), self.cached_library()];
-        let searched: Vec<PathBuf> = candidates.into_iter().flatten().collect();
-        for library in &searched {
-            if library.join("core/src/lib.rs").is_file() {
-                self.check_source(library)?;
-                return Ok(library.clone());
+        self.find_rust_src(env::var_os(RUST_SRC_ENV).filter(|named| !named.is_empty()).map(PathBuf::from))
+    }
+
+    fn find_rust_src(&self, named: Option<PathBuf>) -> Result<PathBuf, Error> {
+        let is_library = |folder: &Path| folder.join("core/src/lib.rs").is_file();
+        let library = if let Some(path) = named {
+            if !is_library(&path) {
+                return Err(Error::RustSrcNamed { path, version: self.version.clone() });
             }
-        }
-        Err(Error::NoRustSrc { version: self.version.clone(), searched })
+            path
+        } else {
+            let searched: Vec<PathBuf> = [self.sysroot_library()].into_iter().chain(self.cached_library()).collect();
+            let Some(library) = searched.iter().find(|folder| is_library(folder)) else {
+                return Err(Error::NoRustSrc { version: self.version.clone(), searched });
+            };
+            library.clone()
+        };
+        self.check_source(&library)?;
+        Ok(library)
     }
 
     /// Checks that a library source belongs to this rustc.
@@ -157,6 +167,17 @@ mod tests {
             since.iter().map(|version| format!("#[stable(feature = \"x\", since = \"{version}\")]\n")).collect();
         fs::write(core.join("mod.rs"), text).unwrap();
         dir
+    }
+
+    #[test]
+    fn a_source_that_is_named_is_the_one_that_is_used() {
+        let toolchain = Toolchain { version: "1.95.0".into(), ..Toolchain::detect().unwrap() };
+        let named = source(&["1.95.0"]);
+        assert_eq!(toolchain.find_rust_src(Some(named.path().into())).unwrap(), named.path());
+        // No other takes the place of one that is not there.
+        let absent = named.path().join("absent");
+        let error = toolchain.find_rust_src(Some(absent.clone())).unwrap_err();
+        assert!(matches!(&error, Error::RustSrcNamed { path, .. } if *path == absent), "{error}");
     }
 
     #[test]
