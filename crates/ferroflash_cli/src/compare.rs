@@ -167,13 +167,18 @@ fn print(comparison: &Comparison, args: &CompareArgs) -> Result<()> {
     }
     comparison.missing.iter().try_for_each(|line| say!("{line}"))?;
     let count = |verdict| comparison.changes.iter().filter(|change| !change.peer && change.verdict == verdict).count();
+    let timed = comparison.changes.iter().any(|change| change.quantity == TIME);
+    let from = if timed {
+        format!("; differences of times count from {:.2} % on", 100.0 * comparison.threshold)
+    } else {
+        String::new()
+    };
     say!(
-        "of ferroflash: {} worse, {} better, {} same, {} no clearer than the noise; differences of times count from {:.2} % on",
+        "of ferroflash: {} worse, {} better, {} same, {} no clearer than the noise{from}",
         count(Verdict::Worse),
         count(Verdict::Better),
         count(Verdict::Same),
         count(Verdict::Noise),
-        100.0 * comparison.threshold
     )?;
     match comparison.peers {
         Some(peers) => say!("times of the peers, which did not change, moved by {:+.2} % in the median", 100.0 * peers),
