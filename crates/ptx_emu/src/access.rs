@@ -444,6 +444,9 @@ impl Cta<'_> {
                 }
             }
         }
+        if atomic {
+            self.tick(w);
+        }
         self.count_sectors(&sectors, true);
         self.count_banks(&banks);
         Ok(())
@@ -490,14 +493,13 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// A strong write publishes what the lane did and learnt before its last fence.
+    /// A strong write publishes what the lane did and learnt before its last fence. The caller lets the warp's clock go on after it.
     pub(crate) fn release(&mut self, w: usize, lane: usize, addr: u64, order: Order) {
         if !self.ctx.checks.races || !(order.releases() || self.warps[w].fenced >> lane & 1 == 1) {
             return;
         }
         let news = self.publish(w, 1 << lane);
         self.sync_vars.entry(addr).or_default().join(&news);
-        self.tick(w);
         if addr >= 1 << 44 {
             let mut syncs = self.ctx.syncs.lock().unwrap_or_else(|e| e.into_inner());
             let set = syncs.entry(addr).or_default();
@@ -597,6 +599,7 @@ impl Cta<'_> {
             put_lane(&mut self.warps[w].regs, d, wide, lane, old);
             self.counters.atomics += 1;
         }
+        self.tick(w);
         if d != SINK {
             self.warps[w].regs.set_init(d, active, !0);
         }

@@ -2085,7 +2085,7 @@ impl<'a> Lower<'a> {
             2 | 3 => {
                 // `state, [addr]{, count}`, or without a state where the space is given.
                 let with_state = !matches!(ops.first(), Some(Operand::Mem { .. }));
-                let rest = &ops[with_state as usize..];
+                let rest = ops.get(with_state as usize..).unwrap_or_default();
                 if rest.is_empty() || rest.len() > 2 {
                     return Err(m.bad("a number of operands that is not accepted"));
                 }

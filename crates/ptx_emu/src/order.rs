@@ -6,6 +6,7 @@
 //! mbarrier publishes what it did itself and what it has learnt, and of the other lanes of its warp only what a `bar.warp.sync`
 //! or a barrier has told it. Nearly always all lanes know the same: that is kept once, and what single lanes know beside it.
 
+use crate::alu::LANES;
 use crate::machine::lanes;
 
 /// A lane of a warp, up to a clock.
@@ -16,12 +17,18 @@ struct LaneClock {
     clock: u32,
 }
 
+impl LaneClock {
+    fn place(&self) -> (u32, u32) {
+        (self.agent, self.lane)
+    }
+}
+
 /// Everything that happened until these clocks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Clocks {
     /// For each agent, a clock up to which all of its lanes are included.
     all: Vec<u32>,
-    /// Lanes that are included up to a later one.
+    /// Lanes that are included up to a later one, in order of agent and lane.
     some: Vec<LaneClock>,
 }
 
@@ -42,17 +49,48 @@ impl Clocks {
         for (x, y) in self.all.iter_mut().zip(&other.all) {
             *x = (*x).max(*y);
         }
-        for c in &other.some {
-            self.add_lane(*c);
+        let (mut mine, mut theirs) = (self.some.iter().peekable(), other.some.iter().peekable());
+        let mut some = Vec::with_capacity(self.some.len() + other.some.len());
+        loop {
+            let next = match (mine.peek(), theirs.peek()) {
+                (Some(a), Some(b)) if a.place() == b.place() => {
+                    let (a, b) = (*mine.next().expect("peeked"), *theirs.next().expect("peeked"));
+                    LaneClock { clock: a.clock.max(b.clock), ..a }
+                }
+                (Some(a), Some(b)) if a.place() < b.place() => *mine.next().expect("peeked"),
+                (_, Some(_)) => *theirs.next().expect("peeked"),
+                (Some(_), None) => *mine.next().expect("peeked"),
+                (None, None) => break,
+            };
+            if next.clock > self.all[next.agent as usize] {
+                some.push(next);
+            }
         }
-        let all = &self.all;
-        self.some.retain(|c| c.clock > all[c.agent as usize]);
+        self.some = some;
+        self.fold();
+    }
+
+    /// Warps of which every lane is listed are included up to the earliest of them.
+    fn fold(&mut self) {
+        if self.some.len() < LANES {
+            return;
+        }
+        let mut folded = false;
+        for of_agent in self.some.chunk_by(|a, b| a.agent == b.agent).filter(|c| c.len() == LANES) {
+            let earliest = of_agent.iter().map(|c| c.clock).fold(u32::MAX, u32::min);
+            self.all[of_agent[0].agent as usize] = earliest;
+            folded = true;
+        }
+        if folded {
+            let all = &self.all;
+            self.some.retain(|c| c.clock > all[c.agent as usize]);
+        }
     }
 
     fn add_lane(&mut self, c: LaneClock) {
-        match self.some.iter_mut().find(|o| o.agent == c.agent && o.lane == c.lane) {
-            Some(o) => o.clock = o.clock.max(c.clock),
-            None => self.some.push(c),
+        match self.some.binary_search_by_key(&c.place(), LaneClock::place) {
+            Ok(i) => self.some[i].clock = self.some[i].clock.max(c.clock),
+            Err(i) => self.some.insert(i, c),
         }
     }
 
@@ -66,7 +104,10 @@ impl Clocks {
 
     fn has(&self, agent: u32, lane: u32, clock: u32) -> bool {
         clock <= self.all[agent as usize]
-            || self.some.iter().any(|c| c.agent == agent && c.lane == lane && clock <= c.clock)
+            || self
+                .some
+                .binary_search_by_key(&(agent, lane), LaneClock::place)
+                .is_ok_and(|i| clock <= self.some[i].clock)
     }
 
     /// Whether `other` includes all of this.
@@ -221,6 +262,26 @@ mod tests {
         let whole = k.publish(ALL, ALL, 10);
         k.learn(ALL, ALL, &whole);
         assert!(k.uniform() && k.knows(ALL, 2, 1, 4) && k.knows(1 << 20, 0, ALL, 10));
+    }
+
+    #[test]
+    fn joined_clocks_hold_the_later_of_each_lane() {
+        let mut k = Knowledge::new(0, 2);
+        let mut c = Clocks::default();
+        for (lane, now) in [(3, 5), (1, 6), (3, 9), (2, 7), (1, 4)] {
+            c.join(&k.publish(1 << lane, ALL, now));
+        }
+        assert!(c.has(0, 3, 9) && !c.has(0, 3, 10) && c.has(0, 1, 6) && !c.has(0, 1, 7) && c.has(0, 2, 7));
+        k.learn(1 << 8, ALL, &c);
+        assert!(k.knows(1 << 8, 0, 1 << 1 | 1 << 3, 6) && !k.knows(1 << 8, 0, 1 << 1 | 1 << 3, 7));
+        assert!(!k.knows(1 << 9 | 1 << 8, 0, 1 << 3, 1));
+        // All lanes together leave nothing to list, nor do all lanes one by one.
+        let mut one_by_one = Clocks::default();
+        let fresh = Knowledge::new(0, 2);
+        (0..32).for_each(|lane| one_by_one.join(&fresh.publish(1 << lane, ALL, 8)));
+        assert_eq!(one_by_one, Clocks { all: vec![8, 0], some: vec![] });
+        c.join(&k.publish(ALL, ALL, 10));
+        assert_eq!(c, Clocks { all: vec![10, 0], some: vec![] });
     }
 
     #[test]

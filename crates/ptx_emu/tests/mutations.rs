@@ -139,7 +139,13 @@ fn halves(e: &Emulator, m: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
     Ok(download(e, out, 128))
 }
 
-const BENCHES: [Bench; 8] = [
+fn exchange(e: &Emulator, m: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
+    let (cells, out) = (e.alloc(128)?, e.alloc(128)?);
+    e.launch(m, "exchange", &Launch::new([1, 1, 1], [32, 1, 1]).with_ptr(cells).with_ptr(out).with_seed(seed))?;
+    Ok(download(e, out, 128))
+}
+
+const BENCHES: [Bench; 9] = [
     Bench {
         name: "reverse",
         head: HEAD_80,
@@ -220,6 +226,7 @@ const BENCHES: [Bench; 8] = [
         run: halves,
         expected: || u32s((0..32u32).map(|i| (31 - i) + 100 * ((31 - i) ^ 1))),
     },
+    Bench { name: "exchange", head: HEAD_80, body: EXCHANGE, run: exchange, expected: || u32s((0..32u32).rev()) },
 ];
 
 /// Seeds that the correct kernels run under: the issue of a missed wait is a matter of seconds, not of luck.
@@ -565,6 +572,14 @@ const MUTANTS: &[Mutant] = &[
     ("halves", "no barrier of the half", "bar.warp.sync 0x0000ffff; // low: written", "", &[SharedRace]),
     ("halves", "no barrier of the half before the update", "bar.warp.sync 0x0000ffff; // low: read", "", &[SharedRace]),
     ("halves", "no barrier of both halves", "bar.warp.sync 0xffffffff; // both", "", &[SharedRace]),
+    ("exchange", "no bar.warp.sync", "bar.warp.sync 0xffffffff;", "", &[GlobalRace, UninitializedGlobal]),
+    (
+        "exchange",
+        "a vote, which orders no memory, for the bar.warp.sync",
+        "bar.warp.sync 0xffffffff;",
+        "vote.sync.ballot.b32 %r4, 1, 0xffffffff;",
+        &[GlobalRace, UninitializedGlobal],
+    ),
     ("hopper", "not a tensor map", "add.s64 %rd2, %rd0, 128", "mov.u64 %rd2, %rd1", &[InvalidOperand]),
 ];
 

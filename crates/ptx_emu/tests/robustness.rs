@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use ptx_emu::{Checks, Emulator, EmulatorOptions, Launch, Module};
 
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 9] = [
     (kernels::HEAD_80, kernels::REVERSE),
     (kernels::HEAD_80, kernels::PIPELINE),
     (kernels::HEAD_80, kernels::WARP),
@@ -16,6 +16,7 @@ const SOURCES: [(&str, &str); 8] = [
     (kernels::HEAD_90A, kernels::HOPPER),
     (kernels::HEAD_90A, kernels::ELECT),
     (kernels::HEAD_80, kernels::HALVES),
+    (kernels::HEAD_80, kernels::EXCHANGE),
 ];
 
 /// Loads a text and launches every entry of it with two pointers and a number, in a small machine.

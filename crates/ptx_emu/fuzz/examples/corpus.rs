@@ -21,6 +21,7 @@ fn main() -> std::io::Result<()> {
         (kernels::HEAD_90A, kernels::HOPPER),
         (kernels::HEAD_90A, kernels::ELECT),
         (kernels::HEAD_80, kernels::HALVES),
+        (kernels::HEAD_80, kernels::EXCHANGE),
     ];
     let mut texts: Vec<String> = kernels.iter().map(|(head, body)| format!("{head}{body}")).collect();
     texts.extend(cases::all().iter().enumerate().map(|(i, c)| c.module(i)));

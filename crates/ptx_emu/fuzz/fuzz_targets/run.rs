@@ -30,6 +30,7 @@ static STARTS: LazyLock<Vec<Start>> = LazyLock::new(|| {
         (kernels::HEAD_90A, kernels::HOPPER),
         (kernels::HEAD_90A, kernels::ELECT),
         (kernels::HEAD_80, kernels::HALVES),
+        (kernels::HEAD_80, kernels::EXCHANGE),
     ];
     let kernels = kernels.into_iter().map(|(head, body)| (format!("{head}{body}"), None));
     kernels.chain(cases::all().into_iter().enumerate().map(|(i, c)| (c.module(i), c.tensor))).collect()

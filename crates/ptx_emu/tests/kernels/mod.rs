@@ -415,3 +415,26 @@ both:
     ret;
 }
 "#;
+
+/// Lanes of a warp that exchange values through global memory.
+pub(crate) const EXCHANGE: &str = r#"
+.visible .entry exchange(.param .u64 cells, .param .u64 out)
+{
+    .reg .b32 %r<8>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd0, [cells];
+    ld.param.u64 %rd1, [out];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, 4;
+    add.s64 %rd3, %rd0, %rd2;
+    st.global.u32 [%rd3], %r1;
+    bar.warp.sync 0xffffffff;
+    xor.b32 %r2, %r1, 31;
+    mul.wide.u32 %rd4, %r2, 4;
+    add.s64 %rd5, %rd0, %rd4;
+    ld.global.u32 %r3, [%rd5];
+    add.s64 %rd6, %rd1, %rd2;
+    st.global.u32 [%rd6], %r3;
+    ret;
+}
+"#;
