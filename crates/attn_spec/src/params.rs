@@ -77,7 +77,7 @@ pub struct NaiveParams {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorMap(pub [u64; 16]);
 
-/// Parameters of v3. Its tensors are `[batch, head, row, dim]` to the copy engine, dim innermost.
+/// Parameters of v3. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {
@@ -87,9 +87,7 @@ pub struct V3Params {
     pub k: TensorMap,
     /// Map of v; box: 64 dims of `kv_block` rows.
     pub v: TensorMap,
-    /// Map of out; box: 64 dims of 64 rows.
-    pub out: TensorMap,
-    /// The problem. Addresses and strides play no part: they are in the maps.
+    /// The problem. Addresses and strides of q, k and v play no part: they are in the maps.
     pub forward: ForwardParams,
     /// Which thread block works on which tiles.
     pub schedule: Schedule,

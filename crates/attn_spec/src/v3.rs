@@ -19,12 +19,42 @@ pub const fn math_warps(warps: u32) -> u32 {
     warps - 4
 }
 
+/// A number to divide by, with a multiplication instead of a division, for which GPUs have no instruction.
+///
+/// Granlund and Montgomery, "Division by Invariant Integers using Multiplication", 1994, section 4: with `s = ceil(log2(value))`, the
+/// multiplier `ceil(2^(31 + s) / value)` fits 32 bits, and its error is too small to change the quotient of a number below `2^31`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Divisor {
+    /// The number, from 1 to `2^31`.
+    pub value: u32,
+    multiplier: u32,
+    shift: u32,
+}
+
+impl Divisor {
+    /// Divides by `value`, from 1 to `2^31`.
+    pub const fn new(value: u32) -> Divisor {
+        assert!(value >= 1 && value <= 1 << 31, "a divisor from 1 to 2^31");
+        let shift = u32::BITS - (value - 1).leading_zeros();
+        let multiplier = (1_u64 << (31 + shift)).div_ceil(value as u64) as u32;
+        Divisor { value, multiplier, shift }
+    }
+
+    /// Quotient and remainder of `number`, which is below `2^31`.
+    #[inline(always)]
+    pub const fn split(&self, number: u32) -> (u32, u32) {
+        let quotient = ((2 * number) as u64 * self.multiplier as u64 >> 32) as u32 >> self.shift;
+        (quotient, number - quotient * self.value)
+    }
+}
+
 /// How persistent thread blocks share out the tiles: blocks of query rows of every head.
 ///
-/// Heads are taken in sections whose keys and values fit the L2 cache together. Inside a section the tiles go from the last rows to
-/// the first, which under a causal mask means from the longest to the shortest, and a block takes one tile a round. Odd rounds run
-/// through the blocks backwards, so that whoever had the longest tile of one round has the shortest of the next. A section of
-/// uneven tiles ends with a round of its own; even tiles simply follow one another.
+/// Heads are taken in sections. Inside a section the tiles go from the last rows to the first, which under a causal mask means from
+/// the longest to the shortest, and a block takes one tile a round. Odd rounds run through the blocks backwards, so that whoever had
+/// the longest tile of one round has the shortest of the next. A section of uneven tiles is as many pairs of rounds as heads whose
+/// keys and values fit the L2 cache together can fill, and ends with a round of its own; even tiles simply follow one another.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -33,13 +63,17 @@ pub struct Schedule {
     /// Blocks of query rows of a head.
     pub q_blocks: u32,
     /// Heads of a section.
-    pub section_heads: u32,
+    pub section_heads: Divisor,
+    /// Heads of the last section, which may have fewer.
+    pub last_heads: Divisor,
     /// Slots of a section: its tiles, and idle ones up to the end of its last round.
-    pub section_slots: u32,
-    /// Rounds of a section; 1 when sections do not end with a round.
-    pub section_rounds: u32,
-    /// Keeps the size a multiple of 8 without hidden padding.
-    pub reserved: u32,
+    pub section_slots: Divisor,
+    /// Query heads of a batch entry.
+    pub q_heads: Divisor,
+    /// Query heads that share a key-value head.
+    pub group: Divisor,
+    /// 1 if odd rounds run backwards.
+    pub alternate: u32,
 }
 
 /// A block of query rows of one head.
@@ -54,49 +88,69 @@ pub struct Tile {
 /// Keys and values of a section. Half of the 50 to 60 MB of L2 that Hopper has: either half caches for its own multiprocessors.
 const SECTION_BYTES: u64 = 32 << 20;
 
+/// Most tiles of a schedule: its slots, less than twice as many and one section, stay below `2^31`, see [`Divisor::split`].
+pub const MAX_TILES: u32 = 1 << 29;
+
 impl Schedule {
-    /// The schedule of `q_blocks` tiles for each of `heads` heads on `ctas` thread blocks.
+    /// The schedule of `q_blocks` tiles for each head of `batch` entries of `q_heads` heads on `ctas` thread blocks; at most
+    /// [`MAX_TILES`] tiles, at least one.
     ///
     /// `group` query heads share keys and values of `kv_head_bytes` bytes. `uneven` says that a mask makes tiles differ in length.
-    pub fn new(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64, uneven: bool, ctas: u32) -> Schedule {
-        if !uneven {
+    pub const fn new(
+        batch: u32,
+        q_heads: u32,
+        group: u32,
+        q_blocks: u32,
+        kv_head_bytes: u64,
+        uneven: bool,
+        ctas: u32,
+    ) -> Schedule {
+        let heads = batch * q_heads;
+        let (section_heads, section_slots) = if uneven {
+            let cached = SECTION_BYTES / if kv_head_bytes == 0 { 1 } else { kv_head_bytes } * group as u64;
+            let cached = if cached < heads as u64 { cached } else { heads as u64 };
+            let pair = 2 * ctas as u64;
+            let pairs = cached * q_blocks as u64 / pair;
+            let filling = if pairs == 0 { pair } else { pairs * pair } / q_blocks as u64;
+            let whole_groups = if filling < group as u64 { group } else { filling as u32 / group * group };
+            let section_heads = if whole_groups < heads { whole_groups } else { heads };
+            (section_heads, (section_heads * q_blocks).next_multiple_of(ctas))
+        } else {
             // One group of heads after the other: equal tiles need no balance.
-            return Schedule {
-                heads,
-                q_blocks,
-                section_heads: group,
-                section_slots: group * q_blocks,
-                section_rounds: 1,
-                reserved: 0,
-            };
+            (group, group * q_blocks)
+        };
+        let last_heads = heads - (heads - 1) / section_heads * section_heads;
+        Schedule {
+            heads,
+            q_blocks,
+            section_heads: Divisor::new(section_heads),
+            last_heads: Divisor::new(last_heads),
+            section_slots: Divisor::new(section_slots),
+            q_heads: Divisor::new(q_heads),
+            group: Divisor::new(group),
+            alternate: uneven as u32,
         }
-        let cached = (SECTION_BYTES / kv_head_bytes.max(1)).clamp(1, (heads / group) as u64) as u32 * group;
-        // Two rounds at least, so that long tiles meet short ones.
-        let section_heads = cached.max((2 * ctas).div_ceil(q_blocks)).next_multiple_of(group).min(heads);
-        let section_rounds = (section_heads * q_blocks).div_ceil(ctas);
-        Schedule { heads, q_blocks, section_heads, section_slots: section_rounds * ctas, section_rounds, reserved: 0 }
     }
 
     /// Slot of thread block `cta` of `ctas` in round `round`; `None` is past the end.
     #[inline(always)]
     pub const fn slot(&self, round: u32, cta: u32, ctas: u32) -> Option<u32> {
-        let backwards = round % self.section_rounds % 2 == 1;
-        let slot = round * ctas + if backwards { ctas - 1 - cta } else { cta };
-        if slot / self.section_slots * self.section_heads < self.heads { Some(slot) } else { None }
+        let slot = round * ctas + if round & self.alternate == 1 { ctas - 1 - cta } else { cta };
+        let (section, _) = self.section_slots.split(slot);
+        if section * self.section_heads.value < self.heads { Some(slot) } else { None }
     }
 
     /// The tile of a slot, or `None` when it is idle.
     #[inline(always)]
     pub const fn tile(&self, slot: u32) -> Option<Tile> {
-        let first_head = slot / self.section_slots * self.section_heads;
-        let rest = slot % self.section_slots;
-        let left = self.heads - first_head;
-        let heads = if left < self.section_heads { left } else { self.section_heads };
-        let from_last = rest / heads;
+        let (section, place) = self.section_slots.split(slot);
+        let first_head = section * self.section_heads.value;
+        let is_last = self.heads - first_head <= self.section_heads.value;
+        let (from_last, head) = if is_last { self.last_heads.split(place) } else { self.section_heads.split(place) };
         if from_last >= self.q_blocks {
             return None;
         }
-        Some(Tile { head: first_head + rest % heads, q_block: self.q_blocks - 1 - from_last })
+        Some(Tile { head: first_head + head, q_block: self.q_blocks - 1 - from_last })
     }
 }
 
@@ -105,19 +159,34 @@ mod tests {
     extern crate std;
     use super::*;
     use std::collections::HashSet;
+    use std::vec::Vec;
 
-    fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> std::vec::Vec<Tile> {
+    fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> Vec<Tile> {
         (0..).map_while(|round| schedule.slot(round, cta, ctas)).filter_map(|slot| schedule.tile(slot)).collect()
     }
 
     #[test]
+    fn quotients_are_exact() {
+        let numbers = [0, 1, 2, 3, 131, 132, 1 << 20, (1 << 30) - 1, 1 << 30, (1 << 31) - 2, (1 << 31) - 1];
+        for value in (1..2000).chain([12345, 65535, 65537, (1 << 30) + 1, (1 << 31) - 1, 1 << 31]) {
+            let divisor = Divisor::new(value);
+            // Around multiples of the divisor, where a quotient changes.
+            let edges = numbers.iter().flat_map(|n| [n / value * value, (n / value * value).wrapping_sub(1)]);
+            for number in numbers.iter().copied().chain(edges).filter(|&number| number < 1 << 31) {
+                assert_eq!(divisor.split(number), (number / value, number % value), "{number} by {value}");
+            }
+        }
+    }
+
+    #[test]
     fn every_tile_is_worked_on_once() {
-        for (heads, group) in [(1, 1), (6, 3), (16, 1), (32, 4), (256, 1)] {
+        for (batch, q_heads, group) in [(1, 1, 1), (2, 3, 3), (16, 1, 1), (8, 4, 4), (8, 4, 2), (32, 8, 1)] {
+            let heads = batch * q_heads;
             for q_blocks in [1, 2, 7, 64] {
                 for ctas in [1, 5, 132] {
                     for (bytes, uneven) in [(1, true), (8 << 20, true), (64 << 20, true), (0, true), (1 << 20, false)] {
                         let ctas = ctas.min(heads * q_blocks);
-                        let schedule = Schedule::new(heads, q_blocks, group, bytes, uneven, ctas);
+                        let schedule = Schedule::new(batch, q_heads, group, q_blocks, bytes, uneven, ctas);
                         let mut seen = HashSet::new();
                         for tile in (0..ctas).flat_map(|cta| tiles(&schedule, cta, ctas)) {
                             assert!(
@@ -132,13 +201,40 @@ mod tests {
         }
     }
 
-    /// 16384 causal rows, 16 heads of 128 dims on 132 multiprocessors: tile lengths are 1 to 128, and the busiest thread block has
-    /// at most 5 % more to do than the average.
+    #[test]
+    fn every_block_has_a_tile() {
+        for (heads, q_blocks, ctas) in [(1, 1, 1), (3, 50, 132), (132, 1, 132), (7, 19, 132), (700, 9, 132)] {
+            for uneven in [false, true] {
+                let schedule = Schedule::new(heads, 1, 1, q_blocks, 1 << 20, uneven, ctas);
+                assert!((0..ctas).all(|cta| !tiles(&schedule, cta, ctas).is_empty()), "{schedule:?}");
+            }
+        }
+    }
+
+    /// 16384 causal rows in sequences of every length on 132 multiprocessors: the busiest thread block has at most 5 % more to do
+    /// than the average, counted in key blocks and two more for the start and the end of a tile.
     #[test]
     fn causal_tiles_are_balanced() {
-        let schedule = Schedule::new(16, 128, 1, 8 << 20, true, 132);
-        let loads = (0..132).map(|cta| tiles(&schedule, cta, 132).iter().map(|t| t.q_block + 1).sum::<u32>());
-        let (most, all) = loads.fold((0, 0), |(most, all), load| (load.max(most), all + load));
-        assert!(most as f64 <= 1.05 * all as f64 / 132.0, "{most} of {all} on average over 132");
+        // Head dim, tile, and the lengths for which the plan takes it.
+        for (head_dim, q_block, kv_block, lengths) in [
+            (64, 128, 128, 512..=4096),
+            (64, 192, 128, 8192..=16384),
+            (128, 128, 128, 512..=4096),
+            (128, 128, 160, 8192..=16384),
+            (256, 128, 80, 512..=16384),
+        ] {
+            for rows in [512, 1024, 2048, 4096, 8192, 16384_u32].into_iter().filter(|rows| lengths.contains(rows)) {
+                let (batch, q_heads, q_blocks) = (16384 / rows, 2048 / head_dim, rows.div_ceil(q_block));
+                let bytes = 2 * 2 * u64::from(rows * head_dim);
+                let schedule = Schedule::new(batch, q_heads, 1, q_blocks, bytes, true, 132);
+                let steps = |tile: &Tile| ((tile.q_block + 1) * q_block).min(rows).div_ceil(kv_block) + 2;
+                let loads: Vec<u32> = (0..132).map(|cta| tiles(&schedule, cta, 132).iter().map(steps).sum()).collect();
+                let (most, all) = (*loads.iter().max().unwrap(), loads.iter().sum::<u32>());
+                assert!(
+                    most as f64 <= 1.05 * all as f64 / 132.0,
+                    "{rows} rows of {head_dim} dims: {most} of {all} on average over 132, {schedule:?}"
+                );
+            }
+        }
     }
 }

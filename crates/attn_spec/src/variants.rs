@@ -69,11 +69,11 @@ macro_rules! for_each_variant {
             V2 192 [F32 v2_f32_d192] 64 x 32, 4, 2, 2, 0, "96 KiB fits sm_86 and sm_89";
             V2 256 [F32 v2_f32_d256] 64 x 16, 4, 2, 2, 0, "96 KiB fits sm_86 and sm_89";
             // v3: one loading warpgroup, the others multiply 64 query rows each.
-            V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 3, 1, 0, "a third stage: +2 % over two at 512 rows, where 192 query rows leave a quarter of a tile empty";
-            V3 64 [F16 v3_f16_d64_long, Bf16 v3_bf16_d64_long] 192 x 128, 16, 2, 1, 4096, "bound by exponentials: three warpgroups keep more of them running than two, +2 to 8 %";
+            V3 64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 3, 1, 0, "short rows: 192 query rows would leave a quarter of a tile empty at 512; a third stage, +2 % there";
+            V3 64 [F16 v3_f16_d64_long, Bf16 v3_bf16_d64_long] 192 x 128, 16, 2, 1, 2048, "three warpgroups hide more of each other's waits than two, +4 to 8 %";
             V3 96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 2, 1, 0, "as d128";
-            V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, 0, "a second buffer for the queries fits, which 176 keys have no room for: 10 to 30 % slower up to 1024 rows";
-            V3 128 [F16 v3_f16_d128_long, Bf16 v3_bf16_d128_long] 128 x 160, 12, 2, 1, 2048, "the most keys that fit with two buffers for the queries: +1 to 4 %, but -3 % at 1024 rows";
+            V3 128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 2, 1, 0, "a second buffer for the queries fits, which 176 keys have no room for";
+            V3 128 [F16 v3_f16_d128_long, Bf16 v3_bf16_d128_long] 128 x 160, 12, 2, 1, 4096, "the most keys that fit with two buffers for the queries: +1 to 5 % from there on, but -10 % at 1024 rows";
             V3 192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 112, 12, 2, 1, 0, "the most keys whose two stages fit: 216 KiB";
             V3 256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 80, 12, 2, 1, 0, "the most keys whose two stages fit: 224 KiB";
         }
@@ -297,8 +297,8 @@ impl Variant {
                 let row = v3::shared_cols(self.head_dim) as usize * self.dtype.bytes();
                 let q_buffers = v3::q_buffers(self.head_dim) as usize;
                 let notes = q_buffers * v3::TILE_NOTE_BYTES as usize;
-                // Rings of queries, keys and values; two 8-byte barriers for each of their buffers, a third for those of queries.
-                (q_buffers * q_rows + 2 * ring * kv_rows) * row + notes + 16 * (q_buffers + 2 * ring) + 8 * q_buffers
+                // Rings of queries, keys and values, and two 8-byte barriers for each of their buffers.
+                (q_buffers * q_rows + 2 * ring * kv_rows) * row + notes + 16 * (q_buffers + 2 * ring)
             }
         };
         bytes as u32

@@ -150,3 +150,19 @@ pub unsafe fn store_u32x4(global: u64, value: [u32; 4]) {
             options(nostack));
     }
 }
+
+/// Stores 16 bytes to global memory where `condition` holds, without a branch.
+///
+/// PTX `@p st.global.v4.b32 [global], value`, any SM, any thread.
+///
+/// # Safety
+/// Where the condition holds: `global` is a multiple of 16 and in bounds.
+#[inline(always)]
+pub unsafe fn store_u32x4_if(global: u64, value: [u32; 4], condition: bool) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {5}, 0; @p st.global.v4.b32 [{0}], {{{1}, {2}, {3}, {4}}}; }}",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
+            in(reg32) condition as u32, options(nostack));
+    }
+}

@@ -38,22 +38,6 @@ pub unsafe fn load_matrix_x4_transposed(shared: u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
-/// Stores four 8x8 matrices of 16-bit elements: the inverse of [`load_matrix_x4`].
-///
-/// PTX `stmatrix.sync.aligned.m8n8.x4.shared.b16`, least SM 9.0 and PTX ISA 7.8, all threads of the warp.
-///
-/// # Safety
-/// Converged warp; every address is a multiple of 16 with 16 writable bytes; a barrier lies between this and other accesses.
-#[inline(always)]
-pub unsafe fn store_matrix_x4(shared: u32, value: [u32; 4]) {
-    // SAFETY: the caller guarantees convergence, addresses and order.
-    unsafe {
-        ptx!("stmatrix.sync.aligned.m8n8.x4.shared.b16 [{}], {{{}, {}, {}, {}}};",
-            in(reg32) shared, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
-            options(nostack));
-    }
-}
-
 macro_rules! mma_m16n8k16 {
     ($name:ident, $type:literal) => {
         #[doc = concat!("`d += a b` for a 16x16 fragment `a` and a 16x8 fragment `b` of ", $type, ", accumulated in `f32`.")]

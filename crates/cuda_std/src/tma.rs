@@ -1,7 +1,7 @@
-//! The tensor copy engine (TMA): boxes of a 4-dimensional tensor between global and shared memory.
+//! The tensor copy engine (TMA): boxes of a 4-dimensional tensor from global to shared memory.
 //!
 //! A tensor map says where the tensor is, its extents, strides, box and swizzle; the host encodes it. Parts of a box outside the
-//! tensor are read as zero and not written.
+//! tensor are read as zero.
 
 /// Generic address of the first parameter of kernel `$symbol`, where the copy engine reads tensor maps in place.
 ///
@@ -56,45 +56,6 @@ pub unsafe fn load_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, elected
             "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}, {4}, {5}}}], [{6}]; }}",
             in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3],
             in(reg32) barrier, in(reg32) elected as u32, options(nostack));
-    }
-}
-
-/// Starts storing the box at `at` (innermost coordinate first) if `elected`, without a branch.
-///
-/// PTX `@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group`, least SM 9.0; one thread of a warp is elected, see [`load_if`].
-///
-/// # Safety
-/// The box was written before a [`fence`] of its writers and a barrier; nobody overwrites it before [`wait_stores_read`].
-#[inline(always)]
-pub unsafe fn store_if(shared: u32, map: u64, at: [u32; 4], elected: bool) {
-    // SAFETY: the caller guarantees addresses and waits.
-    unsafe {
-        ptx!("{{ .reg .pred p; setp.ne.u32 p, {6}, 0;",
-            "@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [{0}, {{{1}, {2}, {3}, {4}}}], [{5}]; }}",
-            in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3], in(reg32) shared,
-            in(reg32) elected as u32, options(nostack));
-    }
-}
-
-/// Closes the group of the stores that this thread has started.
-///
-/// PTX `cp.async.bulk.commit_group`, least SM 9.0, the storing thread.
-#[inline(always)]
-pub fn commit_stores() {
-    // SAFETY: touches no memory by itself.
-    unsafe {
-        ptx!("cp.async.bulk.commit_group;", options(nostack));
-    }
-}
-
-/// Waits until all stores of this thread have read their shared memory.
-///
-/// PTX `cp.async.bulk.wait_group.read 0`, least SM 9.0, the storing thread.
-#[inline(always)]
-pub fn wait_stores_read() {
-    // SAFETY: only waits.
-    unsafe {
-        ptx!("cp.async.bulk.wait_group.read 0;", options(nostack));
     }
 }
 

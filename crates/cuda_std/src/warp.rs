@@ -18,6 +18,30 @@ pub unsafe fn butterfly(value: f32, mask: u32) -> f32 {
     result
 }
 
+/// Transposes the 4 x 4 words of every quad: lane `i` of four neighbours brings row `i` and takes column `i`.
+///
+/// # Safety
+/// All threads of the warp call it, converged.
+#[inline(always)]
+pub unsafe fn quad_transpose([a, b, c, d]: [u32; 4]) -> [u32; 4] {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let ([a, b], [c, d]) = (swap_across(a, b, 1), swap_across(c, d, 1));
+        let ([a, c], [b, d]) = (swap_across(a, c, 2), swap_across(b, d, 2));
+        [a, b, c, d]
+    }
+}
+
+/// Exchanges, between lanes `distance` apart, the `high` word of the lower lane and the `low` word of the upper one.
+#[inline(always)]
+unsafe fn swap_across(low: u32, high: u32, distance: u32) -> [u32; 2] {
+    let upper = crate::thread::lane() & distance != 0;
+    let (kept, sent) = if upper { (high, low) } else { (low, high) };
+    // SAFETY: passed on to the caller.
+    let got = unsafe { butterfly(f32::from_bits(sent), distance) }.to_bits();
+    if upper { [got, kept] } else { [kept, got] }
+}
+
 /// Value of lane `lane` for every lane.
 ///
 /// PTX `shfl.sync.idx.b32 d, a, lane, 0x1f, 0xffffffff`, least SM 3.0.

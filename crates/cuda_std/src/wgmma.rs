@@ -8,33 +8,46 @@ use crate::{bf16, f16};
 
 /// Describes an operand in shared memory with 128-byte swizzle.
 #[derive(Clone, Copy)]
-pub struct Descriptor(u64);
+pub struct Descriptor {
+    /// Address and leading offset.
+    low: u32,
+}
 
 impl Descriptor {
-    /// 128-byte swizzle, in bits 62 and 63.
-    const SWIZZLE_128: u64 = 1 << 62;
-    /// Eight rows of 128 bytes lie 1024 bytes from the next eight; in units of 16 bytes from bit 32 on.
-    const EIGHT_ROWS: u64 = (1024 / 16) << 32;
+    /// Bits of a shared address that a descriptor holds, in units of 16 bytes.
+    const ADDRESS: u32 = 0x3_ffff;
+
+    /// The upper word of all of them: 128-byte swizzle in bits 62 and 63; eight rows of 128 bytes lie 1024 bytes from the next
+    /// eight, in units of 16 bytes from bit 32 on.
+    const HIGH: u32 = 1 << 30 | 1024 / 16;
 
     /// Rows along the output, 128 bytes of the shared axis each (K-major).
     ///
     /// The leading offset plays no part with swizzled K-major operands; 1 by convention.
     #[inline(always)]
     pub fn rows(shared: u32) -> Self {
-        Descriptor(Self::address(shared) | 1 << 16 | Self::EIGHT_ROWS | Self::SWIZZLE_128)
+        Descriptor { low: (shared & Self::ADDRESS) / 16 | 1 << 16 }
     }
 
     /// Rows along the shared axis, 128 bytes of the output axis each (MN-major); the next 128 bytes of the output axis lie
     /// `panel_bytes` further.
     #[inline(always)]
     pub fn columns(shared: u32, panel_bytes: u32) -> Self {
-        Descriptor(Self::address(shared) | ((panel_bytes / 16) as u64) << 16 | Self::EIGHT_ROWS | Self::SWIZZLE_128)
+        Descriptor { low: (shared & Self::ADDRESS) / 16 | panel_bytes / 16 << 16 }
+    }
+
+    /// The operand `bytes` further, a multiple of 16.
+    ///
+    /// One addition: tensor cores wait for every instruction between two products. It does not carry out of the address, whose 14
+    /// bits (in units of 16 bytes) cover all of shared memory.
+    #[inline(always)]
+    pub fn advanced(self, bytes: u32) -> Self {
+        Descriptor { low: self.low.wrapping_add(bytes / 16) }
     }
 
     #[inline(always)]
-    fn address(shared: u32) -> u64 {
-        // 18 bits of address in units of 16 bytes.
-        ((shared & 0x3_ffff) / 16) as u64
+    fn bits(self) -> u64 {
+        (Self::HIGH as u64) << 32 | self.low as u64
     }
 }
 
@@ -80,7 +93,7 @@ macro_rules! warpgroup_mma {
                         inout(reg32) acc[0][0], inout(reg32) acc[0][1], inout(reg32) acc[0][2], inout(reg32) acc[0][3],
                         $(inout(reg32) acc[$fragment][0], inout(reg32) acc[$fragment][1],
                           inout(reg32) acc[$fragment][2], inout(reg32) acc[$fragment][3],)+
-                        a = in(reg64) a.0, b = in(reg64) b.0, accumulate = in(reg32) accumulate as u32, options(nostack)
+                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), accumulate = in(reg32) accumulate as u32, options(nostack)
                     );
                 }
             }
@@ -99,7 +112,7 @@ macro_rules! warpgroup_mma {
                         $(inout(reg32) acc[$fragment][0], inout(reg32) acc[$fragment][1],
                           inout(reg32) acc[$fragment][2], inout(reg32) acc[$fragment][3],)+
                         a0 = in(reg32) a[0], a1 = in(reg32) a[1], a2 = in(reg32) a[2], a3 = in(reg32) a[3],
-                        b = in(reg64) b.0, options(nostack)
+                        b = in(reg64) b.bits(), options(nostack)
                     );
                 }
             }

@@ -5,6 +5,7 @@ use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use crate::tensor::TensorView;
 use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
+use attn_spec::v3::MAX_TILES;
 use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
@@ -154,9 +155,6 @@ pub(crate) fn workspace(kernel: Kernel, problem: &Problem) -> [u128; 2] {
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 const MAX_GRID: u64 = (1 << 31) - 1;
-
-/// Most tiles of v3: its slots, at most three for each tile, and one more round of thread blocks fit 32 bits.
-const MAX_TILES: u32 = 1 << 30;
 
 /// Least CUDA version of a driver that compiles PTX 8.0, the first with v3's instructions (PTX ISA, release notes).
 const V3_DRIVER: Version = Version { major: 12, minor: 0 };

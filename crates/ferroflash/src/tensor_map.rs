@@ -6,9 +6,6 @@ use attn_spec::DType;
 /// Columns of a box: one row of them is the 128 bytes of the swizzle, in a 16-bit type.
 pub(crate) const BOX_DIMS: u32 = 64;
 
-/// Rows of a box of the output: what one warpgroup multiplies.
-pub(crate) const OUT_BOX_ROWS: u32 = 64;
-
 /// What addresses and strides are multiples of (CUDA driver API, `cuTensorMapEncodeTiled`, of 2-byte types without interleave).
 pub(crate) const ALIGNMENT: u64 = 16;
 
@@ -17,7 +14,7 @@ pub(crate) const STRIDE_LIMIT: u64 = 1 << 40;
 
 /// A tensor as the copy engine sees it: `[batch, head, row, dim]`, listed innermost first, which is `(dim, row, head, batch)`.
 ///
-/// The extents are the true ones: what a box holds past them is read as zero and not written.
+/// The extents are the true ones: what a box holds past them is read as zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TensorGeometry {
     pub(crate) address: u64,

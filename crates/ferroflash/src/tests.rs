@@ -434,13 +434,13 @@ fn the_tile_follows_the_keys_that_rows_see() {
     };
     let window = Mask::Window { left: Some(500), right: Some(500) };
     for (head_dim, rows, mask, expected) in [
-        (128, 2047, Mask::Full, "v3_f16_d128"),
-        (128, 2048, Mask::Full, "v3_f16_d128_long"),
-        (128, 4096, Mask::Causal, "v3_f16_d128"),
-        (128, 8192, Mask::Causal, "v3_f16_d128_long"),
+        (128, 4095, Mask::Full, "v3_f16_d128"),
+        (128, 4096, Mask::Full, "v3_f16_d128_long"),
+        (128, 8192, Mask::Causal, "v3_f16_d128"),
+        (128, 16384, Mask::Causal, "v3_f16_d128_long"),
         (128, 1 << 20, window, "v3_f16_d128"),
-        (64, 2048, Mask::Full, "v3_f16_d64"),
-        (64, 4096, Mask::Full, "v3_f16_d64_long"),
+        (64, 1024, Mask::Full, "v3_f16_d64"),
+        (64, 2048, Mask::Full, "v3_f16_d64_long"),
         (256, 1 << 20, Mask::Full, "v3_f16_d256"),
     ] {
         assert_eq!(symbol(head_dim, rows, mask), expected, "{head_dim} {rows} {mask:?}");
@@ -521,15 +521,16 @@ fn parameters_of_v3() {
     assert_eq!(params.q, map(q.address(), [40, 700, 24, 1], [24 * 80, 80, 80], q_block));
     assert_eq!(params.k, map(k.address(), [40, 900, 8, 1], [80, 900 * 80, 80], kv_block));
     assert_eq!(params.v, map(v.address(), [40, 900, 8, 1], [8 * 80, 80, 80], kv_block));
-    assert_eq!(params.out, map(output.out.address(), [40, 700, 24, 1], [24 * 80, 80, 80], 64));
     let forward = params.forward;
     assert_eq!(
         (forward.q_rows, forward.kv_rows, forward.q_heads, forward.group, forward.head_dim),
         (700, 900, 24, 3, 40)
     );
+    let (out, heads) = (forward.out, 24);
+    assert_eq!((out.address, out.row_stride, out.head_stride), (output.out.address(), heads * 40, 40));
     assert_eq!(forward.lse, output.lse.as_ref().unwrap().address());
     assert_eq!((forward.band, forward.aligned), (Band { left: Band::UNBOUNDED, right: 0 }, 1));
-    assert_eq!(params.schedule, Schedule::new(24, q_blocks, 3, 2 * 900 * 40 * 2, true, *ctas));
+    assert_eq!(params.schedule, Schedule::new(1, 24, 3, q_blocks, 2 * 900 * 40 * 2, true, *ctas));
     assert_eq!(output.plan.extra_bytes(), 24 * 700 * 4);
 }
 
@@ -546,7 +547,7 @@ fn schedules_of_v3_follow_the_mask() {
     };
     let window = |left, right| Mask::Window { left, right };
     let expected = |q_rows: u32, kv_rows: u64, uneven| {
-        Schedule::new(300, q_rows.div_ceil(192), 1, kv_rows * 64 * 2 * 2, uneven, 132)
+        Schedule::new(1, 300, 1, q_rows.div_ceil(128), kv_rows * 64 * 2 * 2, uneven, 132)
     };
     for (q_rows, kv_rows, mask, uneven) in [
         (200, 300, Mask::Full, false),
@@ -599,8 +600,8 @@ fn what_v3_does_not_run() {
     let many = Problem { batch: 1 << 29, ..problem };
     check(
         &hopper,
-        Problem { batch: (1 << 28) + 1, q_heads: 2, q_rows: 200, ..many },
-        "the problem has 1073741828 blocks of query rows; v3 takes at most 1073741824",
+        Problem { batch: (1 << 27) + 1, q_heads: 2, q_rows: 200, ..many },
+        "the problem has 536870916 blocks of query rows; v3 takes at most 536870912",
     );
 }
 

@@ -76,14 +76,14 @@ impl<const STAGES: u32> Ring<STAGES> {
         unsafe { mbarrier::wait(self.full() + EMPTY, self.parity ^ 1) };
     }
 
-    /// Loader: announces the `bytes` that are about to arrive in the current buffer; returns the barrier to complete them on.
+    /// Loader: announces the bytes that are about to fill the current buffer; returns the barrier to complete them on.
     ///
     /// # Safety
     /// The loading warp, converged, with one `elected` thread, after [`Self::wait_free`].
     #[inline(always)]
-    pub unsafe fn announce(&self, bytes: u32, elected: bool) -> u32 {
+    pub unsafe fn announce(&self, elected: bool) -> u32 {
         // SAFETY: passed on.
-        unsafe { mbarrier::arrive_expect_if(self.full(), bytes, elected) };
+        unsafe { mbarrier::arrive_expect_if(self.full(), self.stage_bytes, elected) };
         self.full()
     }
 
@@ -95,19 +95,6 @@ impl<const STAGES: u32> Ring<STAGES> {
     pub unsafe fn announce_none(&self, elected: bool) {
         // SAFETY: passed on.
         unsafe { mbarrier::arrive_if(self.full(), elected) };
-    }
-
-    /// Loader: waits until the current buffer is free and announces its bytes; returns the barrier to complete them on.
-    ///
-    /// # Safety
-    /// As for [`Self::announce`].
-    #[inline(always)]
-    pub unsafe fn acquire(&self, elected: bool) -> u32 {
-        // SAFETY: passed on.
-        unsafe {
-            self.wait_free();
-            self.announce(self.stage_bytes, elected)
-        }
     }
 
     /// Reader: waits until the current buffer is full.
@@ -138,51 +125,5 @@ impl<const STAGES: u32> Ring<STAGES> {
             self.stage = 0;
             self.parity ^= 1;
         }
-    }
-}
-
-/// One more barrier for each buffer of a ring, which tells that its readers have written it in turn.
-#[derive(Clone, Copy)]
-pub struct Signal<const STAGES: u32> {
-    barriers: u32,
-}
-
-impl<const STAGES: u32> Signal<STAGES> {
-    /// The signal with barriers at `barriers`.
-    #[inline(always)]
-    pub fn new(barriers: u32) -> Self {
-        Signal { barriers }
-    }
-
-    /// Sets up the barriers for `writers` arrivals.
-    ///
-    /// # Safety
-    /// One thread, before anybody uses the signal.
-    #[inline(always)]
-    pub unsafe fn init(self, writers: u32) {
-        for stage in 0..STAGES {
-            // SAFETY: passed on.
-            unsafe { mbarrier::init(self.barriers + 8 * stage, writers) };
-        }
-    }
-
-    /// Writer: tells that the ring's current buffer is written, by the `elected` one of its threads.
-    ///
-    /// # Safety
-    /// After the writer's last access, once a round of the ring.
-    #[inline(always)]
-    pub unsafe fn arrive(self, ring: &Ring<STAGES>, elected: bool) {
-        // SAFETY: passed on.
-        unsafe { mbarrier::arrive_if(self.barriers + 8 * ring.stage, elected) };
-    }
-
-    /// Waits until the ring's current buffer is written.
-    ///
-    /// # Safety
-    /// Any thread that walks along with the ring.
-    #[inline(always)]
-    pub unsafe fn wait(self, ring: &Ring<STAGES>) {
-        // SAFETY: passed on.
-        unsafe { mbarrier::wait(self.barriers + 8 * ring.stage, ring.parity) };
     }
 }

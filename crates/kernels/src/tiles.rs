@@ -2,7 +2,7 @@
 
 use attn_spec::v3::TILE_NOTE_BYTES;
 use attn_spec::{KvBlocks, V3Params};
-use cuda_std::{shared, thread};
+use cuda_std::{shared, thread, warp};
 
 use crate::block::QueryBlock;
 use crate::element::Element;
@@ -23,8 +23,8 @@ impl Notes {
     pub unsafe fn write(self, stage: u32, tile: Option<&Tile>, elected: bool) {
         let at = self.address + stage * TILE_NOTE_BYTES;
         let (place, blocks) = match tile {
-            Some(Tile { batch, q_head, first_row, blocks: b }) => {
-                ([*batch, *q_head, *first_row, 0], [b.first, b.unmasked_first, b.unmasked_end, b.end])
+            Some(Tile { batch, q_head, kv_head, first_row, blocks: b }) => {
+                ([*batch, *q_head, *kv_head, *first_row], [b.first, b.unmasked_first, b.unmasked_end, b.end])
             }
             // A tile has a block at least.
             None => ([0; 4], [0; 4]),
@@ -38,19 +38,23 @@ impl Notes {
         }
     }
 
-    /// The tile of a buffer of queries that is full, or `None` after the last.
+    /// The tile of a buffer of queries that is full, or `None` after the last; then, any lane may release the buffer for all.
     ///
     /// # Safety
-    /// Between waiting for the buffer and releasing it.
+    /// All threads of the warp, converged, between waiting for the buffer and releasing it.
     #[inline(always)]
     pub unsafe fn read(self, stage: u32) -> Option<Tile> {
         let at = self.address + stage * TILE_NOTE_BYTES;
-        // SAFETY: inside the note.
-        let (place, blocks) = unsafe { (shared::load_u32x4(at), shared::load_u32x4(at + 16)) };
-        let [batch, q_head, first_row, _] = place;
+        // SAFETY: inside the note; converged.
+        let (place, blocks) = unsafe {
+            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16));
+            warp::sync();
+            note
+        };
+        let [batch, q_head, kv_head, first_row] = place;
         let [first, unmasked_first, unmasked_end, end] = blocks;
         let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
-        let tile = Tile { batch, q_head, first_row, blocks };
+        let tile = Tile { batch, q_head, kv_head, first_row, blocks };
         if blocks.count() == 0 { None } else { Some(tile) }
     }
 }
@@ -68,6 +72,8 @@ pub struct Tile {
     pub batch: u32,
     /// Query head.
     pub q_head: u32,
+    /// Key-value head.
+    pub kv_head: u32,
     /// First query row.
     pub first_row: u32,
     /// Key blocks to visit.
@@ -87,11 +93,22 @@ impl Tile {
         self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
     }
 
+    /// First row, head and batch entry of the queries.
+    #[inline(always)]
+    pub fn query_rows(&self) -> [u32; 3] {
+        [self.first_row, self.q_head, self.batch]
+    }
+
+    /// First row, head and batch entry of the keys and values of step `i`.
+    #[inline(always)]
+    pub fn key_rows(&self, i: u32, kv_block: usize) -> [u32; 3] {
+        [self.first_key(i, kv_block), self.kv_head, self.batch]
+    }
+
     /// The query block of the tile.
     #[inline(always)]
     pub fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
-        // No key-value head: keys and values come through the tensor maps.
-        QueryBlock::at(&p.forward, self.batch, self.q_head, 0, self.first_row, self.blocks)
+        QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks)
     }
 }
 
@@ -100,16 +117,11 @@ impl Tiles {
     #[inline(always)]
     pub fn next<const Q_BLOCK: usize, const KV_BLOCK: usize>(&mut self, p: &V3Params) -> Option<Tile> {
         let (f, schedule) = (&p.forward, &p.schedule);
-        // SAFETY: the host launches no empty problem. Without this, every division could panic.
-        unsafe {
-            core::hint::assert_unchecked(schedule.section_rounds > 0 && schedule.section_slots > 0);
-            core::hint::assert_unchecked(schedule.section_heads > 0 && f.q_heads > 0 && f.group > 0);
-        }
         loop {
             let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
             self.round += 1;
             let Some(tile) = schedule.tile(slot) else { continue };
-            let (batch, q_head) = (tile.head / f.q_heads, tile.head % f.q_heads);
+            let (batch, q_head) = schedule.q_heads.split(tile.head);
             let first_row = tile.q_block * Q_BLOCK as u32;
             let mut blocks = f.band.kv_blocks(first_row, Q_BLOCK as u32, f.q_rows, f.kv_rows, KV_BLOCK as u32);
             if blocks.count() == 0 {
@@ -117,7 +129,8 @@ impl Tiles {
                 let past = f.kv_rows.div_ceil(KV_BLOCK as u32);
                 blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
             }
-            return Some(Tile { batch, q_head, first_row, blocks });
+            let (kv_head, _) = schedule.group.split(q_head);
+            return Some(Tile { batch, q_head, kv_head, first_row, blocks });
         }
     }
 }

@@ -7,30 +7,28 @@
 //!   for blocks j >= 1:  start s = q k_j^T,  start o += p v_{j-1}       one product runs under the softmax of the other
 //!                       wait for s              m', l', p' = softmax(s)
 //!                       wait for o              o = e^(m - m') o
-//!   at the end:         start s = q' k_0^T of the next tile,  start o += p v_last
-//!                       wait for s              m', l', p' = softmax(s)
+//!   at the end:         start o += p v_last,  start s = q' k_0^T of the next tile
 //!                       wait for o              o = o / l              lse = m + ln(l)
-//! store warp:         o, once it is staged in the buffer of q
+//!                       wait for s              m', l', p' = softmax(s)
 //! ```
 //!
 //! | who | does | registers |
 //! | --- | --- | --- |
-//! | warp 0 of warpgroup 0 | finds the tiles, notes each beside its queries, starts all loads (TMA) | `LOAD_REGISTERS` |
-//! | warp 1 of warpgroup 0 | stores the output (TMA); the other two warps have nothing to do | `LOAD_REGISTERS` |
+//! | warp 0 of warpgroup 0 | finds the tiles, notes each beside its queries, starts all loads (TMA); its neighbours do nothing | `LOAD_REGISTERS` |
 //! | warpgroup `g >= 1` | query rows `64 (g - 1) ..` of the tile: products (wgmma), softmax, output | `MATH_REGISTERS` |
 //!
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
-//! | `full` of a q, k or v buffer | load warp and copy engine | warpgroups that read it; of q, also the store warp, for the note |
+//! | `full` of a q, k or v buffer | load warp and copy engine | warpgroups that read it |
 //! | `empty` of a k or v buffer | each warpgroup, after the product that reads it | load warp |
-//! | `staged` of a q buffer | each warp of the warpgroups, once its rows of the output are there | store warp |
-//! | `empty` of a q buffer | store warp, once the output has left | load warp |
+//! | `empty` of a q buffer | each warp of the warpgroups, after the last scores of the tile | load warp |
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
-//! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent:
-//! the load warp runs ahead into the next tile. Where a second buffer of queries fits, tiles overlap as above; where not, the next
-//! tile starts once the output has left. See `attn_spec::v3` for the order of tiles.
+//! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
+//! see `attn_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
+//! that queries make room as soon as they are read. Where a second buffer of queries fits, tiles overlap as above; where not, the
+//! next queries arrive under the last product and the output.
 //!
 //! ```text
 //!   one query block (causal):    # # # # # # # # / .     `#` blocks without a mask, `/` blocks with element tests (visited first),
@@ -43,7 +41,7 @@ use cuda_std::wgmma::{self, WarpgroupMma};
 use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
 
 use crate::element::{Element, TensorCore};
-use crate::pipeline::{Ring, Signal};
+use crate::pipeline::Ring;
 use crate::softmax;
 use crate::tile::{RegTile, RowValues, SharedTile};
 use crate::tiles::{Notes, Tile, Tiles};
@@ -53,9 +51,8 @@ use crate::warpgroup;
 const WARPGROUP: u32 = 128;
 const WARPGROUP_WARPS: u32 = 4;
 
-/// Warps of the first warpgroup that have a role; the other two have nothing to do.
+/// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
-const STORE_WARP: u32 = 1;
 
 /// Query rows of a warpgroup: what wgmma multiplies.
 const GROUP_ROWS: u32 = 64;
@@ -64,11 +61,11 @@ const GROUP_ROWS: u32 = 64;
 const PANEL_COLS: u32 = 64;
 const PANEL_BYTES: u32 = 128;
 
-/// Named barriers: 0 is the block's, then one turn and one output barrier for each math warpgroup.
+/// Named barriers: 0 is the block's, then the turns of the math warpgroups, then their barriers for queries.
 const FIRST_TURN: u32 = 1;
 
 /// One thread block of v3. A warpgroup holds `S` fragments of 8 keys, `P = S / 2` operands of probabilities and `O` fragments of 8
-/// dims; a tile in shared memory has `COLS` columns, the head dim rounded up to whole panels. `maps` is the address of the four
+/// dims; a tile in shared memory has `COLS` columns, the head dim rounded up to whole panels. `maps` is the address of the three
 /// tensor maps that `p` starts with.
 ///
 /// # Safety
@@ -104,68 +101,82 @@ pub unsafe fn forward<
     let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, q_barriers);
     let mut k_ring = Ring::<STAGES>::new(k_buffers, kv_bytes, k_barriers);
     let mut v_ring = Ring::<STAGES>::new(v_buffers, kv_bytes, v_barriers);
-    let staged = Signal::<Q_STAGES>::new(v_barriers + Ring::<STAGES>::BARRIER_BYTES);
 
-    // SAFETY: roles follow whole warpgroups and warps; rings, signals and named barriers order shared memory as the tables above say.
+    // SAFETY: roles follow whole warpgroups and warps; rings and named barriers order shared memory as the table above says.
     unsafe {
         // From one lane to all: the assembler then knows the role as uniform and keeps wgmma asynchronous in its branch.
         let group = warp::broadcast(thread::index() / WARPGROUP, 0);
         if thread::index() == 0 {
-            q_ring.init(1);
+            q_ring.init(groups * WARPGROUP_WARPS);
             k_ring.init(groups);
             v_ring.init(groups);
-            staged.init(groups * WARPGROUP_WARPS);
             mbarrier::fence_init();
         }
         sync::block();
 
         if group == 0 {
             wgmma::release_registers::<LOAD_REGISTERS>();
-            // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
-            let elected = thread::lane() == 0;
-            let role = warp::broadcast(thread::index() / 32, 0);
-            if role == LOAD_WARP {
+            if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
                 let [q_map, k_map, v_map] = [maps, maps + 128, maps + 256];
-                let mut tiles = Tiles { round: 0 };
-                while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
+                // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
+                let elected = thread::lane() == 0;
+                // Queries with their note; after the last tile, a note that there are no more.
+                let mut load_queries = #[inline(always)]
+                |tile: Option<&Tile>| {
                     q_ring.wait_free();
-                    notes.write(q_ring.stage(), Some(&tile), elected);
-                    let full = q_ring.announce(q_bytes, elected);
-                    let rows = [tile.first_row, tile.q_head, tile.batch];
-                    load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, rows, full, elected);
-                    q_ring.advance();
-                    let kv_head = tile.q_head / p.forward.group;
-                    for i in 0..tile.blocks.count() {
-                        let rows = [tile.first_key(i, KV_BLOCK), kv_head, tile.batch];
-                        let full = k_ring.acquire(elected);
-                        load::<KV_BLOCK, COLS>(k_ring.buffer(), k_map, rows, full, elected);
-                        k_ring.advance();
-                        let full = v_ring.acquire(elected);
-                        load::<KV_BLOCK, COLS>(v_ring.buffer(), v_map, rows, full, elected);
-                        v_ring.advance();
+                    notes.write(q_ring.stage(), tile, elected);
+                    match tile {
+                        Some(tile) => {
+                            let full = q_ring.announce(elected);
+                            load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, tile.query_rows(), full, elected);
+                        }
+                        None => q_ring.announce_none(elected),
                     }
-                }
-                q_ring.wait_free();
-                notes.write(q_ring.stage(), None, elected);
-                q_ring.announce_none(elected);
-            } else if role == STORE_WARP {
-                let out_map = maps + 384;
-                loop {
-                    q_ring.wait();
-                    let Some(tile) = notes.read(q_ring.stage()) else { break };
-                    let rows = [tile.first_row, tile.q_head, tile.batch];
-                    staged.wait(&q_ring);
-                    store::<Q_BLOCK, COLS>(q_ring.buffer(), out_map, rows, elected);
-                    // One thread frees the buffer and its note for all that have read it.
-                    warp::sync();
-                    q_ring.release(elected);
                     q_ring.advance();
+                };
+                let mut load_keys = #[inline(always)]
+                |tile: &Tile, i: u32| load_next::<KV_BLOCK, COLS, STAGES>(&mut k_ring, k_map, tile.key_rows(i, KV_BLOCK), elected);
+                let mut load_values = #[inline(always)]
+                |tile: &Tile, i: u32| load_next::<KV_BLOCK, COLS, STAGES>(&mut v_ring, v_map, tile.key_rows(i, KV_BLOCK), elected);
+
+                let mut tiles = Tiles { round: 0 };
+                if Q_STAGES == 1 {
+                    while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
+                        // A buffer of keys is free before that of the queries: the tile before still reads them.
+                        load_keys(&tile, 0);
+                        load_queries(Some(&tile));
+                        load_values(&tile, 0);
+                        for i in 1..tile.blocks.count() {
+                            load_keys(&tile, i);
+                            load_values(&tile, i);
+                        }
+                    }
+                    load_queries(None);
+                } else {
+                    let mut next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                    load_queries(next.as_ref());
+                    while let Some(tile) = next {
+                        // Queries go a tile ahead, once the rings of keys and values are full: their buffer becomes free last.
+                        let first_blocks = tile.blocks.count().min(STAGES);
+                        for i in 0..first_blocks {
+                            load_keys(&tile, i);
+                            load_values(&tile, i);
+                        }
+                        next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                        load_queries(next.as_ref());
+                        for i in first_blocks..tile.blocks.count() {
+                            load_keys(&tile, i);
+                            load_values(&tile, i);
+                        }
+                    }
                 }
             }
         } else {
             wgmma::take_registers::<MATH_REGISTERS>();
             let group = group - 1;
+            // One thread tells for its warpgroup that k and v are read, one of every warp that q is.
             let elected = thread::index() % WARPGROUP == 0;
+            let warp_elected = thread::lane() == 0;
             let group_row = group * GROUP_ROWS;
             let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
             let turn = Turn::<TURNS>::new(group, groups);
@@ -202,22 +213,12 @@ pub unsafe fn forward<
                 let max = softmax::row_max(scores, scale_log2);
                 (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
             };
-            // The output leaves through the queries' buffer, each warp's through its own rows.
             let finish = #[inline(always)]
-            |out: &mut RegTile<1, O>,
-                          max: &RowValues<1>,
-                          sum: &RowValues<1>,
-                          tile: &Tile,
-                          q_ring: &Ring<Q_STAGES>| {
+            |out: &RegTile<1, O>, max: &RowValues<1>, sum: &RowValues<1>, tile: &Tile| {
                 let sum = softmax::quad_sum(sum);
-                out.scale_rows(&softmax::inverse(&sum));
-                tile.block::<T>(p).store_lse(tile.first_row + warp_row, max, &sum);
-                let lane = thread::lane();
-                let rows = SharedTile::<T, Q_BLOCK, COLS>::at(q_ring.buffer()).window(warp_row + lane % 16, lane / 16);
-                warpgroup::store::<T, O, Q_BLOCK, COLS>(out, rows);
-                tma::fence();
-                warp::sync();
-                staged.arrive(q_ring, lane == 0);
+                let block = tile.block::<T>(p);
+                block.store_lse(tile.first_row + warp_row, max, &sum);
+                warpgroup::store(out, &softmax::inverse(&sum), &block.out, tile.first_row + warp_row);
             };
 
             loop {
@@ -273,7 +274,8 @@ pub unsafe fn forward<
                         step(i, false);
                     }
 
-                    // With one buffer, the next queries cannot arrive before this output has left.
+                    q_ring.release(warp_elected);
+                    // With one buffer, the next queries are on their way at best.
                     if Q_STAGES == 1 {
                         break;
                     }
@@ -282,24 +284,23 @@ pub unsafe fn forward<
                     ahead.wait();
                     let Some(following) = notes.read(ahead.stage()) else { break };
                     q = take_queries(ahead.buffer());
-                    k_ring.wait();
                     turn.wait();
-                    wgmma::fence();
-                    start_scores(&mut scores, q, k_ring.buffer());
                     v_ring.wait();
+                    wgmma::fence();
                     start_out(&mut out, &probs, v_ring.buffer());
+                    k_ring.wait();
+                    start_scores(&mut scores, q, k_ring.buffer());
                     turn.pass_on();
                     wgmma::wait::<1>();
-                    k_ring.release(elected);
-                    k_ring.advance();
-                    let (new_max, new_sum) = first_softmax(&mut scores, &following);
-                    wgmma::wait::<0>();
                     v_ring.release(elected);
                     v_ring.advance();
+                    finish(&out, &max, &sum, &tile);
+                    wgmma::wait::<0>();
+                    k_ring.release(elected);
+                    k_ring.advance();
+                    (q_ring, tile) = (ahead, following);
+                    (max, sum) = first_softmax(&mut scores, &tile);
                     probs = warpgroup::pack::<T, S, P>(&scores);
-                    finish(&mut out, &max, &sum, &tile, &q_ring);
-                    q_ring = ahead;
-                    (max, sum, tile) = (new_max, new_sum, following);
                     out = RegTile::zero();
                 }
                 v_ring.wait();
@@ -308,11 +309,31 @@ pub unsafe fn forward<
                 wgmma::wait::<0>();
                 v_ring.release(elected);
                 v_ring.advance();
-                finish(&mut out, &max, &sum, &tile, &q_ring);
+                finish(&out, &max, &sum, &tile);
                 q_ring.advance();
             }
         }
     }
+}
+
+/// Loads the next buffer of a ring, once it is free; see [`load`].
+///
+/// # Safety
+/// The loading warp, converged.
+#[inline(always)]
+unsafe fn load_next<const ROWS: usize, const COLS: usize, const STAGES: u32>(
+    ring: &mut Ring<STAGES>,
+    map: u64,
+    rows: [u32; 3],
+    elected: bool,
+) {
+    // SAFETY: passed on; the buffer is free once the ring says so.
+    unsafe {
+        ring.wait_free();
+        let full = ring.announce(elected);
+        load::<ROWS, COLS>(ring.buffer(), map, rows, full, elected);
+    }
+    ring.advance();
 }
 
 /// Starts loading `ROWS` rows of a head, panel by panel; `rows` is the first row, the head and the batch entry.
@@ -327,24 +348,6 @@ unsafe fn load<const ROWS: usize, const COLS: usize>(buffer: u32, map: u64, rows
         // SAFETY: passed on; the panels fill the buffer exactly.
         unsafe { tma::load_if(to, map, [panel * PANEL_COLS, row, head, batch], full, elected) };
     }
-}
-
-/// Stores the output that is staged in a buffer of queries, and waits until it has left the buffer.
-///
-/// # Safety
-/// The storing warp, converged; the output is staged and fenced.
-#[inline(always)]
-unsafe fn store<const Q_BLOCK: usize, const COLS: usize>(buffer: u32, map: u64, rows: [u32; 3], elected: bool) {
-    let [row, head, batch] = rows;
-    for panel in 0..COLS as u32 / PANEL_COLS {
-        for first in (0..Q_BLOCK as u32).step_by(GROUP_ROWS as usize) {
-            let from = buffer + (panel * Q_BLOCK as u32 + first) * PANEL_BYTES;
-            // SAFETY: passed on; the boxes cover the buffer exactly.
-            unsafe { tma::store_if(from, map, [panel * PANEL_COLS, row + first, head, batch], elected) };
-        }
-    }
-    tma::commit_stores();
-    tma::wait_stores_read();
 }
 
 /// The turns of the math warpgroups at starting products.

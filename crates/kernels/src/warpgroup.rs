@@ -2,17 +2,20 @@
 //!
 //! All of them only start: see `cuda_std::wgmma` for the order of fence, commit and wait.
 
-use cuda_std::mma;
 use cuda_std::wgmma::{Descriptor, WarpgroupMma};
+use cuda_std::{copy, thread, warp};
 
 use crate::element::TensorCore;
-use crate::tile::{RegTile, Window};
+use crate::tile::{GlobalRows, RegTile, RowValues};
 
 /// Elements of the shared axis in one product.
 const WGMMA_K: usize = 16;
 
 /// Bytes of a panel row.
 const PANEL_BYTES: usize = 128;
+
+/// Bytes of one fragment's 8 columns of a row.
+const CHUNK_BYTES: u32 = 16;
 
 /// Products along the shared axis in one panel row.
 const PANEL_STEPS: usize = PANEL_BYTES / 2 / WGMMA_K;
@@ -34,10 +37,11 @@ pub unsafe fn start_mul_transposed<
     a: u32,
     b: u32,
 ) {
+    let (a, b) = (Descriptor::rows(a), Descriptor::rows(b));
     for step in 0..D / WGMMA_K {
         let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K * 2);
-        let a = Descriptor::rows(a + (panel * A_ROWS * PANEL_BYTES + inside) as u32);
-        let b = Descriptor::rows(b + (panel * B_ROWS * PANEL_BYTES + inside) as u32);
+        let a = a.advanced((panel * A_ROWS * PANEL_BYTES + inside) as u32);
+        let b = b.advanced((panel * B_ROWS * PANEL_BYTES + inside) as u32);
         // The first product overwrites: the accumulator needs no zeroing.
         // SAFETY: passed on.
         unsafe { T::multiply_transposed(&mut acc.0[0], a, b, step > 0) };
@@ -54,10 +58,15 @@ pub unsafe fn start_mul_probs<T: WarpgroupMma<N>, const ROWS: usize, const P: us
     probs: &[[u32; 4]; P],
     v: u32,
 ) {
+    let columns = |v: u32| Descriptor::columns(v, (ROWS * PANEL_BYTES) as u32);
+    let first = columns(v);
     for (step, probs) in probs.iter().enumerate() {
-        let v = v + (step * WGMMA_K * PANEL_BYTES) as u32;
+        let bytes = (step * WGMMA_K * PANEL_BYTES) as u32;
+        // Products with 64 columns last 32 cycles. Started as fast as possible, they keep the registers busy that the softmax of the
+        // other warpgroups needs: 447 instead of 481 TFLOP/s (H200, 64 dims, 128 x 128 tiles). A whole descriptor each is pace enough.
+        let v = if N * 8 <= 64 { columns(v + bytes) } else { first.advanced(bytes) };
         // SAFETY: passed on.
-        unsafe { T::multiply(&mut acc.0[0], probs, Descriptor::columns(v, (ROWS * PANEL_BYTES) as u32)) };
+        unsafe { T::multiply(&mut acc.0[0], probs, v) };
     }
 }
 
@@ -78,17 +87,37 @@ fn pack_pair<T: TensorCore, const N: usize>(tile: &RegTile<1, N>, i: usize) -> [
     [T::pack(left[0], left[1]), T::pack(left[2], left[3]), T::pack(right[0], right[1]), T::pack(right[2], right[3])]
 }
 
-/// Rounds the warp's 16 rows and writes them to a shared tile; `window` is at row `lane % 16` of them and chunk `lane / 16`.
+/// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to global memory, from row `first_row` on; rows and columns
+/// that do not exist there are left out.
+///
+/// A lane holds two neighbouring columns of every fragment. The four lanes of a row exchange theirs, so that each writes the 16 bytes
+/// of one fragment in four.
 ///
 /// # Safety
-/// All threads of the warp, converged; the rows are this warp's alone.
+/// All threads of the warp, converged; no other warp writes these rows. Address and row stride are multiples of 16 bytes.
 #[inline(always)]
-pub unsafe fn store<T: TensorCore, const N: usize, const ROWS: usize, const COLS: usize>(
+pub unsafe fn store<T: TensorCore, const N: usize>(
     tile: &RegTile<1, N>,
-    window: Window<ROWS, COLS, T>,
+    factors: &RowValues<1>,
+    target: &GlobalRows<T>,
+    first_row: u32,
 ) {
-    for i in 0..N / 2 {
-        // SAFETY: passed on; 16 x 16 elements.
-        unsafe { mma::store_matrix_x4(window.at(0, 2 * i), pack_pair::<T, N>(tile, i)) };
+    const { assert!(N.is_multiple_of(4), "lanes exchange four fragments at a time") };
+    let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
+    for half in 0..2 {
+        let row = row + 8 * half as u32;
+        let to = target.address + row as u64 * target.row_bytes + (place * CHUNK_BYTES) as u64;
+        for first in (0..N).step_by(4) {
+            let word = |n: usize| {
+                let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.0[0][first + n][i] * factors.0[0][half]);
+                T::pack(left, right)
+            };
+            // SAFETY: passed on.
+            let chunk = unsafe { warp::quad_transpose([word(0), word(1), word(2), word(3)]) };
+            // By predicate: with a branch here, ptxas serialises all wgmma of the kernel (C7520).
+            let exists = (row < target.rows) & (8 * (first as u32 + place) < target.cols);
+            // SAFETY: a whole chunk inside the target: head dims are multiples of 8.
+            unsafe { copy::store_u32x4_if(to + (first as u32 * CHUNK_BYTES) as u64, chunk, exists) };
+        }
     }
 }
