@@ -176,10 +176,8 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
             q: map(q, call.q_rows, heads, variant.q_block)?,
             k: map(k, call.kv_rows, kv_heads, variant.kv_block)?,
             v: map(v, call.kv_rows, kv_heads, variant.kv_block)?,
-            // A warpgroup stores its 64 rows.
-            out: map(out, call.q_rows, heads, 64)?,
             forward,
-            schedule: Schedule::new(heads, q_blocks, 2, bytes(call.kv_rows, 2), call.mask != Mask::Full, call.ctas),
+            schedule: Schedule::new(1, heads, 2, q_blocks, bytes(call.kv_rows, 2), call.mask != Mask::Full, call.ctas),
         };
         launch(call.ctas, bytes_of(&params))
     } else {
