@@ -107,7 +107,7 @@ impl<const STAGES: u32> Ring<STAGES> {
         unsafe { mbarrier::wait(self.full(), self.parity) };
     }
 
-    /// Reader: frees the current buffer, by the `elected` one of its threads.
+    /// Reader: frees the current buffer, by its `elected` threads, of which [`Self::init`] was told.
     ///
     /// # Safety
     /// After the reader's last access.

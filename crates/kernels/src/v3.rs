@@ -21,7 +21,7 @@
 //! | --- | --- | --- |
 //! | `full` of a q, k or v buffer | load warp and copy engine | warpgroups that read it |
 //! | `empty` of a k or v buffer | each warpgroup, after the product that reads it | load warp |
-//! | `empty` of a q buffer | each warp of the warpgroups, after the last scores of the tile | load warp |
+//! | `empty` of a q buffer | each thread of the warpgroups, after the last scores of the tile | load warp |
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
@@ -47,9 +47,8 @@ use crate::tile::{RegTile, RowValues, SharedTile};
 use crate::tiles::{Notes, Tile, Tiles};
 use crate::warpgroup;
 
-/// Threads and warps of a warpgroup.
+/// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
-const WARPGROUP_WARPS: u32 = 4;
 
 /// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
@@ -107,7 +106,7 @@ pub unsafe fn forward<
         // From one lane to all: the assembler then knows the role as uniform and keeps wgmma asynchronous in its branch.
         let group = warp::broadcast(thread::index() / WARPGROUP, 0);
         if thread::index() == 0 {
-            q_ring.init(groups * WARPGROUP_WARPS);
+            q_ring.init(groups * WARPGROUP);
             k_ring.init(groups);
             v_ring.init(groups);
             mbarrier::fence_init();
@@ -174,9 +173,7 @@ pub unsafe fn forward<
         } else {
             wgmma::take_registers::<MATH_REGISTERS>();
             let group = group - 1;
-            // One thread tells for its warpgroup that k and v are read, one of every warp that q is.
             let elected = thread::index() % WARPGROUP == 0;
-            let warp_elected = thread::lane() == 0;
             let group_row = group * GROUP_ROWS;
             let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
             let turn = Turn::<TURNS>::new(group, groups);
@@ -274,7 +271,8 @@ pub unsafe fn forward<
                         step(i, false);
                     }
 
-                    q_ring.release(warp_elected);
+                    // Every thread for itself: it has read the note.
+                    q_ring.release(true);
                     // With one buffer, the next queries are on their way at best.
                     if Q_STAGES == 1 {
                         break;
