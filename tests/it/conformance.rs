@@ -38,6 +38,50 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
     assert!(tested > 0, "no variant of {kernel} {}", T::DTYPE);
 }
 
+/// Query heads of a group that share a tile of v3: rows of all of them that just fill one, and one more or less of each head.
+fn packed_heads_at_tile_edges<T: Element>() {
+    let shared = device::shared();
+    let variants = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
+    for (variant, group) in variants.flat_map(|variant| [2_usize, 4, 12, 64].map(|group| (variant, group))) {
+        let packed = 1_usize << group.trailing_zeros();
+        let (filling, kv) = (variant.q_block as usize / packed, variant.kv_block as usize);
+        let window = Mask::Window { left: Some(2), right: Some(kv as u32) };
+        for (i, (q_rows, kv_rows, mask)) in [
+            (1, kv + 1, Mask::Full),
+            (filling - 1, kv, Mask::Causal),
+            (filling + 1, 2 * kv + 1, Mask::Causal),
+            (filling, kv + 3, window),
+        ]
+        .into_iter()
+        // One row more of each of two heads begins a second tile either way.
+        .filter(|(q_rows, ..)| *q_rows > 0 && (packed > 2 || *q_rows <= filling))
+        .enumerate()
+        {
+            let (head_dim, dtype) = (variant.head_dim as usize, T::DTYPE);
+            let problem = Problem { batch: 2, q_rows, kv_rows, q_heads: 2 * group, kv_heads: 2, head_dim, dtype };
+            let layout = if i % 2 == 0 { Layout::Bhsd } else { Layout::Bshd };
+            let mut case = Case::new(Kernel::V3, problem, mask).with_layout(layout);
+            case.attention.kernel = variant.into();
+            if i % 2 == 1 {
+                case.attention.scale = Some(-0.2);
+            }
+            let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
+            assert_eq!(plan.steps[0].packed_heads as usize, packed, "{problem}");
+            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.symbol));
+        }
+    }
+}
+
+#[test]
+fn packed_heads_at_tile_edges_f16() {
+    packed_heads_at_tile_edges::<ferroflash::f16>();
+}
+
+#[test]
+fn packed_heads_at_tile_edges_bf16() {
+    packed_heads_at_tile_edges::<ferroflash::bf16>();
+}
+
 /// The softmax of the naive kernel reads rows of scores whatever their head dim: the smallest is the cheapest.
 fn head_dim(variant: &Variant) -> usize {
     if variant.pass == Pass::Softmax { 8 } else { variant.head_dim as usize }

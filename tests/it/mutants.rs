@@ -6,7 +6,7 @@
 
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
-use attn_spec::v3::Schedule;
+use attn_spec::v3::{Schedule, Work};
 use attn_spec::{ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
 use proptest::prelude::*;
@@ -37,9 +37,12 @@ struct Subject {
     calls: &'static [Call],
     /// Fewer broken copies mean that the edits no longer find what they look for.
     least_mutants: usize,
-    /// Edits that may break nothing: how often, and why.
-    needless: &'static [(Edit, usize, &'static str)],
+    /// Edits that break nothing.
+    needless: &'static [Needless],
 }
+
+/// An edit, how often it breaks nothing, and why.
+type Needless = (Edit, usize, &'static str);
 
 /// Two heads of rows that fill no tile.
 const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
@@ -78,6 +81,7 @@ const V3: Subject = Subject {
             1,
             "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
         ),
+        (Edit::NoMbarrierWait, 1, "for the queries of a block's first tile, whose buffer is fresh"),
         NOTES_CONVERGE,
     ],
 };
@@ -87,7 +91,6 @@ const NOTES_CONVERGE: Needless =
 const V3_ONE_BUFFER: Subject = Subject {
     head_dim: 256,
     needless: &[
-        (Edit::NoArrival, 1, "for the last values of a block: nobody loads into their buffer again"),
         (
             Edit::NoMbarrierWait,
             1,
@@ -186,12 +189,22 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
             let words = map.as_bytes().as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
             Ok(TensorMap(words.collect::<Vec<_>>().try_into().expect("128 bytes")))
         };
+        let work = Work {
+            batch: 1,
+            q_heads: heads,
+            group: 2,
+            packed: 1,
+            q_rows: call.q_rows,
+            q_block: variant.q_block,
+            kv_head_bytes: bytes(call.kv_rows, 2),
+            uneven: call.mask != Mask::Full,
+        };
         let params = V3Params {
             q: map(q, call.q_rows, heads, variant.q_block)?,
             k: map(k, call.kv_rows, kv_heads, variant.kv_block)?,
             v: map(v, call.kv_rows, kv_heads, variant.kv_block)?,
             forward,
-            schedule: Schedule::new(1, heads, 2, q_blocks, bytes(call.kv_rows, 2), call.mask != Mask::Full, call.ctas),
+            schedule: Schedule::new(&work, call.ctas),
         };
         launch(call.ctas, bytes_of(&params))
     } else {

@@ -81,7 +81,7 @@ pub struct TensorMap(pub [u64; 16]);
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {
-    /// Map of q; box: 64 dims of `q_block` rows.
+    /// Map of q; box: 64 dims of `q_block` rows, or of fewer rows of several heads, see [`crate::v3::packed_heads`].
     pub q: TensorMap,
     /// Map of k; box: 64 dims of `kv_block` rows.
     pub k: TensorMap,

@@ -49,7 +49,41 @@ impl Divisor {
     }
 }
 
-/// How persistent thread blocks share out the tiles: blocks of query rows of every head.
+/// Query heads of a group that share a tile, row by row, so that few rows fill it ("PackGQA" of FlashAttention-3): a power of two
+/// that divides `group`, or 1 where that makes no fewer tiles of `q_block` rows.
+pub const fn packed_heads(q_rows: u32, group: u32, q_block: u32) -> u32 {
+    // From eight blocks of rows on, what packing can fill is an eighth of a block at most.
+    if q_rows >= 8 * q_block {
+        return 1;
+    }
+    // Every tile has a multiple of 64 rows.
+    let most = if group.trailing_zeros() < 6 { 1 << group.trailing_zeros() } else { 64 };
+    if (q_rows * most).div_ceil(q_block) < q_rows.div_ceil(q_block) * most { most } else { 1 }
+}
+
+/// What a [`Schedule`] is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// Sequences.
+    pub batch: u32,
+    /// Query heads of a sequence.
+    pub q_heads: u32,
+    /// Query heads that share a key-value head.
+    pub group: u32,
+    /// Query heads that share a tile, see [`packed_heads`].
+    pub packed: u32,
+    /// Query rows of a sequence.
+    pub q_rows: u32,
+    /// Rows of a tile.
+    pub q_block: u32,
+    /// Bytes of the keys and values of a head.
+    pub kv_head_bytes: u64,
+    /// Whether a mask makes tiles differ in length.
+    pub uneven: bool,
+}
+
+/// How persistent thread blocks share out the tiles: blocks of query rows of every head, or of every few heads that are packed
+/// together and count as one head here.
 ///
 /// Heads are taken in sections. Inside a section the tiles go from the last rows to the first, which under a causal mask means from
 /// the longest to the shortest, and a block takes one tile a round. Odd rounds run through the blocks backwards, so that whoever had
@@ -58,7 +92,7 @@ impl Divisor {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// `batch * q_heads`.
+    /// Heads of all sequences.
     pub heads: u32,
     /// Blocks of query rows of a head.
     pub q_blocks: u32,
@@ -68,18 +102,22 @@ pub struct Schedule {
     pub last_heads: Divisor,
     /// Slots of a section: its tiles, and idle ones up to the end of its last round.
     pub section_slots: Divisor,
-    /// Query heads of a batch entry.
-    pub q_heads: Divisor,
-    /// Query heads that share a key-value head.
+    /// Heads of a sequence.
+    pub sequence_heads: Divisor,
+    /// Heads that share a key-value head.
     pub group: Divisor,
     /// 1 if odd rounds run backwards.
     pub alternate: u32,
+    /// Logarithm to base 2 of the query heads that share a tile.
+    pub packed_log2: u32,
+    /// Keeps the size a multiple of 8 without hidden padding.
+    pub reserved: u32,
 }
 
 /// A block of query rows of one head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tile {
-    /// `batch * q_heads + q_head`.
+    /// Head among those of all sequences.
     pub head: u32,
     /// Index of the block of query rows.
     pub q_block: u32,
@@ -92,20 +130,11 @@ const SECTION_BYTES: u64 = 32 << 20;
 pub const MAX_TILES: u32 = 1 << 29;
 
 impl Schedule {
-    /// The schedule of `q_blocks` tiles for each head of `batch` entries of `q_heads` heads on `ctas` thread blocks; at most
-    /// [`MAX_TILES`] tiles, at least one.
-    ///
-    /// `group` query heads share keys and values of `kv_head_bytes` bytes. `uneven` says that a mask makes tiles differ in length.
-    pub const fn new(
-        batch: u32,
-        q_heads: u32,
-        group: u32,
-        q_blocks: u32,
-        kv_head_bytes: u64,
-        uneven: bool,
-        ctas: u32,
-    ) -> Schedule {
-        let heads = batch * q_heads;
+    /// The schedule of some work, at least one tile and at most [`MAX_TILES`], on `ctas` thread blocks.
+    pub const fn new(work: &Work, ctas: u32) -> Schedule {
+        let Work { batch, packed, kv_head_bytes, uneven, .. } = *work;
+        let (sequence_heads, group) = (work.q_heads / packed, work.group / packed);
+        let (heads, q_blocks) = (batch * sequence_heads, (work.q_rows * packed).div_ceil(work.q_block));
         let (section_heads, section_slots) = if uneven {
             let cached = SECTION_BYTES / if kv_head_bytes == 0 { 1 } else { kv_head_bytes } * group as u64;
             let cached = if cached < heads as u64 { cached } else { heads as u64 };
@@ -126,9 +155,11 @@ impl Schedule {
             section_heads: Divisor::new(section_heads),
             last_heads: Divisor::new(last_heads),
             section_slots: Divisor::new(section_slots),
-            q_heads: Divisor::new(q_heads),
+            sequence_heads: Divisor::new(sequence_heads),
             group: Divisor::new(group),
             alternate: uneven as u32,
+            packed_log2: packed.trailing_zeros(),
+            reserved: 0,
         }
     }
 
@@ -161,6 +192,12 @@ mod tests {
     use std::collections::HashSet;
     use std::vec::Vec;
 
+    /// Blocks of one row, and 1 MiB of keys and values a head.
+    fn work(batch: u32, q_heads: u32, group: u32, q_blocks: u32) -> Work {
+        let (packed, q_rows, q_block, kv_head_bytes, uneven) = (1, q_blocks, 1, 1 << 20, false);
+        Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }
+    }
+
     fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> Vec<Tile> {
         (0..).map_while(|round| schedule.slot(round, cta, ctas)).filter_map(|slot| schedule.tile(slot)).collect()
     }
@@ -186,7 +223,8 @@ mod tests {
                 for ctas in [1, 5, 132] {
                     for (bytes, uneven) in [(1, true), (8 << 20, true), (64 << 20, true), (0, true), (1 << 20, false)] {
                         let ctas = ctas.min(heads * q_blocks);
-                        let schedule = Schedule::new(batch, q_heads, group, q_blocks, bytes, uneven, ctas);
+                        let work = Work { kv_head_bytes: bytes, uneven, ..work(batch, q_heads, group, q_blocks) };
+                        let schedule = Schedule::new(&work, ctas);
                         let mut seen = HashSet::new();
                         for tile in (0..ctas).flat_map(|cta| tiles(&schedule, cta, ctas)) {
                             assert!(
@@ -202,10 +240,40 @@ mod tests {
     }
 
     #[test]
+    fn heads_are_packed_where_that_makes_fewer_tiles() {
+        for (q_rows, group, expected) in [
+            (1, 1, 1),
+            (1, 8, 8),
+            (1, 12, 4),
+            (1, 256, 64),
+            (64, 2, 2),
+            (100, 2, 1),
+            (128, 8, 1),
+            (129, 8, 8),
+            (1000, 8, 8),
+            (900, 8, 8),
+            (1024, 8, 1),
+            (1025, 8, 1),
+            (100, 7, 1),
+        ] {
+            assert_eq!(packed_heads(q_rows, group, 128), expected, "{q_rows} rows, groups of {group}");
+        }
+    }
+
+    /// Four query heads of each of two key-value heads as one head with four times the rows.
+    #[test]
+    fn packed_heads_count_as_one() {
+        let work = Work { packed: 4, q_rows: 33, q_block: 128, ..work(3, 8, 4, 0) };
+        let schedule = Schedule::new(&work, 12);
+        assert_eq!((schedule.heads, schedule.q_blocks, schedule.packed_log2), (6, 2, 2));
+        assert_eq!((schedule.sequence_heads.value, schedule.group.value), (2, 1));
+    }
+
+    #[test]
     fn every_block_has_a_tile() {
         for (heads, q_blocks, ctas) in [(1, 1, 1), (3, 50, 132), (132, 1, 132), (7, 19, 132), (700, 9, 132)] {
             for uneven in [false, true] {
-                let schedule = Schedule::new(heads, 1, 1, q_blocks, 1 << 20, uneven, ctas);
+                let schedule = Schedule::new(&Work { uneven, ..work(heads, 1, 1, q_blocks) }, ctas);
                 assert!((0..ctas).all(|cta| !tiles(&schedule, cta, ctas).is_empty()), "{schedule:?}");
             }
         }
@@ -224,9 +292,15 @@ mod tests {
             (256, 128, 80, 512..=16384),
         ] {
             for rows in [512, 1024, 2048, 4096, 8192, 16384_u32].into_iter().filter(|rows| lengths.contains(rows)) {
-                let (batch, q_heads, q_blocks) = (16384 / rows, 2048 / head_dim, rows.div_ceil(q_block));
-                let bytes = 2 * 2 * u64::from(rows * head_dim);
-                let schedule = Schedule::new(batch, q_heads, 1, q_blocks, bytes, true, 132);
+                let kv_head_bytes = 2 * 2 * u64::from(rows * head_dim);
+                let work = Work {
+                    q_rows: rows,
+                    q_block,
+                    kv_head_bytes,
+                    uneven: true,
+                    ..work(16384 / rows, 2048 / head_dim, 1, 0)
+                };
+                let schedule = Schedule::new(&work, 132);
                 let steps = |tile: &Tile| ((tile.q_block + 1) * q_block).min(rows).div_ceil(kv_block) + 2;
                 let loads: Vec<u32> = (0..132).map(|cta| tiles(&schedule, cta, 132).iter().map(steps).sum()).collect();
                 let (most, all) = (*loads.iter().max().unwrap(), loads.iter().sum::<u32>());

@@ -9,7 +9,7 @@ use crate::tensor::{
     Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address,
 };
 use crate::tensor_map::TensorGeometry;
-use attn_spec::v3::{Divisor, Schedule};
+use attn_spec::v3::{Divisor, Schedule, Work};
 use attn_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
 use std::ffi::c_void;
 
@@ -531,20 +531,27 @@ impl Call<'_> {
 
     fn v3_params(&self, forward: ForwardParams, step: &Step) -> Result<V3Params> {
         let Problem { batch, q_rows, kv_rows, head_dim, dtype, .. } = self.plan.problem;
-        let map =
-            |view, box_rows| -> Result<_> { self.device.backend().tensor_map(&TensorGeometry::new(view, box_rows)) };
-        // Keys and values of one head.
-        let kv_head_bytes = 2 * (kv_rows * head_dim * dtype.bytes()) as u64;
-        // The plan has bounded the tiles, and with them heads and blocks.
-        let (batch, q_blocks) = (batch as u32, (q_rows as u32).div_ceil(step.variant.q_block));
-        let uneven = hides_something(forward.band, q_rows, kv_rows);
-        let ForwardParams { q_heads, group, .. } = forward;
+        let Step { variant, packed_heads: packed, ctas, .. } = *step;
+        let map = |view, box_rows, packed| -> Result<_> {
+            self.device.backend().tensor_map(&TensorGeometry::new(view, box_rows, packed))
+        };
+        // The plan has bounded the tiles, and with them the sequences.
+        let work = Work {
+            batch: batch as u32,
+            q_heads: forward.q_heads,
+            group: forward.group,
+            packed,
+            q_rows: forward.q_rows,
+            q_block: variant.q_block,
+            kv_head_bytes: 2 * (kv_rows * head_dim * dtype.bytes()) as u64,
+            uneven: hides_something(forward.band, q_rows, kv_rows),
+        };
         Ok(V3Params {
-            q: map(&self.q, step.variant.q_block)?,
-            k: map(&self.k, step.variant.kv_block)?,
-            v: map(&self.v, step.variant.kv_block)?,
+            q: map(&self.q, variant.q_block, packed)?,
+            k: map(&self.k, variant.kv_block, 1)?,
+            v: map(&self.v, variant.kv_block, 1)?,
             forward,
-            schedule: Schedule::new(batch, q_heads, group, q_blocks, kv_head_bytes, uneven, step.ctas),
+            schedule: Schedule::new(&work, ctas),
         })
     }
 
@@ -620,4 +627,4 @@ unsafe impl KernelParams for V3Params {}
 const _: () = assert!(size_of::<ForwardParams>() == 4 * 32 + 8 + 6 * 4 + size_of::<attn_spec::Band>() + 2 * 4);
 const _: () = assert!(size_of::<NaiveParams>() == size_of::<ForwardParams>() + 4 * 8);
 const _: () = assert!(size_of::<V3Params>() == 3 * 128 + size_of::<ForwardParams>() + size_of::<Schedule>());
-const _: () = assert!(size_of::<Schedule>() == 3 * 4 + 5 * size_of::<Divisor>() && size_of::<Divisor>() == 3 * 4);
+const _: () = assert!(size_of::<Schedule>() == 5 * 4 + 5 * size_of::<Divisor>() && size_of::<Divisor>() == 3 * 4);

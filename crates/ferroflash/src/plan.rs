@@ -5,7 +5,7 @@ use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use crate::tensor::TensorView;
 use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
-use attn_spec::v3::MAX_TILES;
+use attn_spec::v3::{self, MAX_TILES};
 use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
@@ -86,6 +86,8 @@ pub struct Step {
     pub variant: &'static Variant,
     /// Thread blocks, all along x. 0: there is nothing to do, and it is not launched.
     pub ctas: u32,
+    /// Query heads that share a tile: above 1 where rows are few and several query heads share a key-value head.
+    pub packed_heads: u32,
     /// Threads of one thread block.
     pub threads: u32,
     /// Dynamic shared memory of one thread block, in bytes.
@@ -130,7 +132,7 @@ impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}: {}", self.kernel, self.reason)?;
         writeln!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
-        for Step { variant, ctas, threads, shared_bytes } in &self.steps {
+        for Step { variant, ctas, packed_heads, threads, shared_bytes } in &self.steps {
             writeln!(
                 f,
                 "  launch     {} ({}): tile {} x {}, {ctas} thread blocks of {threads} threads, {shared_bytes} bytes of shared memory",
@@ -140,6 +142,12 @@ impl std::fmt::Display for Plan {
                 variant.kv_block,
             )?;
             writeln!(f, "  this tile  {}", variant.reason)?;
+            if *packed_heads > 1 {
+                writeln!(
+                    f,
+                    "  packed     {packed_heads} query heads of a group share a tile, whose rows they fill together"
+                )?;
+            }
         }
         write!(f, "  memory     {} bytes of workspace, {} bytes of log-sum-exp", self.workspace_bytes, self.lse_bytes)
     }
@@ -171,8 +179,8 @@ pub(crate) fn plan(
     if let KernelChoice::Variant(asked) = attention.kernel {
         variant(attention, problem, asked.pass)?;
     }
-    let v3 = check_v3(attention, device, problem, tensors);
-    let (kernel, reason) = match (attention.kernel.kernel(), v3) {
+    let v3_runs = check_v3(attention, device, problem, tensors);
+    let (kernel, reason) = match (attention.kernel.kernel(), v3_runs) {
         (Some(Kernel::V3), Err(reason)) => {
             return Err(Error::KernelUnsupported { kernel: Kernel::V3, reason });
         }
@@ -188,9 +196,11 @@ pub(crate) fn plan(
     for &pass in kernel.passes() {
         let variant = variant(attention, problem, pass)?.ok_or(Error::HeadDim { found: problem.head_dim })?;
         check_device(variant, device)?;
+        let packed_heads = packed_heads(variant, problem);
         steps.push(Step {
             variant,
-            ctas: grid(variant, problem, device.multiprocessors)?,
+            ctas: grid(variant, problem, packed_heads, device.multiprocessors)?,
+            packed_heads,
             threads: variant.threads(),
             shared_bytes: variant.shared_bytes(),
         });
@@ -306,7 +316,17 @@ fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
     Ok(())
 }
 
-fn grid(variant: &'static Variant, problem: &Problem, multiprocessors: u32) -> Result<u32> {
+/// Query heads of a group that share a tile; 1 but for v3.
+fn packed_heads(variant: &Variant, problem: &Problem) -> u32 {
+    match variant.pass {
+        // At most MAX_ROWS rows; a group that does not fit 32 bits has more heads than a grid, which is told next.
+        Pass::V3 => u32::try_from(problem.q_heads / problem.kv_heads)
+            .map_or(1, |group| v3::packed_heads(problem.q_rows as u32, group, variant.q_block)),
+        _ => 1,
+    }
+}
+
+fn grid(variant: &'static Variant, problem: &Problem, packed_heads: u32, multiprocessors: u32) -> Result<u32> {
     let too_large = |needed| Error::GridTooLarge { symbol: variant.symbol, needed, limit: MAX_GRID };
     // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns at most 128 rows of one head.
     let heads = problem.batch as u128 * problem.q_heads as u128;
@@ -314,11 +334,12 @@ fn grid(variant: &'static Variant, problem: &Problem, multiprocessors: u32) -> R
         return Err(too_large(heads));
     }
     // At most 2^31 heads and 2^29 rows: only the tiles of the naive scores can pass 64 bits, so count their rows first.
-    let (batch, heads) = (problem.batch as u64, problem.q_heads as u64);
-    let per_row = variant.ctas(batch, heads, problem.q_rows as u64, variant.kv_block.max(1).into(), multiprocessors);
+    let (batch, heads) = (problem.batch as u64, problem.q_heads as u64 / u64::from(packed_heads));
+    let q_rows = problem.q_rows as u64 * u64::from(packed_heads);
+    let per_row = variant.ctas(batch, heads, q_rows, variant.kv_block.max(1).into(), multiprocessors);
     if per_row > MAX_GRID {
         return Err(too_large(per_row.into()));
     }
-    let ctas = variant.ctas(batch, heads, problem.q_rows as u64, problem.kv_rows as u64, multiprocessors);
+    let ctas = variant.ctas(batch, heads, q_rows, problem.kv_rows as u64, multiprocessors);
     u32::try_from(ctas).ok().filter(|&ctas| u64::from(ctas) <= MAX_GRID).ok_or_else(|| too_large(ctas.into()))
 }

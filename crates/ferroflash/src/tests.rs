@@ -2,7 +2,7 @@
 
 use crate::backend::recording::{self, Launched};
 use crate::*;
-use attn_spec::v3::Schedule;
+use attn_spec::v3::{Schedule, Work};
 use attn_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
@@ -530,8 +530,47 @@ fn parameters_of_v3() {
     assert_eq!((out.address, out.row_stride, out.head_stride), (output.out.address(), heads * 40, 40));
     assert_eq!(forward.lse, output.lse.as_ref().unwrap().address());
     assert_eq!((forward.band, forward.aligned), (Band { left: Band::UNBOUNDED, right: 0 }, 1));
-    assert_eq!(params.schedule, Schedule::new(1, 24, 3, q_blocks, 2 * 900 * 40 * 2, true, *ctas));
+    let work = Work {
+        batch: 1,
+        q_heads: 24,
+        group: 3,
+        packed: 1,
+        q_rows: 700,
+        q_block: variant.q_block,
+        kv_head_bytes: 2 * 900 * 40 * 2,
+        uneven: true,
+    };
+    assert_eq!(params.schedule, Schedule::new(&work, *ctas));
     assert_eq!(output.plan.extra_bytes(), 24 * 700 * 4);
+}
+
+/// Few rows of several query heads for each key-value head: four heads share a tile, and a box of the copy engine.
+#[test]
+fn few_rows_share_tiles_of_v3() {
+    let (device, launched) = recording::device_of((9, 0));
+    let zeros = |rows, heads| Tensor::zeros(&device, DType::F16, Shape::new(2, rows, heads, 64), Layout::Bshd).unwrap();
+    let (q, kv) = (zeros(40, 24), zeros(900, 2));
+    let output = Attention::new().forward(&q.view(), &kv.view(), &kv.view()).unwrap();
+    let step = output.plan.steps[0];
+    let launches = launched.lock().unwrap();
+    let params = v3_params(&launches[0].2);
+    // Groups of twelve, four heads of 40 rows a tile: two sequences of six tiles of two.
+    assert_eq!((step.packed_heads, step.ctas, launches[0].1), (4, 2 * 6 * 2, 24));
+    assert!(output.plan.to_string().contains("4 query heads of a group share a tile"), "{}", output.plan);
+    let row = 24 * 64 * 2;
+    let TensorMap(words) = params.q;
+    assert_eq!(words[..12], [q.address(), 64, 24, 40, 2, 128, row, 40 * row, 64, 4, 128 / 4, 1]);
+    let work = Work {
+        batch: 2,
+        q_heads: 24,
+        group: 12,
+        packed: 4,
+        q_rows: 40,
+        q_block: 128,
+        kv_head_bytes: 2 * 900 * 64 * 2,
+        uneven: false,
+    };
+    assert_eq!(params.schedule, Schedule::new(&work, 24));
 }
 
 /// Tiles are uneven in length when the mask hides a key from some row.
@@ -547,7 +586,8 @@ fn schedules_of_v3_follow_the_mask() {
     };
     let window = |left, right| Mask::Window { left, right };
     let expected = |q_rows: u32, kv_rows: u64, uneven| {
-        Schedule::new(1, 300, 1, q_rows.div_ceil(128), kv_rows * 64 * 2 * 2, uneven, 132)
+        let (batch, q_heads, group, packed, q_block, kv_head_bytes) = (1, 300, 1, 1, 128, kv_rows * 64 * 2 * 2);
+        Schedule::new(&Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }, 132)
     };
     for (q_rows, kv_rows, mask, uneven) in [
         (200, 300, Mask::Full, false),

@@ -13,6 +13,8 @@ use crate::tile::{GlobalRows, RegTile, RowValues, SharedTile};
 const LN_2: f32 = core::f32::consts::LN_2;
 
 /// A block of query rows of one head of one batch entry.
+///
+/// Where several heads are packed together, it counts every row once for each of them, see [`Self::row`].
 pub struct QueryBlock<T> {
     /// The head's queries.
     pub q: GlobalRows<T>,
@@ -28,6 +30,10 @@ pub struct QueryBlock<T> {
     pub kv_blocks: KvBlocks,
     /// Index of the head among all heads of the batch: `batch * q_heads + q_head`.
     pub head: u64,
+    /// Logarithm to base 2 of the heads that are packed together.
+    pub packed_log2: u32,
+    /// Bytes from one head's output to the next.
+    out_head_bytes: u64,
     lse: u64,
     band: Band,
     /// `|scale| * log2(e)`, above 0.
@@ -35,6 +41,15 @@ pub struct QueryBlock<T> {
     /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
     /// negate the queries instead.
     pub negative_scale: bool,
+}
+
+/// A row of a [`QueryBlock`].
+#[derive(Clone, Copy)]
+pub struct QueryRow {
+    /// Head, counted from the block's own.
+    pub head: u32,
+    /// Row of the head.
+    pub row: u32,
 }
 
 /// One head's rows of a `[batch, row, head, dim]` tensor.
@@ -85,6 +100,8 @@ impl<T: Element> QueryBlock<T> {
             kv_blocks,
             // In 32 bits, which hold it because the thread blocks are counted in 32 bits; in 64, v2 at head dim 128 spills.
             head: (batch * p.q_heads + q_head) as u64,
+            packed_log2: 0,
+            out_head_bytes: p.out.head_stride * T::BYTES as u64,
             lse: p.lse,
             band: p.band,
             scale_log2: p.scale_log2,
@@ -111,6 +128,18 @@ impl<T: Element> QueryBlock<T> {
         }
     }
 
+    /// Which head and row the block's row `row` is.
+    #[inline(always)]
+    pub fn row(&self, row: u32) -> QueryRow {
+        QueryRow { head: row & ((1 << self.packed_log2) - 1), row: row >> self.packed_log2 }
+    }
+
+    /// Address of a row of the output.
+    #[inline(always)]
+    pub fn out_row(&self, QueryRow { head, row }: QueryRow) -> u64 {
+        self.out.address + row as u64 * self.out.row_bytes + head as u64 * self.out_head_bytes
+    }
+
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn hide<const M: usize, const N: usize>(&self, scores: &mut RegTile<M, N>, row: u32, key: u32) {
@@ -119,7 +148,8 @@ impl<T: Element> QueryBlock<T> {
         let (q_rows, kv_rows) = (q_rows as i32, kv_rows as i32);
         for m in 0..M {
             for i in 0..4 {
-                let diagonal = (row + 16 * m as u32 + fragment_row(lane, i)) as i32 + kv_rows - q_rows;
+                let row = self.row(row + 16 * m as u32 + fragment_row(lane, i)).row;
+                let diagonal = row as i32 + kv_rows - q_rows;
                 // Visible columns of this tile, counted from the lane's own first column.
                 let from = (key + fragment_col(lane, i)) as i32;
                 let first = diagonal - self.band.left - from;
@@ -145,11 +175,11 @@ impl<T: Element> QueryBlock<T> {
         let lane = thread::lane();
         for m in 0..M {
             for half in 0..2 {
-                let row = row + 16 * m as u32 + fragment_row(lane, 2 * half);
+                let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
                 let lse = (max.0[m][half as usize] + math::log2(sum.0[m][half as usize])) * LN_2;
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
-                    let index = self.head * self.q.rows as u64 + row as u64;
+                    let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;
                     // SAFETY: inside `[batch, q_heads, q_rows]`.
                     unsafe { copy::store_f32(self.lse + index * 4, lse) };
                 }

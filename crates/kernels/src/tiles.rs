@@ -72,11 +72,11 @@ pub struct Tiles {
 pub struct Tile {
     /// Batch entry.
     pub batch: u32,
-    /// Query head.
+    /// Query head, or the first of those that are packed together.
     pub q_head: u32,
     /// Key-value head.
     pub kv_head: u32,
-    /// First query row.
+    /// First query row, as [`QueryBlock`] counts them.
     pub first_row: u32,
     /// Key blocks to visit.
     pub blocks: KvBlocks,
@@ -95,10 +95,13 @@ impl Tile {
         self.blocks.visit(self.blocks.count() - 1 - i) * kv_block as u32
     }
 
-    /// First row, head and batch entry of the queries.
+    /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
     #[inline(always)]
-    pub fn query_rows(&self) -> [u32; 3] {
-        [self.first_row, self.q_head, self.batch]
+    pub fn query_rows(&self, p: &V3Params) -> [u32; 3] {
+        let packed_log2 = p.schedule.packed_log2;
+        let row = self.first_row >> packed_log2;
+        let [outer, inner] = if packed_log2 == 0 { [self.q_head, row] } else { [row, self.q_head] };
+        [inner, outer, self.batch]
     }
 
     /// First row, head and batch entry of the keys and values of step `i`.
@@ -110,7 +113,10 @@ impl Tile {
     /// The query block of the tile.
     #[inline(always)]
     pub fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
-        QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks)
+        let mut block =
+            QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
+        block.packed_log2 = p.schedule.packed_log2;
+        block
     }
 }
 
@@ -123,16 +129,17 @@ impl Tiles {
             let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
             self.round += 1;
             let Some(tile) = schedule.tile(slot) else { continue };
-            let (batch, q_head) = schedule.q_heads.split(tile.head);
+            let (batch, head) = schedule.sequence_heads.split(tile.head);
+            let (kv_head, _) = schedule.group.split(head);
             let first_row = tile.q_block * Q_BLOCK as u32;
-            let mut blocks = f.band.kv_blocks(first_row, Q_BLOCK as u32, f.q_rows, f.kv_rows, KV_BLOCK as u32);
+            let [first, rows] = [first_row, Q_BLOCK as u32].map(|rows| rows >> schedule.packed_log2);
+            let mut blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, KV_BLOCK as u32);
             if blocks.count() == 0 {
                 // Every tile takes one step. The block past the last key reads as zeros, all hidden.
                 let past = f.kv_rows.div_ceil(KV_BLOCK as u32);
                 blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
             }
-            let (kv_head, _) = schedule.group.split(q_head);
-            return Some(Tile { batch, q_head, kv_head, first_row, blocks });
+            return Some(Tile { batch, q_head: head << schedule.packed_log2, kv_head, first_row, blocks });
         }
     }
 }

@@ -127,16 +127,20 @@ pub unsafe fn forward<
                     match tile {
                         Some(tile) => {
                             let full = q_ring.announce(elected);
-                            load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, tile.query_rows(), full, elected);
+                            load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, tile.query_rows(p), full, elected);
                         }
                         None => q_ring.announce_none(elected),
                     }
                     q_ring.advance();
                 };
                 let mut load_keys = #[inline(always)]
-                |tile: &Tile, i: u32| load_next::<KV_BLOCK, COLS, STAGES>(&mut k_ring, k_map, tile.key_rows(i, KV_BLOCK), elected);
+                |tile: &Tile, i: u32| {
+                    load_next::<KV_BLOCK, COLS, STAGES>(&mut k_ring, k_map, tile.key_rows(i, KV_BLOCK), elected)
+                };
                 let mut load_values = #[inline(always)]
-                |tile: &Tile, i: u32| load_next::<KV_BLOCK, COLS, STAGES>(&mut v_ring, v_map, tile.key_rows(i, KV_BLOCK), elected);
+                |tile: &Tile, i: u32| {
+                    load_next::<KV_BLOCK, COLS, STAGES>(&mut v_ring, v_map, tile.key_rows(i, KV_BLOCK), elected)
+                };
 
                 let mut tiles = Tiles { round: 0 };
                 if Q_STAGES == 1 {
@@ -215,7 +219,7 @@ pub unsafe fn forward<
                 let sum = softmax::quad_sum(sum);
                 let block = tile.block::<T>(p);
                 block.store_lse(tile.first_row + warp_row, max, &sum);
-                warpgroup::store(out, &softmax::inverse(&sum), &block.out, tile.first_row + warp_row);
+                warpgroup::store(out, &softmax::inverse(&sum), &block, tile.first_row + warp_row);
             };
 
             loop {

@@ -5,8 +5,9 @@
 use cuda_std::wgmma::{Descriptor, WarpgroupMma};
 use cuda_std::{copy, thread, warp};
 
-use crate::element::TensorCore;
-use crate::tile::{GlobalRows, RegTile, RowValues};
+use crate::block::QueryBlock;
+use crate::element::{Element, TensorCore};
+use crate::tile::{RegTile, RowValues};
 
 /// Elements of the shared axis in one product.
 const WGMMA_K: usize = 16;
@@ -87,8 +88,8 @@ fn pack_pair<T: TensorCore, const N: usize>(tile: &RegTile<1, N>, i: usize) -> [
     [T::pack(left[0], left[1]), T::pack(left[2], left[3]), T::pack(right[0], right[1]), T::pack(right[2], right[3])]
 }
 
-/// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to global memory, from row `first_row` on; rows and columns
-/// that do not exist there are left out.
+/// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to the output of `block`, from row `first_row` on; rows and
+/// columns that do not exist there are left out.
 ///
 /// A lane holds two neighbouring columns of every fragment. The four lanes of a row exchange theirs, so that each writes the 16 bytes
 /// of one fragment in four.
@@ -96,17 +97,17 @@ fn pack_pair<T: TensorCore, const N: usize>(tile: &RegTile<1, N>, i: usize) -> [
 /// # Safety
 /// All threads of the warp, converged; no other warp writes these rows. Address and row stride are multiples of 16 bytes.
 #[inline(always)]
-pub unsafe fn store<T: TensorCore, const N: usize>(
+pub unsafe fn store<T: Element + TensorCore, const N: usize>(
     tile: &RegTile<1, N>,
     factors: &RowValues<1>,
-    target: &GlobalRows<T>,
+    block: &QueryBlock<T>,
     first_row: u32,
 ) {
     const { assert!(N.is_multiple_of(4), "lanes exchange four fragments at a time") };
     let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
     for half in 0..2 {
-        let row = row + 8 * half as u32;
-        let to = target.address + row as u64 * target.row_bytes + (place * CHUNK_BYTES) as u64;
+        let row = block.row(row + 8 * half as u32);
+        let to = block.out_row(row) + (place * CHUNK_BYTES) as u64;
         for first in (0..N).step_by(4) {
             let word = |n: usize| {
                 let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.0[0][first + n][i] * factors.0[0][half]);
@@ -115,7 +116,7 @@ pub unsafe fn store<T: TensorCore, const N: usize>(
             // SAFETY: passed on.
             let chunk = unsafe { warp::quad_transpose([word(0), word(1), word(2), word(3)]) };
             // By predicate: with a branch here, ptxas serialises all wgmma of the kernel (C7520).
-            let exists = (row < target.rows) & (8 * (first as u32 + place) < target.cols);
+            let exists = (row.row < block.out.rows) & (8 * (first as u32 + place) < block.out.cols);
             // SAFETY: a whole chunk inside the target: head dims are multiples of 8.
             unsafe { copy::store_u32x4_if(to + (first as u32 * CHUNK_BYTES) as u64, chunk, exists) };
         }
