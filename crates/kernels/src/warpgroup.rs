@@ -38,11 +38,15 @@ pub unsafe fn start_mul_transposed<
     a: u32,
     b: u32,
 ) {
-    let (a, b) = (Descriptor::rows(a), Descriptor::rows(b));
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
     for step in 0..D / WGMMA_K {
         let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K * 2);
-        let a = a.advanced((panel * A_ROWS * PANEL_BYTES + inside) as u32);
-        let b = b.advanced((panel * B_ROWS * PANEL_BYTES + inside) as u32);
+        let a_bytes = (panel * A_ROWS * PANEL_BYTES + inside) as u32;
+        let b_bytes = (panel * B_ROWS * PANEL_BYTES + inside) as u32;
+        // Whole descriptors of `a` up to 128 columns: ptxas 13.0 then interleaves the softmax better (H200, 128 dims, 128 x 160 tiles,
+        // 16384 rows: 666 instead of 622 TFLOP/s).
+        let a = if D <= 128 { Descriptor::rows(a + a_bytes) } else { first_a.advanced(a_bytes) };
+        let b = first_b.advanced(b_bytes);
         // The first product overwrites: the accumulator needs no zeroing.
         // SAFETY: passed on.
         unsafe { T::multiply_transposed(&mut acc.0[0], a, b, step > 0) };
