@@ -113,8 +113,7 @@ impl Tile {
     /// The query block of the tile.
     #[inline(always)]
     pub fn block<T: Element>(&self, p: &V3Params) -> QueryBlock<T> {
-        let mut block =
-            QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
+        let mut block = QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
         block.packed_log2 = p.schedule.packed_log2;
         block
     }
