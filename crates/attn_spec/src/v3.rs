@@ -44,7 +44,7 @@ impl Divisor {
     /// Quotient and remainder of `number`, which is below `2^31`.
     #[inline(always)]
     pub const fn split(&self, number: u32) -> (u32, u32) {
-        let quotient = ((2 * number) as u64 * self.multiplier as u64 >> 32) as u32 >> self.shift;
+        let quotient = ((((2 * number) as u64 * self.multiplier as u64) >> 32) as u32) >> self.shift;
         (quotient, number - quotient * self.value)
     }
 }

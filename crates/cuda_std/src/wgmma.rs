@@ -19,21 +19,21 @@ impl Descriptor {
 
     /// The upper word of all of them: 128-byte swizzle in bits 62 and 63; eight rows of 128 bytes lie 1024 bytes from the next
     /// eight, in units of 16 bytes from bit 32 on.
-    const HIGH: u32 = 1 << 30 | 1024 / 16;
+    const HIGH: u32 = (1 << 30) | (1024 / 16);
 
     /// Rows along the output, 128 bytes of the shared axis each (K-major).
     ///
     /// The leading offset plays no part with swizzled K-major operands; 1 by convention.
     #[inline(always)]
     pub fn rows(shared: u32) -> Self {
-        Descriptor { low: (shared & Self::ADDRESS) / 16 | 1 << 16 }
+        Descriptor { low: ((shared & Self::ADDRESS) / 16) | (1 << 16) }
     }
 
     /// Rows along the shared axis, 128 bytes of the output axis each (MN-major); the next 128 bytes of the output axis lie
     /// `panel_bytes` further.
     #[inline(always)]
     pub fn columns(shared: u32, panel_bytes: u32) -> Self {
-        Descriptor { low: (shared & Self::ADDRESS) / 16 | panel_bytes / 16 << 16 }
+        Descriptor { low: ((shared & Self::ADDRESS) / 16) | ((panel_bytes / 16) << 16) }
     }
 
     /// The operand `bytes` further, a multiple of 16.
