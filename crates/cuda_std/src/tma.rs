@@ -26,20 +26,6 @@ macro_rules! param_address {
     }};
 }
 
-/// Fetches a tensor map ahead of its first use.
-///
-/// PTX `prefetch.tensormap`, least SM 9.0, one thread.
-///
-/// # Safety
-/// `map` is the generic address of a tensor map.
-#[inline(always)]
-pub unsafe fn prefetch_map(map: u64) {
-    // SAFETY: the caller guarantees the address.
-    unsafe {
-        ptx!("prefetch.tensormap [{}];", in(reg64) map, options(nostack));
-    }
-}
-
 /// Starts loading the box at `at` (innermost coordinate first) if `elected`, without a branch; its bytes complete on the mbarrier.
 ///
 /// PTX `@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes`, least SM 9.0; one thread of a warp is

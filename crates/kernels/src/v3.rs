@@ -225,7 +225,8 @@ pub unsafe fn forward<
             loop {
                 q_ring.wait();
                 let Some(mut tile) = notes.read(q_ring.stage()) else { break };
-                // Nothing runs under the first scores of all; later tiles start theirs under the last product of the one before.
+                // Nothing runs beside the first scores of all. With two buffers of queries, later ones follow the last product of the
+                // tile before.
                 let mut q = take_queries(q_ring.buffer());
                 k_ring.wait();
                 wgmma::fence();
