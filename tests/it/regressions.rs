@@ -147,6 +147,41 @@ fn scores_that_are_all_very_negative() {
     }
 }
 
+/// Scores that rise or fall from one key to the next: every block of keys has a new maximum, above or below the threshold of lazy
+/// rescaling (8 in powers of two) and about it, in whichever order a kernel visits the blocks.
+#[test]
+fn maxima_that_grow_with_every_block() {
+    let shared = device::shared();
+    fn check<T: Element>(kernel: Kernel, device: &Device) {
+        if !runs::<T>(device, kernel) {
+            return;
+        }
+        for head_dim in [64, 128, 256] {
+            // Powers of two from key to key; blocks have 16 to 160 keys.
+            for rise in [0.02, 0.0624, -0.0499, -0.11, -1.0] {
+                let shape =
+                    Problem { batch: 1, q_rows: 70, kv_rows: 500, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
+                let mut case = Case::new(kernel, shape, Mask::Full);
+                case.attention.scale = Some(std::f32::consts::LN_2);
+                case.deviation = 0.1;
+                let mut inputs = case.inputs::<T>();
+                inputs.q.chunks_mut(head_dim).for_each(|row| row[0] = T::from_f64(1.0));
+                for (j, row) in inputs.k.chunks_mut(head_dim).enumerate() {
+                    row[0] = T::from_f64(rise * j as f64);
+                }
+                let computed = case.run(device, &inputs);
+                crate::support::case::compare(&computed, &case.reference(&inputs))
+                    .unwrap_or_else(|wrong| panic!("{kernel} {}, {head_dim} dims, rise {rise}: {wrong}", T::DTYPE));
+            }
+        }
+    }
+    for kernel in Kernel::ALL {
+        check::<f32>(kernel, &shared.device);
+        check::<f16>(kernel, &shared.device);
+        check::<bf16>(kernel, &shared.device);
+    }
+}
+
 /// Keys and values that no row sees may hold NaN or infinity in whole blocks: those are never loaded into a sum.
 ///
 /// Within a block that some row sees, hidden values meet a probability of 0, and 0 * NaN is NaN in every implementation.

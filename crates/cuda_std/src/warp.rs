@@ -69,6 +69,24 @@ pub unsafe fn shuffle(value: f32, lane: u32) -> f32 {
     f32::from_bits(unsafe { broadcast(value.to_bits(), lane) })
 }
 
+/// Whether `condition` holds in any lane, for every lane.
+///
+/// PTX `vote.sync.any.pred d, a, 0xffffffff`, least SM 3.0.
+///
+/// # Safety
+/// All threads of the warp call it, converged.
+#[inline(always)]
+pub unsafe fn any(condition: bool) -> bool {
+    let result: u32;
+    // No `pure`: LLVM must not sink a collective into a branch that only some lanes take.
+    // SAFETY: the caller guarantees convergence.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; vote.sync.any.pred p, p, 0xffffffff; selp.u32 {0}, 1, 0, p; }}",
+            out(reg32) result, in(reg32) condition as u32, options(nomem, nostack));
+    }
+    result != 0
+}
+
 /// Maximum over the warp, in every lane.
 ///
 /// # Safety

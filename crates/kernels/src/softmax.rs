@@ -34,6 +34,36 @@ pub fn base<const M: usize>(max: &RowValues<M>, masked: bool) -> RowValues<M> {
     if masked { max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max }) } else { *max }
 }
 
+/// How far, as a power of two, the maximum of a row may lie above the one that its weights are measured against.
+///
+/// Weights up to 2^8 fit every element type and keep its relative precision, and the largest sum of f32 is far. The threshold of
+/// FlashAttention-4 (Zadouri et al., 2026, conditional rescaling).
+const HEADROOM: f32 = 8.0;
+
+/// The maximum to measure weights against when `new` may have come above it: the `old` one while that is within [`HEADROOM`].
+/// Divided by sums against the same number, the output is the same.
+#[inline(always)]
+pub fn lazy_max(old: f32, new: f32) -> f32 {
+    // From minus infinity, where the row had seen no key, any number is too far; two of them differ by NaN, which is not.
+    if new - old > HEADROOM { new } else { old }
+}
+
+/// Whether the maximum of any row of this warp has changed.
+///
+/// # Safety
+/// All threads of the warp, converged.
+#[inline(always)]
+pub unsafe fn any_changed<const M: usize>(old: &RowValues<M>, new: &RowValues<M>) -> bool {
+    let mut changed = false;
+    for m in 0..M {
+        for half in 0..2 {
+            changed = changed || old.0[m][half] != new.0[m][half];
+        }
+    }
+    // SAFETY: passed on.
+    unsafe { warp::any(changed) }
+}
+
 /// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`: `2^(old - base)`.
 #[inline(always)]
 pub fn rescale<const M: usize>(old: &RowValues<M>, base: &RowValues<M>) -> RowValues<M> {
