@@ -4,8 +4,8 @@ use crate::support::case::{Case, Memory, runs};
 use crate::support::device;
 use ferroflash::reference;
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, Layout, Mask, Problem, Shape, Strides, Tensor, TensorView,
-    TensorViewMut, Variant, bf16, f16,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Pass, Problem, Shape, Strides,
+    Tensor, TensorView, TensorViewMut, VARIANTS, Variant, bf16, f16,
 };
 
 fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
@@ -147,21 +147,22 @@ fn scores_that_are_all_very_negative() {
     }
 }
 
-/// Scores that rise or fall from one key to the next: every block of keys has a new maximum, above or below the threshold of lazy
-/// rescaling (8 in powers of two) and about it, in whichever order a kernel visits the blocks.
+/// Scores that rise or fall from one key to the next, so that every block of keys has a new maximum: above or below the limits of
+/// v3's lazy rescaling, in whichever order a kernel visits the blocks.
 #[test]
 fn maxima_that_grow_with_every_block() {
     let shared = device::shared();
-    fn check<T: Element>(kernel: Kernel, device: &Device) {
-        if !runs::<T>(device, kernel) {
-            return;
-        }
-        for head_dim in [64, 128, 256] {
+    fn check<T: Element>(device: &Device) {
+        let kernels = [Kernel::Naive, Kernel::V1, Kernel::V2].map(|kernel| (KernelChoice::from(kernel), 64));
+        let tiles = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
+        let tiles = tiles.filter(|variant| device.info().runs(variant.arch));
+        for (kernel, head_dim) in kernels.into_iter().chain(tiles.map(|tile| (tile.into(), tile.head_dim as usize))) {
             // Powers of two from key to key; blocks have 16 to 160 keys.
-            for rise in [0.02, 0.0624, -0.0499, -0.11, -1.0] {
-                let shape =
-                    Problem { batch: 1, q_rows: 70, kv_rows: 500, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
-                let mut case = Case::new(kernel, shape, Mask::Full);
+            for rise in [0.002, 0.02, 0.07, -0.005, -0.05, -1.0] {
+                let (q_rows, kv_rows) = (70, 500);
+                let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
+                let mut case = Case::new(Kernel::V2, problem, Mask::Full);
+                case.attention.kernel = kernel;
                 case.attention.scale = Some(std::f32::consts::LN_2);
                 case.deviation = 0.1;
                 let mut inputs = case.inputs::<T>();
@@ -171,14 +172,45 @@ fn maxima_that_grow_with_every_block() {
                 }
                 let computed = case.run(device, &inputs);
                 crate::support::case::compare(&computed, &case.reference(&inputs))
-                    .unwrap_or_else(|wrong| panic!("{kernel} {}, {head_dim} dims, rise {rise}: {wrong}", T::DTYPE));
+                    .unwrap_or_else(|wrong| panic!("{kernel:?} {}, {head_dim} dims, rise {rise}: {wrong}", T::DTYPE));
             }
         }
     }
-    for kernel in Kernel::ALL {
-        check::<f32>(kernel, &shared.device);
-        check::<f16>(kernel, &shared.device);
-        check::<bf16>(kernel, &shared.device);
+    check::<f32>(&shared.device);
+    check::<f16>(&shared.device);
+    check::<bf16>(&shared.device);
+}
+
+/// Scores of some hundreds, so that one key has all the weight in nearly every row, and errors of the scores show in the few rows with two
+/// keys that nearly tie. In one row of the first draw attention in f32 is luckier than it is in the mean; over many, the kernels, which
+/// sum in pieces, are the more precise ones.
+#[test]
+fn nearly_tied_keys() {
+    let shared = device::shared();
+    let problem = Problem { q_rows: 64, kv_rows: 31, q_heads: 6, kv_heads: 3, head_dim: 256, ..problem(64, 31) };
+    for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
+        let (mut squares, mut rounded_squares) = (0.0, 0.0);
+        for seed in [14117250956549874605, 1, 2, 3, 4, 5, 6, 7] {
+            let mut case = Case::new(kernel, problem, Mask::Causal).with_layout(Layout::Bhsd);
+            case.attention.scale = Some(1.7);
+            (case.deviation, case.seed) = (3.0, seed);
+            let inputs = case.inputs::<f32>();
+            let computed = case.run(&shared.device, &inputs);
+            crate::support::case::compare(&computed, &case.reference(&inputs))
+                .unwrap_or_else(|wrong| panic!("{kernel}, seed {seed}: {wrong}"));
+            let [q, k, v] =
+                [&inputs.q, &inputs.k, &inputs.v].map(|x| x.iter().map(|&x| x.into()).collect::<Vec<f64>>());
+            let exact = reference::forward(&q, &k, &v, &problem, &case.attention).unwrap().out;
+            let rounded = reference::forward_rounded(&q, &k, &v, &problem, &case.attention).unwrap().out;
+            for ((out, rounded), exact) in computed.out.iter().zip(&rounded).zip(&exact) {
+                squares += (f64::from(*out) - exact).powi(2);
+                rounded_squares += (rounded - exact).powi(2);
+            }
+        }
+        assert!(
+            squares <= rounded_squares,
+            "{kernel}: sum of squared errors {squares:.3e}, naive {rounded_squares:.3e}"
+        );
     }
 }
 

@@ -34,18 +34,24 @@ pub fn base<const M: usize>(max: &RowValues<M>, masked: bool) -> RowValues<M> {
     if masked { max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max }) } else { *max }
 }
 
-/// How far, as a power of two, the maximum of a row may lie above the one that its weights are measured against.
-///
-/// Weights up to 2^8 fit every element type and keep its relative precision, and the largest sum of f32 is far. The threshold of
-/// FlashAttention-4 (Zadouri et al., 2026, conditional rescaling).
-const HEADROOM: f32 = 8.0;
-
-/// The maximum to measure weights against when `new` may have come above it: the `old` one while that is within [`HEADROOM`].
-/// Divided by sums against the same number, the output is the same.
+/// The maximum to measure weights against once a block has come up to `new`: still the `old` one unless that is above `limit`.
 #[inline(always)]
-pub fn lazy_max(old: f32, new: f32) -> f32 {
-    // From minus infinity, where the row had seen no key, any number is too far; two of them differ by NaN, which is not.
-    if new - old > HEADROOM { new } else { old }
+pub fn lazy_max<const M: usize>(old: &RowValues<M>, new: &RowValues<M>, limit: &RowValues<M>) -> RowValues<M> {
+    let raised = new.zip(limit, |new, limit| if new > limit { new } else { f32::NEG_INFINITY });
+    old.zip(&raised, f32::max)
+}
+
+/// How far a row's maximum may grow before weights have to be measured against the new one, for sums `sum` relative to `max`.
+///
+/// The largest weight of a row is 1, which no rounding changes, when it is measured against itself. Measured against an older maximum
+/// it is rounded as the others are; that is no loss where it is one of many, a sixteenth of the sum at most. FlashAttention-4 (Zadouri
+/// et al., 2026) has a fixed limit of 2^8, which doubles the error of rows with one large weight.
+#[inline(always)]
+pub fn lazy_limit<const M: usize>(max: &RowValues<M>, sum: &RowValues<M>) -> RowValues<M> {
+    // From 2^8 on the limit stays where it is, far from the largest f16.
+    const SIXTEENTH_LOG2: f32 = -4.0;
+    const MOST_LOG2: f32 = 8.0;
+    max.zip(sum, |max, sum| max + (math::log2(sum) + SIXTEENTH_LOG2).clamp(0.0, MOST_LOG2))
 }
 
 /// Whether the maximum of any row of this warp has changed.

@@ -25,8 +25,8 @@
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
-//! With `LAZY`, `m` stays what it is until a row's maximum has grown by more than 2^8, and the rescaling of a warp's rows is skipped
-//! while none has: at 256 dims 130 of the 460 instructions of a step. The output is the same, as `o` and `l` share `m`.
+//! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `softmax::lazy_limit`, and a warp whose rows are all below
+//! theirs rescales nothing: at 256 dims 130 of 460 instructions of a step. The output is the same, as `o` and `l` share `m`.
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
 //! see `attn_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
@@ -239,6 +239,7 @@ pub unsafe fn forward<
                 k_ring.release(elected);
                 k_ring.advance();
                 let (mut max, mut sum) = first_softmax(&mut scores, &tile);
+                let mut limit = max;
                 let mut probs = warpgroup::pack::<T, S, P>(&scores);
                 let mut out = RegTile::zero();
                 loop {
@@ -267,7 +268,7 @@ pub unsafe fn forward<
                             v_ring.advance();
                         };
                         if LAZY {
-                            let new_max = max.zip(&block_max, softmax::lazy_max);
+                            let new_max = softmax::lazy_max(&max, &block_max, &limit);
                             let grown = softmax::any_changed(&max, &new_max);
                             let base = softmax::base(&new_max, masked);
                             let probs_sum = softmax::exponentiate(&mut scores, &base, scale_log2);
@@ -278,6 +279,7 @@ pub unsafe fn forward<
                                 let rescale = softmax::rescale(&max, &base);
                                 sum = sum.zip(&rescale, |l, alpha| l * alpha);
                                 out.scale_rows(&rescale);
+                                limit = softmax::lazy_limit(&new_max, &softmax::quad_sum(&sum));
                             }
                             sum = sum.zip(&probs_sum, |l, p| l + p);
                             max = new_max;
@@ -328,6 +330,7 @@ pub unsafe fn forward<
                     k_ring.advance();
                     (q_ring, tile) = (ahead, following);
                     (max, sum) = first_softmax(&mut scores, &tile);
+                    limit = max;
                     probs = warpgroup::pack::<T, S, P>(&scores);
                     out = RegTile::zero();
                 }
