@@ -147,16 +147,21 @@ fn scores_that_are_all_very_negative() {
     }
 }
 
+/// `kernels` at head dim 64, and every tile of v3 at its own, where the device runs it.
+fn kernels_and_v3_tiles<T: Element>(device: &Device, kernels: &[Kernel]) -> Vec<(KernelChoice, usize)> {
+    let tiles = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
+    let tiles = tiles.filter(|variant| device.info().runs(variant.arch));
+    let tiles = tiles.map(|tile| (tile.into(), tile.head_dim as usize));
+    kernels.iter().map(|&kernel| (kernel.into(), 64)).chain(tiles).collect()
+}
+
 /// Scores that rise or fall from one key to the next, so that every block of keys has a new maximum: above or below the limits of
 /// v3's lazy rescaling, in whichever order a kernel visits the blocks.
 #[test]
 fn maxima_that_grow_with_every_block() {
     let shared = device::shared();
     fn check<T: Element>(device: &Device) {
-        let kernels = [Kernel::Naive, Kernel::V1, Kernel::V2].map(|kernel| (KernelChoice::from(kernel), 64));
-        let tiles = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
-        let tiles = tiles.filter(|variant| device.info().runs(variant.arch));
-        for (kernel, head_dim) in kernels.into_iter().chain(tiles.map(|tile| (tile.into(), tile.head_dim as usize))) {
+        for (kernel, head_dim) in kernels_and_v3_tiles::<T>(device, &[Kernel::Naive, Kernel::V1, Kernel::V2]) {
             // Powers of two from key to key; blocks have 16 to 160 keys.
             for rise in [0.002, 0.02, 0.07, -0.005, -0.05, -1.0] {
                 let (q_rows, kv_rows) = (70, 500);
@@ -179,6 +184,49 @@ fn maxima_that_grow_with_every_block() {
     check::<f32>(&shared.device);
     check::<f16>(&shared.device);
     check::<bf16>(&shared.device);
+}
+
+/// One key weighs as much as a fifth to a half of all 500, and alone has a value: the output is its weight. Measured against itself the
+/// weight is 1 and nothing but the output is rounded; against an older maximum, in another block, it would be rounded twice.
+#[test]
+fn the_largest_weight_is_rounded_once() {
+    let shared = device::shared();
+    fn check<T: Element>(device: &Device, ulp: f64) {
+        for (kernel, head_dim) in kernels_and_v3_tiles::<T>(device, &[Kernel::V1, Kernel::V2]) {
+            let (q_rows, kv_rows) = (16, 500);
+            let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
+            let mut case = Case::new(Kernel::V2, problem, Mask::Full);
+            case.attention.kernel = kernel;
+            case.attention.scale = Some(std::f32::consts::LN_2);
+            case.deviation = 0.0;
+            for at in [0, kv_rows - 1] {
+                let mut inputs = case.inputs::<T>();
+                // Row by row another weight, 2^7 to 2^9.
+                for (row, q) in inputs.q.chunks_mut(head_dim).enumerate() {
+                    q[0] = T::from_f64(7.0 + row as f64 / 8.0);
+                    q[1] = T::from_f64(1.0);
+                }
+                // A little growth in a block between the first and the last, after which the kernel may think that it has time.
+                inputs.k[kv_rows / 2 * head_dim + 1] = T::from_f64(0.5);
+                inputs.k[at * head_dim] = T::from_f64(1.0);
+                inputs.v[at * head_dim..][..head_dim].fill(T::from_f64(1.0));
+                let computed = case.run(device, &inputs);
+                for (row, out) in computed.out.chunks(head_dim).enumerate() {
+                    let weight = inputs.q[row * head_dim].to_f64().exp2();
+                    let exact = weight / (weight + 0.5f64.exp2() + (kv_rows - 2) as f64);
+                    // Between 1/8 and 1/2 neighbours are a quarter of what they are at 1 apart, or an eighth; 2^-18 is for f32.
+                    let bound = 0.5 * ulp * exact.log2().floor().exp2() + exact * 2f64.powi(-18);
+                    let error = reference::max_abs_difference(
+                        &out.iter().map(|x| x.to_f64()).collect::<Vec<_>>(),
+                        &vec![exact; head_dim],
+                    );
+                    assert!(error <= bound, "{kernel:?} {}, key {at}, row {row}: {error:.3e} of {bound:.3e}", T::DTYPE);
+                }
+            }
+        }
+    }
+    check::<f16>(&shared.device, 2f64.powi(-10));
+    check::<bf16>(&shared.device, 2f64.powi(-7));
 }
 
 /// Scores of some hundreds, so that one key has all the weight in nearly every row, and errors of the scores show in the few rows with two
