@@ -377,6 +377,39 @@ fn every_policy_of_the_cache_measures() {
 }
 
 #[test]
+fn values_are_named_and_belong_to_the_method() {
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    let device = device::name();
+    let cell = [
+        "bench",
+        "--device",
+        &device,
+        "--dtype",
+        "f16,bf16",
+        "--head-dim",
+        "32",
+        "--seq",
+        "24",
+        "--batch",
+        "1",
+        "--full",
+    ];
+    let run = |values: &str, more: &[&str]| {
+        let rest = ["--heads", "1", "--kernel", "v2", "--values", values, "--json", utf8(&json)];
+        [&cell[..], &rest[..], &SHORT[..], more].concat().into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let succeed = |args: Vec<String>| succeed(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    for (values, described) in [("normal", "rounded to the element type"), ("bf16", "rounded to bf16 and then")] {
+        succeed(run(values, &[]));
+        let inputs = read(&json)["method"]["inputs"].as_str().unwrap().to_owned();
+        assert!(inputs.contains(described), "{inputs}");
+    }
+    let other = run("normal", &["--resume"]);
+    refuses(&other.iter().map(String::as_str).collect::<Vec<_>>(), "inputs");
+}
+
+#[test]
 fn ceilings_are_measured_alone() {
     if !device::is_gpu() {
         refuses(&["bench", "--ceilings", "--device", "emulator"], "--ceilings needs a GPU");

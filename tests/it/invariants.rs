@@ -3,7 +3,10 @@
 use crate::support::case::{Case, Inputs, Memory, compare, runs};
 use crate::support::device;
 use ferroflash::reference::max_abs_difference;
-use ferroflash::{Device, Element, Kernel, Layout, Mask, Problem};
+use ferroflash::{
+    DType, Device, Element, EmulatorConfig, Kernel, Layout, LseShape, LseViewMut, Mask, Pass, Problem, Shape, Tensor,
+    VARIANTS, bf16, f16,
+};
 
 /// Several tiles of queries and of keys, none of them whole.
 const Q_ROWS: usize = 130;
@@ -40,6 +43,86 @@ fn running_twice_gives_the_same_bits<T: Element>(kernel: Kernel) {
     let case = case::<T>(kernel, Mask::Causal);
     let inputs = case.inputs::<T>();
     assert_equal(&shared.device, (&case, &inputs), (&case, &inputs), "the same call twice");
+}
+
+/// Every tile of v3 again and again, with several tiles for each thread block, and with heads that share one. On a GPU, warps, copies
+/// and products race anew each time; on the emulator each run has an interleaving of its own, FERROFLASH_TEST_SEEDS of them.
+#[test]
+fn repeats_of_every_v3_tile_give_the_same_bits() {
+    let shared = device::shared();
+    let repeats = if device::is_gpu() { 250 } else { device::seeds(3) };
+    let batch = (shared.device.info().multiprocessors as usize).div_ceil(2);
+    for variant in VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && shared.device.info().runs(variant.arch))
+    {
+        for (batch, q_rows, q_heads, mask) in
+            [(batch, 20, 6, Mask::Full), (batch, 20, 6, Mask::Causal), (3, 5, 16, Mask::Full)]
+        {
+            let (head_dim, dtype) = (variant.head_dim as usize, variant.dtype);
+            let problem = Problem { batch, q_rows, kv_rows: 450, q_heads, kv_heads: 2, head_dim, dtype };
+            let mut case = Case::new(Kernel::V3, problem, mask);
+            case.attention.kernel = variant.into();
+            match dtype {
+                DType::F16 => repeat::<f16>(&shared.device, &case, repeats),
+                DType::Bf16 => repeat::<bf16>(&shared.device, &case, repeats),
+                DType::F32 => panic!("v3 has no f32"),
+            }
+        }
+    }
+}
+
+fn repeat<T: Element>(device: &Device, case: &Case, repeats: u64) {
+    let inputs = case.inputs::<T>();
+    let mut tensors = Tensors::new(device, case, &inputs);
+    let mut first = None;
+    for seed in 0..repeats {
+        if !device::is_gpu() {
+            let device =
+                Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("the emulator is built in");
+            tensors = Tensors::new(&device, case, &inputs);
+        }
+        let (out, lse) = tensors.run::<T>(case);
+        let (first_out, first_lse) = first.get_or_insert_with(|| (out.clone(), lse.clone()));
+        assert!(bits(&out) == bits(first_out), "out of run {seed} differs from the first\n{case:#?}");
+        assert!(bits(&lse) == bits(first_lse), "log-sum-exp of run {seed} differs from the first\n{case:#?}");
+    }
+}
+
+/// The tensors of a case, contiguous, which stay on their device from run to run.
+struct Tensors {
+    qkv: [Tensor; 3],
+    out: Tensor,
+    lse: Tensor,
+}
+
+impl Tensors {
+    fn new<T: Element>(device: &Device, case: &Case, inputs: &Inputs<T>) -> Tensors {
+        let upload = |data: &[T], shape| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();
+        let uninit = |dtype, shape| Tensor::uninit(device, dtype, shape, Layout::Bshd).unwrap();
+        let (q, kv) = (case.q_shape(), case.kv_shape());
+        let lse = Shape::new(1, q.batch * q.heads * q.rows, 1, 1);
+        Tensors {
+            qkv: [upload(&inputs.q, q), upload(&inputs.k, kv), upload(&inputs.v, kv)],
+            out: uninit(T::DTYPE, q),
+            lse: uninit(DType::F32, lse),
+        }
+    }
+
+    /// Output and log-sum-exp, over NaN.
+    fn run<T: Element>(&mut self, case: &Case) -> (Vec<T>, Vec<f32>) {
+        let Tensors { qkv: [q, k, v], out, lse } = self;
+        out.fill_bytes(0xff).unwrap();
+        lse.fill_bytes(0xff).unwrap();
+        let Problem { batch, q_heads: heads, q_rows: rows, .. } = case.problem;
+        let (address, elements) = (lse.address(), lse.storage_elements());
+        let shape = LseShape { batch, heads, rows };
+        // SAFETY: the memory of `lse`, used by nobody else until the stream is done.
+        let mut view = unsafe { LseViewMut::from_raw(q.device(), address, elements, shape) }.unwrap();
+        let stream = q.device().default_stream();
+        let (q, k, v) = (q.view(), k.view(), v.view());
+        case.attention.forward_into(&stream, &q, &k, &v, &mut out.view_mut(), Some(&mut view)).unwrap();
+        stream.synchronize().unwrap();
+        (out.to_vec().unwrap(), lse.to_vec().unwrap())
+    }
 }
 
 crate::for_each_kernel_and_dtype!(a_causal_row_ignores_later_keys);
@@ -218,7 +301,7 @@ fn shifting_all_scores_moves_only_the_log_sum_exp() {
 /// A stream of its own gives what the default stream gives.
 #[test]
 fn another_stream_gives_the_same_bits() {
-    use ferroflash::{Attention, Shape, Tensor};
+    use ferroflash::Attention;
     let shared = device::shared();
     let device = &shared.device;
     let case = case::<f32>(Kernel::V2, Mask::Causal);

@@ -318,17 +318,6 @@ fn every_wait_of_v3_with_one_query_buffer_is_needed() {
     check_mutants(&V3_ONE_BUFFER);
 }
 
-/// Seeds of [`the_seed_changes_nothing`].
-fn seeds() -> u64 {
-    match std::env::var("FERROFLASH_TEST_SEEDS") {
-        Ok(number) => match number.parse() {
-            Ok(number) if number > 0 => number,
-            _ => panic!("FERROFLASH_TEST_SEEDS={number} is not accepted; a whole number above 0 is needed"),
-        },
-        Err(_) => 12,
-    }
-}
-
 /// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
 #[test]
 fn the_seed_changes_nothing() {
@@ -339,7 +328,7 @@ fn the_seed_changes_nothing() {
         let module = Module::parse(&subject.ptx()).expect("the kernel loads");
         for call in subject.calls {
             let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));
-            for seed in 1..=seeds() {
+            for seed in 1..=device::seeds(12) {
                 let out = run(&module, subject.variant(), call, seed).unwrap_or_else(|error| panic!("{error}"));
                 assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().symbol);
             }
@@ -355,7 +344,7 @@ fn random_problems_under_random_seeds<T: Element>(kernel: Kernel) {
         return;
     }
     let config = ProptestConfig {
-        cases: seeds() as u32,
+        cases: device::seeds(12) as u32,
         source_file: Some(file!()),
         // Shrinking ends after about a minute.
         max_shrink_iters: 256,

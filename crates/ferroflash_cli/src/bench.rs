@@ -16,7 +16,7 @@ mod table;
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
 use crate::output::say;
-use crate::workload::{Case, L2};
+use crate::workload::{Case, L2, Values};
 use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
@@ -89,6 +89,9 @@ pub(crate) struct BenchArgs {
     /// Measure only what the device reaches at most, and no cell
     #[arg(long, conflicts_with_all = ["resume", "plot", "html", "csv", "markdown"])]
     ceilings: bool,
+    /// The numbers that are multiplied, which decide how much power a GPU takes, and at its limit how fast it is
+    #[arg(long, value_name = "VALUES", value_enum, default_value_t = Values::Normal)]
+    values: Values,
     /// Seed of the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -200,6 +203,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         kernels: &sweep.kernels,
         peer_names,
         peers,
+        values: args.values,
         timing,
         ceilings: ceilings.as_ref(),
         sampler: sampler.as_ref(),
@@ -279,7 +283,7 @@ impl BenchArgs {
             order: order.to_owned(),
             order_seed: self.order_seed,
             seed: self.seed,
-            inputs: "standard normal, rounded to the element type; the same for all".to_owned(),
+            inputs: self.values.description().to_owned(),
             flop_rule: "4 * batch * heads * seq * kv_seq * head_dim, half of it when causal".to_owned(),
             tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
         }

@@ -3,7 +3,7 @@
 use crate::bench::commit;
 use crate::format;
 use crate::output::say;
-use crate::workload::{Case, Workload};
+use crate::workload::{Case, Values, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
@@ -147,7 +147,7 @@ fn time_to_first_result(device: &str, kernel: Kernel) -> Result<f64> {
 /// Computes a small problem, says so as soon as the result is on the host, and then checks it.
 fn first_result(device: &str, kernel: Kernel) -> Result<()> {
     let device = Device::open(device)?;
-    let mut workload = Workload::new(&device, Case { problem: FIRST_PROBLEM, mask: Mask::Causal }, 0)?;
+    let mut workload = Workload::new(&device, Case { problem: FIRST_PROBLEM, mask: Mask::Causal }, Values::Normal, 0)?;
     let check = workload.check(kernel)?;
     say!("{FIRST_RESULT}")?;
     ensure!(check.within, "the result is wrong: error {:e}, accepted {:e}", check.max_error, check.bound);

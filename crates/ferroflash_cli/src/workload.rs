@@ -76,6 +76,34 @@ impl L2 {
     }
 }
 
+/// The numbers that kernels and peers multiply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Values {
+    /// Standard normal, rounded to the element type of the cell
+    #[default]
+    Normal,
+    /// Standard normal, rounded to bf16 first: the same numbers for every element type, which longer mantissas cost no power
+    Bf16,
+}
+
+impl Values {
+    /// What the record says.
+    pub(crate) fn description(self) -> &'static str {
+        match self {
+            Values::Normal => "standard normal, rounded to the element type; the same for all",
+            Values::Bf16 => "standard normal, rounded to bf16 and then to the element type; the same for all",
+        }
+    }
+
+    /// Values for the tensor, the same for the same seed on every machine.
+    fn draw<T: Element>(self, elements: usize, seed: u64) -> Vec<T> {
+        match self {
+            Values::Normal => normal::<T>(elements, seed),
+            Values::Bf16 => normal::<half::bf16>(elements, seed).par_iter().map(|x| T::from_f64(x.to_f64())).collect(),
+        }
+    }
+}
+
 /// Most copies of the tensors that launches go round: beyond, their allocation takes longer than the launches.
 const MAX_SETS: u64 = 64;
 
@@ -112,13 +140,13 @@ struct Reference {
 }
 
 impl Workload {
-    /// Allocates and fills q, k and v with standard normal values, and computes the reference.
-    pub(crate) fn new(device: &Device, case: Case, seed: u64) -> Result<Workload> {
+    /// Allocates q, k and v, fills them with `values`, and computes the reference.
+    pub(crate) fn new(device: &Device, case: Case, values: Values, seed: u64) -> Result<Workload> {
         case.problem.validate()?;
         match case.problem.dtype {
-            DType::F32 => Workload::with::<f32>(device, case, seed),
-            DType::F16 => Workload::with::<half::f16>(device, case, seed),
-            DType::Bf16 => Workload::with::<half::bf16>(device, case, seed),
+            DType::F32 => Workload::with::<f32>(device, case, values, seed),
+            DType::F16 => Workload::with::<half::f16>(device, case, values, seed),
+            DType::Bf16 => Workload::with::<half::bf16>(device, case, values, seed),
         }
     }
 
@@ -167,10 +195,10 @@ impl Workload {
         Ok(())
     }
 
-    fn with<T: Element>(device: &Device, case: Case, seed: u64) -> Result<Workload> {
+    fn with<T: Element>(device: &Device, case: Case, values: Values, seed: u64) -> Result<Workload> {
         let [q, k, v] = [(case.q_shape(), 0), (case.kv_shape(), 1), (case.kv_shape(), 2)].map(|(shape, tensor)| {
             let elements = shape.elements().context("the tensors are larger than the address space")?;
-            anyhow::Ok((normal::<T>(elements, seed.wrapping_mul(3).wrapping_add(tensor)), shape))
+            anyhow::Ok((values.draw::<T>(elements, seed.wrapping_mul(3).wrapping_add(tensor)), shape))
         });
         let (q, k, v) = (q?, k?, v?);
         let reference = Reference::new(&case, &q.0, &k.0, &v.0, seed)?;
@@ -407,6 +435,16 @@ mod tests {
         assert!(mean.abs() < 5.0 / n.sqrt() && (variance - 1.0).abs() < 5.0 * (2.0 / n).sqrt(), "{mean} {variance}");
         assert_ne!(data[..8], normal::<f32>(8, 8)[..]);
         assert_ne!(data[..8], data[CHUNK..CHUNK + 8]);
+    }
+
+    #[test]
+    fn values_of_bf16_are_the_same_in_every_type() {
+        let draw = |values: Values| (values.draw::<half::f16>(999, 3), values.draw::<half::bf16>(999, 3));
+        let differ = |(a, b): (Vec<half::f16>, Vec<half::bf16>)| {
+            a.iter().zip(&b).filter(|(a, b)| a.to_f64() != b.to_f64()).count()
+        };
+        assert_eq!(differ(draw(Values::Bf16)), 0);
+        assert!(differ(draw(Values::Normal)) > 800);
     }
 
     #[test]

@@ -62,3 +62,14 @@ pub(crate) fn cases() -> u32 {
         Err(_) => 64,
     }
 }
+
+/// Interleavings that the emulator goes through where a test is about them: `FERROFLASH_TEST_SEEDS`, or `few`.
+pub(crate) fn seeds(few: u64) -> u64 {
+    match std::env::var("FERROFLASH_TEST_SEEDS") {
+        Ok(number) => match number.parse() {
+            Ok(number) if number > 0 => number,
+            _ => panic!("FERROFLASH_TEST_SEEDS={number} is not accepted; a whole number above 0 is needed"),
+        },
+        Err(_) => few,
+    }
+}

@@ -5,7 +5,7 @@ use super::nvml::{Sampler, summary};
 use super::peers::{Outcome, PeerName, Peers};
 use super::record::{Ceilings, Cell, CellProblem, Measurement, NoisePair};
 use super::stats::Quartiles;
-use crate::workload::{Case, L2, Workload};
+use crate::workload::{Case, L2, Values, Workload};
 use anyhow::Result;
 use attn_spec::{Kernel, Mask};
 use ferroflash::{Device, Error};
@@ -47,6 +47,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) kernels: &'a [Kernel],
     pub(crate) peer_names: &'a [PeerName],
     pub(crate) peers: Option<Peers>,
+    pub(crate) values: Values,
     /// `None` on the emulator, which counts instead.
     pub(crate) timing: Option<Timing>,
     pub(crate) ceilings: Option<&'a Ceilings>,
@@ -92,7 +93,7 @@ impl Bench<'_> {
         mut progress: impl FnMut(&str),
     ) -> Result<(Cell, Option<NoisePair>)> {
         progress("inputs and reference");
-        let mut workload = Workload::new(self.device, case, seed)?;
+        let mut workload = Workload::new(self.device, case, self.values, seed)?;
         let mut results = Vec::new();
         for &kernel in self.kernels {
             progress(kernel.name());
