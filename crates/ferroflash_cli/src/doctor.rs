@@ -3,7 +3,8 @@
 use crate::bench::commit;
 use crate::format;
 use crate::output::say;
-use crate::workload::{Case, Values, Workload};
+use crate::values::Values;
+use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};

@@ -11,6 +11,7 @@ mod output;
 mod plot;
 mod report;
 mod tables;
+mod values;
 mod workload;
 
 use anyhow::Result;
