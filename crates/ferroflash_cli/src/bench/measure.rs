@@ -7,7 +7,7 @@ use super::record::{Ceilings, Cell, CellProblem, Measurement, NoisePair};
 use super::stats::Quartiles;
 use crate::values::Values;
 use crate::workload::{Case, L2, Workload};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use attn_spec::{Kernel, Mask};
 use ferroflash::{Device, Error};
 use rand::SeedableRng;
@@ -267,8 +267,12 @@ impl Bench<'_> {
             }
         }
         for contestant in contestants.iter_mut().filter(|contestant| contestant.failed.is_none()) {
-            if let (Who::Peer(peer), Some(peers)) = (contestant.who, &mut self.peers) {
-                contestant.failed = peers.verify(peer).err();
+            match (contestant.who, &mut self.peers) {
+                (Who::Peer(peer), Some(peers)) => contestant.failed = peers.verify(peer).err(),
+                (Who::Kernel(kernel), _) => {
+                    ensure!(workload.comes_again(kernel)?, "{kernel} gave other bits after its last sample");
+                }
+                _ => {}
             }
         }
         Ok(contestants)
