@@ -214,7 +214,7 @@ fn the_largest_weight_is_rounded_once() {
                 for (row, out) in computed.out.chunks(head_dim).enumerate() {
                     let weight = inputs.q[row * head_dim].to_f64().exp2();
                     let exact = weight / (weight + 0.5f64.exp2() + (kv_rows - 2) as f64);
-                    // Between 1/8 and 1/2 neighbours are a quarter of what they are at 1 apart, or an eighth; 2^-18 is for f32.
+                    // Half the distance between neighbours of that size, and 2^-18 for what f32 rounds on the way.
                     let bound = 0.5 * ulp * exact.log2().floor().exp2() + exact * 2f64.powi(-18);
                     let error = reference::max_abs_difference(
                         &out.iter().map(|x| x.to_f64()).collect::<Vec<_>>(),
