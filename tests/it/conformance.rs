@@ -1,6 +1,6 @@
 //! Every compiled variant, at the edges of its tiles: one row less, exactly one tile, one row more.
 
-use crate::support::case::Case;
+use crate::support::case::{Case, v3_tiles};
 use crate::support::device;
 use ferroflash::{Element, Kernel, Layout, Mask, Pass, Problem, VARIANTS, Variant};
 
@@ -22,8 +22,7 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
                 dtype: T::DTYPE,
             };
             let layout = if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd };
-            let mut case = Case::new(kernel, problem, mask).with_layout(layout);
-            case.attention.kernel = variant.into();
+            let mut case = Case::new(variant, problem, mask).with_layout(layout);
             case.seed = i as u64;
             let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
             assert!(
@@ -41,8 +40,9 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
 /// Query heads of a group that share a tile of v3: rows of all of them that just fill one, and one more or less of each head.
 fn packed_heads_at_tile_edges<T: Element>() {
     let shared = device::shared();
-    let variants = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
-    for (variant, group) in variants.flat_map(|variant| [2_usize, 4, 12, 64].map(|group| (variant, group))) {
+    for (variant, group) in
+        v3_tiles::<T>(&shared.device).flat_map(|variant| [2_usize, 4, 12, 64].map(|group| (variant, group)))
+    {
         let packed = 1_usize << group.trailing_zeros();
         let (filling, kv) = (variant.q_block as usize / packed, variant.kv_block as usize);
         let window = Mask::Window { left: Some(2), right: Some(kv as u32) };
@@ -60,8 +60,7 @@ fn packed_heads_at_tile_edges<T: Element>() {
             let (head_dim, dtype) = (variant.head_dim as usize, T::DTYPE);
             let problem = Problem { batch: 2, q_rows, kv_rows, q_heads: 2 * group, kv_heads: 2, head_dim, dtype };
             let layout = if i % 2 == 0 { Layout::Bhsd } else { Layout::Bshd };
-            let mut case = Case::new(Kernel::V3, problem, mask).with_layout(layout);
-            case.attention.kernel = variant.into();
+            let mut case = Case::new(variant, problem, mask).with_layout(layout);
             if i % 2 == 1 {
                 case.attention.scale = Some(-0.2);
             }

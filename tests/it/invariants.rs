@@ -1,11 +1,11 @@
 //! What must hold between two results, whatever the reference says. Equal means equal bits: the same operations in the same order.
 
-use crate::support::case::{Case, Inputs, Memory, compare, runs};
+use crate::support::case::{Case, Inputs, Memory, compare, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference::max_abs_difference;
 use ferroflash::{
-    DType, Device, Element, EmulatorConfig, Kernel, Layout, LseShape, LseViewMut, Mask, Pass, Problem, Shape, Tensor,
-    VARIANTS, bf16, f16,
+    DType, Device, Element, EmulatorConfig, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Tensor, bf16,
+    f16,
 };
 
 /// Several tiles of queries and of keys, none of them whole.
@@ -52,32 +52,30 @@ fn repeats_of_every_v3_tile_give_the_same_bits() {
     let shared = device::shared();
     let repeats = if device::is_gpu() { 250 } else { device::seeds(3) };
     let batch = (shared.device.info().multiprocessors as usize).div_ceil(2);
-    for variant in VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && shared.device.info().runs(variant.arch))
-    {
+    repeat_tiles::<f16>(&shared.device, repeats, batch);
+    repeat_tiles::<bf16>(&shared.device, repeats, batch);
+}
+
+fn repeat_tiles<T: Element>(device: &Device, repeats: u32, batch: usize) {
+    for variant in v3_tiles::<T>(device) {
         for (batch, q_rows, q_heads, mask) in
             [(batch, 20, 6, Mask::Full), (batch, 20, 6, Mask::Causal), (3, 5, 16, Mask::Full)]
         {
-            let (head_dim, dtype) = (variant.head_dim as usize, variant.dtype);
+            let (head_dim, dtype) = (variant.head_dim as usize, T::DTYPE);
             let problem = Problem { batch, q_rows, kv_rows: 450, q_heads, kv_heads: 2, head_dim, dtype };
-            let mut case = Case::new(Kernel::V3, problem, mask);
-            case.attention.kernel = variant.into();
-            match dtype {
-                DType::F16 => repeat::<f16>(&shared.device, &case, repeats),
-                DType::Bf16 => repeat::<bf16>(&shared.device, &case, repeats),
-                DType::F32 => panic!("v3 has no f32"),
-            }
+            repeat::<T>(device, &Case::new(variant, problem, mask), repeats);
         }
     }
 }
 
-fn repeat<T: Element>(device: &Device, case: &Case, repeats: u64) {
+fn repeat<T: Element>(device: &Device, case: &Case, repeats: u32) {
     let inputs = case.inputs::<T>();
     let mut tensors = Tensors::new(device, case, &inputs);
     let mut first = None;
     for seed in 0..repeats {
         if !device::is_gpu() {
-            let device =
-                Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("the emulator is built in");
+            let device = Device::emulator_with(EmulatorConfig::default().with_seed(seed.into()))
+                .expect("the emulator is built in");
             tensors = Tensors::new(&device, case, &inputs);
         }
         let (out, lse) = tensors.run::<T>(case);

@@ -328,7 +328,7 @@ fn the_seed_changes_nothing() {
         let module = Module::parse(&subject.ptx()).expect("the kernel loads");
         for call in subject.calls {
             let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));
-            for seed in 1..=device::seeds(12) {
+            for seed in 1..=device::seeds(12).into() {
                 let out = run(&module, subject.variant(), call, seed).unwrap_or_else(|error| panic!("{error}"));
                 assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().symbol);
             }
@@ -344,7 +344,7 @@ fn random_problems_under_random_seeds<T: Element>(kernel: Kernel) {
         return;
     }
     let config = ProptestConfig {
-        cases: device::seeds(12) as u32,
+        cases: device::seeds(12),
         source_file: Some(file!()),
         // Shrinking ends after about a minute.
         max_shrink_iters: 256,

@@ -1,11 +1,11 @@
 //! Problems that once went wrong, or that sit where implementations of attention have gone wrong elsewhere.
 
-use crate::support::case::{Case, Memory, runs};
+use crate::support::case::{Case, Memory, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference;
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Pass, Problem, Shape, Strides,
-    Tensor, TensorView, TensorViewMut, VARIANTS, Variant, bf16, f16,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Problem, Shape, Strides, Tensor,
+    TensorView, TensorViewMut, Variant, bf16, f16,
 };
 
 fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
@@ -147,12 +147,19 @@ fn scores_that_are_all_very_negative() {
     }
 }
 
-/// `kernels` at head dim 64, and every tile of v3 at its own, where the device runs it.
-fn kernels_and_v3_tiles<T: Element>(device: &Device, kernels: &[Kernel]) -> Vec<(KernelChoice, usize)> {
-    let tiles = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
-    let tiles = tiles.filter(|variant| device.info().runs(variant.arch));
-    let tiles = tiles.map(|tile| (tile.into(), tile.head_dim as usize));
-    kernels.iter().map(|&kernel| (kernel.into(), 64)).chain(tiles).collect()
+/// `q_rows` rows of one head and 500 keys, for `kernels` at head dim 64 and every tile of v3 at its own. The scale is ln 2: the score of a
+/// key is the logarithm to base 2 of its weight.
+fn powers_of_two<T: Element>(device: &Device, kernels: &[Kernel], q_rows: usize, deviation: f64) -> Vec<Case> {
+    let tiles = v3_tiles::<T>(device).map(|tile| (tile.into(), tile.head_dim as usize));
+    let all = kernels.iter().map(|&kernel| (KernelChoice::from(kernel), 64)).chain(tiles);
+    let case = |(kernel, head_dim)| {
+        let (heads, kv_rows, dtype) = (1, 500, T::DTYPE);
+        let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: heads, kv_heads: heads, head_dim, dtype };
+        let mut case = Case { deviation, ..Case::new(kernel, problem, Mask::Full) };
+        case.attention.scale = Some(std::f32::consts::LN_2);
+        case
+    };
+    all.map(case).collect()
 }
 
 /// Scores that rise or fall from one key to the next, so that every block of keys has a new maximum: above or below the limits of
@@ -161,15 +168,10 @@ fn kernels_and_v3_tiles<T: Element>(device: &Device, kernels: &[Kernel]) -> Vec<
 fn maxima_that_grow_with_every_block() {
     let shared = device::shared();
     fn check<T: Element>(device: &Device) {
-        for (kernel, head_dim) in kernels_and_v3_tiles::<T>(device, &[Kernel::Naive, Kernel::V1, Kernel::V2]) {
-            // Powers of two from key to key; blocks have 16 to 160 keys.
+        for case in powers_of_two::<T>(device, &[Kernel::Naive, Kernel::V1, Kernel::V2], 70, 0.1) {
+            let head_dim = case.problem.head_dim;
+            // From key to key; blocks have 16 to 160 keys.
             for rise in [0.002, 0.02, 0.07, -0.005, -0.05, -1.0] {
-                let (q_rows, kv_rows) = (70, 500);
-                let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
-                let mut case = Case::new(Kernel::V2, problem, Mask::Full);
-                case.attention.kernel = kernel;
-                case.attention.scale = Some(std::f32::consts::LN_2);
-                case.deviation = 0.1;
                 let mut inputs = case.inputs::<T>();
                 inputs.q.chunks_mut(head_dim).for_each(|row| row[0] = T::from_f64(1.0));
                 for (j, row) in inputs.k.chunks_mut(head_dim).enumerate() {
@@ -177,7 +179,7 @@ fn maxima_that_grow_with_every_block() {
                 }
                 let computed = case.run(device, &inputs);
                 crate::support::case::compare(&computed, &case.reference(&inputs))
-                    .unwrap_or_else(|wrong| panic!("{kernel:?} {}, {head_dim} dims, rise {rise}: {wrong}", T::DTYPE));
+                    .unwrap_or_else(|wrong| panic!("rise {rise}: {wrong}\n{case:#?}"));
             }
         }
     }
@@ -192,13 +194,9 @@ fn maxima_that_grow_with_every_block() {
 fn the_largest_weight_is_rounded_once() {
     let shared = device::shared();
     fn check<T: Element>(device: &Device, ulp: f64) {
-        for (kernel, head_dim) in kernels_and_v3_tiles::<T>(device, &[Kernel::V1, Kernel::V2]) {
-            let (q_rows, kv_rows) = (16, 500);
-            let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: 1, kv_heads: 1, head_dim, dtype: T::DTYPE };
-            let mut case = Case::new(Kernel::V2, problem, Mask::Full);
-            case.attention.kernel = kernel;
-            case.attention.scale = Some(std::f32::consts::LN_2);
-            case.deviation = 0.0;
+        // Sixteen weights, one a row; all else is 0.
+        for case in powers_of_two::<T>(device, &[Kernel::V1, Kernel::V2], 16, 0.0) {
+            let Problem { head_dim, kv_rows, .. } = case.problem;
             for at in [0, kv_rows - 1] {
                 let mut inputs = case.inputs::<T>();
                 // Row by row another weight, 2^7 to 2^9.
@@ -220,7 +218,7 @@ fn the_largest_weight_is_rounded_once() {
                         &out.iter().map(|x| x.to_f64()).collect::<Vec<_>>(),
                         &vec![exact; head_dim],
                     );
-                    assert!(error <= bound, "{kernel:?} {}, key {at}, row {row}: {error:.3e} of {bound:.3e}", T::DTYPE);
+                    assert!(error <= bound, "key {at}, row {row}: {error:.3e} of {bound:.3e}\n{case:#?}");
                 }
             }
         }

@@ -8,10 +8,9 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 
 /// The numbers that kernels and peers multiply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Values {
     /// Standard normal, rounded to the element type of the cell
-    #[default]
     Normal,
     /// Standard normal, rounded to bf16 first: the same numbers for every element type, so that none draws more power for longer mantissas
     Bf16,

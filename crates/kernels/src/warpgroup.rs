@@ -2,6 +2,7 @@
 //!
 //! All of them only start: see `cuda_std::wgmma` for the order of fence, commit and wait.
 
+use attn_spec::layout::CHUNK_BYTES;
 use cuda_std::wgmma::{Descriptor, WarpgroupMma};
 use cuda_std::{copy, thread, warp};
 
@@ -14,9 +15,6 @@ const WGMMA_K: usize = 16;
 
 /// Bytes of a panel row.
 const PANEL_BYTES: usize = 128;
-
-/// Bytes of one fragment's 8 columns of a row.
-const CHUNK_BYTES: u32 = 16;
 
 /// Products along the shared axis in one panel row.
 const PANEL_STEPS: usize = PANEL_BYTES / 2 / WGMMA_K;
@@ -111,7 +109,7 @@ pub unsafe fn store<T: Element + TensorCore, const N: usize>(
     let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
     for half in 0..2 {
         let row = block.row(row + 8 * half as u32);
-        let to = block.out_row(row) + (place * CHUNK_BYTES) as u64;
+        let to = block.out_row(row) + place as u64 * CHUNK_BYTES as u64;
         for first in (0..N).step_by(4) {
             let word = |n: usize| {
                 let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.0[0][first + n][i] * factors.0[0][half]);
@@ -122,7 +120,7 @@ pub unsafe fn store<T: Element + TensorCore, const N: usize>(
             // By predicate: with a branch here, ptxas serialises all wgmma of the kernel (C7520).
             let exists = (row.row < block.out.rows) & (8 * (first as u32 + place) < block.out.cols);
             // SAFETY: a whole chunk inside the target: head dims are multiples of 8.
-            unsafe { copy::store_u32x4_if(to + (first as u32 * CHUNK_BYTES) as u64, chunk, exists) };
+            unsafe { copy::store_u32x4_if(to + (first * CHUNK_BYTES) as u64, chunk, exists) };
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use ferroflash::reference::{self, ReferenceOutput};
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Strides,
-    Tensor, VARIANTS,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, LseShape, LseViewMut, Mask, Pass, Problem,
+    Shape, Strides, Tensor, VARIANTS, Variant,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -95,8 +95,8 @@ pub(crate) struct Computed<T> {
 }
 
 impl Case {
-    /// A problem with contiguous tensors and the default scale.
-    pub(crate) fn new(kernel: Kernel, problem: Problem, mask: Mask) -> Case {
+    /// A problem with contiguous tensors and the default scale, for a kernel or one of its tiles.
+    pub(crate) fn new(kernel: impl Into<KernelChoice>, problem: Problem, mask: Mask) -> Case {
         let memory = Memory::contiguous(Layout::Bshd);
         let attention = Attention::new().with_kernel(kernel).with_mask(mask);
         Case { problem, attention, q: memory, k: memory, v: memory, out: memory, deviation: 1.0, seed: 0 }
@@ -291,6 +291,12 @@ impl Case {
 fn has_variant(device: &Device, kernel: Kernel, dtype: DType) -> bool {
     let mut variants = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel && variant.dtype == dtype);
     variants.any(|variant| device.info().runs(variant.arch))
+}
+
+/// The tiles of v3 for this type; none where the device does not run v3.
+pub(crate) fn v3_tiles<T: Element>(device: &Device) -> impl Iterator<Item = &'static Variant> {
+    let v3 = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
+    v3.filter(|variant| device.info().runs(variant.arch))
 }
 
 /// Whether the device runs this kernel on this type. Where it does not, a call has been seen to say so.

@@ -50,26 +50,19 @@ pub(crate) fn is_gpu() -> bool {
     *GPU.get_or_init(|| matches!(open().info().kind, DeviceKind::Cuda { .. }))
 }
 
-/// Random cases of each property.
+/// Random cases of each property: `FERROFLASH_TEST_CASES`, or as many as take some minutes on two cores, or on a GPU, for the suite.
 pub(crate) fn cases() -> u32 {
-    match std::env::var("FERROFLASH_TEST_CASES") {
-        Ok(number) => match number.parse() {
-            Ok(number) if number > 0 => number,
-            _ => panic!("FERROFLASH_TEST_CASES={number} is not accepted; a whole number above 0 is needed"),
-        },
-        // The whole suite then takes some minutes on two cores, and on a GPU.
-        Err(_) if is_gpu() => 256,
-        Err(_) => 64,
-    }
+    number("FERROFLASH_TEST_CASES").unwrap_or(if is_gpu() { 256 } else { 64 })
 }
 
 /// Interleavings that the emulator goes through where a test is about them: `FERROFLASH_TEST_SEEDS`, or `few`.
-pub(crate) fn seeds(few: u64) -> u64 {
-    match std::env::var("FERROFLASH_TEST_SEEDS") {
-        Ok(number) => match number.parse() {
-            Ok(number) if number > 0 => number,
-            _ => panic!("FERROFLASH_TEST_SEEDS={number} is not accepted; a whole number above 0 is needed"),
-        },
-        Err(_) => few,
-    }
+pub(crate) fn seeds(few: u32) -> u32 {
+    number("FERROFLASH_TEST_SEEDS").unwrap_or(few)
+}
+
+/// The number above 0 that an environment variable holds, if it is set.
+fn number(name: &str) -> Option<u32> {
+    let text = std::env::var(name).ok()?;
+    let number = text.parse().ok().filter(|&number| number > 0);
+    Some(number.unwrap_or_else(|| panic!("{name}={text} is not accepted; a whole number above 0 is needed")))
 }
