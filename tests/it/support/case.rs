@@ -234,23 +234,25 @@ impl Case {
 
     /// What has to come out for these inputs.
     ///
-    /// The error that the precision itself brings is a maximum over rows: of a few rows it is a matter of luck, the more so where most
-    /// rows have one key with all the weight, whose errors cancel. Problems take it from further draws of the same problem too, until
-    /// they have enough rows in which keys share the weight.
+    /// The error that the precision itself brings is a maximum over rows: of a few rows it is a matter of luck. Small problems
+    /// take it from further draws of the same problem too, until they have enough rows that can tell.
     pub(crate) fn reference<T: Element>(&self, inputs: &Inputs<T>) -> Reference {
         let first = self.compute(inputs);
         let rows = first.exact.lse.len().max(1);
-        let (mut error, mut lse_error, mut sharing) = (first.error(), first.lse_error(), first.sharing_rows);
+        let (mut error, mut lse_error, mut telling) = (first.error(), first.lse_error(), first.telling_rows);
         let mut draw = self.clone();
-        for _ in 1..MOST_DRAWS.min(MOST_ROWS.div_ceil(rows)) {
-            if sharing >= ENOUGH_ROWS {
+        for drawn in 1..MOST_DRAWS.min(MOST_ROWS.div_ceil(rows)) {
+            if telling >= ENOUGH_ROWS {
                 break;
             }
             draw.seed = draw.seed.wrapping_add(1);
             let further = draw.compute(&draw.inputs::<T>());
             error = error.max(further.error());
-            lse_error = lse_error.max(further.lse_error());
-            sharing += further.sharing_rows;
+            // In the log-sum-exp errors of scores do not cancel: every row can tell.
+            if drawn * rows < ENOUGH_ROWS {
+                lse_error = lse_error.max(further.lse_error());
+            }
+            telling += further.telling_rows;
         }
         Reference {
             lse_bound: lse_bound(&first.exact.lse, lse_error),
@@ -265,12 +267,22 @@ impl Case {
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| to_f64(data));
         let exact = reference::forward(&q, &k, &v, &self.problem, &self.attention).expect("a legal problem");
         let rounded = reference::forward_rounded(&q, &k, &v, &self.problem, &self.attention).expect("a legal problem");
+        // In 16-bit types the rounding of weights and outputs decides, in every row. In f32 it is the errors of the scores, which cancel
+        // in a row that gives all the weight to one key.
+        let telling_rows = match T::DTYPE {
+            DType::F32 => self.sharing_rows(&q, &k, &v, &exact.lse),
+            DType::F16 | DType::Bf16 => exact.lse.len(),
+        };
+        Draw { exact, rounded, telling_rows }
+    }
+
+    /// Rows in which keys share the weight.
+    fn sharing_rows(&self, q: &[f64], k: &[f64], v: &[f64], lse: &[f64]) -> usize {
         // With doubled scores, log-sum-exp is the logarithm of the sum of squares: sum p^2 = exp(lse(2 s) - 2 lse(s)).
         let doubled: Vec<f64> = q.iter().map(|x| 2.0 * x).collect();
-        let squares = reference::forward(&doubled, &k, &v, &self.problem, &self.attention).expect("a legal problem");
-        let sharing = |(lse, squares): &(&f64, &f64)| 1.0 - (*squares - 2.0 * *lse).exp() > SHARED;
-        let sharing_rows = exact.lse.iter().zip(&squares.lse).filter(sharing).count();
-        Draw { exact, rounded, sharing_rows }
+        let squares = reference::forward(&doubled, k, v, &self.problem, &self.attention).expect("a legal problem");
+        let shares = |(lse, squares): &(&f64, &f64)| 1.0 - (*squares - 2.0 * *lse).exp() > SHARED;
+        lse.iter().zip(&squares.lse).filter(shares).count()
     }
 
     /// Runs the kernel and compares output and log-sum-exp with the reference.
@@ -310,7 +322,7 @@ pub(crate) fn runs<T: Element>(device: &Device, kernel: Kernel) -> bool {
     false
 }
 
-/// Rows in which keys share the weight, over which the error of the precision is taken, at least.
+/// Rows that can tell the error of the precision, over which it is taken, at least.
 const ENOUGH_ROWS: usize = 256;
 
 /// Weight that is not with one key alone, `1 - sum p^2`, from which a row counts: two keys with 5 and 95 percent. Of an error of the
@@ -327,8 +339,8 @@ const MOST_ROWS: usize = 64 * 256;
 struct Draw {
     exact: ReferenceOutput,
     rounded: ReferenceOutput,
-    /// Rows in which keys share the weight.
-    sharing_rows: usize,
+    /// Rows that can tell the error of the precision.
+    telling_rows: usize,
 }
 
 impl Draw {
