@@ -3,10 +3,7 @@
 use crate::support::case::{Case, Inputs, Memory, compare, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference::max_abs_difference;
-use ferroflash::{
-    DType, Device, Element, EmulatorConfig, Kernel, Layout, LseShape, LseViewMut, Mask, Problem, Shape, Tensor, bf16,
-    f16,
-};
+use ferroflash::{Device, Element, EmulatorConfig, Kernel, Layout, Lse, LseShape, Mask, Problem, Tensor, bf16, f16};
 
 /// Several tiles of queries and of keys, none of them whole.
 const Q_ROWS: usize = 130;
@@ -89,19 +86,18 @@ fn repeat<T: Element>(device: &Device, case: &Case, repeats: u32) {
 struct Tensors {
     qkv: [Tensor; 3],
     out: Tensor,
-    lse: Tensor,
+    lse: Lse,
 }
 
 impl Tensors {
     fn new<T: Element>(device: &Device, case: &Case, inputs: &Inputs<T>) -> Tensors {
         let upload = |data: &[T], shape| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();
-        let uninit = |dtype, shape| Tensor::uninit(device, dtype, shape, Layout::Bshd).unwrap();
         let (q, kv) = (case.q_shape(), case.kv_shape());
-        let lse = Shape::new(1, q.batch * q.heads * q.rows, 1, 1);
+        let Problem { batch, q_heads: heads, q_rows: rows, .. } = case.problem;
         Tensors {
             qkv: [upload(&inputs.q, q), upload(&inputs.k, kv), upload(&inputs.v, kv)],
-            out: uninit(T::DTYPE, q),
-            lse: uninit(DType::F32, lse),
+            out: Tensor::uninit(device, T::DTYPE, q, Layout::Bshd).unwrap(),
+            lse: Lse::uninit(device, LseShape { batch, heads, rows }).unwrap(),
         }
     }
 
@@ -110,14 +106,9 @@ impl Tensors {
         let Tensors { qkv: [q, k, v], out, lse } = self;
         out.fill_bytes(0xff).unwrap();
         lse.fill_bytes(0xff).unwrap();
-        let Problem { batch, q_heads: heads, q_rows: rows, .. } = case.problem;
-        let (address, elements) = (lse.address(), lse.storage_elements());
-        let shape = LseShape { batch, heads, rows };
-        // SAFETY: the memory of `lse`, used by nobody else until the stream is done.
-        let mut view = unsafe { LseViewMut::from_raw(q.device(), address, elements, shape) }.unwrap();
         let stream = q.device().default_stream();
         let (q, k, v) = (q.view(), k.view(), v.view());
-        case.attention.forward_into(&stream, &q, &k, &v, &mut out.view_mut(), Some(&mut view)).unwrap();
+        case.attention.forward_into(&stream, &q, &k, &v, &mut out.view_mut(), Some(&mut lse.view_mut())).unwrap();
         stream.synchronize().unwrap();
         (out.to_vec().unwrap(), lse.to_vec().unwrap())
     }
@@ -299,7 +290,7 @@ fn shifting_all_scores_moves_only_the_log_sum_exp() {
 /// A stream of its own gives what the default stream gives.
 #[test]
 fn another_stream_gives_the_same_bits() {
-    use ferroflash::Attention;
+    use ferroflash::{Attention, Shape};
     let shared = device::shared();
     let device = &shared.device;
     let case = case::<f32>(Kernel::V2, Mask::Causal);

@@ -125,11 +125,12 @@ pub struct Tile {
 }
 
 /// Keys and values of a section, which are to stay in the L2 cache: a little over half of the 50 to 60 MB of Hopper, as either half
-/// caches for its own multiprocessors. 33 MiB cost nothing, 64 MiB 1 % and 128 MiB 5 % (H200, at full clock).
+/// caches for its own multiprocessors. 33 MiB, of 33 heads of 2048 rows and 128 dims, cost nothing, 64 MiB 1 % and 128 MiB 5 % (H200, at
+/// full clock, docs/perf-log.md).
 const CACHED_BYTES: u64 = 34 << 20;
 
-/// Heads that a section may have whatever their size, as it may those that fill two rounds: fewer leave more idle than the cache
-/// gains.
+/// Heads that a section may have whatever their size, as it may those that fill two rounds. At 256 dims and 11500 rows (90 blocks) the
+/// mean thread block is then busy 98 % of the busiest one's time, computed as the tests do; in sections of two heads 70 %.
 const FEW_HEADS: u32 = 4;
 
 /// Most tiles of a schedule: its slots, less than twice as many and one section, stay below `2^31`, see [`Divisor::split`].
@@ -402,5 +403,35 @@ mod tests {
         }
         let mean = (logs / shapes as f64).exp();
         assert!(shapes > 100 && mean <= 1.01, "{mean} over {shapes} shapes");
+    }
+
+    /// 11 to 20 MiB of keys and values a head: the few that the cache holds would fill rounds badly.
+    #[test]
+    fn heads_beyond_the_cache_are_balanced() {
+        for rows in [11500, 12000, 20000] {
+            let work = causal(3, 16, 1, rows, 256, 128);
+            let ((most, _), best) = (busiest_and_mean(&work, 80, 132), greedy(&work, 80, 132));
+            assert!(most <= 1.05 * best, "{rows} rows: {most} for {best}");
+        }
+    }
+
+    /// Sections that were measured (docs/perf-log.md), 16384 rows in sequences of every length: they fill rounds inside the cache.
+    #[test]
+    fn sections_stay_in_the_cache() {
+        for (head_dim, q_block, rows, expected) in [
+            (64, 128, 2048, 33),
+            (64, 192, 16384, 6),
+            (128, 128, 512, 66),
+            (128, 128, 2048, 33),
+            (128, 128, 4096, 16),
+            (128, 128, 8192, 8),
+            (128, 128, 16384, 4),
+            (256, 128, 4096, 8),
+        ] {
+            let work = causal(16384 / rows, 2048 / head_dim, 1, rows, head_dim, q_block);
+            let heads = Schedule::new(&work, 132).section_heads.value;
+            assert_eq!(heads, expected, "{rows} rows of {head_dim} dims");
+            assert!(u64::from(heads) * work.kv_head_bytes <= CACHED_BYTES, "{rows} rows of {head_dim} dims");
+        }
     }
 }
