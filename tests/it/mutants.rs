@@ -51,10 +51,12 @@ const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
 
 /// v3 on one thread block: each role passes every buffer several times, and a diagonal off the tiles' corners leaves several blocks
 /// with element tests. The negative scale makes the kernel change the queries.
-const V3_CALLS: [Call; 4] = [
+const V3_CALLS: [Call; 5] = [
     call(400, 460, Mask::Causal, 0.125),
     call(130, 520, Mask::Full, -0.125),
+    // Tiles of two blocks of 128 keys, and of 64.
     Call { heads: 6, ..call(65, 129, Mask::Full, 0.125) },
+    Call { heads: 6, ..call(65, 100, Mask::Full, 0.125) },
     // Most tiles see no key: nothing but their own synchronisation orders them.
     call(400, 3, Mask::Causal, 0.125),
 ];
@@ -94,8 +96,8 @@ const V3_ONE_BUFFER: Subject = Subject {
         (
             Edit::NoMbarrierWait,
             1,
-            "for the first keys of a tile but the first: the values or, after a tile of one block, the queries before them waited for \
-             something that their buffer's readers did later",
+            "for the first values of a tile: the queries before them waited for the last scores of the tile before, and whoever read \
+             the buffer was done by then",
         ),
         (Edit::NoWarpSync, 1, NOTES_CONVERGE.2),
     ],

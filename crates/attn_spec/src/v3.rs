@@ -137,7 +137,7 @@ const FEW_HEADS: u32 = 4;
 pub const MAX_TILES: u32 = 1 << 29;
 
 /// Heads of a section of uneven tiles, whole groups of them: the fewest that fill pairs of rounds; where these are more than the cache
-/// holds, as many as it does hold, with the smallest part of the slots idle.
+/// holds, those of what it holds that leave the busiest thread block nearest to the mean.
 const fn section_heads(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64, ctas: u32) -> u32 {
     let pair = 2 * ctas;
     let filling = pair as u64 * group as u64 / greatest_common_divisor(pair as u64, q_blocks as u64 * group as u64);
@@ -152,22 +152,44 @@ const fn section_heads(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64
         return heads;
     }
     // Fewer steps than a pair of rounds has slots: as many groups would fill it.
-    let (mut best, mut best_idle) = (group, idle_slots(group, q_blocks, pair));
-    let mut some = 2 * group;
+    let (mut best, mut least_excess) = (group, u64::MAX);
+    let mut some = group;
     while some as u64 <= most {
-        let idle = idle_slots(some, q_blocks, pair);
-        if idle * best as u64 <= best_idle * some as u64 {
-            (best, best_idle) = (some, idle);
+        let (sections, last) = split(heads, some);
+        let excess = (sections - 1) as u64 * excess(some, q_blocks, ctas, false) + excess(last, q_blocks, ctas, true);
+        if excess <= least_excess {
+            (best, least_excess) = (some, excess);
         }
         some += group;
     }
     best
 }
 
-/// Slots without a tile when some heads fill `pair` after `pair` of slots.
-const fn idle_slots(heads: u32, q_blocks: u32, pair: u32) -> u64 {
-    let tiles = heads as u64 * q_blocks as u64;
-    tiles.next_multiple_of(pair as u64) - tiles
+/// Sections of so many heads, and the heads of the last one. To the nearest: a short last section would be long tiles for a few thread
+/// blocks while the others are done.
+const fn split(heads: u32, section_heads: u32) -> (u32, u32) {
+    let sections = (heads + section_heads / 2) / section_heads;
+    (sections, heads - (sections - 1) * section_heads)
+}
+
+/// How much longer than the mean the busiest thread block takes for a section, but for a factor that all sections share.
+///
+/// Tiles are as long as their rows are late: in the order of a section their lengths fall along a line to zero, and a pair of rounds,
+/// which runs forwards and backwards, is even. What is uneven is the end. A last pair with idle slots lacks what the line would go on
+/// with below zero; a last round without a partner gives some thread blocks a tile and others none, half of which evens out in
+/// another section, since its rounds run the other way.
+const fn excess(heads: u32, q_blocks: u32, ctas: u32, is_last: bool) -> u64 {
+    let (tiles, ctas) = (heads as u64 * q_blocks as u64, ctas as u64);
+    let rounds = tiles.div_ceil(ctas);
+    let idle = rounds * ctas - tiles;
+    let busy = ctas - idle;
+    let sum = match (rounds % 2, is_last) {
+        (0, _) => idle * (2 * ctas - idle),
+        (_, true) => busy * (2 * ctas - busy),
+        (_, false) => busy * (ctas - busy),
+    };
+    // Lengths fall by one every `heads` tiles. In 256ths, as most quotients are small.
+    256 * sum / heads as u64
 }
 
 const fn greatest_common_divisor(a: u64, b: u64) -> u64 {
@@ -186,10 +208,8 @@ impl Schedule {
             // Equal tiles need no balance: one group of heads after the other.
             group
         };
-        // To the nearest: a short last section would be long tiles for a few thread blocks while the others are done.
-        let sections = (heads + section_heads / 2) / section_heads;
+        let (sections, last_heads) = split(heads, section_heads);
         let last_section = sections - 1;
-        let last_heads = heads - last_section * section_heads;
         let tiles = section_heads * q_blocks;
         let section_slots = if uneven { tiles.next_multiple_of(ctas) } else { tiles };
         Schedule {
@@ -370,7 +390,7 @@ mod tests {
             (64, 192, 128, 8192..=16384),
             (128, 128, 128, 512..=4096),
             (128, 128, 160, 8192..=16384),
-            (256, 128, 80, 512..=16384),
+            (256, 128, 64, 512..=16384),
         ] {
             for rows in [512, 1024, 2048, 4096, 8192, 16384_u32].into_iter().filter(|rows| lengths.contains(rows)) {
                 let work = causal(16384 / rows, 2048 / head_dim, 1, rows, head_dim, q_block);
@@ -380,8 +400,8 @@ mod tests {
         }
     }
 
-    /// Sequences, heads and lengths that fill no round, on the three sizes of Hopper: over all of them at most 1 % behind the greedy
-    /// schedule, which would need a counter that all thread blocks share, and nowhere more than 12 %.
+    /// Sequences, heads and lengths that fill no round, on the three sizes of Hopper: over all of them at most 0.5 % behind the greedy
+    /// schedule, which would need a counter that all thread blocks share, and nowhere more than 6 %.
     #[test]
     fn causal_tiles_are_balanced_as_by_a_queue() {
         let (mut logs, mut shapes) = (0.0, 0);
@@ -395,23 +415,23 @@ mod tests {
                         continue;
                     }
                     let ((most, _), best) = (busiest_and_mean(&work, 128, ctas), greedy(&work, 128, ctas));
-                    assert!(most <= 1.12 * best, "{work:?} on {ctas}: {most} for {best}");
+                    assert!(most <= 1.06 * best, "{work:?} on {ctas}: {most} for {best}");
                     logs += (most / best).ln();
                     shapes += 1;
                 }
             }
         }
         let mean = (logs / shapes as f64).exp();
-        assert!(shapes > 100 && mean <= 1.01, "{mean} over {shapes} shapes");
+        assert!(shapes > 100 && mean <= 1.005, "{mean} over {shapes} shapes");
     }
 
-    /// 11 to 20 MiB of keys and values a head: the few that the cache holds would fill rounds badly.
+    /// 8 to 20 MiB of keys and values a head: the few that the cache holds would fill rounds badly.
     #[test]
     fn heads_beyond_the_cache_are_balanced() {
-        for rows in [11500, 12000, 20000] {
+        for rows in [8576, 8704, 9000, 11500, 12000, 20000] {
             let work = causal(3, 16, 1, rows, 256, 128);
-            let ((most, _), best) = (busiest_and_mean(&work, 80, 132), greedy(&work, 80, 132));
-            assert!(most <= 1.05 * best, "{rows} rows: {most} for {best}");
+            let ((most, _), best) = (busiest_and_mean(&work, 64, 132), greedy(&work, 64, 132));
+            assert!(most <= 1.03 * best, "{rows} rows: {most} for {best}");
         }
     }
 
@@ -420,12 +440,13 @@ mod tests {
     fn sections_stay_in_the_cache() {
         for (head_dim, q_block, rows, expected) in [
             (64, 128, 2048, 33),
+            (64, 192, 8192, 15),
             (64, 192, 16384, 6),
             (128, 128, 512, 66),
             (128, 128, 2048, 33),
-            (128, 128, 4096, 16),
-            (128, 128, 8192, 8),
-            (128, 128, 16384, 4),
+            (128, 128, 4096, 12),
+            (128, 128, 8192, 6),
+            (128, 128, 16384, 3),
             (256, 128, 4096, 8),
         ] {
             let work = causal(16384 / rows, 2048 / head_dim, 1, rows, head_dim, q_block);

@@ -84,6 +84,10 @@ pub(crate) struct BenchArgs {
     /// Milliseconds of one sample: launches are repeated until they fill it
     #[arg(long, value_name = "MS", default_value_t = 5.0)]
     sample: f64,
+    /// Milliseconds that the GPU rests before each sample: it then runs at full clock, as in single calls; 0: at what clock the
+    /// power limit allows in the long run
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    rest: u64,
     /// What a timed launch finds in the level-two cache
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = L2::Warm)]
     l2: L2,
@@ -247,6 +251,7 @@ impl BenchArgs {
             repeats: self.repeats,
             warmup: Duration::from_millis(self.warmup),
             sample_ms: self.sample,
+            rest: Duration::from_millis(self.rest),
             l2: self.l2,
             order_seed: self.order_seed,
         }
@@ -279,6 +284,7 @@ impl BenchArgs {
             timer: timer.to_owned(),
             repeats: if timed { self.repeats } else { 0 },
             sample_ms: if timed { self.sample } else { 0.0 },
+            rest_ms: if timed { self.rest } else { 0 },
             warmup_seconds: if timed { self.warmup as f64 / 1e3 } else { 0.0 },
             l2: self.l2.name().to_owned(),
             order: order.to_owned(),

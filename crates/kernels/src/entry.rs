@@ -133,11 +133,11 @@ const fn turns(head_dim: u32) -> bool {
     head_dim <= 128
 }
 
-/// Whether v3 rescales the output only when it has to. That pays where the output has many columns, 2 to 3 % at 256 dims, and with
-/// three warpgroups, 3 to 5 % at 64; elsewhere the branch costs what it saves, or up to 3 % (H200, docs/perf-log.md).
+/// Whether v3 rescales the output only when it has to. That pays where the output has many columns, 1 to 2 % at 192 dims and 4 to 8 %
+/// at 256, and with three warpgroups, 3 to 5 % at 64; elsewhere the branch costs what it saves, or up to 3 % (H200, docs/perf-log.md).
 #[cfg(target_feature = "sm_90a")]
 const fn lazy(head_dim: u32, warps: u32) -> bool {
-    head_dim == 256 || warps > 12
+    head_dim > 128 || warps > 12
 }
 
 /// Registers of a loading thread of v3: the least that holds the schedule; what it gives back goes to the others.

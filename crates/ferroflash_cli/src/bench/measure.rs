@@ -27,6 +27,8 @@ pub(crate) struct Timing {
     pub(crate) warmup: Duration,
     /// Length of one sample: long beside the microseconds that two events and an idle GPU cost, short enough to alternate.
     pub(crate) sample_ms: f64,
+    /// How long the device rests before each sample.
+    pub(crate) rest: Duration,
     /// What a launch finds in the cache.
     pub(crate) l2: L2,
     /// Seed of the order in which implementations take turns.
@@ -243,7 +245,7 @@ impl Bench<'_> {
         for contestant in &mut contestants {
             let start = Instant::now();
             while contestant.failed.is_none() {
-                match self.sample(workload, contestant.who, contestant.launches)? {
+                match self.sample(workload, contestant.who, contestant.launches, timing.rest)? {
                     Ok(ms) => contestant.launches = timing.launches(contestant.launches, ms),
                     Err(reason) => contestant.failed = Some(reason),
                 }
@@ -260,7 +262,7 @@ impl Bench<'_> {
                 if contestant.failed.is_some() {
                     continue;
                 }
-                match self.sample(workload, contestant.who, contestant.launches)? {
+                match self.sample(workload, contestant.who, contestant.launches, timing.rest)? {
                     Ok(ms) => contestant.samples.push(ms / f64::from(contestant.launches)),
                     Err(reason) => contestant.failed = Some(reason),
                 }
@@ -279,11 +281,15 @@ impl Bench<'_> {
     }
 
     /// Milliseconds of `launches` in a row, together; of a peer maybe the reason why there are none.
-    fn sample(&mut self, workload: &mut Workload, who: Who, launches: u32) -> Result<Outcome<f64>> {
+    fn sample(&mut self, workload: &mut Workload, who: Who, launches: u32, rest: Duration) -> Result<Outcome<f64>> {
+        // Back to back the device has work until the host has launched more; after a rest it would wait.
+        let lead = !rest.is_zero();
+        std::thread::sleep(rest);
         match who {
-            Who::Kernel(kernel) | Who::Again(kernel) => Ok(Ok(workload.time_ms(kernel, launches)?)),
+            Who::Kernel(kernel) | Who::Again(kernel) => Ok(Ok(workload.time_ms(kernel, launches, lead)?)),
             Who::Peer(peer) => {
-                Ok(self.peers.as_mut().ok_or_else(|| "no peers".to_owned()).and_then(|p| p.time_ms(peer, launches)))
+                let peers = self.peers.as_mut().ok_or_else(|| "no peers".to_owned());
+                Ok(peers.and_then(|peers| peers.time_ms(peer, launches, lead)))
             }
         }
     }
@@ -390,7 +396,8 @@ mod tests {
 
     #[test]
     fn a_sample_is_as_many_launches_as_fill_it() {
-        let timing = |l2| Timing { repeats: 3, warmup: Duration::ZERO, sample_ms: 5.0, l2, order_seed: 0 };
+        let timing =
+            |l2| Timing { repeats: 3, warmup: Duration::ZERO, sample_ms: 5.0, rest: Duration::ZERO, l2, order_seed: 0 };
         assert_eq!(timing(L2::Warm).launches(10, 20.0), 3);
         assert_eq!(timing(L2::Warm).launches(1, 100.0), 1);
         assert_eq!(timing(L2::Warm).launches(1, 0.001), 1000);

@@ -8,7 +8,7 @@
 //!                                             {"hello": {"versions": {"torch": "2.11.0", ..}}} or {"unavailable": "why"}
 //! {"prepare": {"folder": "..", "dtype": "bf16", .., "sets": 1, "flush_bytes": 0}}           {"prepared": true}
 //! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
-//! {"time": {"peer": "cudnn", "launches": 10}}                {"ms": 7.3}            of all launches together
+//! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
 //! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
 //! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
 //! {"trim": true}                                             {"trimmed": true}      kept memory goes back to the driver
@@ -95,7 +95,7 @@ impl fmt::Display for PeerName {
 enum Request<'a> {
     Prepare(Prepare),
     Check { peer: &'a str, out: PathBuf },
-    Time { peer: &'a str, launches: u32 },
+    Time { peer: &'a str, launches: u32, lead: bool },
     Verify { peer: &'a str },
     Matmul { dtype: &'a str, size: usize, launches: u32 },
     Trim(bool),
@@ -346,9 +346,9 @@ impl Peers {
         }
     }
 
-    /// Milliseconds of `launches` forward passes in a row, together.
-    pub(crate) fn time_ms(&mut self, peer: PeerName, launches: u32) -> Outcome<f64> {
-        self.milliseconds(&Request::Time { peer: peer.key(), launches })
+    /// Milliseconds of `launches` forward passes in a row, together. `lead`: one more goes ahead, outside of the time.
+    pub(crate) fn time_ms(&mut self, peer: PeerName, launches: u32, lead: bool) -> Outcome<f64> {
+        self.milliseconds(&Request::Time { peer: peer.key(), launches, lead })
     }
 
     /// Whether the launches that were timed give, over poisoned memory, what was compared with the reference; otherwise why not.

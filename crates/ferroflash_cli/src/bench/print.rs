@@ -41,8 +41,9 @@ pub(super) fn heading(record: &Record, timed: bool, throttled: &[&str]) -> Resul
     if timed {
         let Method { repeats, warmup_seconds, sample_ms, l2, order_seed, .. } = method;
         say!(
-            "Median and interquartile range of {repeats} samples of {sample_ms} ms by {} after {warmup_seconds} s of warm-up, \
+            "Median and interquartile range of {repeats} samples of {sample_ms} ms {} by {} after {warmup_seconds} s of warm-up, \
              level-two cache {l2}, order drawn with seed {order_seed}.",
+            method.rest(),
             method.timer
         )?;
     } else {

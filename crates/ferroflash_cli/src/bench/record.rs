@@ -107,6 +107,9 @@ pub(crate) struct Method {
     pub(crate) repeats: u32,
     /// Milliseconds that one sample is meant to last.
     pub(crate) sample_ms: f64,
+    /// Milliseconds that the device rests before each sample; 0 in records older than the field.
+    #[serde(default)]
+    pub(crate) rest_ms: u64,
     /// Seconds of warm-up of each kernel and cell.
     pub(crate) warmup_seconds: f64,
     /// What a launch finds in the level-two cache: `warm`, `flush` or `rotate`.
@@ -123,6 +126,13 @@ pub(crate) struct Method {
     pub(crate) flop_rule: String,
     /// When a result counts as right.
     pub(crate) tolerance: String,
+}
+
+impl Method {
+    /// How samples follow each other.
+    pub(crate) fn rest(&self) -> String {
+        if self.rest_ms == 0 { "back to back".to_owned() } else { format!("{} ms of rest apart", self.rest_ms) }
+    }
 }
 
 /// What a run set out to measure.

@@ -156,6 +156,9 @@ fn other_machines_and_methods_are_refused() {
     let mut after = before.clone();
     after.method.l2 = "flush".to_owned();
     assert!(error(&after).contains("level-two cache, `warm` and `flush`"), "{}", error(&after));
+    let mut after = before.clone();
+    after.method.rest_ms = 20;
+    assert!(error(&after).contains("samples, `back to back` and `20 ms of rest apart`"), "{}", error(&after));
 }
 
 #[test]

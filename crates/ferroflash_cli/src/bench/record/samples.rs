@@ -41,6 +41,7 @@ pub(crate) fn sample(device: &str, backend: &str, cells: Vec<Cell>) -> Record {
             timer: "CUDA events".to_owned(),
             repeats: 5,
             sample_ms: 5.0,
+            rest_ms: 0,
             warmup_seconds: 0.2,
             l2: "warm".to_owned(),
             order: "shuffled".to_owned(),
