@@ -26,7 +26,7 @@
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
 //! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `softmax::lazy_limit`, and a warp whose rows are all below
-//! theirs rescales nothing: at 256 dims 130 of 460 instructions of a step. The output is the same, as `o` and `l` share `m`.
+//! theirs rescales nothing: at 256 dims 130 of 450 instructions of a step. The output is the same, as `o` and `l` share `m`.
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
 //! see `attn_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
