@@ -68,7 +68,7 @@ macro_rules! entry {
                     { $kv / 16 },
                     { $d / 8 },
                     { turns($d) },
-                    { lazy($d, $kv, $warps) },
+                    { lazy($d, $warps) },
                     { load_registers($warps) },
                     { math_registers($warps) },
                 >(&p, maps)
@@ -134,11 +134,10 @@ const fn turns(head_dim: u32) -> bool {
 }
 
 /// Whether v3 rescales the output only when it has to. That pays where the output has many columns, 1 to 2 % at 192 dims and 4 to 8 %
-/// at 256, with three warpgroups, 3 to 5 % at 64, and with 160 keys a step, which long rows have, 1 % at 128; elsewhere the branch costs
-/// what it saves, or up to 3 % (H200, docs/perf-log.md).
+/// at 256, and with three warpgroups, 3 to 5 % at 64; elsewhere the branch costs what it saves, or up to 3 % (H200, docs/perf-log.md).
 #[cfg(target_feature = "sm_90a")]
-const fn lazy(head_dim: u32, kv_block: u32, warps: u32) -> bool {
-    head_dim > 128 || kv_block > 128 || warps > 12
+const fn lazy(head_dim: u32, warps: u32) -> bool {
+    head_dim > 128 || warps > 12
 }
 
 /// Registers of a loading thread of v3: the least that holds the schedule; what it gives back goes to the others.
