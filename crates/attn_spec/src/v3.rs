@@ -157,6 +157,7 @@ const fn section_heads(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64
     while some as u64 <= most {
         let (sections, last) = split(heads, some);
         let excess = (sections - 1) as u64 * excess(some, q_blocks, ctas, false) + excess(last, q_blocks, ctas, true);
+        // Of equals the larger: fewer ends.
         if excess <= least_excess {
             (best, least_excess) = (some, excess);
         }
@@ -188,8 +189,8 @@ const fn excess(heads: u32, q_blocks: u32, ctas: u32, is_last: bool) -> u64 {
         (_, true) => busy * (2 * ctas - busy),
         (_, false) => busy * (ctas - busy),
     };
-    // Lengths fall by one every `heads` tiles. In 256ths, as most quotients are small.
-    256 * sum / heads as u64
+    // Lengths fall by one every `heads` tiles.
+    sum / heads as u64
 }
 
 const fn greatest_common_divisor(a: u64, b: u64) -> u64 {
@@ -433,6 +434,8 @@ mod tests {
             let ((most, _), best) = (busiest_and_mean(&work, 64, 132), greedy(&work, 64, 132));
             assert!(most <= 1.03 * best, "{rows} rows: {most} for {best}");
         }
+        // Three heads are as even here; four were measured.
+        assert_eq!(Schedule::new(&causal(1, 8, 1, 16384, 256, 128), 132).section_heads.value, 4);
     }
 
     /// Sections that were measured (docs/perf-log.md), 16384 rows in sequences of every length: they fill rounds inside the cache.
