@@ -52,9 +52,8 @@ fn utf8(path: &Path) -> &str {
 }
 
 /// A Python that knows no attention: of one row it gives v, which is right, because the softmax of one score is 1. `cudnn` does so
-/// in 2 ms a launch and with more memory than two of them find, `flash` in 1 ms, `efficient` gives q and in the end
-/// something else, `math` refuses, and `triton` dies
-/// at its first launch.
+/// in 2 ms a launch and with more memory than two of them find, `flash` in 1 ms, 16 behind a launch of its own, `efficient` gives q and in
+/// the end something else, `math` refuses, and `triton` dies at its first launch.
 #[cfg(unix)]
 const FAKE_PYTHON: &str = r#"#!/bin/sh
 echo "some warning" >&2
@@ -71,7 +70,7 @@ while read -r line; do
     '{"time"'*'"triton"'*) echo "a fatal error" >&2; exit 1 ;;
     '{"time"'*)
         launches=$(expr "$line" : '.*"launches":\([0-9]*\)')
-        case "$line" in *cudnn*) each=2 ;; *) each=1 ;; esac
+        case "$line" in *cudnn*) each=2 ;; *'"lead":true'*) each=16 ;; *) each=1 ;; esac
         echo "{\"ms\": $((launches * each))}" ;;
     '{"verify"'*'"efficient"'*) echo '{"skipped": "another result than the one that was checked"}' ;;
     '{"verify"'*) echo '{"verified": true}' ;;
@@ -158,6 +157,23 @@ fn colours_are_for_those_who_want_them() {
     assert!(printed(&[("CLICOLOR_FORCE", "1")]).contains('\x1b'));
     assert!(!printed(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]).contains('\x1b'));
     assert!(!printed(&[]).contains('\x1b'));
+}
+
+/// Each sample of naive, v2, v2 again and a peer after its rest, with a launch ahead.
+#[cfg(unix)]
+#[test]
+fn the_device_rests_before_samples() {
+    let folder = folder();
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    let start = Instant::now();
+    let printed = output(&mut bench_with_peers(&python, &json, &["--peers", "flash", "--rest", "40"]));
+    assert!(start.elapsed() >= Duration::from_millis(4 * 3 * 40), "{:?}", start.elapsed());
+    assert!(printed.contains("samples of 0.01 ms 40 ms of rest apart by"), "{printed}");
+    let record = read(&json);
+    assert_eq!(record["method"]["rest_ms"], 40);
+    assert_eq!(result(&cells(&record)[0], "torch flash")["time_ms"]["median"], 16.0);
+    let error = bench_with_peers(&python, &json, &["--peers", "flash", "--resume"]).output().unwrap();
+    assert!(text(&error.stderr).contains("method.rest_ms is 40 in the file, 0 now"), "{}", text(&error.stderr));
 }
 
 #[cfg(unix)]
