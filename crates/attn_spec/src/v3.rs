@@ -125,8 +125,8 @@ pub struct Tile {
 }
 
 /// Keys and values of a section, which are to stay in the L2 cache: a little over half of the 50 to 60 MB of Hopper, as either half
-/// caches for its own multiprocessors. 33 MiB, of 33 heads of 2048 rows and 128 dims, cost nothing, 64 MiB 1 % and 128 MiB 5 % (H200, at
-/// full clock, docs/perf-log.md).
+/// caches for its own multiprocessors. 33 MiB, of 33 heads of 2048 rows and 128 dims, cost nothing, 64 MiB 1 % and 128 MiB 5 % (H200,
+/// after a rest, docs/perf-log.md).
 const CACHED_BYTES: u64 = 34 << 20;
 
 /// Heads that a section may have whatever their size, as it may those that fill two rounds. At 256 dims and 11500 rows (90 blocks) the
@@ -156,10 +156,10 @@ const fn section_heads(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64
     let mut some = group;
     while some as u64 <= most {
         let (sections, last) = split(heads, some);
-        let excess = (sections - 1) as u64 * excess(some, q_blocks, ctas, false) + excess(last, q_blocks, ctas, true);
+        let total = (sections - 1) as u64 * excess(some, q_blocks, ctas, false) + excess(last, q_blocks, ctas, true);
         // Of equals the larger: fewer ends.
-        if excess <= least_excess {
-            (best, least_excess) = (some, excess);
+        if total <= least_excess {
+            (best, least_excess) = (some, total);
         }
         some += group;
     }
@@ -438,7 +438,8 @@ mod tests {
         assert_eq!(Schedule::new(&causal(1, 8, 1, 16384, 256, 128), 132).section_heads.value, 4);
     }
 
-    /// Sections that were measured (docs/perf-log.md), 16384 rows in sequences of every length: they fill rounds inside the cache.
+    /// Sections of cells that were measured (docs/perf-log.md), 16384 rows in sequences of every length: their keys and values stay in
+    /// the cache.
     #[test]
     fn sections_stay_in_the_cache() {
         for (head_dim, q_block, rows, expected) in [

@@ -84,8 +84,8 @@ pub(crate) struct BenchArgs {
     /// Milliseconds of one sample: launches are repeated until they fill it
     #[arg(long, value_name = "MS", default_value_t = 5.0)]
     sample: f64,
-    /// Milliseconds that the GPU rests before each sample: it then runs at full clock, as in single calls; 0: at what clock the
-    /// power limit allows in the long run
+    /// Milliseconds that the GPU rests before each sample: its power limit then slows it down less, as in single calls; 0: back to
+    /// back, at the speed that it can keep up
     #[arg(long, value_name = "MS", default_value_t = 0)]
     rest: u64,
     /// What a timed launch finds in the level-two cache

@@ -141,9 +141,9 @@ fn comparable(before: &Record, after: &Record, across: bool) -> Result<()> {
         b.device
     );
     let (a, b) = (&before.method, &after.method);
-    let (a_rest, b_rest) = (a.rest(), b.rest());
+    let (a_spacing, b_spacing) = (a.spacing(), b.spacing());
     for (what, a, b) in [
-        ("rest of the device between samples", &a_rest, &b_rest),
+        ("rest of the device between samples", &a_spacing, &b_spacing),
         ("state of the level-two cache", &a.l2, &b.l2),
         ("inputs", &a.inputs, &b.inputs),
         ("rule for FLOP", &a.flop_rule, &b.flop_rule),

@@ -43,7 +43,7 @@ pub(super) fn heading(record: &Record, timed: bool, throttled: &[&str]) -> Resul
         say!(
             "Median and interquartile range of {repeats} samples of {sample_ms} ms {} by {} after {warmup_seconds} s of warm-up, \
              level-two cache {l2}, order drawn with seed {order_seed}.",
-            method.rest(),
+            method.spacing(),
             method.timer
         )?;
     } else {

@@ -130,7 +130,7 @@ pub(crate) struct Method {
 
 impl Method {
     /// How samples follow each other.
-    pub(crate) fn rest(&self) -> String {
+    pub(crate) fn spacing(&self) -> String {
         if self.rest_ms == 0 { "back to back".to_owned() } else { format!("{} ms of rest apart", self.rest_ms) }
     }
 }

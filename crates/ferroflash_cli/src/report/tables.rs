@@ -60,7 +60,7 @@ pub(super) fn introduction(record: &Record) -> Vec<String> {
         lines.push(format!(
             "Medians of {} samples {}, after {} s of warm-up; inputs {}. TFLOP/s count {}.",
             method.repeats,
-            method.rest(),
+            method.spacing(),
             method.warmup_seconds,
             method.inputs,
             method.flop_rule
@@ -251,7 +251,7 @@ fn method(record: &Record) -> List {
     if !counted(record) {
         entries.push(("samples of each implementation".to_owned(), method.repeats.to_string()));
         entries.push(("length of a sample".to_owned(), format!("{} ms", method.sample_ms)));
-        entries.push(("samples follow each other".to_owned(), method.rest()));
+        entries.push(("samples follow each other".to_owned(), method.spacing()));
         entries.push(("warm-up".to_owned(), format!("{} s", method.warmup_seconds)));
         entries.push(("level-two cache before a launch".to_owned(), method.l2.clone()));
     }
