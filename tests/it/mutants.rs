@@ -34,6 +34,8 @@ struct Call {
 struct Subject {
     pass: Pass,
     head_dim: u32,
+    /// Keys that a row sees, which the tile is for.
+    keys: u32,
     calls: &'static [Call],
     /// Fewer broken copies mean that the edits no longer find what they look for.
     least_mutants: usize,
@@ -51,12 +53,15 @@ const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
 
 /// v3 on one thread block: each role passes every buffer several times, and a diagonal off the tiles' corners leaves several blocks
 /// with element tests. The negative scale makes the kernel change the queries.
-const V3_CALLS: [Call; 5] = [
+const V3_CALLS: [Call; 7] = [
     call(400, 460, Mask::Causal, 0.125),
     call(130, 520, Mask::Full, -0.125),
     // Tiles of two blocks of 128 keys, and of 64.
     Call { heads: 6, ..call(65, 129, Mask::Full, 0.125) },
     Call { heads: 6, ..call(65, 100, Mask::Full, 0.125) },
+    // Tiles of three blocks of 128 keys, and of 64, of which the first rows skip one.
+    Call { heads: 6, ..call(192, 300, Mask::Causal, 0.125) },
+    Call { heads: 16, ..call(128, 192, Mask::Causal, 0.125) },
     // Most tiles see no key: nothing but their own synchronisation orders them.
     call(400, 3, Mask::Causal, 0.125),
 ];
@@ -64,29 +69,33 @@ const V3_CALLS: [Call; 5] = [
 const BLOCK_CALLS: [Call; 3] =
     [call(150, 290, Mask::Causal, 0.125), call(70, 70, Mask::Full, -0.125), call(200, 3, Mask::Causal, 0.125)];
 
-const V1: Subject = Subject { pass: Pass::V1, head_dim: 64, calls: &BLOCK_CALLS, least_mutants: 20, needless: &[] };
+const V1: Subject =
+    Subject { pass: Pass::V1, head_dim: 64, keys: 0, calls: &BLOCK_CALLS, least_mutants: 20, needless: &[] };
 const V2: Subject = Subject { pass: Pass::V2, ..V1 };
 const V3: Subject = Subject {
     pass: Pass::V3,
     head_dim: 64,
+    keys: 0,
     calls: &V3_CALLS,
     least_mutants: 60,
     needless: &[
-        (
-            Edit::NoArrival,
-            2,
-            "for the last values of a block, nobody loads into their buffer again; every block has a tile, so that the note before the \
-             first one never says that there is none",
-        ),
-        (
-            Edit::NoBarrier,
-            1,
-            "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
-        ),
+        LAST_VALUES,
+        NEGATED_QUERIES,
         (Edit::NoMbarrierWait, 1, "for the queries of a block's first tile, whose buffer is fresh"),
         NOTES_CONVERGE,
     ],
 };
+const LAST_VALUES: Needless = (
+    Edit::NoArrival,
+    2,
+    "for the last values of a block, nobody loads into their buffer again; every block has a tile, so that the note before the first one \
+     never says that there is none",
+);
+const NEGATED_QUERIES: Needless = (
+    Edit::NoBarrier,
+    1,
+    "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
+);
 const NOTES_CONVERGE: Needless =
     (Edit::NoWarpSync, 2, "after reading a note: it keeps the warp converged, each thread frees the note for itself");
 /// One buffer for the queries instead of two, and no turns.
@@ -104,12 +113,29 @@ const V3_ONE_BUFFER: Subject = Subject {
     ..V3
 };
 
+/// Two buffers for the queries, and warpgroups that skip blocks.
+const V3_SKIPS: Subject = Subject {
+    keys: 4096,
+    needless: &[
+        LAST_VALUES,
+        NEGATED_QUERIES,
+        (
+            Edit::NoMbarrierWait,
+            4,
+            "for the queries of a block's first tile, as above; for skipped keys and values but the first keys of all: a warpgroup that \
+             reads them passes on the turn only then, without turns they would be needed",
+        ),
+        NOTES_CONVERGE,
+    ],
+    ..V3
+};
+
 /// Element type of all subjects: the other 16-bit one has the same statements.
 const DTYPE: DType = DType::Bf16;
 
 impl Subject {
     fn variant(&self) -> &'static Variant {
-        Variant::find(self.pass, DTYPE, self.head_dim, 0).expect("a row of the list")
+        Variant::find(self.pass, DTYPE, self.head_dim, self.keys).expect("a row of the list")
     }
 
     fn ptx(&self) -> String {
@@ -226,8 +252,8 @@ fn bytes_of<T: Copy>(params: &T) -> Vec<u8> {
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
 
-/// Seeds that a mutant is tried under: in order, and three interleavings.
-const MUTANT_SEEDS: u64 = 4;
+/// Seeds that a mutant is tried under: in order, and interleavings. Eight do not find that 256 dims have to wait for skipped values.
+const MUTANT_SEEDS: u64 = 16;
 
 /// What the emulator said of a mutant: the first report, if there is one.
 fn report(subject: &Subject, mutant: &Mutant) -> Option<Box<Fault>> {
@@ -316,6 +342,11 @@ fn every_wait_of_v3_is_needed() {
 }
 
 #[test]
+fn every_wait_of_v3_with_skips_is_needed() {
+    check_mutants(&V3_SKIPS);
+}
+
+#[test]
 fn every_wait_of_v3_with_one_query_buffer_is_needed() {
     check_mutants(&V3_ONE_BUFFER);
 }
@@ -326,7 +357,7 @@ fn the_seed_changes_nothing() {
     if device::is_gpu() {
         return;
     }
-    for subject in [&V1, &V2, &V3, &V3_ONE_BUFFER] {
+    for subject in [&V1, &V2, &V3, &V3_SKIPS, &V3_ONE_BUFFER] {
         let module = Module::parse(&subject.ptx()).expect("the kernel loads");
         for call in subject.calls {
             let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));

@@ -170,7 +170,7 @@ fn maxima_that_grow_with_every_block() {
     fn check<T: Element>(device: &Device) {
         for case in powers_of_two::<T>(device, &[Kernel::Naive, Kernel::V1, Kernel::V2], 70, 0.1) {
             let head_dim = case.problem.head_dim;
-            // From key to key; blocks have 16 to 160 keys.
+            // From key to key; blocks have 16 to 128 keys.
             for rise in [0.002, 0.02, 0.07, -0.005, -0.05, -1.0] {
                 let mut inputs = case.inputs::<T>();
                 inputs.q.chunks_mut(head_dim).for_each(|row| row[0] = T::from_f64(1.0));

@@ -14,6 +14,6 @@ pub mod v3;
 mod variants;
 
 pub use dtype::DType;
-pub use mask::{Band, KvBlocks, MAX_ROWS, Mask};
+pub use mask::{Band, KvBlocks, MAX_ROWS, Mask, Steps};
 pub use params::{ForwardParams, NaiveParams, TensorMap, TensorParams, V3Params};
 pub use variants::{Arch, COMPILED_HEAD_DIMS, Kernel, MAX_HEAD_DIM, Pass, SOFTMAX_ROWS_PER_CTA, VARIANTS, Variant};

@@ -98,6 +98,35 @@ impl Band {
             end: end as u32,
         }
     }
+
+    /// What the `rows` query rows from `first` on, some of those that visit `blocks`, do in the steps of all of them. Steps take the
+    /// visits from the last to the first: step `s` is visit `count() - 1 - s`.
+    #[inline(always)]
+    pub const fn steps(
+        self,
+        blocks: KvBlocks,
+        first: u32,
+        rows: u32,
+        q_rows: u32,
+        kv_rows: u32,
+        kv_block: u32,
+    ) -> Steps {
+        if first >= q_rows {
+            // Nobody reads what becomes of these rows.
+            return Steps { first: blocks.count() - 1, tested_end: 0 };
+        }
+        let own = self.kv_blocks(first, rows, q_rows, kv_rows, kv_block);
+        if own.count() == 0 {
+            // These rows see nothing, and learn it in one step.
+            return Steps { first: blocks.count() - 1, tested_end: blocks.count() };
+        }
+        // Blocks behind the unmasked ones come first, from the end on. What these rows see in full of them needs no tests either, unless
+        // blocks before the unmasked ones follow.
+        let all_behind = blocks.first == blocks.unmasked_first;
+        let tested_end =
+            if all_behind { blocks.end - own.unmasked_end } else { blocks.count() - blocks.unmasked_count() };
+        Steps { first: blocks.end - own.end, tested_end }
+    }
 }
 
 /// The key blocks of one block of query rows: `first..end` are visited, `unmasked_first..unmasked_end` need no element tests.
@@ -142,6 +171,20 @@ impl KvBlocks {
     }
 }
 
+/// What some rows of a block of query rows do in its steps, see [`Band::steps`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steps {
+    /// First step with a key that any of these rows sees; the last one if there is none.
+    pub first: u32,
+    /// First step from which on they see all keys, so that no element tests are needed.
+    pub tested_end: u32,
+}
+
+impl Steps {
+    /// No step at all.
+    pub const NONE: Steps = Steps { first: 0, tested_end: 0 };
+}
+
 // `Ord::min` is no const fn.
 const fn min(a: i32, b: i32) -> i32 {
     if a < b { a } else { b }
@@ -163,18 +206,19 @@ const fn div_ceil(a: i32, b: i32) -> i32 {
 mod tests {
     use super::*;
 
+    const MASKS: [Mask; 6] = [
+        Mask::Full,
+        Mask::Causal,
+        Mask::Window { left: Some(0), right: Some(0) },
+        Mask::Window { left: Some(3), right: Some(2) },
+        Mask::Window { left: Some(9), right: None },
+        Mask::Window { left: None, right: Some(5) },
+    ];
+
     /// Compares the closed form with a scan over every element, for every small shape.
     #[test]
     fn kv_blocks_equal_a_scan_over_elements() {
-        let masks = [
-            Mask::Full,
-            Mask::Causal,
-            Mask::Window { left: Some(0), right: Some(0) },
-            Mask::Window { left: Some(3), right: Some(2) },
-            Mask::Window { left: Some(9), right: None },
-            Mask::Window { left: None, right: Some(5) },
-        ];
-        for mask in masks {
+        for mask in MASKS {
             let band = mask.band();
             for q_rows in 1..14u32 {
                 for kv_rows in 0..14u32 {
@@ -205,6 +249,54 @@ mod tests {
                 assert_eq!(unmasked, all, "block {block}: {b:?}, rows {rows:?}, {q_rows} x {kv_rows}");
                 let visits = (0..b.count()).filter(|&i| b.visit(i) == block);
                 assert!(visits.map(|i| i < b.unmasked_count()).eq([unmasked]), "block {block}: one visit, in its loop");
+            }
+        }
+    }
+
+    /// Compares the steps of parts of a query block with a scan over every element.
+    #[test]
+    fn steps_of_parts_equal_a_scan_over_elements() {
+        for mask in MASKS {
+            let band = mask.band();
+            for (q_rows, kv_rows) in (1..20u32).flat_map(|q| (0..20u32).map(move |kv| (q, kv))) {
+                for (q_block, kv_block) in [(4, 2), (4, 3), (6, 4), (8, 16)] {
+                    for q_first in (0..q_rows).step_by(q_block as usize) {
+                        let blocks = band.kv_blocks(q_first, q_block, q_rows, kv_rows, kv_block);
+                        if blocks.count() > 0 {
+                            for part in (q_first..q_first + q_block).step_by(2) {
+                                check_steps(band, blocks, part, q_rows, kv_rows, kv_block);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Steps of the two rows from `part` on.
+    fn check_steps(band: Band, blocks: KvBlocks, part: u32, q_rows: u32, kv_rows: u32, kv_block: u32) {
+        let steps = band.steps(blocks, part, 2, q_rows, kv_rows, kv_block);
+        assert!(steps.first < blocks.count(), "one step at least: {steps:?} of {blocks:?}");
+        let rows = part..(part + 2).min(q_rows);
+        let offset = kv_rows as i32 - q_rows as i32;
+        let sees = |i: u32, j: u32| j < kv_rows && band.sees(i as i32, j as i32, offset);
+        for step in 0..blocks.count() {
+            let block = blocks.visit(blocks.count() - 1 - step);
+            let keys = block * kv_block..(block + 1) * kv_block;
+            let any = rows.clone().any(|i| keys.clone().any(|j| sees(i, j)));
+            let all = rows.clone().all(|i| keys.clone().all(|j| sees(i, j)));
+            assert!(
+                step >= steps.first || !any,
+                "step {step} is skipped and seen: {steps:?} of {blocks:?}, rows {rows:?}"
+            );
+            assert!(step < steps.tested_end || all, "step {step} needs tests: {steps:?} of {blocks:?}, rows {rows:?}");
+            // No more than that, among the blocks behind the unmasked ones.
+            if block >= blocks.unmasked_end {
+                let last = step + 1 == blocks.count();
+                assert!(step != steps.first || any || last, "step {step} could be skipped: {steps:?} of {blocks:?}");
+                let tested = steps.first <= step && step < steps.tested_end;
+                let left_tests = blocks.first != blocks.unmasked_first;
+                assert!(!tested || !all || last || left_tests, "step {step} needs no tests: {steps:?} of {blocks:?}");
             }
         }
     }

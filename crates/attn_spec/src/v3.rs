@@ -11,8 +11,28 @@ pub const fn q_buffers(head_dim: u32) -> u32 {
     if head_dim <= 128 { 2 } else { 1 }
 }
 
-/// Bytes of the note that goes with a buffer of queries: which tile they belong to.
-pub const TILE_NOTE_BYTES: u32 = 32;
+/// Query rows of a warpgroup: what wgmma multiplies.
+pub const GROUP_ROWS: u32 = 64;
+
+/// Bytes of the part of a note that says which tile it is.
+pub const TILE_BYTES: u32 = 32;
+
+/// Bytes of the part of a note that says what one warpgroup does.
+pub const STEPS_BYTES: u32 = 8;
+
+/// Bytes of the note that goes with a buffer of queries, up to a multiple of 16: which tile they belong to, and where warpgroups skip
+/// blocks, what each does in its steps.
+pub const fn note_bytes(q_block: u32, kv_block: u32) -> u32 {
+    let steps = if skips(q_block, kv_block) { (q_block / GROUP_ROWS * STEPS_BYTES).next_multiple_of(16) } else { 0 };
+    TILE_BYTES + steps
+}
+
+/// Whether the warpgroups of a tile skip a block of keys that none of their rows sees. Where a block never fits behind the diagonal of
+/// the first warpgroup and before that of the last, there is next to nothing to skip, and to look for it costs 1 to 3 % (H200,
+/// docs/perf-log.md).
+pub const fn skips(q_block: u32, kv_block: u32) -> bool {
+    GROUP_ROWS + kv_block <= q_block
+}
 
 /// Warps that multiply: all but the loading warpgroup.
 pub const fn math_warps(warps: u32) -> u32 {
@@ -387,10 +407,10 @@ mod tests {
     fn causal_tiles_are_balanced() {
         // Head dim, tile, and the lengths for which the plan takes it.
         for (head_dim, q_block, kv_block, lengths) in [
-            (64, 128, 128, 512..=4096),
-            (64, 192, 128, 8192..=16384),
+            (64, 128, 128, 512..=2048),
+            (64, 192, 128, 4096..=16384),
             (128, 128, 128, 512..=4096),
-            (128, 128, 160, 8192..=16384),
+            (128, 192, 80, 8192..=16384),
             (256, 128, 64, 512..=16384),
         ] {
             for rows in [512, 1024, 2048, 4096, 8192, 16384_u32].into_iter().filter(|rows| lengths.contains(rows)) {

@@ -234,8 +234,7 @@ fn variant(attention: &Attention, problem: &Problem, pass: Pass) -> Result<Optio
     }
 }
 
-/// Keys that a query row sees, on average over up to 64 rows evenly spread; half of that under a mask, whose tiles of many lengths,
-/// some with element tests, gain from a longer tile only at about twice the keys (docs/perf-log.md).
+/// Keys that a query row sees, on average over up to 64 rows evenly spread.
 fn keys_per_row(mask: Mask, problem: &Problem) -> u32 {
     const SAMPLES: usize = 64;
     let (q_rows, kv_rows) = (problem.q_rows as i64, problem.kv_rows as i64);
@@ -248,9 +247,8 @@ fn keys_per_row(mask: Mask, problem: &Problem) -> u32 {
     };
     let samples = problem.q_rows.min(SAMPLES) as i64;
     let total: i64 = (0..samples).map(|i| seen((2 * i + 1) * q_rows / (2 * samples))).sum();
-    let keys = total / samples.max(1);
     // At most kv_rows, which validate bounds by MAX_ROWS.
-    (if mask == Mask::Full { keys } else { keys / 2 }) as u32
+    (total / samples.max(1)) as u32
 }
 
 /// Whether v3 runs this: the one place of its conditions.

@@ -34,6 +34,8 @@ pub mod v2;
 #[cfg(target_feature = "sm_90a")]
 pub mod pipeline;
 #[cfg(target_feature = "sm_90a")]
+pub mod turn;
+#[cfg(target_feature = "sm_90a")]
 pub mod v3;
 #[cfg(target_feature = "sm_90a")]
 pub mod warpgroup;

@@ -1,8 +1,8 @@
 //! The tiles of a persistent thread block of v3: found by the load warp, told to the others in shared memory.
 
-use attn_spec::v3::TILE_NOTE_BYTES;
-use attn_spec::{KvBlocks, V3Params};
-use cuda_std::{shared, thread, warp};
+use attn_spec::v3::{GROUP_ROWS, STEPS_BYTES, TILE_BYTES};
+use attn_spec::{KvBlocks, Steps, V3Params};
+use cuda_std::{math, shared, thread, warp};
 
 use crate::block::QueryBlock;
 use crate::element::Element;
@@ -12,16 +12,25 @@ use crate::element::Element;
 pub struct Notes {
     /// Shared address of the first note.
     pub address: u32,
+    /// Bytes from one note to the next.
+    pub bytes: u32,
 }
 
 impl Notes {
-    /// Writes the tile of the current buffer, or that there are no more.
+    /// Writes the tile of the current buffer and what each of its warpgroups does in its steps, or that there are no more tiles.
     ///
     /// # Safety
     /// The load warp, converged, between waiting for the buffer and announcing its bytes.
     #[inline(always)]
-    pub unsafe fn write(self, stage: u32, tile: Option<&Tile>, elected: bool) {
-        let at = self.address + stage * TILE_NOTE_BYTES;
+    pub unsafe fn write<const Q_BLOCK: usize, const KV_BLOCK: usize, const SKIPS: bool>(
+        self,
+        stage: u32,
+        tile: Option<&Tile>,
+        p: &V3Params,
+        elected: bool,
+    ) {
+        let groups = const { Q_BLOCK as u32 / GROUP_ROWS };
+        let at = self.address + stage * self.bytes;
         let (place, blocks) = match tile {
             Some(Tile { batch, q_head, kv_head, first_row, blocks: b }) => {
                 ([*batch, *q_head, *kv_head, *first_row], [b.first, b.unmasked_first, b.unmasked_end, b.end])
@@ -34,20 +43,35 @@ impl Notes {
             unsafe {
                 shared::store_u32x4(at, place);
                 shared::store_u32x4(at + 16, blocks);
+                if SKIPS {
+                    // Rolled: one computation at a time fits the registers of a load warp.
+                    for group in 0..math::opaque(groups) {
+                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps(p, group, KV_BLOCK));
+                        let at = at + TILE_BYTES + group * STEPS_BYTES;
+                        shared::store_u32(at, steps.first);
+                        shared::store_u32(at + 4, steps.tested_end);
+                    }
+                }
             }
         }
     }
 
-    /// The tile of a buffer of queries that is full, or `None` after the last.
+    /// The tile of a buffer of queries that is full, as warpgroup `group` takes part in it, or `None` after the last.
     ///
     /// # Safety
     /// All threads of the warp, converged, between waiting for the buffer and releasing it.
     #[inline(always)]
-    pub unsafe fn read(self, stage: u32) -> Option<Tile> {
-        let at = self.address + stage * TILE_NOTE_BYTES;
+    pub unsafe fn read<const SKIPS: bool>(self, stage: u32, group: u32) -> Option<Part<SKIPS>> {
+        let at = self.address + stage * self.bytes;
         // SAFETY: inside the note; converged.
-        let (place, blocks) = unsafe {
-            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16));
+        let (place, blocks, steps) = unsafe {
+            let steps = if SKIPS {
+                let at = at + TILE_BYTES + group * STEPS_BYTES;
+                Steps { first: shared::load_u32(at), tested_end: shared::load_u32(at + 4) }
+            } else {
+                Steps::NONE
+            };
+            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps);
             // Without it, ptxas takes what depends on a note for different from lane to lane, keeps addresses of buffers out of uniform
             // registers, and moves them there in every step: 3 to 4 % (H200, 128 dims).
             warp::sync();
@@ -57,7 +81,29 @@ impl Notes {
         let [first, unmasked_first, unmasked_end, end] = blocks;
         let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
         let tile = Tile { batch, q_head, kv_head, first_row, blocks };
-        if blocks.count() == 0 { None } else { Some(tile) }
+        if blocks.count() == 0 { None } else { Some(Part { tile, steps }) }
+    }
+}
+
+/// A tile as one warpgroup takes part in it. All do the same steps unless they skip blocks that their own rows do not see.
+#[derive(Clone, Copy)]
+pub struct Part<const SKIPS: bool> {
+    /// The tile.
+    pub tile: Tile,
+    steps: Steps,
+}
+
+impl<const SKIPS: bool> Part<SKIPS> {
+    /// The warpgroup's first step: 0, or 1 where it skips the first block.
+    #[inline(always)]
+    pub fn first_step(&self) -> u32 {
+        if SKIPS { self.steps.first } else { 0 }
+    }
+
+    /// The step from which on there are no element tests.
+    #[inline(always)]
+    pub fn tested_end(&self) -> u32 {
+        if SKIPS { self.steps.tested_end } else { self.tile.blocks.count() - self.tile.blocks.unmasked_count() }
     }
 }
 
@@ -83,10 +129,15 @@ pub struct Tile {
 }
 
 impl Tile {
-    /// Blocks with element tests.
+    /// What warpgroup `group` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
+    /// after values whose buffers it has not freed.
     #[inline(always)]
-    pub fn tested_blocks(&self) -> u32 {
-        self.blocks.count() - self.blocks.unmasked_count()
+    pub fn steps(&self, p: &V3Params, group: u32, kv_block: usize) -> Steps {
+        let f = &p.forward;
+        let first = self.first_row + group * GROUP_ROWS;
+        let [first, rows] = [first, GROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
+        let steps = f.band.steps(self.blocks, first, rows, f.q_rows, f.kv_rows, kv_block as u32);
+        Steps { first: steps.first.min(1), ..steps }
     }
 
     /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.

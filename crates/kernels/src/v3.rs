@@ -25,6 +25,9 @@
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
+//! With `SKIPS`, a warpgroup passes over the first block of keys where none of its own rows sees any of it: under a causal mask, the rows of
+//! a tile end at different blocks.
+//!
 //! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `softmax::lazy_limit`, and a warp whose rows are all below
 //! theirs rescales nothing: at 256 dims 130 of 450 instructions of a step. The output is the same, as `o` and `l` share `m`.
 //!
@@ -39,7 +42,7 @@
 //! ```
 
 use attn_spec::V3Params;
-use attn_spec::v3::TILE_NOTE_BYTES;
+use attn_spec::v3::{GROUP_ROWS, note_bytes};
 use cuda_std::wgmma::{self, WarpgroupMma};
 use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
 
@@ -47,24 +50,16 @@ use crate::element::{Element, TensorCore};
 use crate::pipeline::Ring;
 use crate::softmax;
 use crate::tile::{RegTile, RowValues, SharedTile};
-use crate::tiles::{Notes, Tile, Tiles};
-use crate::warpgroup;
-
-/// Threads of a warpgroup.
-const WARPGROUP: u32 = 128;
+use crate::tiles::{Notes, Part, Tile, Tiles};
+use crate::turn::{FIRST_TURN, Turn};
+use crate::warpgroup::{self, WARPGROUP};
 
 /// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
 
-/// Query rows of a warpgroup: what wgmma multiplies.
-const GROUP_ROWS: u32 = 64;
-
 /// Columns and bytes of a panel row of a 16-bit tile.
 const PANEL_COLS: u32 = 64;
 const PANEL_BYTES: u32 = 128;
-
-/// Named barriers: 0 is the block's, then the turns of the math warpgroups, then their barriers for queries.
-const FIRST_TURN: u32 = 1;
 
 /// One thread block of v3. A warpgroup holds `S` fragments of 8 keys, `P = S / 2` operands of probabilities and `O` fragments of 8
 /// dims; a tile in shared memory has `COLS` columns, the head dim rounded up to whole panels. `maps` is the address of the three
@@ -86,6 +81,7 @@ pub unsafe fn forward<
     const O: usize,
     const TURNS: bool,
     const LAZY: bool,
+    const SKIPS: bool,
     const LOAD_REGISTERS: u32,
     const MATH_REGISTERS: u32,
 >(
@@ -97,8 +93,8 @@ pub unsafe fn forward<
     let kv_bytes = SharedTile::<T, KV_BLOCK, COLS>::BYTES;
     let k_buffers = shared::dynamic() + Q_STAGES * q_bytes;
     let v_buffers = k_buffers + STAGES * kv_bytes;
-    let notes = Notes { address: v_buffers + STAGES * kv_bytes };
-    let q_barriers = notes.address + Q_STAGES * TILE_NOTE_BYTES;
+    let notes = Notes { address: v_buffers + STAGES * kv_bytes, bytes: note_bytes(Q_BLOCK as u32, KV_BLOCK as u32) };
+    let q_barriers = notes.address + Q_STAGES * notes.bytes;
     let k_barriers = q_barriers + Ring::<Q_STAGES>::BARRIER_BYTES;
     let v_barriers = k_barriers + Ring::<STAGES>::BARRIER_BYTES;
     let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, q_barriers);
@@ -127,7 +123,7 @@ pub unsafe fn forward<
                 let mut load_queries = #[inline(always)]
                 |tile: Option<&Tile>| {
                     q_ring.wait_free();
-                    notes.write(q_ring.stage(), tile, elected);
+                    notes.write::<Q_BLOCK, KV_BLOCK, SKIPS>(q_ring.stage(), tile, p, elected);
                     match tile {
                         Some(tile) => {
                             let full = q_ring.announce(elected);
@@ -204,16 +200,26 @@ pub unsafe fn forward<
                     let q = SharedTile::<T, Q_BLOCK, COLS>::at(buffer);
                     q.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
                     tma::fence();
+                    // Barriers for queries follow those of the turns.
                     sync::named(FIRST_TURN + groups + group, WARPGROUP);
                 }
                 buffer + group_row * PANEL_BYTES
             };
+            // Passes over the first block of a tile. Its buffers are freed behind the first scores, a product of all four warps: a warp
+            // that still waited for them once they are filled again would wait for ever.
+            let skip = #[inline(always)]
+            |k_ring: &mut Ring<STAGES>, first_values: &Ring<STAGES>| {
+                k_ring.wait();
+                k_ring.advance();
+                first_values.wait();
+            };
             // The first scores of a tile: those with element tests, if there are any.
             let first_softmax = #[inline(always)]
-            |scores: &mut RegTile<1, S>, tile: &Tile| {
+            |scores: &mut RegTile<1, S>, part: &Part<SKIPS>| {
+                let tile = &part.tile;
                 let block = tile.block::<T>(p);
-                if tile.tested_blocks() > 0 {
-                    block.hide(scores, tile.first_row + warp_row, tile.first_key(0, KV_BLOCK));
+                if part.first_step() < part.tested_end() {
+                    block.hide(scores, tile.first_row + warp_row, tile.first_key(part.first_step(), KV_BLOCK));
                 }
                 let max = softmax::row_max(scores, scale_log2);
                 (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
@@ -228,21 +234,36 @@ pub unsafe fn forward<
 
             loop {
                 q_ring.wait();
-                let Some(mut tile) = notes.read(q_ring.stage()) else { break };
+                let Some(mut part) = notes.read::<SKIPS>(q_ring.stage(), group) else { break };
                 // Nothing runs beside the first scores of all. With two buffers of queries, later ones follow the last product of the
                 // tile before.
                 let mut q = take_queries(q_ring.buffer());
+                let mut first_keys = k_ring;
+                if part.first_step() == 1 {
+                    skip(&mut k_ring, &v_ring);
+                }
                 k_ring.wait();
                 wgmma::fence();
                 start_scores(&mut scores, q, k_ring.buffer());
                 wgmma::wait::<0>();
+                if SKIPS {
+                    first_keys.release(elected && part.first_step() == 1);
+                }
                 k_ring.release(elected);
                 k_ring.advance();
-                let (mut max, mut sum) = first_softmax(&mut scores, &tile);
+                let (mut max, mut sum) = first_softmax(&mut scores, &part);
                 let mut limit = max;
                 let mut probs = warpgroup::pack::<T, S, P>(&scores);
                 let mut out = RegTile::zero();
                 loop {
+                    // A turn for every step, also for those without a product.
+                    if part.first_step() == 1 {
+                        turn.wait();
+                        turn.pass_on();
+                        v_ring.release(elected);
+                        v_ring.advance();
+                    }
+                    let tile = part.tile;
                     let block = tile.block::<T>(p);
                     let mut step = #[inline(always)]
                     |i: u32, masked: bool| {
@@ -295,11 +316,11 @@ pub unsafe fn forward<
                             probs = warpgroup::pack::<T, S, P>(&scores);
                         }
                     };
-                    let tested = tile.tested_blocks();
-                    for i in 1..tested {
+                    let (second, tested_end) = (part.first_step() + 1, part.tested_end());
+                    for i in second..tested_end {
                         step(i, true);
                     }
-                    for i in tested.max(1)..tile.blocks.count() {
+                    for i in tested_end.max(second)..tile.blocks.count() {
                         step(i, false);
                     }
 
@@ -312,8 +333,14 @@ pub unsafe fn forward<
                     let mut ahead = q_ring;
                     ahead.advance();
                     ahead.wait();
-                    let Some(following) = notes.read(ahead.stage()) else { break };
+                    let Some(following) = notes.read::<SKIPS>(ahead.stage(), group) else { break };
                     q = take_queries(ahead.buffer());
+                    first_keys = k_ring;
+                    if following.first_step() == 1 {
+                        let mut first_values = v_ring;
+                        first_values.advance();
+                        skip(&mut k_ring, &first_values);
+                    }
                     turn.wait();
                     v_ring.wait();
                     wgmma::fence();
@@ -324,12 +351,15 @@ pub unsafe fn forward<
                     wgmma::wait::<1>();
                     v_ring.release(elected);
                     v_ring.advance();
-                    finish(&out, &max, &sum, &tile);
+                    finish(&out, &max, &sum, &part.tile);
                     wgmma::wait::<0>();
+                    if SKIPS {
+                        first_keys.release(elected && following.first_step() == 1);
+                    }
                     k_ring.release(elected);
                     k_ring.advance();
-                    (q_ring, tile) = (ahead, following);
-                    (max, sum) = first_softmax(&mut scores, &tile);
+                    (q_ring, part) = (ahead, following);
+                    (max, sum) = first_softmax(&mut scores, &part);
                     limit = max;
                     probs = warpgroup::pack::<T, S, P>(&scores);
                     out = RegTile::zero();
@@ -340,7 +370,12 @@ pub unsafe fn forward<
                 wgmma::wait::<0>();
                 v_ring.release(elected);
                 v_ring.advance();
-                finish(&out, &max, &sum, &tile);
+                finish(&out, &max, &sum, &part.tile);
+                // With two buffers, the note ahead has said that there are no more tiles. Where nothing is skipped this goes round once
+                // more: without the loop, ptxas 13.0 spills 8 bytes at 96 and 128 dims and lets products with 64 columns run unpaced.
+                if Q_STAGES > 1 && SKIPS {
+                    break;
+                }
                 q_ring.advance();
             }
         }
@@ -378,47 +413,5 @@ unsafe fn load<const ROWS: usize, const COLS: usize>(buffer: u32, map: u64, rows
         let to = buffer + panel * ROWS as u32 * PANEL_BYTES;
         // SAFETY: passed on; the panels fill the buffer exactly.
         unsafe { tma::load_if(to, map, [panel * PANEL_COLS, row, head, batch], full, elected) };
-    }
-}
-
-/// The turns of the math warpgroups at starting products.
-#[derive(Clone, Copy)]
-struct Turn<const ON: bool> {
-    own: u32,
-    next: u32,
-}
-
-impl<const ON: bool> Turn<ON> {
-    /// Threads at a turn barrier: the warpgroup that waits and the one that passes on.
-    const THREADS: u32 = 2 * WARPGROUP;
-
-    /// # Safety
-    /// All threads of the warpgroup, converged, once.
-    #[inline(always)]
-    unsafe fn new(group: u32, groups: u32) -> Self {
-        let last = group + 1 == groups;
-        let turn = Turn { own: FIRST_TURN + group, next: if last { FIRST_TURN } else { FIRST_TURN + group + 1 } };
-        if last {
-            // The first turn is the first warpgroup's.
-            // SAFETY: passed on.
-            unsafe { turn.pass_on() };
-        }
-        turn
-    }
-
-    #[inline(always)]
-    unsafe fn wait(self) {
-        if ON {
-            // SAFETY: passed on.
-            unsafe { sync::named(self.own, Self::THREADS) };
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn pass_on(self) {
-        if ON {
-            // SAFETY: passed on.
-            unsafe { sync::arrive(self.next, Self::THREADS) };
-        }
     }
 }
