@@ -263,7 +263,7 @@ pub unsafe fn forward<
                         v_ring.release(elected);
                         v_ring.advance();
                     }
-                    let tile = part.tile;
+                    let tile = &part.tile;
                     let block = tile.block::<T>(p);
                     let mut step = #[inline(always)]
                     |i: u32, masked: bool| {
