@@ -5,8 +5,8 @@ pub const fn shared_cols(head_dim: u32) -> u32 {
     head_dim.div_ceil(64) * 64
 }
 
-/// Buffers of the query tile. With a second one, the next tile's queries arrive while the last output leaves; above 128 dims it
-/// does not fit beside two stages of keys and values.
+/// Buffers of the query tile. With a second one, the next tile's queries arrive while the last output leaves; at 192 and 256
+/// dims it does not fit beside two stages of 96 and 64 keys and values.
 pub const fn q_buffers(head_dim: u32) -> u32 {
     if head_dim <= 128 { 2 } else { 1 }
 }

@@ -20,7 +20,7 @@
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
 //! | `full` of a q, k or v buffer | load warp and copy engine | warpgroups that read it |
-//! | `empty` of a k or v buffer | each warpgroup, after the product that reads it | load warp |
+//! | `empty` of a k or v buffer | each warpgroup, after the product that reads it, or the next one if it skips it | load warp |
 //! | `empty` of a q buffer | each thread of the warpgroups, after the last scores of the tile | load warp |
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |

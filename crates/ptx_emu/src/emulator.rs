@@ -158,7 +158,8 @@ pub struct EmulatorOptions {
     /// Errors to look for.
     pub checks: Checks,
     /// 0 runs warps in order and completes every asynchronous operation at the last legal moment. Any other seed picks
-    /// the interleaving of warps and diverged parts and the moment of each completion; the same seed picks the same.
+    /// the interleaving of warps and diverged parts and the moment of each completion; the same seed picks the same. Under odd seeds
+    /// no bulk copy completes before nothing else can go on.
     pub seed: u64,
     /// Bytes of device memory. The records of the checks come on top: up to 4.2 bytes for each byte that is touched.
     pub memory_limit: u64,
