@@ -205,8 +205,9 @@ pub unsafe fn forward<
                 }
                 buffer + group_row * PANEL_BYTES
             };
-            // Passes over the first block of a tile. Its buffers are freed behind the first scores, a product of all four warps: a warp
-            // that still waited for them once they are filled again would wait for ever.
+            // Passes over the first block of a tile. It is waited for although nobody here reads it: the next wait for either buffer would
+            // else take the phase before this one for its own. The buffers are freed behind the first scores, a product of all four
+            // warps: a warp that still waited for them once they are filled again would wait for ever.
             let skip = #[inline(always)]
             |k_ring: &mut Ring<STAGES>, first_values: &Ring<STAGES>| {
                 k_ring.wait();
