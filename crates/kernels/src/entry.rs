@@ -135,7 +135,8 @@ const fn turns(head_dim: u32) -> bool {
 }
 
 /// Whether v3 rescales the output only when it has to. That pays where the output has many columns, 2 % at 192 dims from 4096 rows on
-/// and 3 to 7 % at 256, and with three warpgroups, 2 % at 64, 2 to 6 % at 96 and 2 to 9 % at 128; elsewhere the branch costs what it saves, or up to 3 % (H200, docs/perf-log.md).
+/// and 3 to 7 % at 256, and with three warpgroups, up to 3 % at 64, 6 % at 96 and 9 % at 128; elsewhere the branch costs what it saves,
+/// or up to 3 % (H200, docs/perf-log.md).
 #[cfg(target_feature = "sm_90a")]
 const fn lazy(head_dim: u32, warps: u32) -> bool {
     head_dim > 128 || warps > 12
