@@ -1,7 +1,7 @@
 //! Embeds the PTX of every variant, and decides whether CUDA devices are part of this build.
 
-use attn_spec::VARIANTS;
 use cuda_builder::CudaBuilder;
+use kernel_spec::VARIANTS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -20,7 +20,7 @@ fn main() {
         }
     };
     let missing: Vec<_> = VARIANTS.iter().map(|v| v.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
-    assert!(missing.is_empty(), "entry points of attn_spec::VARIANTS without PTX: {}", missing.join(", "));
+    assert!(missing.is_empty(), "entry points of kernel_spec::VARIANTS without PTX: {}", missing.join(", "));
     embed(&modules, &PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
 }
 

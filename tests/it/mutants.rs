@@ -6,9 +6,9 @@
 
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
-use attn_spec::v3::{Schedule, Work};
-use attn_spec::{ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
+use kernel_spec::v3::{Schedule, Work};
+use kernel_spec::{ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module, Swizzle};

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use attn_spec::{VARIANTS, Variant};
 use cuda_builder::ptxas::{Ptxas, Report};
 use cuda_builder::{Arch, BuildOutput, CudaBuilder};
+use kernel_spec::{VARIANTS, Variant};
 use lexopt::Arg;
 
 use crate::{arguments, output, setup, table, workspace};
@@ -85,17 +85,17 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
             output::note(format_args!("{}", module.warnings.trim_end()));
         }
         if let Some(kernel) = module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.symbol != kernel.name)) {
-            bail!("{arch}: the entry `{}` is not in attn_spec::VARIANTS", kernel.name);
+            bail!("{arch}: the entry `{}` is not in kernel_spec::VARIANTS", kernel.name);
         }
         // An entry belongs to the architecture that its row of the list names.
         module.kernels.retain(|kernel| variants(arch).any(|variant| variant.symbol == kernel.name));
         for variant in variants(arch) {
             let kernel = module
                 .kernel(variant.symbol)
-                .with_context(|| format!("{arch}: `{}` of attn_spec::VARIANTS has no entry", variant.symbol))?;
+                .with_context(|| format!("{arch}: `{}` of kernel_spec::VARIANTS has no entry", variant.symbol))?;
             if kernel.bounds.threads != Some([variant.threads(), 1, 1]) {
                 let (bounds, threads) = (kernel.bounds.threads, variant.threads());
-                bail!("`{}` is compiled for {bounds:?} threads, but attn_spec::VARIANTS says {threads}", kernel.name);
+                bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::VARIANTS says {threads}", kernel.name);
             }
         }
         module.copy_to(&out)?;

@@ -31,17 +31,17 @@ const SHORT_FILES: [&str; 4] =
 
 /// The workspace's own crates that each crate may depend on, in any dependency section.
 const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
-    ("attn_spec", &[]),
+    ("kernel_spec", &[]),
     ("cuda_loader", &[]),
     ("cuda_std", &["cuda_std_macros"]),
     ("cuda_std_macros", &[]),
-    ("ferroflash", &["attn_spec", "cuda_loader", "ferroflash_cuda_builder", "ptx_emu"]),
-    ("ferroflash_cli", &["attn_spec", "ferroflash"]),
+    ("ferroflash", &["kernel_spec", "cuda_loader", "ferroflash_cuda_builder", "ptx_emu"]),
+    ("ferroflash_cli", &["kernel_spec", "ferroflash"]),
     ("ferroflash_cuda_builder", &[]),
-    ("ferroflash_tests", &["attn_spec", "ferroflash", "ptx_emu"]),
-    ("kernels", &["attn_spec", "cuda_std"]),
+    ("ferroflash_tests", &["kernel_spec", "ferroflash", "ptx_emu"]),
+    ("kernels", &["kernel_spec", "cuda_std"]),
     ("ptx_emu", &[]),
-    ("xtask", &["attn_spec", "ferroflash_cuda_builder"]),
+    ("xtask", &["kernel_spec", "ferroflash_cuda_builder"]),
 ];
 
 /// Crates that some crates must not pull in: presentation stays in the command line, the driver in the library.
@@ -214,16 +214,17 @@ mod tests {
             let owned = |names: &[&str]| names.iter().map(|name| (*name).to_string()).collect();
             edges.iter().map(|(package, dependencies)| ((*package).to_string(), owned(dependencies))).collect()
         };
-        let fine = graph(&[("attn_spec", &[]), ("ferroflash", &["attn_spec", "half"]), ("ptx_emu", &["rayon"])]);
+        let fine = graph(&[("kernel_spec", &[]), ("ferroflash", &["kernel_spec", "half"]), ("ptx_emu", &["rayon"])]);
         assert!(check_dependencies(&fine).is_empty());
-        let bad = graph(&[("attn_spec", &[]), ("ptx_emu", &["attn_spec"]), ("ferroflash", &["clap"]), ("new", &[])]);
+        let bad =
+            graph(&[("kernel_spec", &[]), ("ptx_emu", &["kernel_spec"]), ("ferroflash", &["clap"]), ("new", &[])]);
         let findings = check_dependencies(&bad);
         assert_eq!(
             findings,
             [
                 "ferroflash must not depend on clap",
                 "new: not in the table of dependencies in xtask's tidy.rs",
-                "ptx_emu must not depend on attn_spec",
+                "ptx_emu must not depend on kernel_spec",
             ]
         );
     }

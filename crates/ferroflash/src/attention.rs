@@ -9,8 +9,8 @@ use crate::tensor::{
     Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address,
 };
 use crate::tensor_map::TensorGeometry;
-use attn_spec::v3::{Divisor, Schedule, Work};
-use attn_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
+use kernel_spec::v3::{Divisor, Schedule, Work};
+use kernel_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
 use std::ffi::c_void;
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -21,7 +21,7 @@ pub enum KernelChoice {
     Auto,
     /// This one.
     Kernel(Kernel),
-    /// The kernel of this row of [`VARIANTS`](attn_spec::VARIANTS), with its tile: to compare tiles, and to test each of them.
+    /// The kernel of this row of [`VARIANTS`](kernel_spec::VARIANTS), with its tile: to compare tiles, and to test each of them.
     Variant(&'static Variant),
 }
 
@@ -336,7 +336,7 @@ impl Attention {
         let problem = check_inputs(&q, &k, &v)?;
         check_output(&q, &out, None)?;
         if let Some(lse) = lse {
-            check_address(lse, attn_spec::DType::F32)?;
+            check_address(lse, kernel_spec::DType::F32)?;
         }
         check_overlaps([&q, &k, &v], &out, lse.map(|lse| (lse, &problem)))?;
         let plan = self.with_lse(lse.is_some()).plan_checked(&problem, [&q, &k, &v], Some(&out))?;
@@ -462,7 +462,7 @@ fn check_overlaps(inputs: [&TensorView<'_>; 3], out: &TensorView<'_>, lse: Optio
     let mut outputs = vec![(Operand::Out, footprint(out))];
     if let Some((address, p)) = lse {
         let rows = p.batch as u128 * p.q_heads as u128 * p.q_rows as u128;
-        let lse = Footprint::contiguous(address, rows * attn_spec::DType::F32.bytes() as u128);
+        let lse = Footprint::contiguous(address, rows * kernel_spec::DType::F32.bytes() as u128);
         if lse.overlaps(&outputs[0].1) {
             return Err(Error::OutputOverlaps { output: Operand::Lse, other: Operand::Out });
         }
@@ -603,9 +603,9 @@ fn rows_are_aligned(geometry: &Geometry, address: u64) -> bool {
     let [batch, rows, heads, _] = geometry.axes();
     // Along an axis of extent 1 nothing is ever stepped over.
     let aligned = |(extent, stride): (usize, usize)| {
-        extent <= 1 || (stride * geometry.dtype.bytes()).is_multiple_of(attn_spec::layout::CHUNK_BYTES)
+        extent <= 1 || (stride * geometry.dtype.bytes()).is_multiple_of(kernel_spec::layout::CHUNK_BYTES)
     };
-    address.is_multiple_of(attn_spec::layout::CHUNK_BYTES as u64) && [batch, rows, heads].into_iter().all(aligned)
+    address.is_multiple_of(kernel_spec::layout::CHUNK_BYTES as u64) && [batch, rows, heads].into_iter().all(aligned)
 }
 
 /// The bytes of a kernel parameter struct.
@@ -624,7 +624,7 @@ unsafe impl KernelParams for NaiveParams {}
 // SAFETY: repr(C); arrays of u64 and ForwardParams, then u32 fields, an even number of them.
 unsafe impl KernelParams for V3Params {}
 // Sums of the sizes of the fields: a difference would be padding.
-const _: () = assert!(size_of::<ForwardParams>() == 4 * 32 + 8 + 6 * 4 + size_of::<attn_spec::Band>() + 2 * 4);
+const _: () = assert!(size_of::<ForwardParams>() == 4 * 32 + 8 + 6 * 4 + size_of::<kernel_spec::Band>() + 2 * 4);
 const _: () = assert!(size_of::<NaiveParams>() == size_of::<ForwardParams>() + 4 * 8);
 const _: () = assert!(size_of::<V3Params>() == 3 * 128 + size_of::<ForwardParams>() + size_of::<Schedule>());
 const _: () = assert!(size_of::<Schedule>() == 5 * 4 + 5 * size_of::<Divisor>() && size_of::<Divisor>() == 3 * 4);

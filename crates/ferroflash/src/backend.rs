@@ -7,7 +7,7 @@ use crate::device::DeviceInfo;
 use crate::device::EmulatorConfig;
 use crate::error::Result;
 use crate::tensor_map::TensorGeometry;
-use attn_spec::{TensorMap, Variant};
+use kernel_spec::{TensorMap, Variant};
 use std::ffi::c_void;
 use std::ops::Range;
 use std::time::Duration;

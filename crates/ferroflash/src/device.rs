@@ -2,7 +2,7 @@
 
 use crate::backend::{self, Backend, RawStream};
 use crate::error::{Error, Result, Version};
-use attn_spec::Arch;
+use kernel_spec::Arch;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use crate::plan::Problem;
 use crate::tensor::{Shape, Strides};
-use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
+use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -20,9 +20,9 @@ mod tensor_map;
 mod tests;
 
 pub use attention::{Attention, KernelChoice, Output, RawTensor};
-pub use attn_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, MemoryUse, Stream};
 pub use error::{Error, Operand, Result, Unsupported, Version};
+pub use kernel_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use plan::{Plan, Problem, Step};
 pub use ptx::{embedded_variants, text as embedded_ptx};
 pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};

@@ -81,7 +81,7 @@ impl Footprint {
 mod tests {
     use super::*;
     use crate::tensor::{Layout, Shape, Strides};
-    use attn_spec::DType;
+    use kernel_spec::DType;
     use std::collections::HashSet;
 
     fn geometry(shape: Shape, strides: Strides) -> Geometry {

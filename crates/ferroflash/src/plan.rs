@@ -5,8 +5,8 @@ use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use crate::tensor::TensorView;
 use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
-use attn_spec::v3::{self, MAX_TILES};
-use attn_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
+use kernel_spec::v3::{self, MAX_TILES};
+use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +82,7 @@ impl std::fmt::Display for Problem {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Step {
-    /// The entry point, a row of [`attn_spec::VARIANTS`].
+    /// The entry point, a row of [`kernel_spec::VARIANTS`].
     pub variant: &'static Variant,
     /// Thread blocks, all along x. 0: there is nothing to do, and it is not launched.
     pub ctas: u32,

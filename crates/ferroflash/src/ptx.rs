@@ -1,7 +1,7 @@
 //! The embedded PTX: one module for each entry point, compressed.
 
 use crate::error::{Error, Result};
-use attn_spec::{VARIANTS, Variant};
+use kernel_spec::{VARIANTS, Variant};
 
 /// Entry point and its PTX, a module of its own (zlib), so that a device compiles only what it runs.
 struct Embedded {

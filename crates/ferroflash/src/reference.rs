@@ -8,7 +8,7 @@
 //! max |out - forward|  <=  2 * max |forward_rounded - forward| + 1e-5
 //! ```
 //!
-//! Nothing here shares arithmetic with the kernels or with the crate `attn_spec`: a mistake there shows up as a difference.
+//! Nothing here shares arithmetic with the kernels or with the crate `kernel_spec`: a mistake there shows up as a difference.
 //!
 //! All tensors are slices in logical order `[batch, row, head, dim]`, the log-sum-exp is `[batch, head, row]`.
 //!
@@ -29,8 +29,8 @@ use crate::attention::Attention;
 use crate::error::{Error, Result};
 use crate::plan::Problem;
 use crate::tensor::{Element, Shape};
-use attn_spec::{DType, Mask};
 use half::{bf16, f16};
+use kernel_spec::{DType, Mask};
 use rayon::prelude::*;
 
 /// Result of a reference computation.

@@ -3,7 +3,7 @@
 use crate::backend::RawStream;
 use crate::device::{Allocation, Device, Stream};
 use crate::error::{Error, Result};
-use attn_spec::DType;
+use kernel_spec::DType;
 use std::ops::Range;
 
 /// Element types of the host: `f32`, [`half::f16`] and [`half::bf16`].

@@ -1,7 +1,7 @@
 //! What Hopper's copy engine is told about a tensor, before the driver encodes it.
 
 use crate::tensor::TensorView;
-use attn_spec::DType;
+use kernel_spec::DType;
 
 /// Columns of a box: one row of them is the 128 bytes of the swizzle, in a 16-bit type.
 pub(crate) const BOX_DIMS: u32 = 64;

@@ -2,8 +2,8 @@
 
 use crate::backend::recording::{self, Launched};
 use crate::*;
-use attn_spec::v3::{Schedule, Work};
-use attn_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
+use kernel_spec::v3::{Schedule, Work};
+use kernel_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
 const KV_SHAPE: Shape = Shape::new(2, 7, 2, 16);

@@ -6,10 +6,10 @@ mod gallery;
 use crate::bench::record::{Cell, CellProblem, Environment, Record};
 use crate::format;
 use anyhow::{Context, Result, bail};
-use attn_spec::COMPILED_HEAD_DIMS;
 use clap::Args;
 use ferroflash::{Arch, DType, Kernel, VARIANTS};
 use gallery::Entry;
+use kernel_spec::COMPILED_HEAD_DIMS;
 use std::fmt::Write;
 use std::path::PathBuf;
 

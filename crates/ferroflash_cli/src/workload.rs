@@ -3,10 +3,10 @@
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
-use attn_spec::{DType, Kernel, Mask};
 use clap::ValueEnum;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
 use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Problem, Shape, Stream, Tensor};
+use kernel_spec::{DType, Kernel, Mask};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;

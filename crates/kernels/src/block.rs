@@ -2,9 +2,9 @@
 
 use core::marker::PhantomData;
 
-use attn_spec::layout::{fragment_col, fragment_row};
-use attn_spec::{Band, ForwardParams, KvBlocks, TensorParams};
 use cuda_std::{copy, math, sync, thread, warp};
+use kernel_spec::layout::{fragment_col, fragment_row};
+use kernel_spec::{Band, ForwardParams, KvBlocks, TensorParams};
 
 use crate::element::Element;
 use crate::tile::{GlobalRows, RegTile, RowValues, SharedTile};

@@ -3,9 +3,9 @@
 //! 16-bit types use the tensor cores (`ldmatrix`, `mma.sync`). `f32` uses the ordinary float units, so that no bit of the inputs
 //! is dropped, but keeps the accumulators in the same lanes; everything around the products is therefore written once.
 
-use attn_spec::layout::CHUNK_BYTES;
 use cuda_std::mma::{load_matrix_x4, load_matrix_x4_transposed, m16n8k16_bf16, m16n8k16_f16};
 use cuda_std::{bf16, copy, f16, math, shared, thread, warp};
+use kernel_spec::layout::CHUNK_BYTES;
 
 use crate::tile::{RegTile, SharedTile};
 

@@ -1,10 +1,10 @@
-//! The entry points: one for every row of `attn_spec::for_each_variant!`, under the symbol that the row gives.
+//! The entry points: one for every row of `kernel_spec::for_each_variant!`, under the symbol that the row gives.
 
-#[cfg(not(target_feature = "sm_90a"))]
-use attn_spec::{ForwardParams, NaiveParams};
-#[cfg(target_feature = "sm_90a")]
-use attn_spec::{V3Params, v3 as spec};
 use cuda_std::prelude::*;
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::{ForwardParams, NaiveParams};
+#[cfg(target_feature = "sm_90a")]
+use kernel_spec::{V3Params, v3 as spec};
 
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::{naive, v1, v2};
@@ -12,7 +12,7 @@ use crate::{naive, v1, v2};
 #[cfg(target_feature = "sm_90a")]
 use crate::v3;
 
-// The rows name element types as `attn_spec::DType` does.
+// The rows name element types as `kernel_spec::DType` does.
 #[cfg(not(target_feature = "sm_90a"))]
 type F32 = f32;
 type F16 = f16;
@@ -155,4 +155,4 @@ const fn math_registers(warps: u32) -> u32 {
     if warps == 12 { 240 } else { 160 }
 }
 
-attn_spec::for_each_variant!(entries);
+kernel_spec::for_each_variant!(entries);

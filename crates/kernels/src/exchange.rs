@@ -8,8 +8,8 @@
 //!
 //! A buffer is written again only after the barriers of the other two, so nobody overwrites what is still being read.
 
-use attn_spec::layout::{fragment_col, fragment_row};
 use cuda_std::{math, shared, sync, thread};
+use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::tile::{RegTile, RowValues};
 

@@ -11,9 +11,9 @@
 
 use core::marker::PhantomData;
 
-use attn_spec::NaiveParams;
-use attn_spec::layout::{fragment_col, fragment_row};
 use cuda_std::{copy, math, shared, sync, thread, warp};
+use kernel_spec::NaiveParams;
+use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::block::QueryBlock;
 use crate::element::Element;

@@ -9,8 +9,8 @@
 //!
 //! With two slots, keys and values alternate: `v_j` arrives under `q k_j^T`, `k_{j+1}` under the softmax and `p v_j`.
 
-use attn_spec::KvBlocks;
 use cuda_std::{copy, sync};
+use kernel_spec::KvBlocks;
 
 use crate::element::Element;
 use crate::tile::{GlobalRows, SharedTile};

@@ -2,8 +2,8 @@
 
 use core::marker::PhantomData;
 
-use attn_spec::layout::{CHUNK_BYTES, chunk_offset, fragment_col, fragment_row, panel_bytes, swizzle};
 use cuda_std::{copy, math, shared, thread};
+use kernel_spec::layout::{CHUNK_BYTES, chunk_offset, fragment_col, fragment_row, panel_bytes, swizzle};
 
 use crate::element::Element;
 
@@ -24,7 +24,7 @@ pub struct GlobalRows<T> {
     pub element: PhantomData<T>,
 }
 
-/// `ROWS x COLS` elements in shared memory, swizzled as `attn_spec::layout` says.
+/// `ROWS x COLS` elements in shared memory, swizzled as `kernel_spec::layout` says.
 #[derive(Clone, Copy)]
 pub struct SharedTile<T, const ROWS: usize, const COLS: usize> {
     address: u32,

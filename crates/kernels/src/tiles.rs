@@ -1,8 +1,8 @@
 //! The tiles of a persistent thread block of v3: found by the load warp, told to the others in shared memory.
 
-use attn_spec::v3::{GROUP_ROWS, STEPS_BYTES, TILE_BYTES};
-use attn_spec::{KvBlocks, Steps, V3Params};
 use cuda_std::{math, shared, thread, warp};
+use kernel_spec::v3::{GROUP_ROWS, STEPS_BYTES, TILE_BYTES};
+use kernel_spec::{KvBlocks, Steps, V3Params};
 
 use crate::block::QueryBlock;
 use crate::element::Element;

@@ -19,8 +19,8 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use attn_spec::ForwardParams;
 use cuda_std::{shared, thread};
+use kernel_spec::ForwardParams;
 
 use crate::block::QueryBlock;
 use crate::element::Element;

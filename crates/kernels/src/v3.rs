@@ -32,7 +32,7 @@
 //! theirs rescales nothing: at 256 dims 130 of 450 instructions of a step. The output is the same, as `o` and `l` share `m`.
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
-//! see `attn_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
+//! see `kernel_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
 //! that queries make room as soon as they are read. Where a second buffer of queries fits, tiles overlap as above; where not, the
 //! next queries arrive under the last product and the output.
 //!
@@ -41,10 +41,10 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use attn_spec::V3Params;
-use attn_spec::v3::{GROUP_ROWS, note_bytes};
 use cuda_std::wgmma::{self, WarpgroupMma};
 use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
+use kernel_spec::V3Params;
+use kernel_spec::v3::{GROUP_ROWS, note_bytes};
 
 use crate::element::{Element, TensorCore};
 use crate::pipeline::Ring;

@@ -2,9 +2,9 @@
 //!
 //! All of them only start: see `cuda_std::wgmma` for the order of fence, commit and wait.
 
-use attn_spec::layout::CHUNK_BYTES;
 use cuda_std::wgmma::{Descriptor, WarpgroupMma};
 use cuda_std::{copy, thread, warp};
+use kernel_spec::layout::CHUNK_BYTES;
 
 use crate::block::QueryBlock;
 use crate::element::{Element, TensorCore};

@@ -5,7 +5,6 @@ use crate::device::{Device, DeviceInfo, DeviceKind, Inner};
 use crate::error::{Error, Result, Version};
 use crate::ptx;
 use crate::tensor_map::TensorGeometry;
-use attn_spec::{DType, TensorMap, VARIANTS, Variant};
 use cuda_loader::LoadError;
 use cust::context::Context;
 use cust::device::DeviceAttribute;
@@ -15,6 +14,7 @@ use cust::sys::{
     CUmemAllocationHandleType, CUmemAllocationType, CUmemLocation, CUmemLocationType, CUmemPool_attribute,
     CUmemPoolProps, CUmemoryPool, CUmodule, CUresult, CUstream,
 };
+use kernel_spec::{DType, TensorMap, VARIANTS, Variant};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_uint, c_void};
 use std::ptr;
@@ -79,7 +79,7 @@ struct AlignedMap(TensorMap);
 /// `CU_TENSOR_MAP_INTERLEAVE_NONE`.
 const INTERLEAVE_NONE: c_uint = 0;
 
-/// `CU_TENSOR_MAP_SWIZZLE_128B`: the layout of `attn_spec::layout`.
+/// `CU_TENSOR_MAP_SWIZZLE_128B`: the layout of `kernel_spec::layout`.
 const SWIZZLE_128B: c_uint = 3;
 
 /// `CU_TENSOR_MAP_L2_PROMOTION_L2_128B`: a row of a box is that long.
@@ -428,7 +428,7 @@ impl Backend for Cuda {
         let kernel = self.kernel(variant)?;
         // The driver copies the parameter, and only reads it in spite of the pointer's type.
         let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the function takes one parameter, the struct that `params` holds (the contract in attn_spec); grid, block and
+        // SAFETY: the function takes one parameter, the struct that `params` holds (the contract in kernel_spec); grid, block and
         // shared memory are those of the variant; the addresses in it were checked by the caller.
         check("cuLaunchKernel", unsafe {
             sys::cuLaunchKernel(

@@ -5,7 +5,7 @@ use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
 use crate::error::{Error, Result};
 use crate::ptx;
 use crate::tensor_map::TensorGeometry;
-use attn_spec::{DType, TensorMap, Variant};
+use kernel_spec::{DType, TensorMap, Variant};
 use ptx_emu::{
     Checks, Counters, EmuError, Emulator, EmulatorOptions, InstructionClass, Module, Swizzle, TensorDataType,
     TensorFill, TensorMapSpec,

@@ -4,7 +4,7 @@ use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind};
 use crate::error::{Error, Result, Version};
 use crate::tensor_map::TensorGeometry;
-use attn_spec::TensorMap;
+use kernel_spec::TensorMap;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -7,8 +7,8 @@ use super::stats::Quartiles;
 use crate::values::normal;
 use crate::workload::Case;
 use anyhow::{Context, Result};
-use attn_spec::{DType, Mask};
 use ferroflash::{Device, DeviceInfo, Layout, Problem, Shape, Tensor, Version};
+use kernel_spec::{DType, Mask};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

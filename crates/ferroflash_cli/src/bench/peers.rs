@@ -19,9 +19,9 @@
 use super::record::Check;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Context, Result};
-use attn_spec::Mask;
 use clap::ValueEnum;
 use ferroflash::{DeviceKind, Problem};
+use kernel_spec::Mask;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;

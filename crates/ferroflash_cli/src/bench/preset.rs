@@ -1,8 +1,8 @@
 //! Sweeps with names.
 
 use super::sweep::{Axes, Batch, Heads};
-use attn_spec::{DType, Mask};
 use clap::ValueEnum;
+use kernel_spec::{DType, Mask};
 
 /// Model width of the FlashAttention papers: the number of heads is this over the head dim.
 const MODEL_WIDTH: usize = 2048;

@@ -4,9 +4,9 @@ use super::preset::{self, Preset};
 use super::sweep_file;
 use crate::workload::Case;
 use anyhow::{Result, ensure};
-use attn_spec::{DType, Kernel, Mask};
 use clap::{Args, ValueEnum};
 use ferroflash::Problem;
+use kernel_spec::{DType, Kernel, Mask};
 use serde::Deserialize;
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -245,10 +245,10 @@ impl Axes {
         let name = |key| given.name(key);
         ensure!(seq > 0, "{} 0 is not accepted; a sequence has at least one row", name("seq"));
         ensure!(
-            (8..=attn_spec::MAX_HEAD_DIM as usize).contains(&head_dim) && head_dim.is_multiple_of(8),
+            (8..=kernel_spec::MAX_HEAD_DIM as usize).contains(&head_dim) && head_dim.is_multiple_of(8),
             "{} {head_dim} is not accepted; kernels take the multiples of 8 from 8 to {}",
             name("head_dim"),
-            attn_spec::MAX_HEAD_DIM
+            kernel_spec::MAX_HEAD_DIM
         );
         let kv_rows = self.kv_seq.unwrap_or(seq);
         ensure!(kv_rows > 0, "{} 0 is not accepted; without keys there is nothing to measure", name("kv_seq"));

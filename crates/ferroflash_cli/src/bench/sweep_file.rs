@@ -17,7 +17,7 @@
 use super::sweep::{Axes, Batch, DTypeName, Given, Heads, KernelName, unique};
 use crate::workload::Case;
 use anyhow::{Context, Result, bail, ensure};
-use attn_spec::{Kernel, Mask};
+use kernel_spec::{Kernel, Mask};
 use serde::Deserialize;
 use std::fmt;
 use std::path::Path;
