@@ -73,7 +73,7 @@ struct ParamLoad<'a> {
 impl<'a> ParamLoad<'a> {
     fn of(line: &'a str, parameter: &str) -> Option<ParamLoad<'a>> {
         let (type_name, rest) = line.trim_start().strip_prefix("ld.param.")?.split_once(char::is_whitespace)?;
-        let (register, address) = rest.trim().split_once(", ")?;
+        let (register, address) = rest.trim().rsplit_once(", ")?;
         let offset = address.strip_prefix(parameter)?.split_once(']')?.0;
         let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
         Some(ParamLoad { type_name, register, offset })
