@@ -19,7 +19,8 @@ fn main() {
             std::process::exit(1);
         }
     };
-    let missing: Vec<_> = VARIANTS.iter().map(|v| v.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
+    let missing: Vec<_> =
+        VARIANTS.iter().map(|v| v.entry.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
     assert!(missing.is_empty(), "entry points of kernel_spec::VARIANTS without PTX: {}", missing.join(", "));
     embed(&modules, &PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
 }
@@ -53,7 +54,7 @@ fn modules() -> Result<Modules, String> {
 }
 
 fn from_source(kernels: &Path) -> Result<Modules, String> {
-    let archs: BTreeSet<&str> = VARIANTS.iter().map(|variant| variant.arch.name()).collect();
+    let archs: BTreeSet<&str> = VARIANTS.iter().map(|variant| variant.entry.arch.name()).collect();
     let mut builder = CudaBuilder::new(kernels);
     for arch in archs {
         builder = builder.arch(arch.parse().map_err(|error| format!("{error}"))?);
@@ -69,7 +70,8 @@ fn from_source(kernels: &Path) -> Result<Modules, String> {
         module.kernels.into_iter().map(move |kernel| (arch, kernel))
     });
     // An entry belongs to the architecture that its row of the list names.
-    let listed = |arch: &str, name: &str| VARIANTS.iter().any(|v| v.symbol == name && v.arch.name() == arch);
+    let listed =
+        |arch: &str, name: &str| VARIANTS.iter().any(|v| v.entry.symbol == name && v.entry.arch.name() == arch);
     Ok(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)).collect())
 }
 
@@ -78,13 +80,13 @@ fn from_folder(folder: &Path) -> Result<Modules, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut modules = Modules::new();
     for variant in VARIANTS {
-        let file = format!("{}.ptx", variant.symbol);
-        let paths = [folder.join(variant.arch.name()).join(&file), folder.join(&file)];
+        let file = format!("{}.ptx", variant.entry.symbol);
+        let paths = [folder.join(variant.entry.arch.name()).join(&file), folder.join(&file)];
         let Some(path) = paths.iter().find(|path| path.is_file()) else {
-            return Err(format!("no {file} in {} nor in its {}/", folder.display(), variant.arch.name()));
+            return Err(format!("no {file} in {} nor in its {}/", folder.display(), variant.entry.arch.name()));
         };
         let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        modules.insert(variant.symbol.to_owned(), text);
+        modules.insert(variant.entry.symbol.to_owned(), text);
     }
     Ok(modules)
 }

@@ -26,11 +26,11 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
             case.seed = i as u64;
             let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
             assert!(
-                plan.symbols().any(|symbol| symbol == variant.symbol),
+                plan.symbols().any(|symbol| symbol == variant.entry.symbol),
                 "{} is not what {problem} runs: {plan}",
-                variant.symbol
+                variant.entry.symbol
             );
-            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.symbol));
+            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.entry.symbol));
             tested += 1;
         }
     }
@@ -66,7 +66,7 @@ fn packed_heads_at_tile_edges<T: Element>() {
             }
             let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
             assert_eq!(plan.steps[0].packed_heads as usize, packed, "{problem}");
-            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.symbol));
+            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.entry.symbol));
         }
     }
 }
@@ -106,9 +106,9 @@ fn edges(variant: &Variant) -> Vec<(usize, usize, Mask)> {
 /// The variants that these tests visit are all that there are, and this build holds all of them.
 #[test]
 fn every_variant_is_embedded_and_belongs_to_a_tested_kernel() {
-    let embedded: Vec<_> = ferroflash::embedded_variants().map(|variant| variant.symbol).collect();
+    let embedded: Vec<_> = ferroflash::embedded_variants().map(|variant| variant.entry.symbol).collect();
     for variant in VARIANTS {
-        assert!(Kernel::ALL.contains(&variant.pass.kernel()), "{}", variant.symbol);
-        assert!(embedded.contains(&variant.symbol), "the build holds no PTX of {}", variant.symbol);
+        assert!(Kernel::ALL.contains(&variant.pass.kernel()), "{}", variant.entry.symbol);
+        assert!(embedded.contains(&variant.entry.symbol), "the build holds no PTX of {}", variant.entry.symbol);
     }
 }

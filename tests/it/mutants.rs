@@ -8,7 +8,7 @@ use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
 use kernel_spec::v3::{Schedule, Work};
-use kernel_spec::{ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
+use kernel_spec::{Features, ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module, Swizzle};
@@ -139,7 +139,7 @@ impl Subject {
     }
 
     fn ptx(&self) -> String {
-        embedded_ptx(self.variant()).expect("this build holds every row of the list")
+        embedded_ptx(&self.variant().entry).expect("this build holds every row of the list")
     }
 }
 
@@ -195,11 +195,12 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
         band: call.mask.band(),
         aligned: 1,
         negate: (call.scale < 0.0).into(),
+        features: Features::OFF,
     };
     let q_blocks = call.q_rows.div_ceil(variant.q_block);
     let launch = |ctas, params: Vec<u8>| {
-        Launch::new([ctas, 1, 1], [variant.threads(), 1, 1])
-            .with_dynamic_shared_bytes(variant.shared_bytes())
+        Launch::new([ctas, 1, 1], [variant.entry.threads, 1, 1])
+            .with_dynamic_shared_bytes(variant.entry.shared_bytes)
             .with_param(&params)
     };
     let launch = if variant.pass == Pass::V3 {
@@ -238,7 +239,7 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
     } else {
         launch(q_blocks * heads, bytes_of(&forward))
     };
-    device.launch(module, variant.symbol, &launch)?;
+    device.launch(module, variant.entry.symbol, &launch)?;
     let mut result = vec![0; (out_bytes + lse_bytes) as usize];
     let (out_result, lse_result) = result.split_at_mut(out_bytes as usize);
     device.read(out, out_result)?;
@@ -298,7 +299,7 @@ fn check_mutants(subject: &Subject) {
         return;
     }
     let list = mutants(&subject.ptx());
-    assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.variant().symbol);
+    assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.variant().entry.symbol);
     let reports: Vec<_> = list.iter().map(|mutant| report(subject, mutant)).collect();
     let mut wrong = String::new();
     let mut unreported: BTreeMap<Edit, Vec<&Mutant>> = BTreeMap::new();
@@ -324,7 +325,7 @@ fn check_mutants(subject: &Subject) {
                 .expect("a string takes all");
         }
     }
-    assert!(wrong.is_empty(), "{}: {wrong}", subject.variant().symbol);
+    assert!(wrong.is_empty(), "{}: {wrong}", subject.variant().entry.symbol);
 }
 
 #[test]
@@ -364,7 +365,7 @@ fn the_seed_changes_nothing() {
             let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));
             for seed in 1..=device::seeds(12).into() {
                 let out = run(&module, subject.variant(), call, seed).unwrap_or_else(|error| panic!("{error}"));
-                assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().symbol);
+                assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().entry.symbol);
             }
         }
     }

@@ -66,7 +66,7 @@ pub(crate) fn builder() -> Result<CudaBuilder> {
     // The folder that the build script of `ferroflash` uses too: each compiles what the other has not.
     let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
     for variant in VARIANTS {
-        builder = builder.arch(variant.arch.name().parse()?);
+        builder = builder.arch(variant.entry.arch.name().parse()?);
     }
     Ok(builder)
 }
@@ -84,17 +84,19 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
         if !module.warnings.is_empty() {
             output::note(format_args!("{}", module.warnings.trim_end()));
         }
-        if let Some(kernel) = module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.symbol != kernel.name)) {
+        if let Some(kernel) =
+            module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.entry.symbol != kernel.name))
+        {
             bail!("{arch}: the entry `{}` is not in kernel_spec::VARIANTS", kernel.name);
         }
         // An entry belongs to the architecture that its row of the list names.
-        module.kernels.retain(|kernel| variants(arch).any(|variant| variant.symbol == kernel.name));
+        module.kernels.retain(|kernel| variants(arch).any(|variant| variant.entry.symbol == kernel.name));
         for variant in variants(arch) {
             let kernel = module
-                .kernel(variant.symbol)
-                .with_context(|| format!("{arch}: `{}` of kernel_spec::VARIANTS has no entry", variant.symbol))?;
-            if kernel.bounds.threads != Some([variant.threads(), 1, 1]) {
-                let (bounds, threads) = (kernel.bounds.threads, variant.threads());
+                .kernel(variant.entry.symbol)
+                .with_context(|| format!("{arch}: `{}` of kernel_spec::VARIANTS has no entry", variant.entry.symbol))?;
+            if kernel.bounds.threads != Some([variant.entry.threads, 1, 1]) {
+                let (bounds, threads) = (kernel.bounds.threads, variant.entry.threads);
                 bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::VARIANTS says {threads}", kernel.name);
             }
         }
@@ -105,7 +107,7 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
 }
 
 fn variants(arch: Arch) -> impl Iterator<Item = &'static Variant> {
-    VARIANTS.iter().filter(move |variant| variant.arch.name() == arch.name())
+    VARIANTS.iter().filter(move |variant| variant.entry.arch.name() == arch.name())
 }
 
 /// One line of the table: an entry, and an assembled GPU if there is a ptxas.
@@ -135,8 +137,8 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
             (Some(_), gpus) => gpus.iter().copied().filter(|&gpu| gpu >= module.arch).map(Some).collect(),
         };
         for variant in variants(module.arch) {
-            let kernel = module.kernel(variant.symbol).context("checked after the build")?;
-            if options.entry.as_deref().is_none_or(|text| variant.symbol.contains(text)) {
+            let kernel = module.kernel(variant.entry.symbol).context("checked after the build")?;
+            if options.entry.as_deref().is_none_or(|text| variant.entry.symbol.contains(text)) {
                 let local_memory = kernel.uses_local_memory();
                 rows.extend(gpus.iter().map(|&gpu| Row { variant, ptx: &kernel.ptx, local_memory, gpu }));
             }
@@ -159,14 +161,14 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
         cells.push(line(row, report.as_ref()));
         let gpu = row.gpu.map(|gpu| format!(" on {gpu}")).unwrap_or_default();
         if row.local_memory {
-            defects.push(format!("{}: local memory in the PTX", row.variant.symbol));
+            defects.push(format!("{}: local memory in the PTX", row.variant.entry.symbol));
         }
         for defect in report.iter().flat_map(Report::defects) {
-            defects.push(format!("{}{gpu}: {defect}", row.variant.symbol));
+            defects.push(format!("{}{gpu}: {defect}", row.variant.entry.symbol));
         }
     }
     output::print(&table::format(&header, &cells))?;
-    let entries: HashSet<&str> = rows.iter().map(|row| row.variant.symbol).collect();
+    let entries: HashSet<&str> = rows.iter().map(|row| row.variant.entry.symbol).collect();
     output::print(&format!("{} entries, {:.1} s\n", entries.len(), started.elapsed().as_secs_f64()))?;
     if defects.is_empty() {
         return Ok(());
@@ -179,13 +181,13 @@ fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
     let variant = row.variant;
     let or_dash = |number: u32| if number == 0 { "-".to_string() } else { number.to_string() };
     let mut cells = vec![
-        variant.symbol.to_string(),
-        variant.arch.name().to_string(),
+        variant.entry.symbol.to_string(),
+        variant.entry.arch.name().to_string(),
         variant.dtype.name().to_string(),
         or_dash(variant.head_dim),
         format!("{} x {}", variant.q_block, variant.kv_block),
-        variant.threads().to_string(),
-        format!("{:.1}", f64::from(variant.shared_bytes()) / 1024.0),
+        variant.entry.threads.to_string(),
+        format!("{:.1}", f64::from(variant.entry.shared_bytes) / 1024.0),
         format!("{}", row.ptx.len() / 1024),
     ];
     if let Some(report) = report {
@@ -208,7 +210,7 @@ fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(row) = rows.get(index) else { return Ok(done) };
             let gpu = row.gpu.context("a row to assemble names a GPU")?;
-            done.push((index, ptxas.assemble(row.variant.symbol, row.ptx, gpu)?));
+            done.push((index, ptxas.assemble(row.variant.entry.symbol, row.ptx, gpu)?));
         }
     };
     let mut reports = vec![None; rows.len()];

@@ -10,7 +10,7 @@ use crate::tensor::{
 };
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::v3::{Divisor, Schedule, Work};
-use kernel_spec::{Band, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
+use kernel_spec::{Band, Features, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
 use std::ffi::c_void;
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -518,9 +518,9 @@ impl Call<'_> {
                     bytes_of(&v3)
                 }
             };
-            tracing::trace!(symbol = step.variant.symbol, ctas = step.ctas, "launch");
+            tracing::trace!(symbol = step.variant.entry.symbol, ctas = step.ctas, "launch");
             self.device.backend().launch(&Launch {
-                variant: step.variant,
+                kernel: &step.kernel(),
                 ctas: step.ctas,
                 params,
                 stream: self.stream,
@@ -576,6 +576,7 @@ impl Call<'_> {
             band: self.plan.mask.band(),
             aligned: tensors.iter().all(|view| rows_are_aligned(view.geometry(), view.address())).into(),
             negate: (self.plan.scale < 0.0).into(),
+            features: Features::OFF,
         }
     }
 }
@@ -624,7 +625,10 @@ unsafe impl KernelParams for NaiveParams {}
 // SAFETY: repr(C); arrays of u64 and ForwardParams, then u32 fields, an even number of them.
 unsafe impl KernelParams for V3Params {}
 // Sums of the sizes of the fields: a difference would be padding.
-const _: () = assert!(size_of::<ForwardParams>() == 4 * 32 + 8 + 6 * 4 + size_of::<kernel_spec::Band>() + 2 * 4);
+const _: () = assert!(
+    size_of::<ForwardParams>()
+        == 4 * 32 + 8 + 6 * 4 + size_of::<kernel_spec::Band>() + 2 * 4 + 8 * (1 + kernel_spec::FORWARD_SLOTS as usize)
+);
 const _: () = assert!(size_of::<NaiveParams>() == size_of::<ForwardParams>() + 4 * 8);
 const _: () = assert!(size_of::<V3Params>() == 3 * 128 + size_of::<ForwardParams>() + size_of::<Schedule>());
 const _: () = assert!(size_of::<Schedule>() == 5 * 4 + 5 * size_of::<Divisor>() && size_of::<Divisor>() == 3 * 4);

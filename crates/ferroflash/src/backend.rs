@@ -6,8 +6,9 @@ use crate::device::DeviceInfo;
 #[cfg(not(feature = "emulator"))]
 use crate::device::EmulatorConfig;
 use crate::error::Result;
+use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
-use kernel_spec::{TensorMap, Variant};
+use kernel_spec::TensorMap;
 use std::ffi::c_void;
 use std::ops::Range;
 use std::time::Duration;
@@ -38,7 +39,7 @@ impl RawStream {
 /// One launch of one entry point.
 #[derive(Debug)]
 pub(crate) struct Launch<'a> {
-    pub(crate) variant: &'static Variant,
+    pub(crate) kernel: &'a Specialised,
     /// Thread blocks along x; the other axes are 1.
     pub(crate) ctas: u32,
     /// Bytes of the only kernel parameter, a struct passed by value.
@@ -80,6 +81,8 @@ pub(crate) trait Backend: Send + Sync {
     fn fill(&self, address: u64, byte: u8, len: u64) -> Result<()>;
     /// Encodes what the copy engine has to know of a tensor.
     fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap>;
+    /// Compiles and loads a kernel, if it is not loaded yet.
+    fn prepare(&self, kernel: &Specialised) -> Result<()>;
     /// Starts a kernel; may return before it is done.
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
     fn create_stream(&self) -> Result<RawStream>;

@@ -14,6 +14,7 @@ mod overlap;
 mod plan;
 mod ptx;
 pub mod reference;
+mod specialise;
 mod tensor;
 mod tensor_map;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use error::{Error, Operand, Result, Unsupported, Version};
 pub use kernel_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use plan::{Plan, Problem, Step};
 pub use ptx::{embedded_variants, text as embedded_ptx};
+pub use specialise::Specialised;
 pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};
 
 /// The element types of tensors in half precision, from the crate `half`.

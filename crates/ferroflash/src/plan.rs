@@ -1,12 +1,13 @@
 //! What a call will do, decided before it does it: problem and options in, rows of the variant list out.
 
 use crate::attention::{Attention, KernelChoice};
-use crate::device::{DeviceInfo, DeviceKind};
+use crate::device::{Device, DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
+use crate::specialise::Specialised;
 use crate::tensor::TensorView;
 use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
 use kernel_spec::v3::{self, MAX_TILES};
-use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
+use kernel_spec::{DType, Entry, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +95,24 @@ pub struct Step {
     pub shared_bytes: u32,
 }
 
+impl Step {
+    /// What the device loads for this launch.
+    pub fn kernel(&self) -> Specialised {
+        Specialised::plain(&self.variant.entry)
+    }
+}
+
+impl Device {
+    /// Compiles and loads the kernels of a plan, so that a later call finds them: the first call of a process then takes no longer than
+    /// the next, and may be captured into a graph.
+    ///
+    /// # Errors
+    /// [`Error::PtxRejected`], [`Error::MissingVariant`], [`Error::Cuda`].
+    pub fn prepare(&self, plan: &Plan) -> Result<()> {
+        plan.steps.iter().try_for_each(|step| self.backend().prepare(&step.kernel()))
+    }
+}
+
 /// What a call will launch and allocate, and why. Prints as a few lines.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -124,7 +143,7 @@ impl Plan {
 
     /// Entry points in launch order.
     pub fn symbols(&self) -> impl Iterator<Item = &'static str> {
-        self.steps.iter().map(|step| step.variant.symbol)
+        self.steps.iter().map(|step| step.variant.entry.symbol)
     }
 }
 
@@ -136,8 +155,8 @@ impl std::fmt::Display for Plan {
             writeln!(
                 f,
                 "  launch     {} ({}): tile {} x {}, {ctas} thread blocks of {threads} threads, {shared_bytes} bytes of shared memory",
-                variant.symbol,
-                variant.arch.name(),
+                variant.entry.symbol,
+                variant.entry.arch.name(),
                 variant.q_block,
                 variant.kv_block,
             )?;
@@ -201,8 +220,8 @@ pub(crate) fn plan(
             variant,
             ctas: grid(variant, problem, packed_heads, device.multiprocessors)?,
             packed_heads,
-            threads: variant.threads(),
-            shared_bytes: variant.shared_bytes(),
+            threads: variant.entry.threads,
+            shared_bytes: variant.entry.shared_bytes,
         });
     }
     let needed = workspace(kernel, problem).iter().sum::<u128>();
@@ -227,7 +246,7 @@ fn variant(attention: &Attention, problem: &Problem, pass: Pass) -> Result<Optio
             if variant.holds(problem.dtype, head_dim) {
                 return Ok(Some(variant));
             }
-            let Variant { symbol, dtype, head_dim, .. } = *variant;
+            let Variant { entry: Entry { symbol, .. }, dtype, head_dim, .. } = *variant;
             Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: *problem })
         }
         _ => Ok(Variant::find(pass, problem.dtype, head_dim, keys_per_row(attention.mask, problem))),
@@ -302,14 +321,14 @@ fn check_copies(tensor: Operand, view: &TensorView<'_>) -> Result<(), Unsupporte
 }
 
 fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
-    if !device.runs(variant.arch) {
-        let (major, minor) = variant.arch.least_compute_capability();
+    if !device.runs(variant.entry.arch) {
+        let (major, minor) = variant.entry.arch.least_compute_capability();
         let least = Version { major, minor };
         return Err(Error::GpuTooOld { name: device.name.clone(), found: device.compute_capability(), least });
     }
-    let (needed, available) = (variant.shared_bytes(), device.max_shared_bytes_per_block);
+    let (needed, available) = (variant.entry.shared_bytes, device.max_shared_bytes_per_block);
     if needed > available {
-        return Err(Error::SharedMemory { symbol: variant.symbol, needed, available });
+        return Err(Error::SharedMemory { symbol: variant.entry.symbol, needed, available });
     }
     Ok(())
 }
@@ -325,7 +344,7 @@ fn packed_heads(variant: &Variant, problem: &Problem) -> u32 {
 }
 
 fn grid(variant: &'static Variant, problem: &Problem, packed_heads: u32, multiprocessors: u32) -> Result<u32> {
-    let too_large = |needed| Error::GridTooLarge { symbol: variant.symbol, needed, limit: MAX_GRID };
+    let too_large = |needed| Error::GridTooLarge { symbol: variant.entry.symbol, needed, limit: MAX_GRID };
     // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns at most 128 rows of one head.
     let heads = problem.batch as u128 * problem.q_heads as u128;
     if heads > MAX_GRID.into() {

@@ -1,7 +1,7 @@
 //! The embedded PTX: one module for each entry point, compressed.
 
 use crate::error::{Error, Result};
-use kernel_spec::{VARIANTS, Variant};
+use kernel_spec::{Entry, VARIANTS, Variant};
 
 /// Entry point and its PTX, a module of its own (zlib), so that a device compiles only what it runs.
 struct Embedded {
@@ -13,15 +13,15 @@ include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
 /// The variants whose PTX this build holds, in the order of [`VARIANTS`].
 pub fn embedded_variants() -> impl Iterator<Item = &'static Variant> {
-    VARIANTS.iter().filter(|variant| find(variant.symbol).is_some())
+    VARIANTS.iter().filter(|variant| find(variant.entry.symbol).is_some())
 }
 
 /// PTX of the module that holds this entry point, as it is given to the device: for disassemblers, profilers and other launchers.
 ///
 /// # Errors
 /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
-pub fn text(variant: &'static Variant) -> Result<String> {
-    let symbol = variant.symbol;
+pub fn text(entry: &Entry) -> Result<String> {
+    let symbol = entry.symbol;
     let bytes = find(symbol).ok_or(Error::MissingVariant { symbol })?;
     let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib(bytes)
         .map_err(|error| Error::PtxRejected { symbol, log: format!("embedded text is damaged: {error}") })?;
@@ -42,13 +42,13 @@ mod tests {
     fn every_variant_is_embedded_alone() {
         assert_eq!(embedded_variants().count(), VARIANTS.len());
         for variant in VARIANTS {
-            let text = text(variant).unwrap();
+            let text = text(&variant.entry).unwrap();
             let entries: Vec<_> = text.lines().filter(|line| line.contains(".entry ")).collect();
             assert!(
-                matches!(entries[..], [entry] if entry.contains(&format!(".entry {}(", variant.symbol))),
+                matches!(entries[..], [entry] if entry.contains(&format!(".entry {}(", variant.entry.symbol))),
                 "{entries:?}"
             );
-            assert!(text.contains(&format!(".target {}", variant.arch.name())), "{}", variant.symbol);
+            assert!(text.contains(&format!(".target {}", variant.entry.arch.name())), "{}", variant.entry.symbol);
         }
     }
 }

@@ -455,7 +455,7 @@ fn the_tile_follows_the_keys_that_rows_see() {
 #[test]
 fn a_row_of_the_variant_list_can_be_asked_for() {
     let info = recording::info(1 << 37, (9, 0));
-    let variant = |symbol| VARIANTS.iter().find(|v| v.symbol == symbol).unwrap();
+    let variant = |symbol| VARIANTS.iter().find(|v| v.entry.symbol == symbol).unwrap();
     let problem = Problem { batch: 1, q_rows: 9, kv_rows: 9, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
     let plan = |symbol| plan::plan(&Attention::new().with_kernel(variant(symbol)), &info, &problem, &[]);
     for symbol in ["v3_f16_d64_long", "v3_f16_d128_long", "v2_f16_d256", "naive_output_f16_d96"] {

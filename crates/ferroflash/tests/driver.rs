@@ -64,7 +64,7 @@ fn count(line: &str) -> usize {
 }
 
 fn variant(symbol: &str) -> &'static Variant {
-    ferroflash::VARIANTS.iter().find(|variant| variant.symbol == symbol).unwrap()
+    ferroflash::VARIANTS.iter().find(|variant| variant.entry.symbol == symbol).unwrap()
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn launches() {
             launched.iter().zip(["naive_scores_bf16_d64", "naive_softmax_bf16", "naive_output_bf16_d64"])
         {
             let (v, address) = (variant(symbol), q.address());
-            let (ctas, threads, shared) = (v.ctas(2, 4, 5, 5, 132), v.threads(), v.shared_bytes());
+            let (ctas, threads, shared) = (v.ctas(2, 4, 5, 5, 132), v.entry.threads, v.entry.shared_bytes);
             assert_eq!(
                 line,
                 &format!("launch {symbol} grid {ctas} block {threads} shared {shared} stream 0 q {address:#x}")
@@ -235,7 +235,7 @@ fn launches_of_v3() {
             let map = |address: u64, rows| {
                 format!("map type {data_type} address {address:#x} {geometry} box [64, {rows}, 1, 1]")
             };
-            let (address, shared) = (q.address(), v.shared_bytes());
+            let (address, shared) = (q.address(), v.entry.shared_bytes);
             let expected = [
                 map(address, v.q_block),
                 map(address, v.kv_block),
@@ -243,7 +243,7 @@ fn launches_of_v3() {
                 format!("load {symbol}"),
                 format!("shared {symbol} {shared}"),
                 // 360 tiles on 132 multiprocessors.
-                format!("launch {symbol} grid 132 block {} shared {shared} stream 0 q {address:#x}", v.threads()),
+                format!("launch {symbol} grid 132 block {} shared {shared} stream 0 q {address:#x}", v.entry.threads),
             ];
             assert_eq!(log()[before..], expected);
         }
@@ -315,7 +315,7 @@ fn large_shared_memory() {
         let shape = Shape { head_dim: 256, ..SHAPE };
         let q = Tensor::zeros(&device, DType::F32, shape, Layout::Bshd).unwrap();
         forward(Kernel::V2, &q.view());
-        let shared = variant("v2_f32_d256").shared_bytes();
+        let shared = variant("v2_f32_d256").entry.shared_bytes;
         assert!(shared > 48 * 1024);
         assert_eq!(count(&format!("shared v2_f32_d256 {shared}")), 1);
     });

@@ -87,7 +87,8 @@ fn support() -> String {
             };
             let mut columns = vec![kernel.to_string(), dtype.to_string()];
             columns.extend(COMPILED_HEAD_DIMS.map(tiles));
-            let arch = VARIANTS.iter().find(|v| v.pass == pass && v.dtype == dtype).map(|v| compute_capability(v.arch));
+            let arch =
+                VARIANTS.iter().find(|v| v.pass == pass && v.dtype == dtype).map(|v| compute_capability(v.entry.arch));
             columns.push(dash(arch));
             table_row(&mut text, &columns);
         }

@@ -7,6 +7,8 @@
 #![no_std]
 
 mod dtype;
+mod entry;
+mod features;
 pub mod layout;
 mod mask;
 mod params;
@@ -14,6 +16,8 @@ pub mod v3;
 mod variants;
 
 pub use dtype::DType;
+pub use entry::{Arch, Entry};
+pub use features::{FeatureSet, Features};
 pub use mask::{Band, KvBlocks, MAX_ROWS, Mask, Steps};
-pub use params::{ForwardParams, NaiveParams, TensorMap, TensorParams, V3Params};
-pub use variants::{Arch, COMPILED_HEAD_DIMS, Kernel, MAX_HEAD_DIM, Pass, SOFTMAX_ROWS_PER_CTA, VARIANTS, Variant};
+pub use params::{FORWARD_SLOTS, ForwardParams, NaiveParams, TensorMap, TensorParams, V3Params};
+pub use variants::{COMPILED_HEAD_DIMS, Kernel, MAX_HEAD_DIM, Pass, SOFTMAX_ROWS_PER_CTA, VARIANTS, Variant};

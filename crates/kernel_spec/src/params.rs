@@ -1,5 +1,6 @@
 //! The structs that the host writes and the kernels read: kernel parameters, passed by value.
 
+use crate::features::Features;
 use crate::mask::Band;
 use crate::v3::Schedule;
 
@@ -17,6 +18,9 @@ pub struct TensorParams {
     /// Elements from one head to the next.
     pub head_stride: u64,
 }
+
+/// Slots for features of attention: room for those that are planned, so that a new one moves no parameter.
+pub const FORWARD_SLOTS: u32 = 7;
 
 /// Parameters of one attention forward pass: `out = softmax(scale * q k^T + mask) v`.
 #[repr(C)]
@@ -51,14 +55,14 @@ pub struct ForwardParams {
     pub aligned: u32,
     /// 1 when the scale is negative: the kernels then negate the queries.
     pub negate: u32,
+    /// What it does beyond plain attention. Every parameter struct of attention ends in this one, and so in its features.
+    pub features: Features<{ FORWARD_SLOTS as usize }>,
 }
 
 /// Parameters of the three passes of the naive kernel, which keeps scores and probabilities in device memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NaiveParams {
-    /// The problem.
-    pub forward: ForwardParams,
     /// Device address of the scores, `f32 [batch, q_heads, q_rows, score_stride]`, natural scale times `log2(e)`.
     pub scores: u64,
     /// Device address of the probabilities, `[batch, q_heads, q_rows, score_stride]` in the element type of q.
@@ -67,6 +71,8 @@ pub struct NaiveParams {
     pub score_stride: u64,
     /// `batch * q_heads * q_rows`, the rows of the softmax pass.
     pub score_rows: u64,
+    /// The problem.
+    pub forward: ForwardParams,
 }
 
 /// What Hopper's copy engine knows of a tensor: 128 bytes that the driver encodes.
@@ -87,8 +93,8 @@ pub struct V3Params {
     pub k: TensorMap,
     /// Map of v; box: 64 dims of `kv_block` rows.
     pub v: TensorMap,
-    /// The problem. Addresses and strides of q, k and v play no part: they are in the maps.
-    pub forward: ForwardParams,
     /// Which thread block works on which tiles.
     pub schedule: Schedule,
+    /// The problem. Addresses and strides of q, k and v play no part: they are in the maps.
+    pub forward: ForwardParams,
 }

@@ -1,6 +1,9 @@
 //! The one list of compiled kernels. Entry points, the host's plan, tests, the bench sweep and the support table come from it.
 
 use crate::dtype::DType;
+use crate::entry::{Arch, Entry};
+use crate::features::FeatureSet;
+use crate::params::{FORWARD_SLOTS, ForwardParams, NaiveParams, V3Params};
 use crate::{layout, v3};
 
 /// Calls `$callback!` with every row of the list. A new head dim or tile is one row here.
@@ -152,6 +155,16 @@ impl Pass {
         }
     }
 
+    /// Bytes of its parameter struct.
+    pub const fn params_bytes(self) -> u32 {
+        let bytes = match self {
+            Pass::Scores | Pass::Softmax | Pass::Output => size_of::<NaiveParams>(),
+            Pass::V1 | Pass::V2 => size_of::<ForwardParams>(),
+            Pass::V3 => size_of::<V3Params>(),
+        };
+        bytes as u32
+    }
+
     /// The kernel that this pass belongs to.
     pub const fn kernel(self) -> Kernel {
         match self {
@@ -163,51 +176,13 @@ impl Pass {
     }
 }
 
-/// Instruction set that an entry is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Arch {
-    /// PTX for compute capability 8.0; the driver compiles it for every later GPU too.
-    Sm80,
-    /// PTX for compute capability 9.0 alone: wgmma, register reallocation.
-    Sm90a,
-}
-
-impl Arch {
-    /// Least compute capability that runs it, as `(major, minor)`.
-    pub const fn least_compute_capability(self) -> (u32, u32) {
-        match self {
-            Arch::Sm80 => (8, 0),
-            Arch::Sm90a => (9, 0),
-        }
-    }
-
-    /// Whether a GPU of this compute capability runs it.
-    pub const fn runs_on(self, compute_capability: (u32, u32)) -> bool {
-        match self {
-            Arch::Sm80 => compute_capability.0 >= 8,
-            // The `a` features are promised to no later GPU.
-            Arch::Sm90a => compute_capability.0 == 9 && compute_capability.1 == 0,
-        }
-    }
-
-    /// Name of the target as rustc and ptxas write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Arch::Sm80 => "sm_80",
-            Arch::Sm90a => "sm_90a",
-        }
-    }
-}
-
-/// One compiled entry point.
+/// One row of the list: an entry point, and what it computes with which tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
-    /// Name of the entry in the PTX.
-    pub symbol: &'static str,
+    /// What a launch needs of it.
+    pub entry: Entry,
     /// What it computes.
     pub pass: Pass,
-    /// Instruction set.
-    pub arch: Arch,
     /// Element type of q, k, v and out.
     pub dtype: DType,
     /// Columns of its tiles; smaller head dims are zero-filled up to it. 0 for a pass that no head dim enters.
@@ -220,8 +195,6 @@ pub struct Variant {
     pub warps: u32,
     /// Shared-memory slots in the stream of key and value tiles.
     pub ring: u32,
-    /// Thread blocks that must fit on one multiprocessor.
-    pub min_ctas: u32,
     /// Keys that a query row must see on average for this tile to be chosen before others of the head dim; 0 for the first.
     pub from_keys: u32,
     /// Why this tile.
@@ -241,16 +214,23 @@ macro_rules! variant_table {
     ($($pass:ident $head_dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
        $warps:literal, $ring:literal, $min_ctas:literal, $from_keys:literal, $reason:literal;)*) => {
         &[$($(Variant {
-            symbol: stringify!($symbol),
+            entry: Entry {
+                symbol: stringify!($symbol),
+                arch: Pass::$pass.arch(),
+                threads: 32 * $warps,
+                shared_bytes: shared_bytes(Pass::$pass, DType::$dtype, $head_dim, $q_block, $kv_block, $warps, $ring),
+                min_ctas: $min_ctas,
+                params_bytes: Pass::$pass.params_bytes(),
+                feature_slots: FORWARD_SLOTS,
+                accepts: FeatureSet::NONE,
+            },
             pass: Pass::$pass,
-            arch: Pass::$pass.arch(),
             dtype: DType::$dtype,
             head_dim: $head_dim,
             q_block: $q_block,
             kv_block: $kv_block,
             warps: $warps,
             ring: $ring,
-            min_ctas: $min_ctas,
             from_keys: $from_keys,
             reason: $reason,
         },)+)*]
@@ -259,6 +239,38 @@ macro_rules! variant_table {
 
 /// Every compiled entry point.
 pub const VARIANTS: &[Variant] = for_each_variant!(variant_table);
+
+/// Bytes of dynamic shared memory of one thread block.
+const fn shared_bytes(
+    pass: Pass,
+    dtype: DType,
+    head_dim: u32,
+    q_block: u32,
+    kv_block: u32,
+    warps: u32,
+    ring: u32,
+) -> u32 {
+    let row = head_dim as usize * dtype.bytes();
+    let (q_rows, kv_rows) = (q_block as usize, kv_block as usize);
+    let (warps, ring) = (warps as usize, ring as usize);
+    let bytes = match pass {
+        Pass::Scores => (q_rows + kv_rows) * row,
+        Pass::Softmax => 0,
+        // A slot holds a tile of probabilities and the tile of values that it is multiplied with.
+        Pass::Output => ring * (q_rows * kv_rows * dtype.bytes() + kv_rows * row),
+        // Partial outputs of every warp in f32, then one maximum and one sum per warp and row.
+        Pass::V1 => (q_rows + ring * kv_rows) * row + warps * q_rows * head_dim as usize * 4 + 2 * warps * q_rows * 4,
+        Pass::V2 => (q_rows + ring * kv_rows) * row,
+        Pass::V3 => {
+            let row = v3::shared_cols(head_dim) as usize * dtype.bytes();
+            let q_buffers = v3::q_buffers(head_dim) as usize;
+            let notes = q_buffers * v3::note_bytes(q_block, kv_block) as usize;
+            // Rings of queries, keys and values, and two 8-byte barriers for each of their buffers.
+            (q_buffers * q_rows + 2 * ring * kv_rows) * row + notes + 16 * (q_buffers + 2 * ring)
+        }
+    };
+    bytes as u32
+}
 
 impl Variant {
     /// The entry for `pass` on tensors of `dtype` and `head_dim` whose rows see `keys` keys on average, or `None` when no compiled
@@ -273,37 +285,6 @@ impl Variant {
     /// Whether it computes on tensors of `dtype` and `head_dim`.
     pub fn holds(&self, dtype: DType, head_dim: u32) -> bool {
         self.dtype == dtype && (self.head_dim >= head_dim || self.pass == Pass::Softmax)
-    }
-
-    /// Threads of one thread block.
-    pub const fn threads(&self) -> u32 {
-        32 * self.warps
-    }
-
-    /// Bytes of dynamic shared memory of one thread block.
-    pub const fn shared_bytes(&self) -> u32 {
-        let row = self.head_dim as usize * self.dtype.bytes();
-        let (q_rows, kv_rows) = (self.q_block as usize, self.kv_block as usize);
-        let (warps, ring) = (self.warps as usize, self.ring as usize);
-        let bytes = match self.pass {
-            Pass::Scores => (q_rows + kv_rows) * row,
-            Pass::Softmax => 0,
-            // A slot holds a tile of probabilities and the tile of values that it is multiplied with.
-            Pass::Output => ring * (q_rows * kv_rows * self.dtype.bytes() + kv_rows * row),
-            // Partial outputs of every warp in f32, then one maximum and one sum per warp and row.
-            Pass::V1 => {
-                (q_rows + ring * kv_rows) * row + warps * q_rows * self.head_dim as usize * 4 + 2 * warps * q_rows * 4
-            }
-            Pass::V2 => (q_rows + ring * kv_rows) * row,
-            Pass::V3 => {
-                let row = v3::shared_cols(self.head_dim) as usize * self.dtype.bytes();
-                let q_buffers = v3::q_buffers(self.head_dim) as usize;
-                let notes = q_buffers * v3::note_bytes(self.q_block, self.kv_block) as usize;
-                // Rings of queries, keys and values, and two 8-byte barriers for each of their buffers.
-                (q_buffers * q_rows + 2 * ring * kv_rows) * row + notes + 16 * (q_buffers + 2 * ring)
-            }
-        };
-        bytes as u32
     }
 
     /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
@@ -323,23 +304,15 @@ impl Variant {
     }
 }
 
-impl Arch {
-    /// Shared memory that every GPU of the architecture gives one thread block.
-    const fn shared_bytes(self) -> u32 {
-        match self {
-            // sm_86 and sm_89 have the least of all since sm_80.
-            Arch::Sm80 => 99 * 1024,
-            Arch::Sm90a => 227 * 1024,
-        }
-    }
-}
-
 // A row that does not fit is a compile error, not a failed launch.
 const _: () = {
     let mut i = 0;
     while i < VARIANTS.len() {
         let v = &VARIANTS[i];
-        assert!(v.shared_bytes() <= v.arch.shared_bytes(), "a variant needs more shared memory than its GPUs have");
+        assert!(
+            v.entry.shared_bytes <= v.entry.arch.shared_bytes(),
+            "a variant needs more shared memory than its GPUs have"
+        );
         if !matches!(v.pass, Pass::Softmax) {
             let split = match v.pass {
                 Pass::V1 => 1,
@@ -361,7 +334,7 @@ mod tests {
 
     #[test]
     fn symbols_are_unique() {
-        let symbols: HashSet<_> = VARIANTS.iter().map(|v| v.symbol).collect();
+        let symbols: HashSet<_> = VARIANTS.iter().map(|v| v.entry.symbol).collect();
         assert_eq!(symbols.len(), VARIANTS.len());
     }
 

@@ -302,13 +302,13 @@ impl Case {
 /// Whether the device has the instructions of a variant of this kernel for this type.
 fn has_variant(device: &Device, kernel: Kernel, dtype: DType) -> bool {
     let mut variants = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel && variant.dtype == dtype);
-    variants.any(|variant| device.info().runs(variant.arch))
+    variants.any(|variant| device.info().runs(variant.entry.arch))
 }
 
 /// The tiles of v3 for this type; none where the device does not run v3.
 pub(crate) fn v3_tiles<T: Element>(device: &Device) -> impl Iterator<Item = &'static Variant> {
     let v3 = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
-    v3.filter(|variant| device.info().runs(variant.arch))
+    v3.filter(|variant| device.info().runs(variant.entry.arch))
 }
 
 /// Whether the device runs this kernel on this type. Where it does not, a call has been seen to say so.

@@ -3,7 +3,7 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind, Inner};
 use crate::error::{Error, Result, Version};
-use crate::ptx;
+use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
 use cuda_loader::LoadError;
 use cust::context::Context;
@@ -14,7 +14,7 @@ use cust::sys::{
     CUmemAllocationHandleType, CUmemAllocationType, CUmemLocation, CUmemLocationType, CUmemPool_attribute,
     CUmemPoolProps, CUmemoryPool, CUmodule, CUresult, CUstream,
 };
-use kernel_spec::{DType, TensorMap, VARIANTS, Variant};
+use kernel_spec::{DType, TensorMap, VARIANTS};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char, c_uint, c_void};
 use std::ptr;
@@ -51,7 +51,7 @@ struct Cuda {
     driver_version: Version,
     /// `cuTensorMapEncodeTiled`, newer than cust's bindings; `None` where the driver lacks it.
     encode_tiled: Option<EncodeTiled>,
-    kernels: RwLock<HashMap<&'static str, Kernel>>,
+    kernels: RwLock<HashMap<Specialised, Kernel>>,
     /// Held while a kernel is compiled, so that none is compiled twice and the loaded ones stay available.
     loading: Mutex<()>,
 }
@@ -204,10 +204,10 @@ fn raw_attribute(device: &cust::device::Device, attribute: CUdevice_attribute) -
 
 /// Fails for a GPU that none of the compiled variants runs on.
 fn check_capability(info: &DeviceInfo) -> Result<()> {
-    if VARIANTS.iter().any(|variant| info.runs(variant.arch)) {
+    if VARIANTS.iter().any(|variant| info.runs(variant.entry.arch)) {
         return Ok(());
     }
-    let least = VARIANTS.iter().map(|variant| variant.arch.least_compute_capability()).min();
+    let least = VARIANTS.iter().map(|variant| variant.entry.arch.least_compute_capability()).min();
     let (major, minor) = least.expect("there are variants");
     let least = Version { major, minor };
     Err(Error::GpuTooOld { name: info.name.clone(), found: info.compute_capability(), least })
@@ -247,8 +247,8 @@ impl Cuda {
     }
 
     /// The loaded kernel, compiled by the driver at the first call.
-    fn kernel(&self, variant: &'static Variant) -> Result<Kernel> {
-        let loaded = || self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(variant.symbol).copied();
+    fn kernel(&self, kernel: &Specialised) -> Result<Kernel> {
+        let loaded = || self.kernels.read().unwrap_or_else(PoisonError::into_inner).get(kernel).copied();
         if let Some(kernel) = loaded() {
             return Ok(kernel);
         }
@@ -257,17 +257,17 @@ impl Cuda {
         if let Some(kernel) = loaded() {
             return Ok(kernel);
         }
-        let kernel = self.load(variant)?;
-        self.kernels.write().unwrap_or_else(PoisonError::into_inner).insert(variant.symbol, kernel);
-        Ok(kernel)
+        let loaded = self.load(kernel)?;
+        self.kernels.write().unwrap_or_else(PoisonError::into_inner).insert(kernel.clone(), loaded);
+        Ok(loaded)
     }
 
-    fn load(&self, variant: &'static Variant) -> Result<Kernel> {
-        let span = tracing::info_span!("load", symbol = variant.symbol);
+    fn load(&self, kernel: &Specialised) -> Result<Kernel> {
+        let symbol = kernel.entry.symbol;
+        let span = tracing::info_span!("load", symbol, features = kernel.features.bits());
         let _entered = span.enter();
-        let symbol = variant.symbol;
         let rejected = |log: String| Error::PtxRejected { symbol, log };
-        let text = CString::new(ptx::text(variant)?).map_err(|error| rejected(error.to_string()))?;
+        let text = CString::new(kernel.text()?).map_err(|error| rejected(error.to_string()))?;
         let module = Module::compile(&text, |log| {
             rejected(format!("{log} (the driver supports CUDA {})", self.driver_version))
         })?;
@@ -276,7 +276,7 @@ impl Cuda {
         // SAFETY: the module is loaded, the name ends in NUL, `function` is valid for the call.
         let found = unsafe { sys::cuModuleGetFunction(&mut function, module.0, name.as_ptr()) };
         check("cuModuleGetFunction", found)?;
-        let shared_bytes = variant.shared_bytes();
+        let shared_bytes = kernel.entry.shared_bytes;
         if shared_bytes > DEFAULT_SHARED_BYTES {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to the module above.
@@ -422,24 +422,29 @@ impl Backend for Cuda {
         Ok(map.0)
     }
 
+    fn prepare(&self, kernel: &Specialised) -> Result<()> {
+        let _entered = self.enter()?;
+        self.kernel(kernel).map(drop)
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let _entered = self.enter()?;
-        let variant = launch.variant;
-        let kernel = self.kernel(variant)?;
+        let entry = launch.kernel.entry;
+        let kernel = self.kernel(launch.kernel)?;
         // The driver copies the parameter, and only reads it in spite of the pointer's type.
         let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the function takes one parameter, the struct that `params` holds (the contract in kernel_spec); grid, block and
-        // shared memory are those of the variant; the addresses in it were checked by the caller.
+        // shared memory are those of the entry; the addresses in it were checked by the caller.
         check("cuLaunchKernel", unsafe {
             sys::cuLaunchKernel(
                 kernel.function,
                 launch.ctas,
                 1,
                 1,
-                variant.threads(),
+                entry.threads,
                 1,
                 1,
-                variant.shared_bytes(),
+                entry.shared_bytes,
                 launch.stream.as_pointer().cast(),
                 params.as_mut_ptr(),
                 ptr::null_mut(),

@@ -3,9 +3,9 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind, EmulatorConfig};
 use crate::error::{Error, Result};
-use crate::ptx;
+use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
-use kernel_spec::{DType, TensorMap, Variant};
+use kernel_spec::{DType, TensorMap};
 use ptx_emu::{
     Checks, Counters, EmuError, Emulator, EmulatorOptions, InstructionClass, Module, Swizzle, TensorDataType,
     TensorFill, TensorMapSpec,
@@ -19,7 +19,7 @@ struct Emulated {
     emulator: Emulator,
     memory_limit: u64,
     /// Parsed modules by entry point.
-    modules: Mutex<HashMap<&'static str, Arc<Module>>>,
+    modules: Mutex<HashMap<Specialised, Arc<Module>>>,
     counters: Mutex<Counters>,
 }
 
@@ -56,19 +56,19 @@ pub(crate) fn open(config: EmulatorConfig) -> Result<Device> {
 }
 
 impl Emulated {
-    fn module(&self, variant: &'static Variant) -> Result<Arc<Module>> {
+    fn module(&self, kernel: &Specialised) -> Result<Arc<Module>> {
         // Modules are inserted whole, so a panic while the lock was held leaves the map usable.
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(module) = modules.get(variant.symbol) {
+        if let Some(module) = modules.get(kernel) {
             return Ok(module.clone());
         }
-        let span = tracing::info_span!("load", symbol = variant.symbol);
+        let symbol = kernel.entry.symbol;
+        let span = tracing::info_span!("load", symbol, features = kernel.features.bits());
         let _entered = span.enter();
-        let symbol = variant.symbol;
-        let module = Module::parse(&ptx::text(variant)?)
-            .map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })?;
+        let module =
+            Module::parse(&kernel.text()?).map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })?;
         let module = Arc::new(module);
-        modules.insert(symbol, module.clone());
+        modules.insert(kernel.clone(), module.clone());
         Ok(module)
     }
 }
@@ -138,13 +138,17 @@ impl Backend for Emulated {
         Ok(TensorMap(words))
     }
 
+    fn prepare(&self, kernel: &Specialised) -> Result<()> {
+        self.module(kernel).map(drop)
+    }
+
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let variant = launch.variant;
-        let module = self.module(variant)?;
-        let request = ptx_emu::Launch::new([launch.ctas, 1, 1], [variant.threads(), 1, 1])
-            .with_dynamic_shared_bytes(variant.shared_bytes())
+        let entry = launch.kernel.entry;
+        let module = self.module(launch.kernel)?;
+        let request = ptx_emu::Launch::new([launch.ctas, 1, 1], [entry.threads, 1, 1])
+            .with_dynamic_shared_bytes(entry.shared_bytes)
             .with_param(launch.params);
-        let report = self.emulator.launch(&module, variant.symbol, &request).map_err(failed)?;
+        let report = self.emulator.launch(&module, entry.symbol, &request).map_err(failed)?;
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.add(&report.counters);
         Ok(())

@@ -3,6 +3,7 @@
 use super::{Backend, Launch, RawStream};
 use crate::device::{Device, DeviceInfo, DeviceKind};
 use crate::error::{Error, Result, Version};
+use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::TensorMap;
 use std::collections::BTreeMap;
@@ -102,9 +103,12 @@ impl Backend for Recording {
         words[12] = tensor.dtype as u64;
         Ok(TensorMap(words))
     }
+    fn prepare(&self, _kernel: &Specialised) -> Result<()> {
+        Ok(())
+    }
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         assert_eq!(launch.stream, RawStream::DEFAULT);
-        self.launched.lock().unwrap().push((launch.variant.symbol, launch.ctas, launch.params.to_vec()));
+        self.launched.lock().unwrap().push((launch.kernel.entry.symbol, launch.ctas, launch.params.to_vec()));
         Ok(())
     }
     fn create_stream(&self) -> Result<RawStream> {
