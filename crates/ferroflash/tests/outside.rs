@@ -109,6 +109,12 @@ fn a_program() {
     let package = Package::new("ferroflash_outside_program", "", &[("src/main.rs", &main)]);
     let program = package.build().join(package.name);
     let folder = package.folder.path();
+    // What cargo took out of the lock file is not needed, what is left is: no crate that looks for a CUDA toolkit or links the driver.
+    let lock = std::fs::read_to_string(folder.join("Cargo.lock")).unwrap();
+    assert!(lock.contains("name = \"ferroflash_cust\"") && !lock.contains("name = \"clap\""), "{lock}");
+    for name in ["cust", "cust_raw", "find_cuda_helper", "cudarc"] {
+        assert!(!lock.contains(&format!("name = {name:?}\n")), "{name}");
+    }
     assert!(printed(Command::new(&program).current_dir(folder).output().unwrap()).ends_with("sum 128\n"));
     let symbols = defined(&program);
     assert!(symbols.iter().any(|name| name.contains("ferroflash")), "stripped: its symbols say nothing");
