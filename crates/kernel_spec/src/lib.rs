@@ -6,12 +6,18 @@
 //! strides count elements.
 #![no_std]
 
+// The host's side alone edits text.
+#[cfg(not(target_arch = "nvptx64"))]
+extern crate alloc;
+
 mod dtype;
 mod entry;
 mod features;
 pub mod layout;
 mod mask;
 mod params;
+#[cfg(not(target_arch = "nvptx64"))]
+mod specialise;
 pub mod v3;
 mod variants;
 
@@ -20,4 +26,6 @@ pub use entry::{Arch, Entry};
 pub use features::{FeatureSet, Features};
 pub use mask::{Band, KvBlocks, MAX_ROWS, Mask, Steps};
 pub use params::{FORWARD_SLOTS, ForwardParams, NaiveParams, TensorMap, TensorParams, V3Params};
+#[cfg(not(target_arch = "nvptx64"))]
+pub use specialise::{SpecialiseError, specialise};
 pub use variants::{COMPILED_HEAD_DIMS, Kernel, MAX_HEAD_DIM, Pass, SOFTMAX_ROWS_PER_CTA, VARIANTS, Variant};
