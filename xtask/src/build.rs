@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::ptxas::{Ptxas, Report};
 use cuda_builder::{Arch, BuildOutput, CudaBuilder};
-use kernel_spec::{VARIANTS, Variant};
+use kernel_spec::{FeatureSet, VARIANTS, Variant, specialise};
 use lexopt::Arg;
 
 use crate::{arguments, output, setup, table, workspace};
@@ -17,8 +18,9 @@ use crate::{arguments, output, setup, table, workspace};
 const HELP: &str = "\
 Usage: cargo xtask build [OPTIONS]
 
-Compiles the kernels to PTX and tabulates the entries. With ptxas, which needs no GPU, the table shows registers, spills and
-warnings. Fails on a spill, on local memory and on serialised wgmma instructions.
+Compiles the kernels to PTX and tabulates the entries, each alone and with every combination of the features that it accepts. With
+ptxas, which needs no GPU, the table shows registers, spills and warnings. Fails on a spill, on local memory and on serialised wgmma
+instructions.
 
 Options
   --out DIR            where ENTRY.ptx goes, in a folder per architecture [target/ptx]
@@ -110,12 +112,21 @@ fn variants(arch: Arch) -> impl Iterator<Item = &'static Variant> {
     VARIANTS.iter().filter(move |variant| variant.entry.arch.name() == arch.name())
 }
 
-/// One line of the table: an entry, and an assembled GPU if there is a ptxas.
-struct Row<'a> {
+/// One line of the table: an entry with some of the features that it accepts, and an assembled GPU if there is a ptxas.
+struct Row {
     variant: &'static Variant,
-    ptx: &'a str,
+    features: FeatureSet,
+    ptx: Arc<str>,
     local_memory: bool,
     gpu: Option<Arch>,
+}
+
+impl Row {
+    /// The entry, and the features that are on, for people.
+    fn name(&self) -> String {
+        let symbol = self.variant.entry.symbol;
+        if self.features.is_empty() { symbol.to_string() } else { format!("{symbol} +{:#b}", self.features.bits()) }
+    }
 }
 
 fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
@@ -140,7 +151,12 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
             let kernel = module.kernel(variant.entry.symbol).context("checked after the build")?;
             if options.entry.as_deref().is_none_or(|text| variant.entry.symbol.contains(text)) {
                 let local_memory = kernel.uses_local_memory();
-                rows.extend(gpus.iter().map(|&gpu| Row { variant, ptx: &kernel.ptx, local_memory, gpu }));
+                // Every combination: what a row accepts is what this has seen assemble.
+                for features in variant.entry.accepts.subsets() {
+                    let ptx: Arc<str> =
+                        specialise(&kernel.ptx, &variant.entry, features).with_context(|| variant.entry.symbol)?.into();
+                    rows.extend(gpus.iter().map(|&gpu| Row { variant, features, ptx: ptx.clone(), local_memory, gpu }));
+                }
             }
         }
     }
@@ -161,15 +177,21 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
         cells.push(line(row, report.as_ref()));
         let gpu = row.gpu.map(|gpu| format!(" on {gpu}")).unwrap_or_default();
         if row.local_memory {
-            defects.push(format!("{}: local memory in the PTX", row.variant.entry.symbol));
+            defects.push(format!("{}: local memory in the PTX", row.name()));
         }
         for defect in report.iter().flat_map(Report::defects) {
-            defects.push(format!("{}{gpu}: {defect}", row.variant.entry.symbol));
+            defects.push(format!("{}{gpu}: {defect}", row.name()));
         }
     }
     output::print(&table::format(&header, &cells))?;
     let entries: HashSet<&str> = rows.iter().map(|row| row.variant.entry.symbol).collect();
-    output::print(&format!("{} entries, {:.1} s\n", entries.len(), started.elapsed().as_secs_f64()))?;
+    let texts: HashSet<_> = rows.iter().map(|row| (row.variant.entry.symbol, row.features)).collect();
+    let seconds = started.elapsed().as_secs_f64();
+    output::print(&format!(
+        "{} entries, {} with features, {seconds:.1} s\n",
+        entries.len(),
+        texts.len() - entries.len()
+    ))?;
     if defects.is_empty() {
         return Ok(());
     }
@@ -177,11 +199,11 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
     bail!("{} defects:\n  {}", defects.len(), defects.join("\n  "))
 }
 
-fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
+fn line(row: &Row, report: Option<&Report>) -> Vec<String> {
     let variant = row.variant;
     let or_dash = |number: u32| if number == 0 { "-".to_string() } else { number.to_string() };
     let mut cells = vec![
-        variant.entry.symbol.to_string(),
+        row.name(),
         variant.entry.arch.name().to_string(),
         variant.dtype.name().to_string(),
         or_dash(variant.head_dim),
@@ -201,7 +223,7 @@ fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
 }
 
 /// Assembles every row, on all cores: a row takes a few tenths of a second.
-fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
+fn assemble(ptxas: &Ptxas, rows: &[Row]) -> Result<Vec<Option<Report>>> {
     workspace::step(&format!("ptxas {}: {} assemblies", ptxas.version(), rows.len()));
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -210,7 +232,7 @@ fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(row) = rows.get(index) else { return Ok(done) };
             let gpu = row.gpu.context("a row to assemble names a GPU")?;
-            done.push((index, ptxas.assemble(row.variant.entry.symbol, row.ptx, gpu)?));
+            done.push((index, ptxas.assemble(row.variant.entry.symbol, &row.ptx, gpu)?));
         }
     };
     let mut reports = vec![None; rows.len()];
