@@ -334,8 +334,11 @@ impl<'a> Cta<'a> {
                         Special::GridId => ctx.launch,
                         Special::SmId => self.index % 132,
                         Special::NSmId => 132,
-                        Special::Zero => 0,
-                        Special::One => 1,
+                        Special::ClusterId(a) => self.ctaid[a as usize],
+                        Special::NClusterId(a) => ctx.grid[a as usize],
+                        Special::ClusterCtaid(_) | Special::ClusterCtaRank => 0,
+                        Special::ClusterNctaid(_) | Special::ClusterNctaRank => 1,
+                        Special::IsExplicitCluster => ctx.prog.cluster.required.is_some() as u32,
                     }),
                 };
             }
@@ -839,7 +842,7 @@ impl<'a> Cta<'a> {
                     }
                     continue;
                 }
-                Op::MbarWait { addr, space, p, on, blocking } => {
+                Op::MbarWait { addr, space, p, on, blocking, .. } => {
                     let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on)?;
                     match wait {
                         // A blocking wait may time out: the first one does, so that a missing loop shows.
@@ -1091,7 +1094,7 @@ impl<'a> Cta<'a> {
                 for lane in lanes(active) {
                     let window = regs.r64(*a)[lane] >> 40 << 40;
                     let is = match space {
-                        MemSpace::Shared => window == SHARED_WINDOW,
+                        MemSpace::Shared | MemSpace::SharedCluster => window == SHARED_WINDOW,
                         MemSpace::Local => window == LOCAL_WINDOW,
                         MemSpace::Param => window == PARAM_WINDOW,
                         _ => window >= 1 << 44,
@@ -1112,12 +1115,12 @@ impl<'a> Cta<'a> {
                     warp.local_init.copy_within(from..from + *bytes as usize, to);
                 }
             }
-            Op::Prefetch | Op::GridDep | Op::SetMaxNReg { .. } => {
+            Op::Prefetch | Op::GridDep { .. } | Op::SetMaxNReg { .. } => {
                 if let Op::SetMaxNReg { .. } = op {
                     self.aligned(w, pc, active)?;
                 }
             }
-            Op::Atom { space, op, ty, order, d, addr, b, c } => {
+            Op::Atom { space, op, ty, order, scope: _, d, addr, b, c } => {
                 self.atomic(w, pc, active, *space, *op, *ty, *order, *d, *addr, *b, *c)?;
             }
             Op::Shfl { mode, d, p, a, b, c, mask } => {
@@ -1227,7 +1230,7 @@ impl<'a> Cta<'a> {
                 }
             }
             Op::Fence(kind) => match kind {
-                FenceKind::Memory => self.warps[w].fenced |= active,
+                FenceKind::Memory(_) => self.warps[w].fenced |= active,
                 FenceKind::ProxyAsync => {
                     self.mbar_fence(w, active);
                     self.proxy_fence(w, active);
@@ -1258,6 +1261,12 @@ impl<'a> Cta<'a> {
                     regs.set_init(*d, active, known);
                 }
             }
+            Op::ClusterArrive { .. }
+            | Op::ClusterWait { .. }
+            | Op::Mapa { .. }
+            | Op::GetCtaRank { .. }
+            | Op::AsyncStore(_) => self.cluster_op(w, pc, active, op)?,
+            Op::Bulk(b) | Op::BulkTensor(b) if b.multicast.is_some() => self.cluster_op(w, pc, active, op)?,
             Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
             Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
             Op::BulkCommit => self.bulk_commit(w, active),
