@@ -693,6 +693,8 @@ pub(crate) enum Op {
         target: u32,
         reconverge: u32,
     },
+    /// A branch to a block that only ends the thread: its lanes end here, and nobody waits to meet them there.
+    BraExit,
     Exit,
     Trap,
     /// Something that is only an error when it runs.

@@ -22,10 +22,14 @@ const MAX_INLINED_CALLS: u32 = 1 << 16;
 
 type Res<T> = Result<T, ParseError>;
 
-/// Whether `%name` is a special register that the emulator has.
+/// Whether `%name` is a special register: one that the emulator has, or one that it refuses where it is read.
 pub(crate) fn is_special(name: &str) -> bool {
-    special(name).is_some()
-        || matches!(name, "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" | "globaltimer_hi")
+    let refused = ["envreg", "pm", "reserved_smem_offset_", "current_graph_exec"];
+    special(name).is_some() || is_clock(name) || refused.iter().any(|p| name.starts_with(p))
+}
+
+fn is_clock(name: &str) -> bool {
+    matches!(name, "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" | "globaltimer_hi")
 }
 
 fn special(name: &str) -> Option<Special> {
@@ -368,6 +372,7 @@ pub(crate) fn lower_entry(ast: &Ast, index: u32) -> Res<Program> {
         consts.push((slot, wide, Const::Bits(((SHARED_BASE + dynamic_offset) as u64).wrapping_add(add as u64))));
     }
     consts.sort_by_key(|c| c.0);
+    cfg::exits(&mut l.code);
     cfg::reconvergence(&mut l.code);
     let any = |f: fn(&Op) -> bool| l.code.iter().any(|i| f(&i.op));
     let uses_wgmma = any(|o| matches!(o, Op::Wgmma(_)));
@@ -630,6 +635,7 @@ impl<'a> Lower<'a> {
                     return Err(self.err(stmt, format!("the predicate `%{name}` is read by mov.pred only")));
                 }
                 Some(sp) => self.constant(Const::Special(sp), wide),
+                None if !is_clock(name) => return Err(self.err(stmt, format!("the special register `%{name}`"))),
                 None => return Err(self.err(stmt, format!("`%{name}` is read by mov only"))),
             },
             Operand::Local(..) | Operand::Global(..) => {
@@ -812,6 +818,7 @@ impl<'a> Lower<'a> {
                 ctx.fixups.push((at, target));
                 return Ok(());
             }
+            "brx" => return Err(self.err(stmt, "a branch table")),
             "ret" | "exit" => {
                 m.take("uni");
                 m.done()?;
@@ -1483,7 +1490,7 @@ impl<'a> Lower<'a> {
                 }
                 Ok((Op::Unpack { a, wide: ty.wide(), bits, d, n: v.len() as u8 }, Class::Move))
             }
-            (d, Operand::Special(n)) if special(n).is_none() => {
+            (d, Operand::Special(n)) if is_clock(n) => {
                 let d = self.dst(ctx, d, ty, stmt)?;
                 let global = n.starts_with("globaltimer");
                 if n.ends_with("_hi") {

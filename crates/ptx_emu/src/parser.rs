@@ -623,14 +623,10 @@ impl<'a> Parser<'a> {
                     self.next();
                     self.next();
                     if matches!(self.peek(), Tok::Dot(".callprototype" | ".branchtargets" | ".calltargets")) {
-                        let directive = self.peek();
                         while !self.eat(b';') {
                             if self.next() == Tok::End {
                                 return self.syntax("`;`");
                             }
-                        }
-                        if directive == Tok::Dot(".branchtargets") {
-                            return Err(self.error(ParseErrorKind::Unsupported("brx.idx branch tables".to_owned())));
                         }
                         continue;
                     }
