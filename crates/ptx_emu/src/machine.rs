@@ -334,8 +334,11 @@ impl<'a> Cta<'a> {
                         Special::GridId => ctx.launch,
                         Special::SmId => self.index % 132,
                         Special::NSmId => 132,
-                        Special::Zero => 0,
-                        Special::One => 1,
+                        Special::ClusterId(a) => self.ctaid[a as usize],
+                        Special::NClusterId(a) => ctx.grid[a as usize],
+                        Special::ClusterCtaid(_) | Special::ClusterCtaRank => 0,
+                        Special::ClusterNctaid(_) | Special::ClusterNctaRank => 1,
+                        Special::IsExplicitCluster => ctx.prog.cluster.required.is_some() as u32,
                     }),
                 };
             }
@@ -790,6 +793,22 @@ impl<'a> Cta<'a> {
                     sp = run;
                     continue;
                 }
+                // Counted as the branch, and as the instruction that it leads to.
+                Op::BraExit => {
+                    let c = &mut self.counters;
+                    c.lane_instructions += lanes;
+                    c.by_class[inst.class as usize] += lanes;
+                    if active == sp.mask {
+                        c.warp_instructions += 1;
+                    } else {
+                        c.divergent_branches += 1;
+                    }
+                    self.exit_lanes(w, active, sp.node)?;
+                    sp.mask &= !active;
+                    if sp.mask == 0 {
+                        return Ok(());
+                    }
+                }
                 Op::Exit => {
                     self.exit_lanes(w, active, sp.node)?;
                     sp.mask &= !active;
@@ -839,7 +858,7 @@ impl<'a> Cta<'a> {
                     }
                     continue;
                 }
-                Op::MbarWait { addr, space, p, on, blocking } => {
+                Op::MbarWait { addr, space, p, on, blocking, .. } => {
                     let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on)?;
                     match wait {
                         // A blocking wait may time out: the first one does, so that a missing loop shows.
@@ -1091,7 +1110,7 @@ impl<'a> Cta<'a> {
                 for lane in lanes(active) {
                     let window = regs.r64(*a)[lane] >> 40 << 40;
                     let is = match space {
-                        MemSpace::Shared => window == SHARED_WINDOW,
+                        MemSpace::Shared | MemSpace::SharedCluster => window == SHARED_WINDOW,
                         MemSpace::Local => window == LOCAL_WINDOW,
                         MemSpace::Param => window == PARAM_WINDOW,
                         _ => window >= 1 << 44,
@@ -1112,12 +1131,12 @@ impl<'a> Cta<'a> {
                     warp.local_init.copy_within(from..from + *bytes as usize, to);
                 }
             }
-            Op::Prefetch | Op::GridDep | Op::SetMaxNReg { .. } => {
+            Op::Prefetch | Op::GridDep { .. } | Op::SetMaxNReg { .. } => {
                 if let Op::SetMaxNReg { .. } = op {
                     self.aligned(w, pc, active)?;
                 }
             }
-            Op::Atom { space, op, ty, order, d, addr, b, c } => {
+            Op::Atom { space, op, ty, order, scope: _, d, addr, b, c } => {
                 self.atomic(w, pc, active, *space, *op, *ty, *order, *d, *addr, *b, *c)?;
             }
             Op::Shfl { mode, d, p, a, b, c, mask } => {
@@ -1227,7 +1246,7 @@ impl<'a> Cta<'a> {
                 }
             }
             Op::Fence(kind) => match kind {
-                FenceKind::Memory => self.warps[w].fenced |= active,
+                FenceKind::Memory(_) => self.warps[w].fenced |= active,
                 FenceKind::ProxyAsync => {
                     self.mbar_fence(w, active);
                     self.proxy_fence(w, active);
@@ -1258,6 +1277,12 @@ impl<'a> Cta<'a> {
                     regs.set_init(*d, active, known);
                 }
             }
+            Op::ClusterArrive { .. }
+            | Op::ClusterWait { .. }
+            | Op::Mapa { .. }
+            | Op::GetCtaRank { .. }
+            | Op::AsyncStore(_) => self.cluster_op(w, pc, active, op)?,
+            Op::Bulk(b) | Op::BulkTensor(b) if b.multicast.is_some() => self.cluster_op(w, pc, active, op)?,
             Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
             Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
             Op::BulkCommit => self.bulk_commit(w, active),
@@ -1307,6 +1332,7 @@ impl<'a> Cta<'a> {
             Op::Alu { .. }
             | Op::Setp { .. }
             | Op::Bra { .. }
+            | Op::BraExit
             | Op::Exit
             | Op::Trap
             | Op::Unsupported(_)
