@@ -11,14 +11,17 @@ use crate::tensor_map::TensorGeometry;
 use kernel_spec::TensorMap;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[cfg(cuda)]
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod mark;
 #[cfg(test)]
 pub(crate) mod recording;
+
+pub(crate) use mark::Mark;
 
 /// A `CUstream`, null for the default stream. The emulator knows only that one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +49,17 @@ pub(crate) struct Launch<'a> {
     pub(crate) params: &'a [u8],
     #[cfg_attr(not(cuda), allow(dead_code, reason = "launches of the emulator run to their end"))]
     pub(crate) stream: RawStream,
+}
+
+/// Work that was captured once, to be queued as often as wanted.
+pub(crate) trait Replay: Send + Sync {
+    /// Nodes of the graph.
+    fn nodes(&self) -> usize;
+    /// Queues it on `stream`; may return before it is done.
+    ///
+    /// # Safety
+    /// The memory that the captured work uses is there.
+    unsafe fn launch(&self, stream: RawStream) -> Result<()>;
 }
 
 /// A device as the rest of the crate sees it. All calls are safe from every thread; addresses come from `allocate` or from
@@ -85,8 +99,21 @@ pub(crate) trait Backend: Send + Sync {
     fn prepare(&self, kernel: &Specialised) -> Result<()>;
     /// Starts a kernel; may return before it is done.
     fn launch(&self, launch: &Launch<'_>) -> Result<()>;
-    fn create_stream(&self) -> Result<RawStream>;
+    /// Creates a stream, ordered with the default stream or with nothing, of priority 0 without one.
+    fn create_stream(&self, non_blocking: bool, priority: Option<i32>) -> Result<RawStream>;
     fn destroy_stream(&self, stream: RawStream);
+    /// The point in `stream` behind all that is queued on it.
+    fn record(&self, _stream: RawStream) -> Result<Mark> {
+        Ok(Mark::Host(Instant::now()))
+    }
+    /// Lets later work on `stream` wait for a mark of any device.
+    fn wait(&self, _stream: RawStream, mark: &Mark) -> Result<()> {
+        mark.synchronize()
+    }
+    /// Runs `body` once, with a stream on which what is queued is written down instead of run.
+    fn capture(&self, _body: &mut dyn FnMut(RawStream) -> Result<()>) -> Result<Box<dyn Replay>> {
+        Err(crate::error::Error::CaptureUnsupported { reason: "graphs are of CUDA devices alone" })
+    }
     fn synchronize(&self) -> Result<()>;
     fn synchronize_stream(&self, stream: RawStream) -> Result<()>;
     /// Runs `before` and `work` in turns, and gives the time of each `work`.
@@ -122,7 +149,7 @@ fn cuda_not_built() -> crate::error::Error {
     crate::error::Error::DeviceNotBuilt {
         device: "cuda",
         feature: "cuda",
-        note: ", which works on Linux on x86_64 and aarch64",
+        note: ", which works on Linux on x86_64 and aarch64 and on Windows",
     }
 }
 

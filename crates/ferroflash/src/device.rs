@@ -7,6 +7,12 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+mod event;
+mod graph;
+
+pub use event::{Event, StreamOptions};
+pub use graph::Graph;
+
 /// What kind of device, with what only that kind has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,7 +93,9 @@ pub struct MemoryUse {
 /// A device that holds tensors and runs kernels: a CUDA GPU or the emulator. Clones are the same device.
 ///
 /// Opening the same GPU twice gives the same device: its primary context, shared with every other framework in the process, is
-/// retained once and a kernel is loaded once. Every emulator is a device of its own.
+/// retained once and a kernel is loaded once. A GPU stays open until the process ends. Dropping the last handle waits for nothing and
+/// unloads nothing, so that opening it again is cheap; freed memory that is kept for later ([`Device::trim_memory`]) stays kept. Every
+/// emulator is a device of its own, gone with its last handle.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -224,12 +232,12 @@ impl Device {
     }
 
     /// Creates a stream. Work on it is ordered with the default stream (it is no `non-blocking` stream), so that tensors may be
-    /// dropped while it still runs.
+    /// dropped while it still runs. For others see [`Device::stream_with`].
     ///
     /// # Errors
     /// [`Error::Cuda`].
     pub fn stream(&self) -> Result<Stream> {
-        Ok(Stream { device: self.clone(), raw: self.inner.backend.create_stream()?, owned: true })
+        self.stream_with(&StreamOptions::new())
     }
 
     /// Runs `work` and returns the time that the device took for what it launched on `stream`.

@@ -184,6 +184,37 @@ pub enum Error {
         /// The driver's own words.
         message: String,
     },
+    /// The driver layer refused a call before the driver was asked.
+    #[error("the CUDA driver is not asked: {0}")]
+    DriverRefuses(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A stream priority that the GPU does not have.
+    #[error("stream priority {found} is not accepted; the GPU has {greatest} (first) to {least}")]
+    StreamPriority {
+        /// The priority given.
+        found: i32,
+        /// The number of the highest priority.
+        greatest: i32,
+        /// The number of the lowest priority.
+        least: i32,
+    },
+    /// The time between two events that lie the other way round.
+    #[error("the event that is said to be the earlier one is the later one")]
+    EventOrder,
+    /// The device cannot capture this into a graph.
+    #[error("this cannot be captured into a graph: {reason}")]
+    CaptureUnsupported {
+        /// Why.
+        reason: &'static str,
+    },
+    /// A kernel would have to be loaded while its stream is captured into a graph.
+    #[error(
+        "{symbol} is not loaded, and no kernel is loaded while a stream is captured into a graph; \
+         `Device::prepare` loads the kernels of a plan ahead"
+    )]
+    KernelNotLoaded {
+        /// Entry point.
+        symbol: &'static str,
+    },
     /// The driver could not compile a kernel's PTX.
     #[error("the driver rejects the PTX of {symbol}: {log}")]
     PtxRejected {

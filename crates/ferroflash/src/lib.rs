@@ -21,7 +21,7 @@ mod tensor_map;
 mod tests;
 
 pub use attention::{Attention, KernelChoice, Output, RawTensor};
-pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, MemoryUse, Stream};
+pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
 pub use error::{Error, Operand, Result, Unsupported, Version};
 pub use kernel_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use plan::{Plan, Problem, Step};

@@ -766,7 +766,7 @@ fn names_of_devices() {
 #[test]
 fn no_driver() {
     let opened = Device::cuda(usize::MAX);
-    match cuda_loader::load() {
+    match cust::load() {
         Err(_) => assert!(matches!(opened, Err(Error::NoDriver { reason }) if reason.contains("libcuda"))),
         Ok(_) => assert!(matches!(
             opened,

@@ -1,67 +1,16 @@
 //! CUDA devices against a driver that is a test fixture: what is asked of it, in which order, and what its failures become.
 #![cfg(all(feature = "cuda", target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 
+use fake::{count, log, with_driver};
 use ferroflash::{
-    Attention, DType, Device, DeviceKind, Error, Kernel, Layout, Shape, Tensor, TensorView, Variant, Version,
+    Attention, DType, Device, DeviceKind, Error, Kernel, Layout, Shape, StreamOptions, Tensor, TensorView, Variant,
+    Version,
 };
-use std::path::{Path, PathBuf};
-use std::process::Command;
+
+#[path = "../../cust/tests/support/mod.rs"]
+mod fake;
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 64);
-
-/// Runs `body` in a process of its own, for which libcuda.so.1 is the fixture, set up by `settings`.
-///
-/// The process is this test again: the driver library is opened once in the life of a process.
-fn with_driver(cfgs: &[&str], settings: &[(&str, &str)], body: impl FnOnce()) {
-    if std::env::var_os("FAKE_LOG").is_some() {
-        return body();
-    }
-    let test = std::thread::current().name().expect("the harness names the thread after the test").to_owned();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("driver-{test}"));
-    std::fs::create_dir_all(&folder).unwrap();
-    let log = folder.join("log");
-    std::fs::write(&log, "").unwrap();
-    let library = build_driver(&folder, cfgs);
-    let mut search = library.parent().unwrap().as_os_str().to_owned();
-    if let Some(rest) = std::env::var_os("LD_LIBRARY_PATH") {
-        search.push(":");
-        search.push(rest);
-    }
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", &test, "--nocapture"])
-        .env("LD_LIBRARY_PATH", search)
-        .env("FAKE_LOG", &log)
-        .envs(settings.iter().copied())
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
-fn build_driver(folder: &Path, cfgs: &[&str]) -> PathBuf {
-    let library = folder.join("libcuda.so.1");
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_driver/lib.rs");
-    let mut command = Command::new(rustc);
-    command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "cuda", "-o"]);
-    command.arg(&library).arg(source);
-    for cfg in cfgs {
-        command.args(["--cfg", cfg]);
-    }
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    library
-}
-
-/// What the fixture wrote down.
-fn log() -> Vec<String> {
-    let path = std::env::var_os("FAKE_LOG").unwrap();
-    std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
-}
-
-fn count(line: &str) -> usize {
-    log().iter().filter(|found| found.starts_with(line)).count()
-}
 
 fn variant(symbol: &str) -> &'static Variant {
     ferroflash::VARIANTS.iter().find(|variant| variant.entry.symbol == symbol).unwrap()
@@ -131,7 +80,7 @@ fn properties_and_identity() {
     });
 }
 
-/// Memory goes to the device and back; tensors, streams, modules, pool and context are given back at the end.
+/// Memory goes to the device and back; tensors and streams are given back when they are dropped.
 #[test]
 fn memory_and_lifetimes() {
     with_driver(&[], &[], || {
@@ -148,8 +97,33 @@ fn memory_and_lifetimes() {
         drop((tensor, output));
         assert_eq!((device.memory().live_bytes, count("release")), (0, 0));
         drop((stream, device));
-        let end = ["destroy stream", "unload v2_f32_d64", "destroy pool", "release"];
-        assert_eq!(log()[log().len() - 4..], end);
+        assert_eq!(log().last().unwrap(), "destroy stream");
+    });
+}
+
+/// Dropping the last handle of a GPU unloads nothing and waits for nothing, and opening it again loads nothing again.
+#[test]
+fn devices_stay_open() {
+    with_driver(&[], &[("FAKE_GPUS", "2")], || {
+        let compute = || {
+            let device = Device::cuda(0).unwrap();
+            let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+            forward(Kernel::V2, &q.view());
+            device.info().id()
+        };
+        assert_eq!(compute(), "cuda:0");
+        let before = log();
+        for gone in ["unload", "destroy", "release", "synchronize", "trim"] {
+            assert!(!before.iter().any(|line| line.starts_with(gone)), "{before:?}");
+        }
+        compute();
+        let again = &log()[before.len()..];
+        assert!(matches!(again, [launch] if launch.starts_with("launch v2_f16_d64 ")), "{again:?}");
+        // Another GPU is another device, with kernels of its own.
+        let other = Device::cuda(1).unwrap();
+        let q = Tensor::zeros(&other, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        forward(Kernel::V2, &q.view());
+        assert_eq!((count("retain"), count("load v2_f16_d64")), (2, 2));
     });
 }
 
@@ -197,12 +171,10 @@ fn launches() {
         for (line, symbol) in
             launched.iter().zip(["naive_scores_bf16_d64", "naive_softmax_bf16", "naive_output_bf16_d64"])
         {
-            let (v, address) = (variant(symbol), q.address());
+            let v = variant(symbol);
             let (ctas, threads, shared) = (v.ctas(2, 4, 5, 5, 132), v.entry.threads, v.entry.shared_bytes);
-            assert_eq!(
-                line,
-                &format!("launch {symbol} grid {ctas} block {threads} shared {shared} stream 0 q {address:#x}")
-            );
+            let expected = format!("launch {symbol} grid {ctas} block {threads} shared {shared} stream 0 param ");
+            assert!(line.starts_with(&expected), "{line}");
         }
         assert_eq!(launched.len(), 3);
         std::thread::scope(|scope| {
@@ -211,6 +183,7 @@ fn launches() {
             }
         });
         assert_eq!((count("load v2_bf16_d64"), count("launch v2_bf16_d64")), (1, 8));
+        assert!(log().last().unwrap().ends_with(&format!("param {:#x}", q.address())));
         let stream = device.stream().unwrap();
         let mut out = Tensor::uninit(&device, DType::Bf16, SHAPE, Layout::Bshd).unwrap();
         let (q, attention) = (q.view(), Attention::new());
@@ -243,7 +216,10 @@ fn launches_of_v3() {
                 format!("load {symbol}"),
                 format!("shared {symbol} {shared}"),
                 // 360 tiles on 132 multiprocessors.
-                format!("launch {symbol} grid 132 block {} shared {shared} stream 0 q {address:#x}", v.entry.threads),
+                format!(
+                    "launch {symbol} grid 132 block {} shared {shared} stream 0 param {address:#x}",
+                    v.entry.threads
+                ),
             ];
             assert_eq!(log()[before..], expected);
         }
@@ -340,21 +316,11 @@ fn ptx_that_the_driver_rejects() {
 #[test]
 fn contexts_of_others_stay_current() {
     with_driver(&[], &[], || {
-        // The driver API's functions, as another framework in the process would call them.
-        let driver = cuda_loader::load().unwrap();
-        // SAFETY: the types are those of the driver API.
-        let (push, get) = unsafe {
-            let push = driver.symbol::<unsafe extern "C" fn(usize) -> u32>(c"cuCtxPushCurrent_v2").unwrap();
-            (push, driver.symbol::<unsafe extern "C" fn(*mut usize) -> u32>(c"cuCtxGetCurrent").unwrap())
-        };
-        let current = || {
-            let mut context = 0;
-            // SAFETY: the pointer is valid for the call.
-            assert_eq!(unsafe { get(&mut context) }, 0);
-            context
-        };
+        // As another framework in the process would.
+        let driver = cust::load().unwrap();
+        let current = || cust::Context::current().unwrap().addr();
         // SAFETY: the fixture takes any number for a context.
-        assert_eq!(unsafe { push(0x77) }, 0);
+        assert_eq!(unsafe { (driver.cuCtxPushCurrent)(std::ptr::without_provenance_mut(0x77)) }.0, 0);
         let device = Device::cuda(0).unwrap();
         assert_eq!(current(), 0x77);
         let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
@@ -362,5 +328,167 @@ fn contexts_of_others_stay_current() {
         assert!(device.time(&device.default_stream(), || Err(Error::NoGpu)).is_err());
         drop((q, device));
         assert_eq!(current(), 0x77);
+    });
+}
+
+/// Streams are ordered with the default stream unless the caller says otherwise, and have the priorities of the GPU.
+#[test]
+fn streams_with_options() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let create = |options: &StreamOptions| device.stream_with(options).map(|stream| stream.as_raw());
+        device.stream().unwrap();
+        create(&StreamOptions::new().with_priority(-5)).unwrap();
+        // SAFETY: nothing works on it.
+        create(&unsafe { StreamOptions::new().non_blocking() }).unwrap();
+        let created: Vec<_> = log().into_iter().filter(|line| line.starts_with("create")).collect();
+        let flags = ["flags 0 priority 0", "flags 0 priority -5", "flags 1 priority 0"];
+        assert!(
+            created.len() == 3 && created.iter().zip(flags).all(|(line, flags)| line.ends_with(flags)),
+            "{created:?}"
+        );
+        for found in [1, -6] {
+            let error = create(&StreamOptions::new().with_priority(found)).unwrap_err();
+            assert!(matches!(error, Error::StreamPriority { found: f, greatest: -5, least: 0 } if f == found));
+        }
+        assert_eq!((count("create stream"), count("destroy stream")), (3, 3));
+    });
+}
+
+#[test]
+fn events_order_streams() {
+    with_driver(&[], &[("FAKE_GPUS", "2")], || {
+        let device = Device::cuda(0).unwrap();
+        let (one, other) = (device.stream().unwrap(), device.stream().unwrap());
+        let first = one.record().unwrap();
+        let second = one.record().unwrap();
+        other.wait(&first).unwrap();
+        assert!(second.is_done().unwrap());
+        assert_eq!(second.elapsed_since(&first).unwrap().as_micros(), 1500);
+        assert!(matches!(first.elapsed_since(&second), Err(Error::EventOrder)));
+        let lines = log();
+        let recorded = format!("record event 7 flags 0 on stream {}", one.as_raw().addr());
+        let waits = format!("stream {} waits for event 7", other.as_raw().addr());
+        let at = |line: &String| lines.iter().position(|found| found == line).expect(line);
+        assert!(at(&recorded) < at(&waits));
+        // A stream of another GPU may wait too; times of two GPUs are not compared.
+        let far = Device::cuda(1).unwrap().stream().unwrap();
+        far.wait(&first).unwrap();
+        let error = far.record().unwrap().elapsed_since(&first).unwrap_err();
+        assert!(matches!(&error, Error::DeviceMismatch { found, .. } if found == "cuda:0"), "{error:?}");
+    });
+}
+
+/// What is launched on the stream of a capture is written down, workspaces too, and runs when the graph is launched.
+#[test]
+fn graphs() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let mut out = Tensor::uninit(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let q = q.view();
+        let attention = Attention::new().with_kernel(Kernel::Naive);
+        device.prepare(&attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
+        let graph =
+            device.capture(|stream| attention.forward_into(stream, &q, &q, &q, &mut out.view_mut(), None)).unwrap();
+        // Two workspaces come and go around three passes.
+        assert_eq!((graph.node_count(), count("launch"), count("load")), (7, 0, 3));
+        // The stream of a capture is nobody else's, and ordered with nobody's.
+        assert_eq!(count("begin capture mode 1 flags 1"), 1);
+        let stream = device.stream().unwrap();
+        for _ in 0..2 {
+            // SAFETY: the tensors are there.
+            unsafe { graph.launch(&stream) }.unwrap();
+        }
+        let replayed = format!("replay on {}: launch naive_scores_f16_d64 ", stream.as_raw().addr());
+        assert_eq!((count(&replayed), count("replay"), count("launch")), (2, 14, 0));
+        drop(graph);
+        assert_eq!((count("destroy graph"), count("destroy executable graph")), (1, 1));
+        assert_eq!(device.memory().live_bytes, 2 * 5120);
+    });
+}
+
+/// A kernel that is not loaded is an error that says what to call; the capture ends, and the device works on.
+#[test]
+fn a_capture_of_a_kernel_that_is_not_loaded() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let mut out = Tensor::uninit(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let (q, attention) = (q.view(), Attention::new().with_kernel(Kernel::V2));
+        let mut capture =
+            || device.capture(|stream| attention.forward_into(stream, &q, &q, &q, &mut out.view_mut(), None));
+        let error = capture().unwrap_err();
+        assert!(matches!(error, Error::KernelNotLoaded { symbol: "v2_f16_d64" }), "{error:?}");
+        assert!(error.to_string().contains("`Device::prepare`"), "{error}");
+        assert_eq!((count("load"), count("end capture")), (0, 1));
+        // A plain launch loads too.
+        forward(Kernel::V2, &q);
+        assert_eq!(capture().unwrap().node_count(), 1);
+    });
+}
+
+/// So it is on a stream that somebody else captures.
+#[test]
+fn a_capture_of_somebody_else() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let mut out = Tensor::uninit(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let (q, attention) = (q.view(), Attention::new().with_kernel(Kernel::V3));
+        let context = cust::Context::new(cust::Device::get(0).unwrap()).unwrap();
+        let theirs = cust::Stream::new(&context, cust::StreamFlags::NON_BLOCKING, None).unwrap();
+        // SAFETY: it is a stream of the device's primary context, and outlives this one.
+        let stream = unsafe { ferroflash::Stream::from_raw(&device, theirs.as_raw()) };
+        let mut run = || attention.forward_into(&stream, &q, &q, &q, &mut out.view_mut(), None);
+        let error = theirs.capture(cust::CaptureMode::GLOBAL, || {
+            assert!(matches!(run(), Err(Error::KernelNotLoaded { symbol: "v3_f16_d64" })));
+            Ok::<_, cust::Error>(())
+        });
+        assert_eq!(error.unwrap().node_count().unwrap(), 0);
+        run().unwrap();
+        let captured = theirs.capture(cust::CaptureMode::GLOBAL, || {
+            run().unwrap();
+            Ok::<_, cust::Error>(())
+        });
+        assert_eq!((captured.unwrap().node_count().unwrap(), count("launch v3_f16_d64")), (1, 1));
+    });
+}
+
+/// What waits for the device cannot be captured: the driver's refusal comes out, and the capture is over.
+#[test]
+fn a_capture_that_is_spoilt() {
+    with_driver(&[], &[], || {
+        let device = Device::cuda(0).unwrap();
+        let error = device.capture(|_| device.synchronize()).unwrap_err();
+        assert!(matches!(error, Error::Cuda { call: "cuCtxSynchronize", code: 900, .. }), "{error:?}");
+        // Swallowing the error does not bring the capture back.
+        let error = device
+            .capture(|_| {
+                let _ = device.synchronize();
+                Ok(())
+            })
+            .unwrap_err();
+        assert!(matches!(error, Error::Cuda { call: "cuStreamEndCapture", code: 901, .. }), "{error:?}");
+        assert_eq!((count("begin capture"), count("end capture"), count("destroy stream")), (2, 2, 2));
+        device.synchronize().unwrap();
+    });
+}
+
+/// Without memory pools a workspace would be free again when the graph uses it.
+#[test]
+fn a_capture_without_memory_pools() {
+    with_driver(&[], &[("FAKE_POOLS", "0")], || {
+        let device = Device::cuda(0).unwrap();
+        let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let mut out = Tensor::uninit(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
+        let q = q.view();
+        let mut capture = |kernel| {
+            let attention = Attention::new().with_kernel(kernel);
+            device.prepare(&attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
+            device.capture(|stream| attention.forward_into(stream, &q, &q, &q, &mut out.view_mut(), None))
+        };
+        assert!(matches!(capture(Kernel::Naive), Err(Error::CaptureUnsupported { .. })));
+        assert_eq!(capture(Kernel::V2).unwrap().node_count(), 1);
     });
 }

@@ -154,7 +154,7 @@ impl Backend for Emulated {
         Ok(())
     }
 
-    fn create_stream(&self) -> Result<RawStream> {
+    fn create_stream(&self, _non_blocking: bool, _priority: Option<i32>) -> Result<RawStream> {
         // Launches run to their end before they return: every stream is the same one.
         Ok(RawStream::DEFAULT)
     }

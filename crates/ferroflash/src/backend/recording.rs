@@ -111,7 +111,7 @@ impl Backend for Recording {
         self.launched.lock().unwrap().push((launch.kernel.entry.symbol, launch.ctas, launch.params.to_vec()));
         Ok(())
     }
-    fn create_stream(&self) -> Result<RawStream> {
+    fn create_stream(&self, _non_blocking: bool, _priority: Option<i32>) -> Result<RawStream> {
         Ok(RawStream::DEFAULT)
     }
     fn destroy_stream(&self, _stream: RawStream) {}
