@@ -576,63 +576,58 @@ fn no_driver() {
 /// `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: u16 = 100;
 
-/// A driver with everything that the library asks for before it looks at a GPU.
-fn driver(version: u16, init: u16) -> Vec<Function> {
-    let mut functions = vec![writes("cuDriverGetVersion", version), returns("cuInit", init)];
-    for name in [
-        "cuDevicePrimaryCtxRetain",
-        "cuDevicePrimaryCtxRelease_v2",
-        "cuFuncSetAttribute",
-        "cuLaunchKernel",
-        "cuMemAllocFromPoolAsync",
-        "cuMemFreeAsync",
-        "cuMemPoolCreate",
-        "cuMemPoolDestroy",
-        "cuMemPoolSetAttribute",
-        "cuMemPoolTrimTo",
-        "cuModuleLoadDataEx",
-    ] {
-        functions.push(returns(name, NO_DEVICE));
-    }
-    functions
+/// A driver with every function that the library asks for: these, and others that find no GPU.
+fn driver(version: u16, functions: &[Function]) -> Vec<Function> {
+    let mut driver = vec![writes("cuDriverGetVersion", version)];
+    driver.extend_from_slice(functions);
+    let others = cust::sys::REQUIRED.iter().filter(|&&symbol| driver.iter().all(|function| function.name != symbol));
+    let others: Vec<_> = others.map(|symbol| returns(symbol, NO_DEVICE)).collect();
+    driver.extend(others);
+    driver
 }
 
 #[test]
 fn a_driver_that_is_too_old() {
-    let error = error_under_driver(&driver(9020, 0));
-    assert!(error.contains("the CUDA driver supports CUDA 9.2; at least CUDA 11"), "{error}");
+    let error = error_under_driver(&driver(9020, &[returns("cuInit", 0)]));
+    assert!(error.contains("the CUDA driver supports CUDA 9.2; at least CUDA 11.4"), "{error}");
+    // It is too old first, whatever else it lacks.
+    let error = error_under_driver(&[writes("cuDriverGetVersion", 11030)]);
+    assert!(error.contains("the CUDA driver supports CUDA 11.3; at least CUDA 11.4"), "{error}");
 }
 
 #[test]
 fn a_driver_that_lacks_functions() {
-    let mut functions = driver(12040, 0);
-    functions.retain(|function| function.name != "cuMemPoolCreate");
+    let mut functions = driver(12040, &[returns("cuInit", 0)]);
+    functions.retain(|function| !["cuMemPoolCreate", "cuGraphLaunch"].contains(&function.name));
     let error = error_under_driver(&functions);
-    assert!(error.contains("the CUDA driver lacks cuMemPoolCreate;"), "{error}");
+    assert!(error.contains("the CUDA driver lacks cuGraphLaunch, cuMemPoolCreate;"), "{error}");
+    let error = error_under_driver(&[returns("no_driver", 0)]);
+    assert!(error.contains("the CUDA driver lacks cuDriverGetVersion;"), "{error}");
 }
 
 #[test]
 fn a_driver_without_a_gpu() {
-    let error = error_under_driver(&driver(12040, NO_DEVICE));
+    let error = error_under_driver(&driver(12040, &[returns("cuInit", NO_DEVICE)]));
     assert!(error.contains("the CUDA driver finds no GPU"), "{error}");
-    let mut functions = driver(12040, 0);
-    functions.push(writes("cuDeviceGetCount", 0));
-    let error = error_under_driver(&functions);
+    let error = error_under_driver(&driver(12040, &[returns("cuInit", 0), writes("cuDeviceGetCount", 0)]));
     assert!(error.contains("the CUDA driver finds no GPU"), "{error}");
 }
 
 #[test]
 fn a_gpu_that_is_too_old() {
-    let mut functions = driver(12040, 0);
-    functions.extend([
-        writes("cuDeviceGetCount", 1),
-        writes("cuDeviceGet", 0),
-        // Every attribute is 7: compute capability 7.7.
-        writes("cuDeviceGetAttribute", 7),
-        // The letter G.
-        writes("cuDeviceGetName", 0x47),
-        writes("cuDeviceTotalMem_v2", 1),
-    ]);
+    let functions = driver(
+        12040,
+        &[
+            returns("cuInit", 0),
+            writes("cuDeviceGetCount", 1),
+            writes("cuDeviceGet", 0),
+            // Every attribute is 7: compute capability 7.7.
+            writes("cuDeviceGetAttribute", 7),
+            // The letter G.
+            writes("cuDeviceGetName", 0x47),
+            writes("cuDeviceTotalMem_v2", 1),
+        ],
+    );
     let error = error_under_driver(&functions);
     assert!(error.contains("G has compute capability 7.7; the kernels need at least 8.0"), "{error}");
 }

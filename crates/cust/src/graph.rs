@@ -5,6 +5,7 @@ use crate::error::{Error, Result, call, log_failure};
 use crate::stream::Stream;
 use crate::sys::{CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 use std::ptr;
+use std::sync::{Mutex, PoisonError};
 
 /// Which calls are refused while a stream is captured.
 pub type CaptureMode = CUstreamCaptureMode;
@@ -115,7 +116,7 @@ impl Graph {
         let mut raw = ptr::null_mut();
         // SAFETY: the pointer is valid for the call; 0 is no flag.
         unsafe { call!(cuda.cuGraphInstantiateWithFlags(&mut raw, self.raw, 0)) }?;
-        Ok(GraphExec { context: self.context.clone(), raw })
+        Ok(GraphExec { context: self.context.clone(), raw, launching: Mutex::default() })
     }
 
     /// The handle.
@@ -139,11 +140,13 @@ impl Drop for Graph {
 pub struct GraphExec {
     context: Context,
     raw: CUgraphExec,
+    /// Graphs are not synchronised by the driver ("Graph thread safety" in its manual).
+    launching: Mutex<()>,
 }
 
-// SAFETY: the handle may be used from every thread.
+// SAFETY: no thread is bound to the handle.
 unsafe impl Send for GraphExec {}
-// SAFETY: the driver lets one thread at a time launch a graph; it takes a lock of its own for it, and runs of one graph are ordered.
+// SAFETY: one thread at a time uses the handle, under the lock.
 unsafe impl Sync for GraphExec {}
 
 impl GraphExec {
@@ -157,6 +160,7 @@ impl GraphExec {
     /// [`Error::OtherContext`] for a stream of another context, or [`Error::Call`].
     pub unsafe fn launch(&self, stream: &Stream) -> Result<()> {
         self.context.check_stream(stream)?;
+        let _launching = self.launching.lock().unwrap_or_else(PoisonError::into_inner);
         let cuda = self.context.enter()?;
         // SAFETY: graph and stream are live and of one context; the caller vouches for the rest.
         unsafe { call!(cuda.cuGraphLaunch(self.raw, stream.as_raw())) }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 /// One function of the stand-in.
+#[derive(Clone, Copy)]
 pub(crate) struct Function {
     pub(crate) name: &'static str,
     /// Written as a 32-bit integer to the address in the first argument.

@@ -35,13 +35,15 @@ pub(crate) fn library_path(folder: &Path) -> std::ffi::OsString {
     search
 }
 
-/// The folder of the fixture that is compiled with these cfgs, where it is `libcuda.so.1`.
+/// The folder of the fixture that is compiled with these cfgs, where it is what an installed driver is: `libcuda.so.1`, and
+/// `libcuda.so` for linkers.
 pub(crate) fn fake_driver(cfgs: &[&str]) -> PathBuf {
     // From both packages whose tests use it.
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cust/tests/fake_driver");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    // Compiled once for each state of its source and its cfgs.
+    // Compiled once for each state of its source, its cfgs, and how it is compiled: this file.
     let mut state = DefaultHasher::new();
+    include_str!("mod.rs").hash(&mut state);
     let mut files: Vec<_> = std::fs::read_dir(&source).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     files.iter().for_each(|file| std::fs::read(file).unwrap().hash(&mut state));
@@ -57,12 +59,17 @@ pub(crate) fn fake_driver(cfgs: &[&str]) -> PathBuf {
     let unfinished = folder.join(format!("unfinished-{}", unique.replace(['(', ')'], "")));
     let mut command = Command::new(rustc);
     command.args(["--edition", "2024", "--crate-type", "cdylib", "--crate-name", "cuda", "-Cpanic=abort", "-o"]);
-    command.arg(&unfinished).arg(source.join("lib.rs"));
+    command.arg(&unfinished).arg(source.join("lib.rs")).arg("-Clink-arg=-Wl,-soname,libcuda.so.1");
     for cfg in cfgs {
         command.args(["--cfg", cfg]);
     }
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let for_linkers = folder.join("libcuda.so");
+    if !for_linkers.is_symlink() {
+        // Another test may be faster.
+        let _ = std::os::unix::fs::symlink("libcuda.so.1", &for_linkers);
+    }
     std::fs::rename(&unfinished, &library).unwrap();
     folder
 }
