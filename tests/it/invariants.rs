@@ -58,7 +58,7 @@ fn repeat_tiles<T: Element>(device: &Device, repeats: u32, batch: usize) {
         for (batch, q_rows, q_heads, mask) in
             [(batch, 20, 6, Mask::Full), (batch, 20, 6, Mask::Causal), (3, 5, 16, Mask::Full)]
         {
-            let (head_dim, dtype) = (variant.head_dim as usize, T::DTYPE);
+            let (head_dim, dtype) = (variant.head_dim() as usize, T::DTYPE);
             let problem = Problem { batch, q_rows, kv_rows: 450, q_heads, kv_heads: 2, head_dim, dtype };
             repeat::<T>(device, &Case::new(variant, problem, mask), repeats);
         }

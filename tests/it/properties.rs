@@ -3,6 +3,7 @@
 use crate::support::case::{Case, Memory};
 use crate::support::device;
 use ferroflash::{Attention, Element, Kernel, Layout, Mask, Problem, VARIANTS, Variant};
+use kernel_spec::FeatureSet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -143,9 +144,9 @@ prop_compose! {
         let mut attention = Attention::new().with_kernel(kernel).with_mask(mask);
         attention.scale = scale;
         // Problems as small as these would never see the tiles for long rows.
-        let chosen = Variant::find(kernel.passes()[0], dtype, problem.head_dim as u32, 0);
+        let chosen = Variant::find(kernel.passes()[0], dtype, [problem.head_dim as u32; 2], 0, FeatureSet::NONE);
         let same_head_dim = |v: &&'static Variant| {
-            chosen.is_some_and(|c| (c.pass, c.dtype, c.head_dim) == (v.pass, v.dtype, v.head_dim))
+            chosen.is_some_and(|c| (c.pass, c.dtype, c.head_dim()) == (v.pass, v.dtype, v.head_dim()))
         };
         let tiles: Vec<_> = VARIANTS.iter().filter(same_head_dim).collect();
         if tiles.len() > 1 {

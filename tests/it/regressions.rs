@@ -7,6 +7,7 @@ use ferroflash::{
     Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Problem, Shape, Strides, Tensor,
     TensorView, TensorViewMut, Variant, bf16, f16,
 };
+use kernel_spec::FeatureSet;
 
 fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
     let shared = device::shared();
@@ -150,7 +151,7 @@ fn scores_that_are_all_very_negative() {
 /// `q_rows` rows of one head and 500 keys, for `kernels` at head dim 64 and every tile of v3 at its own. The scale is ln 2: the score of a
 /// key is the logarithm to base 2 of its weight.
 fn powers_of_two<T: Element>(device: &Device, kernels: &[Kernel], q_rows: usize, deviation: f64) -> Vec<Case> {
-    let tiles = v3_tiles::<T>(device).map(|tile| (tile.into(), tile.head_dim as usize));
+    let tiles = v3_tiles::<T>(device).map(|tile| (tile.into(), tile.head_dim() as usize));
     let all = kernels.iter().map(|&kernel| (KernelChoice::from(kernel), 64)).chain(tiles);
     let case = |(kernel, head_dim)| {
         let (heads, kv_rows, dtype) = (1, 500, T::DTYPE);
@@ -271,7 +272,8 @@ fn nan_in_key_blocks_that_no_row_sees() {
             continue;
         }
         let head_dim = problem(1, 1).head_dim as u32;
-        let tile = Variant::find(kernel.passes()[0], DType::F16, head_dim, 0).expect("every kernel has variants");
+        let tile = Variant::find(kernel.passes()[0], DType::F16, [head_dim; 2], 0, FeatureSet::NONE)
+            .expect("every kernel has variants");
         let hidden_rows = tile.kv_block as usize;
         // 64 queries at the end see the 127 last keys, none of those in the tiles before.
         let mask = Mask::Window { left: Some(63), right: Some(0) };

@@ -9,8 +9,10 @@ use crate::tensor::{
     Geometry, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut, check_address,
 };
 use crate::tensor_map::TensorGeometry;
-use kernel_spec::v3::{Divisor, Schedule, Work};
-use kernel_spec::{Band, Features, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant};
+use kernel_spec::schedule::{Schedule, Work};
+use kernel_spec::{
+    Band, Divisor, Features, ForwardParams, Kernel, Mask, NaiveParams, Pass, TensorParams, V3Params, Variant,
+};
 use std::ffi::c_void;
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -557,7 +559,7 @@ impl Call<'_> {
 
     fn forward_params(&self) -> ForwardParams {
         let Problem { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = self.plan.problem;
-        let tensors = [&self.q, &self.k, &self.v, &self.out];
+        let aligned = |view: &TensorView<'_>| rows_are_aligned(view.geometry(), view.address());
         // None of the conversions loses anything: Problem::validate bounds rows and head_dim, the grid bounds the heads.
         ForwardParams {
             q: tensor_params(&self.q),
@@ -569,12 +571,14 @@ impl Call<'_> {
             kv_rows: kv_rows as u32,
             q_heads: q_heads as u32,
             group: (q_heads / kv_heads) as u32,
-            head_dim: head_dim as u32,
+            dim_qk: head_dim as u32,
+            dim_v: head_dim as u32,
             // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible score
             // at 0 all the same.
             scale_log2: scale_log2(self.plan.scale).abs().max(f32::MIN_POSITIVE),
             band: self.plan.mask.band(),
-            aligned: tensors.iter().all(|view| rows_are_aligned(view.geometry(), view.address())).into(),
+            aligned: [&self.q, &self.k, &self.v].into_iter().all(aligned).into(),
+            out_aligned: aligned(&self.out).into(),
             negate: (self.plan.scale < 0.0).into(),
             features: Features::OFF,
         }
@@ -627,7 +631,7 @@ unsafe impl KernelParams for V3Params {}
 // Sums of the sizes of the fields: a difference would be padding.
 const _: () = assert!(
     size_of::<ForwardParams>()
-        == 4 * 32 + 8 + 6 * 4 + size_of::<kernel_spec::Band>() + 2 * 4 + 8 * (1 + kernel_spec::FORWARD_SLOTS as usize)
+        == 4 * 32 + 8 + 7 * 4 + size_of::<kernel_spec::Band>() + 3 * 4 + 8 * (1 + kernel_spec::FORWARD_SLOTS as usize)
 );
 const _: () = assert!(size_of::<NaiveParams>() == size_of::<ForwardParams>() + 4 * 8);
 const _: () = assert!(size_of::<V3Params>() == 3 * 128 + size_of::<ForwardParams>() + size_of::<Schedule>());

@@ -25,7 +25,7 @@ pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, M
 pub use error::{Error, Operand, Result, Unsupported, Version};
 pub use kernel_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
 pub use plan::{Plan, Problem, Step};
-pub use ptx::{embedded_variants, text as embedded_ptx};
+pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;
 pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};
 

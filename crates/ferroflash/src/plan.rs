@@ -5,9 +5,9 @@ use crate::device::{Device, DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use crate::specialise::Specialised;
 use crate::tensor::TensorView;
-use crate::tensor_map::{ALIGNMENT, STRIDE_LIMIT};
-use kernel_spec::v3::{self, MAX_TILES};
-use kernel_spec::{DType, Entry, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
+use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
+use kernel_spec::schedule::{self, MAX_TILES};
+use kernel_spec::{DType, Entry, FeatureSet, Kernel, MAX_HEAD_DIM, MAX_ROWS, Mask, Pass, Variant};
 
 /// Sizes and element type of an attention problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -243,13 +243,20 @@ fn variant(attention: &Attention, problem: &Problem, pass: Pass) -> Result<Optio
     let head_dim = problem.head_dim as u32; // validate: at most MAX_HEAD_DIM
     match attention.kernel {
         KernelChoice::Variant(variant) if variant.pass == pass => {
-            if variant.holds(problem.dtype, head_dim) {
+            if variant.holds(problem.dtype, [head_dim; 2]) {
                 return Ok(Some(variant));
             }
-            let Variant { entry: Entry { symbol, .. }, dtype, head_dim, .. } = *variant;
+            let Variant { entry: Entry { symbol, .. }, dtype, .. } = *variant;
+            let head_dim = variant.head_dim();
             Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: *problem })
         }
-        _ => Ok(Variant::find(pass, problem.dtype, head_dim, keys_per_row(attention.mask, problem))),
+        _ => Ok(Variant::find(
+            pass,
+            problem.dtype,
+            [head_dim; 2],
+            keys_per_row(attention.mask, problem),
+            FeatureSet::NONE,
+        )),
     }
 }
 
@@ -338,14 +345,14 @@ fn packed_heads(variant: &Variant, problem: &Problem) -> u32 {
     match variant.pass {
         // At most MAX_ROWS rows; a group that does not fit 32 bits has more heads than a grid, which is told next.
         Pass::V3 => u32::try_from(problem.q_heads / problem.kv_heads)
-            .map_or(1, |group| v3::packed_heads(problem.q_rows as u32, group, variant.q_block)),
+            .map_or(1, |group| schedule::packed_heads(problem.q_rows as u32, group, variant.q_block)),
         _ => 1,
     }
 }
 
 fn grid(variant: &'static Variant, problem: &Problem, packed_heads: u32, multiprocessors: u32) -> Result<u32> {
     let too_large = |needed| Error::GridTooLarge { symbol: variant.entry.symbol, needed, limit: MAX_GRID };
-    // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns at most 128 rows of one head.
+    // A lower bound that cannot overflow, before the exact number in 64 bits: a thread block owns rows of one head only.
     let heads = problem.batch as u128 * problem.q_heads as u128;
     if heads > MAX_GRID.into() {
         return Err(too_large(heads));

@@ -2,15 +2,7 @@
 
 use crate::tensor::TensorView;
 use kernel_spec::DType;
-
-/// Columns of a box: one row of them is the 128 bytes of the swizzle, in a 16-bit type.
-pub(crate) const BOX_DIMS: u32 = 64;
-
-/// What addresses and strides are multiples of (CUDA driver API, `cuTensorMapEncodeTiled`, of 2-byte types without interleave).
-pub(crate) const ALIGNMENT: u64 = 16;
-
-/// Strides in bytes are below this (same function).
-pub(crate) const STRIDE_LIMIT: u64 = 1 << 40;
+use kernel_spec::copy_engine::BOX_COLS;
 
 /// A tensor as the copy engine sees it: `[batch, head, row, dim]`, listed innermost first, which is `(dim, row, head, batch)`; with
 /// several heads in a box, `(dim, head, row, batch)`.
@@ -42,7 +34,7 @@ impl TensorGeometry {
             dtype: view.dtype(),
             extents: [dims as u64, inner, outer, last],
             byte_strides: axes.map(stride),
-            box_extents: [BOX_DIMS, box_extents[0], box_extents[1], 1],
+            box_extents: [BOX_COLS, box_extents[0], box_extents[1], 1],
         }
     }
 }

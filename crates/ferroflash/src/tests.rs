@@ -2,7 +2,7 @@
 
 use crate::backend::recording::{self, Launched};
 use crate::*;
-use kernel_spec::v3::{Schedule, Work};
+use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
@@ -329,9 +329,12 @@ fn parameters_of_the_flash_kernels() {
     assert_eq!((params.k.address, params.k.batch_stride, params.k.row_stride), (case.k.address(), 224, 32));
     assert_eq!((params.v.address, params.out.address), (case.v.address(), output.out.address()));
     assert_eq!(params.lse, output.lse.as_ref().unwrap().address());
-    assert_eq!((params.q_rows, params.kv_rows, params.q_heads, params.group, params.head_dim), (5, 7, 4, 2, 16));
+    assert_eq!(
+        (params.q_rows, params.kv_rows, params.q_heads, params.group, params.dim_qk, params.dim_v),
+        (5, 7, 4, 2, 16, 16)
+    );
     assert_eq!(params.band, Band { left: Band::UNBOUNDED, right: 0 });
-    assert_eq!((params.scale_log2, params.aligned), (0.5 * std::f32::consts::LOG2_E, 1));
+    assert_eq!((params.scale_log2, params.aligned, params.out_aligned), (0.5 * std::f32::consts::LOG2_E, 1, 1));
     assert_eq!((output.plan.workspace_bytes, output.plan.lse_bytes, output.plan.extra_bytes()), (0, 160, 160));
 }
 
@@ -411,7 +414,7 @@ fn plans() {
                 for (step, pass) in plan.steps.iter().zip(kernel.passes()) {
                     let v = step.variant;
                     assert_eq!((v.pass, v.dtype, step.threads), (*pass, dtype, 32 * v.warps));
-                    assert!(v.head_dim as usize >= head_dim || *pass == Pass::Softmax);
+                    assert!(v.head_dim() as usize >= head_dim || *pass == Pass::Softmax);
                     let most = if kernel == Kernel::V3 { 227 * 1024 } else { 99 * 1024 };
                     assert!(step.shared_bytes <= most && step.ctas > 0);
                 }
@@ -528,8 +531,8 @@ fn parameters_of_v3() {
     assert_eq!(params.v, map(v.address(), [40, 900, 8, 1], [8 * 80, 80, 80], kv_block));
     let forward = params.forward;
     assert_eq!(
-        (forward.q_rows, forward.kv_rows, forward.q_heads, forward.group, forward.head_dim),
-        (700, 900, 24, 3, 40)
+        (forward.q_rows, forward.kv_rows, forward.q_heads, forward.group, forward.dim_qk, forward.dim_v),
+        (700, 900, 24, 3, 40, 40)
     );
     let (out, heads) = (forward.out, 24);
     assert_eq!((out.address, out.row_stride, out.head_stride), (output.out.address(), heads * 40, 40));

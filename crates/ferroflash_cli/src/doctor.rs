@@ -7,7 +7,7 @@ use crate::values::Values;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_entries};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         Ok(_) => line("emulator", "in this build: runs the kernels' PTX on the CPU, on any machine"),
         Err(error) => line("emulator", &format!("not usable: {error}")),
     }?;
-    let embedded = embedded_variants().count();
+    let embedded = embedded_entries().count();
     line("kernels", &format!("PTX of {embedded} of {} entry points is in this build", VARIANTS.len()))?;
     if embedded < VARIANTS.len() {
         problems.push("kernels are missing from this build; install rust-src with `cargo xtask setup` and build again");

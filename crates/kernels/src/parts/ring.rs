@@ -5,32 +5,47 @@
 //! | full | the loading thread, once, and the copy engine with its bytes | readers, before they read |
 //! | empty | every reader, once, after its last read | the loading warp, before it loads again |
 
+use core::marker::PhantomData;
+
 use cuda_std::mbarrier;
 
-/// `STAGES` buffers that every role walks over in the same order, each with its own copy of this struct.
-#[derive(Clone, Copy)]
-pub struct Ring<const STAGES: u32> {
+/// The buffers of a ring.
+pub trait Buffers {
+    /// How many there are.
+    const STAGES: u32;
+    /// Bytes of one.
+    const BYTES: u32;
+}
+
+/// Buffers that every role walks over in the same order, each with its own copy of this struct.
+pub struct Ring<B> {
     buffers: u32,
-    stage_bytes: u32,
     barriers: u32,
     stage: u32,
     parity: u32,
+    kind: PhantomData<B>,
 }
 
+impl<B> Clone for Ring<B> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Ring<B> {}
+
 /// Bytes of the two barriers of a buffer.
-const BARRIER_PAIR: u32 = 16;
+pub const BARRIER_PAIR: u32 = 16;
 
 /// Offset of the second of them.
 const EMPTY: u32 = 8;
 
-impl<const STAGES: u32> Ring<STAGES> {
-    /// Bytes of all barriers of a ring.
-    pub const BARRIER_BYTES: u32 = BARRIER_PAIR * STAGES;
-
-    /// The ring over buffers of `stage_bytes` at `buffers`, with barriers at `barriers`.
+impl<B: Buffers> Ring<B> {
+    /// The ring over the buffers at `buffers`, with barriers at `barriers`.
     #[inline(always)]
-    pub fn new(buffers: u32, stage_bytes: u32, barriers: u32) -> Self {
-        Ring { buffers, stage_bytes, barriers, stage: 0, parity: 0 }
+    pub fn new(buffers: u32, barriers: u32) -> Self {
+        Ring { buffers, barriers, stage: 0, parity: 0, kind: PhantomData }
     }
 
     /// Sets up the barriers for `readers` readers.
@@ -39,7 +54,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     /// One thread, before anybody uses the ring.
     #[inline(always)]
     pub unsafe fn init(&self, readers: u32) {
-        for stage in 0..STAGES {
+        for stage in 0..B::STAGES {
             let full = self.barriers + BARRIER_PAIR * stage;
             // SAFETY: passed on.
             unsafe {
@@ -52,7 +67,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     /// Shared address of the current buffer.
     #[inline(always)]
     pub fn buffer(&self) -> u32 {
-        self.buffers + self.stage * self.stage_bytes
+        self.buffers + self.stage * B::BYTES
     }
 
     #[inline(always)]
@@ -83,7 +98,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     #[inline(always)]
     pub unsafe fn announce(&self, elected: bool) -> u32 {
         // SAFETY: passed on.
-        unsafe { mbarrier::arrive_expect_if(self.full(), self.stage_bytes, elected) };
+        unsafe { mbarrier::arrive_expect_if(self.full(), B::BYTES, elected) };
         self.full()
     }
 
@@ -121,7 +136,7 @@ impl<const STAGES: u32> Ring<STAGES> {
     #[inline(always)]
     pub fn advance(&mut self) {
         self.stage += 1;
-        if self.stage == STAGES {
+        if self.stage == B::STAGES {
             self.stage = 0;
             self.parity ^= 1;
         }

@@ -2,30 +2,32 @@
 
 use cuda_std::sync;
 
-use crate::warpgroup::WARPGROUP;
+use crate::parts::warpgroup::WARPGROUP;
 
 /// Named barrier of the first warpgroup's turn, the next are those of the others. 0 is the block's.
 pub const FIRST_TURN: u32 = 1;
 
-/// One warpgroup's view of the turns; without `ON`, nobody waits for anybody.
+/// One warpgroup's view of the turns, or of none: then nobody waits for anybody.
 #[derive(Clone, Copy)]
-pub struct Turn<const ON: bool> {
+pub struct Turn {
     own: u32,
     next: u32,
+    /// A constant wherever it is asked.
+    on: bool,
 }
 
-impl<const ON: bool> Turn<ON> {
+impl Turn {
     /// Threads at a turn barrier: the warpgroup that waits and the one that passes on.
     const THREADS: u32 = 2 * WARPGROUP;
 
-    /// The view of warpgroup `group` of `groups`. The first turn is the first warpgroup's.
+    /// The view of warpgroup `group` of `groups`. The first turn is the first warpgroup's; without `on` there are no turns.
     ///
     /// # Safety
     /// All threads of the warpgroup, converged, once.
     #[inline(always)]
-    pub unsafe fn new(group: u32, groups: u32) -> Self {
+    pub unsafe fn new(group: u32, groups: u32, on: bool) -> Self {
         let last = group + 1 == groups;
-        let turn = Turn { own: FIRST_TURN + group, next: if last { FIRST_TURN } else { FIRST_TURN + group + 1 } };
+        let turn = Turn { own: FIRST_TURN + group, next: if last { FIRST_TURN } else { FIRST_TURN + group + 1 }, on };
         if last {
             // SAFETY: passed on.
             unsafe { turn.pass_on() };
@@ -39,7 +41,7 @@ impl<const ON: bool> Turn<ON> {
     /// All threads of the warpgroup, converged.
     #[inline(always)]
     pub unsafe fn wait(self) {
-        if ON {
+        if self.on {
             // SAFETY: passed on.
             unsafe { sync::named(self.own, Self::THREADS) };
         }
@@ -51,7 +53,7 @@ impl<const ON: bool> Turn<ON> {
     /// As for [`Self::wait`], after it.
     #[inline(always)]
     pub unsafe fn pass_on(self) {
-        if ON {
+        if self.on {
             // SAFETY: passed on.
             unsafe { sync::arrive(self.next, Self::THREADS) };
         }

@@ -5,21 +5,21 @@
 
 use cuda_std::{math, warp};
 
-use crate::tile::{RegTile, RowValues};
+use crate::parts::fragments::{Fragments, PerRow};
 
 /// Scaled maximum of every row, over the keys of this warp. The scale is positive, so that it can follow the maximum.
 ///
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>, scale_log2: f32) -> RowValues<M> {
-    let mut max = RowValues::splat(f32::NEG_INFINITY);
-    for m in 0..M {
-        for n in 0..N {
+pub unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
+    let mut max = F::Rows::splat(f32::NEG_INFINITY);
+    for m in 0..F::M {
+        for n in 0..F::N {
             for half in 0..2 {
                 // Neighbours first: the chain through the running value is half as long.
-                let pair = math::max(scores.0[m][n][2 * half], scores.0[m][n][2 * half + 1]);
-                max.0[m][half] = math::max(max.0[m][half], pair);
+                let pair = math::max(scores.at(m, n)[2 * half], scores.at(m, n)[2 * half + 1]);
+                *max.at_mut(m, half) = math::max(max.at(m, half), pair);
             }
         }
     }
@@ -30,13 +30,13 @@ pub unsafe fn row_max<const M: usize, const N: usize>(scores: &RegTile<M, N>, sc
 /// What weights are measured against: the maximum, or 0 in a row that has seen no key, whose weights are then `2^-inf = 0`, not NaN.
 /// Only a `masked` block can leave a row without a key.
 #[inline(always)]
-pub fn base<const M: usize>(max: &RowValues<M>, masked: bool) -> RowValues<M> {
+pub fn base<R: PerRow>(max: &R, masked: bool) -> R {
     if masked { max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max }) } else { *max }
 }
 
 /// The maximum to measure weights against once a block has come up to `new`: still the `old` one unless that is above `limit`.
 #[inline(always)]
-pub fn lazy_max<const M: usize>(old: &RowValues<M>, new: &RowValues<M>, limit: &RowValues<M>) -> RowValues<M> {
+pub fn lazy_max<R: PerRow>(old: &R, new: &R, limit: &R) -> R {
     let raised = new.zip(limit, |new, limit| if new > limit { new } else { f32::NEG_INFINITY });
     old.zip(&raised, f32::max)
 }
@@ -47,7 +47,7 @@ pub fn lazy_max<const M: usize>(old: &RowValues<M>, new: &RowValues<M>, limit: &
 /// it is rounded as the others are; that is no loss where it is one of many, a sixteenth of the sum at most. FlashAttention-4 (Zadouri
 /// et al., 2026) has a fixed limit of 2^8, which doubles the error of rows with one large weight.
 #[inline(always)]
-pub fn lazy_limit<const M: usize>(max: &RowValues<M>, sum: &RowValues<M>) -> RowValues<M> {
+pub fn lazy_limit<R: PerRow>(max: &R, sum: &R) -> R {
     // From 2^8 on the limit stays where it is, far from the largest f16.
     const SIXTEENTH_LOG2: f32 = -4.0;
     const MOST_LOG2: f32 = 8.0;
@@ -59,11 +59,11 @@ pub fn lazy_limit<const M: usize>(max: &RowValues<M>, sum: &RowValues<M>) -> Row
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn any_changed<const M: usize>(old: &RowValues<M>, new: &RowValues<M>) -> bool {
+pub unsafe fn any_changed<R: PerRow>(old: &R, new: &R) -> bool {
     let mut changed = false;
-    for m in 0..M {
+    for m in 0..R::M {
         for half in 0..2 {
-            changed = changed || old.0[m][half] != new.0[m][half];
+            changed = changed || old.at(m, half) != new.at(m, half);
         }
     }
     // SAFETY: passed on.
@@ -72,27 +72,23 @@ pub unsafe fn any_changed<const M: usize>(old: &RowValues<M>, new: &RowValues<M>
 
 /// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`: `2^(old - base)`.
 #[inline(always)]
-pub fn rescale<const M: usize>(old: &RowValues<M>, base: &RowValues<M>) -> RowValues<M> {
+pub fn rescale<R: PerRow>(old: &R, base: &R) -> R {
     old.zip(base, |old, base| math::exp2(old - base))
 }
 
 /// Turns scores into `p = 2^(scale s - base)` in place and returns the sum of every row over the keys of this *lane*.
 #[inline(always)]
-pub fn exponentiate<const M: usize, const N: usize>(
-    scores: &mut RegTile<M, N>,
-    base: &RowValues<M>,
-    scale_log2: f32,
-) -> RowValues<M> {
-    let mut sum = RowValues::splat(0.0);
-    for m in 0..M {
-        for n in 0..N {
-            let p = &mut scores.0[m][n];
+pub fn exponentiate<F: Fragments>(scores: &mut F, base: &F::Rows, scale_log2: f32) -> F::Rows {
+    let mut sum = F::Rows::splat(0.0);
+    for m in 0..F::M {
+        for n in 0..F::N {
+            let p = scores.at_mut(m, n);
             for i in 0..4 {
-                p[i] = math::exp2(math::fma(p[i], scale_log2, -base.0[m][i / 2]));
+                p[i] = math::exp2(math::fma(p[i], scale_log2, -base.at(m, i / 2)));
             }
             for half in 0..2 {
                 // Neighbours first: the chain through the running value is half as long.
-                sum.0[m][half] += p[2 * half] + p[2 * half + 1];
+                *sum.at_mut(m, half) += p[2 * half] + p[2 * half + 1];
             }
         }
     }
@@ -104,13 +100,13 @@ pub fn exponentiate<const M: usize, const N: usize>(
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn quad_sum<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
+pub unsafe fn quad_sum<R: PerRow>(sum: &R) -> R {
     // SAFETY: passed on.
     sum.map(|x| unsafe { warp::quad_sum(x) })
 }
 
 /// `1 / sum`, and 0 for a row that saw no key, whose output is defined to be 0.
 #[inline(always)]
-pub fn inverse<const M: usize>(sum: &RowValues<M>) -> RowValues<M> {
+pub fn inverse<R: PerRow>(sum: &R) -> R {
     sum.map(|sum| if sum == 0.0 { 0.0 } else { math::reciprocal(sum) })
 }

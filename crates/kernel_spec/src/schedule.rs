@@ -1,73 +1,6 @@
-//! What host and device agree on for v3: its shared memory and its schedule.
+//! Which tiles a persistent thread block works on, and in what order.
 
-/// Columns of a tile in shared memory: head dims rounded up to whole panels of 128 bytes of a 16-bit type.
-pub const fn shared_cols(head_dim: u32) -> u32 {
-    head_dim.div_ceil(64) * 64
-}
-
-/// Buffers of the query tile. With a second one, the next tile's queries arrive while the last output leaves; at 192 and 256
-/// dims it does not fit beside two stages of 96 and 64 keys and values.
-pub const fn q_buffers(head_dim: u32) -> u32 {
-    if head_dim <= 128 { 2 } else { 1 }
-}
-
-/// Query rows of a warpgroup: what wgmma multiplies.
-pub const GROUP_ROWS: u32 = 64;
-
-/// Bytes of the part of a note that says which tile it is.
-pub const TILE_BYTES: u32 = 32;
-
-/// Bytes of the part of a note that says what one warpgroup does.
-pub const STEPS_BYTES: u32 = 8;
-
-/// Bytes of the note that goes with a buffer of queries, up to a multiple of 16: which tile they belong to, and where warpgroups skip
-/// blocks, what each does in its steps.
-pub const fn note_bytes(q_block: u32, kv_block: u32) -> u32 {
-    let steps = if skips(q_block, kv_block) { (q_block / GROUP_ROWS * STEPS_BYTES).next_multiple_of(16) } else { 0 };
-    TILE_BYTES + steps
-}
-
-/// Whether the warpgroups of a tile skip a block of keys that none of their rows sees. Where a block never fits behind the diagonal of
-/// the first warpgroup and before that of the last, there is next to nothing to skip, and to look for it costs 1 to 3 % (H200,
-/// docs/perf-log.md).
-pub const fn skips(q_block: u32, kv_block: u32) -> bool {
-    GROUP_ROWS + kv_block <= q_block
-}
-
-/// Warps that multiply: all but the loading warpgroup.
-pub const fn math_warps(warps: u32) -> u32 {
-    warps - 4
-}
-
-/// A number to divide by, with a multiplication instead of a division, for which GPUs have no instruction.
-///
-/// Granlund and Montgomery, "Division by Invariant Integers using Multiplication", 1994, section 4: with `s = ceil(log2(value))`, the
-/// multiplier `ceil(2^(31 + s) / value)` fits 32 bits, and its error is too small to change the quotient of a number below `2^31`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Divisor {
-    /// The number, from 1 to `2^31`.
-    pub value: u32,
-    multiplier: u32,
-    shift: u32,
-}
-
-impl Divisor {
-    /// Divides by `value`, from 1 to `2^31`.
-    pub const fn new(value: u32) -> Divisor {
-        assert!(value >= 1 && value <= 1 << 31, "a divisor from 1 to 2^31");
-        let shift = u32::BITS - (value - 1).leading_zeros();
-        let multiplier = (1_u64 << (31 + shift)).div_ceil(value as u64) as u32;
-        Divisor { value, multiplier, shift }
-    }
-
-    /// Quotient and remainder of `number`, which is below `2^31`.
-    #[inline(always)]
-    pub const fn split(&self, number: u32) -> (u32, u32) {
-        let quotient = ((((2 * number) as u64 * self.multiplier as u64) >> 32) as u32) >> self.shift;
-        (quotient, number - quotient * self.value)
-    }
-}
+use crate::divisor::Divisor;
 
 /// Query heads of a group that share a tile, row by row, so that few rows fill it ("PackGQA" of FlashAttention-3): a power of two
 /// that divides `group`, or 1 where that makes no fewer tiles of `q_block` rows.
@@ -287,19 +220,6 @@ mod tests {
 
     fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> Vec<Tile> {
         (0..).map_while(|round| schedule.slot(round, cta, ctas)).filter_map(|slot| schedule.tile(slot)).collect()
-    }
-
-    #[test]
-    fn quotients_are_exact() {
-        let numbers = [0, 1, 2, 3, 131, 132, 1 << 20, (1 << 30) - 1, 1 << 30, (1 << 31) - 2, (1 << 31) - 1];
-        for value in (1..2000).chain([12345, 65535, 65537, (1 << 30) + 1, (1 << 31) - 1, 1 << 31]) {
-            let divisor = Divisor::new(value);
-            // Around multiples of the divisor, where a quotient changes.
-            let edges = numbers.iter().flat_map(|n| [n / value * value, (n / value * value).wrapping_sub(1)]);
-            for number in numbers.iter().copied().chain(edges).filter(|&number| number < 1 << 31) {
-                assert_eq!(divisor.split(number), (number / value, number % value), "{number} by {value}");
-            }
-        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! FlashAttention-3 (Shah et al., "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", 2024,
-//! algorithms 1 and 2): [`v2`](crate::v2)'s arithmetic on Hopper's asynchronous units.
+//! algorithms 1 and 2): [`v2`](crate::attention::v2)'s arithmetic on Hopper's asynchronous units.
 //!
 //! ```text
 //! load warp:          q, then k_j, v_j for every block, as buffers become free
@@ -28,11 +28,11 @@
 //! With `SKIPS`, a warpgroup passes over the first block of keys where none of its own rows sees any of it: under a causal mask, the rows of
 //! a tile end at different blocks.
 //!
-//! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `softmax::lazy_limit`, and a warp whose rows are all below
+//! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `online_softmax::lazy_limit`, and a warp whose rows are all below
 //! theirs rescales nothing: at 256 dims 130 of 450 instructions of a step. The output is the same, as `o` and `l` share `m`.
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
-//! see `kernel_spec::v3` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
+//! see `kernel_spec::schedule` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
 //! that queries make room as soon as they are read. Where a second buffer of queries fits, tiles overlap as above; where not, the
 //! next queries arrive under the last product and the output.
 //!
@@ -41,65 +41,87 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use cuda_std::wgmma::{self, WarpgroupMma};
-use cuda_std::{mbarrier, shared, sync, thread, tma, warp};
-use kernel_spec::V3Params;
-use kernel_spec::v3::{GROUP_ROWS, note_bytes};
+use core::marker::PhantomData;
 
-use crate::element::{Element, TensorCore};
-use crate::pipeline::Ring;
-use crate::softmax;
-use crate::tile::{RegTile, RowValues, SharedTile};
-use crate::tiles::{Notes, Part, Tile, Tiles};
-use crate::turn::{FIRST_TURN, Turn};
-use crate::warpgroup::{self, WARPGROUP};
+use cuda_std::{mbarrier, shared, sync, thread, tma, warp, wgmma};
+use kernel_spec::families::forward::memory::{self, GROUP_ROWS};
+use kernel_spec::families::forward::policy;
+use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
+use kernel_spec::{TensorMap, V3Params};
+
+use crate::attention;
+use crate::attention::online_softmax as softmax;
+use crate::attention::v3::note::{QueryTile, TileNotes, Tiles, WarpgroupTile};
+use crate::parts::element::TensorCore;
+use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::ring::{BARRIER_PAIR, Buffers, Ring};
+use crate::parts::shared_tile::SharedMatrix;
+use crate::parts::turn::{FIRST_TURN, Turn};
+use crate::parts::warpgroup::{self, Operands, WARPGROUP, WarpgroupTiles};
+
+mod note;
+mod store;
+
+/// What a row makes of v3.
+pub trait Config:
+    attention::Config<T: TensorCore, Out: TensorCore> + WarpgroupTiles<Operand = <Self as attention::Config>::T>
+{
+    /// The choices of the row.
+    const POLICY: policy::V3;
+}
+
+/// Buffers of queries.
+struct Queries<C>(PhantomData<C>);
+/// Buffers of keys.
+struct Keys<C>(PhantomData<C>);
+/// Buffers of values.
+struct Values<C>(PhantomData<C>);
+
+impl<C: Config> Buffers for Queries<C> {
+    const STAGES: u32 = C::POLICY.q_buffers;
+    const BYTES: u32 = C::Q::BYTES;
+}
+
+impl<C: Config> Buffers for Keys<C> {
+    const STAGES: u32 = C::POLICY.stages;
+    const BYTES: u32 = C::K::BYTES;
+}
+
+impl<C: Config> Buffers for Values<C> {
+    const STAGES: u32 = C::POLICY.stages;
+    const BYTES: u32 = C::V::BYTES;
+}
+
+/// Registers of the loading warpgroup.
+struct LoadRegisters<C>(PhantomData<C>);
+/// Registers of the others.
+struct MathRegisters<C>(PhantomData<C>);
+
+impl<C: Config> wgmma::Registers for LoadRegisters<C> {
+    const COUNT: u32 = C::POLICY.load_registers;
+}
+
+impl<C: Config> wgmma::Registers for MathRegisters<C> {
+    const COUNT: u32 = C::POLICY.math_registers;
+}
 
 /// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
 
-/// Columns and bytes of a panel row of a 16-bit tile.
-const PANEL_COLS: u32 = 64;
-const PANEL_BYTES: u32 = 128;
-
-/// One thread block of v3. A warpgroup holds `S` fragments of 8 keys, `P = S / 2` operands of probabilities and `O` fragments of 8
-/// dims; a tile in shared memory has `COLS` columns, the head dim rounded up to whole panels. `maps` is the address of the three
-/// tensor maps that `p` starts with.
+/// One thread block of v3. `maps` is the address of the three tensor maps that `p` starts with.
 ///
 /// # Safety
-/// Kernel entry: all threads of the block, with the shared memory that the variant asks for.
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn forward<
-    T: Element + TensorCore + WarpgroupMma<S> + WarpgroupMma<O>,
-    const Q_BLOCK: usize,
-    const KV_BLOCK: usize,
-    const HEAD_DIM: usize,
-    const COLS: usize,
-    const STAGES: u32,
-    const Q_STAGES: u32,
-    const S: usize,
-    const P: usize,
-    const O: usize,
-    const TURNS: bool,
-    const LAZY: bool,
-    const SKIPS: bool,
-    const LOAD_REGISTERS: u32,
-    const MATH_REGISTERS: u32,
->(
-    p: &V3Params,
-    maps: u64,
-) {
-    let groups = Q_BLOCK as u32 / GROUP_ROWS;
-    let q_bytes = SharedTile::<T, Q_BLOCK, COLS>::BYTES;
-    let kv_bytes = SharedTile::<T, KV_BLOCK, COLS>::BYTES;
-    let k_buffers = shared::dynamic() + Q_STAGES * q_bytes;
-    let v_buffers = k_buffers + STAGES * kv_bytes;
-    let notes = Notes { address: v_buffers + STAGES * kv_bytes, bytes: note_bytes(Q_BLOCK as u32, KV_BLOCK as u32) };
-    let q_barriers = notes.address + Q_STAGES * notes.bytes;
-    let k_barriers = q_barriers + Ring::<Q_STAGES>::BARRIER_BYTES;
-    let v_barriers = k_barriers + Ring::<STAGES>::BARRIER_BYTES;
-    let mut q_ring = Ring::<Q_STAGES>::new(shared::dynamic(), q_bytes, q_barriers);
-    let mut k_ring = Ring::<STAGES>::new(k_buffers, kv_bytes, k_barriers);
-    let mut v_ring = Ring::<STAGES>::new(v_buffers, kv_bytes, v_barriers);
+pub unsafe fn forward<C: Config>(p: &V3Params, maps: u64) {
+    const { assert!(BARRIER_PAIR == memory::V3::BARRIER_PAIR_BYTES, "rings lie as the row says") };
+    let groups = const { C::ROW.q_block / GROUP_ROWS };
+    let memory = const { memory::V3::of(C::ROW, C::POLICY) };
+    let at = |offset: u32| shared::dynamic() + offset;
+    let notes = TileNotes { address: at(memory.notes), bytes: memory.note_bytes };
+    let mut q_ring = Ring::<Queries<C>>::new(at(memory.q), at(memory.q_barriers));
+    let mut k_ring = Ring::<Keys<C>>::new(at(memory.k), at(memory.k_barriers));
+    let mut v_ring = Ring::<Values<C>>::new(at(memory.v), at(memory.v_barriers));
 
     // SAFETY: roles follow whole warpgroups and warps; rings and named barriers order shared memory as the table above says.
     unsafe {
@@ -114,37 +136,37 @@ pub unsafe fn forward<
         sync::block();
 
         if group == 0 {
-            wgmma::release_registers::<LOAD_REGISTERS>();
+            wgmma::release_registers::<LoadRegisters<C>>();
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
-                let [q_map, k_map, v_map] = [maps, maps + 128, maps + 256];
+                let [q_map, k_map, v_map] = [0, 1, 2].map(|map| maps + map * TensorMap::BYTES as u64);
                 // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
                 let elected = thread::lane() == 0;
                 // Queries with their note; after the last tile, a note that there are no more.
                 let mut load_queries = #[inline(always)]
-                |tile: Option<&Tile>| {
+                |tile: Option<&QueryTile>| {
                     q_ring.wait_free();
-                    notes.write::<Q_BLOCK, KV_BLOCK, SKIPS>(q_ring.stage(), tile, p, elected);
+                    notes.write::<C>(q_ring.stage(), tile, p, elected);
                     match tile {
                         Some(tile) => {
                             let full = q_ring.announce(elected);
-                            load::<Q_BLOCK, COLS>(q_ring.buffer(), q_map, tile.query_rows(p), full, elected);
+                            load::<C::Q>(q_ring.buffer(), q_map, tile.query_rows(p), full, elected);
                         }
                         None => q_ring.announce_none(elected),
                     }
                     q_ring.advance();
                 };
                 let mut load_keys = #[inline(always)]
-                |tile: &Tile, i: u32| {
-                    load_next::<KV_BLOCK, COLS, STAGES>(&mut k_ring, k_map, tile.key_rows(i, KV_BLOCK), elected)
+                |tile: &QueryTile, i: u32| {
+                    load_next::<C::K, Keys<C>>(&mut k_ring, k_map, tile.key_rows(i, C::ROW.kv_block), elected)
                 };
                 let mut load_values = #[inline(always)]
-                |tile: &Tile, i: u32| {
-                    load_next::<KV_BLOCK, COLS, STAGES>(&mut v_ring, v_map, tile.key_rows(i, KV_BLOCK), elected)
+                |tile: &QueryTile, i: u32| {
+                    load_next::<C::V, Values<C>>(&mut v_ring, v_map, tile.key_rows(i, C::ROW.kv_block), elected)
                 };
 
                 let mut tiles = Tiles { round: 0 };
-                if Q_STAGES == 1 {
-                    while let Some(tile) = tiles.next::<Q_BLOCK, KV_BLOCK>(p) {
+                if C::POLICY.q_buffers == 1 {
+                    while let Some(tile) = tiles.next::<C>(p) {
                         // A buffer of keys is free before that of the queries: the tile before still reads them.
                         load_keys(&tile, 0);
                         load_queries(Some(&tile));
@@ -156,16 +178,16 @@ pub unsafe fn forward<
                     }
                     load_queries(None);
                 } else {
-                    let mut next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                    let mut next = tiles.next::<C>(p);
                     load_queries(next.as_ref());
                     while let Some(tile) = next {
                         // Queries go a tile ahead, once the rings of keys and values are full: their buffer becomes free last.
-                        let first_blocks = tile.blocks.count().min(STAGES);
+                        let first_blocks = tile.blocks.count().min(C::POLICY.stages);
                         for i in 0..first_blocks {
                             load_keys(&tile, i);
                             load_values(&tile, i);
                         }
-                        next = tiles.next::<Q_BLOCK, KV_BLOCK>(p);
+                        next = tiles.next::<C>(p);
                         load_queries(next.as_ref());
                         for i in first_blocks..tile.blocks.count() {
                             load_keys(&tile, i);
@@ -175,67 +197,57 @@ pub unsafe fn forward<
                 }
             }
         } else {
-            wgmma::take_registers::<MATH_REGISTERS>();
+            wgmma::take_registers::<MathRegisters<C>>();
             let group = group - 1;
             let elected = thread::index() % WARPGROUP == 0;
             let group_row = group * GROUP_ROWS;
             let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
-            let turn = Turn::<TURNS>::new(group, groups);
+            let turn = Turn::new(group, groups, C::POLICY.turns);
             let scale_log2 = p.forward.scale_log2;
 
-            let mut scores = RegTile::<1, S>::zero();
-            let start_scores = #[inline(always)]
-            |scores: &mut RegTile<1, S>, q: u32, k: u32| {
-                warpgroup::start_mul_transposed::<T, Q_BLOCK, KV_BLOCK, HEAD_DIM, S>(scores, q, k);
-                wgmma::commit();
-            };
-            let start_out = #[inline(always)]
-            |out: &mut RegTile<1, O>, probs: &[[u32; 4]; P], v: u32| {
-                warpgroup::start_mul_probs::<T, KV_BLOCK, P, O>(out, probs, v);
-                wgmma::commit();
-            };
+            let mut scores = C::Scores::zero();
             let take_queries = #[inline(always)]
             |buffer: u32| {
                 if p.forward.negate != 0 {
-                    let q = SharedTile::<T, Q_BLOCK, COLS>::at(buffer);
+                    let q = C::Q::at(buffer);
                     q.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
                     tma::fence();
                     // Barriers for queries follow those of the turns.
                     sync::named(FIRST_TURN + groups + group, WARPGROUP);
                 }
-                buffer + group_row * PANEL_BYTES
+                buffer + group_row * PANEL_BYTES as u32
             };
             // Passes over the first block of a tile. It is waited for although nobody here reads it: the next wait for either buffer would
             // else take the phase before this one for its own. The buffers are freed behind the first scores, a product of all four
             // warps: a warp that still waited for them once they are filled again would wait for ever.
             let skip = #[inline(always)]
-            |k_ring: &mut Ring<STAGES>, first_values: &Ring<STAGES>| {
+            |k_ring: &mut Ring<Keys<C>>, first_values: &Ring<Values<C>>| {
                 k_ring.wait();
                 k_ring.advance();
                 first_values.wait();
             };
             // The first scores of a tile: those with element tests, if there are any.
             let first_softmax = #[inline(always)]
-            |scores: &mut RegTile<1, S>, part: &Part<SKIPS>| {
+            |scores: &mut C::Scores, part: &WarpgroupTile<C>| {
                 let tile = &part.tile;
-                let block = tile.block::<T>(p);
+                let block = tile.block::<C>(p);
                 if part.first_step() < part.tested_end() {
-                    block.hide(scores, tile.first_row + warp_row, tile.first_key(part.first_step(), KV_BLOCK));
+                    block.hide(scores, tile.first_row + warp_row, tile.first_key(part.first_step(), C::ROW.kv_block));
                 }
                 let max = softmax::row_max(scores, scale_log2);
                 (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
             };
             let finish = #[inline(always)]
-            |out: &RegTile<1, O>, max: &RowValues<1>, sum: &RowValues<1>, tile: &Tile| {
+            |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
                 let sum = softmax::quad_sum(sum);
-                let block = tile.block::<T>(p);
+                let block = tile.block::<C>(p);
                 block.store_lse(tile.first_row + warp_row, max, &sum);
-                warpgroup::store(out, &softmax::inverse(&sum), &block, tile.first_row + warp_row);
+                store::store(out, &softmax::inverse(&sum), &block, tile.first_row + warp_row);
             };
 
             loop {
                 q_ring.wait();
-                let Some(mut part) = notes.read::<SKIPS>(q_ring.stage(), group) else { break };
+                let Some(mut part) = notes.read::<C>(q_ring.stage(), group) else { break };
                 // Nothing runs beside the first scores of all. With two buffers of queries, later ones follow the last product of the
                 // tile before.
                 let mut q = take_queries(q_ring.buffer());
@@ -245,17 +257,17 @@ pub unsafe fn forward<
                 }
                 k_ring.wait();
                 wgmma::fence();
-                start_scores(&mut scores, q, k_ring.buffer());
+                warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
                 wgmma::wait::<0>();
-                if SKIPS {
+                if C::POLICY.skips {
                     first_keys.release(elected && part.first_step() == 1);
                 }
                 k_ring.release(elected);
                 k_ring.advance();
                 let (mut max, mut sum) = first_softmax(&mut scores, &part);
                 let mut limit = max;
-                let mut probs = warpgroup::pack::<T, S, P>(&scores);
-                let mut out = RegTile::zero();
+                let mut probs = C::Probs::round(&scores);
+                let mut out = C::Acc::zero();
                 loop {
                     // A turn for every step, also for those without a product.
                     if part.first_step() == 1 {
@@ -265,21 +277,21 @@ pub unsafe fn forward<
                         v_ring.advance();
                     }
                     let tile = &part.tile;
-                    let block = tile.block::<T>(p);
+                    let block = tile.block::<C>(p);
                     let mut step = #[inline(always)]
                     |i: u32, masked: bool| {
                         k_ring.wait();
                         turn.wait();
                         wgmma::fence();
-                        start_scores(&mut scores, q, k_ring.buffer());
+                        warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
                         v_ring.wait();
-                        start_out(&mut out, &probs, v_ring.buffer());
+                        warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
                         turn.pass_on();
                         wgmma::wait::<1>();
                         k_ring.release(elected);
                         k_ring.advance();
                         if masked {
-                            block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, KV_BLOCK));
+                            block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
                         }
 
                         let block_max = softmax::row_max(&scores, scale_log2);
@@ -289,14 +301,14 @@ pub unsafe fn forward<
                             v_ring.release(elected);
                             v_ring.advance();
                         };
-                        if LAZY {
+                        if C::POLICY.lazy {
                             let new_max = softmax::lazy_max(&max, &block_max, &limit);
                             let grown = softmax::any_changed(&max, &new_max);
                             let base = softmax::base(&new_max, masked);
                             let probs_sum = softmax::exponentiate(&mut scores, &base, scale_log2);
                             wait_for_out();
                             // Before the branch: packing and exponentials interleave, and the vote has long been counted.
-                            probs = warpgroup::pack::<T, S, P>(&scores);
+                            probs = C::Probs::round(&scores);
                             if grown {
                                 let rescale = softmax::rescale(&max, &base);
                                 sum = sum.zip(&rescale, |l, alpha| l * alpha);
@@ -314,7 +326,7 @@ pub unsafe fn forward<
                             sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
                             wait_for_out();
                             out.scale_rows(&rescale);
-                            probs = warpgroup::pack::<T, S, P>(&scores);
+                            probs = C::Probs::round(&scores);
                         }
                     };
                     let (second, tested_end) = (part.first_step() + 1, part.tested_end());
@@ -328,13 +340,13 @@ pub unsafe fn forward<
                     // Every thread for itself: it has read the note.
                     q_ring.release(true);
                     // With one buffer, the next queries are on their way at best.
-                    if Q_STAGES == 1 {
+                    if C::POLICY.q_buffers == 1 {
                         break;
                     }
                     let mut ahead = q_ring;
                     ahead.advance();
                     ahead.wait();
-                    let Some(following) = notes.read::<SKIPS>(ahead.stage(), group) else { break };
+                    let Some(following) = notes.read::<C>(ahead.stage(), group) else { break };
                     q = take_queries(ahead.buffer());
                     first_keys = k_ring;
                     if following.first_step() == 1 {
@@ -345,16 +357,16 @@ pub unsafe fn forward<
                     turn.wait();
                     v_ring.wait();
                     wgmma::fence();
-                    start_out(&mut out, &probs, v_ring.buffer());
+                    warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
                     k_ring.wait();
-                    start_scores(&mut scores, q, k_ring.buffer());
+                    warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
                     turn.pass_on();
                     wgmma::wait::<1>();
                     v_ring.release(elected);
                     v_ring.advance();
                     finish(&out, &max, &sum, &part.tile);
                     wgmma::wait::<0>();
-                    if SKIPS {
+                    if C::POLICY.skips {
                         first_keys.release(elected && following.first_step() == 1);
                     }
                     k_ring.release(elected);
@@ -362,19 +374,19 @@ pub unsafe fn forward<
                     (q_ring, part) = (ahead, following);
                     (max, sum) = first_softmax(&mut scores, &part);
                     limit = max;
-                    probs = warpgroup::pack::<T, S, P>(&scores);
-                    out = RegTile::zero();
+                    probs = C::Probs::round(&scores);
+                    out = C::Acc::zero();
                 }
                 v_ring.wait();
                 wgmma::fence();
-                start_out(&mut out, &probs, v_ring.buffer());
+                warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
                 wgmma::wait::<0>();
                 v_ring.release(elected);
                 v_ring.advance();
                 finish(&out, &max, &sum, &part.tile);
                 // With two buffers, the note ahead has said that there are no more tiles. Where nothing is skipped this goes round once
                 // more: without the loop, ptxas 13.0 spills 8 bytes at 96 and 128 dims and lets products with 64 columns run unpaced.
-                if Q_STAGES > 1 && SKIPS {
+                if C::POLICY.q_buffers > 1 && C::POLICY.skips {
                     break;
                 }
                 q_ring.advance();
@@ -383,36 +395,34 @@ pub unsafe fn forward<
     }
 }
 
+/// One value for each row of a warpgroup's fragments.
+type Rows<C> = <<C as WarpgroupTiles>::Scores as Fragments>::Rows;
+
 /// Loads the next buffer of a ring, once it is free; see [`load`].
 ///
 /// # Safety
 /// The loading warp, converged.
 #[inline(always)]
-unsafe fn load_next<const ROWS: usize, const COLS: usize, const STAGES: u32>(
-    ring: &mut Ring<STAGES>,
-    map: u64,
-    rows: [u32; 3],
-    elected: bool,
-) {
+unsafe fn load_next<S: SharedMatrix, B: Buffers>(ring: &mut Ring<B>, map: u64, rows: [u32; 3], elected: bool) {
     // SAFETY: passed on; the buffer is free once the ring says so.
     unsafe {
         ring.wait_free();
         let full = ring.announce(elected);
-        load::<ROWS, COLS>(ring.buffer(), map, rows, full, elected);
+        load::<S>(ring.buffer(), map, rows, full, elected);
     }
     ring.advance();
 }
 
-/// Starts loading `ROWS` rows of a head, panel by panel; `rows` is the first row, the head and the batch entry.
+/// Starts loading the rows of a tile, panel by panel; `rows` is the first row, the head and the batch entry.
 ///
 /// # Safety
 /// The loading warp, converged; the buffer is acquired.
 #[inline(always)]
-unsafe fn load<const ROWS: usize, const COLS: usize>(buffer: u32, map: u64, rows: [u32; 3], full: u32, elected: bool) {
+unsafe fn load<S: SharedMatrix>(buffer: u32, map: u64, rows: [u32; 3], full: u32, elected: bool) {
     let [row, head, batch] = rows;
-    for panel in 0..COLS as u32 / PANEL_COLS {
-        let to = buffer + panel * ROWS as u32 * PANEL_BYTES;
+    for panel in 0..(S::COLS / PANEL_COLS) as u32 {
+        let to = buffer + panel * (S::ROWS * PANEL_BYTES) as u32;
         // SAFETY: passed on; the panels fill the buffer exactly.
-        unsafe { tma::load_if(to, map, [panel * PANEL_COLS, row, head, batch], full, elected) };
+        unsafe { tma::load_if(to, map, [panel * PANEL_COLS as u32, row, head, batch], full, elected) };
     }
 }

@@ -6,8 +6,11 @@ use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardParams, KvBlocks, TensorParams};
 
-use crate::element::Element;
-use crate::tile::{GlobalRows, RegTile, RowValues, SharedTile};
+use crate::attention::Config;
+use crate::parts::element::Element;
+use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::rows::GlobalRows;
+use crate::parts::shared_tile::{SharedMatrix, ThreadBlock};
 
 /// `ln 2`: the kernels work in powers of two, the log-sum-exp is natural.
 const LN_2: f32 = core::f32::consts::LN_2;
@@ -15,15 +18,15 @@ const LN_2: f32 = core::f32::consts::LN_2;
 /// A block of query rows of one head of one batch entry.
 ///
 /// Where several heads are packed together, it counts every row once for each of them, see [`Self::row`].
-pub struct QueryBlock<T> {
+pub struct QueryBlock<C: Config> {
     /// The head's queries.
-    pub q: GlobalRows<T>,
+    pub q: GlobalRows<C::T>,
     /// The keys of its key-value head.
-    pub k: GlobalRows<T>,
+    pub k: GlobalRows<C::T>,
     /// The values of its key-value head.
-    pub v: GlobalRows<T>,
+    pub v: GlobalRows<C::T>,
     /// The head's output.
-    pub out: GlobalRows<T>,
+    pub out: GlobalRows<C::Out>,
     /// First query row of the block.
     pub first_row: u32,
     /// The key blocks to visit.
@@ -54,25 +57,33 @@ pub struct QueryRow {
 
 /// One head's rows of a `[batch, row, head, dim]` tensor.
 #[inline(always)]
-fn head_rows<T: Element>(tensor: &TensorParams, batch: u32, head: u32, rows: u32, p: &ForwardParams) -> GlobalRows<T> {
+fn head_rows<T: Element>(
+    tensor: &TensorParams,
+    batch: u32,
+    head: u32,
+    [rows, cols]: [u32; 2],
+    [aligned, whole]: [bool; 2],
+) -> GlobalRows<T> {
     let elements = batch as u64 * tensor.batch_stride + head as u64 * tensor.head_stride;
     GlobalRows {
         address: tensor.address + elements * T::BYTES as u64,
         row_bytes: tensor.row_stride * T::BYTES as u64,
         rows,
-        cols: p.head_dim,
-        aligned: p.aligned != 0,
+        cols,
+        aligned,
+        whole,
         element: PhantomData,
     }
 }
 
-impl<T: Element> QueryBlock<T> {
-    /// The share of thread block `cta`: query blocks of `q_block` rows are numbered last row first, then heads, then batch.
+impl<C: Config> QueryBlock<C> {
+    /// The share of thread block `cta`: query blocks are numbered last row first, then heads, then batch.
     ///
     /// Last rows first: under a causal mask they have the most keys to visit, and the long blocks should not come at the end.
     /// Neighbouring blocks share a head, so that its keys and values are read from L2.
     #[inline(always)]
-    pub fn of(cta: u32, p: &ForwardParams, q_block: u32, kv_block: u32) -> Self {
+    pub fn of(cta: u32, p: &ForwardParams) -> Self {
+        let (q_block, kv_block) = (C::ROW.q_block, C::ROW.kv_block);
         // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
         unsafe { core::hint::assert_unchecked(p.q_rows > 0 && p.q_heads > 0 && p.group > 0) };
         let q_blocks = p.q_rows.div_ceil(q_block);
@@ -91,17 +102,22 @@ impl<T: Element> QueryBlock<T> {
     /// The block of query rows from `first_row` on, of one head of one batch entry, that visits `kv_blocks`.
     #[inline(always)]
     pub fn at(p: &ForwardParams, batch: u32, q_head: u32, kv_head: u32, first_row: u32, kv_blocks: KvBlocks) -> Self {
+        let aligned = p.aligned != 0;
+        // One answer for all three: each would cost registers in the loop over the keys.
+        let fills = |dim: u32, tile_dim: u32| (tile_dim == 0) | (dim == tile_dim);
+        let whole = aligned & fills(p.dim_qk, C::ROW.dim_qk) & fills(p.dim_v, C::ROW.dim_v);
+        let rows = [aligned, whole];
         QueryBlock {
-            q: head_rows(&p.q, batch, q_head, p.q_rows, p),
-            k: head_rows(&p.k, batch, kv_head, p.kv_rows, p),
-            v: head_rows(&p.v, batch, kv_head, p.kv_rows, p),
-            out: head_rows(&p.out, batch, q_head, p.q_rows, p),
+            q: head_rows(&p.q, batch, q_head, [p.q_rows, p.dim_qk], rows),
+            k: head_rows(&p.k, batch, kv_head, [p.kv_rows, p.dim_qk], rows),
+            v: head_rows(&p.v, batch, kv_head, [p.kv_rows, p.dim_v], rows),
+            out: head_rows(&p.out, batch, q_head, [p.q_rows, p.dim_v], [p.out_aligned != 0, false]),
             first_row,
             kv_blocks,
             // In 32 bits, which hold it because the thread blocks are counted in 32 bits; in 64, v2 at head dim 128 spills.
             head: (batch * p.q_heads + q_head) as u64,
             packed_log2: 0,
-            out_head_bytes: p.out.head_stride * T::BYTES as u64,
+            out_head_bytes: p.out.head_stride * C::Out::BYTES as u64,
             lse: p.lse,
             band: p.band,
             scale_log2: p.scale_log2,
@@ -114,16 +130,13 @@ impl<T: Element> QueryBlock<T> {
     /// # Safety
     /// All threads of the block, converged, with the load of `q` under way.
     #[inline(always)]
-    pub unsafe fn apply_sign<const THREADS: usize, const Q_BLOCK: usize, const HEAD_DIM: usize>(
-        &self,
-        q: SharedTile<T, Q_BLOCK, HEAD_DIM>,
-    ) {
+    pub unsafe fn apply_sign<B: ThreadBlock, Q: SharedMatrix>(&self, q: Q) {
         if self.negative_scale {
             copy::wait_group::<0>();
             // SAFETY: the whole block takes this branch; the stream's first barrier follows.
             unsafe {
                 sync::block();
-                q.negate(0, Q_BLOCK as u32, thread::index(), THREADS as u32);
+                q.negate(0, Q::ROWS as u32, thread::index(), B::THREADS as u32);
             }
         }
     }
@@ -142,11 +155,11 @@ impl<T: Element> QueryBlock<T> {
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.
     #[inline(always)]
-    pub fn hide<const M: usize, const N: usize>(&self, scores: &mut RegTile<M, N>, row: u32, key: u32) {
+    pub fn hide<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
         // Opaque: few blocks need a mask, so its limits must not live in registers in between.
         let [lane, q_rows, kv_rows] = [thread::lane(), self.q.rows, self.k.rows].map(math::opaque);
         let (q_rows, kv_rows) = (q_rows as i32, kv_rows as i32);
-        for m in 0..M {
+        for m in 0..F::M {
             for i in 0..4 {
                 let row = self.row(row + 16 * m as u32 + fragment_row(lane, i)).row;
                 let diagonal = row as i32 + kv_rows - q_rows;
@@ -154,8 +167,8 @@ impl<T: Element> QueryBlock<T> {
                 let from = (key + fragment_col(lane, i)) as i32;
                 let first = diagonal - self.band.left - from;
                 let last = (diagonal + self.band.right).min(kv_rows - 1) - from;
-                for n in 0..N {
-                    let score = &mut scores.0[m][n][i as usize];
+                for n in 0..F::N {
+                    let score = &mut scores.at_mut(m, n)[i as usize];
                     let col = 8 * n as i32;
                     *score = if col < first || col > last { f32::NEG_INFINITY } else { *score };
                 }
@@ -168,15 +181,15 @@ impl<T: Element> QueryBlock<T> {
     /// # Safety
     /// All threads of the warp, converged; no other warp writes these rows.
     #[inline(always)]
-    pub unsafe fn store_lse<const M: usize>(&self, row: u32, max: &RowValues<M>, sum: &RowValues<M>) {
+    pub unsafe fn store_lse<R: PerRow>(&self, row: u32, max: &R, sum: &R) {
         if self.lse == 0 {
             return;
         }
         let lane = thread::lane();
-        for m in 0..M {
+        for m in 0..R::M {
             for half in 0..2 {
                 let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
-                let lse = (max.0[m][half as usize] + math::log2(sum.0[m][half as usize])) * LN_2;
+                let lse = (max.at(m, half as usize) + math::log2(sum.at(m, half as usize))) * LN_2;
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
                     let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;
@@ -192,18 +205,12 @@ impl<T: Element> QueryBlock<T> {
     /// # Safety
     /// All threads of the block, converged; warps write disjoint parts of the tile.
     #[inline(always)]
-    pub unsafe fn store_out<
-        const THREADS: usize,
-        const Q_BLOCK: usize,
-        const HEAD_DIM: usize,
-        const M: usize,
-        const N: usize,
-    >(
+    pub unsafe fn store_out<B: ThreadBlock, S: SharedMatrix<Element = C::Out>>(
         &self,
-        tile: SharedTile<T, Q_BLOCK, HEAD_DIM>,
+        tile: S,
         row: u32,
         col: u32,
-        out: &RegTile<M, N>,
+        out: &impl Fragments,
     ) {
         // SAFETY: the barriers stand between the last read of the queries, the writes and the reads of other threads.
         unsafe {
@@ -212,7 +219,7 @@ impl<T: Element> QueryBlock<T> {
             sync::block();
             tile.write(row, col, out);
             sync::block();
-            tile.store::<THREADS>(&self.out, self.first_row);
+            tile.store::<B>(&self.out, self.first_row);
         }
     }
 }

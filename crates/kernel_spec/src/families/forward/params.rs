@@ -1,8 +1,9 @@
 //! The structs that the host writes and the kernels read: kernel parameters, passed by value.
 
+use crate::copy_engine::TensorMap;
 use crate::features::Features;
 use crate::mask::Band;
-use crate::v3::Schedule;
+use crate::schedule::Schedule;
 
 /// One tensor of shape `[batch, row, head, dim]` in device memory. The last dim is contiguous; the other strides are free and
 /// count elements, in 64 bits.
@@ -26,13 +27,13 @@ pub const FORWARD_SLOTS: u32 = 7;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ForwardParams {
-    /// Queries, `[batch, q_rows, q_heads, head_dim]`.
+    /// Queries, `[batch, q_rows, q_heads, dim_qk]`.
     pub q: TensorParams,
-    /// Keys, `[batch, kv_rows, kv_heads, head_dim]`.
+    /// Keys, `[batch, kv_rows, kv_heads, dim_qk]`.
     pub k: TensorParams,
-    /// Values, `[batch, kv_rows, kv_heads, head_dim]`.
+    /// Values, `[batch, kv_rows, kv_heads, dim_v]`.
     pub v: TensorParams,
-    /// Output, `[batch, q_rows, q_heads, head_dim]`.
+    /// Output, `[batch, q_rows, q_heads, dim_v]`.
     pub out: TensorParams,
     /// Device address of the log-sum-exp, contiguous `f32 [batch, q_heads, q_rows]`, or 0 when it is not wanted.
     pub lse: u64,
@@ -44,15 +45,19 @@ pub struct ForwardParams {
     pub q_heads: u32,
     /// Query heads that share one key-value head: `q_heads / kv_heads`.
     pub group: u32,
-    /// Columns of q, k, v and out: a multiple of 8, at most the variant's compiled head dim.
-    pub head_dim: u32,
-    /// `|scale| * log2(e)`, above 0: the kernels work in powers of two, and take maxima before they scale.
-    pub scale_log2: f32,
+    /// Columns of q and k: a multiple of 8, at most the variant's.
+    pub dim_qk: u32,
+    /// Columns of v and out, likewise.
+    pub dim_v: u32,
     /// Which keys a row sees.
     pub band: Band,
-    /// 1 when every address and stride of q, k, v and out is a multiple of 16 bytes, so that rows move in 16-byte pieces;
-    /// 0 makes the kernels move single elements.
+    /// `|scale| * log2(e)`, above 0: the kernels work in powers of two, and take maxima before they scale.
+    pub scale_log2: f32,
+    /// 1 when every address and stride of q, k and v is a multiple of 16 bytes, so that rows move in 16-byte pieces; 0 makes the
+    /// kernels move single elements.
     pub aligned: u32,
+    /// The same of out, whose elements may be of another type.
+    pub out_aligned: u32,
     /// 1 when the scale is negative: the kernels then negate the queries.
     pub negate: u32,
     /// What it does beyond plain attention. Every parameter struct of attention ends in this one, and so in its features.
@@ -75,19 +80,11 @@ pub struct NaiveParams {
     pub forward: ForwardParams,
 }
 
-/// What Hopper's copy engine knows of a tensor: 128 bytes that the driver encodes.
-///
-/// The copy engine reads it in place, from the kernel's parameters, at an address that is a multiple of 64. Rust's own alignment
-/// stays at 8: rustc's nvptx64 backend passes no parameter aligned to more than 16, so the entry raises it in the PTX.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TensorMap(pub [u64; 16]);
-
 /// Parameters of v3. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {
-    /// Map of q; box: 64 dims of `q_block` rows, or of fewer rows of several heads, see [`crate::v3::packed_heads`].
+    /// Map of q; box: 64 dims of `q_block` rows, or of fewer rows of several heads, see [`crate::schedule::packed_heads`].
     pub q: TensorMap,
     /// Map of k; box: 64 dims of `kv_block` rows.
     pub k: TensorMap,

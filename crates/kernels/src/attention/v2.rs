@@ -21,61 +21,64 @@
 
 use cuda_std::{shared, thread};
 use kernel_spec::ForwardParams;
+use kernel_spec::families::forward::memory::Stream;
+use kernel_spec::families::forward::policy;
 
-use crate::block::QueryBlock;
-use crate::element::Element;
-use crate::softmax;
-use crate::stream::KvStream;
-use crate::tile::{RegTile, RowValues, SharedTile};
+use crate::attention;
+use crate::attention::online_softmax as softmax;
+use crate::attention::query_block::QueryBlock;
+use crate::attention::stream::{KvStream, StreamConfig};
+use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::products::{MulProbs, MulTransposed, Rounded};
+use crate::parts::shared_tile::SharedMatrix;
 
-/// One thread block of v2. A warp holds `M` fragments of 16 query rows, `S` fragments of 8 keys and `O` fragments of 8 dims.
-///
-/// `EARLY_VALUES` waits for the values before the softmax rather than after it. No barrier then stands between the two, and the
-/// assembler lets exponentials run under the product with the values (H200, bf16, against FlashAttention-2 in the same run:
-/// 1.16 to 1.22 instead of 1.07 to 1.14 at head dim 64). It costs registers: at head dim 128 it spills.
+/// What a row makes of v2.
+pub trait Config: attention::Config + StreamConfig {
+    /// The choices of the row.
+    const POLICY: policy::V2;
+    /// A tile of queries.
+    type Q: SharedMatrix;
+    /// The same rows of the output.
+    type OutTile: SharedMatrix<Element = Self::Out>;
+    /// Scores of a warp: some query rows, all keys of a block.
+    type Scores: Fragments + MulTransposed<Self::Q, Self::K>;
+    /// Probabilities of a warp.
+    type Probs: Rounded<Self::Scores>;
+    /// Output of a warp: its query rows, all dims.
+    type Acc: Fragments<Rows = <Self::Scores as Fragments>::Rows> + MulProbs<Self::Probs, Self::V>;
+}
+
+/// One thread block of v2.
 ///
 /// # Safety
-/// Kernel entry: all `THREADS` threads of the block, with the shared memory that the variant asks for.
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn forward<
-    T: Element,
-    const Q_BLOCK: usize,
-    const KV_BLOCK: usize,
-    const HEAD_DIM: usize,
-    const THREADS: usize,
-    const RING: usize,
-    const M: usize,
-    const S: usize,
-    const O: usize,
-    const EARLY_VALUES: bool,
->(
-    p: &ForwardParams,
-) {
+pub unsafe fn forward<C: Config>(p: &ForwardParams) {
+    let memory = const { Stream::of(C::ROW, C::POLICY.slots) };
     // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
     unsafe {
-        let block = QueryBlock::<T>::of(thread::block_index(), p, Q_BLOCK as u32, KV_BLOCK as u32);
+        let block = QueryBlock::<C>::of(thread::block_index(), p);
         let blocks = block.kv_blocks;
-        let row = thread::warp_index() * 16 * M as u32;
-        let q = SharedTile::<T, Q_BLOCK, HEAD_DIM>::at(shared::dynamic());
-        let slots = shared::dynamic() + SharedTile::<T, Q_BLOCK, HEAD_DIM>::BYTES;
+        let row = thread::warp_index() * 16 * C::Scores::M as u32;
+        let q = C::Q::at(shared::dynamic() + memory.q);
 
-        q.load::<THREADS>(&block.q, block.first_row);
-        let kv = KvStream::<T, KV_BLOCK, HEAD_DIM, THREADS, RING>::start(block.k, block.v, slots, blocks);
-        block.apply_sign::<THREADS, Q_BLOCK, HEAD_DIM>(q);
+        q.load::<C>(&block.q, block.first_row);
+        let kv = KvStream::<C, _, _>::start(block.k, block.v, shared::dynamic() + memory.slots, blocks);
+        block.apply_sign::<C, _>(q);
 
-        let mut max = RowValues::<M>::splat(f32::NEG_INFINITY);
-        let mut sum = RowValues::<M>::splat(0.0);
-        let mut out = RegTile::<M, O>::zero();
+        let mut max = <C::Scores as Fragments>::Rows::splat(f32::NEG_INFINITY);
+        let mut sum = <C::Scores as Fragments>::Rows::splat(0.0);
+        let mut out = C::Acc::zero();
         let mut visit = #[inline(always)]
         |i: u32, masked: bool| {
             let k = kv.keys(i);
-            let mut scores = RegTile::<M, S>::zero();
-            T::mul_transposed(&mut scores, q, row, k, 0);
+            let mut scores = C::Scores::zero();
+            scores.mul_transposed(q, row, k, 0);
             if masked {
-                block.hide(&mut scores, block.first_row + row, blocks.visit(i) * KV_BLOCK as u32);
+                block.hide(&mut scores, block.first_row + row, blocks.visit(i) * C::ROW.kv_block);
             }
 
-            let early = EARLY_VALUES.then(|| kv.values(i));
+            let early = C::POLICY.early_values.then(|| kv.values(i));
             let new_max = max.zip(&softmax::row_max(&scores, block.scale_log2), f32::max);
             let base = softmax::base(&new_max, masked);
             let rescale = softmax::rescale(&max, &base);
@@ -83,10 +86,10 @@ pub unsafe fn forward<
             max = new_max;
             sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
 
-            let probs = T::round_probs(&scores);
+            let probs = C::Probs::round(&scores);
             let v = early.unwrap_or_else(|| kv.values(i));
             out.scale_rows(&rescale);
-            T::mul_probs(&mut out, &probs, v, 0);
+            out.mul_probs(&probs, v, 0);
         };
         // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
         for i in 0..blocks.unmasked_count() {
@@ -99,6 +102,6 @@ pub unsafe fn forward<
         out.scale_rows(&softmax::inverse(&sum));
 
         block.store_lse(block.first_row + row, &max, &sum);
-        block.store_out::<THREADS, Q_BLOCK, HEAD_DIM, M, O>(q, row, 0, &out);
+        block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row, 0, &out);
     }
 }
