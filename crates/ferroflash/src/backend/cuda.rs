@@ -164,7 +164,7 @@ fn initialise() -> Result<Version> {
 
 fn info(ordinal: usize, driver_version: Version) -> Result<(DeviceInfo, cust::device::Device)> {
     let device = cust::device::Device::get_device(ordinal as u32).map_err(|error| cust_error("cuDeviceGet", error))?;
-    let attribute = |attribute| {
+    let attribute = |attribute| -> Result<u32> {
         let value = device.get_attribute(attribute).map_err(|error| cust_error("cuDeviceGetAttribute", error))?;
         Ok(value.unsigned_abs())
     };
