@@ -4,7 +4,7 @@ use crate::support::program;
 use crate::support::stub_driver::{self, Function, returns, writes};
 use crate::support::{device, f16};
 use ferroflash::{
-    Arch, Attention, DType, Device, Error, Kernel, Layout, Lse, LseShape, LseViewMut, Mask, Operand, Problem, Shape,
+    Arch, Attention, DType, Device, Error, Kernel, Layout, Lse, LseShape, LseViewMut, Mask, Operand, Shape, Sizes,
     Strides, Tensor, TensorView, TensorViewMut,
 };
 
@@ -375,18 +375,18 @@ fn too_many_rows() {
     assert!(matches!(error, Error::TooManyRows { tensor: Operand::K, found } if found == rows), "{error:?}");
 }
 
-fn plan(kernel: Kernel, problem: Problem) -> ferroflash::Result<ferroflash::Plan> {
+fn plan(kernel: Kernel, problem: Sizes) -> ferroflash::Result<ferroflash::Plan> {
     let shared = device::shared();
     Attention::new().with_kernel(kernel).plan(&shared.device, &problem)
 }
 
-const PROBLEM: Problem =
-    Problem { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
+const PROBLEM: Sizes =
+    Sizes { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
 
 #[test]
 fn grids_and_workspaces_that_are_too_large() {
     let many_rows = (1 << 29) - 1;
-    for problem in [Problem { batch: 1 << 32, ..PROBLEM }, Problem { batch: usize::MAX, q_heads: 2, ..PROBLEM }] {
+    for problem in [Sizes { batch: 1 << 32, ..PROBLEM }, Sizes { batch: usize::MAX, q_heads: 2, ..PROBLEM }] {
         for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
             // More heads than a grid has thread blocks.
             assert_error!(plan(kernel, problem).unwrap_err(), Error::GridTooLarge { .. });
@@ -395,16 +395,16 @@ fn grids_and_workspaces_that_are_too_large() {
         assert_error!(plan(Kernel::V3, problem).unwrap_err(), Error::KernelUnsupported { kernel: Kernel::V3, .. });
     }
     assert_error!(
-        plan(Kernel::Naive, Problem { q_rows: many_rows, kv_rows: many_rows, ..PROBLEM }).unwrap_err(),
+        plan(Kernel::Naive, Sizes { q_rows: many_rows, kv_rows: many_rows, ..PROBLEM }).unwrap_err(),
         Error::GridTooLarge { .. }
     );
     // 2^20 x 2^20 scores of four bytes, and their probabilities.
     let rows = 1 << 20;
     assert_error!(
-        plan(Kernel::Naive, Problem { q_rows: rows, kv_rows: rows, ..PROBLEM }).unwrap_err(),
+        plan(Kernel::Naive, Sizes { q_rows: rows, kv_rows: rows, ..PROBLEM }).unwrap_err(),
         Error::WorkspaceTooLarge { kernel: Kernel::Naive, needed: 6_597_069_766_656, .. }
     );
-    assert!(plan(Kernel::V2, Problem { q_rows: rows, kv_rows: rows, ..PROBLEM }).is_ok());
+    assert!(plan(Kernel::V2, Sizes { q_rows: rows, kv_rows: rows, ..PROBLEM }).is_ok());
 }
 
 /// What v3 does not run: an error when it is asked for, and the reason for v2 when the library chooses.

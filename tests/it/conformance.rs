@@ -2,7 +2,7 @@
 
 use crate::support::case::{Case, v3_tiles};
 use crate::support::device;
-use ferroflash::{Element, Kernel, Layout, Mask, Pass, Problem, VARIANTS, Variant};
+use ferroflash::{Element, Kernel, Layout, Mask, Pass, Sizes, VARIANTS, Variant};
 
 crate::for_each_kernel_and_dtype!(every_variant_at_its_tile_edges);
 
@@ -12,7 +12,7 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
     let mut tested = 0;
     for variant in variants {
         for (i, (q_rows, kv_rows, mask)) in edges(variant).into_iter().enumerate() {
-            let problem = Problem {
+            let problem = Sizes {
                 batch: 1,
                 q_rows,
                 kv_rows,
@@ -58,14 +58,14 @@ fn packed_heads_at_tile_edges<T: Element>() {
         .enumerate()
         {
             let (head_dim, dtype) = (variant.head_dim() as usize, T::DTYPE);
-            let problem = Problem { batch: 2, q_rows, kv_rows, q_heads: 2 * group, kv_heads: 2, head_dim, dtype };
+            let problem = Sizes { batch: 2, q_rows, kv_rows, q_heads: 2 * group, kv_heads: 2, head_dim, dtype };
             let layout = if i % 2 == 0 { Layout::Bhsd } else { Layout::Bshd };
             let mut case = Case::new(variant, problem, mask).with_layout(layout);
             if i % 2 == 1 {
                 case.attention.scale = Some(-0.2);
             }
             let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
-            assert_eq!(plan.steps[0].packed_heads as usize, packed, "{problem}");
+            assert_eq!(plan.packed_heads as usize, packed, "{problem}");
             case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.entry.symbol));
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::support::case::{Case, Memory};
 use crate::support::device;
-use ferroflash::{Attention, Element, Kernel, Layout, Mask, Problem, VARIANTS, Variant};
+use ferroflash::{Attention, Element, Kernel, Layout, Mask, Sizes, VARIANTS, Variant};
 use kernel_spec::FeatureSet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -100,8 +100,8 @@ prop_compose! {
             1 => prop::sample::select(vec![32usize, 64, 96, 128, 192, 256]),
             2 => (1usize..=32).prop_map(|n| 8 * n),
         ],
-    ) -> Problem {
-        fit(Problem { batch, q_rows, kv_rows, q_heads: kv_heads * group, kv_heads, head_dim, dtype })
+    ) -> Sizes {
+        fit(Sizes { batch, q_rows, kv_rows, q_heads: kv_heads * group, kv_heads, head_dim, dtype })
     }
 }
 
@@ -110,7 +110,7 @@ fn most_rows() -> usize {
 }
 
 /// Takes batch entries and then heads away until the padded problem, and its reference, cost some tenths of a second.
-fn fit(mut problem: Problem) -> Problem {
+fn fit(mut problem: Sizes) -> Sizes {
     let budget: usize = if device::is_gpu() { 1 << 27 } else { 1 << 23 };
     let cost = |p: &Problem| {
         let rows = p.q_rows.next_multiple_of(64) * p.kv_rows.next_multiple_of(64).max(64);

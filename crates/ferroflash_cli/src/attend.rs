@@ -160,7 +160,7 @@ struct Inputs<'a> {
     q_shape: Shape,
     kv_shape: Shape,
     layout: Layout,
-    problem: Problem,
+    problem: Sizes,
 }
 
 impl<'a> Inputs<'a> {
@@ -187,7 +187,7 @@ impl<'a> Inputs<'a> {
             kv_shape.head_dim,
             q_shape.head_dim
         );
-        let problem = Problem {
+        let problem = Sizes {
             batch: q_shape.batch,
             q_rows: q_shape.rows,
             kv_rows: kv_shape.rows,
@@ -317,7 +317,7 @@ fn swap_middle_axes<T: Copy>(data: &[T], first: usize, second: usize, dim: usize
 
 /// Writes the output file.
 fn write(args: &AttendArgs, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
-    let Problem { batch, q_rows, q_heads, .. } = inputs.problem;
+    let Sizes { batch, q_rows, q_heads, .. } = inputs.problem;
     let lse = encode(&result.lse);
     let tensors = [
         ("out", TensorView::new(inputs.q.dtype(), inputs.q.shape().to_vec(), &result.out)?),

@@ -32,7 +32,7 @@ pub(crate) struct DoctorArgs {
 
 /// What first results are computed of: every kernel takes it, on a device that it runs on.
 const FIRST_PROBLEM: Problem =
-    Problem { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
+    Sizes { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
 
 /// What the child process says once it has its first result.
 const FIRST_RESULT: &str = "first result";

@@ -295,7 +295,7 @@ impl Axes {
             name("kv_heads"),
             name("heads")
         );
-        let problem = Problem { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
+        let problem = Sizes { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
         Ok(Case { problem, mask })
     }
 }

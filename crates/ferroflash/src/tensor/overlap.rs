@@ -1,6 +1,6 @@
 //! Which views share memory.
 
-use crate::tensor::Geometry;
+use super::geometry::Geometry;
 
 /// Whether two elements of one view may lie at the same place.
 ///
@@ -8,7 +8,7 @@ use crate::tensor::Geometry;
 /// rule of nested loops: exact for every slice of a contiguous tensor in any order of axes, and on the safe side for strides that
 /// interleave without colliding.
 pub(crate) fn overlaps_itself(geometry: &Geometry) -> bool {
-    let mut axes = geometry.axes();
+    let mut axes: Vec<_> = geometry.axes().collect();
     axes.sort_unstable_by_key(|&(_, stride)| stride);
     let mut span = 1u128;
     for (extent, stride) in axes.into_iter().filter(|&(extent, _)| extent > 1) {
@@ -30,7 +30,7 @@ pub(crate) struct Footprint {
 impl Footprint {
     pub(crate) fn of(geometry: &Geometry, address: u64) -> Footprint {
         let bytes = geometry.dtype.bytes() as u128;
-        let mut axes: Vec<_> = geometry.axes().iter().map(|&(n, stride)| (n as u128, stride as u128 * bytes)).collect();
+        let mut axes: Vec<_> = geometry.axes().map(|(n, stride)| (n as u128, stride as u128 * bytes)).collect();
         axes.push((bytes, 1));
         Footprint { address: address.into(), axes }
     }
@@ -79,26 +79,19 @@ impl Footprint {
 
 #[cfg(test)]
 mod tests {
+    use super::super::shape::{Layout, Shape, Strides};
     use super::*;
-    use crate::tensor::{Layout, Shape, Strides};
     use kernel_spec::DType;
     use std::collections::HashSet;
 
     fn geometry(shape: Shape, strides: Strides) -> Geometry {
-        Geometry { shape, strides, dtype: DType::F16 }
+        Geometry::new(shape.into(), strides.into(), DType::F16).unwrap()
     }
 
     fn offsets(g: &Geometry) -> Vec<usize> {
-        let [(batch, bs), (rows, rs), (heads, hs), (dims, ds)] = g.axes();
-        let mut all = Vec::new();
-        for b in 0..batch {
-            for r in 0..rows {
-                for h in 0..heads {
-                    all.extend((0..dims).map(|d| b * bs + r * rs + h * hs + d * ds));
-                }
-            }
-        }
-        all
+        g.axes().fold(vec![0], |all, (extent, stride)| {
+            all.iter().flat_map(|&offset| (0..extent).map(move |i| offset + i * stride)).collect()
+        })
     }
 
     /// Never misses a collision, and finds none in permutations of contiguous tensors.
