@@ -131,8 +131,9 @@ pub enum Error {
         log: String,
     },
     /// The emulator stopped a launch or refused a copy; a launch may have run in part.
+    // No `source`: the message has it all, and a chain would tell it twice.
     #[error("emulator: {0}")]
-    Emulator(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Emulator(Box<dyn std::error::Error + Send + Sync>),
     /// The device has not enough free memory.
     #[error("{requested} bytes do not fit into device memory: {free} of {total} bytes are free")]
     OutOfMemory {

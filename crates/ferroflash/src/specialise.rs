@@ -25,6 +25,7 @@ impl Specialised {
     /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
     pub fn text(&self) -> Result<String> {
         let Specialised { entry, features } = *self;
-        specialise(&ptx::text(entry)?, entry, features).map_err(|log| Error::PtxRejected { symbol: entry.symbol, log })
+        specialise(&ptx::text(entry)?, entry, features)
+            .map_err(|error| Error::PtxRejected { symbol: entry.symbol, log: error.to_string() })
     }
 }
