@@ -371,4 +371,15 @@ impl Cta<'_> {
         self.tick(w);
         Ok(())
     }
+
+    /// Arrivals that a phase token saw pending.
+    pub(crate) fn mbar_pending(&mut self, w: usize, active: u32, d: Slot, state: Slot) {
+        let regs = &mut self.warps[w].regs;
+        let v = regs.r64(state).map(state_pending);
+        regs.put32(d, &v, active);
+        if d != SINK {
+            let known = regs.init(state);
+            regs.set_init(d, active, known);
+        }
+    }
 }
