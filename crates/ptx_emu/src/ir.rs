@@ -213,10 +213,23 @@ impl Order {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemSpace {
     Global,
+    /// The CTA's own window: `.shared` and `.shared::cta`.
     Shared,
+    /// The windows of all CTAs of the cluster: `.shared::cluster`. Addresses of `Shared` are valid here, and mean the same.
+    SharedCluster,
     Local,
     Param,
     Generic,
+}
+
+/// The threads that an order or a fence is for, from the narrowest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) enum Scope {
+    #[default]
+    Cta,
+    Cluster,
+    Gpu,
+    Sys,
 }
 
 /// A load or a store of one to eight elements.
@@ -225,6 +238,8 @@ pub(crate) struct Access {
     pub(crate) space: MemSpace,
     pub(crate) addr: Addr,
     pub(crate) order: Order,
+    /// Of an `order` that is not weak.
+    pub(crate) scope: Scope,
     /// Bytes of one element.
     pub(crate) bytes: u8,
     pub(crate) count: u8,
@@ -275,8 +290,8 @@ pub(crate) enum BarKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FenceKind {
-    /// membar and fence.{acq_rel, sc}.
-    Memory,
+    /// membar and fence.{acq_rel, acquire, release, sc}.
+    Memory(Scope),
     /// fence.proxy.async: generic accesses before, async-proxy accesses after.
     ProxyAsync,
     /// fence.mbarrier_init: copies may complete on mbarriers initialised before.
@@ -347,6 +362,28 @@ pub(crate) struct MbarArrive {
     pub(crate) expect: Option<Slot>,
     pub(crate) drop: bool,
     pub(crate) no_complete: bool,
+    /// Release or relaxed, at this scope.
+    pub(crate) order: Order,
+    pub(crate) scope: Scope,
+}
+
+/// `st.async` and `red.async`: a store or reduction in another CTA of the cluster, whose bytes an mbarrier there counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AsyncStore {
+    /// Of `dst` and `mbar`: shared or generic.
+    pub(crate) space: MemSpace,
+    pub(crate) dst: Addr,
+    /// The mbarrier, in the CTA of `dst`.
+    pub(crate) mbar: Addr,
+    /// Bytes of one element.
+    pub(crate) bytes: u8,
+    /// Elements; the mbarrier's transaction count falls by `bytes * count`.
+    pub(crate) count: u8,
+    /// The registers are 64 bits wide.
+    pub(crate) wide: bool,
+    pub(crate) regs: [Slot; 4],
+    /// `red.async`, relaxed at cluster scope; `st.async` is weak.
+    pub(crate) reduce: Option<(AtomOp, Ty)>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -356,6 +393,11 @@ pub(crate) struct Bulk {
     /// Shared to global; else global to shared (or shared to shared).
     pub(crate) to_global: bool,
     pub(crate) from_shared: bool,
+    /// The destination is `.shared::cluster`: it may be in another CTA, and then so is the mbarrier.
+    pub(crate) cluster: bool,
+    /// `.multicast::cluster`: a 16-bit mask of CTA ranks, to each of which the copy goes, at the offsets of `dst` and `mbar`
+    /// in its own shared memory.
+    pub(crate) multicast: Option<Slot>,
     /// Bytes of a plain copy.
     pub(crate) size: Slot,
     pub(crate) mbar: Option<Addr>,
@@ -476,6 +518,7 @@ pub(crate) enum Op {
         op: AtomOp,
         ty: Ty,
         order: Order,
+        scope: Scope,
         d: Slot,
         addr: Addr,
         b: Slot,
@@ -570,6 +613,9 @@ pub(crate) enum Op {
         p: u32,
         on: WaitOn,
         blocking: bool,
+        /// Acquire or relaxed, at this scope.
+        order: Order,
+        scope: Scope,
     },
     MbarPending {
         d: Slot,
@@ -608,7 +654,35 @@ pub(crate) enum Op {
         count: u32,
         inc: bool,
     },
-    GridDep,
+    /// `griddepcontrol.wait` (true) or `.launch_dependents`.
+    GridDep {
+        wait: bool,
+    },
+    /// `barrier.cluster.arrive`, releasing or relaxed.
+    ClusterArrive {
+        release: bool,
+        aligned: bool,
+    },
+    /// `barrier.cluster.wait`, which acquires.
+    ClusterWait {
+        aligned: bool,
+    },
+    /// The address of `a` in the CTA of this rank: a shared one of the cluster, or a generic one.
+    Mapa {
+        d: Slot,
+        wide: bool,
+        space: MemSpace,
+        a: Slot,
+        rank: Slot,
+    },
+    /// The rank of the CTA that a shared address of the cluster, or a generic one, lies in.
+    GetCtaRank {
+        d: Slot,
+        wide: bool,
+        space: MemSpace,
+        a: Slot,
+    },
+    AsyncStore(Box<AsyncStore>),
     Nanosleep,
     Clock {
         d: Slot,
@@ -676,8 +750,18 @@ pub(crate) enum Special {
     GridId,
     SmId,
     NSmId,
-    Zero,
-    One,
+    /// Position of the cluster in the grid, in clusters.
+    ClusterId(u8),
+    /// Clusters of the grid.
+    NClusterId(u8),
+    /// Position of the CTA in its cluster.
+    ClusterCtaid(u8),
+    /// CTAs of a cluster.
+    ClusterNctaid(u8),
+    ClusterCtaRank,
+    ClusterNctaRank,
+    /// 1 where the launch or the entry asked for clusters, else 0.
+    IsExplicitCluster,
 }
 
 /// Which lanes a lane mask covers.
@@ -706,6 +790,17 @@ pub(crate) struct ParamLayout {
     pub(crate) align: u32,
 }
 
+/// The cluster directives of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ClusterShape {
+    /// `.reqnctapercluster`: CTAs of a cluster along x, y, z.
+    pub(crate) required: Option<[u32; 3]>,
+    /// `.maxclusterrank`: most CTAs of a cluster.
+    pub(crate) max_rank: Option<u32>,
+    /// `.explicitcluster`: every launch has to say how large the clusters are.
+    pub(crate) explicit: bool,
+}
+
 /// One entry, ready to run.
 #[derive(Debug)]
 pub(crate) struct Program {
@@ -728,6 +823,8 @@ pub(crate) struct Program {
     pub(crate) local_bytes: u32,
     pub(crate) reqntid: Option<[u32; 3]>,
     pub(crate) maxntid: Option<[u32; 3]>,
+    /// What the entry says about clusters.
+    pub(crate) cluster: ClusterShape,
     pub(crate) uses_wgmma: bool,
     pub(crate) uses_bulk: bool,
     pub(crate) uses_mbarrier: bool,

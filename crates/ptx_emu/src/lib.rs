@@ -6,6 +6,7 @@ mod alu;
 mod ast;
 mod barrier;
 mod cfg;
+mod cluster;
 mod copies;
 mod counters;
 mod emulator;

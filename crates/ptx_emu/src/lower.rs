@@ -1,5 +1,8 @@
 //! [`Ast`] to [`Program`]: opcodes to typed operations, calls inlined, registers to slots.
 
+mod cluster;
+mod policy;
+
 use std::collections::HashMap;
 
 use crate::ast::*;
@@ -37,10 +40,12 @@ fn special(name: &str) -> Option<Special> {
         return Some(match base {
             "tid" => Special::Tid(ax),
             "ntid" => Special::Ntid(ax),
-            "ctaid" | "clusterid" => Special::Ctaid(ax),
-            "nctaid" | "nclusterid" => Special::Nctaid(ax),
-            "cluster_ctaid" => Special::Zero,
-            "cluster_nctaid" => Special::One,
+            "ctaid" => Special::Ctaid(ax),
+            "nctaid" => Special::Nctaid(ax),
+            "clusterid" => Special::ClusterId(ax),
+            "nclusterid" => Special::NClusterId(ax),
+            "cluster_ctaid" => Special::ClusterCtaid(ax),
+            "cluster_nctaid" => Special::ClusterNctaid(ax),
             _ => return None,
         });
     }
@@ -58,8 +63,9 @@ fn special(name: &str) -> Option<Special> {
         "gridid" => Special::GridId,
         "smid" => Special::SmId,
         "nsmid" => Special::NSmId,
-        "cluster_ctarank" => Special::Zero,
-        "cluster_nctarank" => Special::One,
+        "cluster_ctarank" => Special::ClusterCtaRank,
+        "cluster_nctarank" => Special::ClusterNctaRank,
+        "is_explicit_cluster" => Special::IsExplicitCluster,
         _ => return None,
     })
 }
@@ -201,8 +207,9 @@ impl<'a> Parts<'a> {
         }
     }
 
-    fn take_order(&mut self) -> Order {
-        let o = self.take_map(&[
+    /// The memory order that is written; `.volatile` and `.mmio` are relaxed ones.
+    fn take_order(&mut self) -> Option<Order> {
+        self.take_map(&[
             ("relaxed", Order::Relaxed),
             ("acquire", Order::Acquire),
             ("release", Order::Release),
@@ -210,9 +217,17 @@ impl<'a> Parts<'a> {
             ("volatile", Order::Relaxed),
             ("weak", Order::Weak),
             ("mmio", Order::Relaxed),
-        ]);
-        self.take_map(&[("cta", ()), ("gpu", ()), ("sys", ()), ("cluster", ()), ("gl", ())]);
-        o.unwrap_or(Order::Weak)
+        ])
+    }
+
+    fn take_scope(&mut self) -> Option<Scope> {
+        self.take_map(&[
+            ("cta", Scope::Cta),
+            ("cluster", Scope::Cluster),
+            ("gpu", Scope::Gpu),
+            ("gl", Scope::Gpu),
+            ("sys", Scope::Sys),
+        ])
     }
 
     fn space(&mut self) -> MemSpace {
@@ -221,7 +236,7 @@ impl<'a> Parts<'a> {
             ("const", MemSpace::Global),
             ("shared", MemSpace::Shared),
             ("shared::cta", MemSpace::Shared),
-            ("shared::cluster", MemSpace::Shared),
+            ("shared::cluster", MemSpace::SharedCluster),
             ("local", MemSpace::Local),
             ("param", MemSpace::Param),
             ("param::entry", MemSpace::Param),
@@ -380,6 +395,7 @@ pub(crate) fn lower_entry(ast: &Ast, index: u32) -> Res<Program> {
         local_bytes: l.local_bytes,
         reqntid: fun.reqntid,
         maxntid: fun.maxntid,
+        cluster: fun.cluster,
         uses_wgmma,
         uses_bulk,
         uses_mbarrier,
@@ -610,6 +626,9 @@ impl<'a> Lower<'a> {
                 self.constant(Const::Bits(bits), wide)
             }
             Operand::Special(name) => match special(name) {
+                Some(Special::IsExplicitCluster) => {
+                    return Err(self.err(stmt, format!("the predicate `%{name}` is read by mov.pred only")));
+                }
                 Some(sp) => self.constant(Const::Special(sp), wide),
                 None => return Err(self.err(stmt, format!("`%{name}` is read by mov only"))),
             },
@@ -735,7 +754,11 @@ impl<'a> Lower<'a> {
         if accepted.contains(&stmt.operands.len()) {
             return Ok(());
         }
-        Err(self.err(stmt, format!("{} operands given, {:?} accepted", stmt.operands.len(), accepted)))
+        Err(self.miscounted(stmt, &stmt.operands, accepted))
+    }
+
+    fn miscounted(&self, stmt: &Stmt, given: &[Operand], accepted: &[usize]) -> ParseError {
+        self.err(stmt, format!("{} operands given, {accepted:?} accepted", given.len()))
     }
 
     fn vector<'o>(&self, o: &'o Operand) -> &'o [Operand] {
@@ -965,7 +988,7 @@ impl<'a> Lower<'a> {
                 let a = self.src(ctx, &ops[1], ty, stmt)?;
                 let window = match space {
                     MemSpace::Global => 0,
-                    MemSpace::Shared => SHARED_WINDOW,
+                    MemSpace::Shared | MemSpace::SharedCluster => SHARED_WINDOW,
                     MemSpace::Local => LOCAL_WINDOW,
                     MemSpace::Param => PARAM_WINDOW,
                     MemSpace::Generic => return Err(m.bad("a state space is missing")),
@@ -1223,6 +1246,7 @@ impl<'a> Lower<'a> {
                 (Op::Isspacep { space, p, a }, Class::Predicate)
             }
             "cvt" => (self.cvt(ctx, stmt, m)?, Class::Convert),
+            "st" | "red" if m.take("async") => (self.async_store(ctx, stmt, m)?, Class::Async),
             "ld" | "ldu" | "st" => self.load_store(ctx, stmt, m)?,
             "prefetch" | "prefetchu" => {
                 m.space();
@@ -1330,8 +1354,8 @@ impl<'a> Lower<'a> {
             }
             "bar" | "barrier" => (self.barrier(ctx, stmt, m)?, Class::Barrier),
             "membar" => {
-                m.take_map(&[("cta", ()), ("gl", ()), ("sys", ())]).ok_or_else(|| m.bad("a scope is missing"))?;
-                (Op::Fence(FenceKind::Memory), Class::Barrier)
+                let scope = m.take_scope().ok_or_else(|| m.bad("a scope is missing"))?;
+                (Op::Fence(FenceKind::Memory(scope)), Class::Barrier)
             }
             "fence" => (Op::Fence(self.fence(m)?), Class::Barrier),
             "cp" => (self.copy_async(ctx, stmt, m)?, Class::Async),
@@ -1394,8 +1418,11 @@ impl<'a> Lower<'a> {
                 (Op::SetMaxNReg { count, inc }, Class::Control)
             }
             "griddepcontrol" => {
-                m.take_map(&[("wait", ()), ("launch_dependents", ())]).ok_or_else(|| m.bad("an action is missing"))?;
-                (Op::GridDep, Class::Control)
+                self.count(stmt, &[0])?;
+                let wait = m
+                    .take_map(&[("wait", true), ("launch_dependents", false)])
+                    .ok_or_else(|| m.bad(".wait or .launch_dependents is missing"))?;
+                (Op::GridDep { wait }, Class::Control)
             }
             "nanosleep" => {
                 m.ty()?;
@@ -1404,16 +1431,8 @@ impl<'a> Lower<'a> {
                 (Op::Nanosleep, Class::Control)
             }
             "trap" | "brkpt" => (Op::Trap, Class::Control),
-            "mapa" => {
-                // One CTA per cluster: every address maps to itself.
-                self.count(stmt, &[3])?;
-                m.space();
-                let ty = m.ty()?;
-                let d = self.dst(ctx, &ops[0], ty, stmt)?;
-                let a = self.src(ctx, &ops[1], ty, stmt)?;
-                self.src(ctx, &ops[2], Ty::U32, stmt)?;
-                (Op::Alu { f: Alu::Mov, ty, m: Mods::default(), d, s: [a, ZERO, ZERO, ZERO] }, Class::Move)
-            }
+            "mapa" | "getctarank" => (self.cluster_address(ctx, stmt, m)?, Class::Integer),
+            "createpolicy" => (self.create_policy(ctx, stmt, m)?, Class::Move),
             other => {
                 return Err(ParseError {
                     line: stmt.line,
@@ -1430,6 +1449,11 @@ impl<'a> Lower<'a> {
         let ty = m.ty()?;
         if ty == Ty::Pred {
             let p = self.pred_dst(ctx, &ops[0], stmt)?;
+            if matches!(&ops[1], Operand::Special(name) if special(name) == Some(Special::IsExplicitCluster)) {
+                let a = self.constant(Const::Special(Special::IsExplicitCluster), false);
+                let op = Op::Setp { cmp: Cmp::Ne, ty: Ty::U32, ftz: false, combine: None, p, q: SINK, a, b: ZERO };
+                return Ok((op, Class::Predicate));
+            }
             let a = self.pred_src(ctx, &ops[1], stmt)?;
             return Ok((Op::PredLogic { f: BoolOp::And, p, a, b: TRUE }, Class::Predicate));
         }
@@ -1717,13 +1741,20 @@ impl<'a> Lower<'a> {
 
     fn load_store(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
         let load = m.name() != "st";
-        let order = m.take_order();
+        // Volatile accesses are relaxed ones of the whole system (PTX ISA, ld.volatile).
+        let unscoped = if m.parts.contains(&"volatile") || m.parts.contains(&"mmio") { Scope::Sys } else { Scope::Cta };
+        let (order, scope) = (m.take_order().unwrap_or(Order::Weak), m.take_scope());
+        if matches!(order, Order::Relaxed | Order::Acquire | Order::Release)
+            && unscoped == Scope::Cta
+            && scope.is_none()
+        {
+            return Err(m.bad("an order without a scope"));
+        }
+        let scope = scope.unwrap_or(unscoped);
         let mut space = m.space();
         m.take("nc");
         m.take_cache_hints();
-        if m.take_prefix("L2::cache_hint").is_some() {
-            return Err(m.bad("cache policies"));
-        }
+        let ops = self.without_policy(ctx, stmt, m)?;
         m.take("unified");
         let count = m.take_map(&[("v2", 2u8), ("v4", 4), ("v8", 8)]).unwrap_or(1);
         let ty = m.ty()?;
@@ -1734,9 +1765,8 @@ impl<'a> Lower<'a> {
         if bytes as u32 * count as u32 > 32 {
             return Err(m.bad("an access of more than 32 bytes"));
         }
-        self.count(stmt, &[2])?;
-        let (regs, mem) =
-            if load { (&stmt.operands[0], &stmt.operands[1]) } else { (&stmt.operands[1], &stmt.operands[0]) };
+        let [first, second] = ops else { return Err(self.miscounted(stmt, ops, &[2])) };
+        let (regs, mem) = if load { (first, second) } else { (second, first) };
         let v = self.vector(regs);
         if v.len() != count as usize {
             return Err(self.err(stmt, format!("{} registers given, {count} accepted", v.len())));
@@ -1771,7 +1801,7 @@ impl<'a> Lower<'a> {
         }
         let class = match space {
             MemSpace::Global | MemSpace::Generic => Class::GlobalMemory,
-            MemSpace::Shared => Class::SharedMemory,
+            MemSpace::Shared | MemSpace::SharedCluster => Class::SharedMemory,
             MemSpace::Local => Class::LocalMemory,
             MemSpace::Param => Class::Move,
         };
@@ -1779,6 +1809,7 @@ impl<'a> Lower<'a> {
             space,
             addr,
             order,
+            scope,
             bytes,
             count,
             signed: ty.signed(),
@@ -1791,9 +1822,10 @@ impl<'a> Lower<'a> {
     fn atom(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
         let red = m.name() == "red";
         let order = match m.take_order() {
-            Order::Weak => Order::Relaxed,
-            o => o,
+            None | Some(Order::Weak) => Order::Relaxed,
+            Some(o) => o,
         };
+        let scope = m.take_scope().unwrap_or(Scope::Gpu);
         let space = m.space();
         let op = m.take_map(ATOM_OPS).ok_or_else(|| m.bad("an operation is missing"))?;
         m.take("noftz");
@@ -1812,24 +1844,22 @@ impl<'a> Lower<'a> {
             return Err(m.bad("an operation that is not known for this type"));
         }
         let n = if op == AtomOp::Cas { 3 } else { 2 };
-        self.count(stmt, &[n + !red as usize])?;
-        let ops = &stmt.operands[!red as usize..];
+        let ops = self.without_policy(ctx, stmt, m)?;
+        if ops.len() != n + !red as usize {
+            return Err(self.miscounted(stmt, ops, &[n + !red as usize]));
+        }
+        let ops = &ops[!red as usize..];
         let d = if red { SINK } else { self.dst(ctx, &stmt.operands[0], ty, stmt)? };
         let addr = self.mem(ctx, &ops[0], stmt)?;
         let b = self.src(ctx, &ops[1], ty, stmt)?;
         let c = if n == 3 { self.src(ctx, &ops[2], ty, stmt)? } else { ZERO };
-        Ok(Op::Atom { space, op, ty, order, d, addr, b, c })
+        Ok(Op::Atom { space, op, ty, order, scope, d, addr, b, c })
     }
 
     fn barrier(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
         let ops = &stmt.operands;
-        if m.take("cluster") {
-            // One CTA per cluster: the cluster barrier is a barrier of the CTA with a number of its own.
-            let arrive = m.take("arrive");
-            if !arrive && !m.take("wait") {
-                return Err(m.bad(".arrive or .wait is missing"));
-            }
-            return Err(m.bad("cluster barriers"));
+        if m.name() == "barrier" && m.take("cluster") {
+            return self.cluster_barrier(stmt, m);
         }
         if m.take("warp") {
             m.take("sync");
@@ -1881,15 +1911,19 @@ impl<'a> Lower<'a> {
                 .ok_or_else(|| m.bad("a proxy that is not known"))?;
             m.space();
             m.take_order();
+            m.take_scope();
             return Ok(kind);
         }
+        let order = m.take_order();
+        let scope = m.take_scope();
         if m.take("mbarrier_init") {
-            m.take_order();
+            if (order, scope) != (Some(Order::Release), Some(Scope::Cluster)) {
+                return Err(m.bad("an order other than .release.cluster"));
+            }
             return Ok(FenceKind::MbarrierInit);
         }
         m.take("sc");
-        m.take_order();
-        Ok(FenceKind::Memory)
+        Ok(FenceKind::Memory(scope.ok_or_else(|| m.bad("a scope is missing"))?))
     }
 
     fn copy_async(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
@@ -1931,7 +1965,10 @@ impl<'a> Lower<'a> {
             return Err(m.bad("spaces other than shared and global"));
         }
         m.take_cache_hints();
-        self.count(stmt, &[3, 4])?;
+        let ops = self.without_policy(ctx, stmt, m)?;
+        if !matches!(ops.len(), 3 | 4) {
+            return Err(self.miscounted(stmt, ops, &[3, 4]));
+        }
         let dst = self.mem(ctx, &ops[0], stmt)?;
         let src = self.mem(ctx, &ops[1], stmt)?;
         let bytes = self.immediate(&ops[2], stmt)?;
@@ -1973,9 +2010,7 @@ impl<'a> Lower<'a> {
             return Err(m.bad("im2col mode"));
         }
         m.take("tile");
-        if m.take_prefix("multicast").is_some() || m.take_prefix("L2::cache_hint").is_some() {
-            return Err(m.bad("multicast and cache policies"));
-        }
+        let ops = self.without_policy(ctx, stmt, m)?;
         if prefetch {
             m.take("L2");
             m.space();
@@ -1986,8 +2021,15 @@ impl<'a> Lower<'a> {
             }
             return Ok(Op::Prefetch);
         }
+        let (ops, multicast) = if m.take("multicast::cluster") {
+            let Some((mask, rest)) = ops.split_last() else { return Err(m.bad("a mask of CTAs is missing")) };
+            (rest, Some(self.src(ctx, mask, Ty::B16, stmt)?))
+        } else {
+            (ops, None)
+        };
         let dst_space = m.space();
         let src_space = m.space();
+        let cluster = dst_space == MemSpace::SharedCluster;
         let complete_mbar = m.take_prefix("mbarrier::complete_tx").is_some();
         let group = m.take("bulk_group");
         let reduce = if reduce {
@@ -2000,19 +2042,27 @@ impl<'a> Lower<'a> {
             None
         };
         let to_global = match (dst_space, src_space) {
-            (MemSpace::Shared, MemSpace::Global | MemSpace::Shared) => false,
+            (MemSpace::Shared | MemSpace::SharedCluster, MemSpace::Global) => false,
+            (MemSpace::SharedCluster, MemSpace::Shared) if !tensor => false,
             (MemSpace::Global, MemSpace::Shared) => true,
-            _ => return Err(m.bad("spaces other than shared and global")),
+            _ => {
+                return Err(m.bad("spaces other than global to shared, shared to global and shared to shared::cluster"));
+            }
         };
         if to_global == complete_mbar || to_global != group {
             return Err(m.bad("a completion mechanism that does not fit the direction"));
         }
         let from_shared = src_space == MemSpace::Shared && !to_global;
+        if multicast.is_some() && (!cluster || from_shared) {
+            return Err(m.bad("a multicast other than from global to shared::cluster"));
+        }
         if reduce.is_some() && !to_global {
             return Err(m.bad("a reduction into shared memory"));
         }
         if tensor {
-            self.count(stmt, &[2 + !to_global as usize])?;
+            if ops.len() != 2 + !to_global as usize {
+                return Err(self.miscounted(stmt, ops, &[2 + !to_global as usize]));
+            }
             let map_op = &ops[!to_global as usize];
             let Operand::Mem { coords, .. } = map_op else {
                 return Err(self.err(stmt, "a tensor without coordinates"));
@@ -2032,18 +2082,34 @@ impl<'a> Lower<'a> {
                 src,
                 to_global,
                 from_shared: false,
+                cluster,
+                multicast,
                 size: ZERO,
                 mbar,
                 reduce,
                 coords: cs,
             })));
         }
-        self.count(stmt, &[3 + !to_global as usize])?;
+        if ops.len() != 3 + !to_global as usize {
+            return Err(self.miscounted(stmt, ops, &[3 + !to_global as usize]));
+        }
         let dst = self.mem(ctx, &ops[0], stmt)?;
         let src = self.mem(ctx, &ops[1], stmt)?;
         let size = self.src(ctx, &ops[2], Ty::U32, stmt)?;
         let mbar = if to_global { None } else { Some(self.mem(ctx, &ops[3], stmt)?) };
-        Ok(Op::Bulk(Box::new(Bulk { dst, src, to_global, from_shared, size, mbar, reduce, coords: Vec::new() })))
+        let coords = Vec::new();
+        Ok(Op::Bulk(Box::new(Bulk {
+            dst,
+            src,
+            to_global,
+            from_shared,
+            cluster,
+            multicast,
+            size,
+            mbar,
+            reduce,
+            coords,
+        })))
     }
 
     fn mbarrier(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
@@ -2064,10 +2130,14 @@ impl<'a> Lower<'a> {
         let expect = matches!(action, 2 | 3) && m.take("expect_tx");
         let no_complete = m.take("noComplete");
         let parity = m.take("parity");
-        m.take_order();
+        let (order, scope) = self.mbarrier_order(m, action)?;
         let space = m.space();
-        if !matches!(space, MemSpace::Shared | MemSpace::Generic) {
-            return Err(m.bad("a state space other than shared"));
+        // In another CTA of the cluster one may arrive and count bytes, and neither make an mbarrier nor look at it.
+        match space {
+            MemSpace::Shared | MemSpace::Generic => {}
+            MemSpace::SharedCluster if matches!(action, 2 | 3 | 7 | 8) && !no_complete => {}
+            MemSpace::SharedCluster => return Err(m.bad("the state space .shared::cluster; .shared::cta is accepted")),
+            _ => return Err(m.bad("a state space other than shared")),
         }
         if m.ty()? != Ty::B64 {
             return Err(m.bad("a type other than b64"));
@@ -2089,6 +2159,9 @@ impl<'a> Lower<'a> {
                 if rest.is_empty() || rest.len() > 2 {
                     return Err(m.bad("a number of operands that is not accepted"));
                 }
+                if space == MemSpace::SharedCluster && !matches!(ops[0], Operand::Sink) {
+                    return Err(m.bad("a state from an mbarrier of the cluster; `_` is accepted"));
+                }
                 let state = if with_state { self.dst(ctx, &ops[0], Ty::B64, stmt)? } else { SINK };
                 let addr = self.mem(ctx, &rest[0], stmt)?;
                 let arg = match rest.get(1) {
@@ -2099,7 +2172,17 @@ impl<'a> Lower<'a> {
                     return Err(m.bad("expect_tx needs a byte count"));
                 }
                 let (count, expect) = if expect { (None, arg) } else { (arg, None) };
-                Op::MbarArrive(MbarArrive { addr, space, state, count, expect, drop: action == 3, no_complete })
+                Op::MbarArrive(MbarArrive {
+                    addr,
+                    space,
+                    state,
+                    count,
+                    expect,
+                    drop: action == 3,
+                    no_complete,
+                    order,
+                    scope,
+                })
             }
             4 | 5 => {
                 self.count(stmt, if action == 5 { &[3, 4] } else { &[3] })?;
@@ -2113,7 +2196,7 @@ impl<'a> Lower<'a> {
                 if let Some(hint) = ops.get(3) {
                     self.src(ctx, hint, Ty::U32, stmt)?;
                 }
-                Op::MbarWait { addr, space, p, on, blocking: action == 5 }
+                Op::MbarWait { addr, space, p, on, blocking: action == 5, order, scope }
             }
             6 => {
                 self.count(stmt, &[2])?;
@@ -2126,6 +2209,26 @@ impl<'a> Lower<'a> {
                 Op::MbarTx { addr, space, tx: self.src(ctx, &ops[1], Ty::U32, stmt)?, complete: action == 8 }
             }
         })
+    }
+
+    /// Order and scope of an mbarrier operation, which come together or not at all; without them, what arrives releases and what
+    /// waits acquires, in the CTA.
+    fn mbarrier_order(&self, m: &mut Parts<'a>, action: i32) -> Res<(Order, Scope)> {
+        let (default, relaxed) = match action {
+            2 | 3 => (Order::Release, true),
+            4 | 5 => (Order::Acquire, true),
+            7 | 8 => (Order::Relaxed, true),
+            _ => (Order::Weak, false),
+        };
+        match (m.take_order(), m.take_scope()) {
+            (None, None) => Ok((default, Scope::Cta)),
+            (Some(o), Some(s @ (Scope::Cta | Scope::Cluster))) if o == default || (relaxed && o == Order::Relaxed) => {
+                Ok((o, s))
+            }
+            (Some(_), Some(Scope::Cta | Scope::Cluster)) => Err(m.bad("an order that this action has not")),
+            (_, Some(Scope::Gpu | Scope::Sys)) => Err(m.bad("a scope other than .cta and .cluster")),
+            _ => Err(m.bad("an order without a scope, or a scope without an order")),
+        }
     }
 
     fn mma(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {

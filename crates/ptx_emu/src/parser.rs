@@ -12,6 +12,8 @@ const MAX_NESTING: usize = 64;
 const MAX_REGISTERS: u64 = 1 << 20;
 /// Bytes of one variable; more cannot be backed.
 const MAX_VARIABLE_BYTES: u64 = 1 << 30;
+/// CTAs of the largest cluster, which Hopper runs where the kernel allows a size that is not portable.
+const MAX_CLUSTER: u64 = 16;
 
 type Res<T> = Result<T, ParseError>;
 
@@ -508,15 +510,25 @@ impl<'a> Parser<'a> {
                 }
                 Tok::Dot(".reqnctapercluster") => {
                     self.next();
-                    if self.dims()? != [1, 1, 1] {
-                        return Err(self.error(ParseErrorKind::Unsupported("clusters of more than one CTA".to_owned())));
-                    }
+                    self.fun.cluster.required = Some(self.cluster_dims()?);
                 }
-                Tok::Dot(".minnctapersm" | ".maxnctapersm" | ".maxnreg" | ".maxclusterrank") => {
+                Tok::Dot(".maxclusterrank") => {
+                    self.next();
+                    self.fun.cluster.max_rank = Some(self.int()?.min(u32::MAX as u64) as u32);
+                }
+                Tok::Dot(".explicitcluster") => {
+                    self.next();
+                    self.fun.cluster.explicit = true;
+                }
+                Tok::Dot(".blocksareclusters") => {
+                    let what = "grids that are counted in clusters (.blocksareclusters)";
+                    return Err(self.error(ParseErrorKind::Unsupported(what.to_owned())));
+                }
+                Tok::Dot(".minnctapersm" | ".maxnctapersm" | ".maxnreg") => {
                     self.next();
                     self.int()?;
                 }
-                Tok::Dot(".noreturn" | ".explicitcluster" | ".blocksareclusters") => {
+                Tok::Dot(".noreturn") => {
                     self.next();
                 }
                 Tok::Dot(".pragma") => self.pragma()?,
@@ -555,6 +567,19 @@ impl<'a> Parser<'a> {
             }
         }
         Ok(d)
+    }
+
+    /// `.reqnctapercluster`: at most 16 CTAs, and no axis of none.
+    fn cluster_dims(&mut self) -> Res<[u32; 3]> {
+        let at = self.pos;
+        let dims = self.dims()?;
+        let ctas = dims.iter().map(|&d| d as u64).fold(1, u64::saturating_mul);
+        if ctas == 0 || ctas > MAX_CLUSTER {
+            self.pos = at;
+            let what = format!("clusters of {dims:?} CTAs; 1 to {MAX_CLUSTER} are accepted");
+            return Err(self.error(ParseErrorKind::Unsupported(what)));
+        }
+        Ok(dims)
     }
 
     fn body(&mut self) -> Res<()> {

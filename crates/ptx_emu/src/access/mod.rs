@@ -31,6 +31,7 @@ impl Cta<'_> {
                 3 => (MemSpace::Param, addr - PARAM_WINDOW),
                 _ => (MemSpace::Global, addr),
             },
+            MemSpace::SharedCluster => (MemSpace::Shared, addr),
             // A 64-bit shared address may be a generic one that lost its space, which hardware takes by its low bits.
             s => (s, addr),
         };

@@ -205,8 +205,11 @@ impl<'a> Cta<'a> {
                         Special::GridId => ctx.launch,
                         Special::SmId => self.index % 132,
                         Special::NSmId => 132,
-                        Special::Zero => 0,
-                        Special::One => 1,
+                        Special::ClusterId(a) => self.ctaid[a as usize],
+                        Special::NClusterId(a) => ctx.grid[a as usize],
+                        Special::ClusterCtaid(_) | Special::ClusterCtaRank => 0,
+                        Special::ClusterNctaid(_) | Special::ClusterNctaRank => 1,
+                        Special::IsExplicitCluster => ctx.prog.cluster.required.is_some() as u32,
                     }),
                 };
             }

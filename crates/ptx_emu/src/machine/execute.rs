@@ -26,12 +26,12 @@ impl Cta<'_> {
             Op::Ld(a) => self.load(w, pc, active, a)?,
             Op::St(a) => self.store(w, pc, active, a)?,
             Op::LocalCopy { dst, src, bytes } => self.local_copy(w, active, *dst, *src, *bytes),
-            Op::Prefetch | Op::GridDep | Op::SetMaxNReg { .. } => {
+            Op::Prefetch | Op::GridDep { .. } | Op::SetMaxNReg { .. } => {
                 if let Op::SetMaxNReg { .. } = op {
                     self.aligned(w, pc, active)?;
                 }
             }
-            Op::Atom { space, op, ty, order, d, addr, b, c } => {
+            Op::Atom { space, op, ty, order, scope: _, d, addr, b, c } => {
                 self.atomic(w, pc, active, *space, *op, *ty, *order, *d, *addr, *b, *c)?;
             }
             Op::Shfl { mode, d, p, a, b, c, mask } => self.shfl(w, pc, active, *mode, *d, *p, *a, *b, *c, *mask)?,
@@ -41,7 +41,7 @@ impl Cta<'_> {
             Op::Elect { d, p, mask } => self.elect(w, pc, active, *d, *p, *mask)?,
             Op::Activemask { d } => self.activemask(w, active, *d),
             Op::Fence(kind) => match kind {
-                FenceKind::Memory => self.warps[w].fenced |= active,
+                FenceKind::Memory(_) => self.warps[w].fenced |= active,
                 FenceKind::ProxyAsync => {
                     self.mbar_fence(w, active);
                     self.proxy_fence(w, active);
@@ -64,6 +64,12 @@ impl Cta<'_> {
             Op::MbarArrive(a) => self.mbar_arrive(w, pc, active, a)?,
             Op::MbarTx { addr, space, tx, complete } => self.mbar_tx(w, pc, active, *addr, *space, *tx, *complete)?,
             Op::MbarPending { d, state } => self.mbar_pending(w, active, *d, *state),
+            Op::ClusterArrive { .. }
+            | Op::ClusterWait { .. }
+            | Op::Mapa { .. }
+            | Op::GetCtaRank { .. }
+            | Op::AsyncStore(_) => self.cluster_op(w, pc, active, op)?,
+            Op::Bulk(b) | Op::BulkTensor(b) if b.multicast.is_some() => self.cluster_op(w, pc, active, op)?,
             Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
             Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
             Op::BulkCommit => self.bulk_commit(w, active),

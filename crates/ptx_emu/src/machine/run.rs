@@ -165,7 +165,7 @@ impl Cta<'_> {
                     }
                     continue;
                 }
-                Op::MbarWait { addr, space, p, on, blocking } => {
+                Op::MbarWait { addr, space, p, on, blocking, .. } => {
                     let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on)?;
                     match wait {
                         // A blocking wait may time out: the first one does, so that a missing loop shows.

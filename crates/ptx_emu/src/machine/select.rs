@@ -133,7 +133,7 @@ impl Cta<'_> {
         for lane in lanes(active) {
             let window = regs.r64(a)[lane] >> 40 << 40;
             let is = match space {
-                MemSpace::Shared => window == SHARED_WINDOW,
+                MemSpace::Shared | MemSpace::SharedCluster => window == SHARED_WINDOW,
                 MemSpace::Local => window == LOCAL_WINDOW,
                 MemSpace::Param => window == PARAM_WINDOW,
                 _ => window >= 1 << 44,
