@@ -223,6 +223,14 @@ pub enum EmuError {
         /// The names that the module has.
         available: String,
     },
+    /// The entry has something that the emulator does not run.
+    #[error("entry `{entry}`: {error}")]
+    UnsupportedEntry {
+        /// The entry.
+        entry: String,
+        /// What, and where it is in the text.
+        error: ParseError,
+    },
     /// The launch cannot be made with these dimensions, parameters or shared memory.
     #[error("launch of `{entry}`: {what}")]
     InvalidLaunch {

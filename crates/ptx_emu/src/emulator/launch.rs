@@ -91,11 +91,14 @@ impl Emulator {
     /// Runs an entry over the whole grid and waits for its end.
     ///
     /// # Errors
-    /// [`EmuError::UnknownEntry`] and [`EmuError::InvalidLaunch`] before anything runs; [`EmuError::Fault`] with the
+    /// [`EmuError::UnknownEntry`], [`EmuError::UnsupportedEntry`] and [`EmuError::InvalidLaunch`] before anything runs; [`EmuError::Fault`] with the
     /// first thing that a kernel did wrong (of the CTAs that ran, the one with the lowest number). Memory keeps what
     /// was written until then.
     pub fn launch(&self, module: &Module, entry: &str, launch: &Launch) -> Result<LaunchReport, EmuError> {
         let started = Instant::now();
+        if let Some(error) = module.refused.get(entry) {
+            return Err(EmuError::UnsupportedEntry { entry: entry.to_owned(), error: error.clone() });
+        }
         let Some(prog) = module.entries.get(entry) else {
             let names: Vec<&str> = module.entries().collect();
             return Err(EmuError::UnknownEntry { name: entry.to_owned(), available: names.join(", ") });

@@ -15,6 +15,8 @@ pub struct Module {
     pub(super) line_starts: Vec<usize>,
     pub(super) ast: Ast,
     pub(super) entries: BTreeMap<String, Program>,
+    /// Entries with something that the emulator does not run.
+    pub(super) refused: BTreeMap<String, ParseError>,
 }
 
 impl fmt::Debug for Module {
@@ -58,29 +60,51 @@ pub struct EntryInfo {
 impl Module {
     /// Parses a PTX text (ISA 6.0 to 9.x, 64-bit addresses) and prepares all its entries.
     ///
+    /// An entry with an opcode, type or modifier that the emulator does not run is an error when it is launched, as long as
+    /// the module has another one: see [`Module::refused`]. Indirect, recursive and external calls are an error when they
+    /// are executed.
+    ///
     /// # Errors
-    /// [`ParseError`] with line and column, for text that is not PTX and for opcodes, types and modifiers that the
-    /// emulator does not run. Indirect, recursive and external calls load, and are an error when they are executed.
+    /// [`ParseError`] with line and column, for text that is not PTX and for a module none of whose entries can be run: the
+    /// error of the first.
     pub fn parse(ptx: &str) -> Result<Module, ParseError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let ast = crate::parser::parse(ptx)?;
-        let mut entries = BTreeMap::new();
-        for (i, f) in ast.functions.iter().enumerate() {
-            if f.is_entry && f.has_body {
-                entries.insert(f.name.clone(), crate::lower::lower_entry(&ast, i as u32)?);
+        let (mut entries, mut refused) = (BTreeMap::new(), BTreeMap::new());
+        let mut first = None;
+        for (i, f) in ast.functions.iter().enumerate().filter(|(_, f)| f.is_entry && f.has_body) {
+            match crate::lower::lower_entry(&ast, i as u32) {
+                Ok(program) => {
+                    entries.insert(f.name.clone(), program);
+                }
+                Err(error) => {
+                    first.get_or_insert_with(|| error.clone());
+                    refused.insert(f.name.clone(), error);
+                }
             }
+        }
+        if entries.is_empty()
+            && let Some(error) = first
+        {
+            return Err(error);
         }
         let mut line_starts = vec![0];
         line_starts.extend(ptx.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i + 1));
-        Ok(Module { id: NEXT.fetch_add(1, Ordering::Relaxed), source: ptx.to_owned(), line_starts, ast, entries })
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Module { id, source: ptx.to_owned(), line_starts, ast, entries, refused })
     }
 
-    /// Names of the entries, in order.
+    /// Entries that cannot be launched, by name, with what in them the emulator does not run.
+    pub fn refused(&self) -> impl Iterator<Item = (&str, &ParseError)> {
+        self.refused.iter().map(|(name, error)| (name.as_str(), error))
+    }
+
+    /// Names of the entries that can be launched, in order.
     pub fn entries(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// What the entry takes and needs; `None` when the module has not got it.
+    /// What the entry takes and needs; `None` when the module has not got it, or when it is [refused](Module::refused).
     pub fn entry(&self, name: &str) -> Option<EntryInfo> {
         let p = self.entries.get(name)?;
         Some(EntryInfo {

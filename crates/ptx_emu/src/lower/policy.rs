@@ -33,7 +33,7 @@ impl<'a> Lower<'a> {
             m.take("global");
         }
         if kind == 2 {
-            m.take("L2").then_some(()).ok_or_else(|| m.bad(".L2 is missing"))?;
+            m.require("L2")?;
         } else {
             m.take_prefix("L2::evict").ok_or_else(|| m.bad("a priority is missing"))?;
             m.take_prefix("L2::evict");

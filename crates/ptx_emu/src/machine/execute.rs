@@ -98,6 +98,7 @@ impl Cta<'_> {
             Op::Alu { .. }
             | Op::Setp { .. }
             | Op::Bra { .. }
+            | Op::BraExit
             | Op::Exit
             | Op::Trap
             | Op::Unsupported(_)

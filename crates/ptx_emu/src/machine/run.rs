@@ -116,6 +116,22 @@ impl Cta<'_> {
                     sp = run;
                     continue;
                 }
+                // Counted as the branch, and as the instruction that it leads to.
+                Op::BraExit => {
+                    let c = &mut self.counters;
+                    c.lane_instructions += lanes;
+                    c.by_class[inst.class as usize] += lanes;
+                    if active == sp.mask {
+                        c.warp_instructions += 1;
+                    } else {
+                        c.divergent_branches += 1;
+                    }
+                    self.exit_lanes(w, active, sp.node)?;
+                    sp.mask &= !active;
+                    if sp.mask == 0 {
+                        return Ok(());
+                    }
+                }
                 Op::Exit => {
                     self.exit_lanes(w, active, sp.node)?;
                     sp.mask &= !active;

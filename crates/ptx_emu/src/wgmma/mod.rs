@@ -1,14 +1,14 @@
 //! Warpgroup matrix instructions: asynchronous products of tiles in shared memory and registers.
 
+mod matrix;
+mod product;
+
 use std::collections::VecDeque;
 
-use crate::alu::{LANES, each};
 use crate::error::FaultKind;
-use crate::float::*;
 use crate::ir::*;
 use crate::machine::{Block, Cta, Exec};
-use crate::mma::element;
-use crate::tensor_map::Swizzle;
+use matrix::{Matrix, Tile};
 
 /// What one warp gave when it issued its quarter.
 #[derive(Debug, Clone, Copy)]
@@ -65,62 +65,6 @@ impl WgmmaRegs {
     }
 }
 
-/// A matrix in shared memory by its descriptor.
-#[derive(Debug, Clone, Copy)]
-struct Matrix {
-    start: u32,
-    leading: u32,
-    stride: u32,
-    swizzle: Swizzle,
-    /// Bytes of an element.
-    e: u32,
-    /// The rows (of A) or columns (of B) are contiguous, not k.
-    mn_major: bool,
-}
-
-impl Matrix {
-    fn new(desc: u64, e: u32, mn_major: bool) -> Self {
-        Matrix {
-            start: (desc as u32 & 0x3fff) << 4,
-            leading: ((desc >> 16) as u32 & 0x3fff) << 4,
-            stride: ((desc >> 32) as u32 & 0x3fff) << 4,
-            swizzle: match desc >> 62 {
-                0 => Swizzle::None,
-                1 => Swizzle::Bytes128,
-                2 => Swizzle::Bytes64,
-                _ => Swizzle::Bytes32,
-            },
-            e,
-            mn_major,
-        }
-    }
-
-    /// Shared address of element (`mn`, `k`), in the canonical layouts of the PTX ISA.
-    #[inline]
-    fn address(&self, mn: u32, k: u32) -> u32 {
-        let span = match self.swizzle {
-            Swizzle::None => 16,
-            Swizzle::Bytes32 => 32,
-            Swizzle::Bytes64 => 64,
-            Swizzle::Bytes128 => 128,
-        };
-        let linear = if self.mn_major {
-            let per = span / self.e;
-            let (outer_mn, outer_k) =
-                if self.swizzle == Swizzle::None { (self.stride, self.leading) } else { (self.leading, self.stride) };
-            mn / per * outer_mn + k / 8 * outer_k + k % 8 * span + mn % per * self.e
-        } else {
-            let kb = k * self.e;
-            if self.swizzle == Swizzle::None {
-                mn / 8 * self.stride + kb / 16 * self.leading + mn % 8 * 16 + kb % 16
-            } else {
-                mn / 8 * self.stride + mn % 8 * span + kb
-            }
-        };
-        self.swizzle.apply(self.start.wrapping_add(linear))
-    }
-}
-
 impl Cta<'_> {
     /// Registers of asynchronous operations must not be touched; other writes are noted for the fence check.
     pub(crate) fn check_wgmma_registers(&mut self, w: usize, pc: u32, inst: &Inst) -> Exec<()> {
@@ -172,27 +116,7 @@ impl Cta<'_> {
         };
         let desc_b = regs.r64(g.b)[0];
         let index = self.groups[group].issued[quarter];
-        if self.ctx.checks.asynchronous {
-            let r = &self.warps[w].wgmma;
-            let stale = |s: Slot| r.fences == 0 || r.written[s as usize] == r.fences + 1;
-            let a_regs: &[Slot] = if let WgmmaA::Regs(a) = &g.a { a } else { &[] };
-            if let Some(s) = g.d.iter().chain(a_regs).find(|&&s| stale(s)) {
-                let what = if a_regs.contains(s) { "an A operand" } else { "an accumulator" };
-                let d = format!("{what} was written, or never used by wgmma, with no wgmma.fence since");
-                return Err(self.fault(w, None, pc, FaultKind::MissingWgmmaFence, d));
-            }
-        }
-        if self.ctx.checks.uninitialized {
-            let regs = &self.warps[w].regs;
-            let a_regs: &[Slot] = if let WgmmaA::Regs(a) = &g.a { a } else { &[] };
-            let d_regs: &[Slot] = if accumulate { &g.d } else { &[] };
-            if let Some(&s) = a_regs.iter().chain(d_regs).find(|&&s| regs.init(s) != !0) {
-                let lane = (!regs.init(s)).trailing_zeros();
-                let what = if a_regs.contains(&s) { "A operand" } else { "accumulator" };
-                let d = format!("an {what} register holds a value that nobody wrote");
-                return Err(self.fault(w, Some(lane), pc, FaultKind::UninitializedRegister, d));
-            }
-        }
+        self.check_wgmma_operands(w, pc, g, accumulate)?;
         // What the operation will read of shared memory, checked and recorded now: it may be read from here on.
         let agent = self.wgmma_agent(group as u32);
         let clock = self.clock_base + 1 + index as u32;
@@ -237,8 +161,29 @@ impl Cta<'_> {
         Ok(())
     }
 
-    fn issued_by_all(&self, group: usize) -> u64 {
-        self.groups[group].issued.iter().copied().min().unwrap_or(0)
+    /// The registers of an operation: fenced since they were written, and written at all.
+    fn check_wgmma_operands(&self, w: usize, pc: u32, g: &Wgmma, accumulate: bool) -> Exec<()> {
+        let a_regs: &[Slot] = if let WgmmaA::Regs(a) = &g.a { a } else { &[] };
+        if self.ctx.checks.asynchronous {
+            let r = &self.warps[w].wgmma;
+            let stale = |s: Slot| r.fences == 0 || r.written[s as usize] == r.fences + 1;
+            if let Some(s) = g.d.iter().chain(a_regs).find(|&&s| stale(s)) {
+                let what = if a_regs.contains(s) { "an A operand" } else { "an accumulator" };
+                let d = format!("{what} was written, or never used by wgmma, with no wgmma.fence since");
+                return Err(self.fault(w, None, pc, FaultKind::MissingWgmmaFence, d));
+            }
+        }
+        if self.ctx.checks.uninitialized {
+            let regs = &self.warps[w].regs;
+            let d_regs: &[Slot] = if accumulate { &g.d } else { &[] };
+            if let Some(&s) = a_regs.iter().chain(d_regs).find(|&&s| regs.init(s) != !0) {
+                let lane = (!regs.init(s)).trailing_zeros();
+                let what = if a_regs.contains(&s) { "A operand" } else { "accumulator" };
+                let d = format!("an {what} register holds a value that nobody wrote");
+                return Err(self.fault(w, Some(lane), pc, FaultKind::UninitializedRegister, d));
+            }
+        }
+        Ok(())
     }
 
     fn check_matrix(
@@ -278,6 +223,10 @@ impl Cta<'_> {
             }
         }
         Ok(())
+    }
+
+    fn issued_by_all(&self, group: usize) -> u64 {
+        self.groups[group].issued.iter().copied().min().unwrap_or(0)
     }
 
     pub(crate) fn wgmma_commit(&mut self, w: usize) {
@@ -331,155 +280,4 @@ impl Cta<'_> {
         }
         Ok(())
     }
-
-    /// The 16 rows of one warp.
-    fn quarter(&mut self, w: usize, quarter: u32, g: &Wgmma, p: &Part, b: &Tile) {
-        let (n, k) = (g.n as usize, g.k as usize);
-        let bits = g.a_ty.bits();
-        let mut a = [[0f32; 32]; 16];
-        match &g.a {
-            WgmmaA::Regs(regs) => {
-                let per = (32 / bits) as usize;
-                let field = if bits == 32 { !0 } else { (1u32 << bits) - 1 };
-                for (r, &s) in regs.iter().enumerate() {
-                    let v = self.warps[w].regs.r32(s);
-                    for lane in 0..LANES {
-                        for i in 0..per {
-                            let x = element(v[lane] >> (i as u32 * bits) & field, g.a_ty);
-                            a[lane / 4 + 8 * (r & 1)][lane % 4 * per + i + 4 * per * (r >> 1)] = x;
-                        }
-                    }
-                }
-            }
-            WgmmaA::Desc(_) => {
-                let m = Matrix::new(p.a, bits / 8, g.trans_a);
-                let tile = self.tile(&m, 16 * quarter, 16, g.k, g.a_ty);
-                for (kk, column) in tile.iter().enumerate() {
-                    for (row, x) in a.iter_mut().zip(column) {
-                        row[kk] = *x;
-                    }
-                }
-            }
-        }
-        if g.neg_a != g.neg_b {
-            a.iter_mut().flatten().for_each(|x| *x = -*x);
-        }
-        let half = g.acc == Ty::F16;
-        let regs = &mut self.warps[w].regs;
-        let mut acc = [[0f32; 256]; 16];
-        if p.accumulate {
-            for (i, &s) in g.d.iter().enumerate() {
-                let v = regs.r32(s);
-                for lane in 0..LANES {
-                    let col = 2 * (lane % 4);
-                    if half {
-                        let row = &mut acc[lane / 4 + 8 * (i % 2)];
-                        row[8 * (i / 2) + col] = f16_to_f32(v[lane] as u16);
-                        row[8 * (i / 2) + col + 1] = f16_to_f32((v[lane] >> 16) as u16);
-                    } else {
-                        acc[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + col + i % 2] = f32::from_bits(v[lane]);
-                    }
-                }
-            }
-        }
-        multiply_any(self.ctx.simd, &mut acc, &a, b, n, k);
-        for (i, &s) in g.d.iter().enumerate() {
-            let v = each(|lane| {
-                let col = 2 * (lane % 4);
-                if half {
-                    let row = &acc[lane / 4 + 8 * (i % 2)];
-                    f32_to_f16(row[8 * (i / 2) + col]) as u32 | (f32_to_f16(row[8 * (i / 2) + col + 1]) as u32) << 16
-                } else {
-                    canon(acc[lane / 4 + 8 * (i / 2 % 2)][8 * (i / 4) + col + i % 2]).to_bits()
-                }
-            });
-            regs.put32(s, &v, !0);
-        }
-    }
-
-    /// The elements of a matrix, `[k][mn]`, from `first` on. Pieces of 16 bytes along the contiguous side are never split by a
-    /// swizzle.
-    fn tile(&self, m: &Matrix, first: u32, count: u32, k: u32, ty: Ty) -> Tile {
-        let mut tile = vec![[0f32; 256]; k as usize];
-        let per = 16 / m.e;
-        let mut piece = [0f32; 16];
-        let mut read = |mn: u32, k: u32| {
-            let at = (m.address(mn, k) - SHARED_BASE) as usize;
-            let bytes: &[u8; 16] = self.shared.bytes[at..].first_chunk().expect("checked at the issue");
-            decode_piece(bytes, ty, &mut piece);
-            piece
-        };
-        if m.mn_major {
-            for (kk, row) in tile.iter_mut().enumerate() {
-                for mn in (0..count).step_by(per as usize) {
-                    row[mn as usize..][..per as usize].copy_from_slice(&read(first + mn, kk as u32)[..per as usize]);
-                }
-            }
-        } else {
-            for mn in 0..count {
-                for kk in (0..k).step_by(per as usize) {
-                    let x = read(first + mn, kk);
-                    for (row, x) in tile[kk as usize..].iter_mut().zip(&x[..per as usize]) {
-                        row[mn as usize] = *x;
-                    }
-                }
-            }
-        }
-        tile
-    }
-}
-
-/// Elements of a matrix in shared memory, `[k][mn]`.
-type Tile = Vec<[f32; 256]>;
-
-/// The elements in 16 bytes.
-fn decode_piece(bytes: &[u8; 16], ty: Ty, out: &mut [f32; 16]) {
-    match ty.bits() {
-        8 => out.iter_mut().zip(bytes).for_each(|(x, &b)| *x = element(b as u32, ty)),
-        16 => {
-            let halves = bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b) as u32);
-            if ty == Ty::BF16 {
-                out.iter_mut().zip(halves).for_each(|(x, h)| *x = bf16_to_f32(h as u16));
-            } else {
-                out.iter_mut().zip(halves).for_each(|(x, h)| *x = f16_to_f32(h as u16));
-            }
-        }
-        _ => {
-            let words = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b));
-            out.iter_mut().zip(words).for_each(|(x, w)| *x = element(w, ty));
-        }
-    }
-}
-
-#[inline(always)]
-fn multiply(acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
-    for (row, arow) in acc.iter_mut().zip(a) {
-        for block in (0..n).step_by(8) {
-            let mut c: [f32; 8] = row[block..block + 8].try_into().expect("n is a multiple of 8");
-            for (x, brow) in arow[..k].iter().zip(b) {
-                let bb: &[f32; 8] = brow[block..block + 8].try_into().expect("n is a multiple of 8");
-                for i in 0..8 {
-                    c[i] += x * bb[i];
-                }
-            }
-            row[block..block + 8].copy_from_slice(&c);
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn multiply_avx2(acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
-    multiply(acc, a, b, n, k);
-}
-
-fn multiply_any(simd: bool, acc: &mut [[f32; 256]], a: &[[f32; 32]; 16], b: &[[f32; 256]], n: usize, k: usize) {
-    #[cfg(target_arch = "x86_64")]
-    if simd {
-        // SAFETY: `simd` is only true when the processor has AVX2.
-        unsafe { multiply_avx2(acc, a, b, n, k) };
-        return;
-    }
-    let _ = simd;
-    multiply(acc, a, b, n, k);
 }
