@@ -8,6 +8,7 @@ mod transfer;
 
 pub(crate) use counting::{Banks, Sectors};
 
+use crate::cluster::{PEER_BYTES, peer_of};
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where};
@@ -26,12 +27,11 @@ impl Cta<'_> {
     ) -> Exec<Where> {
         let (space, off) = match space {
             MemSpace::Generic => match addr >> 40 {
-                1 => (MemSpace::Shared, addr - SHARED_WINDOW),
+                1 => (MemSpace::SharedCluster, addr - SHARED_WINDOW),
                 2 => (MemSpace::Local, addr - LOCAL_WINDOW),
                 3 => (MemSpace::Param, addr - PARAM_WINDOW),
                 _ => (MemSpace::Global, addr),
             },
-            MemSpace::SharedCluster => (MemSpace::Shared, addr),
             // A 64-bit shared address may be a generic one that lost its space, which hardware takes by its low bits.
             s => (s, addr),
         };
@@ -40,6 +40,16 @@ impl Cta<'_> {
             let d = format!("address {addr:#x} is not a multiple of the access size of {align} bytes");
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Misaligned, d));
         }
+        let (space, off) = match (space, peer_of(off)) {
+            (MemSpace::SharedCluster, Some(rank)) if rank != self.rank => {
+                return self.locate_peer(w, pc, lane, rank, off & (PEER_BYTES - 1), n);
+            }
+            (MemSpace::SharedCluster | MemSpace::Shared, Some(rank)) if rank == self.rank => {
+                (MemSpace::Shared, off & (PEER_BYTES - 1))
+            }
+            (MemSpace::SharedCluster, _) => (MemSpace::Shared, off),
+            _ => (space, off),
+        };
         match space {
             MemSpace::Shared => {
                 let o = off.wrapping_sub(SHARED_BASE as u64);

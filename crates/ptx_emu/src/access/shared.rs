@@ -3,7 +3,8 @@
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
 use crate::machine::{Cta, Exec};
-use crate::shared::{Conflict, Record};
+use crate::remote::Foreign;
+use crate::shared::{By, Conflict, Record, What};
 
 impl Cta<'_> {
     /// The message for a conflict in shared memory.
@@ -20,6 +21,16 @@ impl Cta<'_> {
         let o = &c;
         let act = if writing { "write" } else { "read" };
         let groups = if self.ctx.prog.uses_wgmma { self.groups.len() as u32 } else { 0 };
+        if let Some(f) = Foreign::decode(o.agent) {
+            let what = if o.was_write { "the write" } else { "the read" };
+            let who = if f.agent < nw {
+                format!("CTA rank {} of the cluster, warp {}, lane {}", f.rank, f.agent, o.lanes.trailing_zeros())
+            } else {
+                format!("a copy of CTA rank {} of the cluster", f.rank)
+            };
+            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with no ordering between them");
+            return self.fault(w, lane, pc, FaultKind::SharedRace, d);
+        }
         if o.agent < nw {
             let who = if o.lanes.is_power_of_two() {
                 format!("warp {}, lane {}", o.agent, o.lanes.trailing_zeros())
@@ -86,14 +97,7 @@ impl Cta<'_> {
         if self.ctx.checks.races {
             let warp = &self.warps[w];
             let same = self.shared.bytes[off..off + n] == *data;
-            let rec = Record {
-                clock: warp.now,
-                agent: w as u32,
-                lane: lane as u32,
-                mask: 0,
-                atomic: false,
-                in_flight: false,
-            };
+            let rec = Record { clock: warp.now, agent: w as u32, lane: lane as u32, mask: 0, in_flight: false };
             if let Some(c) = self.shared.on_write(off, n, &warp.know, lane as u32, same, rec) {
                 return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
             }
@@ -106,7 +110,8 @@ impl Cta<'_> {
         Ok(())
     }
 
-    pub(crate) fn read_shared_atomic(
+    /// The bytes of shared memory, written before; an atomic's own check of races comes with its write.
+    pub(crate) fn read_shared_written(
         &mut self,
         w: usize,
         pc: u32,
@@ -114,36 +119,45 @@ impl Cta<'_> {
         off: usize,
         out: &mut [u8],
     ) -> Exec<()> {
-        let n = out.len();
-        if self.ctx.checks.races
-            && let Some(other) = self.shared.last_write(off)
-            && other.in_flight
-        {
-            let c = Conflict::with_write(off, &other);
-            return Err(self.shared_conflict(w, pc, Some(lane as u32), c, false));
-        }
         if self.ctx.checks.uninitialized
-            && let Some(o) = self.shared.first_unwritten(off, n)
+            && let Some(o) = self.shared.first_unwritten(off, out.len())
         {
             let d = format!("shared address {:#x} was never written", o as u32 + SHARED_BASE);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
         }
-        out.copy_from_slice(&self.shared.bytes[off..off + n]);
+        out.copy_from_slice(&self.shared.bytes[off..off + out.len()]);
         Ok(())
     }
 
-    pub(crate) fn write_shared_atomic(&mut self, w: usize, pc: u32, lane: usize, off: usize, data: &[u8]) -> Exec<()> {
-        let n = data.len();
-        if self.ctx.checks.races {
-            let warp = &self.warps[w];
-            let rec =
-                Record { clock: warp.now, agent: w as u32, lane: lane as u32, mask: 0, atomic: true, in_flight: false };
-            if let Some(c) = self.shared.on_write(off, n, &warp.know, lane as u32, false, rec) {
-                return Err(self.shared_conflict(w, pc, Some(lane as u32), c, true));
-            }
-        }
-        self.shared.bytes[off..off + n].copy_from_slice(data);
-        self.shared.mark_written(off, n);
+    pub(crate) fn read_shared_strong(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        off: usize,
+        out: &mut [u8],
+    ) -> Exec<()> {
+        self.shared_strong(w, pc, lane, off, out.len(), What::StrongRead)?;
+        self.read_shared_written(w, pc, lane, off, out)
+    }
+
+    pub(crate) fn write_shared_strong(&mut self, w: usize, pc: u32, lane: usize, off: usize, data: &[u8]) -> Exec<()> {
+        self.shared_strong(w, pc, lane, off, data.len(), What::StrongWrite)?;
+        self.shared.bytes[off..off + data.len()].copy_from_slice(data);
+        self.shared.mark_written(off, data.len());
         Ok(())
+    }
+
+    fn shared_strong(&mut self, w: usize, pc: u32, lane: usize, off: usize, n: usize, what: What) -> Exec<()> {
+        if !self.ctx.checks.races {
+            return Ok(());
+        }
+        let warp = &self.warps[w];
+        let by = By { agent: w as u32, lane: lane as u32, clock: warp.now };
+        let before = |agent, lanes, clock| warp.know.knows(1 << lane, agent, lanes, clock);
+        match self.shared.beside(off, n, what, by, &before) {
+            Some(c) => Err(self.shared_conflict(w, pc, Some(lane as u32), c, what == What::StrongWrite)),
+            None => Ok(()),
+        }
     }
 }

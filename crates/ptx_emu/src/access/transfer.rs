@@ -1,20 +1,24 @@
 //! Loads and stores.
 
+use super::atomic::Place;
 use super::counting::{Banks, Sectors};
 use crate::error::FaultKind;
+use crate::history::Kind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
+use crate::shared::What;
 
 impl Cta<'_> {
     pub(crate) fn load(&mut self, w: usize, pc: u32, active: u32, a: &Access) -> Exec<()> {
         let addrs = self.addresses(w, pc, active, a.addr)?;
         let n = a.bytes as usize * a.count as usize;
-        let atomic = a.order != Order::Weak;
+        let strong = a.order != Order::Weak;
+        let mut hash = Fold::default();
         let mut sectors = Sectors::default();
         let mut banks = Banks::new(n);
         let mut buf = [0u8; 32];
         let mut known_mask = active;
-        // Lanes that read one address of shared memory are served together: broadcasts are common.
+        // Lanes that read one address of global or shared memory are served together: broadcasts are common.
         let same = |addr: u64| addrs.iter().enumerate().fold(0, |m, (l, &a)| m | ((a == addr) as u32) << l);
         let broadcast = (same(addrs[active.trailing_zeros() as usize]) & active).count_ones() > 1;
         let mut rest = active;
@@ -25,16 +29,21 @@ impl Cta<'_> {
             let mut served = 1 << lane;
             match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
                 Where::Global(i, off) => {
-                    self.read_global(w, pc, lane, (i, off), out, atomic)?;
-                    sectors.add(i, off, n as u64);
-                    if atomic {
-                        self.acquire(w, lane, addr);
+                    if strong {
+                        self.read_global_by(w, pc, served, (i, off), out, Kind::StrongRead)?;
+                        self.acquire(w, lane, Place::Global(addr), a.order, a.scope);
+                    } else {
+                        if broadcast {
+                            served = same(addr) & rest;
+                        }
+                        self.read_global_by(w, pc, served, (i, off), out, Kind::Read)?;
                     }
+                    sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {
-                    if atomic {
-                        self.read_shared_atomic(w, pc, lane, off, out)?;
-                        self.acquire(w, lane, off as u64);
+                    if strong {
+                        self.read_shared_strong(w, pc, lane, off, out)?;
+                        self.acquire(w, lane, Place::Shared(off), a.order, a.scope);
                     } else {
                         if broadcast {
                             served = same(addr) & rest;
@@ -52,7 +61,17 @@ impl Cta<'_> {
                         known_mask &= !(1 << lane);
                     }
                 }
+                Where::Peer(rank, off) => {
+                    let what = if strong { What::StrongRead } else { What::Read };
+                    self.read_peer(w, pc, lane, (rank, off), out, what)?;
+                    if strong {
+                        self.acquire(w, lane, Place::Peer(rank, off), a.order, a.scope);
+                    }
+                }
                 Where::Param(off) => out.copy_from_slice(&self.ctx.params[off..off + n]),
+            }
+            if strong {
+                hash.add(addr, out);
             }
             rest &= !served;
             let regs = &mut self.warps[w].regs;
@@ -92,6 +111,9 @@ impl Cta<'_> {
         }
         self.count_sectors(&sectors, false);
         self.count_banks(&banks);
+        if strong {
+            self.note_strong_read(w, pc, active, hash.0);
+        }
         Ok(())
     }
 
@@ -99,7 +121,8 @@ impl Cta<'_> {
         let addrs = self.addresses(w, pc, active, a.addr)?;
         let n = a.bytes as usize * a.count as usize;
         let b = a.bytes as usize;
-        let atomic = a.order != Order::Weak;
+        let strong = a.order != Order::Weak;
+        let mut released = false;
         let mut known = !0;
         if self.ctx.checks.uninitialized {
             for &slot in &a.regs[..a.count as usize] {
@@ -123,16 +146,16 @@ impl Cta<'_> {
                         let d = "the stored value depends on one that nobody wrote".to_owned();
                         return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedRegister, d));
                     }
-                    if atomic {
-                        self.release(w, lane, addr, a.order);
+                    if strong {
+                        released |= self.release(w, lane, Place::Global(addr), (a.order, a.scope), false);
                     }
-                    self.write_global(w, pc, lane, (i, off), &buf[..n], atomic)?;
+                    self.write_global(w, pc, lane, (i, off), &buf[..n], strong)?;
                     sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {
-                    if atomic {
-                        self.release(w, lane, off as u64, a.order);
-                        self.write_shared_atomic(w, pc, lane, off, &buf[..n])?;
+                    if strong {
+                        released |= self.release(w, lane, Place::Shared(off), (a.order, a.scope), false);
+                        self.write_shared_strong(w, pc, lane, off, &buf[..n])?;
                     } else {
                         self.write_shared(w, pc, lane, off, &buf[..n], is_known)?;
                     }
@@ -143,17 +166,41 @@ impl Cta<'_> {
                     warp.local[off..off + n].copy_from_slice(&buf[..n]);
                     warp.local_init[off..off + n].fill(is_known as u8);
                 }
+                Where::Peer(rank, off) => {
+                    if strong {
+                        released |= self.release(w, lane, Place::Peer(rank, off), (a.order, a.scope), false);
+                    }
+                    let what = if strong { What::StrongWrite } else { What::Write };
+                    self.write_peer(w, pc, lane, (rank, off), &buf[..n], what, is_known)?;
+                }
                 Where::Param(_) => {
                     let d = format!("{n} bytes at parameter address {addr:#x}");
                     return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
                 }
             }
         }
-        if atomic {
+        if released {
             self.tick(w);
         }
         self.count_sectors(&sectors, true);
         self.count_banks(&banks);
         Ok(())
+    }
+}
+
+/// A hash of what a strong read read, to tell when it reads the same again (FNV-1a, 64 bits).
+pub(super) struct Fold(pub(super) u64);
+
+impl Default for Fold {
+    fn default() -> Self {
+        Fold(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fold {
+    pub(super) fn add(&mut self, addr: u64, bytes: &[u8]) {
+        for b in addr.to_le_bytes().iter().chain(bytes) {
+            self.0 = (self.0 ^ *b as u64).wrapping_mul(0x100_0000_01b3);
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! Launches: global variables are set up, the request is checked, the grid runs.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -8,8 +7,10 @@ use std::time::Instant;
 use super::{Emulator, Launch, LaunchReport, Module};
 use crate::ast::{InitItem, Space};
 use crate::error::EmuError;
+use crate::history::Spilled;
 use crate::ir::{Const, Program};
 use crate::machine::{LaunchCtx, run_grid};
+use crate::talk::Talk;
 
 impl Emulator {
     /// Allocates and initialises the module's global variables, once.
@@ -103,7 +104,8 @@ impl Emulator {
             let names: Vec<&str> = module.entries().collect();
             return Err(EmuError::UnknownEntry { name: entry.to_owned(), available: names.join(", ") });
         };
-        let params = self.check_launch(module, prog, launch)?;
+        let cluster = self.cluster(prog, launch)?;
+        let params = self.check_launch(module, prog, launch, cluster)?;
         let addresses = self.load(module)?;
         let _one_at_a_time = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let (view, number) = self.state().memory.snapshot();
@@ -139,7 +141,14 @@ impl Emulator {
             line_starts: &module.line_starts,
             locs: &module.ast.locs,
             files: &module.ast.files,
-            syncs: Mutex::new(HashMap::new()),
+            releases: Mutex::default(),
+            spilled: Spilled::default(),
+            talk: Talk::of(prog, cluster.iter().product::<u32>() > 1),
+            cluster,
+            explicit_cluster: launch.cluster.is_some() || prog.cluster.required.is_some(),
+            resident_clusters: self.resident(prog, launch.block, launch.dynamic_shared_bytes)
+                / cluster.iter().product::<u32>(),
+            multiprocessors: self.options.multiprocessors.max(1),
         };
         let total = launch.grid.iter().map(|&g| g as u64).product::<u64>() as u32;
         let (counters, fault) = match &self.pool {
@@ -147,12 +156,18 @@ impl Emulator {
             None => run_grid(&ctx, total, self.options.threads == 1),
         };
         match fault {
-            Some((_, f)) => Err(EmuError::Fault(f)),
+            Some(f) => Err(EmuError::Fault(f)),
             None => Ok(LaunchReport { counters, seed, elapsed: started.elapsed() }),
         }
     }
 
-    fn check_launch(&self, module: &Module, prog: &Program, launch: &Launch) -> Result<Vec<u8>, EmuError> {
+    fn check_launch(
+        &self,
+        module: &Module,
+        prog: &Program,
+        launch: &Launch,
+        cluster: [u32; 3],
+    ) -> Result<Vec<u8>, EmuError> {
         let bad = |what: String| Err(EmuError::InvalidLaunch { entry: prog.name.clone(), what });
         let sm: u32 = module.ast.target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse().unwrap_or(0);
         if sm > self.options.sm_target {
@@ -193,7 +208,16 @@ impl Emulator {
             (None, 1) => 1,
             (None, _) => rayon::current_num_threads(),
         } as u64;
-        let machine = workers.min(total) * warps * (prog.slots as u64 * 132 + prog.local_bytes as u64 * 64);
+        let size = cluster.iter().product::<u32>();
+        let resident = self.resident(prog, launch.block, launch.dynamic_shared_bytes);
+        if resident < size {
+            return bad(format!(
+                "clusters of {size} CTAs; the {} multiprocessors hold {resident} of them",
+                self.options.multiprocessors
+            ));
+        }
+        let at_once = if Talk::of(prog, size > 1).talks { resident as u64 } else { workers };
+        let machine = at_once.min(total) * warps * (prog.slots as u64 * 132 + prog.local_bytes as u64 * 64);
         if machine > self.options.memory_limit {
             return Err(EmuError::OutOfMemory { requested: machine, in_use: 0, limit: self.options.memory_limit });
         }

@@ -4,6 +4,7 @@ mod launch;
 mod module;
 mod options;
 mod request;
+mod residency;
 
 use std::collections::HashMap;
 use std::fmt;

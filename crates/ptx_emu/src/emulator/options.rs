@@ -57,8 +57,13 @@ pub struct EmulatorOptions {
     pub sm_target: u32,
     /// Most shared memory of a CTA, static and dynamic, in bytes.
     pub max_shared_bytes: u32,
-    /// Threads that run CTAs; 0 takes one per processor, 1 the caller's own.
+    /// Threads that run CTAs; 0 takes one per processor, 1 the caller's own. CTAs that can talk to each other run on one.
     pub threads: usize,
+    /// Multiprocessors of the device. They hold as many CTAs of a launch at a time as [`Emulator::resident_ctas`] tells; kernels
+    /// whose CTAs can talk to each other see the difference, for a barrier of more CTAs than are resident never ends.
+    ///
+    /// [`Emulator::resident_ctas`]: crate::Emulator::resident_ctas
+    pub multiprocessors: u32,
 }
 
 impl Default for EmulatorOptions {
@@ -73,6 +78,8 @@ impl Default for EmulatorOptions {
             // What a Hopper CTA can have.
             max_shared_bytes: 227 << 10,
             threads: 0,
+            // The largest cluster fits with a multiprocessor for each CTA, and memory holds all that are resident.
+            multiprocessors: 16,
         }
     }
 }
@@ -117,6 +124,12 @@ impl EmulatorOptions {
     /// Sets the most shared memory of a CTA.
     pub fn with_max_shared_bytes(mut self, bytes: u32) -> Self {
         self.max_shared_bytes = bytes;
+        self
+    }
+
+    /// Sets the number of multiprocessors; 0 counts as 1.
+    pub fn with_multiprocessors(mut self, n: u32) -> Self {
+        self.multiprocessors = n;
         self
     }
 

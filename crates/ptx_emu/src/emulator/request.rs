@@ -17,6 +17,8 @@ pub struct Launch {
     pub params: Vec<Vec<u8>>,
     /// Replaces the emulator's seed for this launch.
     pub seed: Option<u64>,
+    /// CTAs of a cluster along x, y, z: the grid is a multiple of it. `None` takes what the entry says, or no clusters.
+    pub cluster: Option<[u32; 3]>,
 }
 
 impl Launch {
@@ -50,6 +52,12 @@ impl Launch {
     /// Adds an f32 as a parameter.
     pub fn with_f32(self, v: f32) -> Self {
         self.with_param(&v.to_le_bytes())
+    }
+
+    /// Sets the CTAs of a cluster along x, y, z.
+    pub fn with_cluster(mut self, cluster: [u32; 3]) -> Self {
+        self.cluster = Some(cluster);
+        self
     }
 
     /// Sets the seed of this launch.

@@ -1,7 +1,9 @@
 //! One CTA: what it is made of, how it begins and what must be done at its end.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use super::peers::Peers;
 use super::warp::{NO_NODE, Split, Warp};
 use super::{BARRIERS, Exec, LaunchCtx, Rng};
 use crate::alu::LANES;
@@ -9,9 +11,12 @@ use crate::alu::Regs;
 use crate::barrier::Barrier;
 use crate::counters::Counters;
 use crate::error::FaultKind;
+use crate::history::CTAS;
 use crate::ir::*;
+use crate::landing::Landing;
 use crate::mbarrier::Mbarrier;
-use crate::order::{Clocks, Knowledge};
+use crate::order::Knowledge;
+use crate::release::{Place, Releases};
 use crate::shared::{self, Shared};
 use crate::tma::BulkOp;
 use crate::wgmma::{WarpGroup, WgmmaRegs};
@@ -22,7 +27,19 @@ pub(crate) const MBAR_AGENTS: u32 = 128;
 pub(crate) struct Cta<'a> {
     pub(crate) ctx: &'a LaunchCtx<'a>,
     pub(crate) index: u32,
+    /// The index as records have it.
+    pub(crate) number: u32,
     pub(crate) ctaid: [u32; 3],
+    /// Position in the cluster.
+    pub(crate) rank: u32,
+    /// The CTAs of the cluster by rank, as records have them.
+    pub(crate) members: Arc<[u32]>,
+    /// Number of the cluster in the grid.
+    pub(crate) cluster: u32,
+    /// The other CTAs of the cluster, while this one runs.
+    pub(crate) peers: Peers<'a>,
+    /// All threads have ended: nobody may touch its shared memory any more.
+    pub(crate) exited: bool,
     pub(crate) warps: Vec<Warp>,
     pub(crate) shared: Shared,
     pub(crate) bars: Vec<Barrier>,
@@ -32,6 +49,8 @@ pub(crate) struct Cta<'a> {
     pub(crate) mbar_agents: HashMap<u32, u32>,
     pub(crate) groups: Vec<WarpGroup>,
     pub(crate) bulk: Vec<BulkOp>,
+    /// What other CTAs of the cluster have sent here and has not arrived.
+    pub(crate) landing: Vec<Landing>,
     pub(crate) rng: Rng,
     pub(crate) counters: Counters,
     pub(crate) clock_base: u32,
@@ -39,11 +58,17 @@ pub(crate) struct Cta<'a> {
     pub(crate) top_clock: u32,
     pub(crate) last_alloc: usize,
     pub(crate) ticks: u64,
-    /// CTAs whose earlier global accesses are ordered before this one's.
-    pub(crate) known: HashSet<u32>,
-    /// Clocks released at an address within the CTA.
-    pub(crate) sync_vars: HashMap<u64, Clocks>,
+    /// What was released at addresses of its shared memory.
+    pub(crate) releases: Releases,
     pub(crate) agents: usize,
+    /// The warp whose turn is next.
+    pub(super) next_warp: usize,
+    /// The last turn only looked again at what had not changed.
+    pub(crate) polled: bool,
+    /// The last turn ended with its share of instructions.
+    pub(super) cut: bool,
+    /// The last strong read read what it had read before.
+    pub(super) repeats: bool,
 }
 
 impl<'a> Cta<'a> {
@@ -71,7 +96,11 @@ impl<'a> Cta<'a> {
                 carry: 0,
                 copies: Vec::new(),
                 group: [0; LANES],
-                fenced: 0,
+                fences: Default::default(),
+                offers: Vec::new(),
+                seen: Vec::new(),
+                arrived: 0,
+                met: 0,
                 proxy: Knowledge::new(w as u32, agents),
                 wgmma: WgmmaRegs::new(if p.uses_wgmma { p.slots as usize + 1 } else { 0 }),
                 bulk_pending: Vec::new(),
@@ -83,7 +112,13 @@ impl<'a> Cta<'a> {
         Cta {
             ctx,
             index: 0,
+            number: 0,
             ctaid: [0; 3],
+            rank: 0,
+            members: Arc::new([]),
+            cluster: 0,
+            peers: Peers::default(),
+            exited: false,
             warps,
             shared: Shared::new(shared_bytes, readers, ctx.checks.races),
             bars: vec![Barrier::default(); BARRIERS],
@@ -92,15 +127,19 @@ impl<'a> Cta<'a> {
             mbar_agents: HashMap::new(),
             groups: (0..groups).map(|_| WarpGroup::default()).collect(),
             bulk: Vec::new(),
+            landing: Vec::new(),
             rng: Rng::new(0),
             counters: Counters::default(),
             clock_base: 0,
             top_clock: 0,
             last_alloc: 0,
             ticks: 0,
-            known: HashSet::new(),
-            sync_vars: HashMap::new(),
+            releases: Releases::default(),
             agents,
+            next_warp: 0,
+            polled: false,
+            cut: false,
+            repeats: false,
         }
     }
 
@@ -115,14 +154,30 @@ impl<'a> Cta<'a> {
         self.warps.len() as u32 + groups + warp
     }
 
+    /// Where it stands, for scopes.
+    pub(crate) fn place(&self) -> Place {
+        Place { cta: self.index, cluster: self.cluster }
+    }
+
+    /// Begins the CTA of a rank in a cluster, whose CTAs are given by rank.
+    pub(super) fn begin_in_cluster(&mut self, ctas: &[u32], rank: usize, cluster: u32) {
+        self.rank = rank as u32;
+        self.cluster = cluster;
+        self.members = ctas.iter().map(|c| c % CTAS).collect();
+        self.begin(ctas[rank]);
+    }
+
     pub(super) fn begin(&mut self, index: u32) {
         let ctx = self.ctx;
-        let [gx, gy, _] = ctx.grid;
         self.index = index;
-        self.ctaid = [index % gx, index / gx % gy, index / gx / gy];
+        self.number = index % CTAS;
+        self.ctaid = ctx.ctaid(index);
+        self.exited = false;
+        self.next_warp = 0;
         self.rng = Rng::new(ctx.seed ^ (index as u64).wrapping_mul(0xd134_2543_de82_ef95));
         let top = self.warps.iter().map(|w| w.now).fold(self.top_clock, u32::max);
-        let clear = top > shared::CLOCK_RESET;
+        // Where CTAs learn of each other, all clocks start from nothing.
+        let clear = top > shared::CLOCK_RESET || ctx.talk.talks;
         self.clock_base = if clear { 0 } else { top + 1 };
         self.top_clock = self.clock_base;
         self.shared.start(clear && ctx.checks.races);
@@ -133,8 +188,8 @@ impl<'a> Cta<'a> {
         self.mbars.clear();
         self.mbar_agents.clear();
         self.bulk.clear();
-        self.known.clear();
-        self.sync_vars.clear();
+        self.landing.clear();
+        self.releases.clear();
         for g in &mut self.groups {
             *g = WarpGroup::default();
         }
@@ -156,7 +211,12 @@ impl<'a> Cta<'a> {
             warp.carry = 0;
             warp.copies.clear();
             warp.group = [0; LANES];
-            warp.fenced = 0;
+            warp.fences = Default::default();
+            warp.offers.clear();
+            warp.seen.clear();
+            warp.arrived = 0;
+            warp.met = 0;
+            warp.know.set_cluster(self.members.clone());
             warp.proxy.reset(self.clock_base);
             warp.wgmma.reset();
             warp.bulk_pending.clear();
@@ -203,13 +263,15 @@ impl<'a> Cta<'a> {
                         Special::DynamicSharedSize => ctx.dynamic_shared,
                         Special::TotalSharedSize => self.shared.bytes.len() as u32,
                         Special::GridId => ctx.launch,
-                        Special::SmId => self.index % 132,
-                        Special::NSmId => 132,
-                        Special::ClusterId(a) => self.ctaid[a as usize],
-                        Special::NClusterId(a) => ctx.grid[a as usize],
-                        Special::ClusterCtaid(_) | Special::ClusterCtaRank => 0,
-                        Special::ClusterNctaid(_) | Special::ClusterNctaRank => 1,
-                        Special::IsExplicitCluster => ctx.prog.cluster.required.is_some() as u32,
+                        Special::SmId => self.index % ctx.multiprocessors,
+                        Special::NSmId => ctx.multiprocessors,
+                        Special::ClusterId(a) => self.ctaid[a as usize] / ctx.cluster[a as usize],
+                        Special::NClusterId(a) => ctx.grid[a as usize] / ctx.cluster[a as usize],
+                        Special::ClusterCtaid(a) => self.ctaid[a as usize] % ctx.cluster[a as usize],
+                        Special::ClusterCtaRank => self.rank,
+                        Special::ClusterNctaid(a) => ctx.cluster[a as usize],
+                        Special::ClusterNctaRank => ctx.cluster.iter().product(),
+                        Special::IsExplicitCluster => ctx.explicit_cluster as u32,
                     }),
                 };
             }
@@ -248,6 +310,7 @@ impl<'a> Cta<'a> {
                 return Err(self.fault(4 * g, None, NO_PC, FaultKind::CopiesInFlightAtExit, d));
             }
         }
-        Ok(())
+        self.exited = true;
+        self.leave_cluster()
     }
 }

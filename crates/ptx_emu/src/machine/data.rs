@@ -162,6 +162,8 @@ impl Cta<'_> {
     /// A clock that goes on with every look at it.
     pub(super) fn clock(&mut self, w: usize, active: u32, d: Slot, wide: bool, global: bool) {
         self.ticks += 1;
+        // Time goes on: whoever waits for it does not wait for others.
+        self.warps[w].seen.clear();
         let t = self.ticks * if global { 32 } else { 8 };
         let regs = &mut self.warps[w].regs;
         for lane in lanes(active) {

@@ -48,6 +48,7 @@ impl Cta<'_> {
             n = parent;
         }
         self.wake_warp_sync(w);
+        self.try_meet_cluster();
         if self.warps[w].live == 0 {
             for id in 0..BARRIERS as u32 {
                 self.try_release(id)?;

@@ -26,13 +26,12 @@ impl Cta<'_> {
             Op::Ld(a) => self.load(w, pc, active, a)?,
             Op::St(a) => self.store(w, pc, active, a)?,
             Op::LocalCopy { dst, src, bytes } => self.local_copy(w, active, *dst, *src, *bytes),
-            Op::Prefetch | Op::GridDep { .. } | Op::SetMaxNReg { .. } => {
-                if let Op::SetMaxNReg { .. } = op {
-                    self.aligned(w, pc, active)?;
-                }
-            }
-            Op::Atom { space, op, ty, order, scope: _, d, addr, b, c } => {
-                self.atomic(w, pc, active, *space, *op, *ty, *order, *d, *addr, *b, *c)?;
+            Op::Prefetch => {}
+            Op::SetMaxNReg { .. } => self.aligned(w, pc, active)?,
+            // Launches run to their end one after the other: what came before is done, and what comes after has not begun.
+            Op::GridDep { .. } => {}
+            Op::Atom { space, op, ty, order, scope, d, addr, b, c } => {
+                self.atomic(w, pc, active, *space, *op, *ty, (*order, *scope), *d, *addr, *b, *c)?;
             }
             Op::Shfl { mode, d, p, a, b, c, mask } => self.shfl(w, pc, active, *mode, *d, *p, *a, *b, *c, *mask)?,
             Op::Vote { mode, d, p, a, mask } => self.vote(w, pc, active, *mode, *d, *p, *a, *mask)?,
@@ -41,12 +40,16 @@ impl Cta<'_> {
             Op::Elect { d, p, mask } => self.elect(w, pc, active, *d, *p, *mask)?,
             Op::Activemask { d } => self.activemask(w, active, *d),
             Op::Fence(kind) => match kind {
-                FenceKind::Memory(_) => self.warps[w].fenced |= active,
+                FenceKind::Memory(scope) => self.fence(w, active, *scope),
                 FenceKind::ProxyAsync => {
                     self.mbar_fence(w, active);
                     self.proxy_fence(w, active);
                 }
-                FenceKind::MbarrierInit => self.mbar_fence(w, active),
+                FenceKind::MbarrierInit => {
+                    self.mbar_fence(w, active);
+                    // It releases the initialisation to the cluster.
+                    self.fence(w, active, Scope::Cluster);
+                }
                 FenceKind::Other => {}
             },
             Op::CpAsync { dst, src, bytes, src_size, ignore } => {
@@ -64,12 +67,10 @@ impl Cta<'_> {
             Op::MbarArrive(a) => self.mbar_arrive(w, pc, active, a)?,
             Op::MbarTx { addr, space, tx, complete } => self.mbar_tx(w, pc, active, *addr, *space, *tx, *complete)?,
             Op::MbarPending { d, state } => self.mbar_pending(w, active, *d, *state),
-            Op::ClusterArrive { .. }
-            | Op::ClusterWait { .. }
-            | Op::Mapa { .. }
-            | Op::GetCtaRank { .. }
-            | Op::AsyncStore(_) => self.cluster_op(w, pc, active, op)?,
-            Op::Bulk(b) | Op::BulkTensor(b) if b.multicast.is_some() => self.cluster_op(w, pc, active, op)?,
+            Op::ClusterArrive { release, aligned } => self.cluster_arrive(w, pc, active, *release, *aligned)?,
+            Op::Mapa { d, wide, space, a, rank } => self.mapa(w, pc, active, *d, *wide, *space, *a, *rank)?,
+            Op::GetCtaRank { d, wide, space, a } => self.get_cta_rank(w, pc, active, *d, *wide, *space, *a)?,
+            Op::AsyncStore(s) => self.async_store(w, pc, active, s)?,
             Op::Bulk(b) => self.bulk_copy(w, pc, active, b)?,
             Op::BulkTensor(b) => self.bulk_tensor(w, pc, active, b)?,
             Op::BulkCommit => self.bulk_commit(w, active),
@@ -105,6 +106,7 @@ impl Cta<'_> {
             | Op::WarpSync { .. }
             | Op::Bar { .. }
             | Op::MbarWait { .. }
+            | Op::ClusterWait { .. }
             | Op::WgmmaWait(_)
             | Op::Nanosleep => unreachable!("executed by the instruction loop"),
         }

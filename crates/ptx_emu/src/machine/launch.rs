@@ -1,13 +1,16 @@
 //! What all CTAs of a launch share, and the seeded random numbers that schedules are drawn from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use crate::emulator::Checks;
+use crate::history::Spilled;
 use crate::ir::*;
 use crate::memory::GlobalView;
+use crate::release::Releases;
+use crate::talk::Talk;
 
 /// What all CTAs of a launch share.
 pub(crate) struct LaunchCtx<'a> {
@@ -31,8 +34,42 @@ pub(crate) struct LaunchCtx<'a> {
     pub(crate) line_starts: &'a [usize],
     pub(crate) locs: &'a [(u32, u32, u32)],
     pub(crate) files: &'a HashMap<u32, String>,
-    /// Global addresses through which CTAs order each other, with the CTAs that released there.
-    pub(crate) syncs: Mutex<HashMap<u64, HashSet<u32>>>,
+    /// What was released at addresses of global memory.
+    pub(crate) releases: Mutex<Releases>,
+    /// Accesses to global memory on record for which a word is not enough.
+    pub(crate) spilled: Spilled,
+    /// How the kernel's CTAs can reach each other.
+    pub(crate) talk: Talk,
+    /// CTAs of a cluster along x, y, z.
+    pub(crate) cluster: [u32; 3],
+    /// The launch or the entry asks for clusters.
+    pub(crate) explicit_cluster: bool,
+    /// Clusters that are resident at a time.
+    pub(crate) resident_clusters: u32,
+    pub(crate) multiprocessors: u32,
+}
+
+impl LaunchCtx<'_> {
+    /// Position of a CTA in the grid.
+    pub(crate) fn ctaid(&self, index: u32) -> [u32; 3] {
+        let [gx, gy, _] = self.grid;
+        [index % gx, index / gx % gy, index / gx / gy]
+    }
+
+    /// The CTAs of a cluster, by rank.
+    pub(super) fn members(&self, cluster: u32) -> Vec<u32> {
+        let [cx, cy, cz] = self.cluster;
+        let [gx, gy, _] = self.grid;
+        let (nx, ny) = (gx / cx, gy / cy);
+        let at = [cluster % nx * cx, cluster / nx % ny * cy, cluster / nx / ny * cz];
+        let rank = |r: u32| [r % cx, r / cx % cy, r / cx / cy];
+        (0..cx * cy * cz)
+            .map(|r| {
+                let [x, y, z] = rank(r);
+                (at[0] + x) + gx * ((at[1] + y) + gy * (at[2] + z))
+            })
+            .collect()
+    }
 }
 
 /// SplitMix64.

@@ -1,56 +1,65 @@
 //! Reports: where a fault happened, and who waits for what in a deadlock.
 
+use super::warp::Split;
 use super::{Block, Cta};
 use crate::error::{Fault, FaultKind, SourceLocation};
 use crate::ir::*;
 
 impl Cta<'_> {
+    /// Everybody waits: the report names who for what.
     pub(super) fn deadlock(&self) -> Box<Fault> {
+        let first = self.warps.iter().enumerate().find_map(|(w, warp)| Some((w, warp.splits.first()?)));
+        let (w, pc) = first.map_or((0, NO_PC), |(w, s)| (w, waits_at(s)));
+        self.fault(w, None, pc, FaultKind::Deadlock, self.waits().join("; "))
+    }
+
+    /// Who waits for what, a line for each part of a warp.
+    fn waits(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        let mut first = None;
         for (w, warp) in self.warps.iter().enumerate() {
             for s in &warp.splits {
-                let pc = match s.block {
-                    Some(Block::Mbarrier(_) | Block::Wgmma) => s.pc,
-                    _ => s.pc.saturating_sub(1),
-                };
-                first.get_or_insert((w, s.pc));
-                let line = self.ctx.prog.code[pc as usize].line;
-                let what = match s.block {
-                    Some(Block::Barrier(id)) => {
-                        let b = &self.bars[id as usize];
-                        let want = b.expected.map_or("all threads".to_owned(), |e| format!("{e} threads"));
-                        format!("barrier {id} ({} threads arrived of {want})", b.arrived)
-                    }
-                    Some(Block::WarpSync(m)) => format!("bar.warp.sync with mask {m:#x}"),
-                    Some(Block::Mbarrier(a)) => match self.mbars.get(&a) {
-                        Some(m) => format!(
-                            "mbarrier at {:#x} (phase {}, {} of {} arrivals pending, {} bytes expected)",
-                            a + SHARED_BASE,
-                            m.phase,
-                            m.pending,
-                            m.expected,
-                            m.tx
-                        ),
-                        None => format!("mbarrier at {:#x}, which is not initialised", a + SHARED_BASE),
-                    },
-                    Some(Block::Wgmma) => "wgmma that the other warps of its group have not issued".to_owned(),
-                    None => continue,
-                };
-                lines.push(format!("warp {w} lanes {:#x} at PTX line {line} waits for {what}", s.mask));
+                let line = self.ctx.prog.code[waits_at(s) as usize].line;
+                let what = self.waits_for(s.block);
+                lines.push(format!("warp {w} lanes {:#x} at PTX line {line} {what}", s.mask));
             }
             for n in warp.nodes.iter().filter(|n| n.used && n.arrived != 0) {
                 lines.push(format!("warp {w} lanes {:#x} wait to meet lanes {:#x}", n.arrived, n.expect & !n.arrived));
             }
         }
-        let (w, pc) = first.unwrap_or((0, NO_PC));
-        let mut f = self.fault(w, None, pc, FaultKind::Deadlock, lines.join("; "));
-        if let Some(s) = self.warps[w].splits.first()
-            && !matches!(s.block, Some(Block::Mbarrier(_) | Block::Wgmma))
-        {
-            f = self.fault(w, None, s.pc.saturating_sub(1), FaultKind::Deadlock, f.detail);
+        lines
+    }
+
+    fn waits_for(&self, block: Option<Block>) -> String {
+        match block {
+            None => "reads again and again what does not change".to_owned(),
+            Some(Block::Barrier(id)) => {
+                let b = &self.bars[id as usize];
+                let want = b.expected.map_or("all threads".to_owned(), |e| format!("{e} threads"));
+                format!("waits for barrier {id} ({} threads arrived of {want})", b.arrived)
+            }
+            Some(Block::WarpSync(m)) => format!("waits for bar.warp.sync with mask {m:#x}"),
+            Some(Block::Mbarrier(a)) => match self.mbars.get(&a) {
+                Some(m) => format!(
+                    "waits for mbarrier at {:#x} (phase {}, {} of {} arrivals pending, {} bytes expected)",
+                    a + SHARED_BASE,
+                    m.phase,
+                    m.pending,
+                    m.expected,
+                    m.tx
+                ),
+                None => format!("waits for mbarrier at {:#x}, which is not initialised", a + SHARED_BASE),
+            },
+            Some(Block::Wgmma) => "waits for wgmma that the other warps of its group have not issued".to_owned(),
+            Some(Block::Cluster) => {
+                format!("waits for the cluster barrier, at which {} have not arrived", self.missing())
+            }
         }
-        f
+    }
+
+    /// The first part of a warp that waits, with its CTA.
+    pub(super) fn who_waits(&self) -> Option<String> {
+        let first = self.waits().into_iter().next()?;
+        Some(format!("CTA {:?}, {first}", self.ctaid))
     }
 
     pub(crate) fn fault(&self, w: usize, lane: Option<u32>, pc: u32, kind: FaultKind, detail: String) -> Box<Fault> {
@@ -107,5 +116,13 @@ impl Cta<'_> {
 
     pub(super) fn is_wide(&self, slot: Slot) -> bool {
         self.ctx.prog.wide[slot as usize]
+    }
+}
+
+/// The instruction at which a part of a warp waits: some are executed again, behind others it stands already.
+fn waits_at(s: &Split) -> u32 {
+    match s.block {
+        Some(Block::Mbarrier(_) | Block::Wgmma | Block::Cluster) => s.pc,
+        _ => s.pc.saturating_sub(1),
     }
 }

@@ -24,6 +24,7 @@ impl Cta<'_> {
                 }
             }
             if left == 0 {
+                self.cut = true;
                 self.warps[w].splits.push(sp);
                 return Ok(());
             }
@@ -181,8 +182,8 @@ impl Cta<'_> {
                     }
                     continue;
                 }
-                Op::MbarWait { addr, space, p, on, blocking, .. } => {
-                    let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on)?;
+                Op::MbarWait { addr, space, p, on, blocking, order, .. } => {
+                    let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on, *order)?;
                     match wait {
                         // A blocking wait may time out: the first one does, so that a missing loop shows.
                         Wait::Incomplete(off) if *blocking && sp.gave_up => {
@@ -192,6 +193,7 @@ impl Cta<'_> {
                         }
                         Wait::Incomplete(_) => {
                             sp.gave_up = self.ctx.seed == 0 || self.rng.below(2) == 0;
+                            self.polled = !*blocking;
                             sp.pc += 1;
                         }
                         Wait::Mixed => sp.pc += 1,
@@ -217,7 +219,24 @@ impl Cta<'_> {
                     self.warps[w].splits.push(sp);
                     return Ok(());
                 }
-                op => self.execute(w, pc, active, op)?,
+                Op::ClusterWait { aligned } => {
+                    if !self.cluster_wait(w, pc, active, *aligned)? {
+                        sp.block = Some(Block::Cluster);
+                        self.counters.barrier_waits += 1;
+                        self.warps[w].splits.push(sp);
+                        return Ok(());
+                    }
+                }
+                op => {
+                    self.execute(w, pc, active, op)?;
+                    if self.repeats {
+                        self.repeats = false;
+                        self.polled = true;
+                        sp.pc += 1;
+                        self.warps[w].splits.push(sp);
+                        return Ok(());
+                    }
+                }
             }
             sp.pc += 1;
         }

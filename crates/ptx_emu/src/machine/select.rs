@@ -2,6 +2,7 @@
 
 use super::{Cta, lanes, logic, put_lane};
 use crate::alu::{self, each};
+use crate::cluster::peer_of;
 use crate::ir::*;
 
 impl Cta<'_> {
@@ -128,12 +129,16 @@ impl Cta<'_> {
 
     /// The state space of a generic address.
     pub(super) fn isspacep(&mut self, w: usize, active: u32, space: MemSpace, p: u32, a: Slot) {
+        let rank = self.rank;
+        let own = |addr: u64| peer_of(addr).is_none_or(|r| r == rank);
         let regs = &mut self.warps[w].regs;
         let mut m = 0;
         for lane in lanes(active) {
             let window = regs.r64(a)[lane] >> 40 << 40;
             let is = match space {
-                MemSpace::Shared | MemSpace::SharedCluster => window == SHARED_WINDOW,
+                // The window of the cluster holds that of the CTA.
+                MemSpace::SharedCluster => window == SHARED_WINDOW,
+                MemSpace::Shared => window == SHARED_WINDOW && own(regs.r64(a)[lane] - SHARED_WINDOW),
                 MemSpace::Local => window == LOCAL_WINDOW,
                 MemSpace::Param => window == PARAM_WINDOW,
                 _ => window >= 1 << 44,

@@ -4,6 +4,7 @@ use super::Block;
 use crate::alu::{LANES, Regs};
 use crate::copies::Copy16;
 use crate::order::Knowledge;
+use crate::release::{Offer, SCOPES};
 use crate::tma::BulkGroup;
 use crate::wgmma::WgmmaRegs;
 
@@ -32,6 +33,13 @@ pub(super) struct Node {
     pub(super) used: bool,
 }
 
+/// What lanes had done and learnt at a fence.
+#[derive(Debug, Clone)]
+pub(crate) struct Fenced {
+    pub(crate) lanes: u32,
+    pub(crate) know: Knowledge,
+}
+
 pub(crate) struct Warp {
     pub(crate) regs: Regs,
     pub(crate) splits: Vec<Split>,
@@ -48,8 +56,16 @@ pub(crate) struct Warp {
     pub(crate) carry: u32,
     pub(crate) copies: Vec<Copy16>,
     pub(crate) group: [u32; LANES],
-    /// Lanes that executed a membar or fence: their atomics after it release.
-    pub(crate) fenced: u32,
+    /// What lanes had done and learnt at their last fence of each scope: what their strong writes release.
+    pub(crate) fences: [Option<Box<Fenced>>; SCOPES],
+    /// What lanes may take up with a fence, from strong reads before it.
+    pub(crate) offers: Vec<(u32, Offer)>,
+    /// The last strong reads: instruction, lanes, and a hash of what was read.
+    pub(super) seen: Vec<(u32, u32, u64)>,
+    /// Lanes that have arrived at the cluster barrier of the phase in progress.
+    pub(crate) arrived: u32,
+    /// Lanes whose phase of the cluster barrier is complete and that have not waited for it.
+    pub(crate) met: u32,
     /// What the lanes had done and learnt at their last fence.proxy.async.
     pub(crate) proxy: Knowledge,
     pub(crate) wgmma: WgmmaRegs,
