@@ -2,7 +2,7 @@
 //! naive. Measured, not computed.
 
 use crate::support::{case, device, f16};
-use ferroflash::{Attention, DType, Device, Kernel, Layout, Sizes, Shape, Tensor};
+use ferroflash::{Attention, DType, Device, Kernel, Layout, Shape, Sizes, Tensor};
 
 const HEADS: usize = 2;
 

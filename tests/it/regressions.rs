@@ -4,7 +4,7 @@ use crate::support::case::{Case, Memory, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference;
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Sizes, Shape, Strides, Tensor,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Shape, Sizes, Strides, Tensor,
     TensorView, TensorViewMut, Variant, bf16, f16,
 };
 
