@@ -99,7 +99,6 @@ const PROBLEM: Sizes =
 /// `[batch, row, head, dim]` to the order of the file.
 fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layout: Layout) -> (Vec<usize>, Vec<T>) {
     match layout {
-        Layout::Bshd => (vec![batch, rows, heads, dim], data.to_vec()),
         Layout::Bhsd => {
             let mut swapped = Vec::new();
             for b in 0..batch {
@@ -111,6 +110,7 @@ fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layo
             }
             (vec![batch, heads, rows, dim], swapped)
         }
+        _ => (vec![batch, rows, heads, dim], data.to_vec()),
     }
 }
 
@@ -145,8 +145,8 @@ fn attend_agrees<T: Element>(case: &Case, layout: Layout, arguments: &[&str]) {
     let elements: Vec<T> = out.data().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
     // Swapping the middle axes a second time, seen from the other side.
     let out = match layout {
-        Layout::Bshd => elements,
         Layout::Bhsd => in_layout(&elements, [batch, q_heads, q_rows, head_dim], Layout::Bhsd).1,
+        _ => elements,
     };
     let lse = lse.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
     let reference = case.reference(&inputs);

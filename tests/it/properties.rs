@@ -112,7 +112,7 @@ fn most_rows() -> usize {
 /// Takes batch entries and then heads away until the padded problem, and its reference, cost some tenths of a second.
 fn fit(mut problem: Sizes) -> Sizes {
     let budget: usize = if device::is_gpu() { 1 << 27 } else { 1 << 23 };
-    let cost = |p: &Problem| {
+    let cost = |p: &Sizes| {
         let rows = p.q_rows.next_multiple_of(64) * p.kv_rows.next_multiple_of(64).max(64);
         p.batch * p.q_heads * rows * p.head_dim.next_multiple_of(32)
     };

@@ -4,7 +4,7 @@ use crate::output::say;
 use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Problem, Shape, Tensor, reference};
+use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Shape, Sizes, Tensor, reference};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::HashMap;
@@ -288,16 +288,16 @@ fn encode<T: Element>(data: &[T]) -> Vec<u8> {
 /// From the order of the file to logical order `[batch, row, head, dim]`.
 fn from_layout<T: Copy>(data: &[T], shape: Shape, layout: Layout) -> Vec<T> {
     match layout {
-        Layout::Bshd => data.to_vec(),
         Layout::Bhsd => swap_middle_axes(data, shape.heads, shape.rows, shape.head_dim),
+        _ => data.to_vec(),
     }
 }
 
 /// From logical order `[batch, row, head, dim]` to the order of the file.
 fn to_layout<T: Copy>(data: &[T], shape: Shape, layout: Layout) -> Vec<T> {
     match layout {
-        Layout::Bshd => data.to_vec(),
         Layout::Bhsd => swap_middle_axes(data, shape.rows, shape.heads, shape.head_dim),
+        _ => data.to_vec(),
     }
 }
 

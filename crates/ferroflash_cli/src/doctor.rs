@@ -7,7 +7,7 @@ use crate::values::Values;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_entries};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Sizes, VARIANTS, embedded_entries};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -31,7 +31,7 @@ pub(crate) struct DoctorArgs {
 }
 
 /// What first results are computed of: every kernel takes it, on a device that it runs on.
-const FIRST_PROBLEM: Problem =
+const FIRST_PROBLEM: Sizes =
     Sizes { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
 
 /// What the child process says once it has its first result.

@@ -5,7 +5,7 @@ use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
-use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Problem, Shape, Stream, Tensor};
+use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Shape, Sizes, Stream, Tensor};
 use kernel_spec::{DType, Kernel, Mask};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};

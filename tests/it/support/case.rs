@@ -34,8 +34,8 @@ impl Memory {
 
     pub(crate) fn strides(&self, shape: Shape) -> Strides {
         let (inner_extent, outer_extent) = match self.layout {
-            Layout::Bshd => (shape.heads, shape.rows),
             Layout::Bhsd => (shape.rows, shape.heads),
+            _ => (shape.heads, shape.rows),
         };
         let heads_are_inner = self.layout == Layout::Bshd;
         let inner = if self.one_head && heads_are_inner { 0 } else { shape.head_dim + self.inner_gap };

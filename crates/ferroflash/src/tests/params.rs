@@ -27,7 +27,10 @@ fn parameters_of_the_flash_kernels() {
     assert_eq!((params.k.address, params.k.batch_stride, params.k.row_stride), (case.k.address(), 224, 32));
     assert_eq!((params.v.address, params.out.address), (case.v.address(), output.out.address()));
     assert_eq!(params.lse, output.lse.as_ref().unwrap().address());
-    assert_eq!((params.q_rows, params.kv_rows, params.q_heads, params.group, params.dim_qk, params.dim_v), (5, 7, 4, 2, 16, 16));
+    assert_eq!(
+        (params.q_rows, params.kv_rows, params.q_heads, params.group, params.dim_qk, params.dim_v),
+        (5, 7, 4, 2, 16, 16)
+    );
     assert_eq!(params.band, Band { left: Band::UNBOUNDED, right: 0 });
     assert_eq!((params.scale_log2, params.aligned, params.out_aligned), (0.5 * std::f32::consts::LOG2_E, 1, 1));
     assert_eq!((output.plan.workspace_bytes(), output.plan.lse_bytes, output.plan.extra_bytes()), (0, 160, 160));

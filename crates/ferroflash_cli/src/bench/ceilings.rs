@@ -7,7 +7,7 @@ use super::stats::Quartiles;
 use crate::values::normal;
 use crate::workload::Case;
 use anyhow::{Context, Result};
-use ferroflash::{Device, DeviceInfo, Layout, Problem, Shape, Tensor, Version};
+use ferroflash::{Device, DeviceInfo, Layout, Shape, Sizes, Tensor, Version};
 use kernel_spec::{DType, Mask};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -20,7 +20,7 @@ use super::record::Check;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use ferroflash::{DeviceKind, Problem};
+use ferroflash::{DeviceKind, Sizes};
 use kernel_spec::Mask;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use super::sweep_file;
 use crate::workload::Case;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::Problem;
+use ferroflash::Sizes;
 use kernel_spec::{DType, Kernel, Mask};
 use serde::Deserialize;
 use std::fmt::Display;
