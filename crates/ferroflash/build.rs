@@ -1,7 +1,7 @@
-//! Embeds the PTX of every variant, and decides whether CUDA devices are part of this build.
+//! Embeds the PTX of every entry point, and decides whether CUDA devices are part of this build.
 
 use cuda_builder::CudaBuilder;
-use kernel_spec::VARIANTS;
+use kernel_spec::entries;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -19,9 +19,8 @@ fn main() {
             std::process::exit(1);
         }
     };
-    let missing: Vec<_> =
-        VARIANTS.iter().map(|v| v.entry.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
-    assert!(missing.is_empty(), "entry points of kernel_spec::VARIANTS without PTX: {}", missing.join(", "));
+    let missing: Vec<_> = entries().map(|entry| entry.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
+    assert!(missing.is_empty(), "entry points of kernel_spec without PTX: {}", missing.join(", "));
     embed(&modules, &PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
 }
 
@@ -58,7 +57,7 @@ fn modules() -> Result<Modules, String> {
 }
 
 fn from_source(kernels: &Path) -> Result<Modules, String> {
-    let archs: BTreeSet<&str> = VARIANTS.iter().map(|variant| variant.entry.arch.name()).collect();
+    let archs: BTreeSet<&str> = entries().map(|entry| entry.arch.name()).collect();
     let mut builder = CudaBuilder::new(kernels);
     for arch in archs {
         builder = builder.arch(arch.parse().map_err(|error| format!("{error}"))?);
@@ -73,24 +72,23 @@ fn from_source(kernels: &Path) -> Result<Modules, String> {
         let arch = module.arch.name();
         module.kernels.into_iter().map(move |kernel| (arch, kernel))
     });
-    // An entry belongs to the architecture that its row of the list names.
-    let listed =
-        |arch: &str, name: &str| VARIANTS.iter().any(|v| v.entry.symbol == name && v.entry.arch.name() == arch);
+    // An entry belongs to the architecture that the list names.
+    let listed = |arch: &str, name: &str| entries().any(|entry| entry.symbol == name && entry.arch.name() == arch);
     Ok(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)).collect())
 }
 
-/// `SYMBOL.ptx` for every variant, in one subfolder per architecture or directly in the folder.
+/// `SYMBOL.ptx` for every entry point, in one subfolder per architecture or directly in the folder.
 fn from_folder(folder: &Path) -> Result<Modules, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut modules = Modules::new();
-    for variant in VARIANTS {
-        let file = format!("{}.ptx", variant.entry.symbol);
-        let paths = [folder.join(variant.entry.arch.name()).join(&file), folder.join(&file)];
+    for entry in entries() {
+        let file = format!("{}.ptx", entry.symbol);
+        let paths = [folder.join(entry.arch.name()).join(&file), folder.join(&file)];
         let Some(path) = paths.iter().find(|path| path.is_file()) else {
-            return Err(format!("no {file} in {} nor in its {}/", folder.display(), variant.entry.arch.name()));
+            return Err(format!("no {file} in {} nor in its {}/", folder.display(), entry.arch.name()));
         };
         let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        modules.insert(variant.entry.symbol.to_owned(), text);
+        modules.insert(entry.symbol.to_owned(), text);
     }
     Ok(modules)
 }

@@ -3,7 +3,7 @@
 use crate::support::case::{Case, Computed, Inputs, compare, runs};
 use crate::support::program::{self, fail, refuses, succeed};
 use crate::support::{bf16, device, f16};
-use ferroflash::{DType, Element, Kernel, Layout, Mask, Problem};
+use ferroflash::{DType, Element, Kernel, Layout, Mask, Sizes};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -93,13 +93,12 @@ fn file_dtype(dtype: DType) -> Dtype {
     }
 }
 
-const PROBLEM: Problem =
-    Problem { batch: 2, q_rows: 19, kv_rows: 33, q_heads: 4, kv_heads: 2, head_dim: 24, dtype: DType::F32 };
+const PROBLEM: Sizes =
+    Sizes { batch: 2, q_rows: 19, kv_rows: 33, q_heads: 4, kv_heads: 2, head_dim: 24, dtype: DType::F32 };
 
 /// `[batch, row, head, dim]` to the order of the file.
 fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layout: Layout) -> (Vec<usize>, Vec<T>) {
     match layout {
-        Layout::Bshd => (vec![batch, rows, heads, dim], data.to_vec()),
         Layout::Bhsd => {
             let mut swapped = Vec::new();
             for b in 0..batch {
@@ -111,6 +110,7 @@ fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layo
             }
             (vec![batch, heads, rows, dim], swapped)
         }
+        _ => (vec![batch, rows, heads, dim], data.to_vec()),
     }
 }
 
@@ -118,7 +118,7 @@ fn in_layout<T: Element>(data: &[T], [batch, rows, heads, dim]: [usize; 4], layo
 fn attend_agrees<T: Element>(case: &Case, layout: Layout, arguments: &[&str]) {
     let folder = Folder::new();
     let inputs: Inputs<T> = case.inputs();
-    let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = case.problem;
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = case.problem;
     let dtype = file_dtype(T::DTYPE);
     let (q_dims, kv_dims) = ([batch, q_rows, q_heads, head_dim], [batch, kv_rows, kv_heads, head_dim]);
     let tensor = |name, data: &[T], dims| {
@@ -145,8 +145,8 @@ fn attend_agrees<T: Element>(case: &Case, layout: Layout, arguments: &[&str]) {
     let elements: Vec<T> = out.data().chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
     // Swapping the middle axes a second time, seen from the other side.
     let out = match layout {
-        Layout::Bshd => elements,
         Layout::Bhsd => in_layout(&elements, [batch, q_heads, q_rows, head_dim], Layout::Bhsd).1,
+        _ => elements,
     };
     let lse = lse.data().chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
     let reference = case.reference(&inputs);
@@ -158,7 +158,7 @@ fn attend_agrees_with_the_reference() {
     let device = device::name();
     for (layout, name) in [(Layout::Bshd, "bshd"), (Layout::Bhsd, "bhsd")] {
         for kernel in Kernel::ALL {
-            let case = |dtype, mask| Case::new(kernel, Problem { dtype, ..PROBLEM }, mask);
+            let case = |dtype, mask| Case::new(kernel, Sizes { dtype, ..PROBLEM }, mask);
             let fixed = ["--kernel", kernel.name(), "--layout", name, "--device", &device];
             if runs::<f32>(&device::shared().device, kernel) {
                 attend_agrees::<f32>(&case(DType::F32, Mask::Full), layout, &fixed);
@@ -188,7 +188,7 @@ fn attend_chooses_a_kernel_and_has_a_reference() {
 #[test]
 fn attend_takes_no_keys() {
     let device = device::name();
-    let case = Case::new(Kernel::V2, Problem { kv_rows: 0, ..PROBLEM }, Mask::Full);
+    let case = Case::new(Kernel::V2, Sizes { kv_rows: 0, ..PROBLEM }, Mask::Full);
     attend_agrees::<f32>(&case, Layout::Bshd, &["--device", &device]);
     attend_agrees::<f32>(&case, Layout::Bhsd, &["--kernel", "reference", "--layout", "bhsd"]);
 }

@@ -6,6 +6,7 @@
 
 use crate::support::device;
 use ferroflash::{Attention, DType, Device, EmulatorConfig, Kernel, Layout, Pass, Shape, Tensor, Variant};
+use kernel_spec::FeatureSet;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -79,7 +80,8 @@ fn count(kernel: Kernel, dtype: DType, head_dim: usize, rows: usize) -> Cell {
 
 fn variant(pass: Pass, cell: &Cell) -> &'static Variant {
     // No mask: every row sees every key.
-    Variant::find(pass, cell.dtype, cell.head_dim as u32, cell.rows as u32).expect("a row of the list")
+    Variant::find(pass, cell.dtype, [cell.head_dim as u32; 2], cell.rows as u32, FeatureSet::NONE)
+        .expect("a row of the list")
 }
 
 /// Bytes that a kernel reads and writes, from the sizes of its tiles: `N` rows of `d` dims of `e` bytes, one head, no mask.

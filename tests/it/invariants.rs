@@ -3,14 +3,14 @@
 use crate::support::case::{Case, Inputs, Memory, compare, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference::max_abs_difference;
-use ferroflash::{Device, Element, EmulatorConfig, Kernel, Layout, Lse, LseShape, Mask, Problem, Tensor, bf16, f16};
+use ferroflash::{Device, Element, EmulatorConfig, Kernel, Layout, Lse, LseShape, Mask, Sizes, Tensor, bf16, f16};
 
 /// Several tiles of queries and of keys, none of them whole.
 const Q_ROWS: usize = 130;
 const KV_ROWS: usize = 147;
 
-fn problem<T: Element>() -> Problem {
-    Problem { batch: 2, q_rows: Q_ROWS, kv_rows: KV_ROWS, q_heads: 2, kv_heads: 2, head_dim: 40, dtype: T::DTYPE }
+fn problem<T: Element>() -> Sizes {
+    Sizes { batch: 2, q_rows: Q_ROWS, kv_rows: KV_ROWS, q_heads: 2, kv_heads: 2, head_dim: 40, dtype: T::DTYPE }
 }
 
 fn case<T: Element>(kernel: Kernel, mask: Mask) -> Case {
@@ -58,8 +58,8 @@ fn repeat_tiles<T: Element>(device: &Device, repeats: u32, batch: usize) {
         for (batch, q_rows, q_heads, mask) in
             [(batch, 20, 6, Mask::Full), (batch, 20, 6, Mask::Causal), (3, 5, 16, Mask::Full)]
         {
-            let (head_dim, dtype) = (variant.head_dim as usize, T::DTYPE);
-            let problem = Problem { batch, q_rows, kv_rows: 450, q_heads, kv_heads: 2, head_dim, dtype };
+            let (head_dim, dtype) = (variant.head_dim() as usize, T::DTYPE);
+            let problem = Sizes { batch, q_rows, kv_rows: 450, q_heads, kv_heads: 2, head_dim, dtype };
             repeat::<T>(device, &Case::new(variant, problem, mask), repeats);
         }
     }
@@ -93,7 +93,7 @@ impl Tensors {
     fn new<T: Element>(device: &Device, case: &Case, inputs: &Inputs<T>) -> Tensors {
         let upload = |data: &[T], shape| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();
         let (q, kv) = (case.q_shape(), case.kv_shape());
-        let Problem { batch, q_heads: heads, q_rows: rows, .. } = case.problem;
+        let Sizes { batch, q_heads: heads, q_rows: rows, .. } = case.problem;
         Tensors {
             qkv: [upload(&inputs.q, q), upload(&inputs.k, kv), upload(&inputs.v, kv)],
             out: Tensor::uninit(device, T::DTYPE, q, Layout::Bshd).unwrap(),
@@ -120,7 +120,7 @@ fn a_causal_row_ignores_later_keys<T: Element>(kernel: Kernel) {
     let shared = device::shared();
     let case = case::<T>(kernel, Mask::Causal);
     let inputs = case.inputs::<T>();
-    let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = case.problem;
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = case.problem;
     // In the middle of a tile of every kernel.
     let last_row = 70;
     let first_hidden = last_row + kv_rows - q_rows + 1;
@@ -172,7 +172,7 @@ fn the_order_of_keys_does_not_matter<T: Element>(kernel: Kernel) {
     let case = case::<T>(kernel, Mask::Full);
     let inputs = case.inputs::<T>();
     let reference = case.reference(&inputs);
-    let Problem { batch, kv_rows, kv_heads, head_dim, .. } = case.problem;
+    let Sizes { batch, kv_rows, kv_heads, head_dim, .. } = case.problem;
     let row = kv_heads * head_dim;
     // 61 has no factor in common with 147 = 3 * 7 * 7, so that every key goes to a place of its own.
     let permute = |data: &[T]| -> Vec<T> {

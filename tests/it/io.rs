@@ -2,7 +2,7 @@
 //! naive. Measured, not computed.
 
 use crate::support::{case, device, f16};
-use ferroflash::{Attention, DType, Device, Kernel, Layout, Problem, Shape, Tensor};
+use ferroflash::{Attention, DType, Device, Kernel, Layout, Shape, Sizes, Tensor};
 
 const HEADS: usize = 2;
 
@@ -83,7 +83,7 @@ fn nothing_leaks() {
     let before = device.memory().live_bytes;
     {
         let problem =
-            Problem { batch: 1, q_rows: 9, kv_rows: 9, q_heads: 1, kv_heads: 1, head_dim: 8, dtype: DType::F32 };
+            Sizes { batch: 1, q_rows: 9, kv_rows: 9, q_heads: 1, kv_heads: 1, head_dim: 8, dtype: DType::F32 };
         let q = Tensor::zeros(device, problem.dtype, Shape::new(1, 9, 1, 8), Layout::Bshd).unwrap();
         let wrong = Tensor::zeros(device, problem.dtype, Shape::new(1, 9, 1, 16), Layout::Bshd).unwrap();
         assert!(device.memory().live_bytes > before);

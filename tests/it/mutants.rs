@@ -7,8 +7,9 @@
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
-use kernel_spec::v3::{Schedule, Work};
-use kernel_spec::{Features, ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
+use kernel_spec::copy_engine::BOX_COLS;
+use kernel_spec::schedule::{Schedule, Work};
+use kernel_spec::{FeatureSet, Features, ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module, Swizzle};
@@ -135,7 +136,7 @@ const DTYPE: DType = DType::Bf16;
 
 impl Subject {
     fn variant(&self) -> &'static Variant {
-        Variant::find(self.pass, DTYPE, self.head_dim, self.keys).expect("a row of the list")
+        Variant::find(self.pass, DTYPE, [self.head_dim; 2], self.keys, FeatureSet::NONE).expect("a row of the list")
     }
 
     fn ptx(&self) -> String {
@@ -161,7 +162,7 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
         .with_instruction_limit(Some(100_000_000))
         .with_time_limit(Some(Duration::from_secs(60)));
     let device = Emulator::new(options);
-    let (heads, kv_heads, dim) = (call.heads, call.heads / 2, variant.head_dim);
+    let (heads, kv_heads, dim) = (call.heads, call.heads / 2, variant.dim_qk);
     let bytes = |rows: u32, heads: u32| (rows * heads * dim) as u64 * 2;
     let upload = |rows, heads, seed| -> Result<u64, EmuError> {
         let address = device.alloc(bytes(rows, heads))?;
@@ -190,10 +191,12 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
         kv_rows: call.kv_rows,
         q_heads: heads,
         group: heads / kv_heads,
-        head_dim: dim,
+        dim_qk: dim,
+        dim_v: dim,
         scale_log2: call.scale.abs() * std::f32::consts::LOG2_E,
         band: call.mask.band(),
         aligned: 1,
+        out_aligned: 1,
         negate: (call.scale < 0.0).into(),
         features: Features::OFF,
     };
@@ -210,8 +213,7 @@ fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec
                 address,
                 dims: vec![dim as u64, rows as u64, heads as u64, 1],
                 strides: vec![(heads * dim) as u64 * 2, dim as u64 * 2, bytes(rows, heads)],
-                // 64 dims are the 128 bytes of the swizzle.
-                box_dims: vec![64, box_rows, 1, 1],
+                box_dims: vec![BOX_COLS, box_rows, 1, 1],
                 swizzle: Swizzle::Bytes128,
                 fill: TensorFill::Zero,
             })?;

@@ -2,7 +2,8 @@
 
 use crate::support::case::{Case, Memory};
 use crate::support::device;
-use ferroflash::{Attention, Element, Kernel, Layout, Mask, Problem, VARIANTS, Variant};
+use ferroflash::{Attention, Element, Kernel, Layout, Mask, Sizes, VARIANTS, Variant};
+use kernel_spec::FeatureSet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -99,8 +100,8 @@ prop_compose! {
             1 => prop::sample::select(vec![32usize, 64, 96, 128, 192, 256]),
             2 => (1usize..=32).prop_map(|n| 8 * n),
         ],
-    ) -> Problem {
-        fit(Problem { batch, q_rows, kv_rows, q_heads: kv_heads * group, kv_heads, head_dim, dtype })
+    ) -> Sizes {
+        fit(Sizes { batch, q_rows, kv_rows, q_heads: kv_heads * group, kv_heads, head_dim, dtype })
     }
 }
 
@@ -109,9 +110,9 @@ fn most_rows() -> usize {
 }
 
 /// Takes batch entries and then heads away until the padded problem, and its reference, cost some tenths of a second.
-fn fit(mut problem: Problem) -> Problem {
+fn fit(mut problem: Sizes) -> Sizes {
     let budget: usize = if device::is_gpu() { 1 << 27 } else { 1 << 23 };
-    let cost = |p: &Problem| {
+    let cost = |p: &Sizes| {
         let rows = p.q_rows.next_multiple_of(64) * p.kv_rows.next_multiple_of(64).max(64);
         p.batch * p.q_heads * rows * p.head_dim.next_multiple_of(32)
     };
@@ -143,9 +144,9 @@ prop_compose! {
         let mut attention = Attention::new().with_kernel(kernel).with_mask(mask);
         attention.scale = scale;
         // Problems as small as these would never see the tiles for long rows.
-        let chosen = Variant::find(kernel.passes()[0], dtype, problem.head_dim as u32, 0);
+        let chosen = Variant::find(kernel.passes()[0], dtype, [problem.head_dim as u32; 2], 0, FeatureSet::NONE);
         let same_head_dim = |v: &&'static Variant| {
-            chosen.is_some_and(|c| (c.pass, c.dtype, c.head_dim) == (v.pass, v.dtype, v.head_dim))
+            chosen.is_some_and(|c| (c.pass, c.dtype, c.head_dim()) == (v.pass, v.dtype, v.head_dim()))
         };
         let tiles: Vec<_> = VARIANTS.iter().filter(same_head_dim).collect();
         if tiles.len() > 1 {

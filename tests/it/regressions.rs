@@ -4,15 +4,16 @@ use crate::support::case::{Case, Memory, runs, v3_tiles};
 use crate::support::device;
 use ferroflash::reference;
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Problem, Shape, Strides, Tensor,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, Mask, Shape, Sizes, Strides, Tensor,
     TensorView, TensorViewMut, Variant, bf16, f16,
 };
+use kernel_spec::FeatureSet;
 
-fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
+fn check_all(problem: Sizes, mask: Mask, adjust: impl Fn(&mut Case)) {
     let shared = device::shared();
     for kernel in Kernel::ALL {
         for dtype in DType::ALL {
-            let mut case = Case::new(kernel, Problem { dtype, ..problem }, mask);
+            let mut case = Case::new(kernel, Sizes { dtype, ..problem }, mask);
             adjust(&mut case);
             let result = match dtype {
                 DType::F32 => case.check::<f32>(&shared.device),
@@ -24,8 +25,8 @@ fn check_all(problem: Problem, mask: Mask, adjust: impl Fn(&mut Case)) {
     }
 }
 
-fn problem(q_rows: usize, kv_rows: usize) -> Problem {
-    Problem { batch: 1, q_rows, kv_rows, q_heads: 2, kv_heads: 1, head_dim: 64, dtype: DType::F32 }
+fn problem(q_rows: usize, kv_rows: usize) -> Sizes {
+    Sizes { batch: 1, q_rows, kv_rows, q_heads: 2, kv_heads: 1, head_dim: 64, dtype: DType::F32 }
 }
 
 /// Output 0 and log-sum-exp minus infinity, not NaN: there is no maximum to subtract.
@@ -87,7 +88,7 @@ fn more_tiles_than_multiprocessors() {
     // Three rounds of tiles with few rows, which the reference is quick with; then heads of several tiles.
     let batch = (device.info().multiprocessors as usize).div_ceil(2);
     let check = |head_dim, (q_rows, kv_rows), batch, mask| {
-        let problem = Problem { batch, q_rows, kv_rows, q_heads: 6, kv_heads: 2, head_dim, dtype: DType::Bf16 };
+        let problem = Sizes { batch, q_rows, kv_rows, q_heads: 6, kv_heads: 2, head_dim, dtype: DType::Bf16 };
         let case = Case::new(Kernel::V3, problem, mask);
         let plan = case.attention.plan(device, &problem).unwrap();
         assert_eq!(plan.steps[0].ctas, device.info().multiprocessors, "{plan}");
@@ -127,7 +128,7 @@ fn scores_that_are_all_very_negative() {
         if !runs::<T>(device, kernel) {
             return;
         }
-        let mut case = Case::new(kernel, Problem { dtype: T::DTYPE, ..problem(70, 90) }, Mask::Causal);
+        let mut case = Case::new(kernel, Sizes { dtype: T::DTYPE, ..problem(70, 90) }, Mask::Causal);
         case.attention.scale = Some(1.0);
         let mut inputs = case.inputs::<T>();
         // The first columns alone add -20000 to every score.
@@ -150,11 +151,11 @@ fn scores_that_are_all_very_negative() {
 /// `q_rows` rows of one head and 500 keys, for `kernels` at head dim 64 and every tile of v3 at its own. The scale is ln 2: the score of a
 /// key is the logarithm to base 2 of its weight.
 fn powers_of_two<T: Element>(device: &Device, kernels: &[Kernel], q_rows: usize, deviation: f64) -> Vec<Case> {
-    let tiles = v3_tiles::<T>(device).map(|tile| (tile.into(), tile.head_dim as usize));
+    let tiles = v3_tiles::<T>(device).map(|tile| (tile.into(), tile.head_dim() as usize));
     let all = kernels.iter().map(|&kernel| (KernelChoice::from(kernel), 64)).chain(tiles);
     let case = |(kernel, head_dim)| {
         let (heads, kv_rows, dtype) = (1, 500, T::DTYPE);
-        let problem = Problem { batch: 1, q_rows, kv_rows, q_heads: heads, kv_heads: heads, head_dim, dtype };
+        let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads: heads, kv_heads: heads, head_dim, dtype };
         let mut case = Case { deviation, ..Case::new(kernel, problem, Mask::Full) };
         case.attention.scale = Some(std::f32::consts::LN_2);
         case
@@ -196,7 +197,7 @@ fn the_largest_weight_is_rounded_once() {
     fn check<T: Element>(device: &Device, ulp: f64) {
         // Sixteen weights, one a row; all else is 0.
         for case in powers_of_two::<T>(device, &[Kernel::V1, Kernel::V2], 16, 0.0) {
-            let Problem { head_dim, kv_rows, .. } = case.problem;
+            let Sizes { head_dim, kv_rows, .. } = case.problem;
             for at in [0, kv_rows - 1] {
                 let mut inputs = case.inputs::<T>();
                 // Row by row another weight, 2^7 to 2^9.
@@ -233,7 +234,7 @@ fn the_largest_weight_is_rounded_once() {
 #[test]
 fn nearly_tied_keys() {
     let shared = device::shared();
-    let problem = Problem { q_rows: 64, kv_rows: 31, q_heads: 6, kv_heads: 3, head_dim: 256, ..problem(64, 31) };
+    let problem = Sizes { q_rows: 64, kv_rows: 31, q_heads: 6, kv_heads: 3, head_dim: 256, ..problem(64, 31) };
     for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
         let (mut squares, mut rounded_squares) = (0.0, 0.0);
         for seed in [14117250956549874605, 1, 2, 3, 4, 5, 6, 7] {
@@ -271,11 +272,12 @@ fn nan_in_key_blocks_that_no_row_sees() {
             continue;
         }
         let head_dim = problem(1, 1).head_dim as u32;
-        let tile = Variant::find(kernel.passes()[0], DType::F16, head_dim, 0).expect("every kernel has variants");
+        let tile = Variant::find(kernel.passes()[0], DType::F16, [head_dim; 2], 0, FeatureSet::NONE)
+            .expect("every kernel has variants");
         let hidden_rows = tile.kv_block as usize;
         // 64 queries at the end see the 127 last keys, none of those in the tiles before.
         let mask = Mask::Window { left: Some(63), right: Some(0) };
-        let case = Case::new(kernel, Problem { dtype: DType::F16, ..problem(64, hidden_rows + 128) }, mask);
+        let case = Case::new(kernel, Sizes { dtype: DType::F16, ..problem(64, hidden_rows + 128) }, mask);
         let mut inputs = case.inputs::<f16>();
         let hidden = hidden_rows * case.problem.head_dim;
         let reference = case.reference(&inputs);
@@ -319,7 +321,7 @@ fn check_far_apart(device: &Device, storage: &Tensor, shape: Shape, strides: Str
     // Further apart than the near strides reach.
     let address = |tensor: usize| storage.address() + (tensor * (1 << 16) * DType::F16.bytes()) as u64;
     let reach = storage.storage_elements() - 3 * (1 << 16);
-    let problem = Problem {
+    let problem = Sizes {
         batch: shape.batch,
         q_rows: shape.rows,
         kv_rows: shape.rows,

@@ -3,13 +3,14 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::ptxas::{Ptxas, Report};
 use cuda_builder::{Arch, BuildOutput, CudaBuilder};
-use kernel_spec::{VARIANTS, Variant};
+use kernel_spec::{Entry, FeatureSet, entries, specialise};
 use lexopt::Arg;
 
 use crate::{arguments, output, setup, table, workspace};
@@ -17,8 +18,9 @@ use crate::{arguments, output, setup, table, workspace};
 const HELP: &str = "\
 Usage: cargo xtask build [OPTIONS]
 
-Compiles the kernels to PTX and tabulates the entries. With ptxas, which needs no GPU, the table shows registers, spills and
-warnings. Fails on a spill, on local memory and on serialised wgmma instructions.
+Compiles the kernels to PTX and tabulates the entries, each alone and with every combination of the features that it accepts. With
+ptxas, which needs no GPU, the table shows registers, spills and warnings. Fails on a spill, on local memory and on serialised wgmma
+instructions.
 
 Options
   --out DIR            where ENTRY.ptx goes, in a folder per architecture [target/ptx]
@@ -61,17 +63,17 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     report(&built, &options, started)
 }
 
-/// A builder of the kernel crate for every architecture of the variant list.
+/// A builder of the kernel crate for every architecture of the list of entries.
 pub(crate) fn builder() -> Result<CudaBuilder> {
     // The folder that the build script of `ferroflash` uses too: each compiles what the other has not.
     let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
-    for variant in VARIANTS {
-        builder = builder.arch(variant.entry.arch.name().parse()?);
+    for entry in entries() {
+        builder = builder.arch(entry.arch.name().parse()?);
     }
     Ok(builder)
 }
 
-/// Compiles every entry of the variant list and checks that PTX and list agree. `out` is `target/ptx` by default.
+/// Compiles every entry of the list and checks that PTX and list agree. `out` is `target/ptx` by default.
 pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
     let out = match out {
         Some(out) => out,
@@ -84,20 +86,18 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
         if !module.warnings.is_empty() {
             output::note(format_args!("{}", module.warnings.trim_end()));
         }
-        if let Some(kernel) =
-            module.kernels.iter().find(|kernel| VARIANTS.iter().all(|v| v.entry.symbol != kernel.name))
-        {
-            bail!("{arch}: the entry `{}` is not in kernel_spec::VARIANTS", kernel.name);
+        if let Some(kernel) = module.kernels.iter().find(|kernel| entries().all(|entry| entry.symbol != kernel.name)) {
+            bail!("{arch}: the entry `{}` is not in kernel_spec::entries", kernel.name);
         }
         // An entry belongs to the architecture that its row of the list names.
-        module.kernels.retain(|kernel| variants(arch).any(|variant| variant.entry.symbol == kernel.name));
-        for variant in variants(arch) {
+        module.kernels.retain(|kernel| entries_of(arch).any(|entry| entry.symbol == kernel.name));
+        for entry in entries_of(arch) {
             let kernel = module
-                .kernel(variant.entry.symbol)
-                .with_context(|| format!("{arch}: `{}` of kernel_spec::VARIANTS has no entry", variant.entry.symbol))?;
-            if kernel.bounds.threads != Some([variant.entry.threads, 1, 1]) {
-                let (bounds, threads) = (kernel.bounds.threads, variant.entry.threads);
-                bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::VARIANTS says {threads}", kernel.name);
+                .kernel(entry.symbol)
+                .with_context(|| format!("{arch}: `{}` of kernel_spec::entries has no entry point", entry.symbol))?;
+            if kernel.bounds.threads != Some([entry.threads, 1, 1]) {
+                let (bounds, threads) = (kernel.bounds.threads, entry.threads);
+                bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::entries says {threads}", kernel.name);
             }
         }
         module.copy_to(&out)?;
@@ -106,16 +106,25 @@ pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
     Ok(built)
 }
 
-fn variants(arch: Arch) -> impl Iterator<Item = &'static Variant> {
-    VARIANTS.iter().filter(move |variant| variant.entry.arch.name() == arch.name())
+fn entries_of(arch: Arch) -> impl Iterator<Item = &'static Entry> {
+    entries().filter(move |entry| entry.arch.name() == arch.name())
 }
 
-/// One line of the table: an entry, and an assembled GPU if there is a ptxas.
-struct Row<'a> {
-    variant: &'static Variant,
-    ptx: &'a str,
+/// One line of the table: an entry with some of the features that it accepts, and an assembled GPU if there is a ptxas.
+struct Row {
+    entry: &'static Entry,
+    features: FeatureSet,
+    ptx: Arc<str>,
     local_memory: bool,
     gpu: Option<Arch>,
+}
+
+impl Row {
+    /// The entry, and the features that are on, for people.
+    fn name(&self) -> String {
+        let symbol = self.entry.symbol;
+        if self.features.is_empty() { symbol.to_string() } else { format!("{symbol} +{:#b}", self.features.bits()) }
+    }
 }
 
 fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
@@ -136,11 +145,15 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
             (Some(_), _) if module.arch.is_specific() => vec![Some(module.arch)],
             (Some(_), gpus) => gpus.iter().copied().filter(|&gpu| gpu >= module.arch).map(Some).collect(),
         };
-        for variant in variants(module.arch) {
-            let kernel = module.kernel(variant.entry.symbol).context("checked after the build")?;
-            if options.entry.as_deref().is_none_or(|text| variant.entry.symbol.contains(text)) {
+        for entry in entries_of(module.arch) {
+            let kernel = module.kernel(entry.symbol).context("checked after the build")?;
+            if options.entry.as_deref().is_none_or(|text| entry.symbol.contains(text)) {
                 let local_memory = kernel.uses_local_memory();
-                rows.extend(gpus.iter().map(|&gpu| Row { variant, ptx: &kernel.ptx, local_memory, gpu }));
+                // Every combination: what a row accepts is what this has seen assemble.
+                for features in entry.accepts.subsets() {
+                    let ptx: Arc<str> = specialise(&kernel.ptx, entry, features).with_context(|| entry.symbol)?.into();
+                    rows.extend(gpus.iter().map(|&gpu| Row { entry, features, ptx: ptx.clone(), local_memory, gpu }));
+                }
             }
         }
     }
@@ -151,7 +164,7 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
         Some(ptxas) => assemble(ptxas, &rows)?,
         None => vec![None; rows.len()],
     };
-    let mut header = vec!["entry", "arch", "dtype", "head_dim", "tile", "threads", "shared KiB", "PTX KiB"];
+    let mut header = vec!["entry", "arch", "threads", "shared KiB", "PTX KiB"];
     if ptxas.is_some() {
         header.extend(["assembled", "registers", "spill B", "warnings"]);
     }
@@ -161,15 +174,21 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
         cells.push(line(row, report.as_ref()));
         let gpu = row.gpu.map(|gpu| format!(" on {gpu}")).unwrap_or_default();
         if row.local_memory {
-            defects.push(format!("{}: local memory in the PTX", row.variant.entry.symbol));
+            defects.push(format!("{}: local memory in the PTX", row.name()));
         }
         for defect in report.iter().flat_map(Report::defects) {
-            defects.push(format!("{}{gpu}: {defect}", row.variant.entry.symbol));
+            defects.push(format!("{}{gpu}: {defect}", row.name()));
         }
     }
     output::print(&table::format(&header, &cells))?;
-    let entries: HashSet<&str> = rows.iter().map(|row| row.variant.entry.symbol).collect();
-    output::print(&format!("{} entries, {:.1} s\n", entries.len(), started.elapsed().as_secs_f64()))?;
+    let entries: HashSet<&str> = rows.iter().map(|row| row.entry.symbol).collect();
+    let texts: HashSet<_> = rows.iter().map(|row| (row.entry.symbol, row.features)).collect();
+    let seconds = started.elapsed().as_secs_f64();
+    output::print(&format!(
+        "{} entries, {} with features, {seconds:.1} s\n",
+        entries.len(),
+        texts.len() - entries.len()
+    ))?;
     if defects.is_empty() {
         return Ok(());
     }
@@ -177,17 +196,13 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
     bail!("{} defects:\n  {}", defects.len(), defects.join("\n  "))
 }
 
-fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
-    let variant = row.variant;
-    let or_dash = |number: u32| if number == 0 { "-".to_string() } else { number.to_string() };
+fn line(row: &Row, report: Option<&Report>) -> Vec<String> {
+    let entry = row.entry;
     let mut cells = vec![
-        variant.entry.symbol.to_string(),
-        variant.entry.arch.name().to_string(),
-        variant.dtype.name().to_string(),
-        or_dash(variant.head_dim),
-        format!("{} x {}", variant.q_block, variant.kv_block),
-        variant.entry.threads.to_string(),
-        format!("{:.1}", f64::from(variant.entry.shared_bytes) / 1024.0),
+        row.name(),
+        entry.arch.name().to_string(),
+        entry.threads.to_string(),
+        format!("{:.1}", f64::from(entry.shared_bytes) / 1024.0),
         format!("{}", row.ptx.len() / 1024),
     ];
     if let Some(report) = report {
@@ -201,7 +216,7 @@ fn line(row: &Row<'_>, report: Option<&Report>) -> Vec<String> {
 }
 
 /// Assembles every row, on all cores: a row takes a few tenths of a second.
-fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
+fn assemble(ptxas: &Ptxas, rows: &[Row]) -> Result<Vec<Option<Report>>> {
     workspace::step(&format!("ptxas {}: {} assemblies", ptxas.version(), rows.len()));
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -210,7 +225,7 @@ fn assemble(ptxas: &Ptxas, rows: &[Row<'_>]) -> Result<Vec<Option<Report>>> {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(row) = rows.get(index) else { return Ok(done) };
             let gpu = row.gpu.context("a row to assemble names a GPU")?;
-            done.push((index, ptxas.assemble(row.variant.entry.symbol, row.ptx, gpu)?));
+            done.push((index, ptxas.assemble(row.entry.symbol, &row.ptx, gpu)?));
         }
     };
     let mut reports = vec![None; rows.len()];

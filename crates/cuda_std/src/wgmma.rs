@@ -180,17 +180,23 @@ pub unsafe fn wait<const PENDING: usize>() {
     }
 }
 
-/// Gives registers back: the threads of the warpgroup keep `REGISTERS` each, a multiple of 8.
+/// A number of registers of a thread: a multiple of 8 from 24 to 256.
+pub trait Registers {
+    /// The number.
+    const COUNT: u32;
+}
+
+/// Gives registers back: the threads of the warpgroup keep `R::COUNT` each.
 ///
 /// PTX `setmaxnreg.dec.sync.aligned.u32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
 ///
 /// # Safety
 /// Converged warpgroup that needs no more; the entry has a fixed block size and `min_ctas`.
 #[inline(always)]
-pub unsafe fn release_registers<const REGISTERS: u32>() {
+pub unsafe fn release_registers<R: Registers>() {
     // SAFETY: the caller guarantees convergence.
     unsafe {
-        ptx!("setmaxnreg.dec.sync.aligned.u32 {};", const REGISTERS, options(nostack));
+        ptx!("setmaxnreg.dec.sync.aligned.u32 {};", const R::COUNT, options(nostack));
     }
 }
 
@@ -201,9 +207,9 @@ pub unsafe fn release_registers<const REGISTERS: u32>() {
 /// # Safety
 /// Converged warpgroup; as for [`release_registers`].
 #[inline(always)]
-pub unsafe fn take_registers<const REGISTERS: u32>() {
+pub unsafe fn take_registers<R: Registers>() {
     // SAFETY: the caller guarantees convergence.
     unsafe {
-        ptx!("setmaxnreg.inc.sync.aligned.u32 {};", const REGISTERS, options(nostack));
+        ptx!("setmaxnreg.inc.sync.aligned.u32 {};", const R::COUNT, options(nostack));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example 02_borrowed_memory [-- DEVICE]`, with DEVICE `best` (the default), `cuda:0` or `emulator`.
 
-use ferroflash::{Attention, DType, Device, Layout, Problem, RawTensor, Shape, Strides, Tensor, TensorView, f16};
+use ferroflash::{Attention, DType, Device, Layout, RawTensor, Shape, Sizes, Strides, Tensor, f16};
 
 const HEADS: usize = 2;
 const HEAD_DIM: usize = 32;
@@ -18,7 +18,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rows = 40;
     let packed = wave(rows * 3 * HEADS * HEAD_DIM);
     let qkv = Tensor::from_slice(&device, &packed, Shape::new(1, rows, 3 * HEADS, HEAD_DIM), Layout::Bshd)?;
-    let [q, k, v] = [0, 1, 2].map(|part| qkv.view().heads(part * HEADS..(part + 1) * HEADS));
+    let heads = qkv.view().as_heads(Layout::Bshd)?;
+    let [q, k, v] = [0, 1, 2].map(|part| heads.heads(part * HEADS..(part + 1) * HEADS));
     let (q, k, v) = (q?, k?, v?);
     let mut out = Tensor::uninit(&device, DType::F16, q.shape(), Layout::Bshd)?;
     attention.forward_into(&stream, &q, &k, &v, &mut out.view_mut(), None)?;
@@ -29,13 +30,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut cache = [(); 2].map(|()| Tensor::zeros(&device, DType::F16, room, Layout::Bhsd));
     for (cache, new) in cache.iter_mut().zip([k, v]) {
         let cache = cache.as_mut().map_err(|error| error.to_string())?;
-        cache.view_mut().into_rows(0..rows)?.write(&new.to_vec::<f16>()?)?;
+        cache.view_mut().into_narrow(1, 0..rows)?.write(&new.to_vec::<f16>()?)?;
     }
     let [keys, values] = cache;
     let (keys, values) = (keys?, values?);
     let token = q.rows(rows - 1..rows)?;
     let mut next = Tensor::uninit(&device, DType::F16, token.shape(), Layout::Bshd)?;
-    let (cached_keys, cached_values) = (keys.view().rows(0..rows)?, values.view().rows(0..rows)?);
+    let [cached_keys, cached_values] = [&keys, &values].map(|cache| cache.view().narrow(1, 0..rows));
+    let (cached_keys, cached_values) = (cached_keys?, cached_values?);
     attention.forward_into(&stream, &token, &cached_keys, &cached_values, &mut next.view_mut(), None)?;
     let all = out.to_vec::<f16>()?;
     let difference = largest_difference(&next.to_vec::<f16>()?, &all[(rows - 1) * HEADS * HEAD_DIM..]);
@@ -43,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // 3. Addresses, strides and a stream, as PyTorch's data_ptr(), stride() and cuda_stream give them.
     let mut again = Tensor::zeros(&device, DType::F16, q.shape(), Layout::Bshd)?;
-    let problem = Problem {
+    let sizes = Sizes {
         batch: 1,
         q_rows: rows,
         kv_rows: rows,
@@ -52,10 +54,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         head_dim: HEAD_DIM,
         dtype: DType::F16,
     };
-    let raw = |view: TensorView<'_>| RawTensor { address: view.address(), strides: view.strides() };
-    let target = raw(again.view_mut().view());
+    let target = RawTensor::from(again.view_mut().view().as_heads(Layout::Bshd)?);
     // SAFETY: the four tensors are alive until the stream is waited for, nobody else uses `again`, and the stream is ours.
-    unsafe { attention.forward_raw(&device, stream.as_raw(), &problem, raw(q), raw(k), raw(v), target, None)? };
+    unsafe { attention.forward_raw(&device, stream.as_raw(), sizes, q.into(), k.into(), v.into(), target, None)? };
     stream.synchronize()?;
     let difference_raw = largest_difference(&again.to_vec::<f16>()?, &all);
     println!("addresses: differ from views by {difference_raw}");
@@ -64,7 +65,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch =
         Tensor::from_slice(&device, &wave(3 * 8 * HEADS * HEAD_DIM), Shape::new(3, 8, HEADS, HEAD_DIM), Layout::Bshd)?;
     let shared = Shape { batch: 3, ..Shape::new(1, 64, HEADS, HEAD_DIM) };
-    let repeated = Strides { batch: 0, ..keys.strides() };
+    let repeated = Strides { batch: 0, ..keys.view().as_heads(Layout::Bshd)?.strides() };
     let (k, v) = (keys.strided(0, shared, repeated)?, values.strided(0, shared, repeated)?);
     let output = Attention::new().forward(&batch.view(), &k, &v)?;
     println!("broadcast: {} from one set of keys", output.out.shape());

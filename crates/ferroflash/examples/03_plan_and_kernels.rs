@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release --example 03_plan_and_kernels [-- DEVICE]`, with DEVICE `best` (the default), `cuda:0` or `emulator`.
 
-use ferroflash::{Attention, DType, Device, Error, Kernel, Layout, Problem, Shape, Tensor};
+use ferroflash::{Attention, DType, Device, Error, Kernel, Layout, Shape, Sizes, Tensor};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("devices of this machine:");
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     println!("\nplans on {}:", device.info().id());
     for rows in [128, 1024, 16384] {
-        let problem = Problem {
+        let problem = Sizes {
             batch: 1,
             q_rows: rows,
             kv_rows: rows,
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             dtype: DType::Bf16,
         };
         for kernel in Kernel::ALL {
-            match Attention::new().with_kernel(kernel).plan(&device, &problem) {
+            match Attention::new().with_kernel(kernel).plan(&device, problem) {
                 Ok(plan) => println!("  {rows:6} rows, {kernel:5}: {:>12} bytes of extra memory", plan.extra_bytes()),
                 Err(error @ Error::WorkspaceTooLarge { .. }) => println!("  {rows:6} rows, {kernel:5}: {error}"),
                 Err(error) => return Err(error.into()),

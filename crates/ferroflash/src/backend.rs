@@ -1,10 +1,5 @@
-//! What a device has to do for the rest of the crate, and the devices that do it.
+//! What a device has to do for the rest of the crate, and the devices that do it. `device/open.rs` knows which there are.
 
-#[cfg(not(all(cuda, feature = "emulator")))]
-use crate::device::Device;
-use crate::device::DeviceInfo;
-#[cfg(not(feature = "emulator"))]
-use crate::device::EmulatorConfig;
 use crate::error::Result;
 use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
@@ -14,9 +9,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 #[cfg(cuda)]
-mod cuda;
+pub(crate) mod cuda;
 #[cfg(feature = "emulator")]
-mod emulator;
+pub(crate) mod emulator;
 mod mark;
 #[cfg(test)]
 pub(crate) mod recording;
@@ -129,44 +124,4 @@ pub(crate) trait Backend: Send + Sync {
         Vec::new()
     }
     fn reset_counters(&self) {}
-}
-
-#[cfg(cuda)]
-pub(crate) use cuda::{devices as cuda_devices, open as open_cuda};
-
-#[cfg(not(cuda))]
-pub(crate) fn cuda_devices() -> Result<Vec<DeviceInfo>> {
-    Err(cuda_not_built())
-}
-
-#[cfg(not(cuda))]
-pub(crate) fn open_cuda(_ordinal: usize) -> Result<Device> {
-    Err(cuda_not_built())
-}
-
-#[cfg(not(cuda))]
-fn cuda_not_built() -> crate::error::Error {
-    crate::error::Error::DeviceNotBuilt {
-        device: "cuda",
-        feature: "cuda",
-        note: ", which works on Linux on x86_64 and aarch64 and on Windows",
-    }
-}
-
-#[cfg(feature = "emulator")]
-pub(crate) use emulator::open as open_emulator;
-
-#[cfg(feature = "emulator")]
-pub(crate) fn emulator_info() -> Option<DeviceInfo> {
-    Some(emulator::info())
-}
-
-#[cfg(not(feature = "emulator"))]
-pub(crate) fn emulator_info() -> Option<DeviceInfo> {
-    None
-}
-
-#[cfg(not(feature = "emulator"))]
-pub(crate) fn open_emulator(_config: EmulatorConfig) -> Result<Device> {
-    Err(crate::error::Error::DeviceNotBuilt { device: "emulator", feature: "emulator", note: "" })
 }

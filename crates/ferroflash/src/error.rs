@@ -1,113 +1,20 @@
-//! Everything that can go wrong, one variant per cause.
+//! Everything that can go wrong, one variant per cause. An error holds numbers and names, none of the types of the rooms that
+//! make it: everything may depend on it.
 
-use crate::plan::Problem;
-use crate::tensor::{Shape, Strides};
 use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
+
+mod axes;
+mod bind;
+mod names;
+mod unsupported;
+
+pub use axes::AxesError;
+pub use bind::BindError;
+pub use names::{Operand, Version};
+pub use unsupported::Unsupported;
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// One of the tensors of an attention problem, for messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Operand {
-    /// Queries.
-    Q,
-    /// Keys.
-    K,
-    /// Values.
-    V,
-    /// Output.
-    Out,
-    /// Log-sum-exp of the rows.
-    Lse,
-}
-
-impl std::fmt::Display for Operand {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Operand::Q => "q",
-            Operand::K => "k",
-            Operand::V => "v",
-            Operand::Out => "out",
-            Operand::Lse => "lse",
-        })
-    }
-}
-
-/// A version or compute capability, printed as `major.minor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Version {
-    /// Before the dot.
-    pub major: u32,
-    /// After the dot.
-    pub minor: u32,
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// What rules v3 out. Every message says what was given and what v3 takes.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Unsupported {
-    /// The device lacks its instructions.
-    #[error("the device has compute capability {found}; v3 runs on {accepted} alone")]
-    ComputeCapability {
-        /// Compute capability of the device, or what the emulator runs.
-        found: Version,
-        /// The one that it runs on.
-        accepted: Version,
-    },
-    /// The driver cannot compile its PTX.
-    #[error("the driver supports CUDA {found}; v3 needs at least CUDA {least}")]
-    Driver {
-        /// CUDA version of the driver.
-        found: Version,
-        /// Least CUDA version.
-        least: Version,
-    },
-    /// The element type has no warpgroup product of full precision.
-    #[error("the tensors hold {found}; v3 takes f16 and bf16")]
-    DType {
-        /// Element type of the tensors.
-        found: DType,
-    },
-    /// There is nothing to describe to the copy engine.
-    #[error("k and v have no rows; v3 takes at least 1")]
-    NoKeys,
-    /// More tiles than its schedule counts.
-    #[error("the problem has {found} blocks of query rows; v3 takes at most {limit}")]
-    TooManyTiles {
-        /// Blocks of query rows, over all heads.
-        found: u128,
-        /// Most blocks.
-        limit: u32,
-    },
-    /// A tensor starts at an address that the copy engine does not take.
-    #[error("{tensor} starts at address {address:#x}; v3 takes multiples of 16 bytes")]
-    Address {
-        /// The tensor.
-        tensor: Operand,
-        /// Its address.
-        address: u64,
-    },
-    /// A stride that the copy engine does not take. The stride of an axis of extent 1 plays no part.
-    #[error(
-        "the {axis} stride of {tensor} is {bytes} bytes; v3 takes multiples of 16 bytes from 16 to below 2^40 (0, which \
-         repeats memory, is none of them)"
-    )]
-    Stride {
-        /// The tensor.
-        tensor: Operand,
-        /// `batch`, `row` or `head`.
-        axis: &'static str,
-        /// The stride in bytes.
-        bytes: u64,
-    },
-}
 
 /// Why a call failed. Every message says what was given and what is accepted; no kernel was launched unless the variant says so.
 #[derive(Debug, thiserror::Error)]
@@ -224,8 +131,9 @@ pub enum Error {
         log: String,
     },
     /// The emulator stopped a launch or refused a copy; a launch may have run in part.
+    // No `source`: the message has it all, and a chain would tell it twice.
     #[error("emulator: {0}")]
-    Emulator(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Emulator(Box<dyn std::error::Error + Send + Sync>),
     /// The device has not enough free memory.
     #[error("{requested} bytes do not fit into device memory: {free} of {total} bytes are free")]
     OutOfMemory {
@@ -237,37 +145,40 @@ pub enum Error {
         total: u64,
     },
 
-    /// A tensor of this library has four axes.
-    #[error("a tensor has 4 axes (batch, row, head, dim); {found} were given")]
+    /// Attention reads tensors of four axes.
+    #[error("attention takes tensors of 4 axes (batch, row, head, dim); {found} were given")]
     Rank {
         /// Number of axes given.
         found: usize,
     },
+    /// Axes that do not fit together, or that a tensor does not have.
+    #[error(transparent)]
+    Axes(#[from] AxesError),
     /// The number of elements or bytes does not fit into 64 bits.
-    #[error("a tensor of shape {shape} and strides {strides} reaches past the end of a 64-bit address space")]
+    #[error("a tensor of shape {shape:?} and strides {strides:?} reaches past the end of a 64-bit address space")]
     TooLarge {
         /// Shape given.
-        shape: Shape,
+        shape: Vec<usize>,
         /// Strides given.
-        strides: Strides,
+        strides: Vec<usize>,
     },
     /// A slice has another length than the shape.
-    #[error("shape {shape} holds {expected} elements, the slice holds {found}")]
+    #[error("shape {shape:?} holds {expected} elements, the slice holds {found}")]
     DataLength {
         /// Shape given.
-        shape: Shape,
+        shape: Vec<usize>,
         /// Elements of the shape.
         expected: usize,
         /// Elements of the slice.
         found: usize,
     },
     /// The storage ends before the last element of the view.
-    #[error("shape {shape} with strides {strides} needs {needed} elements of storage, {available} are there")]
+    #[error("shape {shape:?} with strides {strides:?} needs {needed} elements of storage, {available} are there")]
     StorageTooSmall {
         /// Shape of the view.
-        shape: Shape,
+        shape: Vec<usize>,
         /// Strides of the view in elements.
-        strides: Strides,
+        strides: Vec<usize>,
         /// Elements from the start of the storage to the end of the view.
         needed: u64,
         /// Elements of the storage.
@@ -291,10 +202,10 @@ pub enum Error {
         /// Element type asked for.
         requested: DType,
     },
-    /// A range of rows or heads ends past the tensor.
+    /// A range of indices ends past the axis.
     #[error("{axis} {start}..{end} is no range within the tensor's {len}")]
     Range {
-        /// `rows` or `heads`.
+        /// `rows`, `heads`, `batch` or `axis N`.
         axis: &'static str,
         /// First index.
         start: usize,
@@ -382,7 +293,7 @@ pub enum Error {
         /// Its compiled head dim.
         head_dim: u32,
         /// The problem given.
-        problem: Problem,
+        problem: String,
     },
     /// Query heads cannot be shared out over the key-value heads.
     #[error("{q_heads} query heads are no multiple of {kv_heads} key-value heads")]
@@ -421,12 +332,12 @@ pub enum Error {
         to: String,
     },
     /// Two elements of the output share memory.
-    #[error("out of shape {shape} and strides {strides} overlaps itself; every element needs its own memory")]
+    #[error("out of shape {shape:?} and strides {strides:?} overlaps itself; every element needs its own memory")]
     OutputOverlapsItself {
         /// Shape of the output.
-        shape: Shape,
+        shape: Vec<usize>,
         /// Its strides in elements.
-        strides: Strides,
+        strides: Vec<usize>,
     },
     /// An output shares memory with another tensor of the call.
     #[error("{output} overlaps {other} in memory; outputs need memory of their own")]
@@ -488,6 +399,20 @@ pub enum Error {
         /// What rules it out.
         reason: Unsupported,
     },
+    /// No kernel of this library does what was asked for.
+    #[error("not supported: {0}")]
+    Unsupported(Unsupported),
+    /// The softcap is no positive finite number, or so large or small that it overflows.
+    #[error(
+        "softcap {found} is not accepted; it must be above 0 and finite, also after multiplication with log2(e) in f32"
+    )]
+    Softcap {
+        /// The softcap given.
+        found: f32,
+    },
+    /// Addresses that a step of a plan cannot be launched with.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The build holds no PTX for an entry point.
     #[error(
         "this build holds no PTX for {symbol}; build with the kernels' source, or name a folder with {symbol}.ptx in FERROFLASH_PTX_DIR"

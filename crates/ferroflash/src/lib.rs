@@ -10,7 +10,6 @@ mod attention;
 mod backend;
 mod device;
 mod error;
-mod overlap;
 mod plan;
 mod ptx;
 pub mod reference;
@@ -20,14 +19,19 @@ mod tensor_map;
 #[cfg(test)]
 mod tests;
 
-pub use attention::{Attention, KernelChoice, Output, RawTensor};
+pub use attention::{Attention, KernelChoice, Output, Plan, Problem, RawTensor, Sequences, Sizes};
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
-pub use error::{Error, Operand, Result, Unsupported, Version};
-pub use kernel_spec::{Arch, DType, Kernel, Mask, Pass, VARIANTS, Variant};
-pub use plan::{Plan, Problem, Step};
-pub use ptx::{embedded_variants, text as embedded_ptx};
+pub use error::{AxesError, BindError, Error, Operand, Result, Unsupported, Version};
+/// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
+/// plan names, a test visits and a benchmark compares.
+pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
+pub use plan::{Binding, Buffer, Step};
+pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;
-pub use tensor::{Element, Layout, Lse, LseShape, LseViewMut, Shape, Strides, Tensor, TensorView, TensorViewMut};
+pub use tensor::{
+    Dims, Element, HeadsView, Layout, Lse, LseShape, LseViewMut, MAX_RANK, Shape, Strides, Tensor, TensorView,
+    TensorViewMut,
+};
 
 /// The element types of tensors in half precision, from the crate `half`.
 pub use half::{bf16, f16};

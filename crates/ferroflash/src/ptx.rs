@@ -1,7 +1,7 @@
 //! The embedded PTX: one module for each entry point, compressed.
 
 use crate::error::{Error, Result};
-use kernel_spec::{Entry, VARIANTS, Variant};
+use kernel_spec::{Entry, entries};
 
 /// Entry point and its PTX, a module of its own (zlib), so that a device compiles only what it runs.
 struct Embedded {
@@ -11,9 +11,9 @@ struct Embedded {
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 
-/// The variants whose PTX this build holds, in the order of [`VARIANTS`].
-pub fn embedded_variants() -> impl Iterator<Item = &'static Variant> {
-    VARIANTS.iter().filter(|variant| find(variant.entry.symbol).is_some())
+/// The entry points whose PTX this build holds, in the order of the list.
+pub fn embedded_entries() -> impl Iterator<Item = &'static Entry> {
+    entries().filter(|entry| find(entry.symbol).is_some())
 }
 
 /// PTX of the module that holds this entry point, as it is given to the device: for disassemblers, profilers and other launchers.
@@ -37,18 +37,15 @@ fn find(symbol: &str) -> Option<&'static [u8]> {
 mod tests {
     use super::*;
 
-    /// Every row of the list is there, as a module with that entry and no other.
+    /// Every entry point is there, as a module with it and no other.
     #[test]
-    fn every_variant_is_embedded_alone() {
-        assert_eq!(embedded_variants().count(), VARIANTS.len());
-        for variant in VARIANTS {
-            let text = text(&variant.entry).unwrap();
-            let entries: Vec<_> = text.lines().filter(|line| line.contains(".entry ")).collect();
-            assert!(
-                matches!(entries[..], [entry] if entry.contains(&format!(".entry {}(", variant.entry.symbol))),
-                "{entries:?}"
-            );
-            assert!(text.contains(&format!(".target {}", variant.entry.arch.name())), "{}", variant.entry.symbol);
+    fn every_entry_is_embedded_alone() {
+        assert_eq!(embedded_entries().count(), entries().count());
+        for entry in entries() {
+            let text = text(entry).unwrap();
+            let lines: Vec<_> = text.lines().filter(|line| line.contains(".entry ")).collect();
+            assert!(matches!(lines[..], [line] if line.contains(&format!(".entry {}(", entry.symbol))), "{lines:?}");
+            assert!(text.contains(&format!(".target {}", entry.arch.name())), "{}", entry.symbol);
         }
     }
 }

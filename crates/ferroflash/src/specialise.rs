@@ -1,12 +1,8 @@
-//! The text that a device compiles: an entry's PTX, edited for the features of a call.
-//!
-//! A feature that is off leaves no instruction behind: the loads of its slot become constants, and compilers remove what depends on
-//! them. It needs no compiler on the user's machine but the driver's, and the emulator checks exactly the text that runs. See
-//! [`kernel_spec::Features`] for the kernel's side.
+//! What a device loads: an entry, and the features that its text is specialised for.
 
 use crate::error::{Error, Result};
 use crate::ptx;
-use kernel_spec::{Entry, FeatureSet};
+use kernel_spec::{Entry, FeatureSet, specialise};
 
 /// An entry point and what its text is specialised for: what a device loads, and the key of what it has loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,136 +25,7 @@ impl Specialised {
     /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
     pub fn text(&self) -> Result<String> {
         let Specialised { entry, features } = *self;
-        specialise(&ptx::text(entry)?, entry, features).map_err(|log| Error::PtxRejected { symbol: entry.symbol, log })
-    }
-}
-
-/// Bytes of a slot.
-const SLOT_BYTES: u32 = 8;
-
-/// The text of `entry` with the loads of its features block replaced where they are known.
-///
-/// The set itself is known always. The value of a slot is known, 0, where the feature is off.
-fn specialise(text: &str, entry: &Entry, features: FeatureSet) -> Result<String, String> {
-    debug_assert!(entry.accepts.contains(features), "the plan takes only entries that accept the features");
-    let block = entry.params_bytes - SLOT_BYTES * (entry.feature_slots + 1);
-    let known = |offset: u32| -> Option<u64> {
-        let slot = offset.checked_sub(block)? / SLOT_BYTES;
-        match slot {
-            0 => Some(features.bits().into()),
-            // The block is the end of the parameters: what lies behind it is no load of theirs.
-            _ if slot > entry.feature_slots => None,
-            _ if features.contains(FeatureSet::of(slot - 1)) => None,
-            _ => Some(0),
-        }
-    };
-    let parameter = format!("[{}_param_0", entry.symbol);
-    let mut edited = String::with_capacity(text.len());
-    for line in text.split_inclusive('\n') {
-        match ParamLoad::of(line, &parameter) {
-            Some(load) => edited += &load.edit(line, block, known)?,
-            None => edited += line,
-        }
-    }
-    Ok(edited)
-}
-
-/// `ld.param.TYPE REGISTER, [SYMBOL_param_0+OFFSET];`, as LLVM writes it.
-struct ParamLoad<'a> {
-    type_name: &'a str,
-    register: &'a str,
-    offset: u32,
-}
-
-impl<'a> ParamLoad<'a> {
-    fn of(line: &'a str, parameter: &str) -> Option<ParamLoad<'a>> {
-        let (type_name, rest) = line.trim_start().strip_prefix("ld.param.")?.split_once(char::is_whitespace)?;
-        let (register, address) = rest.trim().rsplit_once(", ")?;
-        let offset = address.strip_prefix(parameter)?.split_once(']')?.0;
-        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        Some(ParamLoad { type_name, register, offset })
-    }
-
-    /// The line, or a move of what the load would give. A load that reaches into the block in any other way than from within one slot
-    /// is an error: it would be a compiler that writes loads in a way that nobody here has seen.
-    fn edit(&self, line: &str, block: u32, known: impl Fn(u32) -> Option<u64>) -> Result<String, String> {
-        let unexpected = || format!("a load of the features block that is not understood: {}", line.trim());
-        let bits = self.type_name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse::<u32>();
-        let inside = self.offset >= block;
-        let Ok(bits) = bits else {
-            // Vectors: `v2.b64` and the like.
-            return if inside { Err(unexpected()) } else { Ok(line.to_owned()) };
-        };
-        let end = self.offset + bits / 8;
-        if !inside {
-            return if self.type_name.contains('v') || end > block { Err(unexpected()) } else { Ok(line.to_owned()) };
-        }
-        let within = self.offset % SLOT_BYTES;
-        if within + bits / 8 > SLOT_BYTES {
-            return Err(unexpected());
-        }
-        let Some(value) = known(self.offset) else { return Ok(line.to_owned()) };
-        let value = value >> (8 * within) & (u64::MAX >> (u64::BITS - bits));
-        // A byte is loaded into a register of 16 bits, as PTX has none of 8.
-        let width = bits.max(16);
-        Ok(format!("\tmov.b{width} \t{}, {value};\n", self.register))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use kernel_spec::Arch;
-
-    /// 16 bytes of parameters, then a set and two slots.
-    const ENTRY: Entry = Entry {
-        symbol: "k",
-        arch: Arch::Sm80,
-        threads: 32,
-        shared_bytes: 0,
-        min_ctas: 1,
-        params_bytes: 16 + 3 * 8,
-        feature_slots: 2,
-        accepts: FeatureSet::of(0).union(FeatureSet::of(1)),
-    };
-
-    fn edited(line: &str, features: FeatureSet) -> Result<String, String> {
-        specialise(&format!("\t{line}\n"), &ENTRY, features).map(|text| text.trim().replace(" \t", " "))
-    }
-
-    #[test]
-    fn loads_outside_the_block_stay() {
-        for line in [
-            "ld.param.b64 \t%rd1, [k_param_0];",
-            "ld.param.b32 %r1, [k_param_0+12];",
-            "ld.param.b64 %rd1, [other_param_0+16];",
-        ] {
-            assert_eq!(edited(line, FeatureSet::NONE).unwrap(), line.replace(" \t", " "));
-        }
-    }
-
-    #[test]
-    fn the_set_is_a_constant_and_so_is_a_slot_that_is_off() {
-        let (none, second) = (FeatureSet::NONE, FeatureSet::of(1));
-        let set = "ld.param.b64 %rd1, [k_param_0+16];";
-        assert_eq!(edited(set, none).unwrap(), "mov.b64 %rd1, 0;");
-        assert_eq!(edited(set, second).unwrap(), "mov.b64 %rd1, 2;");
-        assert_eq!(edited("ld.param.b32 %r1, [k_param_0+16];", second).unwrap(), "mov.b32 %r1, 2;");
-        assert_eq!(edited("ld.param.b8 %rs1, [k_param_0+16];", second).unwrap(), "mov.b16 %rs1, 2;");
-        assert_eq!(edited("ld.param.b32 %r1, [k_param_0+20];", second).unwrap(), "mov.b32 %r1, 0;");
-        assert_eq!(edited("ld.param.b64 %rd1, [k_param_0+24];", second).unwrap(), "mov.b64 %rd1, 0;");
-        let on = "ld.param.b64 %rd1, [k_param_0+32];";
-        assert_eq!(edited(on, second).unwrap(), on);
-    }
-
-    #[test]
-    fn loads_across_slots_are_errors() {
-        for line in [
-            "ld.param.v2.b64 {%rd1, %rd2}, [k_param_0+16];",
-            "ld.param.b64 %rd1, [k_param_0+20];",
-            "ld.param.b64 %rd1, [k_param_0+12];",
-        ] {
-            assert!(edited(line, FeatureSet::NONE).unwrap_err().contains("not understood"), "{line}");
-        }
+        specialise(&ptx::text(entry)?, entry, features)
+            .map_err(|error| Error::PtxRejected { symbol: entry.symbol, log: error.to_string() })
     }
 }

@@ -4,7 +4,7 @@ use crate::output::say;
 use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Problem, Shape, Tensor, reference};
+use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Shape, Sizes, Tensor, reference};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::HashMap;
@@ -160,7 +160,7 @@ struct Inputs<'a> {
     q_shape: Shape,
     kv_shape: Shape,
     layout: Layout,
-    problem: Problem,
+    problem: Sizes,
 }
 
 impl<'a> Inputs<'a> {
@@ -187,7 +187,7 @@ impl<'a> Inputs<'a> {
             kv_shape.head_dim,
             q_shape.head_dim
         );
-        let problem = Problem {
+        let problem = Sizes {
             batch: q_shape.batch,
             q_rows: q_shape.rows,
             kv_rows: kv_shape.rows,
@@ -288,16 +288,16 @@ fn encode<T: Element>(data: &[T]) -> Vec<u8> {
 /// From the order of the file to logical order `[batch, row, head, dim]`.
 fn from_layout<T: Copy>(data: &[T], shape: Shape, layout: Layout) -> Vec<T> {
     match layout {
-        Layout::Bshd => data.to_vec(),
         Layout::Bhsd => swap_middle_axes(data, shape.heads, shape.rows, shape.head_dim),
+        _ => data.to_vec(),
     }
 }
 
 /// From logical order `[batch, row, head, dim]` to the order of the file.
 fn to_layout<T: Copy>(data: &[T], shape: Shape, layout: Layout) -> Vec<T> {
     match layout {
-        Layout::Bshd => data.to_vec(),
         Layout::Bhsd => swap_middle_axes(data, shape.rows, shape.heads, shape.head_dim),
+        _ => data.to_vec(),
     }
 }
 
@@ -317,7 +317,7 @@ fn swap_middle_axes<T: Copy>(data: &[T], first: usize, second: usize, dim: usize
 
 /// Writes the output file.
 fn write(args: &AttendArgs, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
-    let Problem { batch, q_rows, q_heads, .. } = inputs.problem;
+    let Sizes { batch, q_rows, q_heads, .. } = inputs.problem;
     let lse = encode(&result.lse);
     let tensors = [
         ("out", TensorView::new(inputs.q.dtype(), inputs.q.shape().to_vec(), &result.out)?),

@@ -7,7 +7,7 @@ use crate::values::Values;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Problem, VARIANTS, embedded_variants};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Sizes, VARIANTS, embedded_entries};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -31,8 +31,8 @@ pub(crate) struct DoctorArgs {
 }
 
 /// What first results are computed of: every kernel takes it, on a device that it runs on.
-const FIRST_PROBLEM: Problem =
-    Problem { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
+const FIRST_PROBLEM: Sizes =
+    Sizes { batch: 1, q_rows: 64, kv_rows: 64, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
 
 /// What the child process says once it has its first result.
 const FIRST_RESULT: &str = "first result";
@@ -49,7 +49,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         Ok(_) => line("emulator", "in this build: runs the kernels' PTX on the CPU, on any machine"),
         Err(error) => line("emulator", &format!("not usable: {error}")),
     }?;
-    let embedded = embedded_variants().count();
+    let embedded = embedded_entries().count();
     line("kernels", &format!("PTX of {embedded} of {} entry points is in this build", VARIANTS.len()))?;
     if embedded < VARIANTS.len() {
         problems.push("kernels are missing from this build; install rust-src with `cargo xtask setup` and build again");

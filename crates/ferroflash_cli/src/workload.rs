@@ -5,7 +5,7 @@ use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
-use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Problem, Shape, Stream, Tensor};
+use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Shape, Sizes, Stream, Tensor};
 use kernel_spec::{DType, Kernel, Mask};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -17,14 +17,14 @@ use std::path::Path;
 /// Sizes, element type and mask of one problem.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Case {
-    pub(crate) problem: Problem,
+    pub(crate) problem: Sizes,
     pub(crate) mask: Mask,
 }
 
 impl Case {
     /// Floating-point operations by the convention of the FlashAttention papers: two matrix products, half of it when causal.
     pub(crate) fn flops(&self) -> f64 {
-        let Problem { batch, q_rows, kv_rows, q_heads, head_dim, .. } = self.problem;
+        let Sizes { batch, q_rows, kv_rows, q_heads, head_dim, .. } = self.problem;
         let full = 4.0 * batch as f64 * q_heads as f64 * q_rows as f64 * kv_rows as f64 * head_dim as f64;
         if self.mask == Mask::Causal { full / 2.0 } else { full }
     }
@@ -179,7 +179,7 @@ impl Workload {
         let (q, k, v) = (q?, k?, v?);
         let reference = Reference::new(&case, &q.0, &k.0, &v.0, seed)?;
         let upload = |(data, shape): &(Vec<T>, Shape)| Tensor::from_slice(device, data, *shape, Layout::Bshd);
-        let Problem { batch, q_heads: heads, q_rows: rows, dtype, .. } = case.problem;
+        let Sizes { batch, q_heads: heads, q_rows: rows, dtype, .. } = case.problem;
         Ok(Workload {
             case,
             device: device.clone(),
@@ -314,7 +314,7 @@ impl Reference {
 
     /// Compares `out`, `[batch, row, head, dim]`, and `lse`, `[batch, head, row]`, if there is one, with the reference.
     fn compare<T: Element>(&self, case: &Case, out: &[T], lse: Option<&[f32]>) -> Check {
-        let Problem { batch, q_rows, q_heads, head_dim, .. } = case.problem;
+        let Sizes { batch, q_rows, q_heads, head_dim, .. } = case.problem;
         let mut found = Vec::new();
         for row in &self.rows {
             let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
@@ -365,7 +365,7 @@ fn lse_bound(exact: &[f64], rounded: &[f64]) -> f64 {
 
 /// Every row of a small problem; of a large one the first and last row of the first and last head, and drawn ones.
 fn compared_rows(case: &Case, seed: u64) -> Vec<Row> {
-    let Problem { batch, q_rows, q_heads, .. } = case.problem;
+    let Sizes { batch, q_rows, q_heads, .. } = case.problem;
     if case.flops() <= FULL_CHECK_FLOPS {
         let rows = (0..batch * q_heads * q_rows).map(|i| Row {
             batch: i / q_rows / q_heads,
@@ -392,7 +392,7 @@ mod tests {
     use super::*;
 
     fn case(batch: usize, seq: usize, heads: usize, mask: Mask) -> Case {
-        let problem = Problem {
+        let problem = Sizes {
             batch,
             q_rows: seq,
             kv_rows: seq,

@@ -8,13 +8,19 @@
 /// Bytes of the piece that moves as one: one `cp.async`, one row of an `ldmatrix` matrix.
 pub const CHUNK_BYTES: usize = 16;
 
+/// Bytes of a row of a wide panel: what TMA's 128-byte swizzle and wgmma read, and the width of all 32 banks.
+pub const PANEL_BYTES: usize = 128;
+
+/// Columns of a wide panel of a 16-bit type.
+pub const PANEL_COLS: usize = PANEL_BYTES / 2;
+
 /// Bytes of one row of a panel, for tiles whose rows hold `row_bytes`: 128, or 64 when 128 does not divide.
 ///
 /// # Panics
 /// At compile time when `row_bytes` is no multiple of 64.
 pub const fn panel_bytes(row_bytes: usize) -> usize {
     assert!(row_bytes.is_multiple_of(64), "a tile row holds a multiple of 64 bytes");
-    if row_bytes.is_multiple_of(128) { 128 } else { 64 }
+    if row_bytes.is_multiple_of(PANEL_BYTES) { PANEL_BYTES } else { 64 }
 }
 
 /// The chunk at which chunk `chunk` of row `row` is stored, in panels of `panel_bytes` a row.
@@ -24,7 +30,7 @@ pub const fn panel_bytes(row_bytes: usize) -> usize {
 pub const fn swizzle(row: usize, chunk: usize, panel_bytes: usize) -> usize {
     // 128-byte rows: eight rows of one chunk column spread over the eight chunks.
     // 64-byte rows: two rows share a 128-byte line, so the row pair decides.
-    chunk ^ if panel_bytes == 128 { row % 8 } else { row / 2 % 4 }
+    chunk ^ if panel_bytes == PANEL_BYTES { row % 8 } else { row / 2 % 4 }
 }
 
 /// Byte offset of chunk `chunk` of row `row` in a tile of `rows` rows of `row_bytes` bytes.

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::ir::ClusterShape;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RegKind {
     Pred,
@@ -114,6 +116,7 @@ pub(crate) struct Function {
     pub(crate) scope_parent: Vec<u32>,
     pub(crate) reqntid: Option<[u32; 3]>,
     pub(crate) maxntid: Option<[u32; 3]>,
+    pub(crate) cluster: ClusterShape,
 }
 
 #[derive(Debug, Default)]

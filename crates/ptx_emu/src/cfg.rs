@@ -1,6 +1,25 @@
-//! Where diverged threads meet again: the immediate post-dominator of each branch.
+//! Control flow: which branches end their lanes, and where diverged threads meet again.
 
 use crate::ir::{Inst, NO_PC, Op, TRUE};
+
+/// Makes an exit of every branch to a block that only ends the thread. Compilers write `if (i >= n) return;` as a branch to the
+/// common `ret`; a lane that waited there for the others would be missing from their collectives.
+pub(crate) fn exits(code: &mut [Inst]) {
+    for pc in 0..code.len() {
+        let Op::Bra { mut target, .. } = code[pc].op else { continue };
+        // Through branches to branches, of which compilers leave one or two; more may be a loop without end.
+        for _ in 0..8 {
+            match code.get(target as usize) {
+                Some(Inst { op: Op::Bra { target: next, .. }, guard: TRUE, .. }) => target = *next,
+                Some(Inst { op: Op::Exit | Op::BraExit, guard: TRUE, .. }) => {
+                    code[pc].op = Op::BraExit;
+                    break;
+                }
+                _ => break,
+            }
+        }
+    }
+}
 
 /// Fills in `reconverge` of every branch.
 pub(crate) fn reconvergence(code: &mut [Inst]) {
@@ -13,7 +32,7 @@ pub(crate) fn reconvergence(code: &mut [Inst]) {
                 leader[target as usize] = true;
                 leader[pc + 1] = true;
             }
-            Op::Exit | Op::Trap => leader[pc + 1] = true,
+            Op::BraExit | Op::Exit | Op::Trap => leader[pc + 1] = true,
             _ => {}
         }
     }
@@ -41,7 +60,7 @@ pub(crate) fn reconvergence(code: &mut [Inst]) {
                     succ.push(fall);
                 }
             }
-            Op::Exit | Op::Trap => {
+            Op::BraExit | Op::Exit | Op::Trap => {
                 succ.push(exit);
                 if !always {
                     succ.push(fall);

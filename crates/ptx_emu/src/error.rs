@@ -93,6 +93,9 @@ pub enum FaultKind {
     BarrierMismatch,
     /// A use of an mbarrier that its protocol does not allow.
     MbarrierMisuse,
+    /// A use of a cluster that its protocol does not allow: of the cluster barrier, or of the shared memory of a CTA that has ended or
+    /// may not have begun.
+    ClusterMisuse,
     /// No thread of the CTA can make progress.
     Deadlock,
     /// The CTA ended while asynchronous copies were in flight.
@@ -132,6 +135,7 @@ impl FaultKind {
             Self::DivergentCollective => "divergent execution of a collective instruction",
             Self::BarrierMismatch => "barrier mismatch",
             Self::MbarrierMisuse => "mbarrier misuse",
+            Self::ClusterMisuse => "cluster misuse",
             Self::Deadlock => "deadlock",
             Self::CopiesInFlightAtExit => "asynchronous copies in flight at exit",
             Self::InvalidOperand => "invalid operand",
@@ -222,6 +226,14 @@ pub enum EmuError {
         name: String,
         /// The names that the module has.
         available: String,
+    },
+    /// The entry has something that the emulator does not run.
+    #[error("entry `{entry}`: {error}")]
+    UnsupportedEntry {
+        /// The entry.
+        entry: String,
+        /// What, and where it is in the text.
+        error: ParseError,
     },
     /// The launch cannot be made with these dimensions, parameters or shared memory.
     #[error("launch of `{entry}`: {what}")]

@@ -103,6 +103,61 @@ fn lanes_that_exit_early_leave_the_others_converged() {
 }
 
 #[test]
+fn lanes_that_branch_to_the_return_are_gone() {
+    // Compilers write `if (i >= n) return;` as a branch to the common `ret`, with other branches on the way.
+    for target in ["done", "far"] {
+        let out = run(&kernel(
+            "",
+            &format!(
+                "mov.b32 %r, 7;
+                 ld.param.u64 %rd0, [result];
+                 mul.wide.u32 %rd1, %t, 4;
+                 add.s64 %rd1, %rd0, %rd1;
+                 st.global.u32 [%rd1], %t;
+                 and.b32 %a0, %t, 3;
+                 setp.eq.u32 %p0, %a0, 3;
+                 @%p0 bra {target};
+                 bar.warp.sync 0xffffffff;
+                 shfl.sync.idx.b32 %a1, %t, 1, 0x1f, 0xffffffff;
+                 vote.sync.ballot.b32 %a2, 1, 0xffffffff;
+                 bar.sync 0;
+                 add.s32 %r, %a1, %a2;
+                 bra store;
+                 far: bra done;
+                 store: st.global.u32 [%rd1], %r;
+                 done: ret;"
+            ),
+        ));
+        let want = |t: u32| if t % 4 == 3 { t } else { (t / 32 * 32 + 1).wrapping_add(0x7777_7777) };
+        assert_eq!(out, (0..64).map(want).collect::<Vec<u32>>());
+    }
+    // A block that does something before it returns is no exit: its lanes are still to come.
+    let f = fault(&kernel(
+        "",
+        "mov.b32 %r, 7;
+         setp.eq.u32 %p0, %t, 3;
+         @%p0 bra done;
+         bar.warp.sync 0xffffffff;
+         done: add.s32 %r, %r, 1;",
+    ));
+    assert_eq!(f.kind, FaultKind::Deadlock, "{f}");
+}
+
+#[test]
+fn lanes_that_branch_to_the_return_count_as_before() {
+    let m = Module::parse(&format!(
+        "{HEAD}.visible .entry k() {{ .reg .pred %p; .reg .b32 %r; mov.u32 %r, %tid.x; setp.lt.u32 %p, %r, 40;\n\
+         @%p bra done; add.s32 %r, %r, 1; done: ret; }}"
+    ))
+    .unwrap();
+    let e = Emulator::default();
+    let c = e.launch(&m, "k", &Launch::new([1, 1, 1], [64, 1, 1])).unwrap().counters;
+    // Warp 0 leaves as a whole: mov, setp, bra, ret. In warp 1, 8 lanes branch and 24 add; all return.
+    let lanes = 4 * 32 + (2 * 32 + 8 + 24 + 32);
+    assert_eq!((c.warp_instructions, c.lane_instructions, c.divergent_branches), (4 + 5, lanes, 1));
+}
+
+#[test]
 fn lanes_of_one_warp_can_wait_for_each_other() {
     // Lane 0 waits for a flag that lane 1 sets on the other side of the branch: needs independent progress.
     let out = run(&kernel(
@@ -279,6 +334,42 @@ fn what_is_not_known_is_refused_with_its_line() {
     assert!(matches!(Module::parse(".version 3.0\n").unwrap_err().kind, ParseErrorKind::Unsupported(_)));
     assert!(Module::parse(".version 8.0\n.target sm_80\n.address_size 32\n").is_err());
     assert!(Module::parse("garbage").is_err());
+}
+
+#[test]
+fn an_entry_that_cannot_run_leaves_the_others() {
+    let text = |body: &str| {
+        format!(
+            "{HEAD}.func helper() {{ .reg .b32 %r; frobnicate.b32 %r, %r; ret; }}\n.visible .entry good() {{ ret; }}\n\
+             .visible .entry bad() {{ .reg .b32 %r; {body}\nret; }}\n.visible .entry worse() {{ call helper; ret; }}\n"
+        )
+    };
+    let e = Emulator::default();
+    let launch = Launch::new([1, 1, 1], [32, 1, 1]);
+    for (body, want) in [
+        ("frobnicate.b32 %r, %r;", "unknown opcode `frobnicate`"),
+        ("mov.u32 %r, %envreg2;", "special register `%envreg2`"),
+        ("mov.u32 %r, %r;\nt: .branchtargets a, b;\na: b: brx.idx %r, t;", "branch table"),
+        ("add.s32 %r, %r, nothing;", "`nothing` is not declared"),
+    ] {
+        let m = Module::parse(&text(body)).unwrap();
+        e.launch(&m, "good", &launch).unwrap();
+        assert_eq!(m.entries().collect::<Vec<_>>(), ["good"]);
+        assert_eq!(m.refused().map(|(name, _)| name).collect::<Vec<_>>(), ["bad", "worse"]);
+        assert!(m.entry("good").is_some() && m.entry("bad").is_none());
+        match e.launch(&m, "bad", &launch) {
+            Err(EmuError::UnsupportedEntry { entry, error }) => {
+                assert_eq!(entry, "bad");
+                assert!(error.to_string().contains(want), "`{body}`: {error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        let error = e.launch(&m, "worse", &launch).unwrap_err().to_string();
+        assert!(error.starts_with("entry `worse`: PTX line 4") && error.contains("frobnicate"), "{error}");
+    }
+    // With nothing left to launch, the module itself is refused, with what comes first.
+    let error = Module::parse(&text("frobnicate.b32 %r, %r;").replace("{ ret; }", "{ trick; }")).unwrap_err();
+    assert!(error.line == 5 && error.to_string().contains("trick"), "{error}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use ferroflash::reference::{self, ReferenceOutput};
 use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, LseShape, LseViewMut, Mask, Pass, Problem,
-    Shape, Strides, Tensor, VARIANTS, Variant,
+    Attention, DType, Device, Element, Error, Kernel, KernelChoice, Layout, LseShape, LseViewMut, Mask, Pass, Shape,
+    Sizes, Strides, Tensor, VARIANTS, Variant,
 };
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -34,8 +34,8 @@ impl Memory {
 
     pub(crate) fn strides(&self, shape: Shape) -> Strides {
         let (inner_extent, outer_extent) = match self.layout {
-            Layout::Bshd => (shape.heads, shape.rows),
             Layout::Bhsd => (shape.rows, shape.heads),
+            _ => (shape.heads, shape.rows),
         };
         let heads_are_inner = self.layout == Layout::Bshd;
         let inner = if self.one_head && heads_are_inner { 0 } else { shape.head_dim + self.inner_gap };
@@ -68,7 +68,7 @@ const LSE_GUARD: usize = 64;
 /// One attention problem with its memory.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Case {
-    pub(crate) problem: Problem,
+    pub(crate) problem: Sizes,
     pub(crate) attention: Attention,
     pub(crate) q: Memory,
     pub(crate) k: Memory,
@@ -96,7 +96,7 @@ pub(crate) struct Computed<T> {
 
 impl Case {
     /// A problem with contiguous tensors and the default scale, for a kernel or one of its tiles.
-    pub(crate) fn new(kernel: impl Into<KernelChoice>, problem: Problem, mask: Mask) -> Case {
+    pub(crate) fn new(kernel: impl Into<KernelChoice>, problem: Sizes, mask: Mask) -> Case {
         let memory = Memory::contiguous(Layout::Bshd);
         let attention = Attention::new().with_kernel(kernel).with_mask(mask);
         Case { problem, attention, q: memory, k: memory, v: memory, out: memory, deviation: 1.0, seed: 0 }
@@ -109,12 +109,12 @@ impl Case {
     }
 
     pub(crate) fn q_shape(&self) -> Shape {
-        let Problem { batch, q_rows, q_heads, head_dim, .. } = self.problem;
+        let Sizes { batch, q_rows, q_heads, head_dim, .. } = self.problem;
         Shape::new(batch, q_rows, q_heads, head_dim)
     }
 
     pub(crate) fn kv_shape(&self) -> Shape {
-        let Problem { batch, kv_rows, kv_heads, head_dim, .. } = self.problem;
+        let Sizes { batch, kv_rows, kv_heads, head_dim, .. } = self.problem;
         Shape::new(batch, kv_rows, kv_heads, head_dim)
     }
 
@@ -169,7 +169,7 @@ impl Case {
         let out_strides = self.out.strides(q_shape);
         let mut out = Tensor::from_slice_strided(device, &poison, self.out.offset, q_shape, out_strides)?;
 
-        let Problem { batch, q_heads: heads, q_rows: rows, .. } = self.problem;
+        let Sizes { batch, q_heads: heads, q_rows: rows, .. } = self.problem;
         let lse_shape = LseShape { batch, heads, rows };
         let lse_elements = batch * heads * rows;
         let guarded = Shape::new(1, lse_elements + 2 * LSE_GUARD, 1, 1);
@@ -316,7 +316,7 @@ pub(crate) fn runs<T: Element>(device: &Device, kernel: Kernel) -> bool {
     if has_variant(device, kernel, T::DTYPE) {
         return true;
     }
-    let problem = Problem { batch: 1, q_rows: 3, kv_rows: 2, q_heads: 1, kv_heads: 1, head_dim: 8, dtype: T::DTYPE };
+    let problem = Sizes { batch: 1, q_rows: 3, kv_rows: 2, q_heads: 1, kv_heads: 1, head_dim: 8, dtype: T::DTYPE };
     let case = Case::new(kernel, problem, Mask::Full);
     case.check_refusal(device, &case.inputs::<T>()).unwrap_or_else(|wrong| panic!("{kernel}: {wrong}"));
     false

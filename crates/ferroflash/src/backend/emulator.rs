@@ -23,17 +23,13 @@ struct Emulated {
     counters: Mutex<Counters>,
 }
 
-/// Multiprocessors, which bound the persistent thread blocks of v3: few enough that each gets several tiles of a small problem, and a
-/// number that rarely divides the tiles, so that the last round is a partial one. The same on every CPU, so that plans are too.
-const MULTIPROCESSORS: u32 = 3;
-
-/// Properties of an emulator, all alike.
-pub(crate) fn info() -> DeviceInfo {
+/// Properties of an emulator with these settings.
+pub(crate) fn info(config: &EmulatorConfig) -> DeviceInfo {
     let options = EmulatorOptions::default();
     DeviceInfo {
         name: "PTX emulator on the CPU".to_owned(),
         kind: DeviceKind::Emulator,
-        multiprocessors: MULTIPROCESSORS,
+        multiprocessors: config.multiprocessors.get(),
         memory_bytes: options.memory_limit,
         max_shared_bytes_per_block: options.max_shared_bytes,
         l2_bytes: 0,
@@ -45,7 +41,7 @@ pub(crate) fn info() -> DeviceInfo {
 pub(crate) fn open(config: EmulatorConfig) -> Result<Device> {
     let checks = if config.checks { Checks::all() } else { Checks::none() };
     let options = EmulatorOptions::default().with_checks(checks).with_seed(config.seed);
-    let info = info();
+    let info = info(&config);
     let backend = Emulated {
         emulator: Emulator::new(options),
         memory_limit: info.memory_bytes,

@@ -7,7 +7,7 @@ use super::stats::Quartiles;
 use crate::values::normal;
 use crate::workload::Case;
 use anyhow::{Context, Result};
-use ferroflash::{Device, DeviceInfo, Layout, Problem, Shape, Tensor, Version};
+use ferroflash::{Device, DeviceInfo, Layout, Shape, Sizes, Tensor, Version};
 use kernel_spec::{DType, Mask};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -168,7 +168,7 @@ fn exp2(device: &DeviceInfo, under_load: &[Reading]) -> Ceiling {
 
 /// The least time of a problem; `None` when the ceilings lack its element type, or a rate that is more than 0.
 pub(crate) fn roofline(case: &Case, ceilings: &Ceilings) -> Option<Roofline> {
-    let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
     let product = |factors: &[usize]| factors.iter().map(|&factor| factor as f64).product::<f64>();
     let ms = |work: f64, rate: f64| (rate > 0.0).then(|| work / rate * 1e3);
     let matmul_ms = ms(case.flops(), ceilings.matmul_flops.get(dtype.name())?.value)?;
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     fn case(seq: usize, head_dim: usize, dtype: DType, mask: Mask) -> Case {
-        let problem = Problem { batch: 2, q_rows: seq, kv_rows: seq, q_heads: 8, kv_heads: 2, head_dim, dtype };
+        let problem = Sizes { batch: 2, q_rows: seq, kv_rows: seq, q_heads: 8, kv_heads: 2, head_dim, dtype };
         Case { problem, mask }
     }
 

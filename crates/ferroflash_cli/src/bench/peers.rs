@@ -20,7 +20,7 @@ use super::record::Check;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use ferroflash::{DeviceKind, Problem};
+use ferroflash::{DeviceKind, Sizes};
 use kernel_spec::Mask;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -306,7 +306,7 @@ impl Peers {
             self.data = tempfile::tempdir().context("a temporary folder")?;
             workload.write_inputs(self.data.path())?;
         }
-        let Problem { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
         let prepare = Prepare {
             folder: self.data.path().to_owned(),
             dtype: dtype.name().to_owned(),

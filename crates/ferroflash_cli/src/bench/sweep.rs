@@ -5,7 +5,7 @@ use super::sweep_file;
 use crate::workload::Case;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::Problem;
+use ferroflash::Sizes;
 use kernel_spec::{DType, Kernel, Mask};
 use serde::Deserialize;
 use std::fmt::Display;
@@ -295,7 +295,7 @@ impl Axes {
             name("kv_heads"),
             name("heads")
         );
-        let problem = Problem { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
+        let problem = Sizes { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
         Ok(Case { problem, mask })
     }
 }

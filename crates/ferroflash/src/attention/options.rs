@@ -1,0 +1,150 @@
+//! The options of attention.
+
+use crate::error::{Error, Result};
+use kernel_spec::{Kernel, Mask, Variant};
+
+/// Which kernel computes the result. All give the same result up to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KernelChoice {
+    /// The library chooses; [`Plan::reason`](crate::Plan::reason) says why.
+    #[default]
+    Auto,
+    /// This one.
+    Kernel(Kernel),
+    /// The kernel of this row of [`VARIANTS`](kernel_spec::VARIANTS), with its tile: to compare tiles, and to test each of them.
+    Variant(&'static Variant),
+}
+
+impl KernelChoice {
+    /// The kernel that is asked for, if one is.
+    pub fn kernel(self) -> Option<Kernel> {
+        match self {
+            KernelChoice::Auto => None,
+            KernelChoice::Kernel(kernel) => Some(kernel),
+            KernelChoice::Variant(variant) => Some(variant.pass.kernel()),
+        }
+    }
+}
+
+impl From<&'static Variant> for KernelChoice {
+    fn from(variant: &'static Variant) -> KernelChoice {
+        KernelChoice::Variant(variant)
+    }
+}
+
+impl From<Kernel> for KernelChoice {
+    fn from(kernel: Kernel) -> KernelChoice {
+        KernelChoice::Kernel(kernel)
+    }
+}
+
+/// Exact attention, `out = softmax(scale * q k^T + mask) v`, and its options.
+///
+/// Shapes: q and out `[batch, q_rows, q_heads, head_dim]`, k and v `[batch, kv_rows, kv_heads, head_dim]` with `q_heads` a multiple
+/// of `kv_heads` (query head `h` reads key-value head `h / (q_heads / kv_heads)`), and `head_dim` a multiple of 8 up to 256. Scores,
+/// softmax and sums are `f32` for every element type. A row that sees no key gives 0, and minus infinity as its log-sum-exp.
+///
+/// ```
+/// # #[cfg(feature = "emulator")] {
+/// use ferroflash::{Attention, Device, Layout, Shape, Tensor};
+/// let device = Device::emulator()?;
+/// let shape = Shape::new(1, 4, 2, 32);
+/// let data: Vec<f32> = (0..shape.elements().unwrap()).map(|i| (i as f32).sin()).collect();
+/// let q = Tensor::from_slice(&device, &data, shape, Layout::Bshd)?;
+/// let output = Attention::new().causal().forward(&q.view(), &q.view(), &q.view())?;
+/// // The first row sees only itself.
+/// let (out, first) = (output.out.to_vec::<f32>()?, &data[..2 * 32]);
+/// assert!(out.iter().zip(first).all(|(a, b)| (a - b).abs() < 1e-6));
+/// # }
+/// # Ok::<(), ferroflash::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Attention {
+    /// Which keys a row sees.
+    pub mask: Mask,
+    /// Factor on the scores; `None` is `1 / sqrt(head_dim)`. Any finite value, 0 and negative ones too.
+    pub scale: Option<f32>,
+    /// Bound of the scores: `scale * q k^T` becomes `softcap * tanh(scale * q k^T / softcap)`; `None` is no bound. The log-sum-exp is
+    /// that of the bounded scores.
+    pub softcap: Option<f32>,
+    /// Which kernel computes it.
+    pub kernel: KernelChoice,
+    /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
+    pub lse: bool,
+}
+
+impl Default for Attention {
+    fn default() -> Self {
+        Attention { mask: Mask::Full, scale: None, softcap: None, kernel: KernelChoice::Auto, lse: false }
+    }
+}
+
+impl Attention {
+    /// Every query sees every key, scale `1 / sqrt(head_dim)`, the library chooses the kernel, no log-sum-exp.
+    pub fn new() -> Attention {
+        Attention::default()
+    }
+
+    /// Query row `i` sees the keys up to `i + kv_rows - q_rows`: the mask is aligned to the last row and the last key.
+    pub fn causal(self) -> Attention {
+        self.with_mask(Mask::Causal)
+    }
+
+    /// Query row `i` sees `left` keys before and `right` keys after key `i + kv_rows - q_rows`, and that one; `None` is unbounded.
+    pub fn window(self, left: Option<u32>, right: Option<u32>) -> Attention {
+        self.with_mask(Mask::Window { left, right })
+    }
+
+    /// Sets the mask.
+    pub fn with_mask(mut self, mask: Mask) -> Attention {
+        self.mask = mask;
+        self
+    }
+
+    /// Sets the factor on the scores.
+    pub fn with_scale(mut self, scale: f32) -> Attention {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Bounds the scores by `cap`, smoothly: a score `s` becomes `cap * tanh(s / cap)`. `None` and 0 are no bound. (Gemma 2, section 2
+    /// of its report.)
+    pub fn with_softcap(mut self, cap: impl Into<Option<f32>>) -> Attention {
+        self.softcap = cap.into();
+        self
+    }
+
+    /// Sets the kernel.
+    pub fn with_kernel(mut self, kernel: impl Into<KernelChoice>) -> Attention {
+        self.kernel = kernel.into();
+        self
+    }
+
+    /// Sets whether [`Attention::forward`] returns the log-sum-exp.
+    pub fn with_lse(mut self, lse: bool) -> Attention {
+        self.lse = lse;
+        self
+    }
+
+    /// The factor on the scores for this head dim, checked.
+    pub(crate) fn scale_for(&self, head_dim: usize) -> Result<f32> {
+        let scale = self.scale.unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
+        if log2_of(scale).is_finite() { Ok(scale) } else { Err(Error::Scale { found: scale }) }
+    }
+
+    /// The bound of the scores, checked.
+    pub(crate) fn checked_softcap(&self) -> Result<Option<f32>> {
+        match self.softcap {
+            Some(0.0) | None => Ok(None),
+            Some(cap) if cap > 0.0 && log2_of(cap).is_finite() => Ok(Some(cap)),
+            Some(found) => Err(Error::Softcap { found }),
+        }
+    }
+}
+
+/// `x log2(e)`: the kernels work in powers of two, `2^(x log2(e)) = e^x`.
+pub(crate) fn log2_of(x: f32) -> f32 {
+    (f64::from(x) * std::f64::consts::LOG2_E) as f32
+}

@@ -1,0 +1,247 @@
+//! The parameter structs of the kernels, with holes where addresses go.
+
+use super::choose::Row;
+use super::options::log2_of;
+use super::plan::{Placed, Request, Tensors};
+use super::problem::Sizes;
+use crate::error::Operand;
+use crate::plan::{Binding, Buffer, Params};
+use crate::tensor_map::TensorGeometry;
+use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
+use kernel_spec::layout::CHUNK_BYTES;
+use kernel_spec::schedule::{Schedule, Work};
+use kernel_spec::{
+    Band, DType, Divisor, FORWARD_SLOTS, FeatureSet, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap,
+    TensorParams, V3Params,
+};
+use std::mem::offset_of;
+
+/// The buffers of the naive kernel, in this order.
+const SCORES: Binding = Binding::Buffer(0);
+const PROBS: Binding = Binding::Buffer(1);
+
+/// Device memory that a kernel needs besides its tensors, and the bytes of all of it.
+pub(super) fn buffers(kernel: Kernel, sizes: &Sizes) -> (Vec<Buffer>, u128) {
+    let list = match kernel {
+        Kernel::Naive => {
+            let scores = sizes.score_rows() * sizes.score_stride() as u128;
+            let buffer = |name, dtype: DType, reason| (name, scores * dtype.bytes() as u128, reason);
+            vec![
+                buffer("scores", DType::F32, "the first pass writes them, the second reads them"),
+                buffer("probabilities", sizes.dtype, "the second pass writes them, the third reads them"),
+            ]
+        }
+        // Softmax over tiles needs none.
+        _ => Vec::new(),
+    };
+    let needed = list.iter().map(|(_, bytes, _)| bytes).sum();
+    // What does not fit is refused by the plan, with the sum above.
+    let buffers = list.into_iter().map(|(name, bytes, reason)| Buffer { name, bytes: bytes as u64, reason });
+    (buffers.collect(), needed)
+}
+
+/// The features block of a request.
+pub(super) fn features(request: &Request<'_>) -> Features<{ FORWARD_SLOTS as usize }> {
+    match request.softcap {
+        Some(cap) => {
+            let ratio = (request.scale.abs() / cap).max(f32::MIN_POSITIVE);
+            Features::OFF.with(SOFTCAP, ratio.to_bits().into())
+        }
+        None => Features::OFF,
+    }
+}
+
+/// Slot of softcap: the bits of `|scale| / cap`.
+const SOFTCAP: u32 = 0;
+
+/// What a row's text is specialised for, and its parameters.
+pub(super) fn of(request: &Request<'_>, row: &Row) -> (FeatureSet, Params) {
+    let forward = forward_params(request);
+    let params = match row.variant.pass {
+        Pass::Scores | Pass::Softmax | Pass::Output => {
+            let naive = NaiveParams {
+                forward,
+                scores: 0,
+                probs: 0,
+                score_stride: request.sizes.score_stride() as u64,
+                // Fits: a thread block of the softmax pass has four of them, and the grid fits.
+                score_rows: request.sizes.score_rows() as u64,
+            };
+            // Whole score rows move in pieces.
+            let alignment = CHUNK_BYTES as u64;
+            Params::new(bytes_of(&naive))
+                .address(offset_of!(NaiveParams, scores), SCORES, alignment)
+                .address(offset_of!(NaiveParams, probs), PROBS, alignment)
+                .with_forward(offset_of!(NaiveParams, forward), request, &forward)
+        }
+        Pass::V1 | Pass::V2 => Params::new(bytes_of(&forward)).with_forward(0, request, &forward),
+        Pass::V3 => v3(request, row, forward),
+    };
+    (forward.features.set(), params)
+}
+
+fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
+    let Sizes { batch, q_rows, kv_rows, head_dim, dtype, .. } = request.sizes;
+    let (variant, packed) = (row.variant, row.packed_heads);
+    // The plan has bounded the tiles, and with them the sequences.
+    let work = Work {
+        batch: batch as u32,
+        q_heads: forward.q_heads,
+        group: forward.group,
+        packed,
+        q_rows: forward.q_rows,
+        q_block: variant.q_block,
+        kv_head_bytes: 2 * (kv_rows * head_dim * dtype.bytes()) as u64,
+        uneven: hides_something(forward.band, q_rows, kv_rows),
+    };
+    let none = TensorMap([0; 16]);
+    let params = V3Params { q: none, k: none, v: none, forward, schedule: Schedule::new(&work, row.ctas) };
+    let Tensors { q, k, v, .. } = &request.tensors;
+    let map =
+        |params: Params, offset, operand, geometry| params.map(offset, Binding::Operand(operand), ALIGNMENT, geometry);
+    let params = Params::new(bytes_of(&params));
+    let params = map(params, offset_of!(V3Params, q), Operand::Q, geometry(q, variant.q_block, packed));
+    let params = map(params, offset_of!(V3Params, k), Operand::K, geometry(k, variant.kv_block, 1));
+    let params = map(params, offset_of!(V3Params, v), Operand::V, geometry(v, variant.kv_block, 1));
+    params.with_forward(offset_of!(V3Params, forward), request, &forward)
+}
+
+impl Params {
+    /// The holes of the struct that every kernel's parameters hold, `offset` bytes from their start.
+    fn with_forward(self, offset: usize, request: &Request<'_>, forward: &ForwardParams) -> Params {
+        // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
+        let bytes = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { request.sizes.dtype.bytes() } as u64;
+        let (inputs, out) = (bytes(forward.aligned), bytes(forward.out_aligned));
+        let tensor = |params: Params, at, operand, bytes| params.address(offset + at, Binding::Operand(operand), bytes);
+        let params = tensor(self, offset_of!(ForwardParams, q.address), Operand::Q, inputs);
+        let params = tensor(params, offset_of!(ForwardParams, k.address), Operand::K, inputs);
+        let params = tensor(params, offset_of!(ForwardParams, v.address), Operand::V, inputs);
+        let params = tensor(params, offset_of!(ForwardParams, out.address), Operand::Out, out);
+        if !request.attention.lse {
+            return params;
+        }
+        let lse = offset + offset_of!(ForwardParams, lse);
+        params.address(lse, Binding::Operand(Operand::Lse), DType::F32.bytes() as u64)
+    }
+}
+
+fn forward_params(request: &Request<'_>) -> ForwardParams {
+    let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = request.sizes;
+    let Tensors { q, k, v, out } = &request.tensors;
+    // With a softcap the kernels multiply tanh(scores |scale| / cap) with it, where they multiply scores with it otherwise.
+    let factor = request.softcap.unwrap_or(request.scale.abs());
+    // None of the conversions loses anything: Sizes::validate bounds rows and head_dim, the grid bounds the heads.
+    ForwardParams {
+        q: tensor_params(q),
+        k: tensor_params(k),
+        v: tensor_params(v),
+        out: tensor_params(out),
+        lse: 0,
+        q_rows: q_rows as u32,
+        kv_rows: kv_rows as u32,
+        q_heads: q_heads as u32,
+        group: (q_heads / kv_heads) as u32,
+        dim_qk: head_dim as u32,
+        dim_v: head_dim as u32,
+        // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible score
+        // at 0 all the same.
+        scale_log2: log2_of(factor).max(f32::MIN_POSITIVE),
+        band: request.attention.mask.band(),
+        aligned: [q, k, v].iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into(),
+        out_aligned: out.rows_start_at(CHUNK_BYTES).into(),
+        negate: (request.scale < 0.0).into(),
+        features: features(request),
+    }
+}
+
+/// Whether some row sees less than all keys: the first misses the last key, or the last the first.
+fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
+    i64::from(band.right) < q_rows as i64 - 1 || i64::from(band.left) < kv_rows as i64 - 1
+}
+
+fn tensor_params(tensor: &Placed) -> TensorParams {
+    // Nothing is stepped over along an axis of extent 1, so its stride may be anything. The kernels form the address of rows
+    // that do not exist, without reading them, and even such an address has to be aligned: 0 keeps it so.
+    let [batch_stride, row_stride, head_stride, _] =
+        tensor.axes.map(|(extent, stride)| if extent > 1 { stride as u64 } else { 0 });
+    TensorParams { address: 0, batch_stride, row_stride, head_stride }
+}
+
+/// What the copy engine has to know of a tensor that the plan has found fit for it, in boxes of `box_rows` rows: whole rows of `packed`
+/// heads each.
+fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
+    let [batch, rows, heads, (dims, _)] = tensor.axes;
+    let bytes = tensor.dtype.bytes();
+    let axes = if packed == 1 { [rows, heads, batch] } else { [heads, rows, batch] };
+    let box_extents = if packed == 1 { [box_rows, 1] } else { [packed, box_rows / packed] };
+    // The stride of an axis of extent 1 is never used and may be anything; the driver checks it all the same.
+    let stride = |(extent, stride): (usize, usize)| if extent > 1 { stride * bytes } else { dims * bytes } as u64;
+    let [inner, outer, last] = axes.map(|(extent, _)| extent as u64);
+    TensorGeometry {
+        address: 0,
+        dtype: tensor.dtype,
+        extents: [dims as u64, inner, outer, last],
+        byte_strides: axes.map(stride),
+        box_extents: [BOX_COLS, box_extents[0], box_extents[1], 1],
+    }
+}
+
+/// The bytes of a kernel parameter struct.
+fn bytes_of<T: Plain>(params: &T) -> Vec<u8> {
+    // SAFETY: implementors promise that every byte of `T` is initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+/// # Safety
+/// The type is `repr(C)` or `repr(transparent)` without padding, and so are its fields.
+unsafe trait Plain: Copy {}
+
+// SAFETY: numbers.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for u64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: an array has no padding of its own.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+// SAFETY: `repr(C)`, all fields of 8 bytes; their number is checked below.
+unsafe impl<const SLOTS: usize> Plain for Features<SLOTS> {}
+const _: () = assert!(size_of::<Features<3>>() == 8 * (1 + 3), "a set and a value for each slot");
+
+/// Implements [`Plain`] for `repr(C)` structs: all fields are named, each is plain, and the struct is as large as they are together. A
+/// field that is left out, or padding between two of them, does not compile.
+macro_rules! plain {
+    ($($name:ident { $($field:tt),* })*) => {$(
+        const _: () = {
+            const fn bytes<T, F: Plain>(_field: fn(&T) -> &F) -> usize {
+                size_of::<F>()
+            }
+            let _every_field_is_named = |whole: &$name| {
+                let $name { $($field: _),* } = whole;
+            };
+            let sum = 0 $(+ bytes(|whole: &$name| &whole.$field))*;
+            assert!(size_of::<$name>() == sum, "padding");
+        };
+        // SAFETY: without padding by the assertion above.
+        unsafe impl Plain for $name {}
+    )*};
+}
+
+plain! {
+    TensorMap { 0 }
+    TensorParams { address, batch_stride, row_stride, head_stride }
+    Band { left, right }
+    ForwardParams {
+        q, k, v, out, lse, q_rows, kv_rows, q_heads, group, dim_qk, dim_v, scale_log2, band, aligned, out_aligned, negate, features
+    }
+    NaiveParams { scores, probs, score_stride, score_rows, forward }
+    Schedule {
+        q_blocks, rounds, last_section, section_heads, last_heads, section_slots, sequence_heads, group, alternate, packed_log2
+    }
+    V3Params { q, k, v, schedule, forward }
+}
+// SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
+unsafe impl Plain for Divisor {}
+const _: () = assert!(size_of::<Divisor>() == 3 * 4 && align_of::<Divisor>() == 4, "a number, a factor and a shift");

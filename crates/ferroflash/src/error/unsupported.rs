@@ -1,0 +1,97 @@
+//! What rules a kernel, or all of them, out.
+
+use super::names::{Operand, Version};
+use kernel_spec::DType;
+
+/// What was asked for and is not done: by the kernel that was asked for, or by any. Every message says what was given and what is
+/// accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The device lacks the instructions.
+    #[error("the device has compute capability {found}; {accepted} alone is accepted")]
+    ComputeCapability {
+        /// Compute capability of the device, or what the emulator runs.
+        found: Version,
+        /// The one that is accepted.
+        accepted: Version,
+    },
+    /// The driver cannot compile the PTX.
+    #[error("the driver supports CUDA {found}; at least CUDA {least} is needed")]
+    Driver {
+        /// CUDA version of the driver.
+        found: Version,
+        /// Least CUDA version.
+        least: Version,
+    },
+    /// No product of the element type in full precision.
+    #[error("the tensors hold {found}; f16 and bf16 are accepted")]
+    DType {
+        /// Element type of the tensors.
+        found: DType,
+    },
+    /// There is nothing to describe to the copy engine.
+    #[error("k and v have no rows; at least 1 is needed")]
+    NoKeys,
+    /// More tiles than a schedule counts.
+    #[error("the problem has {found} blocks of query rows; at most {limit} are accepted")]
+    TooManyTiles {
+        /// Blocks of query rows, over all heads.
+        found: u128,
+        /// Most blocks.
+        limit: u32,
+    },
+    /// A tensor starts at an address that the copy engine does not take.
+    #[error("{tensor} starts at address {address:#x}; multiples of 16 bytes are accepted")]
+    Address {
+        /// The tensor.
+        tensor: Operand,
+        /// Its address.
+        address: u64,
+    },
+    /// A stride that the copy engine does not take. The stride of an axis of extent 1 plays no part.
+    #[error(
+        "the {axis} stride of {tensor} is {bytes} bytes; multiples of 16 bytes from 16 to below 2^40 are accepted (0, which \
+         repeats memory, is none of them)"
+    )]
+    Stride {
+        /// The tensor.
+        tensor: Operand,
+        /// `batch`, `row` or `head`.
+        axis: &'static str,
+        /// The stride in bytes.
+        bytes: u64,
+    },
+    /// Sequences that are not all of the same length in memory of their own.
+    #[error("the sequences are {found}; uniform ones are accepted")]
+    Sequences {
+        /// `packed`, `cached` or `paged`.
+        found: &'static str,
+    },
+    /// Values of another head dim than queries and keys.
+    #[error("v and out have {dim_v} dims, q and k {dim_qk}; equal numbers are accepted")]
+    ValueDim {
+        /// Columns of v and out.
+        dim_v: usize,
+        /// Columns of q and k.
+        dim_qk: usize,
+    },
+    /// An output of another element type than the inputs.
+    #[error("out holds {found}, the inputs {accepted}; equal types are accepted")]
+    OutDType {
+        /// Element type of out.
+        found: DType,
+        /// Element type of the inputs.
+        accepted: DType,
+    },
+    /// No compiled entry computes the feature on this problem.
+    #[error("no compiled entry accepts {feature} for {dtype} and head dim {head_dim}")]
+    Feature {
+        /// The feature: `softcap`.
+        feature: &'static str,
+        /// Element type of the tensors.
+        dtype: DType,
+        /// Head dim of the tensors.
+        head_dim: usize,
+    },
+}

@@ -1,0 +1,185 @@
+//! The formula, row by row.
+
+use super::{ReferenceOutput, Row};
+use crate::attention::{Attention, Problem, Sizes};
+use crate::error::{Error, Result};
+use crate::tensor::{Dims, Element, Shape};
+use half::{bf16, f16};
+use kernel_spec::{DType, Mask};
+use rayon::prelude::*;
+
+pub(super) struct Inputs<'a> {
+    q: &'a [f64],
+    k: &'a [f64],
+    v: &'a [f64],
+    sizes: Sizes,
+    mask: Mask,
+    scale: f64,
+    /// As above, rounded to `f32`.
+    scale_f32: f32,
+    /// Bound of the scores, if there is one.
+    softcap: Option<f32>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn new(
+        q: &'a [f64],
+        k: &'a [f64],
+        v: &'a [f64],
+        problem: &Problem,
+        attention: &Attention,
+    ) -> Result<Self> {
+        let sizes = problem.sizes()?;
+        sizes.validate()?;
+        let scale_f32 = attention.scale_for(sizes.head_dim)?;
+        // The default scale in full precision; a given one is exactly the f32.
+        let scale = attention.scale.map_or_else(|| 1.0 / (sizes.head_dim as f64).sqrt(), f64::from);
+        let q_shape = Shape::new(sizes.batch, sizes.q_rows, sizes.q_heads, sizes.head_dim);
+        let kv_shape = Shape::new(sizes.batch, sizes.kv_rows, sizes.kv_heads, sizes.head_dim);
+        for (data, shape) in [(q, q_shape), (k, kv_shape), (v, kv_shape)] {
+            if shape.elements() != Some(data.len()) {
+                let expected = shape.elements().unwrap_or(usize::MAX);
+                return Err(Error::DataLength { shape: Dims::from(shape).to_vec(), expected, found: data.len() });
+            }
+        }
+        let softcap = attention.checked_softcap()?;
+        Ok(Inputs { q, k, v, sizes, mask: attention.mask, scale, scale_f32, softcap })
+    }
+
+    /// Runs `compute`, which fills one row of the output and returns its log-sum-exp, for every row.
+    pub(super) fn all_rows(&self, compute: impl Fn(Row, &mut [f64]) -> f64 + Sync) -> ReferenceOutput {
+        let Sizes { batch, q_rows, q_heads, head_dim, .. } = self.sizes;
+        let mut out = vec![0.0; batch * q_rows * q_heads * head_dim];
+        let in_order: Vec<f64> = out
+            .par_chunks_mut(head_dim)
+            .enumerate()
+            .map(|(index, out)| {
+                let (q_head, index) = (index % q_heads, index / q_heads);
+                compute(Row { batch: index / q_rows, q_head, q_row: index % q_rows }, out)
+            })
+            .collect();
+        let mut lse = vec![0.0; in_order.len()];
+        for (index, value) in in_order.into_iter().enumerate() {
+            let (q_head, index) = (index % q_heads, index / q_heads);
+            lse[(index / q_rows * q_heads + q_head) * q_rows + index % q_rows] = value;
+        }
+        ReferenceOutput { out, lse }
+    }
+
+    pub(super) fn some_rows(
+        &self,
+        rows: &[Row],
+        compute: impl Fn(Row, &mut [f64]) -> f64 + Sync,
+    ) -> Result<ReferenceOutput> {
+        let Sizes { batch, q_rows, q_heads, head_dim, .. } = self.sizes;
+        for row in rows {
+            for (axis, index, len) in
+                [("batch", row.batch, batch), ("heads", row.q_head, q_heads), ("rows", row.q_row, q_rows)]
+            {
+                if index >= len {
+                    return Err(Error::Range { axis, start: index, end: index + 1, len });
+                }
+            }
+        }
+        let mut out = vec![0.0; rows.len() * head_dim];
+        let lse = out.par_chunks_mut(head_dim).zip(rows).map(|(out, &row)| compute(row, out)).collect();
+        Ok(ReferenceOutput { out, lse })
+    }
+
+    /// The definition of the masks: which keys this row sees, counted from the bottom-right corner of the score matrix.
+    fn sees(&self, q_row: usize, kv_row: usize) -> bool {
+        let diagonal = q_row as i64 + self.sizes.kv_rows as i64 - self.sizes.q_rows as i64;
+        let distance = kv_row as i64 - diagonal;
+        match self.mask {
+            Mask::Full => true,
+            Mask::Causal => distance <= 0,
+            Mask::Window { left, right } => {
+                left.is_none_or(|left| distance >= -i64::from(left))
+                    && right.is_none_or(|right| distance <= i64::from(right))
+            }
+        }
+    }
+
+    fn q_row(&self, row: Row) -> &[f64] {
+        let Sizes { q_rows, q_heads, head_dim, .. } = self.sizes;
+        let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
+        &self.q[start..start + head_dim]
+    }
+
+    /// The row of k or v that `row` meets at `kv_row`.
+    fn kv_row<'t>(&self, tensor: &'t [f64], row: Row, kv_row: usize) -> &'t [f64] {
+        let Sizes { kv_rows, q_heads, kv_heads, head_dim, .. } = self.sizes;
+        let kv_head = row.q_head / (q_heads / kv_heads);
+        let start = ((row.batch * kv_rows + kv_row) * kv_heads + kv_head) * head_dim;
+        &tensor[start..start + head_dim]
+    }
+
+    fn visible(&self, row: Row) -> impl Iterator<Item = usize> {
+        (0..self.sizes.kv_rows).filter(move |&kv_row| self.sees(row.q_row, kv_row))
+    }
+
+    pub(super) fn row_f64(&self, row: Row, out: &mut [f64]) -> f64 {
+        let q = self.q_row(row);
+        let visible: Vec<usize> = self.visible(row).collect();
+        let scores: Vec<f64> = visible
+            .iter()
+            .map(|&j| self.scale * q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>())
+            .map(|score| self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()))
+            .collect();
+        // A row that sees no key: no maximum, no sum, output 0.
+        if scores.is_empty() {
+            out.fill(0.0);
+            return f64::NEG_INFINITY;
+        }
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        out.fill(0.0);
+        for (&j, weight) in visible.iter().zip(&weights) {
+            for (o, v) in out.iter_mut().zip(self.kv_row(self.v, row, j)) {
+                *o += weight / sum * v;
+            }
+        }
+        max + sum.ln()
+    }
+
+    pub(super) fn row_rounded(&self, row: Row, out: &mut [f64]) -> f64 {
+        let q = self.q_row(row);
+        let visible: Vec<usize> = self.visible(row).collect();
+        let dot = |k: &[f64]| q.iter().zip(k).map(|(&q, &k)| q as f32 * k as f32).sum::<f32>();
+        let scores = visible.iter().map(|&j| self.scale_f32 * dot(self.kv_row(self.k, row, j)));
+        let scores: Vec<f32> =
+            scores.map(|score| self.softcap.map_or(score, |cap| cap * (score / cap).tanh())).collect();
+        if scores.is_empty() {
+            out.fill(0.0);
+            return f64::NEG_INFINITY;
+        }
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum: f32 = weights.iter().sum();
+        let dtype = self.sizes.dtype;
+        let mut accumulator = vec![0f32; out.len()];
+        for (&j, weight) in visible.iter().zip(&weights) {
+            let probability = round(weight / sum, dtype);
+            for (o, &v) in accumulator.iter_mut().zip(self.kv_row(self.v, row, j)) {
+                *o += probability * v as f32;
+            }
+        }
+        for (o, sum) in out.iter_mut().zip(accumulator) {
+            *o = f64::from(round(sum, dtype));
+        }
+        f64::from(max + sum.ln())
+    }
+}
+
+/// `value` rounded to `dtype`, ties to even.
+fn round(value: f32, dtype: DType) -> f32 {
+    fn through<T: Element>(value: f32) -> f32 {
+        T::from_f64(value.into()).to_f64() as f32
+    }
+    match dtype {
+        DType::F32 => value,
+        DType::F16 => through::<f16>(value),
+        DType::Bf16 => through::<bf16>(value),
+    }
+}

@@ -1,0 +1,230 @@
+//! What is refused before a launch.
+
+use super::*;
+
+#[test]
+fn shapes_that_do_not_fit_together() {
+    let case = Case::new();
+    let (q, k, v) = (case.q.view(), case.k.view(), case.v.view());
+    let other = case.zeros(Shape { batch: 3, ..KV_SHAPE });
+    assert_error!(
+        case.error(&q, &other.view(), &v),
+        Error::BatchMismatch { tensor: Operand::K, .. },
+        "k has batch 3, q has 2; they must be equal"
+    );
+    let other = case.zeros(Shape { rows: 6, ..KV_SHAPE });
+    assert_error!(
+        case.error(&q, &k, &other.view()),
+        Error::RowsMismatch { tensor: Operand::V, .. },
+        "v has 6 rows, k has 7; they must be equal"
+    );
+    let other = case.zeros(Shape { heads: 4, ..KV_SHAPE });
+    assert_error!(
+        case.error(&q, &k, &other.view()),
+        Error::HeadsMismatch { tensor: Operand::V, .. },
+        "v has 4 heads, k has 2; they must be equal"
+    );
+    let other = case.zeros(Shape { head_dim: 24, ..KV_SHAPE });
+    assert_error!(
+        case.error(&q, &k, &other.view()),
+        Error::HeadDimMismatch { tensor: Operand::V, .. },
+        "v has head_dim 24, q has 16; they must be equal"
+    );
+    let other = case.zeros(Shape { heads: 3, ..KV_SHAPE });
+    assert_error!(
+        case.error(&q, &other.view(), &other.view()),
+        Error::HeadGroups { q_heads: 4, kv_heads: 3 },
+        "4 query heads are no multiple of 3 key-value heads"
+    );
+    let other = Tensor::zeros(&case.device, DType::Bf16, KV_SHAPE, Layout::Bshd).unwrap();
+    assert_error!(
+        case.error(&q, &k, &other.view()),
+        Error::DTypeMismatch { tensor: Operand::V, .. },
+        "v holds bf16, q holds f16; they must be equal"
+    );
+    let (elsewhere, _) = recording::device();
+    let other = Tensor::zeros(&elsewhere, DType::F16, KV_SHAPE, Layout::Bshd).unwrap();
+    assert!(matches!(case.error(&q, &other.view(), &v), Error::DeviceMismatch { what, .. } if what == "k"));
+}
+
+#[test]
+fn sizes_that_no_kernel_takes() {
+    let case = Case::new();
+    for head_dim in [0, 4, 12, 260, 264, 512] {
+        let (q, kv) = (case.zeros(Shape { head_dim, ..SHAPE }), case.zeros(Shape { head_dim, ..KV_SHAPE }));
+        assert_error!(
+            case.error(&q.view(), &kv.view(), &kv.view()),
+            Error::HeadDim { .. },
+            format!("head_dim {head_dim} is not supported; accepted are the multiples of 8 from 8 to 256")
+        );
+    }
+    let empty = [
+        (Shape { batch: 0, ..SHAPE }, Shape { batch: 0, ..KV_SHAPE }, Operand::Q, "batch"),
+        (Shape { rows: 0, ..SHAPE }, KV_SHAPE, Operand::Q, "rows"),
+        (Shape { heads: 0, ..SHAPE }, KV_SHAPE, Operand::Q, "heads"),
+        (SHAPE, Shape { heads: 0, ..KV_SHAPE }, Operand::K, "heads"),
+    ];
+    for (q, kv, tensor, axis) in empty {
+        let (q, kv) = (case.zeros(q), case.zeros(kv));
+        let error = case.error(&q.view(), &kv.view(), &kv.view());
+        assert!(matches!(error, Error::EmptyAxis { tensor: t, axis: a } if (t, a) == (tensor, axis)), "{error:?}");
+    }
+    // 2^29 rows that are all the same row.
+    let long = case.q.strided(0, Shape { rows: 1 << 29, ..SHAPE }, Strides::new(0, 0, 16)).unwrap();
+    assert_error!(
+        case.error(&long, &case.k.view(), &case.v.view()),
+        Error::TooManyRows { tensor: Operand::Q, .. },
+        "q has 536870912 rows; fewer than 536870912 are accepted"
+    );
+    let wide = case.q.strided(0, SHAPE, Strides { dim: 2, ..Strides::new(0, 0, 0) }).unwrap();
+    assert_error!(
+        case.error(&wide, &case.k.view(), &case.v.view()),
+        Error::LastDimNotContiguous { tensor: Operand::Q, stride: 2 },
+        "the last dim of q has stride 2; it must be contiguous (stride 1), the other strides are free"
+    );
+    let fast = Sizes {
+        dtype: DType::F16,
+        batch: 1 << 20,
+        q_rows: 1 << 20,
+        kv_rows: 8,
+        q_heads: 1 << 10,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    assert!(matches!(Attention::new().plan(&case.device, &fast), Err(Error::GridTooLarge { .. })));
+}
+
+#[test]
+fn outputs_that_do_not_fit() {
+    let mut case = Case::new();
+    assert!(matches!(
+        case.error_into(|out| out.view_mut().into_narrow(1, 1..4).unwrap()),
+        Error::RowsMismatch { tensor: Operand::Out, found: 3, of: Operand::Q, expected: 5 }
+    ));
+    assert!(matches!(
+        case.error_into(|out| out.view_mut().into_narrow(2, 0..2).unwrap()),
+        Error::HeadsMismatch { tensor: Operand::Out, found: 2, of: Operand::Q, expected: 4 }
+    ));
+    assert!(matches!(
+        case.error_into(|out| out.strided_mut(0, SHAPE, Strides::new(320, 0, 16)).unwrap()),
+        Error::OutputOverlapsItself { .. }
+    ));
+    assert!(matches!(
+        case.error_into(|out| out
+            .strided_mut(0, SHAPE, Strides { dim: 0, ..SHAPE.contiguous(Layout::Bshd).unwrap() })
+            .unwrap()),
+        Error::LastDimNotContiguous { tensor: Operand::Out, stride: 0 }
+    ));
+}
+
+#[test]
+fn outputs_that_overlap() {
+    let case = Case::new();
+    let stream = case.device.default_stream();
+    let attention = Attention::new();
+    let overlapping = |tensor: &Tensor, expected: Operand| {
+        // SAFETY: memory of the device, which records and computes nothing.
+        let mut out = unsafe {
+            let (strides, dtype) = (SHAPE.contiguous(Layout::Bshd).unwrap(), DType::F16);
+            TensorViewMut::from_raw(&case.device, tensor.address() + 2, 10_000, SHAPE, strides, dtype).unwrap()
+        };
+        let error = attention.forward_into(&stream, &case.q.view(), &case.k.view(), &case.v.view(), &mut out, None);
+        assert!(matches!(error, Err(Error::OutputOverlaps { output: Operand::Out, other }) if other == expected));
+    };
+    overlapping(&case.q, Operand::Q);
+    let (q, k, v) = (case.q.view(), case.k.view(), case.v.view());
+    let lse_at = |address| {
+        let shape = LseShape { batch: 2, heads: 4, rows: 5 };
+        // SAFETY: as above.
+        unsafe { LseViewMut::from_raw(&case.device, address, 40, shape).unwrap() }
+    };
+    for (address, other) in [(case.out.address(), Operand::Out), (case.v.address() + 8, Operand::V)] {
+        // SAFETY: as above.
+        let mut out = unsafe {
+            let (address, strides) = (case.out.address(), case.out.strides());
+            TensorViewMut::from_raw(&case.device, address, 640, SHAPE, strides, DType::F16).unwrap()
+        };
+        let error = attention.forward_into(&stream, &q, &k, &v, &mut out, Some(&mut lse_at(address)));
+        assert!(
+            matches!(error, Err(Error::OutputOverlaps { output: Operand::Lse, other: o }) if o == other),
+            "{error:?}"
+        );
+    }
+    assert!(case.launched.lock().unwrap().is_empty());
+}
+
+#[test]
+fn scales() {
+    let case = Case::new();
+    let (q, k, v) = (case.q.view(), case.k.view(), case.v.view());
+    for scale in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+        let error = Attention::new().with_scale(scale).forward(&q, &k, &v).unwrap_err();
+        assert!(matches!(error, Error::Scale { .. }), "{error:?}");
+    }
+    for scale in [0.0, -0.0, -3.5, 1e30, f32::MIN_POSITIVE] {
+        let plan = Attention::new().with_scale(scale).forward(&q, &k, &v).unwrap().plan;
+        assert_eq!(plan.scale, scale);
+    }
+}
+
+#[test]
+fn streams_belong_to_their_device() {
+    let mut case = Case::new();
+    let (elsewhere, _) = recording::device();
+    let stream = elsewhere.default_stream();
+    let (q, k, v) = (case.q.view(), case.k.view(), case.v.view());
+    let error = Attention::new().forward_into(&stream, &q, &k, &v, &mut case.out.view_mut(), None).unwrap_err();
+    assert!(matches!(error, Error::DeviceMismatch { what, .. } if what == "the stream"));
+    assert!(case.device.time(&stream, || Ok(())).is_err());
+}
+
+#[test]
+fn names_of_devices() {
+    for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA"] {
+        assert!(matches!(Device::open(name), Err(Error::UnknownDevice { name: n }) if n == name));
+    }
+    assert_eq!(recording::info(1, (8, 0)).id(), "cuda:0");
+}
+
+/// A machine without a driver gets an error that says so, not a failure to start.
+#[cfg(cuda)]
+#[test]
+fn no_driver() {
+    let opened = Device::cuda(usize::MAX);
+    match cust::load() {
+        Err(_) => assert!(matches!(opened, Err(Error::NoDriver { reason }) if reason.contains("libcuda"))),
+        Ok(_) => assert!(matches!(
+            opened,
+            Err(Error::NoSuchGpu { ordinal: usize::MAX, .. } | Error::NoGpu | Error::DriverTooOld { .. })
+        )),
+    }
+}
+
+#[test]
+fn output_has_the_layout_of_q() {
+    let case = Case::new();
+    let q = Tensor::zeros(&case.device, DType::F16, SHAPE, Layout::Bhsd).unwrap();
+    let forward =
+        |q: &TensorView<'_>| Attention::new().forward(q, &case.k.view(), &case.v.view()).unwrap().out.strides();
+    assert_eq!(forward(&q.view()), q.strides());
+    assert_eq!(forward(&case.q.view()), case.q.strides());
+}
+
+#[test]
+fn handles_go_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<(Device, Stream, Tensor, Lse, Plan, Error)>();
+    check::<(TensorView<'_>, TensorViewMut<'_>, LseViewMut<'_>)>();
+}
+
+/// The library's own checks stand without a device too.
+#[test]
+fn problems_without_a_device() {
+    let problem = Sizes { batch: 1, q_rows: 1, kv_rows: 0, q_heads: 1, kv_heads: 1, head_dim: 256, dtype: DType::F32 };
+    assert!(problem.validate().is_ok());
+    assert!(matches!(Sizes { head_dim: 264, ..problem }.validate(), Err(Error::HeadDim { found: 264 })));
+    assert!(matches!(
+        Sizes { kv_rows: 1 << 29, ..problem }.validate(),
+        Err(Error::TooManyRows { tensor: Operand::K, .. })
+    ));
+}

@@ -1,0 +1,26 @@
+//! Families of kernels: each with its rows, its parameter structs and its features.
+//!
+//! A row is data: a tile, and the policies that make it fast. It carries the [`Entry`] that is all a launch needs, so that whoever
+//! builds, embeds, loads or launches kernels knows of no family.
+
+use crate::entry::Entry;
+
+pub mod forward;
+
+/// Every compiled entry point, of all families.
+pub fn entries() -> impl Iterator<Item = &'static Entry> {
+    forward::VARIANTS.iter().map(|variant| &variant.entry)
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn symbols_are_unique() {
+        let symbols: HashSet<_> = entries().map(|entry| entry.symbol).collect();
+        assert_eq!(symbols.len(), entries().count());
+    }
+}

@@ -1,0 +1,116 @@
+//! FlashAttention (Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022, algorithm 1),
+//! with the loops exchanged so that a block of query rows walks over the key blocks, as the authors' own code came to do.
+//!
+//! ```text
+//! for key blocks j:   s = q k_j^T             m' = max(m, rowmax(s))        p = e^(s - m')
+//!                     l' = e^(m - m') l + rowsum(p)      o = (l e^(m - m') o + p v_j) / l'
+//! at the end:         lse = m + ln(l)
+//! ```
+//!
+//! The output is a proper average after every step; the last line is computed as the update of an average,
+//! `o + (p v_j - rowsum(p) o) / l'`, which rounds a small correction instead of the whole output. A warp owns a slice of every key block and all query rows, so that row maxima,
+//! row sums and partial outputs pass between warps at every step: see [`exchange`](crate::attention::exchange) for its barriers.
+//! [`v2`](crate::attention::v2) does away with both.
+//!
+//! | who | does |
+//! | --- | --- |
+//! | all threads | load the tiles, see [`stream`](crate::attention::stream) for the barriers |
+//! | warp `w` | keys `8 S w ..` of every key block, for all query rows; dims `8 N w ..` of the output |
+//!
+//! ```text
+//!   one query block (causal):    # # # # # # # # / .     `#` blocks without a mask, `/` blocks with element tests,
+//!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
+//! ```
+
+use cuda_std::{shared, thread};
+use kernel_spec::ForwardParams;
+use kernel_spec::families::forward::memory::Stream;
+use kernel_spec::families::forward::policy;
+
+use crate::attention;
+use crate::attention::exchange::Exchange;
+use crate::attention::online_softmax as softmax;
+use crate::attention::query_block::QueryBlock;
+use crate::attention::stream::{KvStream, StreamConfig};
+use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::products::{MulProbs, MulTransposed, Rounded};
+use crate::parts::shared_tile::SharedMatrix;
+
+/// What a row makes of v1.
+pub trait Config: attention::Config + StreamConfig {
+    /// The choices of the row.
+    const POLICY: policy::V1;
+    /// A tile of queries.
+    type Q: SharedMatrix;
+    /// The same rows of the output.
+    type OutTile: SharedMatrix<Element = Self::Out>;
+    /// Scores of a warp: all query rows, its share of a block's keys.
+    type Scores: Fragments + MulTransposed<Self::Q, Self::K>;
+    /// Probabilities of a warp.
+    type Probs: Rounded<Self::Scores>;
+    /// What a warp's keys give to the output: all query rows, all dims.
+    type Partial: Fragments<Rows = <Self::Scores as Fragments>::Rows> + MulProbs<Self::Probs, Self::V>;
+    /// Output of a warp: all query rows, its share of the dims.
+    type Acc: Fragments<Rows = <Self::Scores as Fragments>::Rows>;
+}
+
+/// One thread block of v1.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+pub unsafe fn forward<C: Config>(p: &ForwardParams) {
+    let memory = const { Stream::of(C::ROW, C::POLICY.slots) };
+    // SAFETY: every thread of the block takes the same path; the barriers of stream and exchange order shared memory.
+    unsafe {
+        let block = QueryBlock::<C>::of(thread::block_index(), p);
+        let blocks = block.kv_blocks;
+        let warp = thread::warp_index();
+        let key = warp * 8 * C::Scores::N as u32;
+        let q = C::Q::at(shared::dynamic() + memory.q);
+        let exchange =
+            Exchange::<C>::at(shared::dynamic() + memory.partial, shared::dynamic() + memory.statistics, warp);
+
+        q.load::<C>(&block.q, block.first_row);
+        let kv = KvStream::<C, _, _>::start(block.k, block.v, shared::dynamic() + memory.slots, blocks);
+        block.apply_sign::<C, _>(q);
+
+        let mut max = <C::Scores as Fragments>::Rows::splat(f32::NEG_INFINITY);
+        let mut sum = <C::Scores as Fragments>::Rows::splat(0.0);
+        let mut out = C::Acc::zero();
+        let mut visit = #[inline(always)]
+        |i: u32, masked: bool| {
+            let k = kv.keys(i);
+            let mut scores = C::Scores::zero();
+            scores.mul_transposed(q, 0, k, key);
+            if masked {
+                block.hide(&mut scores, block.first_row, blocks.visit(i) * C::ROW.kv_block + key);
+            }
+
+            let new_max = max.zip(&exchange.max(&softmax::row_max(&scores, block.scale_log2)), f32::max);
+            let base = softmax::base(&new_max, masked);
+            let rescale = softmax::rescale(&max, &base);
+            let probs_sum = softmax::exponentiate(&mut scores, &base, block.scale_log2);
+            let probs_sum = exchange.sum(&softmax::quad_sum(&probs_sum));
+            max = new_max;
+            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
+
+            let v = kv.values(i);
+            let mut partial = C::Partial::zero();
+            partial.mul_probs(&C::Probs::round(&scores), v, key);
+            out.average_in(&exchange.columns(&partial), &probs_sum, &softmax::inverse(&sum));
+        };
+        for i in 0..blocks.unmasked_count() {
+            visit(i, false);
+        }
+        for i in blocks.unmasked_count()..blocks.count() {
+            visit(i, true);
+        }
+
+        if warp == 0 {
+            block.store_lse(block.first_row, &max, &sum);
+        }
+        let tile = C::OutTile::at(shared::dynamic() + memory.q);
+        block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);
+    }
+}

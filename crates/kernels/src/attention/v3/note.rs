@@ -1,0 +1,195 @@
+//! The tiles of a persistent thread block of v3: found by the load warp, told to the others in shared memory.
+
+use core::marker::PhantomData;
+
+use cuda_std::{math, shared, thread, warp};
+use kernel_spec::families::forward::memory::{GROUP_ROWS, V3 as Memory};
+use kernel_spec::{KvBlocks, Steps, V3Params};
+
+use crate::attention::query_block::QueryBlock;
+use crate::attention::v3::Config;
+
+/// What the load warp tells the others with a buffer of queries: the tile that they belong to.
+#[derive(Clone, Copy)]
+pub struct TileNotes {
+    /// Shared address of the first note.
+    pub address: u32,
+    /// Bytes from one note to the next.
+    pub bytes: u32,
+}
+
+impl TileNotes {
+    /// Writes the tile of the current buffer and what each of its warpgroups does in its steps, or that there are no more tiles.
+    ///
+    /// # Safety
+    /// The load warp, converged, between waiting for the buffer and announcing its bytes.
+    #[inline(always)]
+    pub unsafe fn write<C: Config>(self, stage: u32, tile: Option<&QueryTile>, p: &V3Params, elected: bool) {
+        let groups = const { C::ROW.q_block / GROUP_ROWS };
+        let at = self.address + stage * self.bytes;
+        let (place, blocks) = match tile {
+            Some(QueryTile { batch, q_head, kv_head, first_row, blocks: b }) => {
+                ([*batch, *q_head, *kv_head, *first_row], [b.first, b.unmasked_first, b.unmasked_end, b.end])
+            }
+            // A tile has a block at least.
+            None => ([0; 4], [0; 4]),
+        };
+        if elected {
+            // SAFETY: inside the note, which only this thread writes.
+            unsafe {
+                shared::store_u32x4(at, place);
+                shared::store_u32x4(at + 16, blocks);
+                if C::POLICY.skips {
+                    // Rolled: one computation at a time fits the registers of a load warp.
+                    for group in 0..math::opaque(groups) {
+                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps(p, group, C::ROW.kv_block));
+                        let at = at + Memory::NOTE_TILE_BYTES + group * Memory::NOTE_STEPS_BYTES;
+                        shared::store_u32(at, steps.first);
+                        shared::store_u32(at + 4, steps.tested_end);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tile of a buffer of queries that is full, as warpgroup `group` takes part in it, or `None` after the last.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged, between waiting for the buffer and releasing it.
+    #[inline(always)]
+    pub unsafe fn read<C: Config>(self, stage: u32, group: u32) -> Option<WarpgroupTile<C>> {
+        let at = self.address + stage * self.bytes;
+        // SAFETY: inside the note; converged.
+        let (place, blocks, steps) = unsafe {
+            let steps = if C::POLICY.skips {
+                let at = at + Memory::NOTE_TILE_BYTES + group * Memory::NOTE_STEPS_BYTES;
+                Steps { first: shared::load_u32(at), tested_end: shared::load_u32(at + 4) }
+            } else {
+                Steps::NONE
+            };
+            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps);
+            // Without it, ptxas takes what depends on a note for different from lane to lane, keeps addresses of buffers out of uniform
+            // registers, and moves them there in every step: 3 to 4 % (H200, 128 dims).
+            warp::sync();
+            note
+        };
+        let [batch, q_head, kv_head, first_row] = place;
+        let [first, unmasked_first, unmasked_end, end] = blocks;
+        let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
+        let tile = QueryTile { batch, q_head, kv_head, first_row, blocks };
+        if blocks.count() == 0 { None } else { Some(WarpgroupTile { tile, steps, config: PhantomData }) }
+    }
+}
+
+/// A tile as one warpgroup takes part in it. All do the same steps unless they skip blocks that their own rows do not see.
+pub struct WarpgroupTile<C> {
+    /// The tile.
+    pub tile: QueryTile,
+    steps: Steps,
+    config: PhantomData<C>,
+}
+
+impl<C: Config> WarpgroupTile<C> {
+    /// The warpgroup's first step: 0, or 1 where it skips the first block.
+    #[inline(always)]
+    pub fn first_step(&self) -> u32 {
+        if C::POLICY.skips { self.steps.first } else { 0 }
+    }
+
+    /// The step from which on there are no element tests.
+    #[inline(always)]
+    pub fn tested_end(&self) -> u32 {
+        if C::POLICY.skips {
+            self.steps.tested_end
+        } else {
+            self.tile.blocks.count() - self.tile.blocks.unmasked_count()
+        }
+    }
+}
+
+/// The tiles of this thread block, one after the other.
+pub struct Tiles {
+    /// Round of the schedule that comes next.
+    pub round: u32,
+}
+
+/// A block of query rows and the key blocks that it visits, at least one.
+#[derive(Clone, Copy)]
+pub struct QueryTile {
+    /// Batch entry.
+    pub batch: u32,
+    /// Query head, or the first of those that are packed together.
+    pub q_head: u32,
+    /// Key-value head.
+    pub kv_head: u32,
+    /// First query row, as [`QueryBlock`] counts them.
+    pub first_row: u32,
+    /// Key blocks to visit.
+    pub blocks: KvBlocks,
+}
+
+impl QueryTile {
+    /// What warpgroup `group` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
+    /// after values whose buffers it has not freed.
+    #[inline(always)]
+    pub fn steps(&self, p: &V3Params, group: u32, kv_block: u32) -> Steps {
+        let f = &p.forward;
+        let first = self.first_row + group * GROUP_ROWS;
+        let [first, rows] = [first, GROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
+        let steps = f.band.steps(self.blocks, first, rows, f.q_rows, f.kv_rows, kv_block);
+        Steps { first: steps.first.min(1), ..steps }
+    }
+
+    /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.
+    #[inline(always)]
+    pub fn first_key(&self, i: u32, kv_block: u32) -> u32 {
+        self.blocks.visit(self.blocks.count() - 1 - i) * kv_block
+    }
+
+    /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
+    #[inline(always)]
+    pub fn query_rows(&self, p: &V3Params) -> [u32; 3] {
+        let packed_log2 = p.schedule.packed_log2;
+        let row = self.first_row >> packed_log2;
+        let [outer, inner] = if packed_log2 == 0 { [self.q_head, row] } else { [row, self.q_head] };
+        [inner, outer, self.batch]
+    }
+
+    /// First row, head and batch entry of the keys and values of step `i`.
+    #[inline(always)]
+    pub fn key_rows(&self, i: u32, kv_block: u32) -> [u32; 3] {
+        [self.first_key(i, kv_block), self.kv_head, self.batch]
+    }
+
+    /// The query block of the tile.
+    #[inline(always)]
+    pub fn block<C: Config>(&self, p: &V3Params) -> QueryBlock<C> {
+        let mut block = QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
+        block.packed_log2 = p.schedule.packed_log2;
+        block
+    }
+}
+
+impl Tiles {
+    /// The next tile, if there is one.
+    #[inline(always)]
+    pub fn next<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
+        let (f, schedule) = (&p.forward, &p.schedule);
+        loop {
+            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
+            self.round += 1;
+            let Some(tile) = schedule.tile(slot) else { continue };
+            let (batch, head) = schedule.sequence_heads.split(tile.head);
+            let (kv_head, _) = schedule.group.split(head);
+            let first_row = tile.q_block * C::ROW.q_block;
+            let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
+            let mut blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, C::ROW.kv_block);
+            if blocks.count() == 0 {
+                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
+                let past = f.kv_rows.div_ceil(C::ROW.kv_block);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
+            return Some(QueryTile { batch, q_head: head << schedule.packed_log2, kv_head, first_row, blocks });
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Element types: how single elements and pairs of them move and round.
+
+use cuda_std::mma::{m16n8k16_bf16, m16n8k16_f16};
+use cuda_std::{bf16, copy, f16, shared};
+
+/// An element type of a tensor.
+pub trait Element: Copy {
+    /// Bytes of an element.
+    const BYTES: usize;
+    /// The sign bits in a 32-bit word of elements.
+    const SIGN_BITS: u32;
+
+    /// Copies one element from global to shared memory, or writes zero.
+    ///
+    /// # Safety
+    /// Both addresses are valid; the global one only has to be when `inside`.
+    unsafe fn copy_or_zero(shared: u32, global: u64, inside: bool);
+
+    /// Copies one element from shared to global memory.
+    ///
+    /// # Safety
+    /// Both addresses are valid.
+    unsafe fn copy_out(global: u64, shared: u32);
+
+    /// Rounds two neighbours and writes them to shared memory.
+    ///
+    /// # Safety
+    /// The address is valid and aligned to both elements together.
+    unsafe fn store_pair(shared: u32, pair: [f32; 2]);
+
+    /// Rounds four neighbours and writes them to global memory.
+    ///
+    /// # Safety
+    /// The address is valid and aligned to the four elements together.
+    unsafe fn store_four(global: u64, four: [f32; 4]);
+}
+
+/// A 16-bit element type of the tensor cores.
+pub trait TensorCore: Copy {
+    /// `d += a b` (see `cuda_std::mma`).
+    ///
+    /// # Safety
+    /// Converged warp.
+    unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]);
+
+    /// Rounds two values and packs them, `low` in the lower half.
+    fn pack(low: f32, high: f32) -> u32;
+}
+
+impl TensorCore for f16 {
+    #[inline(always)]
+    unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
+        // SAFETY: passed on.
+        unsafe { m16n8k16_f16(d, a, b) }
+    }
+
+    #[inline(always)]
+    fn pack(low: f32, high: f32) -> u32 {
+        f16::pack(low, high)
+    }
+}
+
+impl TensorCore for bf16 {
+    #[inline(always)]
+    unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
+        // SAFETY: passed on.
+        unsafe { m16n8k16_bf16(d, a, b) }
+    }
+
+    #[inline(always)]
+    fn pack(low: f32, high: f32) -> u32 {
+        bf16::pack(low, high)
+    }
+}
+
+impl<T: TensorCore> Element for T {
+    const BYTES: usize = 2;
+    const SIGN_BITS: u32 = 0x8000_8000;
+
+    #[inline(always)]
+    unsafe fn copy_or_zero(shared: u32, global: u64, inside: bool) {
+        // SAFETY: passed on.
+        unsafe { shared::store_u16(shared, if inside { copy::load_u16(global) } else { 0 }) };
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(global: u64, shared: u32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u16(global, shared::load_u16(shared)) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_pair(shared: u32, pair: [f32; 2]) {
+        // SAFETY: passed on.
+        unsafe { shared::store_u32(shared, T::pack(pair[0], pair[1])) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_four(global: u64, four: [f32; 4]) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u32x2(global, [T::pack(four[0], four[1]), T::pack(four[2], four[3])]) };
+    }
+}
+
+impl Element for f32 {
+    const BYTES: usize = 4;
+    const SIGN_BITS: u32 = 0x8000_0000;
+
+    #[inline(always)]
+    unsafe fn copy_or_zero(shared: u32, global: u64, inside: bool) {
+        // SAFETY: passed on.
+        unsafe { shared::store_f32(shared, if inside { copy::load_f32(global) } else { 0.0 }) };
+    }
+
+    #[inline(always)]
+    unsafe fn copy_out(global: u64, shared: u32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_f32(global, shared::load_f32(shared)) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_pair(shared: u32, pair: [f32; 2]) {
+        // SAFETY: passed on.
+        unsafe { shared::store_f32x2(shared, pair) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_four(global: u64, four: [f32; 4]) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u32x4(global, four.map(f32::to_bits)) };
+    }
+}
