@@ -20,4 +20,5 @@ mod io;
 mod mutants;
 mod properties;
 mod regressions;
+mod streams;
 mod support;
