@@ -648,7 +648,7 @@ impl Emulator {
         {
             return bad(format!("a block of {:?}; the entry allows at most {m:?}", launch.block));
         }
-        if prog.cluster.required.is_some_and(|c| c != [1; 3]) || prog.cluster.explicit {
+        if prog.cluster.required.is_some_and(|c| c != [1; 3]) {
             return bad("clusters of more than one CTA are not executed yet".to_owned());
         }
         let shared = prog.dynamic_shared_offset as u64 + launch.dynamic_shared_bytes as u64;
