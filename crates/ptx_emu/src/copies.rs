@@ -2,6 +2,7 @@
 
 use crate::access::Sectors;
 use crate::error::FaultKind;
+use crate::history::Kind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
 use crate::shared;
@@ -83,7 +84,6 @@ impl Cta<'_> {
                     agent: w as u32,
                     lane: lane as u32,
                     mask: 0,
-                    atomic: false,
                     in_flight: self.ctx.checks.asynchronous,
                 };
                 if let Some(c) = self.shared.on_write(off, n as usize, &warp.know, lane as u32, false, rec) {
@@ -157,8 +157,7 @@ impl Cta<'_> {
                 self.perform_copy(c);
             }
             if self.ctx.checks.races {
-                let rec =
-                    shared::Record { clock, agent: w as u32, lane: c.lane, mask: 0, atomic: false, in_flight: false };
+                let rec = shared::Record { clock, agent: w as u32, lane: c.lane, mask: 0, in_flight: false };
                 self.shared.settle(c.dst as usize, c.bytes as usize, rec);
             }
             false
@@ -176,6 +175,7 @@ impl Cta<'_> {
         n: u64,
         atomic: bool,
     ) -> Exec<()> {
-        self.global_race(w, pc, lane, at, n, true, atomic)
+        let kind = if atomic { Kind::StrongWrite } else { Kind::Write { same: false } };
+        self.global_access(w, pc, 1 << lane, at, n, kind)
     }
 }

@@ -93,6 +93,9 @@ pub enum FaultKind {
     BarrierMismatch,
     /// A use of an mbarrier that its protocol does not allow.
     MbarrierMisuse,
+    /// A use of a cluster that its protocol does not allow: of the cluster barrier, or of the shared memory of a CTA that has ended or
+    /// may not have begun.
+    ClusterMisuse,
     /// No thread of the CTA can make progress.
     Deadlock,
     /// The CTA ended while asynchronous copies were in flight.
@@ -132,6 +135,7 @@ impl FaultKind {
             Self::DivergentCollective => "divergent execution of a collective instruction",
             Self::BarrierMismatch => "barrier mismatch",
             Self::MbarrierMisuse => "mbarrier misuse",
+            Self::ClusterMisuse => "cluster misuse",
             Self::Deadlock => "deadlock",
             Self::CopiesInFlightAtExit => "asynchronous copies in flight at exit",
             Self::InvalidOperand => "invalid operand",

@@ -2,6 +2,7 @@
 
 use crate::error::FaultKind;
 use crate::ir::*;
+use crate::landing;
 use crate::machine::{Block, Cta, Exec, MBAR_AGENTS, Where, lanes, put_lane};
 use crate::order::Clocks;
 
@@ -144,7 +145,7 @@ impl Cta<'_> {
         for lane in lanes(active) {
             let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
             self.mbar_use(w, pc, lane, off)?;
-            if self.bulk.iter().any(|b| b.mbar == Some(off)) {
+            if self.bulk.iter().any(|b| b.mbar == Some(off)) || landing::any_for(&self.landing, off) {
                 let d = format!("the mbarrier at {:#x} is invalidated while copies complete on it", off + SHARED_BASE);
                 return self.mbar_misuse(w, pc, lane, d);
             }
@@ -161,21 +162,32 @@ impl Cta<'_> {
     pub(crate) fn mbar_arrive(&mut self, w: usize, pc: u32, active: u32, a: &MbarArrive) -> Exec<()> {
         let addrs = self.addresses(w, pc, active, a.addr)?;
         let first = addrs[active.trailing_zeros() as usize];
-        // Lanes that arrive at one mbarrier together publish together.
-        let together = lanes(active).all(|l| addrs[l] == first).then(|| self.publish(w, active));
+        // Lanes that arrive at one mbarrier together publish together, unless the arrival is relaxed.
+        let together = if a.order == Order::Relaxed {
+            Some(Clocks::default())
+        } else {
+            lanes(active).all(|l| addrs[l] == first).then(|| self.publish(w, active))
+        };
         for lane in lanes(active) {
-            let off = self.mbar_at(w, pc, lane, a.space, addrs[lane])?;
             let regs = &self.warps[w].regs;
             let n = a.count.map_or(1, |c| regs.r32(c)[lane]);
             let tx = a.expect.map(|t| regs.r32(t)[lane]);
-            let m = self.mbar_use(w, pc, lane, off)?;
-            if let Some(tx) = tx {
-                m.tx += tx as i64;
-                if m.tx > MAX_COUNT as i64 {
-                    let d = format!("{} bytes expected; an mbarrier holds at most {MAX_COUNT}", m.tx);
-                    return self.mbar_misuse(w, pc, lane, d);
+            let off = match self.locate(w, pc, lane, a.space, addrs[lane], 8, 8)? {
+                Where::Shared(off) => off as u32,
+                Where::Peer(rank, off) => {
+                    let news = together.clone().unwrap_or_else(|| self.publish(w, 1 << lane));
+                    self.arrive_at_peer(w, pc, lane, (rank, off), n, tx, news)?;
+                    continue;
                 }
+                _ => return Err(self.not_shared(w, pc, lane, addrs[lane])),
+            };
+            self.mbar_use(w, pc, lane, off)?;
+            if let Some(tx) = tx
+                && let Err(d) = self.expect_bytes(off, tx)
+            {
+                return self.mbar_misuse(w, pc, lane, d);
             }
+            let m = self.mbars.get_mut(&off).expect("used above");
             let state = (m.phase as u64) << 32 | m.pending as u64;
             if a.drop {
                 m.expected = m.expected.saturating_sub(1);
@@ -204,52 +216,73 @@ impl Cta<'_> {
         no_complete: bool,
         news: &Clocks,
     ) -> Exec<()> {
+        match self.arrived(off, n, no_complete, news) {
+            Ok(()) => Ok(()),
+            Err(d) => self.mbar_misuse(w, pc, lane, d),
+        }
+    }
+
+    /// `n` arrivals at an mbarrier of this CTA, whoever arrives. Tells what is wrong with them.
+    pub(crate) fn arrived(&mut self, off: u32, n: u32, no_complete: bool, news: &Clocks) -> Result<(), String> {
         let m = self.mbars.get_mut(&off).expect("the caller looked it up");
         if n == 0 || n > m.pending {
-            let d = format!(
+            return Err(format!(
                 "{n} arrivals at the mbarrier at {:#x}, which has {} of {} pending",
                 off + SHARED_BASE,
                 m.pending,
                 m.expected
-            );
-            return self.mbar_misuse(w, pc, lane, d);
+            ));
         }
         m.pending -= n;
         m.clocks.join(news);
         if no_complete && m.pending == 0 {
-            let d = format!("arrive.noComplete completes the phase of the mbarrier at {:#x}", off + SHARED_BASE);
-            return self.mbar_misuse(w, pc, lane, d);
+            return Err(format!("arrive.noComplete completes the phase of the mbarrier at {:#x}", off + SHARED_BASE));
         }
-        self.try_complete(w, pc, lane, off)
+        self.complete_phase(off)
     }
 
     /// Ends the phase when all arrivals and all bytes are there.
     pub(crate) fn try_complete(&mut self, w: usize, pc: u32, lane: usize, off: u32) -> Exec<()> {
+        match self.complete_phase(off) {
+            Ok(()) => Ok(()),
+            Err(d) => self.mbar_misuse(w, pc, lane, d),
+        }
+    }
+
+    /// Bytes that an arrival announces.
+    pub(crate) fn expect_bytes(&mut self, off: u32, bytes: u32) -> Result<(), String> {
+        let m = self.mbars.get_mut(&off).expect("the caller looked it up");
+        m.tx += bytes as i64;
+        if m.tx > MAX_COUNT as i64 {
+            return Err(format!("{} bytes expected; an mbarrier holds at most {MAX_COUNT}", m.tx));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn complete_phase(&mut self, off: u32) -> Result<(), String> {
         let m = self.mbars.get_mut(&off).expect("the caller looked it up");
         if m.pending != 0 {
             return Ok(());
         }
         if m.tx < 0 {
-            let d = format!(
+            return Err(format!(
                 "{} bytes more were copied than expect_tx announced for phase {} of the mbarrier at {:#x}",
                 -m.tx,
                 m.phase,
                 off + SHARED_BASE
-            );
-            return self.mbar_misuse(w, pc, lane, d);
+            ));
         }
         if m.tx != 0 {
             return Ok(());
         }
-        if let Some(b) = self.bulk.iter().find(|b| b.mbar == Some(off) && b.phase == m.phase) {
-            let d = format!(
-                "phase {} of the mbarrier at {:#x} completes while a copy of {} bytes for it is in flight: expect_tx \
+        let flying = self.bulk.iter().find(|b| b.mbar == Some(off) && b.phase == m.phase).map(|b| b.bytes);
+        if let Some(bytes) = flying.or_else(|| landing::bytes_in_flight(&self.landing, off, m.phase)) {
+            return Err(format!(
+                "phase {} of the mbarrier at {:#x} completes while a copy of {bytes} bytes for it is in flight: expect_tx \
                  announced too few bytes, or after the copies",
                 m.phase,
-                off + SHARED_BASE,
-                b.bytes
-            );
-            return self.mbar_misuse(w, pc, lane, d);
+                off + SHARED_BASE
+            ));
         }
         m.phase += 1;
         m.pending = m.expected;
@@ -298,6 +331,7 @@ impl Cta<'_> {
         space: MemSpace,
         p: u32,
         on: WaitOn,
+        order: Order,
     ) -> Exec<Wait> {
         let addrs = self.addresses(w, pc, active, addr)?;
         let mut done = 0u32;
@@ -347,9 +381,11 @@ impl Cta<'_> {
                 m.copied_phase = None;
             }
             let (agent, clock) = (m.agent, base + m.phase);
-            let warp = &mut self.warps[w];
-            warp.know.learn(who, warp.live, &m.done_clocks);
-            self.learn_agent(w, who, agent, clock);
+            if order != Order::Relaxed {
+                let warp = &mut self.warps[w];
+                warp.know.learn(who, warp.live, &m.done_clocks);
+                self.learn_agent(w, who, agent, clock);
+            }
         }
         self.warps[w].regs.put_pred(p, done, active, !0);
         Ok(if done == active { Wait::Done } else { Wait::Mixed })
@@ -370,5 +406,16 @@ impl Cta<'_> {
         }
         self.tick(w);
         Ok(())
+    }
+
+    /// Arrivals that a phase token saw pending.
+    pub(crate) fn mbar_pending(&mut self, w: usize, active: u32, d: Slot, state: Slot) {
+        let regs = &mut self.warps[w].regs;
+        let v = regs.r64(state).map(state_pending);
+        regs.put32(d, &v, active);
+        if d != SINK {
+            let known = regs.init(state);
+            regs.set_init(d, active, known);
+        }
     }
 }

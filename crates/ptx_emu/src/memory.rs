@@ -1,10 +1,11 @@
-//! Global memory: allocations with guard gaps, a record of written bytes, and the last accesses for the race check.
+//! Global memory: allocations with guard gaps, a record of written bytes, and the history of accesses for the race check.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::error::EmuError;
+use crate::history::{History, LAUNCHES};
 
 /// First address that is ever given out: above every window of the generic address space.
 const FIRST_ADDRESS: u64 = 1 << 44;
@@ -13,15 +14,6 @@ const ALIGN: u64 = 256;
 /// Unbacked bytes after each allocation, so that an access past the end never reaches the next one.
 const GUARD: u64 = 1 << 20;
 
-/// Bytes of one granule of the race check.
-const GRANULE: u64 = 4;
-
-/// Last writes and last reads, one record a granule.
-struct Shadow {
-    write: Box<[AtomicU64]>,
-    read: Box<[AtomicU64]>,
-}
-
 /// One allocation.
 pub(crate) struct Alloc {
     pub(crate) base: u64,
@@ -29,13 +21,14 @@ pub(crate) struct Alloc {
     words: Box<[AtomicU64]>,
     /// One bit a byte: somebody wrote it.
     init: Box<[AtomicU64]>,
-    shadow: OnceLock<Shadow>,
+    /// The accesses of the running launch, for the race check.
+    history: OnceLock<History>,
     /// One bit a 32-byte sector touched by the running launch: reads, writes.
     touched: OnceLock<[Box<[AtomicU64]>; 2]>,
     pub(crate) read_only: bool,
 }
 
-fn zeroed(n: usize) -> Box<[AtomicU64]> {
+pub(crate) fn zeroed(n: usize) -> Box<[AtomicU64]> {
     // The system hands out zero pages lazily, so a shadow that nobody touches costs no memory.
     let v: Vec<u64> = vec![0; n];
     let mut v = std::mem::ManuallyDrop::new(v);
@@ -51,7 +44,7 @@ impl Alloc {
             len,
             words: zeroed(words),
             init: zeroed(len.div_ceil(64) as usize),
-            shadow: OnceLock::new(),
+            history: OnceLock::new(),
             touched: OnceLock::new(),
             read_only: false,
         }
@@ -184,108 +177,13 @@ impl Alloc {
                 cell.store(0, Relaxed);
             }
         }
-        if clear_races && let Some(s) = self.shadow.get() {
-            for cell in s.write.iter().chain(s.read.iter()) {
-                cell.store(0, Relaxed);
-            }
+        if clear_races && let Some(h) = self.history.get() {
+            h.clear();
         }
     }
 
-    fn shadow(&self) -> &Shadow {
-        self.shadow.get_or_init(|| {
-            let n = self.len.div_ceil(GRANULE) as usize;
-            Shadow { write: zeroed(n), read: zeroed(n) }
-        })
-    }
-
-    /// Compares an access with the last ones on its granules, records it, and returns one that it races with.
-    pub(crate) fn race(
-        &self,
-        off: u64,
-        n: u64,
-        write: bool,
-        me: Access,
-        ordered: impl Fn(&Access) -> bool,
-    ) -> Option<(u64, Access, bool)> {
-        let s = self.shadow();
-        let mut o = off;
-        let mut found = None;
-        while o < off + n {
-            let g = (o / GRANULE) as usize;
-            let b = o % GRANULE;
-            let take = (GRANULE - b).min(off + n - o);
-            let mask = (((1u32 << take) - 1) << b) as u8;
-            let rec = Access { mask, ..me };
-            let conflict = |bits: u64| {
-                let other = Access::unpack(bits);
-                let hit = bits != 0
-                    && other.launch == me.launch
-                    && other.mask & mask != 0
-                    && !(other.cta == me.cta && other.warp == me.warp && other.lane == me.lane)
-                    && !(other.atomic && me.atomic)
-                    && !ordered(&other);
-                hit.then_some(other)
-            };
-            if let Some(other) = conflict(s.write[g].load(Relaxed)) {
-                found = Some((o, other, true));
-            }
-            if write {
-                if let Some(other) = conflict(s.read[g].load(Relaxed)) {
-                    found = Some((o, other, false));
-                }
-                s.write[g].store(rec.pack(), Relaxed);
-            } else {
-                s.read[g].store(rec.pack(), Relaxed);
-            }
-            if found.is_some() {
-                return found;
-            }
-            o += take;
-        }
-        None
-    }
-}
-
-/// Who touched a granule of global memory last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Access {
-    /// Number of the launch, modulo 1024.
-    pub(crate) launch: u32,
-    /// Linear CTA number, modulo 2^22.
-    pub(crate) cta: u32,
-    pub(crate) warp: u32,
-    pub(crate) lane: u32,
-    /// Bytes of the granule.
-    pub(crate) mask: u8,
-    pub(crate) atomic: bool,
-    /// The warp's barrier epoch, saturated: a saturated one orders nothing and is taken as ordered.
-    pub(crate) clock: u32,
-}
-
-/// Largest epoch that a record holds.
-pub(crate) const MAX_CLOCK: u32 = (1 << 17) - 1;
-
-impl Access {
-    fn pack(self) -> u64 {
-        (self.launch as u64 & 0x3ff) << 54
-            | (self.cta as u64 & 0x3f_ffff) << 32
-            | (self.warp as u64 & 31) << 27
-            | (self.lane as u64 & 31) << 22
-            | (self.mask as u64 & 15) << 18
-            | (self.atomic as u64) << 17
-            | self.clock.min(MAX_CLOCK) as u64
-    }
-
-    fn unpack(b: u64) -> Self {
-        Access {
-            launch: (b >> 54) as u32,
-            cta: (b >> 32) as u32 & 0x3f_ffff,
-            warp: (b >> 27) as u32 & 31,
-            lane: (b >> 22) as u32 & 31,
-            mask: (b >> 18) as u8 & 15,
-            atomic: b >> 17 & 1 == 1,
-            clock: b as u32 & MAX_CLOCK,
-        }
+    pub(crate) fn history(&self) -> &History {
+        self.history.get_or_init(|| History::new(self.base, self.len))
     }
 }
 
@@ -370,8 +268,8 @@ impl GlobalMemory {
     /// The view that a launch works on, and the launch's number.
     pub(crate) fn snapshot(&mut self) -> (GlobalView, u32) {
         self.launches = self.launches.wrapping_add(1);
-        // Records carry the number modulo 1024: clear them before a number comes round again.
-        let clear = self.launches.is_multiple_of(1024);
+        // Records carry the number modulo `LAUNCHES`: clear them before a number comes round again.
+        let clear = self.launches.is_multiple_of(LAUNCHES);
         for a in self.live.values() {
             a.start_launch(clear);
         }
@@ -379,7 +277,7 @@ impl GlobalMemory {
             allocs: self.live.values().cloned().collect(),
             freed: self.freed.iter().map(|(&b, &n)| (b, n)).collect(),
         };
-        (view, self.launches % 1024)
+        (view, self.launches % LAUNCHES)
     }
 }
 

@@ -6,8 +6,11 @@
 //! mbarrier publishes what it did itself and what it has learnt, and of the other lanes of its warp only what a `bar.warp.sync`
 //! or a barrier has told it. Nearly always all lanes know the same: that is kept once, and what single lanes know beside it.
 
+use std::sync::Arc;
+
 use crate::alu::LANES;
 use crate::machine::lanes;
+use crate::remote::{Foreign, Remote};
 
 /// A lane of a warp, up to a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,16 +33,19 @@ pub(crate) struct Clocks {
     all: Vec<u32>,
     /// Lanes that are included up to a later one, in order of agent and lane.
     some: Vec<LaneClock>,
+    /// What happened in other CTAs.
+    pub(crate) remote: Remote,
 }
 
 impl Clocks {
     pub(crate) fn new(agents: usize, clock: u32) -> Self {
-        Clocks { all: vec![clock; agents], some: Vec::new() }
+        Clocks { all: vec![clock; agents], some: Vec::new(), remote: Remote::default() }
     }
 
     fn reset(&mut self, clock: u32) {
         self.all.fill(clock);
         self.some.clear();
+        self.remote = Remote::default();
     }
 
     pub(crate) fn join(&mut self, other: &Clocks) {
@@ -49,6 +55,7 @@ impl Clocks {
         for (x, y) in self.all.iter_mut().zip(&other.all) {
             *x = (*x).max(*y);
         }
+        self.remote.join(&other.remote);
         let (mut mine, mut theirs) = (self.some.iter().peekable(), other.some.iter().peekable());
         let mut some = Vec::with_capacity(self.some.len() + other.some.len());
         loop {
@@ -102,8 +109,8 @@ impl Clocks {
         self.some.retain(|o| o.agent != agent || o.clock > c);
     }
 
-    fn has(&self, agent: u32, lane: u32, clock: u32) -> bool {
-        clock <= self.all[agent as usize]
+    pub(crate) fn has(&self, agent: u32, lane: u32, clock: u32) -> bool {
+        clock <= self.all.get(agent as usize).copied().unwrap_or(0)
             || self
                 .some
                 .binary_search_by_key(&(agent, lane), LaneClock::place)
@@ -111,9 +118,26 @@ impl Clocks {
     }
 
     /// Whether `other` includes all of this.
-    fn within(&self, other: &Clocks) -> bool {
-        self.all.iter().zip(&other.all).all(|(x, y)| x <= y)
+    pub(crate) fn within(&self, other: &Clocks) -> bool {
+        self.all.iter().enumerate().all(|(i, x)| *x <= other.all.get(i).copied().unwrap_or(0))
+            && self.remote.within(&other.remote)
             && self.some.iter().all(|c| other.has(c.agent, c.lane, c.clock))
+    }
+
+    /// The same as other CTAs see it, this one's number being `cta`.
+    pub(crate) fn exported(mut self, cta: u32) -> Remote {
+        let mut remote = std::mem::take(&mut self.remote);
+        let used = self.all.iter().rposition(|&c| c != 0).map_or(0, |i| i + 1);
+        self.all.truncate(used);
+        remote.add(cta, self);
+        remote
+    }
+
+    /// What was exported, as the CTA `cta` sees it.
+    pub(crate) fn imported(remote: &Remote, cta: u32) -> Clocks {
+        let mut clocks = remote.of(cta).cloned().unwrap_or_default();
+        clocks.remote = remote.clone();
+        clocks
     }
 }
 
@@ -121,6 +145,8 @@ impl Clocks {
 #[derive(Debug, Clone)]
 pub(crate) struct Knowledge {
     warp: u32,
+    /// The CTAs of the cluster by rank, where there is one.
+    cluster: Arc<[u32]>,
     /// Known to every lane.
     common: Clocks,
     /// What single lanes know beside it.
@@ -129,7 +155,7 @@ pub(crate) struct Knowledge {
 
 impl Knowledge {
     pub(crate) fn new(warp: u32, agents: usize) -> Self {
-        Knowledge { warp, common: Clocks::new(agents, 0), own: Vec::new() }
+        Knowledge { warp, cluster: Arc::new([]), common: Clocks::new(agents, 0), own: Vec::new() }
     }
 
     pub(crate) fn reset(&mut self, clock: u32) {
@@ -141,14 +167,18 @@ impl Knowledge {
     /// is.
     #[inline(always)]
     pub(crate) fn knows(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
-        clock <= self.common.all[agent as usize] || self.knows_more(by, agent, who, clock)
+        self.common.all.get(agent as usize).is_some_and(|&c| clock <= c) || self.knows_more(by, agent, who, clock)
     }
 
     #[cold]
     fn knows_more(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
+        if let Some(f) = Foreign::decode(agent) {
+            let cta = self.cluster.get(f.rank as usize);
+            return cta.is_some_and(|&cta| self.knows_remote(by, cta, f.agent, who, clock));
+        }
         lanes(by).all(|lane| {
             let own = self.own_of_lane(lane as u32);
-            own.is_some_and(|o| clock <= o.all[agent as usize])
+            own.is_some_and(|o| clock <= o.all.get(agent as usize).copied().unwrap_or(0))
                 || lanes(who).all(|l| {
                     (agent == self.warp && l == lane)
                         || self.common.has(agent, l as u32, clock)
@@ -161,6 +191,40 @@ impl Knowledge {
     pub(crate) fn learnt(&self, by: u32, agent: u32, who: u32, clock: u32) -> bool {
         self.common.has(agent, who, clock)
             || lanes(by).all(|lane| self.own_of_lane(lane as u32).is_some_and(|o| o.has(agent, who, clock)))
+    }
+
+    /// As `knows`, of what lanes of another CTA's agent did.
+    #[cold]
+    pub(crate) fn knows_remote(&self, by: u32, cta: u32, agent: u32, who: u32, clock: u32) -> bool {
+        lanes(by).all(|lane| {
+            let own = self.own_of_lane(lane as u32);
+            lanes(who).all(|l| {
+                self.common.remote.has(cta, agent, l as u32, clock)
+                    || own.is_some_and(|o| o.remote.has(cta, agent, l as u32, clock))
+            })
+        })
+    }
+
+    /// Whether these lanes know of anything that another CTA did.
+    pub(crate) fn knows_of(&self, by: u32, cta: u32) -> bool {
+        lanes(by).all(|lane| {
+            let own = self.own_of_lane(lane as u32);
+            self.common.remote.of(cta).is_some() || own.is_some_and(|o| o.remote.of(cta).is_some())
+        })
+    }
+
+    /// Everything that a lane has learnt.
+    pub(crate) fn of_lane(&self, lane: u32) -> Clocks {
+        let mut c = self.common.clone();
+        if let Some(own) = self.own_of_lane(lane) {
+            c.join(own);
+        }
+        c
+    }
+
+    /// The CTAs of the cluster by rank, for accesses to each other's shared memory.
+    pub(crate) fn set_cluster(&mut self, ctas: Arc<[u32]>) {
+        self.cluster = ctas;
     }
 
     fn own_of_lane(&self, lane: u32) -> Option<&Clocks> {
@@ -279,9 +343,9 @@ mod tests {
         let mut one_by_one = Clocks::default();
         let fresh = Knowledge::new(0, 2);
         (0..32).for_each(|lane| one_by_one.join(&fresh.publish(1 << lane, ALL, 8)));
-        assert_eq!(one_by_one, Clocks { all: vec![8, 0], some: vec![] });
+        assert_eq!(one_by_one, Clocks { all: vec![8, 0], ..Clocks::default() });
         c.join(&k.publish(ALL, ALL, 10));
-        assert_eq!(c, Clocks { all: vec![10, 0], some: vec![] });
+        assert_eq!(c, Clocks { all: vec![10, 0], ..Clocks::default() });
     }
 
     #[test]

@@ -5,10 +5,11 @@ use crate::access::Sectors;
 use crate::error::FaultKind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where};
-use crate::shared::Record;
+use crate::remote::Foreign;
+use crate::shared::{By, Record, What};
 
 impl Cta<'_> {
-    /// Starts a copy of the pieces; `mbar` is the address to complete on of a copy into shared memory.
+    /// Starts a copy of the pieces; `mbar` is the address to complete on of a copy into shared memory, and `rank` the CTA of the cluster that it goes to.
     pub(super) fn issue_bulk(
         &mut self,
         w: usize,
@@ -19,8 +20,23 @@ impl Cta<'_> {
         b: &Bulk,
         mbar: Option<u64>,
         bytes: u32,
+        rank: u32,
     ) -> Exec<()> {
         self.counters.async_copies += 1;
+        let ranks = b.multicast.map_or(1 << rank, |mask| self.warps[w].regs.r32(mask)[lane] & 0xffff);
+        if let Some(m) = mbar
+            && (b.multicast.is_some() || rank != self.rank)
+        {
+            let (mbar_rank, off) = self.in_cluster(w, pc, lane, MemSpace::SharedCluster, m, 8, 8)?;
+            if mbar_rank != rank {
+                let d = format!(
+                    "a copy to rank {rank} that completes on an mbarrier of rank {mbar_rank}; both are in one CTA"
+                );
+                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+            }
+            let op = BulkOp { warp: w, lane, pc, pieces, fill, mbar: None, bytes, phase: 0, group: 0, reduce: None };
+            return self.issue_to_cluster(w, pc, lane, op, ranks, off as u32);
+        }
         let (mut mbar_off, mut phase, mut group) = (None, 0, 0);
         if let Some(m) = mbar {
             let (off, now, record) = self.complete_on(w, pc, lane, m)?;
@@ -66,7 +82,7 @@ impl Cta<'_> {
         let phase = bar.phase;
         bar.copied_phase = Some(phase);
         let clock = base + phase + 1;
-        let record = Record { clock, agent: bar.agent, lane: 0, mask: 0, atomic: false, in_flight: false };
+        let record = Record { clock, agent: bar.agent, lane: 0, mask: 0, in_flight: false };
         self.top_clock = self.top_clock.max(clock);
         Ok((off as u32, phase, record))
     }
@@ -115,6 +131,32 @@ impl Cta<'_> {
         Ok(())
     }
 
+    /// Checks and records the read of its source by a copy to another CTA, whose mbarrier tells that it is done.
+    pub(crate) fn read_by_copy(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        off: usize,
+        n: usize,
+        by: (Foreign, u32),
+    ) -> Exec<()> {
+        let (reader, clock) = by;
+        self.async_source(w, pc, 1 << lane, off, n)?;
+        if !self.ctx.checks.races {
+            return Ok(());
+        }
+        let know = &self.warps[w].know;
+        let before = |agent, lanes, at| know.knows(1 << lane, agent, lanes, at);
+        // A copy within the CTA is on record as the CTA's own mbarrier.
+        let agent = if reader.rank == self.rank { reader.agent } else { reader.encode() };
+        let by = By { agent, lane: 0, clock };
+        match self.shared.beside(off, n, What::Read, by, &before) {
+            Some(c) => Err(self.shared_conflict(w, pc, Some(lane as u32), c, false)),
+            None => Ok(()),
+        }
+    }
+
     /// Checks and records a read of shared memory through the async proxy by these lanes.
     pub(crate) fn async_read(
         &mut self,
@@ -133,6 +175,14 @@ impl Cta<'_> {
                 return Err(self.shared_conflict(w, pc, faulty, c, false));
             }
             self.top_clock = self.top_clock.max(clock);
+        }
+        self.async_source(w, pc, who, off, n)
+    }
+
+    /// What the async proxy reads must be written, and made visible to it.
+    fn async_source(&mut self, w: usize, pc: u32, who: u32, off: usize, n: usize) -> Exec<()> {
+        let faulty = who.is_power_of_two().then_some(who.trailing_zeros());
+        if self.ctx.checks.races {
             let nw = self.warps.len() as u32;
             // The fence may be the writer's, after its write, or the reader's, after it learnt of the write.
             let unfenced = |rec: &Record| {

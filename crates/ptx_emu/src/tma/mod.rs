@@ -10,13 +10,13 @@ use crate::machine::{Cta, Exec, Where, lanes};
 
 /// Up to 16 bytes of shared memory and the global bytes that belong to a part of them.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    shared: u32,
-    bytes: u8,
+pub(crate) struct Piece {
+    pub(crate) shared: u32,
+    pub(crate) bytes: u8,
     /// The first `hi` bytes lie in the tensor, from this allocation and offset on.
-    hi: u8,
-    alloc: u32,
-    off: u64,
+    pub(crate) hi: u8,
+    pub(crate) alloc: u32,
+    pub(crate) off: u64,
 }
 
 /// Bulk copies of a lane from shared memory, committed together and not waited for.
@@ -35,7 +35,7 @@ pub(crate) struct BulkOp {
     warp: usize,
     lane: usize,
     pc: u32,
-    pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<Piece>,
     fill: [u8; 16],
     /// Loads: the mbarrier to complete on, and the bytes to count there.
     pub(crate) mbar: Option<u32>,
@@ -65,13 +65,17 @@ impl Cta<'_> {
                 return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
             }
             if b.from_shared {
-                let d = "bulk copies from shared to shared memory".to_owned();
-                return Err(self.fault(w, Some(lane as u32), pc, FaultKind::Unsupported, d));
+                let Where::Shared(from) = self.locate(w, pc, lane, MemSpace::Shared, src[lane], n as u64, 16)? else {
+                    return Err(self.not_shared(w, pc, lane, src[lane]));
+                };
+                let to = self.in_cluster(w, pc, lane, MemSpace::SharedCluster, dst[lane], n as u64, 16)?;
+                let m = mbar.map_or(0, |m| m[lane]);
+                let m = self.in_cluster(w, pc, lane, MemSpace::SharedCluster, m, 8, 8)?;
+                self.issue_from_shared(w, pc, lane, from, to, m, n as usize)?;
+                continue;
             }
             let (sh, gl) = if b.to_global { (src[lane], dst[lane]) } else { (dst[lane], src[lane]) };
-            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, n as u64, 16)? else {
-                return Err(self.not_shared(w, pc, lane, sh));
-            };
+            let (rank, s_off) = self.bulk_tile(w, pc, lane, b, sh, n as u64, 16)?;
             let Where::Global(alloc, off) = self.locate(w, pc, lane, MemSpace::Global, gl, n as u64, 16)? else {
                 unreachable!("the space is global")
             };
@@ -85,9 +89,29 @@ impl Cta<'_> {
                 })
                 .collect();
             let m = mbar.map(|m| m[lane]);
-            self.issue_bulk(w, pc, lane, pieces, [0; 16], b, m, n)?;
+            self.issue_bulk(w, pc, lane, pieces, [0; 16], b, m, n, rank)?;
         }
         Ok(())
+    }
+
+    /// Rank and offset of the shared side of a copy: only its destination may be in another CTA.
+    fn bulk_tile(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        b: &Bulk,
+        addr: u64,
+        n: u64,
+        align: u64,
+    ) -> Exec<(u32, usize)> {
+        if !b.to_global && b.cluster {
+            return self.in_cluster(w, pc, lane, MemSpace::SharedCluster, addr, n, align);
+        }
+        match self.locate(w, pc, lane, MemSpace::Shared, addr, n, align)? {
+            Where::Shared(off) => Ok((self.rank, off)),
+            _ => Err(self.not_shared(w, pc, lane, addr)),
+        }
     }
 
     /// Number of the bulk group that the lane fills now.

@@ -56,9 +56,7 @@ impl Cta<'_> {
             }
             let sh = tiles[lane];
             // 128, with and without a swizzle (PTX ISA, cp.async.bulk.tensor).
-            let Where::Shared(s_off) = self.locate(w, pc, lane, MemSpace::Shared, sh, bytes, 128)? else {
-                return Err(self.not_shared(w, pc, lane, sh));
-            };
+            let (rank, s_off) = self.bulk_tile(w, pc, lane, b, sh, bytes, 128)?;
             let pieces = self.tile_pieces(w, pc, lane, &spec, &coords, s_off as u32, b.to_global)?;
             let fill = fill_pattern(&spec);
             let m = mbar.map(|m| m[lane]);
@@ -66,7 +64,7 @@ impl Cta<'_> {
             if let Some((_, ty)) = &mut b.reduce {
                 *ty = element_type(spec.data_type);
             }
-            self.issue_bulk(w, pc, lane, pieces, fill, &b, m, bytes as u32)?;
+            self.issue_bulk(w, pc, lane, pieces, fill, &b, m, bytes as u32, rank)?;
         }
         Ok(())
     }

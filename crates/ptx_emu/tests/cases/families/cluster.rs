@@ -77,9 +77,9 @@ fn accesses(v: &mut Vec<Case>) {
         let [a, b, c] = words(inputs, other(t, 2, 1));
         [a, b, c, a]
     }));
-    v.push(load(8, "ld.shared::cluster.v2.u32 {%d0, %d1}, [%t3+4];", |inputs, t| {
-        let [_, b, c] = words(inputs, other(t, 8, 1));
-        [b, c, 0, 0]
+    v.push(load(8, "ld.shared::cluster.v2.u32 {%d0, %d1}, [%t3+8];", |inputs, t| {
+        let [a, _, c] = words(inputs, other(t, 8, 1));
+        [c, a, 0, 0]
     }));
     v.push(load(4, "ld.shared::cluster.s16 %d0, [%t3+2];\nld.shared::cluster.u8 %d1, [%t3+5];", |inputs, t| {
         let [a, b, _] = words(inputs, other(t, 4, 1));
@@ -250,10 +250,10 @@ const LOAD_OWN: &str = "ld.shared.v4.u32 {%d0, %d1, %d2, %d3}, [%t1];\n";
 /// mbarriers of the next CTA.
 fn mbarriers(v: &mut Vec<Case>) {
     let family = "cluster mbarriers";
-    let send = "st.shared::cluster.v2.u32 [%t3+4], {%a, %c};\n";
+    let send = "st.shared::cluster.v2.u32 [%t3+8], {%a, %c};\n";
     let received: Definition = |inputs, t| {
         let [a, _, c] = words(inputs, other(t, 2, 1));
-        [words(inputs, t)[1], a, c, 0]
+        [words(inputs, t)[1], 0, a, c]
     };
     for (count, arrive, form) in [
         (128, "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%t6];", ACQUIRE),

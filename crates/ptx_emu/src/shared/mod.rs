@@ -3,7 +3,12 @@
 //! Ordering is by vector clocks. Every warp is an agent, and so is every engine that touches shared memory on a warp's
 //! behalf: the `wgmma` unit of a warpgroup, the bulk-copy reader of a warp, and each mbarrier that bulk copies complete
 //! on. An access is recorded with its agent, the agent's clock and the lanes; a later access by a lane is ordered after it
-//! when the lane has learnt of those lanes' clock through a barrier or a wait (see `order`).
+//! when the lane has learnt of those lanes' clock through a barrier or a wait (see `order`). Strong accesses, and the reads of other
+//! CTAs of the cluster, are on record beside (see `side`): they are few.
+
+mod side;
+
+pub(crate) use side::{By, Side, What};
 
 use std::collections::HashMap;
 
@@ -21,7 +26,6 @@ pub(crate) struct Record {
     pub(crate) agent: u32,
     pub(crate) lane: u32,
     pub(crate) mask: u8,
-    pub(crate) atomic: bool,
     /// A cp.async that has not been waited for.
     pub(crate) in_flight: bool,
 }
@@ -32,7 +36,6 @@ impl Record {
         (self.clock as u64) << 32
             | (self.lane as u64) << 24
             | (self.mask as u64) << 20
-            | (self.atomic as u64) << 19
             | (self.in_flight as u64) << 18
             | self.agent as u64
     }
@@ -43,7 +46,6 @@ impl Record {
             clock: (b >> 32) as u32,
             lane: (b >> 24) as u32 & 31,
             mask: (b >> 20) as u8 & 15,
-            atomic: b >> 19 & 1 == 1,
             in_flight: b >> 18 & 1 == 1,
             agent: b as u32 & 0xffff,
         }
@@ -105,6 +107,9 @@ pub(crate) struct Shared {
     readers: Vec<u128>,
     /// The lanes that read each byte, for records that say so.
     mixed: HashMap<usize, [u32; GRANULE]>,
+    /// Strong accesses and those of other CTAs, by granule.
+    side: HashMap<usize, Vec<Side>>,
+    races: bool,
 }
 
 impl Shared {
@@ -118,6 +123,8 @@ impl Shared {
             reads: vec![0; granules * readers],
             readers: vec![0; granules],
             mixed: HashMap::new(),
+            side: HashMap::new(),
+            races,
         }
     }
 
@@ -127,9 +134,10 @@ impl Shared {
         // A garbage pattern, so that a kernel that relies on zeros fails even with checks off.
         self.bytes.fill(0xcb);
         self.mixed.clear();
+        self.side.clear();
         if clear_records {
             self.writes.fill(0);
-            self.reads.fill(0);
+            // Says which records of reads count.
             self.readers.fill(0);
         }
     }
@@ -160,8 +168,8 @@ impl Shared {
 
     /// Whether the earlier write is ordered before an access of these lanes.
     #[inline(always)]
-    fn write_ordered(other: &Record, know: &Knowledge, who: u32, atomic: bool) -> bool {
-        !other.in_flight && ((other.atomic && atomic) || know.knows(who, other.agent, 1 << other.lane, other.clock))
+    fn write_ordered(other: &Record, know: &Knowledge, who: u32) -> bool {
+        !other.in_flight && know.knows(who, other.agent, 1 << other.lane, other.clock)
     }
 
     /// Checks and records a read by these lanes, or by an engine for them. `reader` is who reads, and at which clock.
@@ -179,6 +187,11 @@ impl Shared {
         let me = if agent == know.warp() { who } else { 1 };
         let bit = 1u128 << agent;
         let granules = self.writes.len();
+        if !self.side.is_empty()
+            && let Some(c) = self.side_conflict(off, n, What::Read, &|a, l, c| know.knows(who, a, l, c))
+        {
+            return Some(c);
+        }
         if off.is_multiple_of(GRANULE) && n.is_multiple_of(GRANULE) {
             // Whole granules: neighbours mostly have the same records.
             let (first, count) = (off / GRANULE, n / GRANULE);
@@ -189,7 +202,7 @@ impl Shared {
                     continue;
                 }
                 let other = Record::unpack(bits);
-                if other.mask != 0 && !Self::write_ordered(&other, know, who, false) {
+                if other.mask != 0 && !Self::write_ordered(&other, know, who) {
                     return Some(Conflict::with_write(off + i * GRANULE, &other));
                 }
                 before = bits;
@@ -218,7 +231,7 @@ impl Shared {
             let take = (GRANULE - b).min(off + n - o);
             let mask = (((1u32 << take) - 1) << b) as u8;
             let other = Record::unpack(self.writes[g]);
-            if other.mask & mask != 0 && !Self::write_ordered(&other, know, who, false) {
+            if other.mask & mask != 0 && !Self::write_ordered(&other, know, who) {
                 return Some(Conflict::with_write(o, &other));
             }
             let cell = agent as usize * granules + g;
@@ -287,6 +300,12 @@ impl Shared {
         record: Record,
     ) -> Option<Conflict> {
         let granules = self.writes.len();
+        if !self.side.is_empty() {
+            if let Some(c) = self.side_conflict(off, n, What::Write, &|a, l, c| know.knows(1 << lane, a, l, c)) {
+                return Some(c);
+            }
+            self.side_cover(off, n);
+        }
         if off.is_multiple_of(GRANULE) && n.is_multiple_of(GRANULE) {
             return self.on_write_whole(off / GRANULE, n / GRANULE, know, lane, same, record);
         }
@@ -298,7 +317,7 @@ impl Shared {
             let mask = (((1u32 << take) - 1) << b) as u8;
             let other = Record::unpack(self.writes[g]);
             let harmless = same && other.agent == know.warp() && !other.in_flight;
-            if other.mask & mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane, record.atomic) {
+            if other.mask & mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane) {
                 return Some(Conflict::with_write(o, &other));
             }
             let mut agents = self.readers[g];
@@ -358,7 +377,7 @@ impl Shared {
             }
             let other = Record::unpack(bits);
             let harmless = same && other.agent == know.warp() && !other.in_flight;
-            if other.mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane, record.atomic) {
+            if other.mask != 0 && !harmless && !Self::write_ordered(&other, know, 1 << lane) {
                 return Some(Conflict::with_write(g * GRANULE, &other));
             }
             before = bits;

@@ -1,0 +1,132 @@
+//! Reads and writes of global memory with all checks.
+
+use crate::error::FaultKind;
+use crate::history::{Access, Actor, Kind};
+use crate::machine::{Cta, Exec};
+
+impl Cta<'_> {
+    /// Looks for a race of an access by lanes of a warp, and records it.
+    pub(crate) fn global_access(
+        &mut self,
+        w: usize,
+        pc: u32,
+        who: u32,
+        at: (usize, u64),
+        n: u64,
+        kind: Kind,
+    ) -> Exec<()> {
+        if !self.ctx.checks.races {
+            return Ok(());
+        }
+        let warp = &self.warps[w];
+        let (number, base) = (self.number, self.clock_base);
+        let actor = Actor {
+            launch: self.ctx.launch,
+            me: Access { cta: number, warp: w as u32, lanes: who, mask: 0, writes: false, clock: warp.now - base },
+            kind,
+            ordered: |o: &Access| {
+                if o.cta == number {
+                    warp.know.knows(who, o.warp, o.lanes, o.clock + base)
+                } else {
+                    warp.know.knows_remote(who, o.cta, o.warp, o.lanes, o.clock)
+                }
+            },
+            ctas_order: self.ctx.talk.orders,
+            spilled: &self.ctx.spilled,
+        };
+        let a = self.ctx.mem.get(at.0);
+        let Some(race) = a.history().access(at.1, n, &actor) else { return Ok(()) };
+        let act = match kind {
+            Kind::Read => "read",
+            Kind::Write { .. } => "write",
+            Kind::StrongRead => "strong read",
+            Kind::StrongWrite => "atomic or strong write",
+        };
+        let other = match (race.other_strong, race.other_writes) {
+            (false, false) => "a read",
+            (false, true) => "a write",
+            (true, false) => "a strong read",
+            (true, true) => "an atomic or strong write",
+        };
+        let by = if race.other.lanes == !0 {
+            format!("CTA {}", race.other.cta)
+        } else {
+            let lane = race.other.lanes.trailing_zeros();
+            format!("CTA {}, warp {}, lane {lane}", race.other.cta, race.other.warp)
+        };
+        let d = format!(
+            "{act} of {:#x} ({n} bytes) against {other} by {by}, with no ordering between them",
+            a.base + race.off
+        );
+        Err(self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d))
+    }
+
+    /// Reads global memory with all checks.
+    pub(crate) fn read_global(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        out: &mut [u8],
+        strong: bool,
+    ) -> Exec<()> {
+        self.read_global_by(w, pc, 1 << lane, at, out, if strong { Kind::StrongRead } else { Kind::Read })
+    }
+
+    /// Reads global memory with all checks, for lanes that give the same address.
+    pub(crate) fn read_global_by(
+        &mut self,
+        w: usize,
+        pc: u32,
+        who: u32,
+        at: (usize, u64),
+        out: &mut [u8],
+        kind: Kind,
+    ) -> Exec<()> {
+        let n = out.len() as u64;
+        let a = self.ctx.mem.get(at.0);
+        if self.ctx.checks.uninitialized
+            && let Some(o) = a.first_unwritten(at.1, n)
+        {
+            let d = format!("byte {o} of the allocation of {} bytes at {:#x} was never written", a.len, a.base);
+            return Err(self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::UninitializedGlobal, d));
+        }
+        self.global_access(w, pc, who, at, n, kind)?;
+        self.ctx.mem.get(at.0).load(at.1, out);
+        self.counters.global_bytes_read += n * who.count_ones() as u64;
+        Ok(())
+    }
+
+    /// Writes global memory with all checks.
+    pub(crate) fn write_global(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (usize, u64),
+        data: &[u8],
+        strong: bool,
+    ) -> Exec<()> {
+        let n = data.len() as u64;
+        let a = self.ctx.mem.get(at.0);
+        if a.read_only {
+            let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
+            return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
+        }
+        let kind = if strong {
+            Kind::StrongWrite
+        } else {
+            let mut old = [0u8; 32];
+            let old = &mut old[..data.len()];
+            a.load(at.1, old);
+            Kind::Write { same: old == data && a.first_unwritten(at.1, n).is_none() }
+        };
+        self.global_access(w, pc, 1 << lane, at, n, kind)?;
+        let a = self.ctx.mem.get(at.0);
+        a.store(at.1, data);
+        a.mark_written(at.1, n);
+        self.counters.global_bytes_written += n;
+        Ok(())
+    }
+}

@@ -1,0 +1,151 @@
+//! Instructions that compare, select and work on predicates.
+
+use super::{Cta, lanes, logic, put_lane};
+use crate::alu::{self, each};
+use crate::cluster::peer_of;
+use crate::ir::*;
+
+impl Cta<'_> {
+    /// Comparison to a mask or to 1.0.
+    pub(super) fn set(
+        &mut self,
+        w: usize,
+        active: u32,
+        cmp: Cmp,
+        ty: Ty,
+        to: Ty,
+        ftz: bool,
+        combine: Option<(BoolOp, Pred)>,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+    ) {
+        let regs = &mut self.warps[w].regs;
+        let mut known = regs.init(a) & regs.init(b);
+        let (mut x, _) = alu::compare(regs, cmp, ty, ftz, a, b);
+        if let Some((f, c)) = combine {
+            let v = regs.preds[c.index as usize];
+            known &= regs.pred_init[c.index as usize];
+            x = logic(f, x, if c.negated { !v } else { v });
+        }
+        let yes = if to == Ty::F32 { 1f32.to_bits() } else { !0 };
+        regs.put32(d, &each(|i| if x >> i & 1 == 1 { yes } else { 0 }), active);
+        regs.set_init(d, active, known);
+    }
+
+    /// The class of a floating-point number.
+    pub(super) fn testp(&mut self, w: usize, active: u32, kind: u8, ty: Ty, p: u32, a: Slot) {
+        let regs = &mut self.warps[w].regs;
+        let mut m = 0;
+        for lane in lanes(active) {
+            let v = regs.lane(a, ty.wide(), lane);
+            let class = if ty == Ty::F64 { f64::from_bits(v).classify() } else { f32::from_bits(v as u32).classify() };
+            use std::num::FpCategory::*;
+            let yes = match kind {
+                0 => !matches!(class, Infinite | Nan),
+                1 => class == Infinite,
+                2 => class != Nan,
+                3 => class == Nan,
+                // Zeros count as normal (PTX ISA, testp).
+                4 => matches!(class, Normal | Zero),
+                _ => class == Subnormal,
+            };
+            m |= (yes as u32) << lane;
+        }
+        let known = regs.init(a);
+        regs.put_pred(p, m, active, known);
+    }
+
+    /// Selection by a predicate.
+    pub(super) fn selp(&mut self, w: usize, active: u32, wide: bool, d: Slot, a: Slot, b: Slot, p: Pred) {
+        let regs = &mut self.warps[w].regs;
+        let v = regs.preds[p.index as usize];
+        let v = if p.negated { !v } else { v };
+        let known = regs.pred_init[p.index as usize] & ((regs.init(a) & v) | (regs.init(b) & !v));
+        if wide {
+            let (x, y) = (regs.r64(a), regs.r64(b));
+            let r = each(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+            regs.put64(d, &r, active);
+        } else {
+            let (x, y) = (regs.r32(a), regs.r32(b));
+            let r = each(|i| if v >> i & 1 == 1 { x[i] } else { y[i] });
+            regs.put32(d, &r, active);
+        }
+        if d != SINK {
+            regs.set_init(d, active, known);
+        }
+    }
+
+    /// Selection by a sign.
+    pub(super) fn slct(
+        &mut self,
+        w: usize,
+        active: u32,
+        wide: bool,
+        float: bool,
+        ftz: bool,
+        d: Slot,
+        a: Slot,
+        b: Slot,
+        c: Slot,
+    ) {
+        let regs = &mut self.warps[w].regs;
+        let pick = |v: u32| {
+            if float {
+                let f = f32::from_bits(v);
+                (if ftz { crate::float::ftz(f) } else { f }) >= 0.0
+            } else {
+                v as i32 >= 0
+            }
+        };
+        for lane in lanes(active) {
+            let s = if pick(regs.r32(c)[lane]) { a } else { b };
+            let v = regs.lane(s, wide, lane);
+            put_lane(regs, d, wide, lane, v);
+        }
+        let known = regs.init(a) & regs.init(b) & regs.init(c);
+        if d != SINK {
+            regs.set_init(d, active, known);
+        }
+    }
+
+    /// Logic of two predicates.
+    pub(super) fn pred_logic(&mut self, w: usize, active: u32, f: BoolOp, p: u32, a: Pred, b: Pred) {
+        let regs = &mut self.warps[w].regs;
+        let val = |x: &Pred| {
+            let v = regs.preds[x.index as usize];
+            if x.negated { !v } else { v }
+        };
+        let (x, y) = (val(&a), val(&b));
+        let (ka, kb) = (regs.pred_init[a.index as usize], regs.pred_init[b.index as usize]);
+        // A known false decides an `and`, a known true an `or`.
+        let known = match f {
+            BoolOp::And => (ka & kb) | (ka & !x) | (kb & !y),
+            BoolOp::Or => (ka & kb) | (ka & x) | (kb & y),
+            BoolOp::Xor => ka & kb,
+        };
+        regs.put_pred(p, logic(f, x, y), active, known);
+    }
+
+    /// The state space of a generic address.
+    pub(super) fn isspacep(&mut self, w: usize, active: u32, space: MemSpace, p: u32, a: Slot) {
+        let rank = self.rank;
+        let own = |addr: u64| peer_of(addr).is_none_or(|r| r == rank);
+        let regs = &mut self.warps[w].regs;
+        let mut m = 0;
+        for lane in lanes(active) {
+            let window = regs.r64(a)[lane] >> 40 << 40;
+            let is = match space {
+                // The window of the cluster holds that of the CTA.
+                MemSpace::SharedCluster => window == SHARED_WINDOW,
+                MemSpace::Shared => window == SHARED_WINDOW && own(regs.r64(a)[lane] - SHARED_WINDOW),
+                MemSpace::Local => window == LOCAL_WINDOW,
+                MemSpace::Param => window == PARAM_WINDOW,
+                _ => window >= 1 << 44,
+            };
+            m |= (is as u32) << lane;
+        }
+        let known = regs.init(a);
+        regs.put_pred(p, m, active, known);
+    }
+}
