@@ -266,6 +266,15 @@ fn mbarriers(v: &mut Vec<Case>) {
         let body = format!("{}{SYNC}{send}{arrive}\n{}{LOAD_OWN}{SYNC}", initialized(count), wait(form));
         v.push(of_cluster(family, 2, &body, received));
     }
+    // Who dropped out is not awaited in the next phase.
+    let body = format!(
+        "{}{SYNC}{send}mbarrier.arrive_drop.release.cluster.shared::cluster.b64 _, [%t6];\n\
+         @%q mbarrier.arrive.shared::cta.b64 _, [%t5];\n{}{LOAD_OWN}bar.sync 0;\n@%q mbarrier.arrive.shared::cta.b64 _, [%t5];\n\
+         next:\nmbarrier.try_wait.parity.shared::cta.b64 %q1, [%t5], 1;\n@!%q1 bra next;\n{SYNC}",
+        initialized(129),
+        wait(ACQUIRE)
+    );
+    v.push(of_cluster(family, 2, &body, received));
     // A relaxed wait, with a fence behind it.
     let body = format!(
         "{}{SYNC}{send}mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%t6];\n{}fence.acq_rel.cluster;\n{LOAD_OWN}{SYNC}",
