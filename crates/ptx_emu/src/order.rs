@@ -69,12 +69,17 @@ impl Clocks {
                 (Some(_), None) => *mine.next().expect("peeked"),
                 (None, None) => break,
             };
-            if next.clock > self.all[next.agent as usize] {
+            if next.clock > self.of_all(next.agent) {
                 some.push(next);
             }
         }
         self.some = some;
         self.fold();
+    }
+
+    /// The clock up to which all lanes of an agent are included.
+    fn of_all(&self, agent: u32) -> u32 {
+        self.all.get(agent as usize).copied().unwrap_or(0)
     }
 
     /// Warps of which every lane is listed are included up to the earliest of them.
@@ -85,12 +90,14 @@ impl Clocks {
         let mut folded = false;
         for of_agent in self.some.chunk_by(|a, b| a.agent == b.agent).filter(|c| c.len() == LANES) {
             let earliest = of_agent.iter().map(|c| c.clock).fold(u32::MAX, u32::min);
-            self.all[of_agent[0].agent as usize] = earliest;
+            let agent = of_agent[0].agent as usize;
+            self.all.resize(self.all.len().max(agent + 1), 0);
+            self.all[agent] = earliest;
             folded = true;
         }
         if folded {
             let all = &self.all;
-            self.some.retain(|c| c.clock > all[c.agent as usize]);
+            self.some.retain(|c| all.get(c.agent as usize).is_none_or(|&a| c.clock > a));
         }
     }
 
@@ -102,7 +109,7 @@ impl Clocks {
     }
 
     /// Every lane of the agent, up to a clock.
-    fn add(&mut self, agent: u32, clock: u32) {
+    pub(crate) fn add(&mut self, agent: u32, clock: u32) {
         let c = &mut self.all[agent as usize];
         *c = (*c).max(clock);
         let c = *c;
@@ -110,7 +117,7 @@ impl Clocks {
     }
 
     pub(crate) fn has(&self, agent: u32, lane: u32, clock: u32) -> bool {
-        clock <= self.all.get(agent as usize).copied().unwrap_or(0)
+        clock <= self.of_all(agent)
             || self
                 .some
                 .binary_search_by_key(&(agent, lane), LaneClock::place)
@@ -119,7 +126,7 @@ impl Clocks {
 
     /// Whether `other` includes all of this.
     pub(crate) fn within(&self, other: &Clocks) -> bool {
-        self.all.iter().enumerate().all(|(i, x)| *x <= other.all.get(i).copied().unwrap_or(0))
+        self.all.iter().enumerate().all(|(i, x)| *x <= other.of_all(i as u32))
             && self.remote.within(&other.remote)
             && self.some.iter().all(|c| other.has(c.agent, c.lane, c.clock))
     }
@@ -178,7 +185,7 @@ impl Knowledge {
         }
         lanes(by).all(|lane| {
             let own = self.own_of_lane(lane as u32);
-            own.is_some_and(|o| clock <= o.all.get(agent as usize).copied().unwrap_or(0))
+            own.is_some_and(|o| clock <= o.of_all(agent))
                 || lanes(who).all(|l| {
                     (agent == self.warp && l == lane)
                         || self.common.has(agent, l as u32, clock)
