@@ -1,9 +1,35 @@
-//! Where an element of a tile lies in shared memory.
+//! Where an element of a tile lies: in shared memory, and in the registers of a warp.
+//!
+//! # In shared memory
 //!
 //! A tile of `rows x cols` elements is stored as panels of at most 128 bytes a row (the width of all 32 banks), each panel row
 //! after row. Inside a panel the 16-byte chunks of a row are permuted by the row number, so that eight rows read at one chunk
 //! column (`ldmatrix`, and the stores of `cp.async`) touch all 32 banks. It is the layout that Hopper's TMA and wgmma call
 //! 128-byte and 64-byte swizzle, so v3 can read the same tiles.
+//!
+//! # In registers
+//!
+//! A product leaves its result, 16 rows of 8 columns, spread over the 32 lanes of a warp: an accumulator fragment. Lane `4 g + t` holds
+//! four of its elements, numbered 0 to 3:
+//!
+//! ```text
+//!  column ->     0  1    2  3    4  5    6  7
+//!   row  0     | 0  0  | 1  1  | 2  2  | 3  3  |   lane that holds it: elements 0 and 1 of lanes 0 to 3,
+//!   row  1     | 4  4  | 5  5  | 6  6  | 7  7  |   a quad; the quad of lane l has row l / 4
+//!     ..
+//!   row  7     | 28 28 | 29 29 | 30 30 | 31 31 |
+//!   row  8     | 0  0  | 1  1  | 2  2  | 3  3  |   elements 2 and 3 of the same lanes
+//!     ..
+//!   row 15     | 28 28 | 29 29 | 30 30 | 31 31 |
+//! ```
+//!
+//! So a lane has two rows, `l / 4` and 8 below, and a maximum or sum over a row is one over a lane's own elements, then over the four
+//! lanes of its quad. A warpgroup's product of 64 rows is four of these on top of one another, one for each warp; wider ones stand side
+//! by side.
+//!
+//! The left operand of the next product, 16 rows of 16 columns, is spread in the same way: element pairs of two neighbouring fragments,
+//! in the same lanes. Scores become probabilities and the probabilities an operand without a word between lanes, which is what the
+//! kernels mean by: the accumulator is the next operand.
 
 /// Bytes of the piece that moves as one: one `cp.async`, one row of an `ldmatrix` matrix.
 pub const CHUNK_BYTES: usize = 16;

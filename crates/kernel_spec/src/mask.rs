@@ -99,8 +99,8 @@ impl Band {
         }
     }
 
-    /// What the `rows` query rows from `first` on, some of those that visit `blocks`, do in the steps of all of them. Steps take the
-    /// visits from the last to the first: step `s` is visit `count() - 1 - s`.
+    /// Steps for a sub-range of the query rows that visit `blocks`, the `rows` from `first` on; steps count visits from last to first,
+    /// see [`KvBlocks::step`].
     #[inline(always)]
     pub const fn steps(
         self,
@@ -168,6 +168,12 @@ impl KvBlocks {
         } else {
             self.first + i
         }
+    }
+
+    /// The block of step `i` of `0..count()`: the visits from the last to the first, so that those with element tests come first.
+    #[inline(always)]
+    pub const fn step(self, i: u32) -> u32 {
+        self.visit(self.count() - 1 - i)
     }
 }
 
@@ -281,7 +287,7 @@ mod tests {
         let offset = kv_rows as i32 - q_rows as i32;
         let sees = |i: u32, j: u32| j < kv_rows && band.sees(i as i32, j as i32, offset);
         for step in 0..blocks.count() {
-            let block = blocks.visit(blocks.count() - 1 - step);
+            let block = blocks.step(step);
             let keys = block * kv_block..(block + 1) * kv_block;
             let any = rows.clone().any(|i| keys.clone().any(|j| sees(i, j)));
             let all = rows.clone().all(|i| keys.clone().all(|j| sees(i, j)));

@@ -82,15 +82,15 @@ pub struct Tile {
 /// after a rest, docs/perf-log.md).
 const CACHED_BYTES: u64 = 34 << 20;
 
-/// Heads that a section may have whatever their size, as it may those that fill two rounds. At 256 dims and 11500 rows (90 blocks) the
+/// Minimum section size in heads, whatever the cache holds, as are the heads that fill two rounds. At 256 dims and 11500 rows (90 blocks) the
 /// mean thread block is then busy 98 % of the busiest one's time, computed as the tests do; in sections of two heads 70 %.
 const FEW_HEADS: u32 = 4;
 
 /// Most tiles of a schedule: its slots, less than twice as many and one section, stay below `2^31`, see [`Divisor::split`].
 pub const MAX_TILES: u32 = 1 << 29;
 
-/// Heads of a section of uneven tiles, whole groups of them: the fewest that fill pairs of rounds; where these are more than the cache
-/// holds, those of what it holds that leave the busiest thread block nearest to the mean.
+/// Heads per section of uneven tiles, whole groups of them: the fewest that fill pairs of rounds exactly; if those exceed the cache, the
+/// cached number with the best balance.
 const fn section_heads(heads: u32, q_blocks: u32, group: u32, kv_head_bytes: u64, ctas: u32) -> u32 {
     let pair = 2 * ctas;
     let filling = pair as u64 * group as u64 / greatest_common_divisor(pair as u64, q_blocks as u64 * group as u64);
@@ -126,9 +126,9 @@ const fn split(heads: u32, section_heads: u32) -> (u32, u32) {
     (sections, heads - (sections - 1) * section_heads)
 }
 
-/// How much longer than the mean the busiest thread block takes for a section, but for a factor that all sections share.
+/// Imbalance of a section (busiest minus mean), up to a constant factor.
 ///
-/// Tiles are as long as their rows are late: in the order of a section their lengths fall along a line to zero, and a pair of rounds,
+/// Tile length grows linearly with row index: in the order of a section their lengths fall along a line to zero, and a pair of rounds,
 /// which runs forwards and backwards, is even. What is uneven is the end. A last pair with idle slots lacks what the line would go on
 /// with below zero; a last round without a partner gives some thread blocks a tile and others none, half of which evens out in
 /// another section, since its rounds run the other way.

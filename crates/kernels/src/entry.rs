@@ -30,7 +30,7 @@ type Bf16 = bf16;
 
 macro_rules! entries {
     ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $from_keys:literal, $policy:tt, $reason:literal;)*) => {
+       $warps:literal, $min_ctas:literal, $from_keys:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
         $($(entry! { $pass $dim_qk $dim_v $dtype $symbol $q_block $kv_block $warps $min_ctas $policy $reason })+)*
     };
 }

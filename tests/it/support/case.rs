@@ -15,9 +15,9 @@ pub(crate) struct Memory {
     pub(crate) layout: Layout,
     /// Elements before the first one.
     pub(crate) offset: usize,
-    /// Elements between what neighbours along the inner of the axes row and head span.
+    /// Padding elements between neighbours on the inner of the two axes row, head.
     pub(crate) inner_gap: usize,
-    /// Elements between what neighbours along the outer of the axes row and head span.
+    /// Padding elements between neighbours on the outer of the two axes row, head.
     pub(crate) outer_gap: usize,
     /// Elements between batch entries.
     pub(crate) batch_gap: usize,

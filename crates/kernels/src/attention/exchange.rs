@@ -2,8 +2,8 @@
 //!
 //! | step | every warp writes | barrier | every warp reads |
 //! | --- | --- | --- | --- |
-//! | [`Exchange::max`] | the maxima of its keys, all rows | yes | all warps' maxima |
-//! | [`Exchange::sum`] | the sums of its keys, all rows | yes | all warps' sums |
+//! | [`AcrossWarps::max`] | the maxima of its keys, all rows | yes | all warps' maxima |
+//! | [`AcrossWarps::sum`] | the sums of its keys, all rows | yes | all warps' sums |
 //! | [`Exchange::columns`] | its partial output, all rows and dims | yes | all warps' partial outputs of its own dims |
 //!
 //! A buffer is written again only after the barriers of the other two, so nobody overwrites what is still being read.
@@ -14,6 +14,7 @@ use cuda_std::{math, shared, sync, thread};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::attention::Config;
+use crate::attention::online_softmax::{AcrossWarps, quad_sum};
 use crate::parts::fragments::{Fragments, PerRow};
 
 /// The exchange of the warps of a thread block that each hold all rows of a query block.
@@ -33,26 +34,6 @@ impl<C: Config> Exchange<C> {
     #[inline(always)]
     pub fn at(partial: u32, statistics: u32, warp: u32) -> Self {
         Exchange { partial, statistics, warp, config: PhantomData }
-    }
-
-    /// Maximum of every row over all warps.
-    ///
-    /// # Safety
-    /// All threads of the block, converged.
-    #[inline(always)]
-    pub unsafe fn max<R: PerRow>(&self, own: &R) -> R {
-        // SAFETY: passed on.
-        unsafe { self.combine(0, own, math::max) }
-    }
-
-    /// Sum of every row over all warps.
-    ///
-    /// # Safety
-    /// All threads of the block, converged.
-    #[inline(always)]
-    pub unsafe fn sum<R: PerRow>(&self, own: &R) -> R {
-        // SAFETY: passed on.
-        unsafe { self.combine(1, own, |a, b| a + b) }
     }
 
     #[inline(always)]
@@ -128,5 +109,19 @@ impl<C: Config> Exchange<C> {
             }
         }
         result
+    }
+}
+
+impl<C: Config, R: PerRow> AcrossWarps<R> for Exchange<C> {
+    #[inline(always)]
+    unsafe fn max(&self, own: R) -> R {
+        // SAFETY: passed on.
+        unsafe { self.combine(0, &own, math::max) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(&self, own: R) -> R {
+        // SAFETY: passed on.
+        unsafe { self.combine(1, &quad_sum(&own), |a, b| a + b) }
     }
 }

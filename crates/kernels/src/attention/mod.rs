@@ -16,6 +16,7 @@ pub mod exchange;
 pub mod naive;
 pub mod online_softmax;
 pub mod query_block;
+pub mod score;
 pub mod stream;
 pub mod v1;
 pub mod v2;

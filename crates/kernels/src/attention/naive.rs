@@ -18,6 +18,7 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::attention::Config;
 use crate::attention::query_block::QueryBlock;
+use crate::attention::score;
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{Mul, MulTransposed};
@@ -75,6 +76,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
 
         let mut scores = C::Scores::zero();
         scores.mul_transposed(q, row, k, 0);
+        score::modify::<C, _>(&mut scores, &p.forward, block.first_row + row, key);
         let scale_log2 = if block.negative_scale { -block.scale_log2 } else { block.scale_log2 };
         scores.scale_rows(&PerRow::splat(scale_log2));
         block.hide(&mut scores, block.first_row + row, key);

@@ -1,4 +1,4 @@
-//! The steps of the online softmax, on scores in registers.
+//! The online softmax, on scores in registers.
 //!
 //! Scores are unscaled, `scale_log2` turns them into powers of two. Maxima are scaled and rounded once, by [`row_max`]: whatever is
 //! measured against a maximum, weights, sums, outputs and the log-sum-exp, is measured against the same number.
@@ -7,12 +7,154 @@ use cuda_std::{math, warp};
 
 use crate::parts::fragments::{Fragments, PerRow};
 
+/// The running maximum and sum of every row.
+#[derive(Clone, Copy)]
+pub struct OnlineSoftmax<R> {
+    /// What weights are measured against: the scaled maximum, or an older one, see [`Self::lazy_step`].
+    pub max: R,
+    /// Sum of the weights of a row that this lane has seen; of all lanes where [`AcrossWarps`] adds them up.
+    pub sum: R,
+    /// How far a maximum may grow before weights have to be measured against the new one, see [`lazy_limit`].
+    limit: R,
+}
+
+/// What a step has found.
+pub struct Step<R> {
+    /// The factor on what has been summed up to now.
+    pub rescale: R,
+    /// Sums of the weights of the step.
+    pub sum: R,
+}
+
+/// What a lazy step has found.
+pub struct LazyStep<R> {
+    max: R,
+    base: R,
+    sum: R,
+    grown: bool,
+}
+
+/// How warps that share rows put their maxima and sums together.
+pub trait AcrossWarps<R> {
+    /// The maximum of every row, given those over this warp's keys.
+    ///
+    /// # Safety
+    /// All threads of the warps that share the rows, converged.
+    unsafe fn max(&self, own: R) -> R;
+
+    /// The sum of every row, given those over this lane's keys.
+    ///
+    /// # Safety
+    /// As for [`Self::max`].
+    unsafe fn sum(&self, own: R) -> R;
+}
+
+/// A warp that has all keys of its rows. Its lanes add up their sums at the end.
+pub struct Alone;
+
+impl<R> AcrossWarps<R> for Alone {
+    #[inline(always)]
+    unsafe fn max(&self, own: R) -> R {
+        own
+    }
+
+    #[inline(always)]
+    unsafe fn sum(&self, own: R) -> R {
+        own
+    }
+}
+
+impl<R: PerRow> OnlineSoftmax<R> {
+    /// No keys yet.
+    #[inline(always)]
+    pub fn new() -> Self {
+        let [max, sum] = [f32::NEG_INFINITY, 0.0].map(R::splat);
+        OnlineSoftmax { max, sum, limit: max }
+    }
+
+    /// Turns the first scores of all into weights. Rows may see none of their keys.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged.
+    #[inline(always)]
+    pub unsafe fn first<F: Fragments<Rows = R>>(scores: &mut F, scale_log2: f32) -> Self {
+        // SAFETY: passed on.
+        let max = unsafe { row_max(scores, scale_log2) };
+        let sum = exponentiate(scores, &base(&max, true), scale_log2);
+        OnlineSoftmax { max, sum, limit: max }
+    }
+
+    /// Turns the scores of a block into weights and takes them in. Only a `masked` block can leave a row without a key.
+    ///
+    /// # Safety
+    /// All threads of the warps that share the rows, converged.
+    #[inline(always)]
+    pub unsafe fn step<F: Fragments<Rows = R>>(
+        &mut self,
+        scores: &mut F,
+        scale_log2: f32,
+        masked: bool,
+        warps: &impl AcrossWarps<R>,
+    ) -> Step<R> {
+        // SAFETY: passed on.
+        let new_max = unsafe { self.max.zip(&warps.max(row_max(scores, scale_log2)), f32::max) };
+        let base = base(&new_max, masked);
+        let rescale = rescale(&self.max, &base);
+        let weights = exponentiate(scores, &base, scale_log2);
+        // SAFETY: passed on.
+        let sum = unsafe { warps.sum(weights) };
+        self.max = new_max;
+        self.sum = self.sum.zip(&rescale, |l, alpha| l * alpha).zip(&sum, |l, p| l + p);
+        Step { rescale, sum }
+    }
+
+    /// Turns the scores of a block into weights, measured against the old maximum unless that has been passed by more than its limit.
+    /// [`Self::take_in`] has to follow.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged.
+    #[inline(always)]
+    pub unsafe fn lazy_step<F: Fragments<Rows = R>>(
+        &self,
+        scores: &mut F,
+        scale_log2: f32,
+        masked: bool,
+    ) -> LazyStep<R> {
+        // SAFETY: passed on.
+        unsafe {
+            let block_max = row_max(scores, scale_log2);
+            let max = lazy_max(&self.max, &block_max, &self.limit);
+            let grown = any_changed(&self.max, &max);
+            let base = base(&max, masked);
+            let sum = exponentiate(scores, &base, scale_log2);
+            LazyStep { max, base, sum, grown }
+        }
+    }
+
+    /// Takes in the weights of a step, and rescales `out`, what has been summed up to now, if a row of the warp has a new maximum.
+    ///
+    /// # Safety
+    /// As for [`Self::lazy_step`].
+    #[inline(always)]
+    pub unsafe fn take_in<F: Fragments<Rows = R>>(&mut self, step: &LazyStep<R>, out: &mut F) {
+        if step.grown {
+            let rescale = rescale(&self.max, &step.base);
+            self.sum = self.sum.zip(&rescale, |l, alpha| l * alpha);
+            out.scale_rows(&rescale);
+            // SAFETY: passed on; the vote was the same for the whole warp.
+            self.limit = lazy_limit(&step.max, &unsafe { quad_sum(&self.sum) });
+        }
+        self.sum = self.sum.zip(&step.sum, |l, p| l + p);
+        self.max = step.max;
+    }
+}
+
 /// Scaled maximum of every row, over the keys of this warp. The scale is positive, so that it can follow the maximum.
 ///
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
+unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
     let mut max = F::Rows::splat(f32::NEG_INFINITY);
     for m in 0..F::M {
         for n in 0..F::N {
@@ -30,24 +172,24 @@ pub unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
 /// What weights are measured against: the maximum, or 0 in a row that has seen no key, whose weights are then `2^-inf = 0`, not NaN.
 /// Only a `masked` block can leave a row without a key.
 #[inline(always)]
-pub fn base<R: PerRow>(max: &R, masked: bool) -> R {
+fn base<R: PerRow>(max: &R, masked: bool) -> R {
     if masked { max.map(|max| if max == f32::NEG_INFINITY { 0.0 } else { max }) } else { *max }
 }
 
 /// The maximum to measure weights against once a block has come up to `new`: still the `old` one unless that is above `limit`.
 #[inline(always)]
-pub fn lazy_max<R: PerRow>(old: &R, new: &R, limit: &R) -> R {
+fn lazy_max<R: PerRow>(old: &R, new: &R, limit: &R) -> R {
     let raised = new.zip(limit, |new, limit| if new > limit { new } else { f32::NEG_INFINITY });
     old.zip(&raised, f32::max)
 }
 
 /// How far a row's maximum may grow before weights have to be measured against the new one, for sums `sum` relative to `max`.
 ///
-/// The largest weight of a row is 1, which no rounding changes, when it is measured against itself. Measured against an older maximum
-/// it is rounded as the others are; that is no loss where it is one of many, a sixteenth of the sum at most. FlashAttention-4 (Zadouri
-/// et al., 2026) has a fixed limit of 2^8, which doubles the error of rows with one large weight.
+/// Measured against its own maximum, the largest weight is exactly 1. Against an older one it is rounded, which is harmless if it is at
+/// most 1/16 of the sum. FlashAttention-4 (Zadouri et al., 2026) has a fixed limit of 2^8, which doubles the error of rows with one
+/// large weight.
 #[inline(always)]
-pub fn lazy_limit<R: PerRow>(max: &R, sum: &R) -> R {
+fn lazy_limit<R: PerRow>(max: &R, sum: &R) -> R {
     // From 2^8 on the limit stays where it is, far from the largest f16.
     const SIXTEENTH_LOG2: f32 = -4.0;
     const MOST_LOG2: f32 = 8.0;
@@ -59,7 +201,7 @@ pub fn lazy_limit<R: PerRow>(max: &R, sum: &R) -> R {
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-pub unsafe fn any_changed<R: PerRow>(old: &R, new: &R) -> bool {
+unsafe fn any_changed<R: PerRow>(old: &R, new: &R) -> bool {
     let mut changed = false;
     for m in 0..R::M {
         for half in 0..2 {
@@ -72,13 +214,13 @@ pub unsafe fn any_changed<R: PerRow>(old: &R, new: &R) -> bool {
 
 /// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`: `2^(old - base)`.
 #[inline(always)]
-pub fn rescale<R: PerRow>(old: &R, base: &R) -> R {
+fn rescale<R: PerRow>(old: &R, base: &R) -> R {
     old.zip(base, |old, base| math::exp2(old - base))
 }
 
 /// Turns scores into `p = 2^(scale s - base)` in place and returns the sum of every row over the keys of this *lane*.
 #[inline(always)]
-pub fn exponentiate<F: Fragments>(scores: &mut F, base: &F::Rows, scale_log2: f32) -> F::Rows {
+fn exponentiate<F: Fragments>(scores: &mut F, base: &F::Rows, scale_log2: f32) -> F::Rows {
     let mut sum = F::Rows::splat(0.0);
     for m in 0..F::M {
         for n in 0..F::N {

@@ -29,10 +29,11 @@ use kernel_spec::families::forward::policy;
 
 use crate::attention;
 use crate::attention::exchange::Exchange;
-use crate::attention::online_softmax as softmax;
+use crate::attention::online_softmax::{OnlineSoftmax, inverse};
 use crate::attention::query_block::QueryBlock;
+use crate::attention::score;
 use crate::attention::stream::{KvStream, StreamConfig};
-use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
 
@@ -66,7 +67,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         let block = QueryBlock::<C>::of(thread::block_index(), p);
         let blocks = block.kv_blocks;
         let warp = thread::warp_index();
-        let key = warp * 8 * C::Scores::N as u32;
+        let warp_key = warp * 8 * C::Scores::N as u32;
         let q = C::Q::at(shared::dynamic() + memory.q);
         let exchange =
             Exchange::<C>::at(shared::dynamic() + memory.partial, shared::dynamic() + memory.statistics, warp);
@@ -75,30 +76,25 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         let kv = KvStream::<C, _, _>::start(block.k, block.v, shared::dynamic() + memory.slots, blocks);
         block.apply_sign::<C, _>(q);
 
-        let mut max = <C::Scores as Fragments>::Rows::splat(f32::NEG_INFINITY);
-        let mut sum = <C::Scores as Fragments>::Rows::splat(0.0);
+        let mut softmax = OnlineSoftmax::new();
         let mut out = C::Acc::zero();
         let mut visit = #[inline(always)]
         |i: u32, masked: bool| {
             let k = kv.keys(i);
             let mut scores = C::Scores::zero();
-            scores.mul_transposed(q, 0, k, key);
+            scores.mul_transposed(q, 0, k, warp_key);
+            let key = blocks.visit(i) * C::ROW.kv_block + warp_key;
+            score::modify::<C, _>(&mut scores, p, block.first_row, key);
             if masked {
-                block.hide(&mut scores, block.first_row, blocks.visit(i) * C::ROW.kv_block + key);
+                block.hide(&mut scores, block.first_row, key);
             }
 
-            let new_max = max.zip(&exchange.max(&softmax::row_max(&scores, block.scale_log2)), f32::max);
-            let base = softmax::base(&new_max, masked);
-            let rescale = softmax::rescale(&max, &base);
-            let probs_sum = softmax::exponentiate(&mut scores, &base, block.scale_log2);
-            let probs_sum = exchange.sum(&softmax::quad_sum(&probs_sum));
-            max = new_max;
-            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
+            let step = softmax.step(&mut scores, block.scale_log2, masked, &exchange);
 
             let v = kv.values(i);
             let mut partial = C::Partial::zero();
-            partial.mul_probs(&C::Probs::round(&scores), v, key);
-            out.average_in(&exchange.columns(&partial), &probs_sum, &softmax::inverse(&sum));
+            partial.mul_probs(&C::Probs::round(&scores), v, warp_key);
+            out.average_in(&exchange.columns(&partial), &step.sum, &inverse(&softmax.sum));
         };
         for i in 0..blocks.unmasked_count() {
             visit(i, false);
@@ -108,7 +104,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         }
 
         if warp == 0 {
-            block.store_lse(block.first_row, &max, &sum);
+            block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);

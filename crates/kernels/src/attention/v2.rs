@@ -25,10 +25,11 @@ use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
 
 use crate::attention;
-use crate::attention::online_softmax as softmax;
+use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
 use crate::attention::query_block::QueryBlock;
+use crate::attention::score;
 use crate::attention::stream::{KvStream, StreamConfig};
-use crate::parts::fragments::{Fragments, PerRow};
+use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
 
@@ -66,29 +67,25 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         let kv = KvStream::<C, _, _>::start(block.k, block.v, shared::dynamic() + memory.slots, blocks);
         block.apply_sign::<C, _>(q);
 
-        let mut max = <C::Scores as Fragments>::Rows::splat(f32::NEG_INFINITY);
-        let mut sum = <C::Scores as Fragments>::Rows::splat(0.0);
+        let mut softmax = OnlineSoftmax::new();
         let mut out = C::Acc::zero();
         let mut visit = #[inline(always)]
         |i: u32, masked: bool| {
             let k = kv.keys(i);
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, row, k, 0);
+            let (row, key) = (block.first_row + row, blocks.visit(i) * C::ROW.kv_block);
+            score::modify::<C, _>(&mut scores, p, row, key);
             if masked {
-                block.hide(&mut scores, block.first_row + row, blocks.visit(i) * C::ROW.kv_block);
+                block.hide(&mut scores, row, key);
             }
 
             let early = C::POLICY.early_values.then(|| kv.values(i));
-            let new_max = max.zip(&softmax::row_max(&scores, block.scale_log2), f32::max);
-            let base = softmax::base(&new_max, masked);
-            let rescale = softmax::rescale(&max, &base);
-            let probs_sum = softmax::exponentiate(&mut scores, &base, block.scale_log2);
-            max = new_max;
-            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
+            let step = softmax.step(&mut scores, block.scale_log2, masked, &Alone);
 
             let probs = C::Probs::round(&scores);
             let v = early.unwrap_or_else(|| kv.values(i));
-            out.scale_rows(&rescale);
+            out.scale_rows(&step.rescale);
             out.mul_probs(&probs, v, 0);
         };
         // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
@@ -98,10 +95,10 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         for i in blocks.unmasked_count()..blocks.count() {
             visit(i, true);
         }
-        let sum = softmax::quad_sum(&sum);
-        out.scale_rows(&softmax::inverse(&sum));
+        let sum = quad_sum(&softmax.sum);
+        out.scale_rows(&inverse(&sum));
 
-        block.store_lse(block.first_row + row, &max, &sum);
+        block.store_lse(block.first_row + row, &softmax.max, &sum);
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row, 0, &out);
     }
 }

@@ -107,3 +107,25 @@ impl RowWalk for AffineWalk {
         self.address += self.step_bytes;
     }
 }
+
+/// Rows that the copy engine loads: where in a tensor map a box of them lies.
+pub trait BoxSource {
+    /// Coordinates of the box from row `first` on, outside of the columns and inside out.
+    fn coordinates(&self, first: u32) -> [u32; 3];
+}
+
+/// The rows of one head, in a map of `[batch, head, row, dim]`.
+#[derive(Clone, Copy)]
+pub struct HeadRows {
+    /// Head.
+    pub head: u32,
+    /// Batch entry.
+    pub batch: u32,
+}
+
+impl BoxSource for HeadRows {
+    #[inline(always)]
+    fn coordinates(&self, first: u32) -> [u32; 3] {
+        [first, self.head, self.batch]
+    }
+}

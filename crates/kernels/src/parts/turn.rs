@@ -20,14 +20,15 @@ impl Turn {
     /// Threads at a turn barrier: the warpgroup that waits and the one that passes on.
     const THREADS: u32 = 2 * WARPGROUP;
 
-    /// The view of warpgroup `group` of `groups`. The first turn is the first warpgroup's; without `on` there are no turns.
+    /// The view of one of so many warpgroups. The first turn is the first warpgroup's; without `on` there are no turns.
     ///
     /// # Safety
     /// All threads of the warpgroup, converged, once.
     #[inline(always)]
-    pub unsafe fn new(group: u32, groups: u32, on: bool) -> Self {
-        let last = group + 1 == groups;
-        let turn = Turn { own: FIRST_TURN + group, next: if last { FIRST_TURN } else { FIRST_TURN + group + 1 }, on };
+    pub unsafe fn new(warpgroup: u32, warpgroups: u32, on: bool) -> Self {
+        let last = warpgroup + 1 == warpgroups;
+        let turn =
+            Turn { own: FIRST_TURN + warpgroup, next: if last { FIRST_TURN } else { FIRST_TURN + warpgroup + 1 }, on };
         if last {
             // SAFETY: passed on.
             unsafe { turn.pass_on() };

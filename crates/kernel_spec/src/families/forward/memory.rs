@@ -10,10 +10,10 @@ const TILE_ALIGN: u32 = 1024;
 const ALIGN: u32 = 16;
 
 /// Query rows of a warpgroup: what wgmma multiplies.
-pub const GROUP_ROWS: u32 = 64;
+pub const WARPGROUP_ROWS: u32 = 64;
 
 /// Warps of a warpgroup.
-pub const GROUP_WARPS: u32 = 4;
+pub const WARPGROUP_WARPS: u32 = 4;
 
 /// Bytes of a partial sum, a maximum and other scalars, all `f32`.
 const F32_BYTES: u32 = 4;
@@ -137,7 +137,7 @@ impl V3 {
         let q = carve.take(policy.q_buffers * row.q_tile_bytes(), TILE_ALIGN);
         let k = carve.take(policy.stages * row.k_tile_bytes(), TILE_ALIGN);
         let v = carve.take(policy.stages * row.v_tile_bytes(), TILE_ALIGN);
-        let steps = if policy.skips { row.q_block / GROUP_ROWS * V3::NOTE_STEPS_BYTES } else { 0 };
+        let steps = if policy.skips { row.q_block / WARPGROUP_ROWS * V3::NOTE_STEPS_BYTES } else { 0 };
         let note_bytes = V3::NOTE_TILE_BYTES + steps.next_multiple_of(ALIGN);
         let notes = carve.take(policy.q_buffers * note_bytes, ALIGN);
         let q_barriers = carve.take(policy.q_buffers * V3::BARRIER_PAIR_BYTES, ALIGN);

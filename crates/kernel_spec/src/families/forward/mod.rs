@@ -5,6 +5,7 @@ use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
 
+pub mod features;
 pub mod memory;
 mod params;
 pub mod policy;
@@ -150,7 +151,7 @@ pub const SOFTMAX_ROWS_PER_CTA: u32 = 4;
 
 macro_rules! variant_table {
     ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $from_keys:literal, $policy:tt, $reason:literal;)*) => {
+       $warps:literal, $min_ctas:literal, $from_keys:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
         &[$($(Variant {
             entry: Entry {
                 symbol: stringify!($symbol),
@@ -161,7 +162,7 @@ macro_rules! variant_table {
                 min_ctas: $min_ctas,
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: FORWARD_SLOTS,
-                accepts: FeatureSet::NONE,
+                accepts: variant_table!(@ $features),
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,
@@ -176,6 +177,7 @@ macro_rules! variant_table {
             reason: $reason,
         }.with_shared_bytes(),)+)*]
     };
+    (@ [$($feature:ident),*]) => { FeatureSet::NONE$(.union(FeatureSet::of(features::$feature)))* };
 }
 
 /// Every compiled entry point.
@@ -326,14 +328,14 @@ impl Variant {
         }
         let warps_of_rows = match self.pass {
             Pass::V1 => 1,
-            Pass::V3 => self.warps - memory::GROUP_WARPS,
+            Pass::V3 => self.warps - memory::WARPGROUP_WARPS,
             _ => self.warps,
         };
         assert!(self.q_block.is_multiple_of(16 * warps_of_rows), "warps own whole 16-row fragments");
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());
         if let Policy::V3(policy) = self.policy {
-            let hidden_blocks = memory::GROUP_ROWS + self.kv_block <= self.q_block;
+            let hidden_blocks = memory::WARPGROUP_ROWS + self.kv_block <= self.q_block;
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
         }
     }

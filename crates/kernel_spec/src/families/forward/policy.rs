@@ -49,7 +49,7 @@ pub struct V3 {
     /// what it saves, or up to 3 % (H200, docs/perf-log.md).
     pub lazy: bool,
     /// Whether a warpgroup skips a block of keys that none of its rows sees. A whole key block can be hidden from one warpgroup and
-    /// visible to another only if `GROUP_ROWS + kv_block <= q_block`; elsewhere there is next to nothing to skip, and to look for it
+    /// visible to another only if `WARPGROUP_ROWS + kv_block <= q_block`; elsewhere there is next to nothing to skip, and to look for it
     /// costs 1 to 3 % (H200, docs/perf-log.md).
     pub skips: bool,
     /// Registers of a thread of the loading warpgroup: the least that holds the schedule; what it gives back goes to the others.

@@ -14,8 +14,8 @@
 //!
 //! | who | does | registers |
 //! | --- | --- | --- |
-//! | warp 0 of warpgroup 0 | finds the tiles, notes each beside its queries, starts all loads (TMA); its neighbours do nothing | `LOAD_REGISTERS` |
-//! | warpgroup `g >= 1` | query rows `64 (g - 1) ..` of the tile: products (wgmma), softmax, output | `MATH_REGISTERS` |
+//! | warp 0 of warpgroup 0 | finds the tiles, notes each beside its queries, starts all loads (TMA); its neighbours do nothing | `load_registers` |
+//! | warpgroup `g >= 1` | query rows `64 (g - 1) ..` of the tile: products (wgmma), softmax, output | `math_registers` |
 //!
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
@@ -25,11 +25,11 @@
 //! | turn of warpgroup `g` | warpgroup `g - 1`, once its products are started | warpgroup `g`, before it starts its own |
 //! | queries of warpgroup `g` | its threads | its threads, once they have negated the queries (negative scale) |
 //!
-//! With `SKIPS`, a warpgroup passes over the first block of keys where none of its own rows sees any of it: under a causal mask, the rows of
-//! a tile end at different blocks.
+//! A row with the policy `skips` lets a warpgroup pass over the first block of keys where none of its own rows sees any of it: under a
+//! causal mask, the rows of a tile end at different blocks.
 //!
-//! With `LAZY`, `m` stays what it is until a row's maximum passes a limit, see `online_softmax::lazy_limit`, and a warp whose rows are all below
-//! theirs rescales nothing: at 256 dims 130 of 450 instructions of a step. The output is the same, as `o` and `l` share `m`.
+//! One with `lazy` keeps the old maximum until a row exceeds a limit, see [`OnlineSoftmax::lazy_step`]; `o` and `l` share it, so the
+//! result is unchanged. A warp whose rows are all below theirs rescales nothing: at 256 dims 130 of 450 instructions of a step.
 //!
 //! Turns (the paper's ping-pong) keep the softmax of one warpgroup under the products of the others. Thread blocks are persistent,
 //! see `kernel_spec::schedule` for the order of tiles: the load warp runs ahead into the next tile, and the output leaves from registers, so
@@ -40,70 +40,24 @@
 //!   one query block (causal):    # # # # # # # # / .     `#` blocks without a mask, `/` blocks with element tests (visited first),
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
+//!
+//! [`OnlineSoftmax::lazy_step`]: crate::attention::online_softmax::OnlineSoftmax::lazy_step
 
-use core::marker::PhantomData;
+use cuda_std::{mbarrier, sync, thread, warp, wgmma};
+use kernel_spec::V3Params;
 
-use cuda_std::{mbarrier, shared, sync, thread, tma, warp, wgmma};
-use kernel_spec::families::forward::memory::{self, GROUP_ROWS};
-use kernel_spec::families::forward::policy;
-use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
-use kernel_spec::{TensorMap, V3Params};
+use crate::attention::v3::config::{LoadRegisters, MathRegisters, Rings};
+use crate::attention::v3::load::Loader;
+use crate::attention::v3::math::Warpgroup;
+use crate::parts::warpgroup::WARPGROUP;
 
-use crate::attention;
-use crate::attention::online_softmax as softmax;
-use crate::attention::v3::note::{QueryTile, TileNotes, Tiles, WarpgroupTile};
-use crate::parts::element::TensorCore;
-use crate::parts::fragments::{Fragments, PerRow};
-use crate::parts::ring::{BARRIER_PAIR, Buffers, Ring};
-use crate::parts::shared_tile::SharedMatrix;
-use crate::parts::turn::{FIRST_TURN, Turn};
-use crate::parts::warpgroup::{self, Operands, WARPGROUP, WarpgroupTiles};
-
+mod config;
+mod load;
+mod math;
 mod note;
 mod store;
 
-/// What a row makes of v3.
-pub trait Config:
-    attention::Config<T: TensorCore, Out: TensorCore> + WarpgroupTiles<Operand = <Self as attention::Config>::T>
-{
-    /// The choices of the row.
-    const POLICY: policy::V3;
-}
-
-/// Buffers of queries.
-struct Queries<C>(PhantomData<C>);
-/// Buffers of keys.
-struct Keys<C>(PhantomData<C>);
-/// Buffers of values.
-struct Values<C>(PhantomData<C>);
-
-impl<C: Config> Buffers for Queries<C> {
-    const STAGES: u32 = C::POLICY.q_buffers;
-    const BYTES: u32 = C::Q::BYTES;
-}
-
-impl<C: Config> Buffers for Keys<C> {
-    const STAGES: u32 = C::POLICY.stages;
-    const BYTES: u32 = C::K::BYTES;
-}
-
-impl<C: Config> Buffers for Values<C> {
-    const STAGES: u32 = C::POLICY.stages;
-    const BYTES: u32 = C::V::BYTES;
-}
-
-/// Registers of the loading warpgroup.
-struct LoadRegisters<C>(PhantomData<C>);
-/// Registers of the others.
-struct MathRegisters<C>(PhantomData<C>);
-
-impl<C: Config> wgmma::Registers for LoadRegisters<C> {
-    const COUNT: u32 = C::POLICY.load_registers;
-}
-
-impl<C: Config> wgmma::Registers for MathRegisters<C> {
-    const COUNT: u32 = C::POLICY.math_registers;
-}
+pub use config::Config;
 
 /// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
@@ -114,315 +68,25 @@ const LOAD_WARP: u32 = 0;
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn forward<C: Config>(p: &V3Params, maps: u64) {
-    const { assert!(BARRIER_PAIR == memory::V3::BARRIER_PAIR_BYTES, "rings lie as the row says") };
-    let groups = const { C::ROW.q_block / GROUP_ROWS };
-    let memory = const { memory::V3::of(C::ROW, C::POLICY) };
-    let at = |offset: u32| shared::dynamic() + offset;
-    let notes = TileNotes { address: at(memory.notes), bytes: memory.note_bytes };
-    let mut q_ring = Ring::<Queries<C>>::new(at(memory.q), at(memory.q_barriers));
-    let mut k_ring = Ring::<Keys<C>>::new(at(memory.k), at(memory.k_barriers));
-    let mut v_ring = Ring::<Values<C>>::new(at(memory.v), at(memory.v_barriers));
-
+    let rings = Rings::<C>::new();
     // SAFETY: roles follow whole warpgroups and warps; rings and named barriers order shared memory as the table above says.
     unsafe {
         // From one lane to all: the assembler then knows the role as uniform and keeps wgmma asynchronous in its branch.
-        let group = warp::broadcast(thread::index() / WARPGROUP, 0);
+        let warpgroup = warp::broadcast(thread::index() / WARPGROUP, 0);
         if thread::index() == 0 {
-            q_ring.init(groups * WARPGROUP);
-            k_ring.init(groups);
-            v_ring.init(groups);
+            rings.init();
             mbarrier::fence_init();
         }
         sync::block();
 
-        if group == 0 {
+        if warpgroup == 0 {
             wgmma::release_registers::<LoadRegisters<C>>();
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
-                let [q_map, k_map, v_map] = [0, 1, 2].map(|map| maps + map * TensorMap::BYTES as u64);
-                // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
-                let elected = thread::lane() == 0;
-                // Queries with their note; after the last tile, a note that there are no more.
-                let mut load_queries = #[inline(always)]
-                |tile: Option<&QueryTile>| {
-                    q_ring.wait_free();
-                    notes.write::<C>(q_ring.stage(), tile, p, elected);
-                    match tile {
-                        Some(tile) => {
-                            let full = q_ring.announce(elected);
-                            load::<C::Q>(q_ring.buffer(), q_map, tile.query_rows(p), full, elected);
-                        }
-                        None => q_ring.announce_none(elected),
-                    }
-                    q_ring.advance();
-                };
-                let mut load_keys = #[inline(always)]
-                |tile: &QueryTile, i: u32| {
-                    load_next::<C::K, Keys<C>>(&mut k_ring, k_map, tile.key_rows(i, C::ROW.kv_block), elected)
-                };
-                let mut load_values = #[inline(always)]
-                |tile: &QueryTile, i: u32| {
-                    load_next::<C::V, Values<C>>(&mut v_ring, v_map, tile.key_rows(i, C::ROW.kv_block), elected)
-                };
-
-                let mut tiles = Tiles { round: 0 };
-                if C::POLICY.q_buffers == 1 {
-                    while let Some(tile) = tiles.next::<C>(p) {
-                        // A buffer of keys is free before that of the queries: the tile before still reads them.
-                        load_keys(&tile, 0);
-                        load_queries(Some(&tile));
-                        load_values(&tile, 0);
-                        for i in 1..tile.blocks.count() {
-                            load_keys(&tile, i);
-                            load_values(&tile, i);
-                        }
-                    }
-                    load_queries(None);
-                } else {
-                    let mut next = tiles.next::<C>(p);
-                    load_queries(next.as_ref());
-                    while let Some(tile) = next {
-                        // Queries go a tile ahead, once the rings of keys and values are full: their buffer becomes free last.
-                        let first_blocks = tile.blocks.count().min(C::POLICY.stages);
-                        for i in 0..first_blocks {
-                            load_keys(&tile, i);
-                            load_values(&tile, i);
-                        }
-                        next = tiles.next::<C>(p);
-                        load_queries(next.as_ref());
-                        for i in first_blocks..tile.blocks.count() {
-                            load_keys(&tile, i);
-                            load_values(&tile, i);
-                        }
-                    }
-                }
+                Loader::new(p, maps, rings).run();
             }
         } else {
             wgmma::take_registers::<MathRegisters<C>>();
-            let group = group - 1;
-            let elected = thread::index() % WARPGROUP == 0;
-            let group_row = group * GROUP_ROWS;
-            let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
-            let turn = Turn::new(group, groups, C::POLICY.turns);
-            let scale_log2 = p.forward.scale_log2;
-
-            let mut scores = C::Scores::zero();
-            let take_queries = #[inline(always)]
-            |buffer: u32| {
-                if p.forward.negate != 0 {
-                    let q = C::Q::at(buffer);
-                    q.negate(group_row, GROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
-                    tma::fence();
-                    // Barriers for queries follow those of the turns.
-                    sync::named(FIRST_TURN + groups + group, WARPGROUP);
-                }
-                buffer + group_row * PANEL_BYTES as u32
-            };
-            // Passes over the first block of a tile. It is waited for although nobody here reads it: the next wait for either buffer would
-            // else take the phase before this one for its own. The buffers are freed behind the first scores, a product of all four
-            // warps: a warp that still waited for them once they are filled again would wait for ever.
-            let skip = #[inline(always)]
-            |k_ring: &mut Ring<Keys<C>>, first_values: &Ring<Values<C>>| {
-                k_ring.wait();
-                k_ring.advance();
-                first_values.wait();
-            };
-            // The first scores of a tile: those with element tests, if there are any.
-            let first_softmax = #[inline(always)]
-            |scores: &mut C::Scores, part: &WarpgroupTile<C>| {
-                let tile = &part.tile;
-                let block = tile.block::<C>(p);
-                if part.first_step() < part.tested_end() {
-                    block.hide(scores, tile.first_row + warp_row, tile.first_key(part.first_step(), C::ROW.kv_block));
-                }
-                let max = softmax::row_max(scores, scale_log2);
-                (max, softmax::exponentiate(scores, &softmax::base(&max, true), scale_log2))
-            };
-            let finish = #[inline(always)]
-            |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
-                let sum = softmax::quad_sum(sum);
-                let block = tile.block::<C>(p);
-                block.store_lse(tile.first_row + warp_row, max, &sum);
-                store::store(out, &softmax::inverse(&sum), &block, tile.first_row + warp_row);
-            };
-
-            loop {
-                q_ring.wait();
-                let Some(mut part) = notes.read::<C>(q_ring.stage(), group) else { break };
-                // Nothing runs beside the first scores of all. With two buffers of queries, later ones follow the last product of the
-                // tile before.
-                let mut q = take_queries(q_ring.buffer());
-                let mut first_keys = k_ring;
-                if part.first_step() == 1 {
-                    skip(&mut k_ring, &v_ring);
-                }
-                k_ring.wait();
-                wgmma::fence();
-                warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
-                wgmma::wait::<0>();
-                if C::POLICY.skips {
-                    first_keys.release(elected && part.first_step() == 1);
-                }
-                k_ring.release(elected);
-                k_ring.advance();
-                let (mut max, mut sum) = first_softmax(&mut scores, &part);
-                let mut limit = max;
-                let mut probs = C::Probs::round(&scores);
-                let mut out = C::Acc::zero();
-                loop {
-                    // A turn for every step, also for those without a product.
-                    if part.first_step() == 1 {
-                        turn.wait();
-                        turn.pass_on();
-                        v_ring.release(elected);
-                        v_ring.advance();
-                    }
-                    let tile = &part.tile;
-                    let block = tile.block::<C>(p);
-                    let mut step = #[inline(always)]
-                    |i: u32, masked: bool| {
-                        k_ring.wait();
-                        turn.wait();
-                        wgmma::fence();
-                        warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
-                        v_ring.wait();
-                        warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
-                        turn.pass_on();
-                        wgmma::wait::<1>();
-                        k_ring.release(elected);
-                        k_ring.advance();
-                        if masked {
-                            block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
-                        }
-
-                        let block_max = softmax::row_max(&scores, scale_log2);
-                        let mut wait_for_out = #[inline(always)]
-                        || {
-                            wgmma::wait::<0>();
-                            v_ring.release(elected);
-                            v_ring.advance();
-                        };
-                        if C::POLICY.lazy {
-                            let new_max = softmax::lazy_max(&max, &block_max, &limit);
-                            let grown = softmax::any_changed(&max, &new_max);
-                            let base = softmax::base(&new_max, masked);
-                            let probs_sum = softmax::exponentiate(&mut scores, &base, scale_log2);
-                            wait_for_out();
-                            // Before the branch: packing and exponentials interleave, and the vote has long been counted.
-                            probs = C::Probs::round(&scores);
-                            if grown {
-                                let rescale = softmax::rescale(&max, &base);
-                                sum = sum.zip(&rescale, |l, alpha| l * alpha);
-                                out.scale_rows(&rescale);
-                                limit = softmax::lazy_limit(&new_max, &softmax::quad_sum(&sum));
-                            }
-                            sum = sum.zip(&probs_sum, |l, p| l + p);
-                            max = new_max;
-                        } else {
-                            let new_max = max.zip(&block_max, f32::max);
-                            let base = softmax::base(&new_max, masked);
-                            let rescale = softmax::rescale(&max, &base);
-                            let probs_sum = softmax::exponentiate(&mut scores, &base, scale_log2);
-                            max = new_max;
-                            sum = sum.zip(&rescale, |l, alpha| l * alpha).zip(&probs_sum, |l, p| l + p);
-                            wait_for_out();
-                            out.scale_rows(&rescale);
-                            probs = C::Probs::round(&scores);
-                        }
-                    };
-                    let (second, tested_end) = (part.first_step() + 1, part.tested_end());
-                    for i in second..tested_end {
-                        step(i, true);
-                    }
-                    for i in tested_end.max(second)..tile.blocks.count() {
-                        step(i, false);
-                    }
-
-                    // Every thread for itself: it has read the note.
-                    q_ring.release(true);
-                    // With one buffer, the next queries are on their way at best.
-                    if C::POLICY.q_buffers == 1 {
-                        break;
-                    }
-                    let mut ahead = q_ring;
-                    ahead.advance();
-                    ahead.wait();
-                    let Some(following) = notes.read::<C>(ahead.stage(), group) else { break };
-                    q = take_queries(ahead.buffer());
-                    first_keys = k_ring;
-                    if following.first_step() == 1 {
-                        let mut first_values = v_ring;
-                        first_values.advance();
-                        skip(&mut k_ring, &first_values);
-                    }
-                    turn.wait();
-                    v_ring.wait();
-                    wgmma::fence();
-                    warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
-                    k_ring.wait();
-                    warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
-                    turn.pass_on();
-                    wgmma::wait::<1>();
-                    v_ring.release(elected);
-                    v_ring.advance();
-                    finish(&out, &max, &sum, &part.tile);
-                    wgmma::wait::<0>();
-                    if C::POLICY.skips {
-                        first_keys.release(elected && following.first_step() == 1);
-                    }
-                    k_ring.release(elected);
-                    k_ring.advance();
-                    (q_ring, part) = (ahead, following);
-                    (max, sum) = first_softmax(&mut scores, &part);
-                    limit = max;
-                    probs = C::Probs::round(&scores);
-                    out = C::Acc::zero();
-                }
-                v_ring.wait();
-                wgmma::fence();
-                warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
-                wgmma::wait::<0>();
-                v_ring.release(elected);
-                v_ring.advance();
-                finish(&out, &max, &sum, &part.tile);
-                // With two buffers, the note ahead has said that there are no more tiles. Where nothing is skipped this goes round once
-                // more: without the loop, ptxas 13.0 spills 8 bytes at 96 and 128 dims and lets products with 64 columns run unpaced.
-                if C::POLICY.q_buffers > 1 && C::POLICY.skips {
-                    break;
-                }
-                q_ring.advance();
-            }
+            Warpgroup::new(p, warpgroup - 1, rings).run();
         }
-    }
-}
-
-/// One value for each row of a warpgroup's fragments.
-type Rows<C> = <<C as WarpgroupTiles>::Scores as Fragments>::Rows;
-
-/// Loads the next buffer of a ring, once it is free; see [`load`].
-///
-/// # Safety
-/// The loading warp, converged.
-#[inline(always)]
-unsafe fn load_next<S: SharedMatrix, B: Buffers>(ring: &mut Ring<B>, map: u64, rows: [u32; 3], elected: bool) {
-    // SAFETY: passed on; the buffer is free once the ring says so.
-    unsafe {
-        ring.wait_free();
-        let full = ring.announce(elected);
-        load::<S>(ring.buffer(), map, rows, full, elected);
-    }
-    ring.advance();
-}
-
-/// Starts loading the rows of a tile, panel by panel; `rows` is the first row, the head and the batch entry.
-///
-/// # Safety
-/// The loading warp, converged; the buffer is acquired.
-#[inline(always)]
-unsafe fn load<S: SharedMatrix>(buffer: u32, map: u64, rows: [u32; 3], full: u32, elected: bool) {
-    let [row, head, batch] = rows;
-    for panel in 0..(S::COLS / PANEL_COLS) as u32 {
-        let to = buffer + panel * (S::ROWS * PANEL_BYTES) as u32;
-        // SAFETY: passed on; the panels fill the buffer exactly.
-        unsafe { tma::load_if(to, map, [panel * PANEL_COLS as u32, row, head, batch], full, elected) };
     }
 }

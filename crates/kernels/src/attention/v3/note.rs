@@ -3,11 +3,12 @@
 use core::marker::PhantomData;
 
 use cuda_std::{math, shared, thread, warp};
-use kernel_spec::families::forward::memory::{GROUP_ROWS, V3 as Memory};
+use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
 use kernel_spec::{KvBlocks, Steps, V3Params};
 
 use crate::attention::query_block::QueryBlock;
-use crate::attention::v3::Config;
+use crate::attention::v3::config::Config;
+use crate::parts::rows::HeadRows;
 
 /// What the load warp tells the others with a buffer of queries: the tile that they belong to.
 #[derive(Clone, Copy)]
@@ -25,7 +26,7 @@ impl TileNotes {
     /// The load warp, converged, between waiting for the buffer and announcing its bytes.
     #[inline(always)]
     pub unsafe fn write<C: Config>(self, stage: u32, tile: Option<&QueryTile>, p: &V3Params, elected: bool) {
-        let groups = const { C::ROW.q_block / GROUP_ROWS };
+        let warpgroups = const { C::ROW.q_block / WARPGROUP_ROWS };
         let at = self.address + stage * self.bytes;
         let (place, blocks) = match tile {
             Some(QueryTile { batch, q_head, kv_head, first_row, blocks: b }) => {
@@ -41,9 +42,9 @@ impl TileNotes {
                 shared::store_u32x4(at + 16, blocks);
                 if C::POLICY.skips {
                     // Rolled: one computation at a time fits the registers of a load warp.
-                    for group in 0..math::opaque(groups) {
-                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps(p, group, C::ROW.kv_block));
-                        let at = at + Memory::NOTE_TILE_BYTES + group * Memory::NOTE_STEPS_BYTES;
+                    for warpgroup in 0..math::opaque(warpgroups) {
+                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps(p, warpgroup, C::ROW.kv_block));
+                        let at = at + Memory::NOTE_TILE_BYTES + warpgroup * Memory::NOTE_STEPS_BYTES;
                         shared::store_u32(at, steps.first);
                         shared::store_u32(at + 4, steps.tested_end);
                     }
@@ -52,17 +53,17 @@ impl TileNotes {
         }
     }
 
-    /// The tile of a buffer of queries that is full, as warpgroup `group` takes part in it, or `None` after the last.
+    /// The tile of a buffer of queries that is full, as warpgroup `warpgroup` takes part in it, or `None` after the last.
     ///
     /// # Safety
     /// All threads of the warp, converged, between waiting for the buffer and releasing it.
     #[inline(always)]
-    pub unsafe fn read<C: Config>(self, stage: u32, group: u32) -> Option<WarpgroupTile<C>> {
+    pub unsafe fn read<C: Config>(self, stage: u32, warpgroup: u32) -> Option<WarpgroupTile<C>> {
         let at = self.address + stage * self.bytes;
         // SAFETY: inside the note; converged.
         let (place, blocks, steps) = unsafe {
             let steps = if C::POLICY.skips {
-                let at = at + Memory::NOTE_TILE_BYTES + group * Memory::NOTE_STEPS_BYTES;
+                let at = at + Memory::NOTE_TILE_BYTES + warpgroup * Memory::NOTE_STEPS_BYTES;
                 Steps { first: shared::load_u32(at), tested_end: shared::load_u32(at + 4) }
             } else {
                 Steps::NONE
@@ -129,13 +130,13 @@ pub struct QueryTile {
 }
 
 impl QueryTile {
-    /// What warpgroup `group` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
+    /// What warpgroup `warpgroup` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
     /// after values whose buffers it has not freed.
     #[inline(always)]
-    pub fn steps(&self, p: &V3Params, group: u32, kv_block: u32) -> Steps {
+    pub fn steps(&self, p: &V3Params, warpgroup: u32, kv_block: u32) -> Steps {
         let f = &p.forward;
-        let first = self.first_row + group * GROUP_ROWS;
-        let [first, rows] = [first, GROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
+        let first = self.first_row + warpgroup * WARPGROUP_ROWS;
+        let [first, rows] = [first, WARPGROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
         let steps = f.band.steps(self.blocks, first, rows, f.q_rows, f.kv_rows, kv_block);
         Steps { first: steps.first.min(1), ..steps }
     }
@@ -143,7 +144,7 @@ impl QueryTile {
     /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.
     #[inline(always)]
     pub fn first_key(&self, i: u32, kv_block: u32) -> u32 {
-        self.blocks.visit(self.blocks.count() - 1 - i) * kv_block
+        self.blocks.step(i) * kv_block
     }
 
     /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
@@ -155,10 +156,10 @@ impl QueryTile {
         [inner, outer, self.batch]
     }
 
-    /// First row, head and batch entry of the keys and values of step `i`.
+    /// Where its keys and values come from.
     #[inline(always)]
-    pub fn key_rows(&self, i: u32, kv_block: u32) -> [u32; 3] {
-        [self.first_key(i, kv_block), self.kv_head, self.batch]
+    pub fn kv_rows(&self) -> HeadRows {
+        HeadRows { head: self.kv_head, batch: self.batch }
     }
 
     /// The query block of the tile.

@@ -1,0 +1,88 @@
+//! What becomes of a score between the product and the softmax: the one place for everything that a call does to scores beyond scale
+//! and mask.
+//!
+//! Which of it a call does is known when the kernel is loaded, see `kernel_spec::Features`: the tests here are on constants, and what
+//! they guard is gone from the machine code of a call without it. They stand around whole tiles, so that the text has one branch a step.
+
+use cuda_std::{math, thread};
+use kernel_spec::ForwardParams;
+use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::layout::{fragment_col, fragment_row};
+
+use crate::attention::Config;
+use crate::parts::fragments::Fragments;
+
+/// Which score it is.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// Query row, as the query block counts them.
+    pub row: u32,
+    /// Key.
+    pub key: u32,
+}
+
+/// A function of scores.
+pub trait ScoreMod {
+    /// What takes the place of score `s`, a product without scale.
+    fn apply(&self, s: f32, at: Place) -> f32;
+}
+
+/// Changes scores as the features of the call say: rows from `row` on, keys from `key` on. Before any is hidden: a function may turn
+/// minus infinity into a number.
+#[inline(always)]
+pub fn modify<C: Config, F: Fragments>(scores: &mut F, p: &ForwardParams, row: u32, key: u32) {
+    if p.features.has(SOFTCAP) {
+        let factor = f32::from_bits(p.features.value(SOFTCAP) as u32);
+        each(scores, row, key, &Softcap { factor, exact: const { C::ROW.dtype.bytes() > 2 } });
+    }
+}
+
+#[inline(always)]
+fn each<F: Fragments>(scores: &mut F, row: u32, key: u32, score_mod: &impl ScoreMod) {
+    let lane = thread::lane();
+    for m in 0..F::M {
+        for n in 0..F::N {
+            for i in 0..4 {
+                let at = Place {
+                    row: row + 16 * m as u32 + fragment_row(lane, i),
+                    key: key + 8 * n as u32 + fragment_col(lane, i),
+                };
+                let s = &mut scores.at_mut(m, n)[i as usize];
+                *s = score_mod.apply(*s, at);
+            }
+        }
+    }
+}
+
+/// `tanh(s * factor)`; the scale that follows holds the cap.
+struct Softcap {
+    factor: f32,
+    /// Whether inputs have more digits than the approximate instruction.
+    exact: bool,
+}
+
+impl ScoreMod for Softcap {
+    #[inline(always)]
+    fn apply(&self, s: f32, _: Place) -> f32 {
+        let x = s * self.factor;
+        if self.exact { tanh(x) } else { math::tanh_approx(x) }
+    }
+}
+
+/// `tanh(x)` with an absolute error below `1e-7`.
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    // Near 0, where the difference below cancels: the Taylor series up to x^9, whose next term is below 2^-28 there.
+    const SMALL: f32 = 0.25;
+    let square = x * x;
+    let mut series = math::fma(square, 62.0 / 2835.0, -17.0 / 315.0);
+    series = math::fma(series, square, 2.0 / 15.0);
+    series = math::fma(series, square, -1.0 / 3.0);
+    let small = math::fma(series * square, x, x);
+    // (1 - t) / (1 + t) with t = e^(-2 |x|), which never overflows.
+    let magnitude = f32::from_bits(x.to_bits() & 0x7fff_ffff);
+    let t = math::exp2(magnitude * (-2.0 * core::f32::consts::LOG2_E));
+    let large = (1.0 - t) * math::reciprocal(1.0 + t);
+    let large = f32::from_bits(large.to_bits() | (x.to_bits() & 0x8000_0000));
+    if magnitude < SMALL { small } else { large }
+}
