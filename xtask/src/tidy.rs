@@ -12,11 +12,14 @@ use serde_json::Value;
 
 use crate::{arguments, output, program, setup, workspace};
 
+mod circles;
+
 const HELP: &str = "\
 Usage: cargo xtask tidy [--write]
 
 Checks formatting, that the tables of the README and the pictures and reports of docs/benchmarks are what its records and the variant
-list generate, who depends on whom, the length of every source file, and that tracked files name no place of one machine.
+list generate, who depends on whom, the length of every source file, that files import each other in no circle, and that tracked files
+name no place of one machine.
 
 Options
   --write    format, and write the tables and pictures, instead of checking them
@@ -27,6 +30,10 @@ const MAX_LINES: usize = 450;
 
 /// Lines of a file of tests, which nobody reads from its first line to its last.
 const MAX_TEST_LINES: usize = 700;
+
+/// Sources whose files import each other in no circle.
+const WITHOUT_CIRCLES: [&str; 5] =
+    ["crates/cuda_builder/src", "crates/cuda_std/src", "crates/ferroflash/src", "crates/kernels/src", "xtask/src"];
 
 /// The workspace's own crates that each crate may depend on, in any dependency section.
 const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
@@ -66,6 +73,11 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     let mut findings = Vec::new();
     findings.extend(dependencies()?);
     findings.extend(text()?);
+    for folder in WITHOUT_CIRCLES {
+        findings.extend(
+            circles::check(&workspace::root().join(folder))?.into_iter().map(|circle| format!("{folder}: {circle}")),
+        );
+    }
     if !findings.is_empty() {
         bail!("{} findings:\n  {}", findings.len(), findings.join("\n  "));
     }

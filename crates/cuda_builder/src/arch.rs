@@ -1,9 +1,6 @@
 //! GPU architectures and PTX versions that the pinned rustc can target.
 
 use std::fmt;
-use std::str::FromStr;
-
-use crate::Error;
 
 macro_rules! architectures {
     ($($variant:ident $name:literal $least_ptx:literal $doc:literal;)*) => {
@@ -60,43 +57,11 @@ impl fmt::Display for Arch {
     }
 }
 
-impl FromStr for Arch {
-    type Err = Error;
-
-    /// Reads a name such as `sm_90a`.
-    ///
-    /// # Errors
-    /// [`Error::UnknownArch`] lists the accepted names.
-    fn from_str(name: &str) -> Result<Self, Error> {
-        Arch::ALL
-            .iter()
-            .copied()
-            .find(|arch| arch.name() == name)
-            .ok_or_else(|| Error::UnknownArch { name: name.into() })
-    }
-}
-
 /// A PTX ISA version; the tens are the major number, so 83 is PTX 8.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PtxVersion(pub(crate) u32);
 
 impl PtxVersion {
-    /// The versions from 7.0 on that rustc 1.95 knows as target features (`rustc --print target-features`).
-    const ACCEPTED: &[u32] = &[70, 71, 72, 73, 74, 75, 76, 77, 78, 80, 81, 82, 83, 84, 85, 86, 87];
-
-    /// PTX `major.minor`.
-    ///
-    /// # Errors
-    /// [`Error::UnknownPtxVersion`] when rustc has no target feature for it.
-    pub fn new(major: u32, minor: u32) -> Result<Self, Error> {
-        let number = major.saturating_mul(10).saturating_add(minor);
-        if minor < 10 && Self::ACCEPTED.contains(&number) {
-            Ok(PtxVersion(number))
-        } else {
-            Err(Error::UnknownPtxVersion { major, minor })
-        }
-    }
-
     /// rustc's target feature: `ptx83`.
     pub(crate) fn feature(self) -> String {
         format!("ptx{}", self.0)

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::{Arch, PtxVersion};
 
+/// Environment variable that names a folder with rustc's `library` source.
+pub const RUST_SRC_ENV: &str = "FERROFLASH_RUST_SRC";
+
 /// Why a kernel crate could not be built or assembled.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,7 +59,7 @@ pub enum Error {
          or      cargo xtask setup   (Debian and Ubuntu, without rustup's network)\n\
          or set  {}=DIR to the `library` folder of the source of rustc {version}\n\
          Looked in:\n{}",
-        crate::toolchain::RUST_SRC_ENV,
+        RUST_SRC_ENV,
         lines(.searched)
     )]
     NoRustSrc {
@@ -68,7 +71,7 @@ pub enum Error {
     /// What the environment variable names is no library source. No other takes its place.
     #[error(
         "{} names {}, where there is no core/src/lib.rs; it takes the `library` folder of the source of rustc {version}.",
-        crate::toolchain::RUST_SRC_ENV,
+        RUST_SRC_ENV,
         .path.display()
     )]
     RustSrcNamed {

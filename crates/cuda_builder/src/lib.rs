@@ -23,6 +23,7 @@ mod flags;
 mod metadata;
 mod module;
 pub mod ptxas;
+mod read;
 mod toolchain;
 
 use std::env;
@@ -33,9 +34,9 @@ use std::process::Command;
 use std::thread;
 
 pub use arch::{Arch, PtxVersion};
-pub use error::Error;
+pub use error::{Error, RUST_SRC_ENV};
 pub use module::{Kernel, LaunchBounds};
-pub use toolchain::{RUST_SRC_ENV, Toolchain, cache_dir};
+pub use toolchain::{Toolchain, cache_dir};
 
 use error::at;
 use metadata::Package;

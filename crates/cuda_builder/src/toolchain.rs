@@ -6,11 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::error::at;
+use crate::error::{RUST_SRC_ENV, at};
 use crate::{Error, command};
-
-/// Environment variable that names a folder with rustc's `library` source.
-pub const RUST_SRC_ENV: &str = "FERROFLASH_RUST_SRC";
 
 /// The compiler that builds kernels.
 #[derive(Clone, Debug)]

@@ -1,5 +1,7 @@
 //! Where a thread stands in its block and in the grid.
 
+pub use crate::warp::warp_index;
+
 macro_rules! special_register {
     ($(#[$doc:meta])* $name:ident, $register:literal) => {
         $(#[$doc])*
@@ -32,18 +34,6 @@ special_register!(
 special_register!(
     /// Index of the thread in its warp, `0..32`.
     lane, "%laneid");
-
-/// Index of the warp in its block, as a value that the compiler knows to be the same for all lanes.
-///
-/// PTX `shfl.sync.idx.b32` of `%tid.x / 32`, least SM 3.0.
-///
-/// # Safety
-/// All threads of the warp call it, converged, in a one-dimensional block.
-#[inline(always)]
-pub unsafe fn warp_index() -> u32 {
-    // SAFETY: the caller guarantees convergence.
-    unsafe { crate::warp::broadcast(index() / 32, 0) }
-}
 
 /// Ends the program with an error that the host sees as a launch failure.
 ///

@@ -32,6 +32,18 @@ pub unsafe fn quad_transpose([a, b, c, d]: [u32; 4]) -> [u32; 4] {
     }
 }
 
+/// Index of the warp in its block, as a value that the compiler knows to be the same for all lanes.
+///
+/// PTX `shfl.sync.idx.b32` of `%tid.x / 32`, least SM 3.0.
+///
+/// # Safety
+/// All threads of the warp call it, converged, in a one-dimensional block.
+#[inline(always)]
+pub unsafe fn warp_index() -> u32 {
+    // SAFETY: the caller guarantees convergence.
+    unsafe { broadcast(crate::thread::index() / 32, 0) }
+}
+
 /// Exchanges, between lanes `distance` apart, the `high` word of the lower lane and the `low` word of the upper one.
 #[inline(always)]
 unsafe fn swap_across(low: u32, high: u32, distance: u32) -> [u32; 2] {

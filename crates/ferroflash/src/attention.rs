@@ -7,6 +7,7 @@ mod options;
 mod params;
 pub(crate) mod plan;
 mod problem;
+mod request;
 
 pub use forward::{Output, RawTensor};
 pub use options::{Attention, KernelChoice};

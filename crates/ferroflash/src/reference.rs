@@ -35,26 +35,7 @@ mod inputs;
 mod tests;
 
 pub use compare::{Comparison, max_abs_difference, tolerance};
-
-/// Result of a reference computation.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReferenceOutput {
-    /// `[batch, q_row, q_head, dim]`.
-    pub out: Vec<f64>,
-    /// Natural log-sum-exp of the scaled scores, `[batch, q_head, q_row]`; minus infinity for a row that sees no key.
-    pub lse: Vec<f64>,
-}
-
-/// One row of a problem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Row {
-    /// Sequence.
-    pub batch: usize,
-    /// Query head.
-    pub q_head: usize,
-    /// Query row.
-    pub q_row: usize,
-}
+pub use inputs::{ReferenceOutput, Row};
 
 /// Attention in `f64`.
 ///

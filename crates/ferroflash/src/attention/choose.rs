@@ -1,27 +1,19 @@
 //! Which kernel and which rows of the variant list carry out a call. All that depends on the list is here and in `params.rs`.
 
 use super::options::KernelChoice;
-use super::plan::{Placed, Request};
 use super::problem::Sizes;
+use super::request::{Placed, Request, Row};
 use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
 use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
+use kernel_spec::{Entry, Kernel, Mask, Pass, VARIANTS, Variant};
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 const MAX_GRID: u64 = (1 << 31) - 1;
 
 /// Least CUDA version of a driver that compiles PTX 8.0, the first with v3's instructions (PTX ISA, release notes).
 const V3_DRIVER: Version = Version { major: 12, minor: 0 };
-
-/// A row of the variant list with its launch.
-pub(crate) struct Row {
-    pub(crate) variant: &'static Variant,
-    pub(crate) ctas: u32,
-    /// Query heads of a group that share a tile; 1 but for v3.
-    pub(crate) packed_heads: u32,
-}
 
 /// The kernel that runs a request, and why.
 pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kernel, String)> {
@@ -55,11 +47,6 @@ pub(super) fn rows(request: &Request<'_>, device: &DeviceInfo, kernel: Kernel) -
     rows.collect()
 }
 
-/// Features that the request needs of an entry.
-pub(super) fn features(request: &Request<'_>) -> FeatureSet {
-    super::params::features(request).set()
-}
-
 /// Why no row of a kernel takes a request: without its features there would be one, or the head dim is none that is compiled.
 fn no_row(request: &Request<'_>, kernel: Kernel) -> Error {
     match missing_feature(request) {
@@ -78,7 +65,7 @@ fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
 fn row(request: &Request<'_>, pass: Pass) -> Result<Option<&'static Variant>> {
     let sizes = &request.sizes;
     let head_dim = sizes.head_dim as u32; // validated: at most MAX_HEAD_DIM
-    let features = features(request);
+    let features = request.features().set();
     match request.attention.kernel {
         KernelChoice::Variant(variant) if variant.pass == pass => {
             if variant.holds(sizes.dtype, [head_dim; 2]) {

@@ -2,8 +2,9 @@
 
 use super::check;
 use super::options::Attention;
-use super::plan::{self, Placed, Plan, Tensors};
+use super::plan::{self, Plan};
 use super::problem::{Problem, Sizes};
+use super::request::{Placed, Tensors};
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
 use crate::error::{Error, Operand, Result};

@@ -1,9 +1,8 @@
 //! The parameter structs of the kernels, with holes where addresses go.
 
-use super::choose::Row;
 use super::options::log2_of;
-use super::plan::{Placed, Request, Tensors};
 use super::problem::Sizes;
+use super::request::{Placed, Request, Row, Tensors};
 use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
@@ -11,8 +10,8 @@ use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
-    Band, DType, Divisor, FORWARD_SLOTS, FeatureSet, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap,
-    TensorParams, V3Params,
+    Band, DType, Divisor, FeatureSet, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap, TensorParams,
+    V3Params,
 };
 use std::mem::offset_of;
 
@@ -39,20 +38,6 @@ pub(super) fn buffers(kernel: Kernel, sizes: &Sizes) -> (Vec<Buffer>, u128) {
     let buffers = list.into_iter().map(|(name, bytes, reason)| Buffer { name, bytes: bytes as u64, reason });
     (buffers.collect(), needed)
 }
-
-/// The features block of a request.
-pub(super) fn features(request: &Request<'_>) -> Features<{ FORWARD_SLOTS as usize }> {
-    match request.softcap {
-        Some(cap) => {
-            let ratio = (request.scale.abs() / cap).max(f32::MIN_POSITIVE);
-            Features::OFF.with(SOFTCAP, ratio.to_bits().into())
-        }
-        None => Features::OFF,
-    }
-}
-
-/// Slot of softcap: the bits of `|scale| / cap`.
-const SOFTCAP: u32 = 0;
 
 /// What a row's text is specialised for, and its parameters.
 pub(super) fn of(request: &Request<'_>, row: &Row) -> (FeatureSet, Params) {
@@ -150,7 +135,7 @@ fn forward_params(request: &Request<'_>) -> ForwardParams {
         aligned: [q, k, v].iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into(),
         out_aligned: out.rows_start_at(CHUNK_BYTES).into(),
         negate: (request.scale < 0.0).into(),
-        features: features(request),
+        features: request.features(),
     }
 }
 

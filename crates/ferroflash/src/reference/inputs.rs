@@ -1,12 +1,31 @@
 //! The formula, row by row.
 
-use super::{ReferenceOutput, Row};
 use crate::attention::{Attention, Problem, Sizes};
 use crate::error::{Error, Result};
 use crate::tensor::{Dims, Element, Shape};
 use half::{bf16, f16};
 use kernel_spec::{DType, Mask};
 use rayon::prelude::*;
+
+/// Result of a reference computation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReferenceOutput {
+    /// `[batch, q_row, q_head, dim]`.
+    pub out: Vec<f64>,
+    /// Natural log-sum-exp of the scaled scores, `[batch, q_head, q_row]`; minus infinity for a row that sees no key.
+    pub lse: Vec<f64>,
+}
+
+/// One row of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// Sequence.
+    pub batch: usize,
+    /// Query head.
+    pub q_head: usize,
+    /// Query row.
+    pub q_row: usize,
+}
 
 pub(super) struct Inputs<'a> {
     q: &'a [f64],

@@ -1,10 +1,9 @@
 //! The kernels that a GPU has loaded.
 
 use super::error::version;
-use super::is_captured;
 use crate::error::{Error, Result};
 use crate::specialise::Specialised;
-use cust::{Context, Function, JitOptions, Module, Stream};
+use cust::{CaptureStatus, Context, Function, JitOptions, Module, Stream};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -73,4 +72,9 @@ impl Kernels {
 fn driver_note() -> String {
     cust::load()
         .map_or_else(|_| String::new(), |driver| format!(" (the driver supports CUDA {})", version(driver.version())))
+}
+
+/// Whether what is queued on the stream is written down instead of run, by whomever.
+pub(super) fn is_captured(stream: &Stream) -> Result<bool> {
+    Ok(!stream.is_legacy() && stream.capture_status()? != CaptureStatus::NONE)
 }

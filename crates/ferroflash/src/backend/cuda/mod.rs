@@ -13,11 +13,10 @@ use cust::sys::{
     CUtensorMapSwizzle,
 };
 use cust::{
-    CaptureMode, CaptureStatus, Context, DeviceAttribute, Event, EventFlags, GraphExec, MemoryPool, Stream,
-    StreamFlags, TensorMapSpec,
+    CaptureMode, Context, DeviceAttribute, Event, EventFlags, GraphExec, MemoryPool, Stream, StreamFlags, TensorMapSpec,
 };
 use kernel_spec::{DType, TensorMap};
-use kernels::Kernels;
+use kernels::{Kernels, is_captured};
 use std::time::Duration;
 
 pub(crate) use open::{devices, open};
@@ -67,11 +66,6 @@ fn create_pool(context: &Context) -> Result<MemoryPool> {
     let pool = MemoryPool::new(context)?;
     pool.set_release_threshold(u64::MAX)?;
     Ok(pool)
-}
-
-/// Whether what is queued on the stream is written down instead of run, by whomever.
-fn is_captured(stream: &Stream) -> Result<bool> {
-    Ok(!stream.is_legacy() && stream.capture_status()? != CaptureStatus::NONE)
 }
 
 fn is_out_of_memory<T>(result: &cust::Result<T>) -> bool {

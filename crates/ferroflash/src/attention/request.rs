@@ -1,0 +1,95 @@
+//! What a plan is made for, as far as it is known before the call.
+
+use super::options::Attention;
+use super::problem::Sizes;
+use crate::tensor::{HeadsView, Layout, Shape};
+use kernel_spec::{DType, FORWARD_SLOTS, Features, Variant};
+
+/// Where a tensor of a call lies, as far as the plan knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    /// Axes as `(extent, stride)`: batch, row, head, dim.
+    pub(crate) axes: [(usize, usize); 4],
+    pub(crate) dtype: DType,
+    /// `None`: memory that is still to be allocated, which suits every kernel.
+    pub(crate) address: Option<u64>,
+}
+
+impl Placed {
+    /// A contiguous tensor that is not there yet. Strides past the end of the address space saturate: no machine has such a tensor, and
+    /// what else is wrong with the problem can be told.
+    pub(crate) fn contiguous(shape: Shape, layout: Layout, dtype: DType) -> Placed {
+        let Shape { batch, rows, heads, head_dim } = shape;
+        let (row, head) = match layout {
+            Layout::Bhsd => (head_dim, rows.saturating_mul(head_dim)),
+            Layout::Bshd | Layout::RowMajor => (heads.saturating_mul(head_dim), head_dim),
+        };
+        let batch_stride = rows.saturating_mul(heads).saturating_mul(head_dim);
+        Placed { axes: [(batch, batch_stride), (rows, row), (heads, head), (head_dim, 1)], dtype, address: None }
+    }
+
+    pub(crate) fn of(view: &HeadsView<'_>) -> Placed {
+        Placed { axes: view.axes(), dtype: view.dtype(), address: Some(view.address()) }
+    }
+
+    /// Whether every row of the tensor starts at a multiple of `alignment` bytes.
+    pub(crate) fn rows_start_at(&self, alignment: usize) -> bool {
+        // Along an axis of extent 1 nothing is ever stepped over.
+        let aligned = |&(extent, stride): &(usize, usize)| {
+            extent <= 1 || stride.saturating_mul(self.dtype.bytes()).is_multiple_of(alignment)
+        };
+        self.address.unwrap_or(0).is_multiple_of(alignment as u64) && self.axes[..3].iter().all(aligned)
+    }
+}
+
+/// The tensors of a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tensors {
+    pub(crate) q: Placed,
+    pub(crate) k: Placed,
+    pub(crate) v: Placed,
+    pub(crate) out: Placed,
+}
+
+impl Tensors {
+    /// Contiguous tensors of a problem, `[batch, row, head, dim]`.
+    pub(crate) fn contiguous(sizes: &Sizes) -> Tensors {
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
+        let placed = |rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
+        let (q, k) = (placed(q_rows, q_heads), placed(kv_rows, kv_heads));
+        Tensors { q, k, v: k, out: q }
+    }
+}
+
+/// What a plan is made for, checked.
+pub(crate) struct Request<'a> {
+    pub(crate) attention: &'a Attention,
+    pub(crate) sizes: Sizes,
+    pub(crate) scale: f32,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) tensors: Tensors,
+}
+
+/// Slot of softcap: the bits of `|scale| / cap`.
+const SOFTCAP: u32 = 0;
+
+impl Request<'_> {
+    /// The features block of a self.
+    pub(super) fn features(&self) -> Features<{ FORWARD_SLOTS as usize }> {
+        match self.softcap {
+            Some(cap) => {
+                let ratio = (self.scale.abs() / cap).max(f32::MIN_POSITIVE);
+                Features::OFF.with(SOFTCAP, ratio.to_bits().into())
+            }
+            None => Features::OFF,
+        }
+    }
+}
+
+/// A row of the variant list with its launch.
+pub(crate) struct Row {
+    pub(crate) variant: &'static Variant,
+    pub(crate) ctas: u32,
+    /// Query heads of a group that share a tile; 1 but for v3.
+    pub(crate) packed_heads: u32,
+}
