@@ -67,9 +67,15 @@ impl Folder {
         assert!(error.contains(expected), "attend {arguments:?} does not say `{expected}`:\n{error}");
     }
 
+    /// Runs `attend` and gives what it says on standard error; on standard output it says nothing.
+    #[track_caller]
     fn succeed(&self, arguments: &[&str]) -> String {
         let arguments = self.attend(arguments);
-        succeed(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        let output = program::run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = program::text(&output.stderr);
+        assert!(output.status.success(), "ferroflash {arguments:?}: {}\n{said}", output.status);
+        assert_eq!(program::text(&output.stdout), "");
+        said
     }
 
     fn files(&self) -> Vec<String> {
@@ -129,11 +135,11 @@ fn attend_agrees<T: Element>(case: &Case, layout: Layout, arguments: &[&str]) {
         tensor("q", &inputs.q, q_dims),
         tensor("k", &inputs.k, kv_dims),
         tensor("v", &inputs.v, kv_dims),
-        // What else a file holds does not matter.
+        // What else a file holds does not matter, though it is named.
         zeros("other", Dtype::I64, &[3]),
     ]);
-    let printed = folder.succeed(arguments);
-    assert!(printed.contains("out and lse written to"), "{printed}");
+    let said = folder.succeed(arguments);
+    assert!(said.contains("the tensor other is not used") && said.contains("out and lse written to"), "{said}");
     assert_eq!(folder.files(), ["in.safetensors", "out.safetensors"]);
 
     let bytes = std::fs::read(folder.output()).unwrap();
@@ -210,7 +216,7 @@ fn attend_replaces_its_output_and_records_how() {
 #[test]
 fn attend_refuses_files_that_are_none() {
     let folder = Folder::new();
-    folder.refuses(&[], "in.safetensors does not exist");
+    folder.refuses(&[], "in.safetensors: it does not exist");
     std::fs::create_dir(folder.input()).unwrap();
     folder.refuses(&[], "is a folder; a file is needed");
     std::fs::remove_dir(folder.input()).unwrap();
@@ -279,7 +285,7 @@ fn attend_refuses_bad_options() {
     folder.refuses(&["--kernel", "v9"], "possible values");
     folder.refuses(&["--layout", "sbhd"], "possible values");
     folder.refuses(&["--causal", "--window-right", "3"], "cannot be used with");
-    folder.refuses(&["--window-left=-1"], "--window-left");
+    folder.refuses(&["--window-left=-2"], "--window-left");
     folder.refuses(&["--device", "tpu"], "unknown device `tpu`");
     let input = folder.input();
     refuses(

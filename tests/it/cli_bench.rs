@@ -93,9 +93,15 @@ fn bench_with_peers(python: &Path, json: &Path, more: &[&str]) -> Command {
 
 #[cfg(unix)]
 fn output(command: &mut Command) -> String {
+    results_and_status(command).0
+}
+
+/// What a run that succeeds says on standard output and on standard error.
+#[cfg(unix)]
+fn results_and_status(command: &mut Command) -> (String, String) {
     let Output { status, stdout, stderr } = command.output().expect("the program starts");
     assert!(status.success(), "{status}\n{}\n{}", text(&stdout), text(&stderr));
-    text(&stdout)
+    (text(&stdout), text(&stderr))
 }
 
 #[cfg(unix)]
@@ -104,9 +110,9 @@ fn peers_take_turns_and_are_checked() {
     let folder = folder();
     let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
     // Both masks: after a death, the next question starts another process.
-    let printed = output(&mut bench_with_peers(&python, &json, &["--peers", "--causal"]));
+    let (printed, said) = results_and_status(&mut bench_with_peers(&python, &json, &["--peers", "--causal"]));
     assert!(printed.contains("(torch 9.8.7)"), "{printed}");
-    assert!(printed.contains("x torch flash ("), "{printed}");
+    assert!(said.contains("x torch flash ("), "{said}");
     assert!(printed.contains("not run: torch math at seq 1: RuntimeError: out of memory"), "{printed}");
     assert!(printed.contains("the Python process ended: no answer (a fatal error)"), "{printed}");
     assert!(printed.contains("WRONG") && printed.contains("4 results compared"), "{printed}");
@@ -327,9 +333,9 @@ fn a_killed_sweep_goes_on() {
     let resume = || command(&killed, &["--resume"]).output().expect("the program starts");
     let printed = resume();
     assert!(printed.status.success(), "{}", text(&printed.stderr));
-    let printed = text(&printed.stdout);
+    let (printed, said) = (text(&printed.stdout), text(&printed.stderr));
     assert!(printed.contains(&format!("8 cells, of which {done} were done before")), "{printed}");
-    assert!(printed.contains(&format!("[{0}/{0}", 8 - done)), "{printed}");
+    assert!(said.contains(&format!("[{0}/{0}", 8 - done)), "{said}");
     assert!(printed.contains("16 results compared"), "{printed}");
     let after = read(&killed);
     assert_same(&after["environment"], &before["environment"], "the environment");

@@ -11,6 +11,8 @@
 mod api_errors;
 mod cli;
 mod cli_bench;
+mod cli_files;
+mod cli_messages;
 mod cli_pipe;
 mod cli_report;
 mod conformance;

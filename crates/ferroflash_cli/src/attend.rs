@@ -1,56 +1,61 @@
 //! `ferroflash attend`: attention on the tensors of a file.
 
-use crate::output::say;
+mod findings;
+mod formats;
+mod window;
+
+use crate::output::{status, warning};
+use crate::usage::OrUnusable;
 use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::{Attention, DType, Device, Element, Kernel, Layout, Mask, Plan, Shape, Sizes, Tensor, reference};
+use ferroflash::{
+    Attention, DType, Device, Element, Error, Kernel, Layout, Mask, Plan, Shape, Sizes, Tensor, reference,
+};
+use findings::Census;
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
 use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::Instant;
+use window::MaskArgs;
 
 /// Computes attention on the tensors q, k and v of a safetensors file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The input holds tensors named q, k and v of four axes, all f32, all f16 or all bf16; k and v may have fewer heads than q. The
-output holds `out`, shaped and typed like q, and `lse`, the natural log-sum-exp, f32 [batch, head, row]. When anything is
-wrong, nothing is written.
+output holds `out`, shaped and typed like q, and `lse`, the natural log-sum-exp, f32 [batch, head, row]. `-` is standard input
+or output; what is to be known besides is said on standard error. The output is written in one step, after everything else:
+when anything is wrong, no file is made or changed. What cannot be replaced (a pipe, a device, a mounted file, a file in a
+folder that takes no other) is written in place, and is not whole when that fails.
 
 Examples:
   ferroflash attend --input qkv.safetensors --output out.safetensors --causal
   ferroflash attend --input qkv.safetensors --output out.safetensors --layout bhsd --kernel v1
   ferroflash attend --input qkv.safetensors --output exact.safetensors --kernel reference
-  ferroflash attend --input qkv.safetensors --output out.safetensors --causal --window-left 1023")]
+  ferroflash attend --input qkv.safetensors --output out.safetensors --causal --window-left 1023
+  ferroflash attend --input - --output - < qkv.safetensors > out.safetensors")]
 pub(crate) struct AttendArgs {
-    /// File with q, k and v
+    /// File with q, k and v; - is standard input
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// File to write out and lse to
+    /// File to write out and lse to; - is standard output
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Which kernel computes it
-    #[arg(long, value_enum, default_value_t = KernelArg::Auto)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = KernelArg::Auto)]
     kernel: KernelArg,
     /// Order of the axes in the file
-    #[arg(long, value_enum, default_value_t = LayoutArg::Bshd)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = LayoutArg::Bshd)]
     layout: LayoutArg,
-    /// A query sees no key after its own place, counted from the last query and the last key
-    #[arg(long)]
-    causal: bool,
-    /// A query sees at most this many keys before its own place
-    #[arg(long, value_name = "KEYS")]
-    window_left: Option<u32>,
-    /// A query sees at most this many keys after its own place
-    #[arg(long, value_name = "KEYS", conflicts_with = "causal")]
-    window_right: Option<u32>,
+    #[command(flatten)]
+    mask: MaskArgs,
     /// Factor on the scores [default: 1 / sqrt(head_dim)]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     scale: Option<f32>,
     /// Device: best, cuda, cuda:N or emulator
-    #[arg(long, value_name = "DEVICE", default_value = "best")]
+    #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
 }
 
@@ -90,17 +95,8 @@ impl From<LayoutArg> for Layout {
 }
 
 impl AttendArgs {
-    fn mask(&self) -> Mask {
-        match (self.causal, self.window_left, self.window_right) {
-            (true, None, _) => Mask::Causal,
-            (true, left, _) => Mask::Window { left, right: Some(0) },
-            (false, None, None) => Mask::Full,
-            (false, left, right) => Mask::Window { left, right },
-        }
-    }
-
-    fn attention(&self) -> Attention {
-        let mut attention = Attention::new().with_mask(self.mask()).with_lse(true);
+    fn attention(&self, mask: Mask) -> Attention {
+        let mut attention = Attention::new().with_mask(mask).with_lse(true);
         attention.scale = self.scale;
         match self.kernel {
             KernelArg::Auto | KernelArg::Reference => attention,
@@ -113,43 +109,47 @@ impl AttendArgs {
 }
 
 pub(crate) fn run(args: &AttendArgs) -> Result<()> {
-    files::check_file("--output", &args.output)?;
-    files::check_distinct(&[("--input", &args.input), ("--output", &args.output)])?;
-    let bytes = read(&args.input)?;
-    let file = parse(&bytes).with_context(|| args.input.display().to_string())?;
-    let inputs = Inputs::find(&file, args.layout.into()).with_context(|| args.input.display().to_string())?;
+    let attention = args.attention(args.check().or_unusable()?);
+    let bytes = files::read(INPUT, &args.input)?;
+    let name = files::read_name(&args.input);
+    let file = formats::parse(&bytes).with_context(|| name.clone())?;
+    let inputs = Inputs::find(&file, args.layout.into()).with_context(|| name.clone())?;
+    let file_warnings = [findings::unused(&file.names()), findings::swapped(&inputs.problem, inputs.layout)];
+    file_warnings.iter().flatten().for_each(|text| warning!("{name}: {text}"));
     let result = match inputs.problem.dtype {
-        DType::F32 => attend::<f32>(args, &inputs),
-        DType::F16 => attend::<half::f16>(args, &inputs),
-        DType::Bf16 => attend::<half::bf16>(args, &inputs),
+        DType::F32 => attend::<f32>(args, &attention, &inputs),
+        DType::F16 => attend::<half::f16>(args, &attention, &inputs),
+        DType::Bf16 => attend::<half::bf16>(args, &attention, &inputs),
+    };
+    // The scale is an option, whatever the file.
+    let result = match result {
+        Err(error) if matches!(error.downcast_ref(), Some(Error::Scale { .. })) => Err(error).or_unusable(),
+        result => result,
     }?;
-    write(args, &inputs, &result)?;
-    say!("{}", result.how)?;
-    say!("out and lse written to {}", args.output.display())
+    result.warnings.iter().for_each(|text| warning!("{text}"));
+    write(args, &attention, &inputs, &result)?;
+    status!("{}", result.how);
+    status!("out and lse written to {}", files::written_name(&args.output));
+    Ok(())
 }
 
-fn read(input: &Path) -> Result<Vec<u8>> {
-    std::fs::read(input).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => anyhow::anyhow!("--input {} does not exist", input.display()),
-        ErrorKind::IsADirectory => anyhow::anyhow!("--input {} is a folder; a file is needed", input.display()),
-        _ => anyhow::anyhow!("--input {} cannot be read: {error}", input.display()),
-    })
-}
+const INPUT: &str = "--input";
+const OUTPUT: &str = "--output";
 
-/// Tells a file that ends too early from one that is no safetensors file at all.
-fn parse(bytes: &[u8]) -> Result<SafeTensors<'_>> {
-    SafeTensors::deserialize(bytes).map_err(|error| match error {
-        SafeTensorError::HeaderTooSmall | SafeTensorError::InvalidHeaderLength => {
-            anyhow::anyhow!("the file is truncated: it ends inside its header, after {} bytes", bytes.len())
+impl AttendArgs {
+    /// What can be known to be wrong before the input is read; gives the mask.
+    fn check(&self) -> Result<Mask> {
+        files::check_file(OUTPUT, &self.output)?;
+        if !files::is_dash(&self.input) {
+            files::check_distinct(&[(INPUT, &self.input), (OUTPUT, &self.output)])?;
         }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            anyhow::anyhow!(
-                "the file is truncated or has bytes too many: its {} bytes are not what its header announces",
-                bytes.len()
-            )
-        }
-        error => anyhow::anyhow!("not a safetensors file: {error}"),
-    })
+        ensure!(
+            !(files::is_stdout(&self.output) && std::io::stdout().is_terminal()),
+            "{OUTPUT} {} is a terminal, and the output is no text; send it to a file or a pipe",
+            self.output.display()
+        );
+        self.mask.mask()
+    }
 }
 
 /// q, k and v of a file.
@@ -196,7 +196,10 @@ impl<'a> Inputs<'a> {
             head_dim: q_shape.head_dim,
             dtype,
         };
-        problem.validate()?;
+        if let Err(error) = problem.validate() {
+            let fits_swapped = findings::in_other_layout(&problem).validate().is_ok();
+            return if fits_swapped { Err(error).context(findings::try_other(layout)) } else { Err(error.into()) };
+        }
         Ok(Inputs { q, k, v, q_shape, kv_shape, layout, problem })
     }
 }
@@ -227,15 +230,17 @@ struct Attended {
     scale: f32,
     /// A line for people.
     how: String,
+    /// What is odd about it.
+    warnings: Vec<String>,
 }
 
-fn attend<T: Element>(args: &AttendArgs, inputs: &Inputs<'_>) -> Result<Attended> {
-    let attention = args.attention();
+fn attend<T: Element>(args: &AttendArgs, attention: &Attention, inputs: &Inputs<'_>) -> Result<Attended> {
     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| decode::<T>(view.data()));
     if args.kernel == KernelArg::Reference {
-        return attend_reference(&attention, inputs, [&q, &k, &v]);
+        return attend_reference(attention, inputs, [&q, &k, &v]);
     }
     let device = Device::open(&args.device)?;
+    let census = [&q, &k, &v].map(|data| Census::of(data));
     let start = Instant::now();
     let (layout, q_shape, kv_shape) = (inputs.layout, inputs.q_shape, inputs.kv_shape);
     let q = Tensor::from_slice(&device, &q, q_shape, layout)?;
@@ -243,11 +248,12 @@ fn attend<T: Element>(args: &AttendArgs, inputs: &Inputs<'_>) -> Result<Attended
     let v = Tensor::from_slice(&device, &v, kv_shape, layout)?;
     let output = attention.forward(&q.view(), &k.view(), &v.view())?;
     let out = output.out.to_vec::<T>()?;
-    let lse = output.lse.context("the log-sum-exp was asked for")?.to_vec()?;
+    let lse: Vec<f32> = output.lse.context("the log-sum-exp was asked for")?.to_vec()?;
     let Plan { kernel, scale, reason, .. } = &output.plan;
     let name = &device.info().name;
     let took = format::milliseconds(start.elapsed().as_secs_f64() * 1e3);
     Ok(Attended {
+        warnings: findings::of_result(census, Census::of(&out), &lse),
         out: encode(&to_layout(&out, q_shape, layout)),
         lse,
         kernel: kernel.to_string(),
@@ -266,10 +272,12 @@ fn attend_reference<T: Element>(attention: &Attention, inputs: &Inputs<'_>, qkv:
     });
     let exact = reference::forward(&q, &k, &v, problem, attention)?;
     let out: Vec<T> = exact.out.iter().map(|&x| T::from_f64(x)).collect();
+    let lse: Vec<f32> = exact.lse.iter().map(|&x| x as f32).collect();
     let took = format::milliseconds(start.elapsed().as_secs_f64() * 1e3);
     Ok(Attended {
+        warnings: findings::of_result(qkv.map(Census::of), Census::of(&out), &lse),
         out: encode(&to_layout(&out, *q_shape, *layout)),
-        lse: exact.lse.iter().map(|&x| x as f32).collect(),
+        lse,
         kernel: "reference".to_owned(),
         scale: attention.scale.unwrap_or((1.0 / (problem.head_dim as f64).sqrt()) as f32),
         how: format!("f64 reference on the CPU, {took}: {problem}"),
@@ -316,7 +324,7 @@ fn swap_middle_axes<T: Copy>(data: &[T], first: usize, second: usize, dim: usize
 }
 
 /// Writes the output file.
-fn write(args: &AttendArgs, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
+fn write(args: &AttendArgs, attention: &Attention, inputs: &Inputs<'_>, result: &Attended) -> Result<()> {
     let Sizes { batch, q_rows, q_heads, .. } = inputs.problem;
     let lse = encode(&result.lse);
     let tensors = [
@@ -326,7 +334,7 @@ fn write(args: &AttendArgs, inputs: &Inputs<'_>, result: &Attended) -> Result<()
     let metadata = HashMap::from([
         ("ferroflash".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("kernel".to_owned(), result.kernel.clone()),
-        ("mask".to_owned(), format!("{:?}", args.mask())),
+        ("mask".to_owned(), format!("{:?}", attention.mask)),
         ("scale".to_owned(), result.scale.to_string()),
     ]);
     files::write(&args.output, safetensors::serialize(tensors, Some(metadata))?)

@@ -15,10 +15,11 @@ mod table;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
-use crate::output::say;
+use crate::output::{self, say, status};
+use crate::usage::OrUnusable;
 use crate::values::Values;
 use crate::workload::{Case, L2};
-use crate::{files, format};
+use crate::{files, format, terminal};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 pub(crate) use environment::commit;
@@ -31,7 +32,6 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use record::{BENCH_KIND, Method, Record, SCHEMA_VERSION, SweepRecord};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 pub(crate) use sweep::KernelName;
@@ -61,7 +61,7 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     sweep: SweepArgs,
     /// Device: best, cuda, cuda:N or emulator
-    #[arg(long, value_name = "DEVICE", default_value = "best")]
+    #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
     /// Measure other implementations beside ours, those of PyTorch and Triton: all of them, or those named, comma separated
     #[arg(
@@ -69,6 +69,7 @@ pub(crate) struct BenchArgs {
         value_name = "PEERS",
         num_args = 0..=1,
         value_delimiter = ',',
+        ignore_case = true,
         default_missing_values = ["cudnn", "flash", "efficient", "math", "triton"]
     )]
     peers: Vec<PeerName>,
@@ -89,13 +90,13 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "MS", default_value_t = 0)]
     rest: u64,
     /// What a timed launch finds in the level-two cache
-    #[arg(long, value_name = "POLICY", value_enum, default_value_t = L2::Warm)]
+    #[arg(long, value_name = "POLICY", value_enum, ignore_case = true, default_value_t = L2::Warm)]
     l2: L2,
     /// Measure only what the device reaches at most, and no cell
     #[arg(long, conflicts_with_all = ["resume", "plot", "html", "csv", "markdown"])]
     ceilings: bool,
     /// The numbers that are multiplied, which decide how much power a GPU takes, and at its limit how fast it is
-    #[arg(long, value_name = "VALUES", value_enum, default_value_t = Values::Normal)]
+    #[arg(long, value_name = "VALUES", value_enum, ignore_case = true, default_value_t = Values::Normal)]
     values: Values,
     /// Seed of the inputs
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -103,7 +104,7 @@ pub(crate) struct BenchArgs {
     /// Seed of the order in which cells and implementations take turns
     #[arg(long, value_name = "N", default_value_t = 0)]
     order_seed: u64,
-    /// Write the results and the environment to this file, anew after each cell
+    /// Write the results and the environment to this file, anew after each cell; - is standard output, once, at the end
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Go on with the run that the --json file holds; what it has is not measured again
@@ -134,15 +135,15 @@ enum Clock {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    args.validate()?;
+    args.validate().or_unusable()?;
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
     let timed = !emulator || args.clock == Clock::Host;
-    ensure!(timed || !args.ceilings, "--ceilings needs a GPU: the emulator counts, and has no rates");
+    args.check_clock(timed).or_unusable()?;
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
     let runnable: Vec<Kernel> = Kernel::ALL.into_iter().filter(has_instructions).collect();
-    let sweep = args.sweep.sweep(emulator, &runnable)?;
-    sweep.cases.iter().try_for_each(|case| check_size(case, &device))?;
+    let sweep = args.sweep.sweep(emulator, &runnable).or_unusable()?;
+    sweep.cases.iter().try_for_each(|case| check_size(case, &device)).or_unusable()?;
 
     let mut gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
     let mut environment = environment::environment(device.info(), &gpu);
@@ -180,7 +181,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let (true, Some(path)) = (args.resume, &args.json)
         && path.exists()
     {
-        let earlier = Record::read(path)?;
+        let earlier = Record::read("--json", path)?;
         record.resume(earlier).with_context(|| format!("--resume {}", path.display()))?;
     }
     print::heading(&record, timed, &throttled_before)?;
@@ -198,7 +199,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     }
     args.keep(&record)?;
     if args.ceilings {
-        return args.say_where();
+        return args.finish(&record);
     }
 
     let ceilings = record.ceilings.clone();
@@ -214,9 +215,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         sampler: sampler.as_ref(),
     };
     run_sweep(bench, &sweep, args, &mut record)?;
-    print::results(&record, timed)?;
-    args.say_where()?;
+    // A reader who left does not cost the files.
+    let printed = print::results(&record, timed);
+    args.finish(&record)?;
     args.export.write(&record)?;
+    printed?;
     let (checked, wrong) = record.verdict();
     if !wrong.is_empty() {
         bail!("{} of {checked} results are outside the tolerance rule:\n  {}", wrong.len(), wrong.join("\n  "));
@@ -242,6 +245,14 @@ impl BenchArgs {
         sweep::unique("--peers", self.peers.iter())?;
         if let Some(path) = &self.json {
             files::check_file("--json", path)?;
+            ensure!(
+                !(self.resume && files::is_stream(path)),
+                "--resume reads what an earlier run wrote to --json; {} holds none",
+                files::written_name(path)
+            );
+            if files::is_stdout(path) {
+                output::leave_stdout_to_a_file();
+            }
         }
         self.export.check(&self.json.iter().map(|path| ("--json", path.as_path())).collect::<Vec<_>>())
     }
@@ -296,13 +307,25 @@ impl BenchArgs {
         }
     }
 
-    /// Writes what is there, if it was asked for.
-    fn keep(&self, record: &Record) -> Result<()> {
-        self.json.as_deref().map_or(Ok(()), |path| record.write(path))
+    fn check_clock(&self, timed: bool) -> Result<()> {
+        ensure!(timed || !self.ceilings, "--ceilings needs a GPU: the emulator counts, and has no rates");
+        Ok(())
     }
 
-    fn say_where(&self) -> Result<()> {
-        self.json.as_deref().map_or(Ok(()), |path| say!("results written to {}", path.display()))
+    /// Writes what is there, if it was asked for and can be written anew when there is more.
+    fn keep(&self, record: &Record) -> Result<()> {
+        self.json.as_deref().filter(|path| !files::is_stream(path)).map_or(Ok(()), |path| record.write(path))
+    }
+
+    /// Writes what can be written only once, and says where the results are.
+    fn finish(&self, record: &Record) -> Result<()> {
+        if let Some(path) = &self.json {
+            if files::is_stream(path) {
+                record.write(path)?;
+            }
+            status!("results written to {}", files::written_name(path));
+        }
+        Ok(())
     }
 }
 
@@ -329,8 +352,8 @@ fn run_sweep(mut bench: Bench<'_>, sweep: &Sweep, args: &BenchArgs, record: &mut
         todo.shuffle(&mut SmallRng::seed_from_u64(args.order_seed));
     }
     let steps = todo.len() as u64;
-    let terminal = std::io::stderr().is_terminal();
-    let bar = if terminal { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+    let bar = console::user_attended_stderr() && terminal::stderr_escapes() && !output::is_quiet();
+    let bar = if bar { ProgressBar::new(steps) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cells, {eta} left: {msg}")
         .context("the template of the progress bar")?;
     bar.set_style(style);
@@ -350,7 +373,7 @@ fn run_sweep(mut bench: Bench<'_>, sweep: &Sweep, args: &BenchArgs, record: &mut
         record.insert(cell, pair);
         // Before anything is printed: a reader who left does not cost a cell.
         args.keep(record)?;
-        bar.suspend(|| say!("{line}"))?;
+        bar.suspend(|| status!("{line}"));
     }
     bar.finish_and_clear();
     Ok(())

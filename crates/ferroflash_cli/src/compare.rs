@@ -7,6 +7,7 @@ mod table;
 mod tests;
 
 use crate::bench::record::Record;
+use crate::files;
 use crate::output::say;
 use anyhow::{Result, ensure};
 use change::{Change, TIME, Verdict, changes};
@@ -14,7 +15,7 @@ use clap::Args;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use table::table;
+use table::tables;
 
 /// Compares two records of `bench --json`: what became slower, and what only looks so.
 #[derive(Args, Debug)]
@@ -31,10 +32,10 @@ Examples:
   ferroflash bench compare before.json after.json
   ferroflash compare before.json after.json --threshold 5%")]
 pub(crate) struct CompareArgs {
-    /// The record before
+    /// The record before; - is standard input
     #[arg(value_name = "BEFORE")]
     before: PathBuf,
-    /// The record after
+    /// The record after; - is standard input
     #[arg(value_name = "AFTER")]
     after: PathBuf,
     /// Least relative difference that matters
@@ -62,7 +63,11 @@ fn percent(text: &str) -> Result<f64, String> {
 /// # Errors
 /// Records that cannot be read or compared.
 pub(crate) fn run(args: &CompareArgs) -> Result<ExitCode> {
-    let (before, after) = (Record::read(&args.before)?, Record::read(&args.after)?);
+    ensure!(
+        !(files::is_dash(&args.before) && files::is_dash(&args.after)),
+        "BEFORE and AFTER are both standard input, which holds one record"
+    );
+    let (before, after) = (Record::read("BEFORE", &args.before)?, Record::read("AFTER", &args.after)?);
     let comparison = compare(&before, &after, args.threshold, args.across)?;
     print(&comparison, args)?;
     Ok(if comparison.worse().next().is_some() { ExitCode::from(1) } else { ExitCode::SUCCESS })
@@ -164,9 +169,8 @@ fn lone_counters<'a>(a: &'a Record, b: &'a Record) -> Vec<&'a str> {
 
 fn print(comparison: &Comparison, args: &CompareArgs) -> Result<()> {
     let shown = |change: &&Change| args.all || change.verdict != Verdict::Same;
-    if comparison.changes.iter().any(|change| shown(&change)) {
-        say!("{}", table(comparison.changes.iter().filter(shown)))?;
-    }
+    let changes: Vec<&Change> = comparison.changes.iter().filter(shown).collect();
+    tables(&changes).iter().try_for_each(|(problem, sheet)| say!("{problem}\n{sheet}\n"))?;
     comparison.missing.iter().try_for_each(|line| say!("{line}"))?;
     let count = |verdict| comparison.changes.iter().filter(|change| !change.peer && change.verdict == verdict).count();
     let timed = comparison.changes.iter().any(|change| change.quantity == TIME);

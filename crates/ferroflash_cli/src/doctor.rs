@@ -23,7 +23,7 @@ Examples:
   ferroflash doctor --device cuda:1")]
 pub(crate) struct DoctorArgs {
     /// Device of the first results: best, cuda, cuda:N or emulator
-    #[arg(long, value_name = "DEVICE", default_value = "best")]
+    #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
     /// Compute one small result with this kernel, say so, and end
     #[arg(long, hide = true, value_name = "KERNEL")]
@@ -130,6 +130,8 @@ fn time_to_first_result(device: &str, kernel: Kernel) -> Result<f64> {
     let start = Instant::now();
     let mut child = Command::new(program)
         .args(["doctor", "--device", device, "--first-result", kernel.name()])
+        // What it says on standard error is its error.
+        .env_remove("RUST_LOG")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

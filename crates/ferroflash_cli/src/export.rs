@@ -1,7 +1,7 @@
 //! What a record can be written as, besides JSON.
 
 use crate::bench::record::{Cell, Measurement, Record};
-use crate::output::say;
+use crate::output::{self, status};
 use crate::{files, plot, report};
 use anyhow::Result;
 use clap::Args;
@@ -15,13 +15,13 @@ pub(crate) struct ExportArgs {
     /// Draw pictures, SVG and PNG, into this folder: speed, speedup, memory, errors, roofline
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
-    /// Write a report in one HTML file that opens offline
+    /// Write a report in one HTML file that opens offline; - is standard output
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write every result as one line of comma-separated values
+    /// Write every result as one line of comma-separated values; - is standard output
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// Write the tables as Markdown
+    /// Write the tables as Markdown; - is standard output
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 }
@@ -42,10 +42,14 @@ impl ExportArgs {
     }
 
     /// Finds out before a run that its results could not be kept after it. `others` are files of the same command, by their options.
+    /// Leaves standard output to the file that is sent there.
     pub(crate) fn check(&self, others: &[(&'static str, &Path)]) -> Result<()> {
         let files: Vec<_> = self.files().collect();
         files.iter().try_for_each(|(flag, path)| files::check_file(flag, path))?;
         files::check_distinct(&[others, &files].concat())?;
+        if files.iter().any(|(_, path)| files::is_stdout(path)) {
+            output::leave_stdout_to_a_file();
+        }
         self.plot.as_deref().map_or(Ok(()), |folder| files::check_folder("--plot", folder))
     }
 
@@ -63,9 +67,10 @@ impl ExportArgs {
                 _ => report::markdown(record),
             };
             files::write(path, content)?;
-            written.push(format!("written: {}", path.display()));
+            written.push(format!("written: {}", files::written_name(path)));
         }
-        written.iter().try_for_each(|line| say!("{line}"))
+        written.iter().for_each(|line| status!("{line}"));
+        Ok(())
     }
 }
 

@@ -1,103 +1,156 @@
-//! Files that are written whole or not at all.
+//! Files: written whole or not at all where the system lets that be, and `-` for standard input and output.
+
+mod check;
+mod place;
 
 use crate::output::Closed;
-use anyhow::{Context, Result, ensure};
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use crate::usage::OrUnusable;
+use anyhow::{Context, Result, anyhow};
+pub(crate) use check::{check_distinct, check_file, check_folder};
+use place::{Place, folder};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::Path;
+use tempfile::NamedTempFile;
+
+/// Standard input where a file is read, standard output where one is written. A file of this name is `./-`.
+pub(crate) const DASH: &str = "-";
+
+/// Whether this stands for standard input or output.
+pub(crate) fn is_dash(path: &Path) -> bool {
+    path.as_os_str() == DASH
+}
+
+/// Whether what is written goes to standard output, as `-` or by a name such as `/dev/stdout`.
+pub(crate) fn is_stdout(path: &Path) -> bool {
+    matches!(Place::of(path), Ok(Place::Stdout))
+}
+
+/// Whether what is written here cannot be written again: standard output, a pipe, a device.
+pub(crate) fn is_stream(path: &Path) -> bool {
+    matches!(Place::of(path), Ok(Place::Stdout | Place::Stream(_)))
+}
+
+/// How messages call a file that is read.
+pub(crate) fn read_name(path: &Path) -> String {
+    if is_dash(path) { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// How messages call a file that is written.
+pub(crate) fn written_name(path: &Path) -> String {
+    if is_dash(path) { "standard output".to_owned() } else { path.display().to_string() }
+}
+
+/// All bytes of a file, or of standard input. `flag` is the option that named it.
+///
+/// # Errors
+/// A file that is not there or cannot be read, as a command line that cannot be used.
+pub(crate) fn read(flag: &str, path: &Path) -> Result<Vec<u8>> {
+    if is_dash(path) {
+        let mut bytes = Vec::new();
+        io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+        return Ok(bytes);
+    }
+    let shown = path.display();
+    let read = fs::read(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => anyhow!("cannot read {flag} {shown}: it does not exist"),
+        ErrorKind::IsADirectory => anyhow!("cannot read {flag} {shown}: it is a folder; a file is needed"),
+        _ => anyhow!("cannot read {flag} {shown}: {error}"),
+    });
+    read.or_unusable()
+}
+
+/// The same of a text in UTF-8.
+///
+/// # Errors
+/// Those of [`read`], and a file that is no text.
+pub(crate) fn read_to_string(flag: &str, path: &Path) -> Result<String> {
+    String::from_utf8(read(flag, path)?).map_err(|error| anyhow!("{} is no text: {error}", read_name(path)))
+}
 
 /// Writes a file in one step: whoever reads it at any time finds what was there before or all of `bytes`, and a failure leaves what was
-/// there. What is no regular file, such as `/dev/stdout`, is written to as it is.
+/// there. Who may read and write it, and whose it is, stays. What cannot be replaced is written to as it is: a stream, and a file in a
+/// folder that takes no other, or that something is mounted on.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
-    let written = match target(path) {
-        None => match std::fs::write(path, bytes) {
-            // A pipe that nobody reads on: `ferroflash report a.json --csv /dev/stdout | head`.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Err(Closed.into()),
-            written => written,
-        },
-        Some(target) => {
-            let partial = partial(&target);
-            let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, &target));
-            if written.is_err() {
-                // A disk that is full has better use for the room; that it cannot be removed is not the error to report.
-                let _ = std::fs::remove_file(&partial);
-            }
-            written
+    let bytes = bytes.as_ref();
+    let written = Place::of(path).and_then(|place| match place {
+        Place::Stdout => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
         }
-    };
-    written.with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// The file that is replaced, behind any symbolic links; `None` for what cannot be replaced.
-fn target(path: &Path) -> Option<PathBuf> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => None,
-        _ => Some(std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())),
+        // Behind what is there: a descriptor may belong to a file that others write to, `(ferroflash ..; ..) > log`.
+        Place::Stream(path) => OpenOptions::new().append(true).open(path).and_then(|mut file| file.write_all(bytes)),
+        Place::File(path) => replace(&path, bytes),
+    });
+    match written {
+        // A pipe that nobody reads on: `ferroflash report a.json --csv - | head`.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Closed.into()),
+        written => written.with_context(|| format!("cannot write {}", written_name(path))),
     }
 }
 
-/// Where the bytes lie until all are there. Always the same name: what a killed run left is overwritten by the next.
-fn partial(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".partial");
-    name.into()
-}
-
-/// Finds out before the work that its result could not be kept after it. `flag` is the option that named the file.
-///
-/// # Errors
-/// A file that [`write`] could not write, as far as can be told without writing it.
-pub(crate) fn check_file(flag: &str, path: &Path) -> Result<()> {
-    let shown = path.display();
-    ensure!(!path.as_os_str().is_empty(), "{flag} names no file");
-    ensure!(!path.is_dir(), "{flag} {shown} is a folder; a file is needed");
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "{flag} {shown}: the folder {} does not exist", folder.display());
-    let Some(target) = target(path) else { return Ok(()) };
-    let read_only = std::fs::metadata(&target).is_ok_and(|metadata| metadata.permissions().readonly());
-    ensure!(!read_only, "{flag} {shown} is read-only");
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    takes_files(folder).with_context(|| format!("{flag} {shown}"))
-}
-
-/// The same of a folder, which is made when it is not there.
-///
-/// # Errors
-/// A folder that cannot be made, or takes no files.
-pub(crate) fn check_folder(flag: &str, path: &Path) -> Result<()> {
-    let shown = path.display();
-    ensure!(!path.as_os_str().is_empty(), "{flag} names no folder");
-    // What exists of it; a relative path begins in the current folder.
-    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    ensure!(existing.is_dir(), "{flag} {shown}: {} is a file; a folder is needed", existing.display());
-    takes_files(existing).with_context(|| format!("{flag} {shown}"))
-}
-
-fn takes_files(folder: &Path) -> Result<()> {
-    // Gone as soon as it is there.
-    tempfile::tempfile_in(folder).map(drop).with_context(|| format!("no file can be made in {}", folder.display()))
-}
-
-/// Refuses a place that two options name: the second would overwrite the first.
-///
-/// # Errors
-/// The two.
-pub(crate) fn check_distinct(files: &[(&str, &Path)]) -> Result<()> {
-    let place = |path: &Path| {
-        // The file itself may not be there yet.
-        let known = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
-        known.unwrap_or_else(|_| path.to_owned())
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let before = match fs::metadata(path) {
+        Ok(before) => Some(before),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
     };
-    for (i, (flag, path)) in files.iter().enumerate() {
-        // A device takes from several.
-        let is_file = target(path).is_some();
-        if let Some((other, _)) = files[..i].iter().find(|(_, other)| is_file && place(other) == place(path)) {
-            anyhow::bail!("{other} and {flag} both name {}; each needs a file of its own", path.display());
-        }
+    let replaced = beside(path, before.as_ref(), bytes).and_then(|file| Ok(drop(file.persist(path)?)));
+    match replaced {
+        Err(error) if before.is_some() && is_about_the_place(&error) => in_place(path, bytes),
+        replaced => replaced,
     }
+}
+
+/// A file with all the bytes in the same folder, which differs from the one that it shall replace in its name alone. That name is drawn,
+/// so that no other process meets it, and it is deleted when it is dropped.
+fn beside(path: &Path, before: Option<&Metadata>, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".ferroflash-");
+    #[cfg(unix)]
+    if before.is_none() {
+        // Those of any new file: the system takes away what the umask names.
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder(path))?;
+    if let Some(before) = before {
+        same_owner(file.as_file(), before)?;
+        file.as_file().set_permissions(before.permissions())?;
+    }
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+#[cfg(unix)]
+fn same_owner(file: &File, before: &Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    let now = file.metadata()?;
+    let changed = |now: u32, before: u32| (now != before).then_some(before);
+    let (user, group) = (changed(now.uid(), before.uid()), changed(now.gid(), before.gid()));
+    if user.is_none() && group.is_none() { Ok(()) } else { fchown(file, user, group) }
+}
+
+#[cfg(not(unix))]
+fn same_owner(_: &File, _: &Metadata) -> io::Result<()> {
     Ok(())
+}
+
+/// Whether a file could not be made or renamed because of where it is. A full disk is no such reason: it would not take the bytes in
+/// place either, and then what was there would be lost.
+fn is_about_the_place(error: &io::Error) -> bool {
+    use ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy, Unsupported};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices | Unsupported)
+}
+
+fn in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Not emptied before the new bytes are there: that something is wrong may show at the first of them.
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(bytes).and_then(|()| file.set_len(bytes.len() as u64)).map_err(|error| {
+        io::Error::new(error.kind(), format!("{error}; it could only be written in place, and may hold a part now"))
+    })
 }
 
 #[cfg(test)]
@@ -105,7 +158,7 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let entries = std::fs::read_dir(folder).unwrap();
+        let entries = fs::read_dir(folder).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
@@ -115,28 +168,69 @@ mod tests {
     fn a_file_is_replaced_and_nothing_else_is_left() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
+        // What other programs call so is theirs.
+        fs::write(folder.path().join("a.partial"), "kept").unwrap();
         for text in ["first", "second"] {
             check_file("--json", &path).unwrap();
             write(&path, text).unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
-        assert_eq!(names(folder.path()), ["a"]);
+        assert_eq!(names(folder.path()), ["a", "a.partial"]);
+        assert_eq!(fs::read_to_string(folder.path().join("a.partial")).unwrap(), "kept");
     }
 
     #[cfg(unix)]
     #[test]
     fn links_are_followed_and_devices_written_to() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, link) = (folder.path().join("a"), folder.path().join("link"));
-        std::fs::write(&path, "first").unwrap();
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        write(&link, "second").unwrap();
-        assert!(link.is_symlink());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "second");
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("a"), "first").unwrap();
+        // To a file, to another link, and to a file that is not there yet.
+        for (target, link) in [("a", "link"), ("link", "second"), ("new", "dangling")] {
+            std::os::unix::fs::symlink(target, at(link)).unwrap();
+        }
+        write(&at("second"), "second").unwrap();
+        assert!(at("link").is_symlink() && at("second").is_symlink());
+        assert_eq!(fs::read_to_string(at("a")).unwrap(), "second");
+        write(&at("dangling"), "third").unwrap();
+        assert!(at("dangling").is_symlink() && !at("new").is_symlink());
+        assert_eq!(fs::read_to_string(at("new")).unwrap(), "third");
+        std::os::unix::fs::symlink("circle", at("circle")).unwrap();
+        assert!(check_file("--csv", &at("circle")).is_err() && write(&at("circle"), "").is_err());
         let null = Path::new("/dev/null");
         check_file("--csv", null).unwrap();
         write(null, "gone").unwrap();
         assert!(!null.is_file());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_stay_and_those_of_a_new_file_are_the_usual() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o7777;
+        for wanted in [0o600, 0o644, 0o660, 0o640] {
+            fs::write(at("old"), "before, and longer").unwrap();
+            fs::set_permissions(at("old"), fs::Permissions::from_mode(wanted)).unwrap();
+            write(&at("old"), "after").unwrap();
+            assert_eq!((mode("old"), fs::read_to_string(at("old")).unwrap().as_str()), (wanted, "after"));
+        }
+        write(&at("new"), "").unwrap();
+        fs::write(at("of std"), "").unwrap();
+        assert_eq!(mode("new"), mode("of std"));
+    }
+
+    #[test]
+    fn in_place_leaves_no_more_than_the_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "before, and longer").unwrap();
+        in_place(&path, b"after").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "after");
+        // Nothing is made where nothing was.
+        assert!(in_place(&folder.path().join("b"), b"").is_err());
+        assert_eq!(names(folder.path()), ["a"]);
     }
 
     #[cfg(target_os = "linux")]
@@ -147,47 +241,12 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_leaves_what_was_there() {
+    fn what_cannot_be_read_is_named_with_its_option() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a");
-        std::fs::write(&path, "kept").unwrap();
-        // The way there is blocked.
-        std::fs::create_dir(partial(&path)).unwrap();
-        assert!(write(&path, "new").is_err());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "kept");
-    }
-
-    #[test]
-    fn a_place_that_cannot_be_written_is_found_before_the_work() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let of_file = |path: &Path| format!("{:#}", check_file("--json", path).unwrap_err());
-        assert!(of_file(&at("absent/x")).contains("absent does not exist"));
-        assert!(of_file(folder.path()).contains("is a folder; a file is needed"));
-        assert!(of_file(Path::new("")).contains("--json names no file"));
-        std::fs::write(at("file"), "").unwrap();
-        let mut permissions = std::fs::metadata(at("file")).unwrap().permissions();
-        permissions.set_readonly(true);
-        std::fs::set_permissions(at("file"), permissions).unwrap();
-        assert!(of_file(&at("file")).contains("is read-only"));
-        let of_folder = |path: &Path| format!("{:#}", check_folder("--plot", path).unwrap_err());
-        assert!(of_folder(&at("file")).contains("is a file; a folder is needed"));
-        assert!(of_folder(&at("file/deeper")).contains("is a file; a folder is needed"));
-        check_folder("--plot", &at("new/and/deeper")).unwrap();
-        // A file system that nobody can write to, whoever they are.
-        if cfg!(target_os = "linux") {
-            assert!(of_file(Path::new("/proc/x.json")).contains("no file can be made in /proc"));
-            assert!(of_folder(Path::new("/proc/pictures")).contains("no file can be made in /proc"));
-        }
-        assert_eq!(names(folder.path()), ["file"]);
-    }
-
-    #[test]
-    fn one_place_for_two_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-        check_distinct(&[("--json", &a), ("--csv", &b)]).unwrap();
-        let error = check_distinct(&[("--json", &a), ("--html", &b), ("--csv", &a)]).unwrap_err().to_string();
-        assert!(error.contains("--json and --csv both name"), "{error}");
+        let message = |path: &Path| read_to_string("--sweep", path).unwrap_err().to_string();
+        assert!(message(&folder.path().join("absent")).starts_with("cannot read --sweep "));
+        assert!(message(folder.path()).ends_with("it is a folder; a file is needed"));
+        fs::write(folder.path().join("binary"), [0xff]).unwrap();
+        assert!(message(&folder.path().join("binary")).contains("is no text"));
     }
 }

@@ -6,6 +6,8 @@ mod tables;
 
 use crate::bench::record::Record;
 use crate::export::ExportArgs;
+use crate::files;
+use crate::usage::OrUnusable;
 use anyhow::{Result, ensure};
 use clap::Args;
 pub(crate) use html::html;
@@ -19,7 +21,7 @@ Examples:
   ferroflash report results.json --html report.html
   ferroflash report results.json --plot pictures --csv results.csv --markdown results.md")]
 pub(crate) struct ReportArgs {
-    /// A file of `ferroflash bench --json`
+    /// A file of `ferroflash bench --json`; - is standard input
     #[arg(value_name = "RECORD")]
     record: PathBuf,
     #[command(flatten)]
@@ -27,7 +29,16 @@ pub(crate) struct ReportArgs {
 }
 
 pub(crate) fn run(args: &ReportArgs) -> Result<()> {
-    ensure!(!args.export.is_empty(), "nothing to write: give --plot, --html, --csv or --markdown");
-    args.export.check(&[("RECORD", &args.record)])?;
-    args.export.write(&Record::read(&args.record)?)
+    args.check().or_unusable()?;
+    args.export.write(&Record::read(RECORD, &args.record)?)
+}
+
+const RECORD: &str = "RECORD";
+
+impl ReportArgs {
+    fn check(&self) -> Result<()> {
+        ensure!(!self.export.is_empty(), "nothing to write: give --plot, --html, --csv or --markdown");
+        let read = (!files::is_dash(&self.record)).then_some((RECORD, self.record.as_path()));
+        self.export.check(read.as_slice())
+    }
 }

@@ -423,5 +423,8 @@ mod tests {
     fn flops_follow_the_papers() {
         assert_eq!(case(2, 512, 3, Mask::Full).flops(), 4.0 * 2.0 * 3.0 * 512.0 * 512.0 * 64.0);
         assert_eq!(case(2, 512, 3, Mask::Causal).flops() * 2.0, case(2, 512, 3, Mask::Full).flops());
+        // Half is the rule of the causal mask alone: a window counts in full, however few keys it leaves.
+        let window = Mask::Window { left: Some(7), right: Some(0) };
+        assert_eq!(case(2, 512, 3, window).flops(), case(2, 512, 3, Mask::Full).flops());
     }
 }

@@ -15,9 +15,9 @@ use std::path::PathBuf;
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
     /// A sweep with a name; the options below replace parts of it [default: on a GPU the defaults below; emulator: quick]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", ignore_case = true)]
     preset: Option<Preset>,
-    /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file
+    /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file; - is standard input
     #[arg(
         long,
         value_name = "FILE",
@@ -25,10 +25,10 @@ pub(crate) struct SweepArgs {
     )]
     sweep: Option<PathBuf>,
     /// Kernels to run, comma separated [default: all that the device runs]
-    #[arg(long, value_delimiter = ',', value_name = "KERNEL")]
+    #[arg(long, value_delimiter = ',', value_name = "KERNEL", ignore_case = true)]
     kernel: Vec<KernelName>,
     /// Element types, comma separated [default: f16,bf16 and small f32 problems]
-    #[arg(long, value_delimiter = ',', value_name = "TYPE")]
+    #[arg(long, value_delimiter = ',', value_name = "TYPE", ignore_case = true)]
     dtype: Vec<DTypeName>,
     /// Head dims, comma separated: multiples of 8 up to 256 [default: 64,128; emulator: 64]
     #[arg(long, value_delimiter = ',', value_name = "DIM")]

@@ -15,6 +15,7 @@
 //! ```
 
 use super::sweep::{Axes, Batch, DTypeName, Given, Heads, KernelName, unique};
+use crate::files;
 use crate::workload::Case;
 use anyhow::{Context, Result, bail, ensure};
 use kernel_spec::{Kernel, Mask};
@@ -89,8 +90,7 @@ fn both_masks() -> Vec<MaskName> {
 /// # Errors
 /// A file that cannot be read; with the line, what is no TOML, no sweep, or asks for a cell that cannot be.
 pub(crate) fn read(path: &Path) -> Result<SweepFile> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read --sweep {}", path.display()))?;
-    parse(&text, &path.display().to_string())
+    parse(&files::read_to_string("--sweep", path)?, &files::read_name(path))
 }
 
 fn parse(text: &str, name: &str) -> Result<SweepFile> {

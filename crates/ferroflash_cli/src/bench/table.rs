@@ -2,12 +2,11 @@
 
 use super::record::{Cell, CellProblem, Check, Measurement};
 use super::stats::Quartiles;
-use crate::format;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Attribute, Cell as TableCell, CellAlignment, Color, ContentArrangement, Table};
+use crate::sheet::Sheet;
+use crate::{format, terminal};
+use comfy_table::{Attribute, Cell as TableCell, Color};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 
 /// Cells that belong into one table: they share everything but the sequence length and the batch.
 pub(crate) fn same_group(a: &CellProblem, b: &CellProblem) -> bool {
@@ -25,15 +24,18 @@ pub(crate) fn title(problem: &CellProblem) -> String {
     format!("{dtype}, {mask}, head_dim {head_dim}, heads {heads}")
 }
 
+/// Columns that name a row: seq, batch, kernel.
+const KEYS: usize = 3;
+
 /// Times, speeds, memory and errors of the cells of one group.
-pub(crate) fn timed(cells: &[Cell], peers: &[String]) -> Table {
+pub(crate) fn timed(cells: &[Cell], peers: &[String]) -> Sheet {
     let bounds = cells.iter().any(|cell| cell.roofline.is_some());
     let mut header = vec!["seq", "batch", "kernel", "time", "IQR", "TFLOP/s"];
     header.extend(bounds.then_some("of bound"));
     header.push("vs naive");
     header.extend((!peers.is_empty()).then_some("vs best peer"));
     header.extend(["extra memory", "saved", "max error"]);
-    let mut table = new_table(&header);
+    let mut table = Sheet::new(header, KEYS, 0);
     each_result(cells, |cell, result| {
         let time = |f: fn(&Quartiles) -> f64| optional(&result.time_ms, |time| format::milliseconds(f(time)));
         let mut row: Vec<TableCell> = vec![
@@ -82,7 +84,8 @@ pub(crate) fn beside_the_best_peer(cell: &Cell) -> Option<String> {
     let best = super::measure::best_peer(&cell.results)?;
     let ours = cell.results.iter().filter_map(|result| Some((&result.name, result.ratio_to_best_peer?)));
     let (name, ratio) = ours.max_by(|a, b| a.1.total_cmp(&b.1))?;
-    let colored = colored().unwrap_or_else(|| std::io::stdout().is_terminal());
+    // It is a line of progress.
+    let colored = terminal::stderr_escapes();
     // The foreground colours of ECMA-48.
     let (on, off) = match verdict_on(ratio) {
         Ordering::Greater if colored => ("\x1b[32m", "\x1b[39m"),
@@ -107,11 +110,11 @@ const PRINTED_COUNTERS: [(&str, &str); 9] = [
 ];
 
 /// Counts of the emulator, memory and errors of the cells of one group.
-pub(crate) fn counted(cells: &[Cell]) -> Table {
+pub(crate) fn counted(cells: &[Cell]) -> Sheet {
     let mut header = vec!["seq", "batch", "kernel"];
     header.extend(PRINTED_COUNTERS.map(|(_, heading)| heading));
     header.extend(["extra memory", "saved", "max error"]);
-    let mut table = new_table(&header);
+    let mut table = Sheet::new(header, KEYS, 0);
     each_result(cells, |cell, result| {
         let mut row: Vec<TableCell> = PRINTED_COUNTERS
             .iter()
@@ -137,31 +140,6 @@ fn optional<T>(value: &Option<T>, show: impl FnOnce(&T) -> String) -> String {
     value.as_ref().map_or_else(|| "-".to_owned(), show)
 }
 
-fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
-    match colored() {
-        Some(true) => _ = table.enforce_styling(),
-        Some(false) => _ = table.force_no_tty(),
-        None => {}
-    }
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// Whether the environment decides about colours: NO_COLOR and CLICOLOR_FORCE, as other programs read them. Otherwise a terminal
-/// gets them and a file does not.
-fn colored() -> Option<bool> {
-    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    match (set("NO_COLOR"), set("CLICOLOR_FORCE")) {
-        (true, _) => Some(false),
-        (false, true) => Some(true),
-        (false, false) => None,
-    }
-}
-
 fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measurement)) {
     for cell in cells {
         for result in &cell.results {
@@ -171,7 +149,7 @@ fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measur
 }
 
 /// Adds the cell's sizes in front of `columns` and the verdict behind them.
-fn add_row(table: &mut Table, cell: &Cell, result: &Measurement, columns: Vec<TableCell>) {
+fn add_row(table: &mut Sheet, cell: &Cell, result: &Measurement, columns: Vec<TableCell>) {
     let first = std::ptr::eq(result, &cell.results[0]);
     let once = |value: String| if first { value } else { String::new() };
     let CellProblem { seq, kv_seq, batch, .. } = &cell.problem;

@@ -1,21 +1,21 @@
-//! The table of a comparison.
+//! The tables of a comparison.
 
 use super::change::{Change, TIME, Verdict};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Attribute, CellAlignment, Color, ContentArrangement, Table};
+use crate::sheet::Sheet;
+use comfy_table::{Attribute, Cell, Color};
 
-/// One line for each change.
-pub(super) fn table<'a>(changes: impl Iterator<Item = &'a Change>) -> Table {
-    let mut table = Table::new();
-    let header = ["problem", "implementation", "quantity", "before", "after", "difference", "p", "verdict"];
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
-    for column in table.column_iter_mut().skip(3) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+/// One table for each problem, with a line for each change: the problem, and its table.
+pub(super) fn tables(changes: &[&Change]) -> Vec<(String, Sheet)> {
+    let by_problem = changes.chunk_by(|a, b| a.problem == b.problem);
+    by_problem.map(|changes| (changes[0].problem.to_string(), table(changes))).collect()
+}
+
+fn table(changes: &[&Change]) -> Sheet {
+    let header = ["implementation", "quantity", "before", "after", "difference", "p", "verdict"];
+    let mut sheet = Sheet::new(header, 2, 2);
     for change in changes {
         let optional = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         let cells = [
-            change.problem.to_string(),
             change.name.clone(),
             change.quantity.clone(),
             change.before.clone(),
@@ -24,18 +24,18 @@ pub(super) fn table<'a>(changes: impl Iterator<Item = &'a Change>) -> Table {
             optional(change.p_value.map(|p| if p < 1e-4 { "< 1e-4".to_owned() } else { format!("{p:.4}") })),
         ];
         let verdict = match (change.verdict, change.quantity.as_str()) {
-            (Verdict::Same, _) => comfy_table::Cell::new("same"),
-            (Verdict::Noise, _) => comfy_table::Cell::new("noise"),
-            (Verdict::Better, TIME) => comfy_table::Cell::new("faster").fg(Color::Green),
-            (Verdict::Better, _) => comfy_table::Cell::new("better").fg(Color::Green),
+            (Verdict::Same, _) => Cell::new("same"),
+            (Verdict::Noise, _) => Cell::new("noise"),
+            (Verdict::Better, TIME) => Cell::new("faster").fg(Color::Green),
+            (Verdict::Better, _) => Cell::new("better").fg(Color::Green),
             (Verdict::Worse, TIME) => bad("SLOWER"),
             (Verdict::Worse, _) => bad("WORSE"),
         };
-        table.add_row(cells.into_iter().map(comfy_table::Cell::new).chain([verdict]));
+        sheet.add_row(cells.into_iter().map(Cell::new).chain([verdict]).collect());
     }
-    table
+    sheet
 }
 
-fn bad(text: &str) -> comfy_table::Cell {
-    comfy_table::Cell::new(text).fg(Color::Red).add_attribute(Attribute::Bold)
+fn bad(text: &str) -> Cell {
+    Cell::new(text).fg(Color::Red).add_attribute(Attribute::Bold)
 }

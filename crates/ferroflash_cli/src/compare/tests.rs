@@ -72,6 +72,7 @@ fn without_samples_the_quartiles_decide() {
         result.samples_ms.clear();
     }
     assert!(verdicts(&before, &after).iter().all(|verdict| verdict.2 == Verdict::Worse));
+    assert!(verdicts(&after, &before).iter().all(|verdict| verdict.2 == Verdict::Better));
     for result in after.cells.iter_mut().flat_map(|cell| &mut cell.results) {
         result.time_ms.as_mut().unwrap().q1 = 1.0;
     }

@@ -38,7 +38,7 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
         if !is_record(&path)? {
             continue;
         }
-        let record = Record::read(&path)?;
+        let record = Record::read("the record", &path)?;
         let figures = plot::figures(&record);
         // One element type is enough to look at; the report has all.
         let first = record.cells.first().map(|cell| format!("-{}", cell.problem.dtype)).unwrap_or_default();

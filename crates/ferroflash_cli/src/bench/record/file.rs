@@ -7,14 +7,13 @@ use serde::Serialize;
 use std::path::Path;
 
 impl Record {
-    /// Reads a record.
+    /// Reads a record, from the file that `flag` names.
     ///
     /// # Errors
     /// A file that cannot be read, is no JSON, is no record of `ferroflash bench`, or has another schema version than
     /// [`SCHEMA_VERSION`].
-    pub(crate) fn read(path: &Path) -> Result<Record> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Record::parse(&text).with_context(|| path.display().to_string())
+    pub(crate) fn read(flag: &str, path: &Path) -> Result<Record> {
+        Record::parse(&files::read_to_string(flag, path)?).with_context(|| files::read_name(path))
     }
 
     fn parse(text: &str) -> Result<Record> {
@@ -134,7 +133,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.contains(r#""symbols": ["a, [b", "c"],"#), "{text}");
         assert!(text.starts_with("{\n  \"kind\"") && text.ends_with("}\n"), "{text}");
-        assert_eq!(Record::read(&path).unwrap(), record);
+        assert_eq!(Record::read("RECORD", &path).unwrap(), record);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
