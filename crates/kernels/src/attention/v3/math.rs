@@ -6,6 +6,7 @@ use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::layout::PANEL_BYTES;
 
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
+use crate::attention::query_block::QueryBlock;
 use crate::attention::score;
 use crate::attention::v3::config::{Config, Keys, Rings, Rows, Values};
 use crate::attention::v3::note::{QueryTile, WarpgroupTile};
@@ -167,7 +168,7 @@ impl<'a, C: Config> Warpgroup<'a, C> {
     #[inline(always)]
     unsafe fn begin(&self, scores: &mut C::Scores, tile: &WarpgroupTile<C>) -> Work<C> {
         let masked = tile.first_step() < tile.tested_end();
-        self.finish_scores(scores, &tile.tile, tile.first_step(), masked);
+        self.finish_scores(scores, &tile.tile.block::<C>(self.p), &tile.tile, tile.first_step(), masked);
         // SAFETY: passed on.
         let softmax = unsafe { OnlineSoftmax::first(scores, self.p.forward.scale_log2) };
         Work { probs: C::Probs::round(scores), out: C::Acc::zero(), softmax }
@@ -175,11 +176,11 @@ impl<'a, C: Config> Warpgroup<'a, C> {
 
     /// What stands between the product and the softmax of step `i`.
     #[inline(always)]
-    fn finish_scores(&self, scores: &mut C::Scores, tile: &QueryTile, i: u32, masked: bool) {
+    fn finish_scores(&self, scores: &mut C::Scores, block: &QueryBlock<C>, tile: &QueryTile, i: u32, masked: bool) {
         let (row, key) = (tile.first_row + self.warp_row, tile.first_key(i, C::ROW.kv_block));
         score::modify::<C, _>(scores, &self.p.forward, row, key);
         if masked {
-            tile.block::<C>(self.p).hide(scores, row, key);
+            block.hide(scores, row, key);
         }
     }
 
@@ -194,12 +195,15 @@ impl<'a, C: Config> Warpgroup<'a, C> {
                 self.turn.pass_on();
                 self.release_values();
             }
+            // Before the steps, for the addresses of the output too: computed behind them, they would be waited for (up to 3 % of short
+            // rows, H200).
+            let block = tile.tile.block::<C>(self.p);
             let (second, tested_end) = (tile.first_step() + 1, tile.tested_end());
             for i in second..tested_end {
-                self.step(scores, work, q, &tile.tile, i, true);
+                self.step(scores, work, q, &block, &tile.tile, i, true);
             }
             for i in tested_end.max(second)..tile.tile.blocks.count() {
-                self.step(scores, work, q, &tile.tile, i, false);
+                self.step(scores, work, q, &block, &tile.tile, i, false);
             }
         }
     }
@@ -211,6 +215,7 @@ impl<'a, C: Config> Warpgroup<'a, C> {
         scores: &mut C::Scores,
         work: &mut Work<C>,
         q: u32,
+        block: &QueryBlock<C>,
         tile: &QueryTile,
         i: u32,
         masked: bool,
@@ -228,7 +233,7 @@ impl<'a, C: Config> Warpgroup<'a, C> {
             wgmma::wait::<1>();
             self.rings.k.release(self.elected);
             self.rings.k.advance();
-            self.finish_scores(scores, tile, i, masked);
+            self.finish_scores(scores, block, tile, i, masked);
 
             if C::POLICY.lazy {
                 let found = work.softmax.lazy_step(scores, scale_log2, masked);
