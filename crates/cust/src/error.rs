@@ -89,7 +89,7 @@ pub enum Error {
     /// Things of two contexts in one call.
     #[error("{what} belongs to another context")]
     OtherContext {
-        /// `the stream`, `the event` or `the pool`.
+        /// `the stream`.
         what: &'static str,
     },
     /// A priority that the device's streams do not have.
