@@ -39,6 +39,7 @@
 //! order the two came in; so nearly every seed shows it.
 
 mod collective;
+mod control;
 mod cta;
 mod data;
 mod divergence;

@@ -143,7 +143,8 @@ impl<'a> Residents<'a> {
             let rank = cluster.last.iter().position(|t| *t == Turn::Blocked).unwrap_or(0);
             return Err(cluster.peers.with(rank, |cta| cta.deadlock()));
         }
-        if self.fruitless == 0 {
+        // Not even one part of a warp for each cluster has looked again as often.
+        if self.fruitless <= LANDS_AFTER * self.resident.len() as u64 {
             return Ok(());
         }
         let n: u64 = self.resident.iter().map(|c| c.peers.runnable()).sum();
