@@ -149,6 +149,27 @@ fn a_flag_that_nobody_sets_is_a_deadlock() {
     }
 }
 
+#[test]
+fn a_loop_that_gives_up_is_no_deadlock() {
+    // Nobody sets the flag; the loop counts its looks at it, in a register or in local memory.
+    let counts = [
+        ("mov.b32 %r5, 0;", "add.s32 %r5, %r5, 1;"),
+        (
+            ".local .align 4 .b8 spilled[4];\nst.local.u32 [spilled], 0;",
+            "ld.local.u32 %r5, [spilled];\nadd.s32 %r5, %r5, 1;\nst.local.u32 [spilled], %r5;",
+        ),
+    ];
+    for (start, count) in counts {
+        let m = kernel(&format!(
+            "{start}\nwait:\nld.volatile.global.u32 %r4, [%rd0];\n{count}\nsetp.lt.u32 %p0, %r5, 3000;\nsetp.eq.and.u32 %p1, %r4, 0, %p0;\n\
+             @%p1 bra wait;\nst.global.u32 [%rd0+64], %r5;"
+        ));
+        for seed in 0..3 {
+            assert_eq!(run(&m, 1, 1, seed).unwrap()[16], 3000, "seed {seed}");
+        }
+    }
+}
+
 /// Each CTA stores its part, counts itself, and the last one adds all parts up into cell 1.
 const LAST_BLOCK: &str = "
     setp.ne.u32 %p0, %r0, 0;

@@ -38,6 +38,9 @@ impl Cta<'_> {
             }
             Op::MbarWait { addr, space, p, on, blocking, order, .. } => {
                 let wait = self.mbar_wait(w, pc, active, *addr, *space, *p, *on, *order)?;
+                if !blocking && let Wait::Incomplete(off) = wait {
+                    self.note_strong_read(w, pc, active, off as u64);
+                }
                 return Ok(self.waited(w, sp, wait, *blocking));
             }
             Op::ClusterWait { aligned } => {
@@ -57,7 +60,8 @@ impl Cta<'_> {
             op => {
                 self.execute(w, pc, active, op)?;
                 if self.repeats {
-                    (self.repeats, self.polled) = (false, true);
+                    self.repeats = false;
+                    self.polled = self.stuck;
                     return Ok(self.others_first(w, sp));
                 }
             }
@@ -153,7 +157,8 @@ impl Cta<'_> {
             }
             Wait::Incomplete(_) => {
                 sp.gave_up = self.ctx.seed == 0 || self.rng.below(2) == 0;
-                self.polled = !blocking;
+                self.polled = !blocking && self.stuck;
+                self.repeats = false;
                 self.others_first(w, sp)
             }
             Wait::Mixed => self.others_first(w, sp),

@@ -48,6 +48,7 @@ mod grid;
 mod launch;
 mod operands;
 mod peers;
+mod polling;
 mod report;
 mod resident;
 mod run;

@@ -143,11 +143,13 @@ impl<'a> Residents<'a> {
             let rank = cluster.last.iter().position(|t| *t == Turn::Blocked).unwrap_or(0);
             return Err(cluster.peers.with(rank, |cta| cta.deadlock()));
         }
-        // Not even one part of a warp for each cluster has looked again as often.
+        // Not even one part of a warp in each cluster has had so many.
         if self.fruitless <= LANDS_AFTER * self.resident.len() as u64 {
             return Ok(());
         }
-        let n: u64 = self.resident.iter().map(|c| c.peers.runnable()).sum();
+        // Turns that each part gets one of, be they drawn by the CTA.
+        let most = self.resident.iter().map(|c| c.peers.runnable()).max().unwrap_or(1);
+        let n = most * self.resident.iter().map(|c| c.last.len() as u64).sum::<u64>();
         if self.fruitless > LANDS_AFTER * n && self.fruitless.is_multiple_of(LANDS_AFTER) {
             for cluster in &mut self.resident {
                 if Self::land(cluster, &mut self.rng, self.ctx.seed)? {

@@ -12,9 +12,14 @@
 //! CTAs on several threads work on the same words. Each records its access before it looks for the others', with atomic exchanges,
 //! so that of two conflicting accesses the second one sees the first.
 
+mod set;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+pub(crate) use set::{Access, CTAS, LAUNCHES};
+use set::{Set, UNKNOWN};
 
 /// Bytes of one granule.
 pub(crate) const GRANULE: u64 = 4;
@@ -31,81 +36,6 @@ pub(crate) enum Kind {
     StrongRead,
     /// An atomic or a store with an order.
     StrongWrite,
-}
-
-/// An access on record: lanes of one warp, at the warp's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Access {
-    /// Linear number of the CTA, modulo 2^21.
-    pub(crate) cta: u32,
-    pub(crate) warp: u32,
-    pub(crate) lanes: u32,
-    /// Bytes of the granule.
-    pub(crate) mask: u8,
-    /// In the set of strong accesses: it writes.
-    pub(crate) writes: bool,
-    /// The warp's clock since the CTA began. `UNKNOWN` stands for none.
-    pub(crate) clock: u32,
-}
-
-/// CTA numbers that records tell apart.
-pub(crate) const CTAS: u32 = 1 << 21;
-/// Launches that records tell apart.
-pub(crate) const LAUNCHES: u32 = 1 << 9;
-const CLOCK_BITS: u32 = 17;
-/// A clock that a record cannot hold: the access is taken as ordered.
-const UNKNOWN: u32 = (1 << CLOCK_BITS) - 1;
-
-/// A set in a word: tag in bits 62 and 63, launch in 53 to 61.
-#[derive(Debug, Clone, Copy)]
-enum Set {
-    Empty,
-    One(Access),
-    /// Two CTAs that both touched the bytes, and whether any did with a strong write.
-    Many(u32, u32, u8, bool),
-    Spilled,
-}
-
-impl Set {
-    fn pack(self, launch: u64) -> u64 {
-        let head = |tag: u64| tag << 62 | launch << 53;
-        match self {
-            Set::Empty => 0,
-            Set::One(a) => {
-                head(1)
-                    | (a.cta as u64) << 32
-                    | (a.warp as u64) << 27
-                    | (a.lanes.trailing_zeros() as u64) << 22
-                    | (a.mask as u64) << 18
-                    | (a.writes as u64) << 17
-                    | a.clock.min(UNKNOWN) as u64
-            }
-            Set::Many(a, b, mask, writes) => {
-                head(2) | (a as u64) << 32 | (b as u64) << 11 | (mask as u64) << 1 | writes as u64
-            }
-            Set::Spilled => head(3),
-        }
-    }
-
-    #[inline(always)]
-    fn unpack(bits: u64, launch: u64) -> Set {
-        if bits == 0 || bits >> 53 & (LAUNCHES as u64 - 1) != launch {
-            return Set::Empty;
-        }
-        let cta = (bits >> 32) as u32 & (CTAS - 1);
-        match bits >> 62 {
-            1 => Set::One(Access {
-                cta,
-                warp: (bits >> 27) as u32 & 31,
-                lanes: 1 << (bits >> 22 & 31),
-                mask: (bits >> 18) as u8 & 15,
-                writes: bits >> 17 & 1 == 1,
-                clock: bits as u32 & UNKNOWN,
-            }),
-            2 => Set::Many(cta, (bits >> 11) as u32 & (CTAS - 1), (bits >> 1) as u8 & 15, bits & 1 == 1),
-            _ => Set::Spilled,
-        }
-    }
 }
 
 type Place = (u64, u8);
@@ -397,4 +327,47 @@ fn cover<F: Fn(&Access) -> bool>(cell: &AtomicU64, place: Place, mask: u8, actor
     };
     // Another thread that changed it meanwhile races with this one, which one of them finds.
     let _ = cell.compare_exchange(bits, next.pack(launch), SeqCst, SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(cta: u32, warp: u32, lanes: u32, clock: u32) -> Access {
+        Access { cta, warp, lanes, mask: 0, writes: false, clock }
+    }
+
+    /// Accesses that nothing orders, of CTAs that cannot order each other.
+    fn touch(h: &History, spilled: &Spilled, off: u64, n: u64, me: Access, kind: Kind) -> Option<Race> {
+        h.access(off, n, &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, spilled })
+    }
+
+    #[test]
+    fn bytes_of_a_granule_are_told_apart() {
+        let (h, s) = (History::new(4096, 64), Spilled::default());
+        for lane in 0..4 {
+            assert_eq!(touch(&h, &s, 8 + lane, 1, access(0, 0, 1 << lane, 1), Kind::Write { same: false }), None);
+        }
+        let race = touch(&h, &s, 10, 2, access(0, 0, 1 << 9, 1), Kind::Read).unwrap();
+        assert_eq!((race.other.lanes, race.other_writes), (1 << 2, true));
+        assert_eq!(touch(&h, &s, 12, 4, access(0, 0, 1 << 9, 1), Kind::Read), None);
+    }
+
+    #[test]
+    fn of_two_threads_that_conflict_at_once_one_is_told() {
+        // Many CTAs read and one writes, on as many threads: whoever comes second sees the other.
+        for round in 0..200 {
+            let (h, s) = (History::new(4096, 64), Spilled::default());
+            let found: usize = std::thread::scope(|scope| {
+                let (h, s) = (&h, &s);
+                let run = move |cta: u32| {
+                    let kind = if cta == round % 4 { Kind::Write { same: false } } else { Kind::Read };
+                    touch(h, s, 0, 4, access(cta, 0, 1, 1), kind).is_some() as usize
+                };
+                let threads: Vec<_> = (0..4).map(|cta| scope.spawn(move || run(cta))).collect();
+                threads.into_iter().map(|t| t.join().expect("it ends")).sum()
+            });
+            assert!(found > 0, "round {round}");
+        }
+    }
 }
