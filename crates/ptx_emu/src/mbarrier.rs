@@ -162,12 +162,13 @@ impl Cta<'_> {
     pub(crate) fn mbar_arrive(&mut self, w: usize, pc: u32, active: u32, a: &MbarArrive) -> Exec<()> {
         let addrs = self.addresses(w, pc, active, a.addr)?;
         let first = addrs[active.trailing_zeros() as usize];
-        // Lanes that arrive at one mbarrier together publish together, unless the arrival is relaxed.
-        let together = if a.order == Order::Relaxed {
-            Some(Clocks::default())
-        } else {
-            lanes(active).all(|l| addrs[l] == first).then(|| self.publish(w, active))
+        // A relaxed arrival hands over what its lane had fenced, any other what it has done.
+        let released = |cta: &Self, who: u32| match a.order {
+            Order::Relaxed => cta.fenced(w, who, a.scope),
+            _ => cta.publish(w, who),
         };
+        // Lanes that arrive at one mbarrier together publish together.
+        let together = lanes(active).all(|l| addrs[l] == first).then(|| released(self, active));
         for lane in lanes(active) {
             let regs = &self.warps[w].regs;
             let n = a.count.map_or(1, |c| regs.r32(c)[lane]);
@@ -175,8 +176,8 @@ impl Cta<'_> {
             let off = match self.locate(w, pc, lane, a.space, addrs[lane], 8, 8)? {
                 Where::Shared(off) => off as u32,
                 Where::Peer(rank, off) => {
-                    let news = together.clone().unwrap_or_else(|| self.publish(w, 1 << lane));
-                    self.arrive_at_peer(w, pc, lane, (rank, off), n, tx, news)?;
+                    let news = together.clone().unwrap_or_else(|| released(self, 1 << lane));
+                    self.arrive_at_peer(w, pc, lane, (rank, off), n, tx, a.drop, news)?;
                     continue;
                 }
                 _ => return Err(self.not_shared(w, pc, lane, addrs[lane])),
@@ -198,7 +199,7 @@ impl Cta<'_> {
             }
             match &together {
                 Some(news) => self.arrive(w, pc, lane, off, n, a.no_complete, news)?,
-                None => self.arrive(w, pc, lane, off, n, a.no_complete, &self.publish(w, 1 << lane))?,
+                None => self.arrive(w, pc, lane, off, n, a.no_complete, &released(self, 1 << lane))?,
             }
         }
         self.tick(w);
@@ -259,6 +260,12 @@ impl Cta<'_> {
         Ok(())
     }
 
+    /// `expect_tx` of `n` bytes, or `complete_tx` of `-n`, which may end the phase.
+    pub(crate) fn count_bytes(&mut self, off: u32, n: i64) -> Result<(), String> {
+        self.mbars.get_mut(&off).expect("the caller looked it up").tx += n;
+        if n < 0 { self.complete_phase(off) } else { Ok(()) }
+    }
+
     pub(crate) fn complete_phase(&mut self, off: u32) -> Result<(), String> {
         let m = self.mbars.get_mut(&off).expect("the caller looked it up");
         if m.pending != 0 {
@@ -310,12 +317,18 @@ impl Cta<'_> {
     ) -> Exec<()> {
         let addrs = self.addresses(w, pc, active, addr)?;
         for lane in lanes(active) {
-            let off = self.mbar_at(w, pc, lane, space, addrs[lane])?;
             let n = self.warps[w].regs.r32(tx)[lane] as i64;
-            let m = self.mbar_use(w, pc, lane, off)?;
-            m.tx += if complete { -n } else { n };
-            if complete {
-                self.try_complete(w, pc, lane, off)?;
+            let n = if complete { -n } else { n };
+            let done = match self.locate(w, pc, lane, space, addrs[lane], 8, 8)? {
+                Where::Shared(off) => {
+                    self.mbar_use(w, pc, lane, off as u32)?;
+                    self.count_bytes(off as u32, n)
+                }
+                Where::Peer(rank, off) => self.count_at_peer(w, pc, lane, (rank, off), n)?,
+                _ => return Err(self.not_shared(w, pc, lane, addrs[lane])),
+            };
+            if let Err(d) = done {
+                return self.mbar_misuse(w, pc, lane, d);
             }
         }
         Ok(())
@@ -381,7 +394,11 @@ impl Cta<'_> {
                 m.copied_phase = None;
             }
             let (agent, clock) = (m.agent, base + m.phase);
-            if order != Order::Relaxed {
+            if order == Order::Relaxed {
+                let mut seen = m.done_clocks.clone();
+                seen.add(agent, clock);
+                self.offer(w, who, seen);
+            } else {
                 let warp = &mut self.warps[w];
                 warp.know.learn(who, warp.live, &m.done_clocks);
                 self.learn_agent(w, who, agent, clock);

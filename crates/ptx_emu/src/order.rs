@@ -109,7 +109,7 @@ impl Clocks {
     }
 
     /// Every lane of the agent, up to a clock.
-    fn add(&mut self, agent: u32, clock: u32) {
+    pub(crate) fn add(&mut self, agent: u32, clock: u32) {
         let c = &mut self.all[agent as usize];
         *c = (*c).max(clock);
         let c = *c;

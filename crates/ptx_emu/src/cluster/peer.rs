@@ -164,6 +164,7 @@ impl Cta<'_> {
         at: (u32, usize),
         n: u32,
         expect: Option<u32>,
+        drop: bool,
         news: Clocks,
     ) -> Exec<()> {
         self.peer_mbar(w, pc, lane, at)?;
@@ -171,6 +172,10 @@ impl Cta<'_> {
         let news = news.exported(self.number);
         let peer = self.peers.get_mut(rank).expect("located before");
         let news = Clocks::imported(&news, peer.number);
+        if drop {
+            let m = peer.mbars.get_mut(&off).expect("looked up above");
+            m.expected = m.expected.saturating_sub(1);
+        }
         let done = match expect {
             Some(bytes) => peer.expect_bytes(off, bytes),
             None => Ok(()),
@@ -179,5 +184,19 @@ impl Cta<'_> {
             Ok(()) => Ok(()),
             Err(d) => self.mbar_misuse(w, pc, lane, format!("rank {rank}: {d}")),
         }
+    }
+
+    /// `mbarrier.expect_tx` and `complete_tx` on a peer's mbarrier; what is wrong with the count comes back.
+    pub(crate) fn count_at_peer(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (u32, usize),
+        n: i64,
+    ) -> Exec<Result<(), String>> {
+        self.peer_mbar(w, pc, lane, at)?;
+        let peer = self.peers.get_mut(at.0).expect("located before");
+        Ok(peer.count_bytes(at.1 as u32, n).map_err(|d| format!("rank {}: {d}", at.0)))
     }
 }

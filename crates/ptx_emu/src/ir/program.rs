@@ -101,7 +101,7 @@ pub(crate) struct ClusterShape {
     pub(crate) required: Option<[u32; 3]>,
     /// `.maxclusterrank`: most CTAs of a cluster.
     pub(crate) max_rank: Option<u32>,
-    /// `.explicitcluster`: every launch has to say how large the clusters are.
+    /// `.explicitcluster`: a launch has to say how large the clusters are, unless `required` does.
     pub(crate) explicit: bool,
 }
 

@@ -72,8 +72,10 @@ impl<'a> Lower<'a> {
         if !m.take("multicast::cluster") {
             return Ok((ops, None));
         }
-        let Some((mask, rest)) = ops.split_last() else { return Err(m.bad("a mask of CTAs is missing")) };
-        Ok((rest, Some(self.src(ctx, mask, Ty::B16, stmt)?)))
+        match ops.split_last() {
+            None | Some((Operand::Mem { .. }, _)) => Err(m.bad("a mask of CTAs is missing")),
+            Some((mask, rest)) => Ok((rest, Some(self.src(ctx, mask, Ty::B16, stmt)?))),
+        }
     }
 
     /// `[dst], [src], size{, [mbar]}`, or with a tensor map and coordinates in place of one address and the size.

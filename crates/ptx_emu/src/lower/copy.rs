@@ -30,7 +30,9 @@ impl<'a> Lower<'a> {
         if m.take("mbarrier") {
             m.require("arrive")?;
             let no_inc = m.take("noinc");
-            m.space();
+            if !matches!(m.space(), MemSpace::Shared | MemSpace::Generic) {
+                return Err(m.bad("a state space other than shared"));
+            }
             m.ty()?;
             self.count(stmt, &[1])?;
             return Ok(Op::CpAsyncMbarArrive { addr: self.mem(ctx, &ops[0], stmt)?, no_inc });

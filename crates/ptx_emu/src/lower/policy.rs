@@ -16,8 +16,12 @@ impl<'a> Lower<'a> {
         if !m.take("L2::cache_hint") {
             return Ok(&stmt.operands);
         }
-        let Some((policy, rest)) = stmt.operands.split_last() else {
-            return Err(m.bad(".L2::cache_hint without a cache policy"));
+        if m.parts.iter().any(|p| p.starts_with("shared") || *p == "local" || *p == "param") && m.name() != "cp" {
+            return Err(m.bad("a cache policy for a space other than global"));
+        }
+        let (policy, rest) = match stmt.operands.split_last() {
+            None | Some((Operand::Mem { .. }, _)) => return Err(m.bad("a cache policy is missing")),
+            Some(last) => last,
         };
         self.src(ctx, policy, Ty::B64, stmt)?;
         Ok(rest)
@@ -43,22 +47,23 @@ impl<'a> Lower<'a> {
         }
         self.count(stmt, [&[1, 2][..], &[4], &[2]][kind])?;
         let d = self.dst(ctx, &ops[0], Ty::B64, stmt)?;
-        let policy = self.constant(Const::Bits(POLICY), true);
+        // `mov d, POLICY`, whose other sources only say whether the result is known.
+        let mut s = [self.constant(Const::Bits(POLICY), true), ZERO, ZERO, ZERO];
         match kind {
             0 => {
                 for fraction in &ops[1..] {
-                    self.src(ctx, fraction, Ty::F32, stmt)?;
+                    s[1] = self.src(ctx, fraction, Ty::F32, stmt)?;
                 }
             }
             1 => {
-                self.mem(ctx, &ops[1], stmt)?;
-                self.src(ctx, &ops[2], Ty::U32, stmt)?;
-                self.src(ctx, &ops[3], Ty::U32, stmt)?;
+                s[1] = self.mem(ctx, &ops[1], stmt)?.base;
+                s[2] = self.src(ctx, &ops[2], Ty::U32, stmt)?;
+                s[3] = self.src(ctx, &ops[3], Ty::U32, stmt)?;
             }
             _ => {
-                self.src(ctx, &ops[1], Ty::B64, stmt)?;
+                s[1] = self.src(ctx, &ops[1], Ty::B64, stmt)?;
             }
         }
-        Ok(Op::Alu { f: Alu::Mov, ty: Ty::B64, m: Mods::default(), d, s: [policy, ZERO, ZERO, ZERO] })
+        Ok(Op::Alu { f: Alu::Mov, ty: Ty::B64, m: Mods::default(), d, s })
     }
 }

@@ -69,6 +69,29 @@ impl Cta<'_> {
         self.tick(w);
     }
 
+    /// What these lanes had done and learnt at a fence of this scope or a wider one, which a relaxed arrival hands over.
+    pub(crate) fn fenced(&self, w: usize, who: u32, scope: Scope) -> Clocks {
+        let mut news = Clocks::default();
+        for fenced in self.warps[w].fences[level(scope)..].iter().flatten() {
+            for lane in lanes(who & fenced.lanes) {
+                news.join(&fenced.know.of_lane(lane as u32));
+            }
+        }
+        news
+    }
+
+    /// What a relaxed wait has seen: the lanes take it up at their next fence.
+    pub(crate) fn offer(&mut self, w: usize, who: u32, seen: Clocks) {
+        let seen = seen.exported(self.number);
+        let offers = &mut self.warps[w].offers;
+        for lane in lanes(who) {
+            match offers.iter_mut().find(|o| o.0 == lane as u32) {
+                Some((_, old)) => old.iter_mut().for_each(|old| old.join(&seen)),
+                None => offers.push((lane as u32, std::array::from_fn(|_| seen.clone()))),
+            }
+        }
+    }
+
     /// fence.proxy.async: what these lanes did and learnt so far may be seen by the async proxy.
     pub(super) fn proxy_fence(&mut self, w: usize, who: u32) {
         let warp = &self.warps[w];
