@@ -146,10 +146,9 @@ fn the_cluster_barrier_has_a_protocol() {
     let m = always(&stuck, 2, 2, &[FaultKind::Deadlock]);
     assert!(m.iter().any(|m| m.contains("cluster barrier") || m.contains("mbarrier")), "{}", m[0]);
     // Threads that have ended are waited for by nobody.
-    let early = format!(
-        "setp.ge.u32 %p0, %r0, 8;\n@%p0 bra out;\nbarrier.cluster.arrive;\nbarrier.cluster.wait;\nst.global.u32 [%rd1], 5;\nout:"
-    );
-    clean(&early, 4, 2, |_, t| if t < 8 { 5 } else { 0 });
+    let early = "setp.ge.u32 %p0, %r0, 8;\n@%p0 bra out;\nbarrier.cluster.arrive;\nbarrier.cluster.wait;\n\
+                 st.global.u32 [%rd1], 5;\nout:";
+    clean(early, 4, 2, |_, t| if t < 8 { 5 } else { 0 });
 }
 
 #[test]

@@ -325,6 +325,17 @@ fn a_threads_own_atomic_does_not_hide_its_earlier_store() {
         always(&kernel(&body("")), 1, 32, kind);
         always(&kernel(&body("")), 1, 64, kind);
         assert_eq!(faults(&kernel(&body("bar.sync 0;")), 1, 64, 6), vec![None; 6], "{space}");
+        // Nor is an atomic itself forgotten, be it read or written over.
+        for plain in ["ld.SPACE.u32 %r5, [%rd0];", "st.SPACE.u32 [%rd0], 7;"] {
+            let after = |sync: &str| {
+                let plain = plain.replace("SPACE", space);
+                kernel(&format!(
+                    "{head}atom.{space}.add.u32 %r4, [%rd0], 1;\n{sync}\nsetp.eq.u32 %p3, %r0, 50;\n@%p3 {plain}"
+                ))
+            };
+            always(&after(""), 1, 64, kind);
+            assert_eq!(faults(&after("bar.sync 0;"), 1, 64, 6), vec![None; 6], "{space}, {plain}");
+        }
     }
 }
 
@@ -373,4 +384,7 @@ fn atomics_race_with_plain_accesses_only() {
     always(&same, 1, 64, FaultKind::GlobalRace);
     always(&same, 2, 32, FaultKind::GlobalRace);
     always(&kernel("st.global.u32 [%rd0], %r0;"), 1, 32, FaultKind::GlobalRace);
+    // Nor may one lane write what another one has read, be it the value that it holds.
+    let read = "setp.eq.u32 %p0, %r0, 3;\n@%p0 ld.global.u32 %r4, [%rd0];\n@!%p0 st.global.u32 [%rd0], 0;";
+    always(&kernel(read), 1, 32, FaultKind::GlobalRace);
 }

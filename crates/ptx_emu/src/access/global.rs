@@ -1,7 +1,7 @@
 //! Reads and writes of global memory with all checks.
 
-use crate::error::FaultKind;
-use crate::history::{Access, Actor, Kind};
+use crate::error::{Fault, FaultKind};
+use crate::history::{Access, Actor, Kind, Race};
 use crate::machine::{Cta, Exec};
 
 impl Cta<'_> {
@@ -15,8 +15,15 @@ impl Cta<'_> {
         n: u64,
         kind: Kind,
     ) -> Exec<()> {
+        match self.global_race(w, who, at, n, kind) {
+            Some(race) => Err(self.report_race(w, pc, who, at, n, kind, race)),
+            None => Ok(()),
+        }
+    }
+
+    fn global_race(&mut self, w: usize, who: u32, at: (usize, u64), n: u64, kind: Kind) -> Option<Race> {
         if !self.ctx.checks.races {
-            return Ok(());
+            return None;
         }
         let warp = &self.warps[w];
         let (number, base) = (self.number, self.clock_base);
@@ -34,8 +41,10 @@ impl Cta<'_> {
             ctas_order: self.ctx.talk.orders,
             spilled: &self.ctx.spilled,
         };
-        let a = self.ctx.mem.get(at.0);
-        let Some(race) = a.history().access(at.1, n, &actor) else { return Ok(()) };
+        self.ctx.mem.get(at.0).history().access(at.1, n, &actor)
+    }
+
+    fn report_race(&self, w: usize, pc: u32, who: u32, at: (usize, u64), n: u64, kind: Kind, race: Race) -> Box<Fault> {
         let act = match kind {
             Kind::Read => "read",
             Kind::Write { .. } => "write",
@@ -56,9 +65,9 @@ impl Cta<'_> {
         };
         let d = format!(
             "{act} of {:#x} ({n} bytes) against {other} by {by}, with no ordering between them",
-            a.base + race.off
+            self.ctx.mem.get(at.0).base + race.off
         );
-        Err(self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d))
+        self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d)
     }
 
     /// Reads global memory with all checks.
@@ -114,19 +123,28 @@ impl Cta<'_> {
             let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
         }
-        let kind = if strong {
-            Kind::StrongWrite
-        } else {
-            let mut old = [0u8; 32];
-            let old = &mut old[..data.len()];
-            a.load(at.1, old);
-            Kind::Write { same: old == data && a.first_unwritten(at.1, n).is_none() }
-        };
-        self.global_access(w, pc, 1 << lane, at, n, kind)?;
+        let kind = if strong { Kind::StrongWrite } else { Kind::Write { same: false } };
+        if let Some(race) = self.global_race(w, 1 << lane, at, n, kind) {
+            // Lanes of one warp may write the same value.
+            let own = race.other.cta == self.number && race.other.warp == w as u32;
+            let again = Kind::Write { same: true };
+            if strong || !own || !self.holds(at, data) || self.global_race(w, 1 << lane, at, n, again).is_some() {
+                return Err(self.report_race(w, pc, 1 << lane, at, n, kind, race));
+            }
+        }
         let a = self.ctx.mem.get(at.0);
         a.store(at.1, data);
         a.mark_written(at.1, n);
         self.counters.global_bytes_written += n;
         Ok(())
+    }
+
+    /// Whether memory holds the bytes already.
+    fn holds(&self, at: (usize, u64), data: &[u8]) -> bool {
+        let a = self.ctx.mem.get(at.0);
+        let mut old = [0u8; 32];
+        let old = &mut old[..data.len()];
+        a.load(at.1, old);
+        old == data && a.first_unwritten(at.1, data.len() as u64).is_none()
     }
 }

@@ -175,10 +175,13 @@ fn ordered<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>
 }
 
 fn races<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>) -> bool {
-    if a.mask & me.mask == 0 || ordered(a, me, actor) {
-        return false;
-    }
-    !(actor.kind == Kind::Write { same: true } && a.cta == me.cta && a.warp == me.warp)
+    a.mask & me.mask != 0 && !ordered(a, me, actor)
+}
+
+/// Whether a plain write races with an earlier one. Lanes of one warp may write the same value.
+fn writes_race<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>) -> bool {
+    let same = actor.kind == Kind::Write { same: true } && a.cta == me.cta && a.warp == me.warp;
+    !same && races(a, me, actor)
 }
 
 /// The members of `Many` as single accesses, of which nothing but the CTA is known.
@@ -216,7 +219,7 @@ fn record<F: Fn(&Access) -> bool>(cell: &AtomicU64, place: Place, me: Access, ac
         let next = match Set::unpack(bits, launch) {
             Set::Empty if alone => Set::One(me),
             Set::One(a) => {
-                if writes && races(&a, &me, actor) {
+                if writes && writes_race(&a, &me, actor) {
                     return Some(a);
                 }
                 if alone && a.mask & !me.mask == 0 && a.writes <= me.writes && ordered(&a, &me, actor) {
@@ -265,7 +268,7 @@ fn spill<F: Fn(&Access) -> bool>(
             Set::Spilled => {}
         }
         if matches!(actor.kind, Kind::Write { .. })
-            && let Some(a) = list.iter().find(|a| races(a, &me, actor))
+            && let Some(a) = list.iter().find(|a| writes_race(a, &me, actor))
         {
             let a = *a;
             return if cell.compare_exchange(bits, Set::Spilled.pack(launch), SeqCst, SeqCst).is_ok() {

@@ -20,8 +20,8 @@ pub(crate) struct Peers<'a> {
 }
 
 impl<'a> Peers<'a> {
-    pub(super) fn new(ctas: Vec<Box<Cta<'a>>>) -> Self {
-        Peers { ctas: ctas.into_iter().map(Some).collect(), barrier: ClusterBarrier::default() }
+    pub(super) fn new(ctas: impl Iterator<Item = Box<Cta<'a>>>) -> Self {
+        Peers { ctas: ctas.map(Some).collect(), barrier: ClusterBarrier::default() }
     }
 
     /// Whether the cluster has more than one CTA.

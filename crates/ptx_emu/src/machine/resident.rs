@@ -27,6 +27,7 @@ pub(super) struct Residents<'a> {
     /// Position in the order of the next cluster to come.
     next: u32,
     resident: Vec<Cluster<'a>>,
+    #[allow(clippy::vec_box, reason = "CTAs move in and out of clusters: a pointer, and not hundreds of bytes")]
     idle: Vec<Box<Cta<'a>>>,
     rng: Rng,
     /// Turns since anything happened.
@@ -102,7 +103,7 @@ impl<'a> Residents<'a> {
             cta.begin_in_cluster(&numbers, rank, cluster);
             cta
         });
-        let peers = Peers::new(ctas.collect());
+        let peers = Peers::new(ctas);
         self.resident.push(Cluster { last: vec![Turn::Ran; numbers.len()], peers });
     }
 
