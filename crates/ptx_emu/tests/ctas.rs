@@ -378,6 +378,14 @@ fn atomics_race_with_plain_accesses_only() {
         ));
         always(&m, 7, 1, FaultKind::GlobalRace);
     }
+    // Atomics of the scope of the CTA are atomic for nobody else.
+    for (one, two) in [("cta", "cta"), ("cta", "gpu"), ("gpu", "cta")] {
+        let m = kernel(&format!(
+            "setp.eq.u32 %p0, %r1, 3;\n@%p0 red.relaxed.{one}.global.add.u32 [%rd0], 1;\n@!%p0 red.relaxed.{two}.global.add.u32 [%rd0], 1;"
+        ));
+        always(&m, 7, 1, FaultKind::GlobalRace);
+        assert_eq!(faults(&m, 1, 64, 4), vec![None; 4], "{one}, {two}");
+    }
     // Lanes of one warp may store the same value to one place, other warps and CTAs may not.
     let same = kernel("st.global.u32 [%rd0], 9;");
     assert_eq!(faults(&same, 1, 32, 4), vec![None; 4]);

@@ -2,6 +2,7 @@
 
 use crate::error::{Fault, FaultKind};
 use crate::history::{Access, Actor, Kind, Race};
+use crate::ir::Scope;
 use crate::machine::{Cta, Exec};
 
 impl Cta<'_> {
@@ -48,8 +49,8 @@ impl Cta<'_> {
         let act = match kind {
             Kind::Read => "read",
             Kind::Write { .. } => "write",
-            Kind::StrongRead => "strong read",
-            Kind::StrongWrite => "atomic or strong write",
+            Kind::StrongRead { .. } => "strong read",
+            Kind::StrongWrite { .. } => "atomic or strong write",
         };
         let other = match (race.other_strong, race.other_writes) {
             (false, false) => "a read",
@@ -80,7 +81,8 @@ impl Cta<'_> {
         out: &mut [u8],
         strong: bool,
     ) -> Exec<()> {
-        self.read_global_by(w, pc, 1 << lane, at, out, if strong { Kind::StrongRead } else { Kind::Read })
+        let kind = if strong { Kind::StrongRead { narrow: false } } else { Kind::Read };
+        self.read_global_by(w, pc, 1 << lane, at, out, kind)
     }
 
     /// Reads global memory with all checks, for lanes that give the same address.
@@ -115,7 +117,7 @@ impl Cta<'_> {
         lane: usize,
         at: (usize, u64),
         data: &[u8],
-        strong: bool,
+        strong: Option<Scope>,
     ) -> Exec<()> {
         let n = data.len() as u64;
         let a = self.ctx.mem.get(at.0);
@@ -123,12 +125,16 @@ impl Cta<'_> {
             let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
         }
-        let kind = if strong { Kind::StrongWrite } else { Kind::Write { same: false } };
+        let kind = strong.map_or(Kind::Write { same: false }, |s| Kind::StrongWrite { narrow: s == Scope::Cta });
         if let Some(race) = self.global_race(w, 1 << lane, at, n, kind) {
             // Lanes of one warp may write the same value.
             let own = race.other.cta == self.number && race.other.warp == w as u32;
             let again = Kind::Write { same: true };
-            if strong || !own || !self.holds(at, data) || self.global_race(w, 1 << lane, at, n, again).is_some() {
+            if strong.is_some()
+                || !own
+                || !self.holds(at, data)
+                || self.global_race(w, 1 << lane, at, n, again).is_some()
+            {
                 return Err(self.report_race(w, pc, 1 << lane, at, n, kind, race));
             }
         }

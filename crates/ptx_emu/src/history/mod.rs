@@ -1,7 +1,7 @@
 //! The history of global memory that tells races: for each four bytes, the accesses that no later one has made superfluous.
 //!
 //! Three sets are kept for a granule: plain writes, plain reads, and strong accesses (atomics, and loads and stores with an order).
-//! Strong accesses do not race with each other, so they never replace a plain one: a thread's atomic does not hide its earlier store.
+//! Strong accesses in each other's scope do not race, so they never replace a plain one: a thread's atomic does not hide its earlier store.
 //! An access leaves its set when a later one of the same set is ordered after it and touches all of its bytes, since whoever is
 //! ordered after the later one is ordered after both; a plain write that races with nothing empties the other two sets.
 //!
@@ -15,8 +15,8 @@
 mod set;
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
 
 pub(crate) use set::{Access, CTAS, LAUNCHES};
 use set::{Set, UNKNOWN};
@@ -32,10 +32,14 @@ pub(crate) enum Kind {
     Write {
         same: bool,
     },
-    /// A load with an order.
-    StrongRead,
+    /// A load with an order. `narrow`: its scope is the CTA, so that for other CTAs it is a plain one.
+    StrongRead {
+        narrow: bool,
+    },
     /// An atomic or a store with an order.
-    StrongWrite,
+    StrongWrite {
+        narrow: bool,
+    },
 }
 
 type Place = (u64, u8);
@@ -86,23 +90,26 @@ pub(crate) struct Race {
 const WRITES: u8 = 0;
 const READS: u8 = 1;
 const STRONG: u8 = 2;
+/// Strong accesses whose scope is the CTA.
+const NARROW: u8 = 3;
 
 /// The sets of an allocation.
 pub(crate) struct History {
     base: u64,
     sets: [Box<[AtomicU64]>; 2],
-    strong: std::sync::OnceLock<Box<[AtomicU64]>>,
+    /// Of strong accesses, which few kernels make: `STRONG` and `NARROW`.
+    strong: [OnceLock<Box<[AtomicU64]>>; 2],
 }
 
 impl History {
     pub(crate) fn new(base: u64, len: u64) -> Self {
         let n = len.div_ceil(GRANULE) as usize;
         let zeroed = crate::memory::zeroed;
-        History { base, sets: [zeroed(n), zeroed(n)], strong: std::sync::OnceLock::new() }
+        History { base, sets: [zeroed(n), zeroed(n)], strong: Default::default() }
     }
 
     pub(crate) fn clear(&self) {
-        for cell in self.sets.iter().chain(self.strong.get()).flat_map(|s| s.iter()) {
+        for cell in self.sets.iter().chain(self.strong.iter().filter_map(OnceLock::get)).flat_map(|s| s.iter()) {
             cell.store(0, SeqCst);
         }
     }
@@ -116,50 +123,87 @@ impl History {
             let take = (GRANULE - b).min(off + n - o);
             let me = Access { mask: (((1u32 << take) - 1) << b) as u8, ..actor.me };
             if let Some((other, set)) = self.granule(g, me, actor) {
-                let writes = set == WRITES || (set == STRONG && other.writes);
-                return Some(Race { off: o, other, other_writes: writes, other_strong: set == STRONG });
+                let strong = set >= STRONG;
+                let writes = set == WRITES || (strong && other.writes);
+                return Some(Race { off: o, other, other_writes: writes, other_strong: strong });
             }
             o += take;
         }
         None
     }
 
+    /// The word of a set, if any access was ever put into it.
+    #[inline(always)]
+    fn cell(&self, g: usize, set: u8) -> Option<&AtomicU64> {
+        match set {
+            WRITES | READS => Some(&self.sets[set as usize][g]),
+            _ => self.strong[(set - STRONG) as usize].get().map(|s| &s[g]),
+        }
+    }
+
+    fn place(&self, g: usize, set: u8) -> Place {
+        (self.base + g as u64 * GRANULE, set)
+    }
+
+    /// A member of a set that counts and that the access races with.
+    #[inline(always)]
+    fn check<F: Fn(&Access) -> bool>(
+        &self,
+        g: usize,
+        set: u8,
+        me: Access,
+        counts: impl Fn(&Access) -> bool,
+        actor: &Actor<'_, F>,
+    ) -> Option<(Access, u8)> {
+        conflict(self.cell(g, set)?, self.place(g, set), me, counts, actor).map(|a| (a, set))
+    }
+
     #[inline(always)]
     fn granule<F: Fn(&Access) -> bool>(&self, g: usize, me: Access, actor: &Actor<'_, F>) -> Option<(Access, u8)> {
-        let cell = |set: u8| match set {
-            STRONG => self.strong.get().map(|s| &s[g]),
-            set => Some(&self.sets[set as usize][g]),
-        };
-        let place = |set: u8| (self.base + g as u64 * GRANULE, set);
-        let check = |set: u8, counts: fn(&Access) -> bool| {
-            let cell = cell(set)?;
-            conflict(cell, place(set), me, counts, actor).map(|a| (a, set))
-        };
+        let all = |_: &Access| true;
         match actor.kind {
             Kind::Read => {
-                record(&self.sets[READS as usize][g], place(READS), me, actor);
-                check(WRITES, |_| true).or_else(|| check(STRONG, |a| a.writes))
+                record(&self.sets[READS as usize][g], self.place(g, READS), me, actor);
+                self.check(g, WRITES, me, all, actor)
+                    .or_else(|| self.check(g, STRONG, me, |a| a.writes, actor))
+                    .or_else(|| self.check(g, NARROW, me, |a| a.writes, actor))
             }
             Kind::Write { .. } => {
                 // The new record replaces the old ones, so those are looked at in the same step.
-                let own = record(&self.sets[WRITES as usize][g], place(WRITES), me, actor).map(|a| (a, WRITES));
-                let found = own.or_else(|| check(READS, |_| true)).or_else(|| check(STRONG, |_| true));
+                let own = record(&self.sets[WRITES as usize][g], self.place(g, WRITES), me, actor);
+                let found = own
+                    .map(|a| (a, WRITES))
+                    .or_else(|| [READS, STRONG, NARROW].into_iter().find_map(|s| self.check(g, s, me, all, actor)));
                 if found.is_none() {
-                    for set in [READS, STRONG] {
-                        if let Some(cell) = cell(set) {
-                            cover(cell, place(set), me.mask, actor);
+                    for set in [READS, STRONG, NARROW] {
+                        if let Some(cell) = self.cell(g, set) {
+                            cover(cell, self.place(g, set), me.mask, actor);
                         }
                     }
                 }
                 found
             }
-            Kind::StrongRead | Kind::StrongWrite => {
-                let writes = actor.kind == Kind::StrongWrite;
-                let strong = self.strong.get_or_init(|| crate::memory::zeroed(self.sets[0].len()));
-                record(&strong[g], place(STRONG), Access { writes, ..me }, actor);
-                check(WRITES, |_| true).or_else(|| if writes { check(READS, |_| true) } else { None })
-            }
+            Kind::StrongRead { narrow } => self.strong_access(g, Access { writes: false, ..me }, narrow, actor),
+            Kind::StrongWrite { narrow } => self.strong_access(g, Access { writes: true, ..me }, narrow, actor),
         }
+    }
+
+    fn strong_access<F: Fn(&Access) -> bool>(
+        &self,
+        g: usize,
+        me: Access,
+        narrow: bool,
+        actor: &Actor<'_, F>,
+    ) -> Option<(Access, u8)> {
+        let set = if narrow { NARROW } else { STRONG };
+        let cells = self.strong[(set - STRONG) as usize].get_or_init(|| crate::memory::zeroed(self.sets[0].len()));
+        record(&cells[g], self.place(g, set), me, actor);
+        // Strong accesses race when one of them is not in the scope of the other.
+        let apart = |a: &Access| a.cta != me.cta && (a.writes || me.writes);
+        self.check(g, WRITES, me, |_| true, actor)
+            .or_else(|| if me.writes { self.check(g, READS, me, |_| true, actor) } else { None })
+            .or_else(|| self.check(g, NARROW, me, apart, actor))
+            .or_else(|| if narrow { self.check(g, STRONG, me, apart, actor) } else { None })
     }
 }
 
@@ -195,7 +239,7 @@ fn conflict<F: Fn(&Access) -> bool>(
     cell: &AtomicU64,
     place: Place,
     me: Access,
-    counts: fn(&Access) -> bool,
+    counts: impl Fn(&Access) -> bool,
     actor: &Actor<'_, F>,
 ) -> Option<Access> {
     let bits = cell.load(SeqCst);
