@@ -90,6 +90,39 @@ loop:
 }
 "#;
 
+/// Tiles that all CTAs read, and rows that each writes: global memory in pieces of 16 bytes, as kernels without cp.async touch it.
+const MEMORY: &str = r#"
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry memory(.param .u64 out)
+{
+    .reg .pred %p;
+    .reg .b32 %r<24>;
+    .reg .b64 %rd<8>;
+    ld.param.u64 %rd0, [out];
+    mov.u32 %r0, %tid.x;
+    mov.u32 %r1, %ctaid.x;
+    mul.wide.u32 %rd1, %r0, 16;
+    mad.wide.u32 %rd2, %r1, 65536, %rd0;
+    add.s64 %rd2, %rd2, 65536;
+    add.s64 %rd2, %rd2, %rd1;
+    add.s64 %rd1, %rd0, %rd1;
+    mov.b32 %r4, 0;
+loop:
+    and.b32 %r5, %r4, 31;
+    mul.wide.u32 %rd3, %r5, 2048;
+    add.s64 %rd4, %rd1, %rd3;
+    ld.global.v4.b32 {%r8, %r9, %r10, %r11}, [%rd4];
+    add.s64 %rd5, %rd2, %rd3;
+    st.global.v4.b32 [%rd5], {%r8, %r9, %r10, %r11};
+    add.s32 %r4, %r4, 1;
+    setp.lt.u32 %p, %r4, 256;
+    @%p bra loop;
+    ret;
+}
+"#;
+
 /// Seconds that this process has spent on processors.
 fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
@@ -102,7 +135,9 @@ fn cpu_seconds() -> Option<f64> {
 fn measure(name: &str, ptx: &str, threads: u32, label: &str, checks: Checks) -> f64 {
     let module = Module::parse(ptx).expect("the benchmark's PTX loads");
     let device = Emulator::new(EmulatorOptions::default().with_checks(checks));
-    let out = device.alloc(4 * 64 * threads as u64).expect("it fits");
+    // A tile of 64 KiB and 64 KiB for each CTA.
+    let out = device.alloc(65 << 16).expect("it fits");
+    device.fill(out, 0, 1 << 16).expect("it is there");
     let launch = Launch::new([64, 1, 1], [threads, 1, 1]).with_ptr(out);
     let mut best = 0f64;
     let (mut flops, mut executed) = (0, 0);
@@ -129,7 +164,7 @@ fn measure(name: &str, ptx: &str, threads: u32, label: &str, checks: Checks) -> 
 }
 
 fn main() {
-    for (name, ptx, threads) in [("scalar", SCALAR, 512), ("tensor", TENSOR, 128)] {
+    for (name, ptx, threads) in [("scalar", SCALAR, 512), ("tensor", TENSOR, 128), ("memory", MEMORY, 128)] {
         let none = measure(name, ptx, threads, "no checks", Checks::none());
         let mut one = Checks::none();
         one.uninitialized = true;

@@ -175,7 +175,7 @@ impl Cta<'_> {
         n: u64,
         atomic: bool,
     ) -> Exec<()> {
-        let kind = if atomic { Kind::StrongWrite } else { Kind::Write { same: false } };
+        let kind = if atomic { Kind::StrongWrite { narrow: false } } else { Kind::Write { same: false } };
         self.global_access(w, pc, 1 << lane, at, n, kind)
     }
 }

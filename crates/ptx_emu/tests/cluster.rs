@@ -146,10 +146,9 @@ fn the_cluster_barrier_has_a_protocol() {
     let m = always(&stuck, 2, 2, &[FaultKind::Deadlock]);
     assert!(m.iter().any(|m| m.contains("cluster barrier") || m.contains("mbarrier")), "{}", m[0]);
     // Threads that have ended are waited for by nobody.
-    let early = format!(
-        "setp.ge.u32 %p0, %r0, 8;\n@%p0 bra out;\nbarrier.cluster.arrive;\nbarrier.cluster.wait;\nst.global.u32 [%rd1], 5;\nout:"
-    );
-    clean(&early, 4, 2, |_, t| if t < 8 { 5 } else { 0 });
+    let early = "setp.ge.u32 %p0, %r0, 8;\n@%p0 bra out;\nbarrier.cluster.arrive;\nbarrier.cluster.wait;\n\
+                 st.global.u32 [%rd1], 5;\nout:";
+    clean(early, 4, 2, |_, t| if t < 8 { 5 } else { 0 });
 }
 
 #[test]
@@ -253,6 +252,11 @@ fn a_store_is_counted_by_the_mbarrier_of_its_target() {
         AsyncCopyNotWaited, ClusterMisuse, CopiesInFlightAtExit, MbarrierMisuse, SharedRace, UninitializedShared,
     };
     always(&send.replace("@!%p1 bra wait;", ""), 8, 4, &[AsyncCopyNotWaited, UninitializedShared, SharedRace]);
+    // Nor may the place be read before the wait when it holds something.
+    let early = send
+        .replace("@!%p1 bra wait;", "")
+        .replace("mbarrier.init", "st.shared.v2.u32 [%r9], {%r0, %r0};\nmbarrier.init");
+    always(&format!("{early}\n{SYNC}"), 8, 4, &[AsyncCopyNotWaited, SharedRace]);
     always(&send.replace("[%r8], 8;", "[%r8], 4;"), 8, 4, &[MbarrierMisuse]);
     always(&send.replace("[%r8], 8;", "[%r8], 12;"), 8, 4, &[FaultKind::Deadlock]);
     always(&send.replace(SYNC, "bar.sync 0;"), 8, 4, &[ClusterMisuse]);

@@ -149,6 +149,27 @@ fn a_flag_that_nobody_sets_is_a_deadlock() {
     }
 }
 
+#[test]
+fn a_loop_that_gives_up_is_no_deadlock() {
+    // Nobody sets the flag; the loop counts its looks at it, in a register or in local memory.
+    let counts = [
+        ("mov.b32 %r5, 0;", "add.s32 %r5, %r5, 1;"),
+        (
+            ".local .align 4 .b8 spilled[4];\nst.local.u32 [spilled], 0;",
+            "ld.local.u32 %r5, [spilled];\nadd.s32 %r5, %r5, 1;\nst.local.u32 [spilled], %r5;",
+        ),
+    ];
+    for (start, count) in counts {
+        let m = kernel(&format!(
+            "{start}\nwait:\nld.volatile.global.u32 %r4, [%rd0];\n{count}\nsetp.lt.u32 %p0, %r5, 3000;\nsetp.eq.and.u32 %p1, %r4, 0, %p0;\n\
+             @%p1 bra wait;\nst.global.u32 [%rd0+64], %r5;"
+        ));
+        for seed in 0..3 {
+            assert_eq!(run(&m, 1, 1, seed).unwrap()[16], 3000, "seed {seed}");
+        }
+    }
+}
+
 /// Each CTA stores its part, counts itself, and the last one adds all parts up into cell 1.
 const LAST_BLOCK: &str = "
     setp.ne.u32 %p0, %r0, 0;
@@ -304,6 +325,17 @@ fn a_threads_own_atomic_does_not_hide_its_earlier_store() {
         always(&kernel(&body("")), 1, 32, kind);
         always(&kernel(&body("")), 1, 64, kind);
         assert_eq!(faults(&kernel(&body("bar.sync 0;")), 1, 64, 6), vec![None; 6], "{space}");
+        // Nor is an atomic itself forgotten, be it read or written over.
+        for plain in ["ld.SPACE.u32 %r5, [%rd0];", "st.SPACE.u32 [%rd0], 7;"] {
+            let after = |sync: &str| {
+                let plain = plain.replace("SPACE", space);
+                kernel(&format!(
+                    "{head}atom.{space}.add.u32 %r4, [%rd0], 1;\n{sync}\nsetp.eq.u32 %p3, %r0, 50;\n@%p3 {plain}"
+                ))
+            };
+            always(&after(""), 1, 64, kind);
+            assert_eq!(faults(&after("bar.sync 0;"), 1, 64, 6), vec![None; 6], "{space}, {plain}");
+        }
     }
 }
 
@@ -346,10 +378,21 @@ fn atomics_race_with_plain_accesses_only() {
         ));
         always(&m, 7, 1, FaultKind::GlobalRace);
     }
+    // Atomics of the scope of the CTA are atomic for nobody else.
+    for (one, two) in [("cta", "cta"), ("cta", "gpu"), ("gpu", "cta")] {
+        let m = kernel(&format!(
+            "setp.eq.u32 %p0, %r1, 3;\n@%p0 red.relaxed.{one}.global.add.u32 [%rd0], 1;\n@!%p0 red.relaxed.{two}.global.add.u32 [%rd0], 1;"
+        ));
+        always(&m, 7, 1, FaultKind::GlobalRace);
+        assert_eq!(faults(&m, 1, 64, 4), vec![None; 4], "{one}, {two}");
+    }
     // Lanes of one warp may store the same value to one place, other warps and CTAs may not.
     let same = kernel("st.global.u32 [%rd0], 9;");
     assert_eq!(faults(&same, 1, 32, 4), vec![None; 4]);
     always(&same, 1, 64, FaultKind::GlobalRace);
     always(&same, 2, 32, FaultKind::GlobalRace);
     always(&kernel("st.global.u32 [%rd0], %r0;"), 1, 32, FaultKind::GlobalRace);
+    // Nor may one lane write what another one has read, be it the value that it holds.
+    let read = "setp.eq.u32 %p0, %r0, 3;\n@%p0 ld.global.u32 %r4, [%rd0];\n@!%p0 st.global.u32 [%rd0], 0;";
+    always(&kernel(read), 1, 32, FaultKind::GlobalRace);
 }

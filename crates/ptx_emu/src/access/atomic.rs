@@ -124,7 +124,14 @@ impl Cta<'_> {
                         let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + off);
                         return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
                     }
-                    self.global_access(w, pc, 1 << lane, (i, off), n as u64, Kind::StrongWrite)?;
+                    self.global_access(
+                        w,
+                        pc,
+                        1 << lane,
+                        (i, off),
+                        n as u64,
+                        Kind::StrongWrite { narrow: order.1 == Scope::Cta },
+                    )?;
                     released |= self.release(w, lane, Place::Global(addrs[lane]), order, true);
                     let a = self.ctx.mem.get(i);
                     let old = a.update(off, n as u32, |old| f(old, true));

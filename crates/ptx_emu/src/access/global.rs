@@ -1,7 +1,8 @@
 //! Reads and writes of global memory with all checks.
 
-use crate::error::FaultKind;
-use crate::history::{Access, Actor, Kind};
+use crate::error::{Fault, FaultKind};
+use crate::history::{Access, Actor, Kind, Race};
+use crate::ir::Scope;
 use crate::machine::{Cta, Exec};
 
 impl Cta<'_> {
@@ -15,8 +16,15 @@ impl Cta<'_> {
         n: u64,
         kind: Kind,
     ) -> Exec<()> {
+        match self.global_race(w, who, at, n, kind) {
+            Some(race) => Err(self.report_race(w, pc, who, at, n, kind, race)),
+            None => Ok(()),
+        }
+    }
+
+    fn global_race(&mut self, w: usize, who: u32, at: (usize, u64), n: u64, kind: Kind) -> Option<Race> {
         if !self.ctx.checks.races {
-            return Ok(());
+            return None;
         }
         let warp = &self.warps[w];
         let (number, base) = (self.number, self.clock_base);
@@ -34,13 +42,15 @@ impl Cta<'_> {
             ctas_order: self.ctx.talk.orders,
             spilled: &self.ctx.spilled,
         };
-        let a = self.ctx.mem.get(at.0);
-        let Some(race) = a.history().access(at.1, n, &actor) else { return Ok(()) };
+        self.ctx.mem.get(at.0).history().access(at.1, n, &actor)
+    }
+
+    fn report_race(&self, w: usize, pc: u32, who: u32, at: (usize, u64), n: u64, kind: Kind, race: Race) -> Box<Fault> {
         let act = match kind {
             Kind::Read => "read",
             Kind::Write { .. } => "write",
-            Kind::StrongRead => "strong read",
-            Kind::StrongWrite => "atomic or strong write",
+            Kind::StrongRead { .. } => "strong read",
+            Kind::StrongWrite { .. } => "atomic or strong write",
         };
         let other = match (race.other_strong, race.other_writes) {
             (false, false) => "a read",
@@ -56,9 +66,9 @@ impl Cta<'_> {
         };
         let d = format!(
             "{act} of {:#x} ({n} bytes) against {other} by {by}, with no ordering between them",
-            a.base + race.off
+            self.ctx.mem.get(at.0).base + race.off
         );
-        Err(self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d))
+        self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d)
     }
 
     /// Reads global memory with all checks.
@@ -71,7 +81,8 @@ impl Cta<'_> {
         out: &mut [u8],
         strong: bool,
     ) -> Exec<()> {
-        self.read_global_by(w, pc, 1 << lane, at, out, if strong { Kind::StrongRead } else { Kind::Read })
+        let kind = if strong { Kind::StrongRead { narrow: false } } else { Kind::Read };
+        self.read_global_by(w, pc, 1 << lane, at, out, kind)
     }
 
     /// Reads global memory with all checks, for lanes that give the same address.
@@ -106,7 +117,7 @@ impl Cta<'_> {
         lane: usize,
         at: (usize, u64),
         data: &[u8],
-        strong: bool,
+        strong: Option<Scope>,
     ) -> Exec<()> {
         let n = data.len() as u64;
         let a = self.ctx.mem.get(at.0);
@@ -114,19 +125,32 @@ impl Cta<'_> {
             let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
         }
-        let kind = if strong {
-            Kind::StrongWrite
-        } else {
-            let mut old = [0u8; 32];
-            let old = &mut old[..data.len()];
-            a.load(at.1, old);
-            Kind::Write { same: old == data && a.first_unwritten(at.1, n).is_none() }
-        };
-        self.global_access(w, pc, 1 << lane, at, n, kind)?;
+        let kind = strong.map_or(Kind::Write { same: false }, |s| Kind::StrongWrite { narrow: s == Scope::Cta });
+        if let Some(race) = self.global_race(w, 1 << lane, at, n, kind) {
+            // Lanes of one warp may write the same value.
+            let own = race.other.cta == self.number && race.other.warp == w as u32;
+            let again = Kind::Write { same: true };
+            if strong.is_some()
+                || !own
+                || !self.holds(at, data)
+                || self.global_race(w, 1 << lane, at, n, again).is_some()
+            {
+                return Err(self.report_race(w, pc, 1 << lane, at, n, kind, race));
+            }
+        }
         let a = self.ctx.mem.get(at.0);
         a.store(at.1, data);
         a.mark_written(at.1, n);
         self.counters.global_bytes_written += n;
         Ok(())
+    }
+
+    /// Whether memory holds the bytes already.
+    fn holds(&self, at: (usize, u64), data: &[u8]) -> bool {
+        let a = self.ctx.mem.get(at.0);
+        let mut old = [0u8; 32];
+        let old = &mut old[..data.len()];
+        a.load(at.1, old);
+        old == data && a.first_unwritten(at.1, data.len() as u64).is_none()
     }
 }

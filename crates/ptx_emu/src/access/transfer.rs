@@ -30,7 +30,8 @@ impl Cta<'_> {
             match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
                 Where::Global(i, off) => {
                     if strong {
-                        self.read_global_by(w, pc, served, (i, off), out, Kind::StrongRead)?;
+                        let kind = Kind::StrongRead { narrow: a.scope == Scope::Cta };
+                        self.read_global_by(w, pc, served, (i, off), out, kind)?;
                         self.acquire(w, lane, Place::Global(addr), a.order, a.scope);
                     } else {
                         if broadcast {
@@ -149,7 +150,7 @@ impl Cta<'_> {
                     if strong {
                         released |= self.release(w, lane, Place::Global(addr), (a.order, a.scope), false);
                     }
-                    self.write_global(w, pc, lane, (i, off), &buf[..n], strong)?;
+                    self.write_global(w, pc, lane, (i, off), &buf[..n], strong.then_some(a.scope))?;
                     sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {

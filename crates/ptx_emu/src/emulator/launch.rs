@@ -92,9 +92,9 @@ impl Emulator {
     /// Runs an entry over the whole grid and waits for its end.
     ///
     /// # Errors
-    /// [`EmuError::UnknownEntry`], [`EmuError::UnsupportedEntry`] and [`EmuError::InvalidLaunch`] before anything runs; [`EmuError::Fault`] with the
-    /// first thing that a kernel did wrong (of the CTAs that ran, the one with the lowest number). Memory keeps what
-    /// was written until then.
+    /// [`EmuError::UnknownEntry`], [`EmuError::UnsupportedEntry`] and [`EmuError::InvalidLaunch`] before anything runs;
+    /// [`EmuError::Fault`] with the first thing that a kernel did wrong. Of CTAs that fail on several threads at a time, it is the
+    /// one that comes first in the order of the seed. Memory keeps what was written until then.
     pub fn launch(&self, module: &Module, entry: &str, launch: &Launch) -> Result<LaunchReport, EmuError> {
         let started = Instant::now();
         if let Some(error) = module.refused.get(entry) {

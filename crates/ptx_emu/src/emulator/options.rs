@@ -47,7 +47,8 @@ pub struct EmulatorOptions {
     /// the interleaving of warps and diverged parts and the moment of each completion; the same seed picks the same. Under odd seeds
     /// no bulk copy completes before nothing else can go on.
     pub seed: u64,
-    /// Bytes of device memory. The records of the checks come on top: up to 4.2 bytes for each byte that is touched.
+    /// Bytes of device memory. The records of the checks come on top: up to 4.2 bytes for each byte that is touched, 6.2 where strong
+    /// accesses touch it, and more where several threads that nothing orders read the same bytes.
     pub memory_limit: u64,
     /// Warp instructions of one launch, over all CTAs; `None` sets no limit.
     pub instruction_limit: Option<u64>,

@@ -69,6 +69,8 @@ pub(crate) struct Cta<'a> {
     pub(super) cut: bool,
     /// The last strong read read what it had read before.
     pub(super) repeats: bool,
+    /// It did so in the state that it was in before.
+    pub(super) stuck: bool,
 }
 
 impl<'a> Cta<'a> {
@@ -140,6 +142,7 @@ impl<'a> Cta<'a> {
             polled: false,
             cut: false,
             repeats: false,
+            stuck: false,
         }
     }
 

@@ -39,6 +39,7 @@
 //! order the two came in; so nearly every seed shows it.
 
 mod collective;
+mod control;
 mod cta;
 mod data;
 mod divergence;
@@ -47,6 +48,7 @@ mod grid;
 mod launch;
 mod operands;
 mod peers;
+mod polling;
 mod report;
 mod resident;
 mod run;

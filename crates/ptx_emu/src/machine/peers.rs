@@ -20,8 +20,8 @@ pub(crate) struct Peers<'a> {
 }
 
 impl<'a> Peers<'a> {
-    pub(super) fn new(ctas: Vec<Box<Cta<'a>>>) -> Self {
-        Peers { ctas: ctas.into_iter().map(Some).collect(), barrier: ClusterBarrier::default() }
+    pub(super) fn new(ctas: impl Iterator<Item = Box<Cta<'a>>>) -> Self {
+        Peers { ctas: ctas.map(Some).collect(), barrier: ClusterBarrier::default() }
     }
 
     /// Whether the cluster has more than one CTA.
@@ -60,9 +60,9 @@ impl<'a> Peers<'a> {
         self.ctas().next().map_or(1, |c| c.warps.len() as u64)
     }
 
-    /// Parts of warps that can run.
+    /// Parts of warps that can run, of the CTA that has most.
     pub(super) fn runnable(&self) -> u64 {
-        self.ctas().filter(|c| !c.exited).map(Cta::runnable).sum()
+        self.ctas().filter(|c| !c.exited).map(Cta::runnable).max().unwrap_or(1)
     }
 
     pub(super) fn into_ctas(self) -> impl Iterator<Item = Box<Cta<'a>>> {

@@ -27,6 +27,7 @@ pub(super) struct Residents<'a> {
     /// Position in the order of the next cluster to come.
     next: u32,
     resident: Vec<Cluster<'a>>,
+    #[allow(clippy::vec_box, reason = "CTAs move in and out of clusters: a pointer, and not hundreds of bytes")]
     idle: Vec<Box<Cta<'a>>>,
     rng: Rng,
     /// Turns since anything happened.
@@ -102,7 +103,7 @@ impl<'a> Residents<'a> {
             cta.begin_in_cluster(&numbers, rank, cluster);
             cta
         });
-        let peers = Peers::new(ctas.collect());
+        let peers = Peers::new(ctas);
         self.resident.push(Cluster { last: vec![Turn::Ran; numbers.len()], peers });
     }
 
@@ -143,10 +144,13 @@ impl<'a> Residents<'a> {
             let rank = cluster.last.iter().position(|t| *t == Turn::Blocked).unwrap_or(0);
             return Err(cluster.peers.with(rank, |cta| cta.deadlock()));
         }
-        if self.fruitless == 0 {
+        // Not even one part of a warp in each cluster has had so many.
+        if self.fruitless <= LANDS_AFTER * self.resident.len() as u64 {
             return Ok(());
         }
-        let n: u64 = self.resident.iter().map(|c| c.peers.runnable()).sum();
+        // Turns that each part gets one of, be they drawn by the CTA.
+        let most = self.resident.iter().map(|c| c.peers.runnable()).max().unwrap_or(1);
+        let n = most * self.resident.iter().map(|c| c.last.len() as u64).sum::<u64>();
         if self.fruitless > LANDS_AFTER * n && self.fruitless.is_multiple_of(LANDS_AFTER) {
             for cluster in &mut self.resident {
                 if Self::land(cluster, &mut self.rng, self.ctx.seed)? {

@@ -10,11 +10,11 @@ use crate::ir::NO_PC;
 /// Instructions between two looks at the limits and at the other warps.
 const QUANTUM: u32 = 4096;
 
-/// Turns in a row that only looked again at what had not changed, for each part of a warp that can run, after which nothing is
-/// expected to change any more. Loops that give up after a number of tries mostly do so earlier.
-pub(super) const FRUITLESS: u64 = 1000;
+/// Turns in a row that only looked again at what had not changed, for each part of a warp that can run, after which each of them has
+/// had one: under a random schedule the odds against it are those of e to the power of this.
+pub(super) const FRUITLESS: u64 = 32;
 /// Of those, after how many a copy in flight lands: nothing else can go on.
-pub(super) const LANDS_AFTER: u64 = 16;
+pub(super) const LANDS_AFTER: u64 = 4;
 
 /// What a CTA did in its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(super) enum Turn {
     Ran,
     /// The seed let it execute a few instructions, which tells nothing about whether it gets on.
     Cut,
-    /// A part of a warp read again what it had read before, and nothing else.
+    /// A part of a warp read again what it had read before, and is where it was before.
     Polled,
     /// No part of a warp can go on before another CTA does something.
     Blocked,
@@ -163,24 +163,5 @@ impl Cta<'_> {
             return Err(self.fault(w, None, NO_PC, FaultKind::TimeLimit, d));
         }
         Ok(())
-    }
-
-    /// A strong read of these lanes: whether it read what the same one read before. Such a part of a warp waits for others, so they
-    /// go first.
-    pub(crate) fn note_strong_read(&mut self, w: usize, pc: u32, active: u32, read: u64) {
-        let seen = &mut self.warps[w].seen;
-        match seen.iter_mut().find(|s| (s.0, s.1) == (pc, active)) {
-            Some(s) => {
-                self.repeats = s.2 == read;
-                s.2 = read;
-            }
-            None => {
-                // Loops look at few places in turn.
-                if seen.len() == 8 {
-                    seen.remove(0);
-                }
-                seen.push((pc, active, read));
-            }
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! A warp: its registers, its diverged parts and the points where they meet again.
 
 use super::Block;
+use super::polling::Seen;
 use crate::alu::{LANES, Regs};
 use crate::copies::Copy16;
 use crate::order::Knowledge;
@@ -60,8 +61,8 @@ pub(crate) struct Warp {
     pub(crate) fences: [Option<Box<Fenced>>; SCOPES],
     /// What lanes may take up with a fence, from strong reads before it.
     pub(crate) offers: Vec<(u32, Offer)>,
-    /// The last strong reads: instruction, lanes, and a hash of what was read.
-    pub(super) seen: Vec<(u32, u32, u64)>,
+    /// The last strong reads.
+    pub(super) seen: Vec<Seen>,
     /// Lanes that have arrived at the cluster barrier of the phase in progress.
     pub(crate) arrived: u32,
     /// Lanes whose phase of the cluster barrier is complete and that have not waited for it.

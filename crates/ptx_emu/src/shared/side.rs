@@ -3,7 +3,8 @@
 //! Strong accesses (atomics, and loads and stores with an order) do not race with each other, so each stays on record until one that is
 //! ordered after it touches the same bytes: an atomic does not hide an earlier plain store, which the records of writes keep.
 
-use super::{Conflict, GRANULE, Reads, Record, Shared};
+use super::record::{Conflict, Reads, Record};
+use super::{GRANULE, Shared};
 
 /// What an access does to the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The history of global memory that tells races: for each four bytes, the accesses that no later one has made superfluous.
 //!
 //! Three sets are kept for a granule: plain writes, plain reads, and strong accesses (atomics, and loads and stores with an order).
-//! Strong accesses do not race with each other, so they never replace a plain one: a thread's atomic does not hide its earlier store.
+//! Strong accesses in each other's scope do not race, so they never replace a plain one: a thread's atomic does not hide its earlier store.
 //! An access leaves its set when a later one of the same set is ordered after it and touches all of its bytes, since whoever is
 //! ordered after the later one is ordered after both; a plain write that races with nothing empties the other two sets.
 //!
@@ -12,9 +12,14 @@
 //! CTAs on several threads work on the same words. Each records its access before it looks for the others', with atomic exchanges,
 //! so that of two conflicting accesses the second one sees the first.
 
+mod set;
+
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Mutex, OnceLock};
+
+pub(crate) use set::{Access, CTAS, LAUNCHES};
+use set::{Set, UNKNOWN};
 
 /// Bytes of one granule.
 pub(crate) const GRANULE: u64 = 4;
@@ -27,85 +32,14 @@ pub(crate) enum Kind {
     Write {
         same: bool,
     },
-    /// A load with an order.
-    StrongRead,
+    /// A load with an order. `narrow`: its scope is the CTA, so that for other CTAs it is a plain one.
+    StrongRead {
+        narrow: bool,
+    },
     /// An atomic or a store with an order.
-    StrongWrite,
-}
-
-/// An access on record: lanes of one warp, at the warp's clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Access {
-    /// Linear number of the CTA, modulo 2^21.
-    pub(crate) cta: u32,
-    pub(crate) warp: u32,
-    pub(crate) lanes: u32,
-    /// Bytes of the granule.
-    pub(crate) mask: u8,
-    /// In the set of strong accesses: it writes.
-    pub(crate) writes: bool,
-    /// The warp's clock since the CTA began. `UNKNOWN` stands for none.
-    pub(crate) clock: u32,
-}
-
-/// CTA numbers that records tell apart.
-pub(crate) const CTAS: u32 = 1 << 21;
-/// Launches that records tell apart.
-pub(crate) const LAUNCHES: u32 = 1 << 9;
-const CLOCK_BITS: u32 = 17;
-/// A clock that a record cannot hold: the access is taken as ordered.
-const UNKNOWN: u32 = (1 << CLOCK_BITS) - 1;
-
-/// A set in a word: tag in bits 62 and 63, launch in 53 to 61.
-#[derive(Debug, Clone, Copy)]
-enum Set {
-    Empty,
-    One(Access),
-    /// Two CTAs that both touched the bytes, and whether any did with a strong write.
-    Many(u32, u32, u8, bool),
-    Spilled,
-}
-
-impl Set {
-    fn pack(self, launch: u64) -> u64 {
-        let head = |tag: u64| tag << 62 | launch << 53;
-        match self {
-            Set::Empty => 0,
-            Set::One(a) => {
-                head(1)
-                    | (a.cta as u64) << 32
-                    | (a.warp as u64) << 27
-                    | (a.lanes.trailing_zeros() as u64) << 22
-                    | (a.mask as u64) << 18
-                    | (a.writes as u64) << 17
-                    | a.clock.min(UNKNOWN) as u64
-            }
-            Set::Many(a, b, mask, writes) => {
-                head(2) | (a as u64) << 32 | (b as u64) << 11 | (mask as u64) << 1 | writes as u64
-            }
-            Set::Spilled => head(3),
-        }
-    }
-
-    #[inline(always)]
-    fn unpack(bits: u64, launch: u64) -> Set {
-        if bits == 0 || bits >> 53 & (LAUNCHES as u64 - 1) != launch {
-            return Set::Empty;
-        }
-        let cta = (bits >> 32) as u32 & (CTAS - 1);
-        match bits >> 62 {
-            1 => Set::One(Access {
-                cta,
-                warp: (bits >> 27) as u32 & 31,
-                lanes: 1 << (bits >> 22 & 31),
-                mask: (bits >> 18) as u8 & 15,
-                writes: bits >> 17 & 1 == 1,
-                clock: bits as u32 & UNKNOWN,
-            }),
-            2 => Set::Many(cta, (bits >> 11) as u32 & (CTAS - 1), (bits >> 1) as u8 & 15, bits & 1 == 1),
-            _ => Set::Spilled,
-        }
-    }
+    StrongWrite {
+        narrow: bool,
+    },
 }
 
 type Place = (u64, u8);
@@ -156,23 +90,26 @@ pub(crate) struct Race {
 const WRITES: u8 = 0;
 const READS: u8 = 1;
 const STRONG: u8 = 2;
+/// Strong accesses whose scope is the CTA.
+const NARROW: u8 = 3;
 
 /// The sets of an allocation.
 pub(crate) struct History {
     base: u64,
     sets: [Box<[AtomicU64]>; 2],
-    strong: std::sync::OnceLock<Box<[AtomicU64]>>,
+    /// Of strong accesses, which few kernels make: `STRONG` and `NARROW`.
+    strong: [OnceLock<Box<[AtomicU64]>>; 2],
 }
 
 impl History {
     pub(crate) fn new(base: u64, len: u64) -> Self {
         let n = len.div_ceil(GRANULE) as usize;
         let zeroed = crate::memory::zeroed;
-        History { base, sets: [zeroed(n), zeroed(n)], strong: std::sync::OnceLock::new() }
+        History { base, sets: [zeroed(n), zeroed(n)], strong: Default::default() }
     }
 
     pub(crate) fn clear(&self) {
-        for cell in self.sets.iter().chain(self.strong.get()).flat_map(|s| s.iter()) {
+        for cell in self.sets.iter().chain(self.strong.iter().filter_map(OnceLock::get)).flat_map(|s| s.iter()) {
             cell.store(0, SeqCst);
         }
     }
@@ -186,50 +123,87 @@ impl History {
             let take = (GRANULE - b).min(off + n - o);
             let me = Access { mask: (((1u32 << take) - 1) << b) as u8, ..actor.me };
             if let Some((other, set)) = self.granule(g, me, actor) {
-                let writes = set == WRITES || (set == STRONG && other.writes);
-                return Some(Race { off: o, other, other_writes: writes, other_strong: set == STRONG });
+                let strong = set >= STRONG;
+                let writes = set == WRITES || (strong && other.writes);
+                return Some(Race { off: o, other, other_writes: writes, other_strong: strong });
             }
             o += take;
         }
         None
     }
 
+    /// The word of a set, if any access was ever put into it.
+    #[inline(always)]
+    fn cell(&self, g: usize, set: u8) -> Option<&AtomicU64> {
+        match set {
+            WRITES | READS => Some(&self.sets[set as usize][g]),
+            _ => self.strong[(set - STRONG) as usize].get().map(|s| &s[g]),
+        }
+    }
+
+    fn place(&self, g: usize, set: u8) -> Place {
+        (self.base + g as u64 * GRANULE, set)
+    }
+
+    /// A member of a set that counts and that the access races with.
+    #[inline(always)]
+    fn check<F: Fn(&Access) -> bool>(
+        &self,
+        g: usize,
+        set: u8,
+        me: Access,
+        counts: impl Fn(&Access) -> bool,
+        actor: &Actor<'_, F>,
+    ) -> Option<(Access, u8)> {
+        conflict(self.cell(g, set)?, self.place(g, set), me, counts, actor).map(|a| (a, set))
+    }
+
     #[inline(always)]
     fn granule<F: Fn(&Access) -> bool>(&self, g: usize, me: Access, actor: &Actor<'_, F>) -> Option<(Access, u8)> {
-        let cell = |set: u8| match set {
-            STRONG => self.strong.get().map(|s| &s[g]),
-            set => Some(&self.sets[set as usize][g]),
-        };
-        let place = |set: u8| (self.base + g as u64 * GRANULE, set);
-        let check = |set: u8, counts: fn(&Access) -> bool| {
-            let cell = cell(set)?;
-            conflict(cell, place(set), me, counts, actor).map(|a| (a, set))
-        };
+        let all = |_: &Access| true;
         match actor.kind {
             Kind::Read => {
-                record(&self.sets[READS as usize][g], place(READS), me, actor);
-                check(WRITES, |_| true).or_else(|| check(STRONG, |a| a.writes))
+                record(&self.sets[READS as usize][g], self.place(g, READS), me, actor);
+                self.check(g, WRITES, me, all, actor)
+                    .or_else(|| self.check(g, STRONG, me, |a| a.writes, actor))
+                    .or_else(|| self.check(g, NARROW, me, |a| a.writes, actor))
             }
             Kind::Write { .. } => {
                 // The new record replaces the old ones, so those are looked at in the same step.
-                let own = record(&self.sets[WRITES as usize][g], place(WRITES), me, actor).map(|a| (a, WRITES));
-                let found = own.or_else(|| check(READS, |_| true)).or_else(|| check(STRONG, |_| true));
+                let own = record(&self.sets[WRITES as usize][g], self.place(g, WRITES), me, actor);
+                let found = own
+                    .map(|a| (a, WRITES))
+                    .or_else(|| [READS, STRONG, NARROW].into_iter().find_map(|s| self.check(g, s, me, all, actor)));
                 if found.is_none() {
-                    for set in [READS, STRONG] {
-                        if let Some(cell) = cell(set) {
-                            cover(cell, place(set), me.mask, actor);
+                    for set in [READS, STRONG, NARROW] {
+                        if let Some(cell) = self.cell(g, set) {
+                            cover(cell, self.place(g, set), me.mask, actor);
                         }
                     }
                 }
                 found
             }
-            Kind::StrongRead | Kind::StrongWrite => {
-                let writes = actor.kind == Kind::StrongWrite;
-                let strong = self.strong.get_or_init(|| crate::memory::zeroed(self.sets[0].len()));
-                record(&strong[g], place(STRONG), Access { writes, ..me }, actor);
-                check(WRITES, |_| true).or_else(|| if writes { check(READS, |_| true) } else { None })
-            }
+            Kind::StrongRead { narrow } => self.strong_access(g, Access { writes: false, ..me }, narrow, actor),
+            Kind::StrongWrite { narrow } => self.strong_access(g, Access { writes: true, ..me }, narrow, actor),
         }
+    }
+
+    fn strong_access<F: Fn(&Access) -> bool>(
+        &self,
+        g: usize,
+        me: Access,
+        narrow: bool,
+        actor: &Actor<'_, F>,
+    ) -> Option<(Access, u8)> {
+        let set = if narrow { NARROW } else { STRONG };
+        let cells = self.strong[(set - STRONG) as usize].get_or_init(|| crate::memory::zeroed(self.sets[0].len()));
+        record(&cells[g], self.place(g, set), me, actor);
+        // Strong accesses race when one of them is not in the scope of the other.
+        let apart = |a: &Access| a.cta != me.cta && (a.writes || me.writes);
+        self.check(g, WRITES, me, |_| true, actor)
+            .or_else(|| if me.writes { self.check(g, READS, me, |_| true, actor) } else { None })
+            .or_else(|| self.check(g, NARROW, me, apart, actor))
+            .or_else(|| if narrow { self.check(g, STRONG, me, apart, actor) } else { None })
     }
 }
 
@@ -245,10 +219,13 @@ fn ordered<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>
 }
 
 fn races<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>) -> bool {
-    if a.mask & me.mask == 0 || ordered(a, me, actor) {
-        return false;
-    }
-    !(actor.kind == Kind::Write { same: true } && a.cta == me.cta && a.warp == me.warp)
+    a.mask & me.mask != 0 && !ordered(a, me, actor)
+}
+
+/// Whether a plain write races with an earlier one. Lanes of one warp may write the same value.
+fn writes_race<F: Fn(&Access) -> bool>(a: &Access, me: &Access, actor: &Actor<'_, F>) -> bool {
+    let same = actor.kind == Kind::Write { same: true } && a.cta == me.cta && a.warp == me.warp;
+    !same && races(a, me, actor)
 }
 
 /// The members of `Many` as single accesses, of which nothing but the CTA is known.
@@ -262,7 +239,7 @@ fn conflict<F: Fn(&Access) -> bool>(
     cell: &AtomicU64,
     place: Place,
     me: Access,
-    counts: fn(&Access) -> bool,
+    counts: impl Fn(&Access) -> bool,
     actor: &Actor<'_, F>,
 ) -> Option<Access> {
     let bits = cell.load(SeqCst);
@@ -286,7 +263,7 @@ fn record<F: Fn(&Access) -> bool>(cell: &AtomicU64, place: Place, me: Access, ac
         let next = match Set::unpack(bits, launch) {
             Set::Empty if alone => Set::One(me),
             Set::One(a) => {
-                if writes && races(&a, &me, actor) {
+                if writes && writes_race(&a, &me, actor) {
                     return Some(a);
                 }
                 if alone && a.mask & !me.mask == 0 && a.writes <= me.writes && ordered(&a, &me, actor) {
@@ -335,7 +312,7 @@ fn spill<F: Fn(&Access) -> bool>(
             Set::Spilled => {}
         }
         if matches!(actor.kind, Kind::Write { .. })
-            && let Some(a) = list.iter().find(|a| races(a, &me, actor))
+            && let Some(a) = list.iter().find(|a| writes_race(a, &me, actor))
         {
             let a = *a;
             return if cell.compare_exchange(bits, Set::Spilled.pack(launch), SeqCst, SeqCst).is_ok() {
@@ -397,4 +374,47 @@ fn cover<F: Fn(&Access) -> bool>(cell: &AtomicU64, place: Place, mask: u8, actor
     };
     // Another thread that changed it meanwhile races with this one, which one of them finds.
     let _ = cell.compare_exchange(bits, next.pack(launch), SeqCst, SeqCst);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(cta: u32, warp: u32, lanes: u32, clock: u32) -> Access {
+        Access { cta, warp, lanes, mask: 0, writes: false, clock }
+    }
+
+    /// Accesses that nothing orders, of CTAs that cannot order each other.
+    fn touch(h: &History, spilled: &Spilled, off: u64, n: u64, me: Access, kind: Kind) -> Option<Race> {
+        h.access(off, n, &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, spilled })
+    }
+
+    #[test]
+    fn bytes_of_a_granule_are_told_apart() {
+        let (h, s) = (History::new(4096, 64), Spilled::default());
+        for lane in 0..4 {
+            assert_eq!(touch(&h, &s, 8 + lane, 1, access(0, 0, 1 << lane, 1), Kind::Write { same: false }), None);
+        }
+        let race = touch(&h, &s, 10, 2, access(0, 0, 1 << 9, 1), Kind::Read).unwrap();
+        assert_eq!((race.other.lanes, race.other_writes), (1 << 2, true));
+        assert_eq!(touch(&h, &s, 12, 4, access(0, 0, 1 << 9, 1), Kind::Read), None);
+    }
+
+    #[test]
+    fn of_two_threads_that_conflict_at_once_one_is_told() {
+        // Many CTAs read and one writes, on as many threads: whoever comes second sees the other.
+        for round in 0..200 {
+            let (h, s) = (History::new(4096, 64), Spilled::default());
+            let found: usize = std::thread::scope(|scope| {
+                let (h, s) = (&h, &s);
+                let run = move |cta: u32| {
+                    let kind = if cta == round % 4 { Kind::Write { same: false } } else { Kind::Read };
+                    touch(h, s, 0, 4, access(cta, 0, 1, 1), kind).is_some() as usize
+                };
+                let threads: Vec<_> = (0..4).map(|cta| scope.spawn(move || run(cta))).collect();
+                threads.into_iter().map(|t| t.join().expect("it ends")).sum()
+            });
+            assert!(found > 0, "round {round}");
+        }
+    }
 }
