@@ -81,7 +81,9 @@ fn support() -> String {
             // Naive's other passes follow the one that reads the keys.
             let pass = kernel.passes()[0];
             let tiles = |head_dim| {
-                let rows = VARIANTS.iter().filter(|v| v.pass == pass && v.dtype == dtype && v.head_dim() == head_dim);
+                let rows = VARIANTS
+                    .iter()
+                    .filter(|v| v.pass == pass && v.dtype == dtype && v.head_dim() == head_dim && v.runs_plain());
                 let tiles: Vec<_> = rows.map(|v| format!("{} x {}", v.q_block, v.kv_block)).collect();
                 dash((!tiles.is_empty()).then(|| tiles.join(", ")))
             };

@@ -255,6 +255,12 @@ impl Variant {
             && (self.dim_v == 0 || self.dim_v >= dim_v)
     }
 
+    /// Whether calls without features run it, and not only those whose features no other tile accepts.
+    pub fn runs_plain(&self) -> bool {
+        let chosen = Variant::find(self.pass, self.dtype, [self.dim_qk, self.dim_v], self.from_keys, FeatureSet::NONE);
+        chosen.is_some_and(|chosen| chosen.entry.symbol == self.entry.symbol)
+    }
+
     /// Columns of its tiles, the larger number where those of keys and values differ; 0 for a pass that has neither.
     pub const fn head_dim(&self) -> u32 {
         if self.dim_qk > self.dim_v { self.dim_qk } else { self.dim_v }
@@ -368,6 +374,17 @@ const _: () = {
 mod tests {
     extern crate std;
     use super::*;
+
+    #[test]
+    fn every_feature_has_a_tile_wherever_a_call_without_it_has_one() {
+        let softcap = FeatureSet::of(features::SOFTCAP);
+        for v in VARIANTS {
+            let dims = [v.dim_qk, v.dim_v];
+            let capped = Variant::find(v.pass, v.dtype, dims, v.from_keys, softcap).expect("a tile with softcap");
+            assert_eq!((capped.dim_qk, capped.dim_v), (v.dim_qk, v.dim_v), "{}", v.entry.symbol);
+            assert!(capped.entry.accepts.contains(softcap));
+        }
+    }
 
     #[test]
     fn every_kernel_covers_every_dtype_and_head_dim() {
