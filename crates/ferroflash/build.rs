@@ -47,13 +47,22 @@ fn modules() -> Result<Modules, String> {
     }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
     let (kernels, packaged) = (root.join("../kernels"), root.join("ptx"));
-    if kernels.join("Cargo.toml").is_file() {
+    if is_ours(&kernels) {
         return from_source(&kernels);
     }
     if packaged.is_dir() {
         return from_folder(&packaged);
     }
     Err("neither the kernels' source nor a ptx/ folder is beside this crate: name a folder of PTX in FERROFLASH_PTX_DIR".into())
+}
+
+/// Whether the folder holds the kernels of this project: in a folder of vendored crates another one of that name may stand there.
+fn is_ours(kernels: &Path) -> bool {
+    let manifest = fs::read_to_string(kernels.join("Cargo.toml")).unwrap_or_default();
+    let mut lines = manifest.lines().map(str::trim_start);
+    // No other crate depends on the contract between kernels and host.
+    lines.clone().any(|line| line.starts_with("name = \"kernels\""))
+        && lines.any(|line| line.starts_with("kernel_spec"))
 }
 
 fn from_source(kernels: &Path) -> Result<Modules, String> {

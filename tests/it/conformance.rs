@@ -37,6 +37,27 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
     assert!(tested > 0, "no variant of {kernel} {}", T::DTYPE);
 }
 
+crate::for_each_kernel_and_dtype!(every_variant_with_a_softcap);
+
+/// Every variant with its scores bounded: some keys are hidden after that, and the bound is felt.
+fn every_variant_with_a_softcap<T: Element>(kernel: Kernel) {
+    let shared = device::shared();
+    let variants = VARIANTS.iter().filter(|variant| variant.pass.kernel() == kernel && variant.dtype == T::DTYPE);
+    for variant in variants {
+        let (q_rows, kv_rows) = (variant.q_block as usize + 1, variant.kv_block.max(16) as usize + 5);
+        let (head_dim, dtype) = (head_dim(variant), T::DTYPE);
+        let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads: 2, kv_heads: 1, head_dim, dtype };
+        for (cap, scale) in [(1.5, None), (30.0, Some(-1.0))] {
+            let mut case = Case::new(variant, problem, Mask::Causal);
+            case.attention = case.attention.with_softcap(cap);
+            case.attention.scale = scale;
+            let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
+            assert!(plan.steps.iter().all(|step| !step.kernel.features.is_empty()), "{plan}");
+            case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.entry.symbol));
+        }
+    }
+}
+
 /// Query heads of a group that share a tile of v3: rows of all of them that just fill one, and one more or less of each head.
 fn packed_heads_at_tile_edges<T: Element>() {
     let shared = device::shared();

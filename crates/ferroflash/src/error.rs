@@ -402,13 +402,16 @@ pub enum Error {
     /// No kernel of this library does what was asked for.
     #[error("not supported: {0}")]
     Unsupported(Unsupported),
-    /// The softcap is no positive finite number, or so large or small that it overflows.
+    /// The softcap is no positive finite number, or so large or small that the kernels' factors overflow.
     #[error(
-        "softcap {found} is not accepted; it must be above 0 and finite, also after multiplication with log2(e) in f32"
+        "softcap {found} is not accepted with scale {scale}; it must be above 0 and finite, also after multiplication with log2(e) \
+         and as a divisor of the scale, in f32"
     )]
     Softcap {
         /// The softcap given.
         found: f32,
+        /// The factor on the scores.
+        scale: f32,
     },
     /// Addresses that a step of a plan cannot be launched with.
     #[error(transparent)]

@@ -117,8 +117,7 @@ fn check_v3(request: &Request<'_>, device: &DeviceInfo) -> Result<(), Unsupporte
         return Err(Unsupported::DType { found: sizes.dtype });
     }
     let Ok(Some(variant)) = row(request, Pass::V3) else {
-        let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
-        return Err(missing_feature(request).unwrap_or(Unsupported::Feature { feature: "this tile", dtype, head_dim }));
+        return Err(missing_feature(request).unwrap_or(Unsupported::DType { found: sizes.dtype }));
     };
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);

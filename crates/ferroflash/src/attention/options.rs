@@ -134,12 +134,12 @@ impl Attention {
         if log2_of(scale).is_finite() { Ok(scale) } else { Err(Error::Scale { found: scale }) }
     }
 
-    /// The bound of the scores, checked.
-    pub(crate) fn checked_softcap(&self) -> Result<Option<f32>> {
+    /// The bound of the scores, checked together with the factor on them.
+    pub(crate) fn softcap_for(&self, scale: f32) -> Result<Option<f32>> {
         match self.softcap {
-            Some(0.0) | None => Ok(None),
-            Some(cap) if cap > 0.0 && log2_of(cap).is_finite() => Ok(Some(cap)),
-            Some(found) => Err(Error::Softcap { found }),
+            None | Some(0.0) => Ok(None),
+            Some(cap) if cap > 0.0 && log2_of(cap).is_finite() && (scale / cap).is_finite() => Ok(Some(cap)),
+            Some(found) => Err(Error::Softcap { found, scale }),
         }
     }
 }

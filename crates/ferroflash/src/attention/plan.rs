@@ -103,7 +103,7 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
 /// Plans a problem whose sizes have been validated, for these tensors.
 pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes, tensors: Tensors) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
-    let softcap = attention.checked_softcap()?;
+    let softcap = attention.softcap_for(scale)?;
     let request = Request { attention, sizes: *sizes, scale, softcap, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
     let rows = choose::rows(&request, device, kernel)?;

@@ -3,6 +3,7 @@
 use super::options::Attention;
 use super::problem::Sizes;
 use crate::tensor::{HeadsView, Layout, Shape};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::{DType, FORWARD_SLOTS, Features, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
@@ -70,15 +71,12 @@ pub(crate) struct Request<'a> {
     pub(crate) tensors: Tensors,
 }
 
-/// Slot of softcap: the bits of `|scale| / cap`.
-const SOFTCAP: u32 = 0;
-
 impl Request<'_> {
-    /// The features block of a self.
+    /// What the call does beyond plain attention, as its parameters say it.
     pub(super) fn features(&self) -> Features<{ FORWARD_SLOTS as usize }> {
         match self.softcap {
             Some(cap) => {
-                let ratio = (self.scale.abs() / cap).max(f32::MIN_POSITIVE);
+                let ratio = self.scale.abs() / cap;
                 Features::OFF.with(SOFTCAP, ratio.to_bits().into())
             }
             None => Features::OFF,

@@ -61,7 +61,7 @@ impl<'a> Inputs<'a> {
                 return Err(Error::DataLength { shape: Dims::from(shape).to_vec(), expected, found: data.len() });
             }
         }
-        let softcap = attention.checked_softcap()?;
+        let softcap = attention.softcap_for(scale_f32)?;
         Ok(Inputs { q, k, v, sizes, mask: attention.mask, scale, scale_f32, softcap })
     }
 

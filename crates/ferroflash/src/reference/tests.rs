@@ -127,3 +127,19 @@ fn comparison_never_accepts_nan() {
     assert!(Comparison::new(&[1.00002], &[1.0], &[1.000005]).within);
     assert!(!Comparison::new(&[1.00003], &[1.0], &[1.000005]).within);
 }
+
+/// Scores 3 and -3 under a cap of 2: 2 tanh(1.5) and its negative, in output and log-sum-exp. A large cap changes nothing.
+#[test]
+fn softcap_bounds_the_scores() {
+    let (q, k, v) = (rows(&[3.0]), rows(&[1.0, -1.0]), rows(&[1.0, 0.0]));
+    let attention = Attention::new().with_scale(1.0);
+    let with = |attention: Attention| forward(&q, &k, &v, problem(1, 2, 1, 1), &attention).unwrap();
+    let bounded = 2.0 * 1.5f64.tanh();
+    let result = with(attention.with_softcap(2.0));
+    assert!((result.out[0] - 1.0 / (1.0 + (-2.0 * bounded).exp())).abs() < 1e-12, "{result:?}");
+    assert!((result.lse[0] - (bounded.exp() + (-bounded).exp()).ln()).abs() < 1e-12, "{result:?}");
+    let (plain, wide) = (with(attention), with(attention.with_softcap(1e6)));
+    assert!((plain.out[0] - wide.out[0]).abs() < 1e-9 && with(attention.with_softcap(0.0)) == plain);
+    let rounded = forward_rounded(&q, &k, &v, problem(1, 2, 1, 1), &attention.with_softcap(2.0)).unwrap();
+    assert!((rounded.out[0] - result.out[0]).abs() < 1e-6);
+}

@@ -228,3 +228,51 @@ fn problems_without_a_device() {
         Err(Error::TooManyRows { tensor: Operand::K, .. })
     ));
 }
+
+#[test]
+fn softcaps() {
+    let case = Case::new();
+    let (q, k, v) = (case.q.view(), case.k.view(), case.v.view());
+    for cap in [-1.0, f32::NAN, f32::INFINITY, f32::MAX, f32::from_bits(1)] {
+        let error = Attention::new().with_softcap(cap).forward(&q, &k, &v).unwrap_err();
+        assert!(
+            matches!(error, Error::Softcap { found, scale: 0.25 } if found.to_bits() == cap.to_bits()),
+            "{error:?}"
+        );
+    }
+    assert!(case.launched.lock().unwrap().is_empty());
+    for cap in [None, Some(0.0), Some(-0.0), Some(50.0)] {
+        let plan = Attention::new().with_softcap(cap).forward(&q, &k, &v).unwrap().plan;
+        assert_eq!(plan.softcap, cap.filter(|&cap| cap > 0.0));
+        assert_eq!(plan.to_string().contains("softcap 50"), cap == Some(50.0), "{plan}");
+    }
+}
+
+/// Kinds of problems that no kernel takes yet: an error that says what was asked for, with and without tensors.
+#[test]
+fn problems_of_other_kinds() {
+    let (device, _) = recording::device();
+    let (batch, q_rows, kv_rows) = (2, 5, 7);
+    let problem = |sequences| Problem::new(sequences, 4, 2, 16, DType::F16);
+    let uniform = problem(Sequences::Uniform { batch, q_rows, kv_rows });
+    assert!(Attention::new().plan(&device, uniform).is_ok());
+    let sequences = |kind: &str| format!("not supported: the sequences are {kind}; uniform ones are accepted");
+    for (problem, expected) in [
+        (problem(Sequences::Packed { batch, q_rows, kv_rows }), sequences("packed")),
+        (problem(Sequences::Cached { batch, q_rows, capacity: 64 }), sequences("cached")),
+        (problem(Sequences::Paged { batch, q_rows, pages: 9, page_rows: 16 }), sequences("paged")),
+        (
+            uniform.with_dim_v(8),
+            "not supported: v and out have 8 dims, q and k 16; equal numbers are accepted".to_owned(),
+        ),
+        (
+            uniform.with_out_dtype(DType::F32),
+            "not supported: out holds f32, the inputs f16; equal types are accepted".to_owned(),
+        ),
+    ] {
+        let error = Attention::new().plan(&device, problem).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(problem.validate().unwrap_err().to_string(), expected);
+    }
+}

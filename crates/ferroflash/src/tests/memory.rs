@@ -92,3 +92,33 @@ fn memory_order_and_logical_order() {
     let repeated = bshd.strided(0, Shape { batch: 1, ..shape }, Strides::new(0, 0, 8)).unwrap();
     assert_eq!(repeated.to_vec::<f32>().unwrap(), logical[..16].repeat(3));
 }
+
+/// Views of any rank read and write what strides say, and attention takes those of four axes.
+#[test]
+fn tensors_of_any_rank() {
+    let (device, _) = recording::device();
+    let data: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let mut tensor = Tensor::from_slice(&device, &data, [2, 3, 4], Layout::RowMajor).unwrap();
+    let columns = tensor.view().permute(&[2, 0, 1]).unwrap().narrow(0, 1..3).unwrap();
+    assert_eq!((columns.shape().to_vec(), columns.strides().to_vec()), (vec![2, 2, 3], vec![1, 12, 4]));
+    assert_eq!(columns.to_vec::<f32>().unwrap(), [1., 5., 9., 13., 17., 21., 2., 6., 10., 14., 18., 22.]);
+    assert!(columns.reshape([12]).is_err() && columns.reshape([2, 2, 3, 1]).is_ok());
+    tensor.view_mut().into_narrow(2, 3..4).unwrap().into_reshaped([6]).unwrap().write(&[-1f32; 6]).unwrap();
+    let found = tensor.to_vec::<f32>().unwrap();
+    assert!(found.iter().enumerate().all(|(i, &x)| x == if i % 4 == 3 { -1.0 } else { i as f32 }), "{found:?}");
+    let scalar = Tensor::from_slice(&device, &[7f32], [], Layout::RowMajor).unwrap();
+    assert_eq!(scalar.to_vec::<f32>().unwrap(), [7.0]);
+    assert_error!(
+        Tensor::zeros(&device, DType::F16, [2, 3], Layout::Bhsd).unwrap_err(),
+        Error::Rank { found: 2 },
+        "attention takes tensors of 4 axes (batch, row, head, dim); 2 were given"
+    );
+    let flat = tensor.view();
+    assert!(matches!(Attention::new().forward(&flat, &flat, &flat), Err(Error::Rank { found: 3 })));
+    assert!(matches!(flat.as_heads(Layout::Bshd), Err(Error::Rank { found: 3 })));
+    assert!(matches!(tensor.strided(0, [4], [1, 1]), Err(Error::Axes(AxesError::Strides { .. }))));
+    let (shape, bhsd) = (Shape::new(2, 3, 4, 8), [2, 4, 3, 8]);
+    let heads = Tensor::zeros(&device, DType::F16, bhsd, Layout::RowMajor).unwrap();
+    let read = heads.view().as_heads(Layout::Bhsd).unwrap();
+    assert_eq!((read.shape(), read.strides()), (shape, shape.contiguous(Layout::Bhsd).unwrap()));
+}

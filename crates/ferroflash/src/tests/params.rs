@@ -4,6 +4,7 @@ use super::*;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{Band, ForwardParams, NaiveParams, TensorMap, V3Params};
 
+/// The bytes of a [`ForwardParams`] as what they are.
 fn forward_params(bytes: &[u8]) -> ForwardParams {
     assert_eq!(bytes.len(), size_of::<ForwardParams>());
     // SAFETY: the bytes are those of a ForwardParams.
@@ -221,4 +222,67 @@ fn all_query_heads_share_the_only_key_value_head() {
     let kv = case.zeros(Shape { heads: 1, ..KV_SHAPE });
     Attention::new().forward(&case.q.view(), &kv.view(), &kv.view()).unwrap();
     assert_eq!(forward_params(&case.launched.lock().unwrap()[0].2).group, 4);
+}
+
+/// With a softcap the text is another one, and the factors that the kernel multiplies with say cap and scale.
+#[test]
+fn parameters_with_a_softcap() {
+    let case = Case::new();
+    let attention = Attention::new().with_softcap(50.0).with_scale(-0.5);
+    for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
+        case.launched.lock().unwrap().clear();
+        let call = attention.with_kernel(kernel).forward(&case.q.view(), &case.k.view(), &case.v.view());
+        let plan = call.unwrap().plan;
+        assert!(plan.steps.iter().all(|step| step.kernel.features == FeatureSet::of(0)), "{plan:?}");
+        for (_, _, bytes) in case.launched.lock().unwrap().iter() {
+            // Every parameter struct ends in this one.
+            let params = forward_params(&bytes[bytes.len() - size_of::<ForwardParams>()..]);
+            assert!(params.features.has(0) && !params.features.has(1) && params.negate == 1);
+            assert_eq!(f32::from_bits(params.features.value(0) as u32), 0.5 / 50.0);
+            assert_eq!(params.scale_log2, (50.0 * std::f64::consts::LOG2_E) as f32);
+        }
+    }
+}
+
+/// A step gives the bytes that a call launches, for any addresses, and says which it wants.
+#[test]
+fn steps_bind_to_addresses() {
+    let case = Case::new();
+    let attention = Attention::new().causal().with_lse(true).with_kernel(Kernel::Naive);
+    let output = attention.forward(&case.q.view(), &case.k.view(), &case.v.view()).unwrap();
+    let launched = case.launched.lock().unwrap();
+    // SAFETY: the bytes are those of a NaiveParams.
+    let params = unsafe { launched[0].2.as_ptr().cast::<NaiveParams>().read_unaligned() };
+    let operands = [
+        (Operand::Q, case.q.address()),
+        (Operand::K, case.k.address()),
+        (Operand::V, case.v.address()),
+        (Operand::Out, output.out.address()),
+        (Operand::Lse, output.lse.as_ref().unwrap().address()),
+    ];
+    let buffers = [params.scores, params.probs];
+    for (step, (symbol, ctas, bytes)) in output.plan.steps.iter().zip(launched.iter()) {
+        assert_eq!((step.kernel.entry.symbol, step.ctas), (*symbol, *ctas));
+        assert_eq!(&step.params(&case.device, &operands, &buffers).unwrap(), bytes);
+    }
+    let names: Vec<_> = output.plan.buffers.iter().map(|buffer| (buffer.name, buffer.bytes)).collect();
+    assert_eq!(names, [("scores", 40 * 8 * 4), ("probabilities", 40 * 8 * 2)]);
+    let step = &output.plan.steps[0];
+    let bindings: Vec<_> = step.bindings().map(|binding| binding.to_string()).collect();
+    assert_eq!(bindings, ["buffer 0", "buffer 1", "q", "k", "v", "out", "lse"]);
+    assert_error!(
+        step.params(&case.device, &operands[..4], &buffers).unwrap_err(),
+        Error::Bind(BindError::Unbound { .. }),
+        "naive_scores_f16_d32 takes the address of lse, which was not given"
+    );
+    assert!(matches!(
+        step.params(&case.device, &operands, &buffers[..1]),
+        Err(Error::Bind(BindError::Unbound { what, .. })) if what == "buffer 1"
+    ));
+    let mut odd = operands;
+    odd[1].1 += 8;
+    assert!(matches!(
+        step.params(&case.device, &odd, &buffers),
+        Err(Error::Bind(BindError::Alignment { what, needed: 16, .. })) if what == "k"
+    ));
 }
