@@ -20,8 +20,12 @@ struct Folder(tempfile::TempDir);
 
 impl Folder {
     fn new() -> Folder {
+        Folder::of_rows(1)
+    }
+
+    fn of_rows(rows: usize) -> Folder {
         let folder = Folder(tempfile::tempdir().expect("a folder for the test"));
-        fs::write(folder.at("in"), input()).unwrap();
+        fs::write(folder.at("in"), input(rows)).unwrap();
         folder
     }
 
@@ -53,17 +57,19 @@ impl Folder {
     }
 }
 
-/// q, k and v of one row that sees itself: out is v.
-fn input() -> Vec<u8> {
-    let data = [1.0f32; 8].map(f32::to_le_bytes).concat();
-    let tensors = ["q", "k", "v"].map(|name| (name, TensorView::new(Dtype::F32, vec![1, 1, 1, 8], &data).unwrap()));
+/// q of so many rows, and one key that all of them see: each row of out is v.
+fn input(rows: usize) -> Vec<u8> {
+    let (q, kv) = (1.0f32.to_le_bytes().repeat(rows * 8), 1.0f32.to_le_bytes().repeat(8));
+    let tensors = [("q", rows, &q), ("k", 1, &kv), ("v", 1, &kv)]
+        .map(|(name, rows, data)| (name, TensorView::new(Dtype::F32, vec![1, rows, 1, 8], data).unwrap()));
     safetensors::serialize(tensors, None).unwrap()
 }
 
 #[track_caller]
 fn check_output(bytes: &[u8]) {
     let file = SafeTensors::deserialize(bytes).expect("a whole file and nothing besides");
-    assert_eq!(file.tensor("out").unwrap().data(), [1.0f32; 8].map(f32::to_le_bytes).concat());
+    let out = file.tensor("out").unwrap();
+    assert!(out.data() == 1.0f32.to_le_bytes().repeat(out.shape().iter().product()), "out is not v");
 }
 
 #[track_caller]
@@ -76,7 +82,8 @@ fn succeeds(command: &mut Command) -> Output {
 /// With one name for what is not finished yet, processes took each other's files.
 #[test]
 fn processes_with_one_output_do_not_meet() {
-    let folder = Folder::new();
+    // So long that each is written while others are.
+    let folder = Folder::of_rows(1 << 17);
     let children: Vec<_> = (0..8)
         .map(|_| {
             folder.attend("out").stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program starts")
@@ -102,7 +109,7 @@ fn files_of_others_are_left_alone() {
     fs::rename(folder.at("in"), folder.at("x.partial")).unwrap();
     succeeds(&mut folder.attend_from("x.partial", "x"));
     check_output(&fs::read(folder.at("x")).unwrap());
-    assert_eq!(fs::read(folder.at("x.partial")).unwrap(), input());
+    assert_eq!(fs::read(folder.at("x.partial")).unwrap(), input(1));
 }
 
 #[test]
@@ -236,6 +243,9 @@ fn records_go_through_pipes() {
         said.contains("[2/2, ") && said.contains("2 results compared") && said.contains("bank conflicts"),
         "{said}"
     );
+
+    let quiet = succeeds(ferroflash().args(sweep).args(["--full", "--json", "-", "--quiet"]));
+    assert!(quiet.stdout.starts_with(b"{") && quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
 
     fs::write(folder.at("record.json"), &bench.stdout).unwrap();
     let record = || File::open(folder.at("record.json")).unwrap();

@@ -76,7 +76,7 @@ pub(crate) use warning;
 pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<()> {
     if CARRIES_A_FILE.load(Ordering::Relaxed) {
         // The result that was asked for is the file; who does not read this has it all the same.
-        let _ = writeln!(std::io::stderr(), "{text}");
+        status_line(text);
         return Ok(());
     }
     match writeln!(std::io::stdout(), "{text}") {

@@ -103,9 +103,9 @@ const PRINTED_COUNTERS: [(&str, &str); 9] = [
     ("f32_flops", "f32 FLOP"),
     ("special_functions", "exp2 and rcp"),
     ("global_bytes_read", "global read"),
-    ("global_bytes_written", "written"),
+    ("global_bytes_written", "global written"),
     ("global_sectors_read", "sectors read"),
-    ("global_sectors_written", "written"),
+    ("global_sectors_written", "sectors written"),
     ("shared_bank_conflicts", "bank conflicts"),
 ];
 
