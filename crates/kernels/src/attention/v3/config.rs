@@ -1,19 +1,17 @@
-//! What a row makes of v3, and the rings that follow from it.
+//! What a row makes of v3.
 
 use core::marker::PhantomData;
 
-use cuda_std::{shared, wgmma};
-use kernel_spec::families::forward::memory;
+use cuda_std::wgmma;
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::families::forward::policy;
 
 use crate::attention;
-use crate::attention::v3::note::TileNotes;
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::Fragments;
-use crate::parts::ring::{BARRIER_PAIR, Buffers, Ring};
+use crate::parts::ring::Buffers;
 use crate::parts::shared_tile::SharedMatrix;
-use crate::parts::warpgroup::{WARPGROUP, WarpgroupTiles};
+use crate::parts::warpgroup::WarpgroupTiles;
 
 /// What a row makes of v3.
 pub trait Config:
@@ -62,45 +60,3 @@ impl<C: Config> wgmma::Registers for MathRegisters<C> {
 
 /// One value for each row of a warpgroup's fragments.
 pub type Rows<C> = <<C as WarpgroupTiles>::Scores as Fragments>::Rows;
-
-/// One role's view of the rings, and the notes beside the queries.
-pub struct Rings<C> {
-    /// Queries.
-    pub q: Ring<Queries<C>>,
-    /// Keys.
-    pub k: Ring<Keys<C>>,
-    /// Values.
-    pub v: Ring<Values<C>>,
-    /// A note for every buffer of queries.
-    pub notes: TileNotes,
-}
-
-impl<C: Config> Rings<C> {
-    /// The rings from their start.
-    #[inline(always)]
-    pub fn new() -> Self {
-        const { assert!(BARRIER_PAIR == memory::V3::BARRIER_PAIR_BYTES, "rings lie as the row says") };
-        let memory = const { memory::V3::of(C::ROW, C::POLICY) };
-        let at = |offset: u32| shared::dynamic() + offset;
-        Rings {
-            q: Ring::new(at(memory.q), at(memory.q_barriers)),
-            k: Ring::new(at(memory.k), at(memory.k_barriers)),
-            v: Ring::new(at(memory.v), at(memory.v_barriers)),
-            notes: TileNotes { address: at(memory.notes), bytes: memory.note_bytes },
-        }
-    }
-
-    /// Sets up their barriers.
-    ///
-    /// # Safety
-    /// One thread, before anybody uses them.
-    #[inline(always)]
-    pub unsafe fn init(&self) {
-        // SAFETY: passed on.
-        unsafe {
-            self.q.init(C::WARPGROUPS * WARPGROUP);
-            self.k.init(C::WARPGROUPS);
-            self.v.init(C::WARPGROUPS);
-        }
-    }
-}
