@@ -253,7 +253,7 @@ fn attend_refuses_tensors_that_do_not_fit() {
     check(&[zeros("q", Dtype::F16, &four), kv()[0].clone()], "there is no tensor named v");
     check(&[], "the file holds no tensor");
     let [k, v] = kv();
-    check(&[zeros("q", Dtype::F16, &[4, 2, 8]), k.clone(), v.clone()], "tensor q: a tensor has 4 axes");
+    check(&[zeros("q", Dtype::F16, &[4, 2, 8]), k.clone(), v.clone()], "tensor q: attention takes tensors of 4 axes");
     check(&[zeros("q", Dtype::F64, &four), k.clone(), v.clone()], "tensor q holds F64; accepted are F32, F16 and BF16");
     check(&[zeros("q", Dtype::I32, &four), k.clone(), v.clone()], "tensor q holds I32; accepted are F32, F16 and BF16");
     check(&[zeros("q", Dtype::BF16, &four), k, v], "tensor k holds f16, q holds bf16; they must be equal");
