@@ -53,19 +53,6 @@ pub fn log2(x: f32) -> f32 {
     result
 }
 
-/// `tanh(x)` with a relative error of at most `2^-11`.
-///
-/// PTX `tanh.approx.f32`, least SM 7.5 and PTX ISA 7.0, any thread.
-#[inline(always)]
-pub fn tanh_approx(x: f32) -> f32 {
-    let result: f32;
-    // SAFETY: arithmetic without side effects.
-    unsafe {
-        ptx!("tanh.approx.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
-    }
-    result
-}
-
 /// `1 / x`, rounded to nearest.
 ///
 /// PTX `rcp.rn.f32`, least SM 2.0, any thread.

@@ -76,7 +76,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
 
         let mut scores = C::Scores::zero();
         scores.mul_transposed(q, row, k, 0);
-        score::modify::<C, _>(&mut scores, &p.forward, block.first_row + row, key);
+        score::modify(&mut scores, &p.forward, block.first_row + row, key);
         let scale_log2 = if block.negative_scale { -block.scale_log2 } else { block.scale_log2 };
         scores.scale_rows(&PerRow::splat(scale_log2));
         block.hide(&mut scores, block.first_row + row, key);

@@ -64,6 +64,13 @@ impl<R> AcrossWarps<R> for Alone {
     }
 }
 
+impl<R: PerRow> Default for OnlineSoftmax<R> {
+    #[inline(always)]
+    fn default() -> Self {
+        OnlineSoftmax::new()
+    }
+}
+
 impl<R: PerRow> OnlineSoftmax<R> {
     /// No keys yet.
     #[inline(always)]

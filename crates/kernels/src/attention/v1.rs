@@ -84,7 +84,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, 0, k, warp_key);
             let key = blocks.visit(i) * C::ROW.kv_block + warp_key;
-            score::modify::<C, _>(&mut scores, p, block.first_row, key);
+            score::modify(&mut scores, p, block.first_row, key);
             if masked {
                 block.hide(&mut scores, block.first_row, key);
             }

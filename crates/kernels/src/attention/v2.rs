@@ -75,7 +75,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, row, k, 0);
             let (row, key) = (block.first_row + row, blocks.visit(i) * C::ROW.kv_block);
-            score::modify::<C, _>(&mut scores, p, row, key);
+            score::modify(&mut scores, p, row, key);
             if masked {
                 block.hide(&mut scores, row, key);
             }
