@@ -380,7 +380,7 @@ fn too_many_rows() {
 
 fn plan(kernel: Kernel, problem: Sizes) -> ferroflash::Result<ferroflash::Plan> {
     let shared = device::shared();
-    Attention::new().with_kernel(kernel).plan(&shared.device, &problem)
+    Attention::new().with_kernel(kernel).plan(&shared.device, problem)
 }
 
 const PROBLEM: Sizes =

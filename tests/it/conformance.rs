@@ -25,7 +25,7 @@ fn every_variant_at_its_tile_edges<T: Element>(kernel: Kernel) {
             let layout = if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd };
             let mut case = Case::new(variant, problem, mask).with_layout(layout);
             case.seed = i as u64;
-            let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
+            let plan = case.attention.plan(&shared.device, problem).expect("a legal problem");
             assert!(
                 plan.symbols().any(|symbol| symbol == variant.entry.symbol),
                 "{} is not what {problem} runs: {plan}",
@@ -52,7 +52,7 @@ fn every_variant_with_a_softcap<T: Element>(kernel: Kernel) {
             let mut case = Case::new(variant, problem, Mask::Causal);
             case.attention = case.attention.with_softcap(cap);
             case.attention.scale = scale;
-            let plan = case.attention.plan(&shared.device, &problem);
+            let plan = case.attention.plan(&shared.device, problem);
             if !variant.entry.accepts.contains(FeatureSet::of(SOFTCAP)) {
                 let Err(Error::KernelUnsupported { kernel: asked, reason }) = plan else { panic!("{plan:?}") };
                 assert!(
@@ -95,7 +95,7 @@ fn packed_heads_at_tile_edges<T: Element>() {
             if i % 2 == 1 {
                 case.attention.scale = Some(-0.2);
             }
-            let plan = case.attention.plan(&shared.device, &problem).expect("a legal problem");
+            let plan = case.attention.plan(&shared.device, problem).expect("a legal problem");
             assert_eq!(plan.packed_heads as usize, packed, "{problem}");
             case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", variant.entry.symbol));
         }

@@ -90,7 +90,7 @@ fn more_tiles_than_multiprocessors() {
     let check = |head_dim, (q_rows, kv_rows), batch, mask| {
         let problem = Sizes { batch, q_rows, kv_rows, q_heads: 6, kv_heads: 2, head_dim, dtype: DType::Bf16 };
         let case = Case::new(Kernel::V3, problem, mask);
-        let plan = case.attention.plan(device, &problem).unwrap();
+        let plan = case.attention.plan(device, problem).unwrap();
         assert_eq!(plan.steps[0].ctas, device.info().multiprocessors, "{plan}");
         case.check::<bf16>(device).unwrap_or_else(|wrong| panic!("head_dim {head_dim}: {wrong}"));
     };
@@ -247,8 +247,8 @@ fn nearly_tied_keys() {
                 .unwrap_or_else(|wrong| panic!("{kernel}, seed {seed}: {wrong}"));
             let [q, k, v] =
                 [&inputs.q, &inputs.k, &inputs.v].map(|x| x.iter().map(|&x| x.into()).collect::<Vec<f64>>());
-            let exact = reference::forward(&q, &k, &v, &problem, &case.attention).unwrap().out;
-            let rounded = reference::forward_rounded(&q, &k, &v, &problem, &case.attention).unwrap().out;
+            let exact = reference::forward(&q, &k, &v, problem, &case.attention).unwrap().out;
+            let rounded = reference::forward_rounded(&q, &k, &v, problem, &case.attention).unwrap().out;
             for ((out, rounded), exact) in computed.out.iter().zip(&rounded).zip(&exact) {
                 squares += (f64::from(*out) - exact).powi(2);
                 rounded_squares += (rounded - exact).powi(2);

@@ -27,8 +27,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // What the definition says, and how far a plain bf16 computation is from it.
     let problem: Problem = output.plan.problem;
     let (q, k, v) = (q.to_f64_vec()?, k.to_f64_vec()?, v.to_f64_vec()?);
-    let exact = reference::forward(&q, &k, &v, &problem, &attention)?;
-    let rounded = reference::forward_rounded(&q, &k, &v, &problem, &attention)?;
+    let exact = reference::forward(&q, &k, &v, problem, &attention)?;
+    let rounded = reference::forward_rounded(&q, &k, &v, problem, &attention)?;
     let comparison = reference::Comparison::new(&out, &exact.out, &rounded.out);
     println!("{comparison}");
     if comparison.within { Ok(()) } else { Err("the result is wrong".into()) }

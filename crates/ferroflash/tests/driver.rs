@@ -388,7 +388,7 @@ fn graphs() {
         let mut out = Tensor::uninit(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
         let q = q.view();
         let attention = Attention::new().with_kernel(Kernel::Naive);
-        device.prepare(&attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
+        device.prepare(attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
         let graph =
             device.capture(|stream| attention.forward_into(stream, &q, &q, &q, &mut out.view_mut(), None)).unwrap();
         // Two workspaces come and go around three passes.
@@ -485,7 +485,7 @@ fn a_capture_without_memory_pools() {
         let q = q.view();
         let mut capture = |kernel| {
             let attention = Attention::new().with_kernel(kernel);
-            device.prepare(&attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
+            device.prepare(attention.plan_for(&q, &q, &q, None).unwrap()).unwrap();
             device.capture(|stream| attention.forward_into(stream, &q, &q, &q, &mut out.view_mut(), None))
         };
         assert!(matches!(capture(Kernel::Naive), Err(Error::CaptureUnsupported { .. })));

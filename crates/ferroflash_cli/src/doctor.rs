@@ -59,7 +59,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
             line("device", &format!("`{}` is {}, {}", args.device, device.info().id(), device.info().name))?;
             for kernel in Kernel::ALL {
                 let what = format!("{kernel}, start");
-                let plan = Attention::new().with_kernel(kernel).plan(&device, &FIRST_PROBLEM);
+                let plan = Attention::new().with_kernel(kernel).plan(&device, FIRST_PROBLEM);
                 if let Err(Error::KernelUnsupported { reason, .. }) = plan {
                     line(&what, &format!("not on this device: {reason}"))?;
                     continue;

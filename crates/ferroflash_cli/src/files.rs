@@ -98,7 +98,10 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let replaced = beside(path, before.as_ref(), bytes).and_then(|file| Ok(drop(file.persist(path)?)));
+    let replaced = beside(path, before.as_ref(), bytes).and_then(|file| {
+        let _: () = drop(file.persist(path)?);
+        Ok(())
+    });
     match replaced {
         Err(error) if before.is_some() && is_about_the_place(&error) => in_place(path, bytes),
         replaced => replaced,

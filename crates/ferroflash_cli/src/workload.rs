@@ -307,8 +307,8 @@ impl Reference {
         let rows = compared_rows(case, seed);
         let [q, k, v] = [q, k, v].map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
         let attention = Attention::new().with_mask(case.mask);
-        let exact = reference::forward_rows(&q, &k, &v, &case.problem, &attention, &rows)?;
-        let rounded = reference::forward_rounded_rows(&q, &k, &v, &case.problem, &attention, &rows)?;
+        let exact = reference::forward_rows(&q, &k, &v, case.problem, &attention, &rows)?;
+        let rounded = reference::forward_rounded_rows(&q, &k, &v, case.problem, &attention, &rows)?;
         Ok(Reference { rows, exact, rounded })
     }
 

@@ -265,8 +265,8 @@ impl Case {
     /// The problem in f64, and in the tensors' precision.
     fn compute<T: Element>(&self, inputs: &Inputs<T>) -> Draw {
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| to_f64(data));
-        let exact = reference::forward(&q, &k, &v, &self.problem, &self.attention).expect("a legal problem");
-        let rounded = reference::forward_rounded(&q, &k, &v, &self.problem, &self.attention).expect("a legal problem");
+        let exact = reference::forward(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
+        let rounded = reference::forward_rounded(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
         // In 16-bit types the rounding of weights and outputs decides, in every row. In f32 it is the errors of the scores, which cancel
         // in a row that gives all the weight to one key.
         let telling_rows = match T::DTYPE {
@@ -280,7 +280,7 @@ impl Case {
     fn sharing_rows(&self, q: &[f64], k: &[f64], v: &[f64], lse: &[f64]) -> usize {
         // With doubled scores, log-sum-exp is the logarithm of the sum of squares: sum p^2 = exp(lse(2 s) - 2 lse(s)).
         let doubled: Vec<f64> = q.iter().map(|x| 2.0 * x).collect();
-        let squares = reference::forward(&doubled, k, v, &self.problem, &self.attention).expect("a legal problem");
+        let squares = reference::forward(&doubled, k, v, self.problem, &self.attention).expect("a legal problem");
         let shares = |(lse, squares): &(&f64, &f64)| 1.0 - (*squares - 2.0 * *lse).exp() > SHARED;
         lse.iter().zip(&squares.lse).filter(shares).count()
     }

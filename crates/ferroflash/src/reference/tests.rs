@@ -32,7 +32,7 @@ fn masks_by_hand() {
         let v = rows(&[1.0, 10.0, 100.0]);
         let (q, k) = (rows(&vec![0.0; q_rows]), rows(&[0.0; 3]));
         let attention = Attention::new().with_mask(mask);
-        let result = forward(&q, &k, &v, &problem(q_rows, 3, 1, 1), &attention).unwrap();
+        let result = forward(&q, &k, &v, problem(q_rows, 3, 1, 1), &attention).unwrap();
         for (found, expected) in first_columns(&result.out).iter().zip(means) {
             assert!((found - expected).abs() < 1e-12, "{mask:?}: {found} {expected}");
         }
@@ -63,7 +63,7 @@ fn no_keys_give_zero_and_minus_infinity() {
 #[test]
 fn query_heads_share_key_value_heads_in_order() {
     let (q, k, v) = (rows(&[0.0; 8]), rows(&[0.0; 2]), rows(&[3.0, 7.0]));
-    let result = forward(&q, &k, &v, &problem(2, 1, 4, 2), &Attention::new()).unwrap();
+    let result = forward(&q, &k, &v, problem(2, 1, 4, 2), &Attention::new()).unwrap();
     assert_eq!(first_columns(&result.out), [3.0, 3.0, 7.0, 7.0, 3.0, 3.0, 7.0, 7.0]);
 }
 
@@ -73,14 +73,14 @@ fn log_sum_exp_is_head_major() {
     // Scores with the one key of value 1: rows 1 and 2 of head 0, then of head 1.
     let q = rows(&[1.0, 2.0, 3.0, 4.0]);
     let result =
-        forward(&q, &rows(&[1.0]), &rows(&[1.0]), &problem(2, 1, 2, 1), &Attention::new().with_scale(1.0)).unwrap();
+        forward(&q, &rows(&[1.0]), &rows(&[1.0]), problem(2, 1, 2, 1), &Attention::new().with_scale(1.0)).unwrap();
     assert_eq!(result.lse, [1.0, 3.0, 2.0, 4.0]);
 }
 
 #[test]
 fn scale_zero_negative_and_default() {
     let (q, k, v) = (rows(&[1.0]), rows(&[0.0, 3f64.ln()]), rows(&[0.0, 4.0]));
-    let out = |attention: Attention| forward(&q, &k, &v, &problem(1, 2, 1, 1), &attention).unwrap().out[0];
+    let out = |attention: Attention| forward(&q, &k, &v, problem(1, 2, 1, 1), &attention).unwrap().out[0];
     assert!((out(Attention::new().with_scale(0.0)) - 2.0).abs() < 1e-12);
     assert!((out(Attention::new().with_scale(1.0)) - 3.0).abs() < 1e-12);
     assert!((out(Attention::new().with_scale(-1.0)) - 1.0).abs() < 1e-12);
@@ -94,9 +94,9 @@ fn scale_zero_negative_and_default() {
 fn rounded_rounds_probabilities_and_output() {
     let (q, k, v) = (rows(&[0.0]), rows(&[0.0; 3]), rows(&[130.0 / 128.0, 0.0, 0.0]));
     let p = Sizes { dtype: DType::Bf16, ..problem(1, 3, 1, 1) };
-    let rounded = forward_rounded(&q, &k, &v, &p, &Attention::new()).unwrap();
+    let rounded = forward_rounded(&q, &k, &v, p, &Attention::new()).unwrap();
     assert_eq!(rounded.out[0], 174.0 / 512.0);
-    let exact = forward(&q, &k, &v, &p, &Attention::new()).unwrap();
+    let exact = forward(&q, &k, &v, p, &Attention::new()).unwrap();
     let comparison = Comparison::new(&rounded.out, &exact.out, &rounded.out);
     let error = 174.0 / 512.0 - 130.0 / 384.0;
     assert!(comparison.within && (comparison.max_error - error).abs() < 1e-12, "{comparison}");
@@ -108,12 +108,12 @@ fn some_rows_are_those_of_all_rows() {
     let wave = |n: usize, f: f64| (0..n).map(|i| (i as f64 * f).sin()).collect::<Vec<_>>();
     let (q, k, v) = (wave(2 * 3 * 2 * D, 0.7), wave(2 * 4 * D, 1.3), wave(2 * 4 * D, 2.1));
     let attention = Attention::new().causal();
-    let all = forward(&q, &k, &v, &p, &attention).unwrap();
+    let all = forward(&q, &k, &v, p, &attention).unwrap();
     let row = Row { batch: 1, q_head: 1, q_row: 2 };
-    let some = forward_rows(&q, &k, &v, &p, &attention, &[row]).unwrap();
+    let some = forward_rows(&q, &k, &v, p, &attention, &[row]).unwrap();
     assert_eq!(some.out, all.out[((3 + 2) * 2 + 1) * D..][..D]);
     assert_eq!(some.lse, all.lse[(2 + 1) * 3 + 2..][..1]);
-    let outside = forward_rows(&q, &k, &v, &p, &attention, &[Row { batch: 2, q_head: 0, q_row: 0 }]);
+    let outside = forward_rows(&q, &k, &v, p, &attention, &[Row { batch: 2, q_head: 0, q_row: 0 }]);
     assert!(matches!(outside, Err(Error::Range { axis: "batch", start: 2, len: 2, .. })));
 }
 

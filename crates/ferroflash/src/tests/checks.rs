@@ -91,7 +91,7 @@ fn sizes_that_no_kernel_takes() {
         kv_heads: 1,
         head_dim: 8,
     };
-    assert!(matches!(Attention::new().plan(&case.device, &fast), Err(Error::GridTooLarge { .. })));
+    assert!(matches!(Attention::new().plan(&case.device, fast), Err(Error::GridTooLarge { .. })));
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn plan_says_what_it_does_and_why() {
     let problem =
         Sizes { batch: 1, q_rows: 300, kv_rows: 300, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::Bf16 };
     let (device, _) = recording::device();
-    let plan = Attention::new().plan(&device, &problem).unwrap();
+    let plan = Attention::new().plan(&device, problem).unwrap();
     let text = plan.to_string();
     let [step] = &plan.steps[..] else { panic!("one launch") };
     let tile = format!("this tile  {} x {}: ", row(step).q_block, row(step).kv_block);

@@ -139,7 +139,7 @@ impl Bench<'_> {
         let device = self.device;
         let mut result = Measurement::new(kernel.name(), false);
         let measured = || -> ferroflash::Result<()> {
-            let plan = workload.attention(kernel).plan(device, &case.problem)?;
+            let plan = workload.attention(kernel).plan(device, case.problem)?;
             result.symbols = plan.symbols().map(str::to_owned).collect();
             result.extra_bytes = Some(workload.extra_bytes(kernel)?);
             device.reset_counters();
