@@ -18,7 +18,6 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::attention::Config;
 use crate::attention::query_block::QueryBlock;
-use crate::attention::score;
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{Mul, MulTransposed};
@@ -76,7 +75,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
 
         let mut scores = C::Scores::zero();
         scores.mul_transposed(q, row, k, 0);
-        score::modify(&mut scores, &p.forward, block.first_row + row, key);
+        block.modify(&mut scores, block.first_row + row, key);
         let scale_log2 = if block.negative_scale { -block.scale_log2 } else { block.scale_log2 };
         scores.scale_rows(&PerRow::splat(scale_log2));
         block.hide(&mut scores, block.first_row + row, key);

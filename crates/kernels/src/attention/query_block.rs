@@ -4,9 +4,9 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{Band, ForwardParams, KvBlocks, TensorParams};
+use kernel_spec::{Band, FORWARD_SLOTS, Features, ForwardParams, KvBlocks, TensorParams};
 
-use crate::attention::Config;
+use crate::attention::{Config, score};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::GlobalRows;
@@ -44,6 +44,7 @@ pub struct QueryBlock<C: Config> {
     /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
     /// negate the queries instead.
     pub negative_scale: bool,
+    features: Features<{ FORWARD_SLOTS as usize }>,
 }
 
 /// A row of a [`QueryBlock`].
@@ -122,6 +123,7 @@ impl<C: Config> QueryBlock<C> {
             band: p.band,
             scale_log2: p.scale_log2,
             negative_scale: p.negate != 0,
+            features: p.features,
         }
     }
 
@@ -151,6 +153,12 @@ impl<C: Config> QueryBlock<C> {
     #[inline(always)]
     pub fn out_row(&self, QueryRow { head, row }: QueryRow) -> u64 {
         self.out.address + row as u64 * self.out.row_bytes + head as u64 * self.out_head_bytes
+    }
+
+    /// Changes scores as the features of the call say, see [`score`]: rows from `row` on, keys from `key` on.
+    #[inline(always)]
+    pub fn modify<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
+        score::modify(scores, &self.features, row, key);
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

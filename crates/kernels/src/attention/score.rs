@@ -5,9 +5,9 @@
 //! they guard is gone from the machine code of a call without it. They stand around whole tiles, so that the text has one branch a step.
 
 use cuda_std::{math, thread};
-use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::{fragment_col, fragment_row};
+use kernel_spec::{FORWARD_SLOTS, Features};
 
 use crate::parts::fragments::Fragments;
 
@@ -29,9 +29,9 @@ pub trait ScoreMod {
 /// Changes scores as the features of the call say: rows from `row` on, keys from `key` on. Before any is hidden: a function may turn
 /// minus infinity into a number.
 #[inline(always)]
-pub fn modify<F: Fragments>(scores: &mut F, p: &ForwardParams, row: u32, key: u32) {
-    if p.features.has(SOFTCAP) {
-        let factor = f32::from_bits(p.features.value(SOFTCAP) as u32);
+pub fn modify<F: Fragments>(scores: &mut F, features: &Features<{ FORWARD_SLOTS as usize }>, row: u32, key: u32) {
+    if features.has(SOFTCAP) {
+        let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         each(scores, row, key, &Softcap { factor });
     }
 }

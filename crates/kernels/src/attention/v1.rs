@@ -31,7 +31,6 @@ use crate::attention;
 use crate::attention::exchange::Exchange;
 use crate::attention::online_softmax::{OnlineSoftmax, inverse};
 use crate::attention::query_block::QueryBlock;
-use crate::attention::score;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -84,7 +83,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, 0, k, warp_key);
             let key = blocks.visit(i) * C::ROW.kv_block + warp_key;
-            score::modify(&mut scores, p, block.first_row, key);
+            block.modify(&mut scores, block.first_row, key);
             if masked {
                 block.hide(&mut scores, block.first_row, key);
             }

@@ -27,7 +27,6 @@ use kernel_spec::families::forward::policy;
 use crate::attention;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
 use crate::attention::query_block::QueryBlock;
-use crate::attention::score;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -75,7 +74,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, row, k, 0);
             let (row, key) = (block.first_row + row, blocks.visit(i) * C::ROW.kv_block);
-            score::modify(&mut scores, p, row, key);
+            block.modify(&mut scores, row, key);
             if masked {
                 block.hide(&mut scores, row, key);
             }

@@ -45,14 +45,14 @@ pub struct ForwardParams {
     pub q_heads: u32,
     /// Query heads that share one key-value head: `q_heads / kv_heads`.
     pub group: u32,
-    /// Columns of q and k: a multiple of 8, at most the variant's.
-    pub dim_qk: u32,
-    /// Columns of v and out, likewise.
+    /// Columns of v and out: a multiple of 8, at most the variant's.
     pub dim_v: u32,
-    /// Which keys a row sees.
-    pub band: Band,
     /// `|scale| * log2(e)`, above 0: the kernels work in powers of two, and take maxima before they scale.
     pub scale_log2: f32,
+    /// Which keys a row sees.
+    pub band: Band,
+    /// Columns of q and k, likewise.
+    pub dim_qk: u32,
     /// 1 when every address and stride of q, k and v is a multiple of 16 bytes, so that rows move in 16-byte pieces; 0 makes the
     /// kernels move single elements.
     pub aligned: u32,

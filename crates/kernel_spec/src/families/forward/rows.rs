@@ -98,6 +98,22 @@ macro_rules! for_each_forward_row {
             V3 256/256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 64, 12, 1, 0, [],
                 { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
                 "80 keys, the most whose two stages fit, are 1 to 7 % slower up to 4096 rows: fewer of 64 are hidden or missing";
+            // v3 with features: rows of their own, because a test that is off would still move the schedule of the plain ones.
+            V3 64/64 [F16 v3_f16_d64_scored, Bf16 v3_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP],
+                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
+            V3 96/96 [F16 v3_f16_d96_scored, Bf16 v3_bf16_d96_scored] 128 x 128, 12, 1, 0, [SOFTCAP],
+                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
+            V3 128/128 [F16 v3_f16_d128_scored, Bf16 v3_bf16_d128_scored] 128 x 128, 12, 1, 0, [SOFTCAP],
+                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
+            V3 192/192 [F16 v3_f16_d192_scored, Bf16 v3_bf16_d192_scored] 128 x 64, 12, 1, 0, [SOFTCAP],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 256/256 [F16 v3_f16_d256_scored, Bf16 v3_bf16_d256_scored] 128 x 64, 12, 1, 0, [SOFTCAP],
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
         }
     };
 }

@@ -19,6 +19,8 @@ pub trait Config:
 {
     /// The choices of the row.
     const POLICY: policy::V3;
+    /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
+    const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
     /// Warpgroups that multiply.
     const WARPGROUPS: u32 = Self::ROW.q_block / WARPGROUP_ROWS;
 }

@@ -97,6 +97,17 @@ impl<C: Config> WarpgroupTile<C> {
         if C::POLICY.skips { self.steps.first } else { 0 }
     }
 
+    /// Whether its first step has element tests.
+    #[inline(always)]
+    pub fn starts_with_tests(&self) -> bool {
+        if C::POLICY.skips {
+            self.steps.first < self.steps.tested_end
+        } else {
+            // Not by `tested_end`: LLVM would fold its difference into the comparison, and see `first_softmax`.
+            self.tile.blocks.count() != self.tile.blocks.unmasked_count()
+        }
+    }
+
     /// The step from which on there are no element tests.
     #[inline(always)]
     pub fn tested_end(&self) -> u32 {
