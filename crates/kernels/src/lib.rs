@@ -8,7 +8,8 @@
 //! checked shapes, strides and sizes. The `unsafe` functions are collectives: all threads of the block (or, where they say so,
 //! of the warp) call them, converged, and the barriers that order shared memory are part of them.
 #![no_std]
-#![feature(stmt_expr_attributes)]
+#![feature(rustc_attrs, stmt_expr_attributes)]
+#![expect(internal_features, reason = "`rustc_force_inline`, see `attention::v3`")]
 #![cfg_attr(target_arch = "nvptx64", feature(abi_ptx, asm_experimental_arch))]
 
 pub mod attention;

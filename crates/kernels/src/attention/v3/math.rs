@@ -1,0 +1,217 @@
+//! A warpgroup of v3 that multiplies: products, softmax and output of its 64 rows of every tile.
+
+use cuda_std::{sync, thread, tma, wgmma};
+use kernel_spec::V3Params;
+use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
+use kernel_spec::layout::PANEL_BYTES;
+
+use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
+use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
+use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
+use crate::attention::v3::store;
+use crate::parts::fragments::Fragments;
+use crate::parts::ring::Ring;
+use crate::parts::shared_tile::SharedMatrix;
+use crate::parts::turn::{FIRST_TURN, Turn};
+use crate::parts::warpgroup::{self, Operands, WARPGROUP};
+
+/// The rows of warpgroup `group`, counted without the one that loads, in all tiles of the thread block.
+///
+/// # Safety
+/// All threads of the warpgroup, converged; the rings are initialised, and the load warp runs beside it.
+#[rustc_force_inline]
+pub unsafe fn run<C: Config>(
+    p: &V3Params,
+    group: u32,
+    q_ring: &mut Ring<Queries<C>>,
+    k_ring: &mut Ring<Keys<C>>,
+    v_ring: &mut Ring<Values<C>>,
+    notes: TileNotes,
+) {
+    // SAFETY: passed on; buffers are read between the wait for them and their release.
+    unsafe {
+        let elected = thread::index() % WARPGROUP == 0;
+        let group_row = group * WARPGROUP_ROWS;
+        let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
+        let turn = Turn::new(group, C::WARPGROUPS, C::POLICY.turns);
+        let scale_log2 = p.forward.scale_log2;
+
+        let mut scores = C::Scores::zero();
+        let take_queries = #[inline(always)]
+        |buffer: u32| {
+            if p.forward.negate != 0 {
+                let q = C::Q::at(buffer);
+                q.negate(group_row, WARPGROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
+                tma::fence();
+                // Barriers for queries follow those of the turns.
+                sync::named(FIRST_TURN + C::WARPGROUPS + group, WARPGROUP);
+            }
+            buffer + group_row * PANEL_BYTES as u32
+        };
+        // Passes over the first block of a tile. Nobody reads this block, but waits go by parity: without this wait the next one
+        // would succeed a phase early. Its buffers are freed only after the first score product, or a slower warp still waiting
+        // would hang.
+        let skip = #[inline(always)]
+        |k_ring: &mut Ring<Keys<C>>, first_values: &Ring<Values<C>>| {
+            k_ring.wait();
+            k_ring.advance();
+            first_values.wait();
+        };
+        // The first scores of a tile: those with element tests, if there are any.
+        let first_softmax = #[inline(always)]
+        |scores: &mut C::Scores, mine: &WarpgroupTile<C>| {
+            let tile = &mine.tile;
+            let block = tile.block::<C>(p);
+            if C::SCORED {
+                block.modify(scores, tile.first_row + warp_row, tile.first_key(mine.first_step(), C::ROW.kv_block));
+            }
+            // `QueryTile::first_key`, with the count taken before the test: behind it, LLVM folds the count into other sums, and
+            // ptxas 13.0 then orders the stores of the output differently.
+            let steps = tile.blocks.count();
+            if mine.starts_with_tests() {
+                let key = tile.blocks.visit(steps - 1 - mine.first_step()) * C::ROW.kv_block;
+                block.hide(scores, tile.first_row + warp_row, key);
+            }
+            OnlineSoftmax::first(scores, scale_log2)
+        };
+        let finish = #[inline(always)]
+        |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
+            let sum = quad_sum(sum);
+            let block = tile.block::<C>(p);
+            block.store_lse(tile.first_row + warp_row, max, &sum);
+            store::store(out, &inverse(&sum), &block, tile.first_row + warp_row);
+        };
+
+        loop {
+            q_ring.wait();
+            let Some(mut mine) = notes.read::<C>(q_ring.stage(), group) else { break };
+            // Prologue: the scores of the first tile overlap nothing. With two buffers of queries, later tiles compute theirs under
+            // the last product of the tile before.
+            let mut q = take_queries(q_ring.buffer());
+            let mut first_keys = *k_ring;
+            if mine.first_step() == 1 {
+                skip(k_ring, v_ring);
+            }
+            k_ring.wait();
+            wgmma::fence();
+            warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
+            wgmma::wait::<0>();
+            if C::POLICY.skips {
+                first_keys.release(elected && mine.first_step() == 1);
+            }
+            k_ring.release(elected);
+            k_ring.advance();
+            let mut online = first_softmax(&mut scores, &mine);
+            let mut probs = C::Probs::round(&scores);
+            let mut out = C::Acc::zero();
+            loop {
+                // Take and pass the turn for a skipped step too: every warpgroup passes it equally often.
+                if mine.first_step() == 1 {
+                    turn.wait();
+                    turn.pass_on();
+                    v_ring.release(elected);
+                    v_ring.advance();
+                }
+                let tile = &mine.tile;
+                let block = tile.block::<C>(p);
+                let mut step = #[inline(always)]
+                |i: u32, masked: bool| {
+                    k_ring.wait();
+                    turn.wait();
+                    wgmma::fence();
+                    warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
+                    v_ring.wait();
+                    warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
+                    turn.pass_on();
+                    wgmma::wait::<1>();
+                    k_ring.release(elected);
+                    k_ring.advance();
+                    if C::SCORED {
+                        block.modify(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
+                    }
+                    if masked {
+                        block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
+                    }
+
+                    let mut wait_for_out = #[inline(always)]
+                    || {
+                        wgmma::wait::<0>();
+                        v_ring.release(elected);
+                        v_ring.advance();
+                    };
+                    if C::POLICY.lazy {
+                        let found = online.lazy_step(&mut scores, scale_log2, masked);
+                        wait_for_out();
+                        // Before the branch: packing and exponentials interleave, and the vote has long been counted.
+                        probs = C::Probs::round(&scores);
+                        online.take_in(&found, &mut out);
+                    } else {
+                        let found = online.step(&mut scores, scale_log2, masked, &Alone);
+                        wait_for_out();
+                        out.scale_rows(&found.rescale);
+                        probs = C::Probs::round(&scores);
+                    }
+                };
+                let (second, tested_end) = (mine.first_step() + 1, mine.tested_end());
+                for i in second..tested_end {
+                    step(i, true);
+                }
+                for i in tested_end.max(second)..tile.blocks.count() {
+                    step(i, false);
+                }
+
+                // Every thread for itself: it has read the note.
+                q_ring.release(true);
+                // With one buffer, the next queries are on their way at best.
+                if C::POLICY.q_buffers == 1 {
+                    break;
+                }
+                let mut ahead = *q_ring;
+                ahead.advance();
+                ahead.wait();
+                let Some(following) = notes.read::<C>(ahead.stage(), group) else { break };
+                q = take_queries(ahead.buffer());
+                first_keys = *k_ring;
+                if following.first_step() == 1 {
+                    let mut first_values = *v_ring;
+                    first_values.advance();
+                    skip(k_ring, &first_values);
+                }
+                turn.wait();
+                v_ring.wait();
+                wgmma::fence();
+                warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
+                k_ring.wait();
+                warpgroup::start_scores::<C>(&mut scores, q, k_ring.buffer());
+                turn.pass_on();
+                wgmma::wait::<1>();
+                v_ring.release(elected);
+                v_ring.advance();
+                finish(&out, &online.max, &online.sum, &mine.tile);
+                wgmma::wait::<0>();
+                if C::POLICY.skips {
+                    first_keys.release(elected && following.first_step() == 1);
+                }
+                k_ring.release(elected);
+                k_ring.advance();
+                (*q_ring, mine) = (ahead, following);
+                online = first_softmax(&mut scores, &mine);
+                probs = C::Probs::round(&scores);
+                out = C::Acc::zero();
+            }
+            v_ring.wait();
+            wgmma::fence();
+            warpgroup::start_out::<C>(&mut out, &probs, v_ring.buffer());
+            wgmma::wait::<0>();
+            v_ring.release(elected);
+            v_ring.advance();
+            finish(&out, &online.max, &online.sum, &mine.tile);
+            // No tiles are left, so this could always break. Without skips the outer loop reads the note again instead: an early
+            // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims), and lets products with 64 columns run unpaced.
+            if C::POLICY.q_buffers > 1 && C::POLICY.skips {
+                break;
+            }
+            q_ring.advance();
+        }
+    }
+}
