@@ -151,7 +151,8 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
                 let local_memory = kernel.uses_local_memory();
                 // Every combination: what a row accepts is what this has seen assemble.
                 for features in entry.accepts.subsets() {
-                    let ptx: Arc<str> = specialise(&kernel.ptx, entry, features).with_context(|| entry.symbol)?.into();
+                    let ptx: Arc<str> =
+                        specialise(&kernel.ptx, entry, features, None).with_context(|| entry.symbol)?.into();
                     rows.extend(gpus.iter().map(|&gpu| Row { entry, features, ptx: ptx.clone(), local_memory, gpu }));
                 }
             }

@@ -79,3 +79,21 @@ pub fn opaque(value: u32) -> u32 {
     }
     value
 }
+
+/// A place where a program on scores can be put into the text, see `kernel_spec::specialise`: `s` comes back as the program makes it of
+/// `s`, `row`, `key` and `value`, and as it is where there is no program.
+///
+/// No instruction, any SM, any thread.
+#[inline(always)]
+pub fn score_hook(s: f32, row: u32, key: u32, value: u64) -> f32 {
+    let mut s = s;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: an empty statement; what takes its place changes nothing but its first operand.
+    unsafe {
+        core::arch::asm!("// score.hook {}, {}, {}, {};",
+            inout(reg32) s, in(reg32) row, in(reg32) key, in(reg64) value, options(pure, nomem, nostack));
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    let _ = (row, key, value);
+    s
+}

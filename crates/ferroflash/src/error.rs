@@ -130,6 +130,14 @@ pub enum Error {
         /// The driver's log, or the name of its error.
         log: String,
     },
+    /// The text of a kernel does not take what it is to be specialised for.
+    #[error("{symbol} cannot be specialised: {reason}")]
+    NotSpecialised {
+        /// Entry point.
+        symbol: &'static str,
+        /// What it does not take.
+        reason: String,
+    },
     /// The emulator stopped a launch or refused a copy; a launch may have run in part.
     // No `source`: the message has it all, and a chain would tell it twice.
     #[error("emulator: {0}")]

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::ptx;
 use kernel_spec::{Entry, FeatureSet, specialise};
+use std::sync::Arc;
 
 /// An entry point and what its text is specialised for: what a device loads, and the key of what it has loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -11,21 +12,30 @@ pub struct Specialised {
     pub entry: &'static Entry,
     /// The features that are on; the entry accepts them.
     pub features: FeatureSet,
+    /// What scores pass through, where the feature for programs is on; see `kernel_spec::specialise` for how it is written. `None` is
+    /// the identity.
+    pub program: Option<Arc<str>>,
 }
 
 impl Specialised {
     /// The entry without any feature.
     pub fn plain(entry: &'static Entry) -> Specialised {
-        Specialised { entry, features: FeatureSet::NONE }
+        Specialised::with_features(entry, FeatureSet::NONE)
+    }
+
+    /// The entry with these features, and no program.
+    pub fn with_features(entry: &'static Entry, features: FeatureSet) -> Specialised {
+        Specialised { entry, features, program: None }
     }
 
     /// The PTX that is given to the device: for disassemblers, profilers and other launchers.
     ///
     /// # Errors
-    /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
+    /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is
+    /// damaged, [`Error::NotSpecialised`] when it does not take the features or the program.
     pub fn text(&self) -> Result<String> {
-        let Specialised { entry, features } = *self;
-        specialise(&ptx::text(entry)?, entry, features)
-            .map_err(|error| Error::PtxRejected { symbol: entry.symbol, log: error.to_string() })
+        let Specialised { entry, features, ref program } = *self;
+        specialise(&ptx::text(entry)?, entry, features, program.as_deref())
+            .map_err(|error| Error::NotSpecialised { symbol: entry.symbol, reason: error.to_string() })
     }
 }

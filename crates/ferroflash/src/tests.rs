@@ -15,6 +15,8 @@ mod checks;
 mod memory;
 mod params;
 mod plans;
+#[cfg(feature = "emulator")]
+mod programs;
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
 const KV_SHAPE: Shape = Shape::new(2, 7, 2, 16);

@@ -3,6 +3,20 @@
 //! A feature that is off leaves no instruction behind: the loads of its slot become constants, and compilers remove what depends on
 //! them. It needs no compiler on the user's machine but the driver's, and the emulator checks exactly the text that runs. See
 //! [`Features`](crate::Features) for the kernel's side.
+//!
+//! A program on scores is not compiled into any entry. An entry that accepts one has a hook for every score, a comment that names four
+//! registers:
+//!
+//! ```text
+//! // score.hook %r7, %r8, %r9, %rd3;          score (f32), query row (u32), key (u32), the value of the feature's slot (u64)
+//! ```
+//!
+//! Without a program it stays a comment: the identity. With one, each becomes a block of the program's lines, in which `$s`, `$row`,
+//! `$key` and `$value` are those registers; a block may declare registers of its own, and writes none of the four but `$s`:
+//!
+//! ```text
+//! { .reg .f32 far; cvt.rn.f32.u32 far, $key; fma.rn.f32 $s, far, 0fBC000000, $s; }
+//! ```
 
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -22,6 +36,8 @@ pub enum SpecialiseError {
         /// What the entry accepts.
         accepts: FeatureSet,
     },
+    /// A program for an entry without a score hook.
+    NoHook,
     /// A load of the features block that reaches over the edge of a slot: no compiler was seen to write one.
     Load {
         /// The line.
@@ -35,6 +51,7 @@ impl core::fmt::Display for SpecialiseError {
             SpecialiseError::NotAccepted { features, accepts } => {
                 write!(f, "the entry accepts the features {:#b}, not {:#b}", accepts.bits(), features.bits())
             }
+            SpecialiseError::NoHook => f.write_str("a program on scores, and the entry has no score hook"),
             SpecialiseError::Load { line } => {
                 write!(f, "a load of the features block that is not the load of one slot: {line}")
             }
@@ -51,11 +68,12 @@ const SLOT_BYTES: u32 = 8;
 
 /// The text of `entry` with the loads of its features block replaced where they are known.
 ///
-/// The set itself is known always. The value of a slot is known, 0, where the feature is off.
+/// The set itself is known always. The value of a slot is known, 0, where the feature is off. A `program` takes the place of every
+/// score hook; see [the module](self) for how it is written.
 ///
 /// # Errors
-/// [`SpecialiseError::NotAccepted`], [`SpecialiseError::Load`].
-pub fn specialise(text: &str, entry: &Entry, features: FeatureSet) -> Result<String> {
+/// [`SpecialiseError::NotAccepted`], [`SpecialiseError::NoHook`], [`SpecialiseError::Load`].
+pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Option<&str>) -> Result<String> {
     if !entry.accepts.contains(features) {
         return Err(SpecialiseError::NotAccepted { features, accepts: entry.accepts });
     }
@@ -72,13 +90,40 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet) -> Result<Str
     };
     let parameter = format!("[{}_param_0", entry.symbol);
     let mut edited = String::with_capacity(text.len());
+    let mut hooks = 0;
     for line in text.split_inclusive('\n') {
-        match ParamLoad::of(line, &parameter) {
-            Some(load) => edited += &load.edit(line, block, known)?,
-            None => edited += line,
+        if let Some(load) = ParamLoad::of(line, &parameter) {
+            edited += &load.edit(line, block, known)?;
+        } else if let (Some(program), Some(hook)) = (program, ScoreHook::of(line)) {
+            edited += &hook.run(program);
+            hooks += 1;
+        } else {
+            edited += line;
         }
     }
-    Ok(edited)
+    if program.is_some() && hooks == 0 { Err(SpecialiseError::NoHook) } else { Ok(edited) }
+}
+
+/// `// score.hook S, ROW, KEY, VALUE;`, as `cuda_std::math::score_hook` writes it.
+struct ScoreHook<'a>([&'a str; 4]);
+
+impl<'a> ScoreHook<'a> {
+    /// What a program calls the operands.
+    const NAMES: [&'static str; 4] = ["$s", "$row", "$key", "$value"];
+
+    fn of(line: &'a str) -> Option<ScoreHook<'a>> {
+        let mut operands = line.trim().strip_prefix("// score.hook ")?.strip_suffix(';')?.split(", ");
+        let mut next = || operands.next();
+        Some(ScoreHook([next()?, next()?, next()?, next()?]))
+    }
+
+    fn run(&self, program: &str) -> String {
+        let code = Self::NAMES
+            .iter()
+            .zip(self.0)
+            .fold(program.to_owned(), |code, (name, register)| code.replace(name, register));
+        format!("\t{{ {code} }}\n")
+    }
 }
 
 /// `ld.param.TYPE REGISTER, [SYMBOL_param_0+OFFSET];`, as LLVM writes it.
@@ -142,7 +187,7 @@ mod tests {
     };
 
     fn edited(line: &str, features: FeatureSet) -> Result<String> {
-        specialise(&format!("\t{line}\n"), &ENTRY, features).map(|text| text.trim().replace(" \t", " "))
+        specialise(&format!("\t{line}\n"), &ENTRY, features, None).map(|text| text.trim().replace(" \t", " "))
     }
 
     #[test]
@@ -180,6 +225,21 @@ mod tests {
             let error = edited(line, FeatureSet::NONE).unwrap_err();
             assert!(matches!(error, SpecialiseError::Load { .. }), "{line}: {error}");
         }
+    }
+
+    #[test]
+    fn a_program_takes_the_place_of_every_hook() {
+        let text =
+            "\t// score.hook %r7, %r8, %r9, %rd3;\n\tadd.f32 %r1, %r7, %r7;\n\t// score.hook %r1, %r2, %r9, %rd3;\n";
+        let run = |program| specialise(text, &ENTRY, FeatureSet::NONE, program).unwrap();
+        assert_eq!(run(None), text);
+        let program =
+            ".reg .f32 x; cvt.rn.f32.u32 x, $key; sub.f32 $s, $s, x; add.u32 x, $row, 1; ld.global.f32 x, [$value];";
+        let expected = text
+            .replace("// score.hook %r7, %r8, %r9, %rd3;", "{ .reg .f32 x; cvt.rn.f32.u32 x, %r9; sub.f32 %r7, %r7, x; add.u32 x, %r8, 1; ld.global.f32 x, [%rd3]; }")
+            .replace("// score.hook %r1, %r2, %r9, %rd3;", "{ .reg .f32 x; cvt.rn.f32.u32 x, %r9; sub.f32 %r1, %r1, x; add.u32 x, %r2, 1; ld.global.f32 x, [%rd3]; }");
+        assert_eq!(run(Some(program)), expected);
+        assert_eq!(specialise("\tret;\n", &ENTRY, FeatureSet::NONE, Some(program)), Err(SpecialiseError::NoHook));
     }
 
     #[test]

@@ -118,7 +118,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     let steps = rows.into_iter().map(|row| {
         let tile = format!("{} x {}: {}", row.variant.q_block, row.variant.kv_block, row.variant.reason);
         let (features, params) = params::of(&request, &row);
-        Step::new(Specialised { entry: &row.variant.entry, features }, row.ctas, tile, params)
+        Step::new(Specialised::with_features(&row.variant.entry, features), row.ctas, tile, params)
     });
     let plan = Plan {
         problem: (*sizes).into(),

@@ -5,7 +5,7 @@
 //! they guard is gone from the machine code of a call without it. They stand around whole tiles, so that the text has one branch a step.
 
 use cuda_std::{math, thread};
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{FORWARD_SLOTS, Features};
 
@@ -33,6 +33,9 @@ pub fn modify<F: Fragments>(scores: &mut F, features: &Features<{ FORWARD_SLOTS 
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         each(scores, row, key, &Softcap { factor });
+    }
+    if features.has(PROGRAM) {
+        each(scores, row, key, &Program { value: features.value(PROGRAM) });
     }
 }
 
@@ -64,6 +67,18 @@ impl ScoreMod for Softcap {
     #[inline(always)]
     fn apply(&self, s: f32, _: Place) -> f32 {
         tanh(s * self.factor)
+    }
+}
+
+/// Whatever takes the place of the hook when the entry is loaded, see `kernel_spec::specialise`; without it, a score stays what it is.
+struct Program {
+    value: u64,
+}
+
+impl ScoreMod for Program {
+    #[inline(always)]
+    fn apply(&self, s: f32, at: Place) -> f32 {
+        math::score_hook(s, at.row, at.key, self.value)
     }
 }
 
