@@ -3,7 +3,7 @@
 
 mod gallery;
 
-use crate::bench::record::{Cell, CellProblem, Environment, Record};
+use crate::bench::record::{Cell, CellProblem, Environment, MaskName, Record};
 use crate::format;
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -172,12 +172,12 @@ fn environment_line(text: &mut String, name: &str, record: &Record) {
 
 /// One table for each element type and mask; the first element type open, the others folded away.
 fn by_type_and_mask(text: &mut String, cells: &[Cell], mut table: impl FnMut(&mut String, &[&Cell])) {
-    let mut groups: Vec<(String, String, Vec<&Cell>)> = Vec::new();
+    let mut groups: Vec<(String, MaskName, Vec<&Cell>)> = Vec::new();
     for cell in cells {
         let CellProblem { dtype, mask, .. } = &cell.problem;
         match groups.iter_mut().find(|group| group.0 == *dtype && group.1 == *mask) {
             Some(group) => group.2.push(cell),
-            None => groups.push((dtype.clone(), mask.clone(), vec![cell])),
+            None => groups.push((dtype.clone(), *mask, vec![cell])),
         }
     }
     let first = groups.first().map(|group| group.0.clone()).unwrap_or_default();
