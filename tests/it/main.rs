@@ -21,6 +21,7 @@ mod invariants;
 mod io;
 mod mutants;
 mod properties;
+mod readme;
 mod regressions;
 mod streams;
 mod support;
