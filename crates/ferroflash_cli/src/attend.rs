@@ -5,7 +5,7 @@ mod formats;
 mod way;
 mod window;
 
-use crate::names::Named;
+use crate::names::{Named, with_element};
 use crate::output::{status, warning};
 use crate::usage::OrUnusable;
 use crate::{files, format};
@@ -97,11 +97,7 @@ pub(crate) fn run(args: &AttendArgs) -> Result<()> {
     let inputs = Inputs::find(&file, args.layout.into()).with_context(|| name.clone())?;
     let file_warnings = [findings::unused(&file.names()), findings::swapped(&inputs.problem, inputs.layout)];
     file_warnings.iter().flatten().for_each(|text| warning!("{name}: {text}"));
-    let result = match inputs.problem.dtype {
-        DType::F32 => attend::<f32>(args, &attention, &inputs),
-        DType::F16 => attend::<half::f16>(args, &attention, &inputs),
-        DType::Bf16 => attend::<half::bf16>(args, &attention, &inputs),
-    };
+    let result = with_element!(inputs.problem.dtype, T => attend::<T>(args, &attention, &inputs));
     // The scale is an option, whatever the file.
     let result = match result {
         Err(error) if matches!(error.downcast_ref(), Some(Error::Scale { .. })) => Err(error).or_unusable(),

@@ -6,6 +6,28 @@ use clap::builder::PossibleValue;
 use kernel_spec::{DType, Kernel};
 use serde::{Deserialize, Deserializer, de};
 
+/// `$body` with `$t` as the Rust type of elements of `$dtype`.
+macro_rules! with_element {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            kernel_spec::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            kernel_spec::DType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            kernel_spec::DType::Bf16 => {
+                type $t = half::bf16;
+                $body
+            }
+            other => unreachable!("{other} has no element type here"),
+        }
+    };
+}
+pub(crate) use with_element;
+
 /// Values that users choose by name.
 pub(crate) trait Vocabulary: Copy + 'static {
     /// Every value, in the order in which help lists them.
@@ -63,6 +85,7 @@ impl Vocabulary for DType {
             DType::F32 => "IEEE binary32",
             DType::F16 => "IEEE binary16",
             DType::Bf16 => "bfloat16",
+            _ => DType::name(self),
         }
     }
 }

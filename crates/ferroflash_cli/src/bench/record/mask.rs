@@ -28,6 +28,7 @@ impl MaskName {
             Mask::Full => (0, 0, 0),
             Mask::Causal => (1, 0, 0),
             Mask::Window { left, right } => (2, bound(left), bound(right)),
+            other => unreachable!("{other:?} has no name here"),
         }
     }
 }
@@ -39,6 +40,7 @@ impl fmt::Display for MaskName {
             Mask::Full => f.pad("full"),
             Mask::Causal => f.pad("causal"),
             Mask::Window { left, right } => f.pad(&format!("window {}/{}", bound(left), bound(right))),
+            other => unreachable!("{other:?} has no name here"),
         }
     }
 }
