@@ -22,6 +22,7 @@ mod io;
 mod mutants;
 mod numbers;
 mod properties;
+mod readme;
 mod regressions;
 mod streams;
 mod support;

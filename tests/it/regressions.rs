@@ -19,6 +19,7 @@ fn check_all(problem: Sizes, mask: Mask, adjust: impl Fn(&mut Case)) {
                 DType::F32 => case.check::<f32>(&shared.device),
                 DType::F16 => case.check::<f16>(&shared.device),
                 DType::Bf16 => case.check::<bf16>(&shared.device),
+                other => panic!("no test of {other}"),
             };
             result.unwrap_or_else(|wrong| panic!("{kernel}: {wrong}"));
         }

@@ -17,8 +17,8 @@ mod circles;
 const HELP: &str = "\
 Usage: cargo xtask tidy [--write]
 
-Checks formatting, that the tables of the README and the pictures and reports of docs/benchmarks are what its records and the variant
-list generate, who depends on whom, the length of every source file, that files import each other in no circle, and that tracked files
+Checks formatting, that the picture of the README and the tables, pictures and reports of docs/benchmarks are what its records and the
+variant list generate, who depends on whom, the length of every source file, that files import each other in no circle, and that tracked files
 name no place of one machine.
 
 Options

@@ -2,16 +2,16 @@
 
 mod findings;
 mod formats;
+mod way;
 mod window;
 
+use crate::names::{Named, with_element};
 use crate::output::{status, warning};
 use crate::usage::OrUnusable;
 use crate::{files, format};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use ferroflash::{
-    Attention, DType, Device, Element, Error, Kernel, Layout, Mask, Plan, Shape, Sizes, Tensor, reference,
-};
+use ferroflash::{Attention, DType, Device, Element, Error, Layout, Mask, Plan, Shape, Sizes, Tensor, reference};
 use findings::Census;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
+use way::Way;
 use window::MaskArgs;
 
 /// Computes attention on the tensors q, k and v of a safetensors file.
@@ -44,8 +45,8 @@ pub(crate) struct AttendArgs {
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
     /// Which kernel computes it
-    #[arg(long, value_enum, ignore_case = true, default_value_t = KernelArg::Auto)]
-    kernel: KernelArg,
+    #[arg(long, value_enum, ignore_case = true, default_value_t = Named(Way::Auto))]
+    kernel: Named<Way>,
     /// Order of the axes in the file
     #[arg(long, value_enum, ignore_case = true, default_value_t = LayoutArg::Bshd)]
     layout: LayoutArg,
@@ -57,23 +58,6 @@ pub(crate) struct AttendArgs {
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
-}
-
-/// A kernel on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum KernelArg {
-    /// The library chooses.
-    Auto,
-    /// Scores and probabilities in device memory.
-    Naive,
-    /// FlashAttention.
-    V1,
-    /// FlashAttention-2.
-    V2,
-    /// FlashAttention-3: compute capability 9.0, f16 and bf16.
-    V3,
-    /// Plain loops in f64 on the CPU, rounded at the end.
-    Reference,
 }
 
 /// Order of axes on the command line.
@@ -98,12 +82,9 @@ impl AttendArgs {
     fn attention(&self, mask: Mask) -> Attention {
         let mut attention = Attention::new().with_mask(mask).with_lse(true);
         attention.scale = self.scale;
-        match self.kernel {
-            KernelArg::Auto | KernelArg::Reference => attention,
-            KernelArg::Naive => attention.with_kernel(Kernel::Naive),
-            KernelArg::V1 => attention.with_kernel(Kernel::V1),
-            KernelArg::V2 => attention.with_kernel(Kernel::V2),
-            KernelArg::V3 => attention.with_kernel(Kernel::V3),
+        match self.kernel.0 {
+            Way::Auto | Way::Reference => attention,
+            Way::Kernel(kernel) => attention.with_kernel(kernel),
         }
     }
 }
@@ -116,11 +97,7 @@ pub(crate) fn run(args: &AttendArgs) -> Result<()> {
     let inputs = Inputs::find(&file, args.layout.into()).with_context(|| name.clone())?;
     let file_warnings = [findings::unused(&file.names()), findings::swapped(&inputs.problem, inputs.layout)];
     file_warnings.iter().flatten().for_each(|text| warning!("{name}: {text}"));
-    let result = match inputs.problem.dtype {
-        DType::F32 => attend::<f32>(args, &attention, &inputs),
-        DType::F16 => attend::<half::f16>(args, &attention, &inputs),
-        DType::Bf16 => attend::<half::bf16>(args, &attention, &inputs),
-    };
+    let result = with_element!(inputs.problem.dtype, T => attend::<T>(args, &attention, &inputs));
     // The scale is an option, whatever the file.
     let result = match result {
         Err(error) if matches!(error.downcast_ref(), Some(Error::Scale { .. })) => Err(error).or_unusable(),
@@ -236,7 +213,7 @@ struct Attended {
 
 fn attend<T: Element>(args: &AttendArgs, attention: &Attention, inputs: &Inputs<'_>) -> Result<Attended> {
     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|view| decode::<T>(view.data()));
-    if args.kernel == KernelArg::Reference {
+    if args.kernel.0 == Way::Reference {
         return attend_reference(attention, inputs, [&q, &k, &v]);
     }
     let device = Device::open(&args.device)?;

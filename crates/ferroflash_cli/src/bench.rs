@@ -34,7 +34,6 @@ use rand::seq::SliceRandom;
 use record::{BENCH_KIND, Method, Record, SCHEMA_VERSION, SweepRecord};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-pub(crate) use sweep::KernelName;
 use sweep::{Sweep, SweepArgs};
 
 /// Measures the kernels and checks every result.

@@ -2,6 +2,7 @@
 
 use crate::bench::commit;
 use crate::format;
+use crate::names::Named;
 use crate::output::say;
 use crate::values::Values;
 use crate::workload::{Case, Workload};
@@ -27,7 +28,7 @@ pub(crate) struct DoctorArgs {
     device: String,
     /// Compute one small result with this kernel, say so, and end
     #[arg(long, hide = true, value_name = "KERNEL")]
-    first_result: Option<crate::bench::KernelName>,
+    first_result: Option<Named<Kernel>>,
 }
 
 /// What first results are computed of: every kernel takes it, on a device that it runs on.
@@ -39,7 +40,7 @@ const FIRST_RESULT: &str = "first result";
 
 pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     if let Some(kernel) = args.first_result {
-        return first_result(&args.device, kernel.into());
+        return first_result(&args.device, kernel.0);
     }
     let mut problems = Vec::new();
     line("ferroflash", &format!("{}, commit {}", env!("CARGO_PKG_VERSION"), commit().unwrap_or("unknown")))?;

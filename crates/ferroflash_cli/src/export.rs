@@ -98,7 +98,7 @@ const COLUMNS: &[Column] = &[
     ("commit", |record, _, _| optional(record.environment.commit.as_ref())),
     ("dtype", |_, cell, _| cell.problem.dtype.clone()),
     ("head_dim", |_, cell, _| cell.problem.head_dim.to_string()),
-    ("mask", |_, cell, _| cell.problem.mask.clone()),
+    ("mask", |_, cell, _| cell.problem.mask.to_string()),
     ("seq", |_, cell, _| cell.problem.seq.to_string()),
     ("kv_seq", |_, cell, _| cell.problem.kv_seq.to_string()),
     ("batch", |_, cell, _| cell.problem.batch.to_string()),

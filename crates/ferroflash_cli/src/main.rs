@@ -9,6 +9,7 @@ mod export;
 mod files;
 mod format;
 mod logging;
+mod names;
 mod output;
 mod plot;
 mod report;

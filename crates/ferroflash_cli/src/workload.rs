@@ -1,6 +1,7 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
+use crate::names::with_element;
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
@@ -119,11 +120,7 @@ impl Workload {
     /// Allocates q, k and v, fills them with `values`, and computes the reference.
     pub(crate) fn new(device: &Device, case: Case, values: Values, seed: u64) -> Result<Workload> {
         case.problem.validate()?;
-        match case.problem.dtype {
-            DType::F32 => Workload::with::<f32>(device, case, values, seed),
-            DType::F16 => Workload::with::<half::f16>(device, case, values, seed),
-            DType::Bf16 => Workload::with::<half::bf16>(device, case, values, seed),
-        }
+        with_element!(case.problem.dtype, T => Workload::with::<T>(device, case, values, seed))
     }
 
     /// Prepares for launches that find this in the cache.
@@ -161,12 +158,8 @@ impl Workload {
         for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
             let path = folder.join(name);
             let write = |bytes: &[u8]| std::fs::write(&path, bytes);
-            match self.case.problem.dtype {
-                DType::F32 => write(bytemuck::cast_slice(&tensor.to_vec::<f32>()?)),
-                DType::F16 => write(bytemuck::cast_slice(&tensor.to_vec::<half::f16>()?)),
-                DType::Bf16 => write(bytemuck::cast_slice(&tensor.to_vec::<half::bf16>()?)),
-            }
-            .with_context(|| format!("cannot write {}", path.display()))?;
+            with_element!(self.case.problem.dtype, T => write(bytemuck::cast_slice(&tensor.to_vec::<T>()?)))
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
@@ -238,11 +231,7 @@ impl Workload {
 
     /// Runs `kernel` once over poisoned outputs and compares them with the reference.
     pub(crate) fn check(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
-        match self.case.problem.dtype {
-            DType::F32 => self.check_as::<f32>(kernel),
-            DType::F16 => self.check_as::<half::f16>(kernel),
-            DType::Bf16 => self.check_as::<half::bf16>(kernel),
-        }
+        with_element!(self.case.problem.dtype, T => self.check_as::<T>(kernel))
     }
 
     fn check_as<T: Element>(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
@@ -268,11 +257,7 @@ impl Workload {
 
     /// Compares an output that another program wrote to a file, in the order `[batch, row, head, dim]`, with the reference.
     pub(crate) fn check_file(&self, path: &Path) -> Result<Check> {
-        match self.case.problem.dtype {
-            DType::F32 => self.check_file_of::<f32>(path),
-            DType::F16 => self.check_file_of::<half::f16>(path),
-            DType::Bf16 => self.check_file_of::<half::bf16>(path),
-        }
+        with_element!(self.case.problem.dtype, T => self.check_file_of::<T>(path))
     }
 
     fn check_file_of<T: Element>(&self, path: &Path) -> Result<Check> {

@@ -2,6 +2,7 @@
 
 /// Element type of q, k, v and out. Scores, softmax and accumulators are `f32` in every case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DType {
     /// IEEE binary32, computed in true `f32` (never tf32).
     F32,

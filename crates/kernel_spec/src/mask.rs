@@ -16,6 +16,7 @@ pub const MAX_ROWS: u32 = 1 << 29;
 /// Which keys a query row may see. Bounds are inclusive and aligned to the bottom-right corner of the score matrix, as in
 /// FlashAttention 2.1 and later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Mask {
     /// Every query sees every key.
     #[default]

@@ -305,7 +305,7 @@ impl Case {
         // in a row that gives all the weight to one key.
         let telling_rows = match T::DTYPE {
             DType::F32 => self.sharing_rows(&q, &k, &v, &exact.lse),
-            DType::F16 | DType::Bf16 => exact.lse.len(),
+            _ => exact.lse.len(),
         };
         Draw { exact, rounded, telling_rows }
     }

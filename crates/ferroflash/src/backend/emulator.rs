@@ -240,6 +240,7 @@ fn map_data_type(dtype: DType) -> TensorDataType {
         DType::F32 => TensorDataType::Float32,
         DType::F16 => TensorDataType::Float16,
         DType::Bf16 => TensorDataType::Bfloat16,
+        other => unreachable!("no kernel takes tensors of {other}"),
     }
 }
 

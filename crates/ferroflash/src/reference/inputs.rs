@@ -116,6 +116,7 @@ impl<'a> Inputs<'a> {
                 left.is_none_or(|left| distance >= -i64::from(left))
                     && right.is_none_or(|right| distance <= i64::from(right))
             }
+            other => unreachable!("{other:?} has no definition here"),
         }
     }
 
@@ -211,5 +212,6 @@ fn round(value: f32, dtype: DType) -> f32 {
         DType::F32 => value,
         DType::F16 => through::<f16>(value),
         DType::Bf16 => through::<bf16>(value),
+        other => unreachable!("{other} is no `Element`"),
     }
 }

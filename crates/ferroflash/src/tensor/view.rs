@@ -160,6 +160,7 @@ impl<'a> TensorView<'a> {
             DType::F32 => values::<f32>(self),
             DType::F16 => values::<half::f16>(self),
             DType::Bf16 => values::<half::bf16>(self),
+            other => unreachable!("{other} is no `Element`"),
         }
     }
 

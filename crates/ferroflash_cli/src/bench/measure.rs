@@ -3,13 +3,13 @@
 use super::ceilings::roofline;
 use super::nvml::{Sampler, summary};
 use super::peers::{Outcome, PeerName, Peers};
-use super::record::{Ceilings, Cell, CellProblem, Measurement, NoisePair};
+use super::record::{Ceilings, Cell, CellProblem, MaskName, Measurement, NoisePair};
 use super::stats::Quartiles;
 use crate::values::Values;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Result, ensure};
 use ferroflash::{Device, Error};
-use kernel_spec::{Kernel, Mask};
+use kernel_spec::Kernel;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -369,7 +369,7 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
     CellProblem {
         dtype: case.problem.dtype.name().to_owned(),
         head_dim: case.problem.head_dim,
-        mask: if case.mask == Mask::Causal { "causal" } else { "full" }.to_owned(),
+        mask: MaskName(case.mask),
         seq: case.problem.q_rows,
         kv_seq: case.problem.kv_rows,
         batch: case.problem.batch,

@@ -5,10 +5,12 @@
 
 mod cells;
 mod file;
+mod mask;
 #[cfg(test)]
 pub(crate) mod samples;
 
 use super::stats::Quartiles;
+pub(crate) use mask::MaskName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -219,7 +221,7 @@ pub(crate) struct CellProblem {
     /// Columns of q, k, v and out.
     pub(crate) head_dim: usize,
     /// `full` or `causal`.
-    pub(crate) mask: String,
+    pub(crate) mask: MaskName,
     /// Rows of q.
     pub(crate) seq: usize,
     /// Rows of k and v.

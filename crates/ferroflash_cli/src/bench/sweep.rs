@@ -2,12 +2,12 @@
 
 use super::preset::{self, Preset};
 use super::sweep_file;
+use crate::names::Named;
 use crate::workload::Case;
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ferroflash::Sizes;
 use kernel_spec::{DType, Kernel, Mask};
-use serde::Deserialize;
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -26,10 +26,10 @@ pub(crate) struct SweepArgs {
     sweep: Option<PathBuf>,
     /// Kernels to run, comma separated [default: all that the device runs]
     #[arg(long, value_delimiter = ',', value_name = "KERNEL", ignore_case = true)]
-    kernel: Vec<KernelName>,
+    kernel: Vec<Named<Kernel>>,
     /// Element types, comma separated [default: f16,bf16 and small f32 problems]
     #[arg(long, value_delimiter = ',', value_name = "TYPE", ignore_case = true)]
-    dtype: Vec<DTypeName>,
+    dtype: Vec<Named<DType>>,
     /// Head dims, comma separated: multiples of 8 up to 256 [default: 64,128; emulator: 64]
     #[arg(long, value_delimiter = ',', value_name = "DIM")]
     head_dim: Vec<usize>,
@@ -57,53 +57,6 @@ pub(crate) struct SweepArgs {
     /// Only without a mask; with --causal, both
     #[arg(long)]
     full: bool,
-}
-
-/// A kernel on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum KernelName {
-    /// Scores and probabilities in device memory.
-    Naive,
-    /// FlashAttention.
-    V1,
-    /// FlashAttention-2.
-    V2,
-    /// FlashAttention-3: compute capability 9.0, f16 and bf16.
-    V3,
-}
-
-impl From<KernelName> for Kernel {
-    fn from(name: KernelName) -> Kernel {
-        match name {
-            KernelName::Naive => Kernel::Naive,
-            KernelName::V1 => Kernel::V1,
-            KernelName::V2 => Kernel::V2,
-            KernelName::V3 => Kernel::V3,
-        }
-    }
-}
-
-/// An element type on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DTypeName {
-    /// IEEE binary16.
-    F16,
-    /// bfloat16.
-    Bf16,
-    /// IEEE binary32.
-    F32,
-}
-
-impl From<DTypeName> for DType {
-    fn from(name: DTypeName) -> DType {
-        match name {
-            DTypeName::F16 => DType::F16,
-            DTypeName::Bf16 => DType::Bf16,
-            DTypeName::F32 => DType::F32,
-        }
-    }
 }
 
 /// How many batch entries a cell has.
@@ -169,7 +122,7 @@ pub(crate) struct Sweep {
 impl SweepArgs {
     /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
     pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
-        let named = unique("--kernel", self.kernel.iter().map(|&kernel| Kernel::from(kernel)))?;
+        let named = unique("--kernel", self.kernel.iter().map(|kernel| kernel.0))?;
         if let Some(path) = &self.sweep {
             let file = sweep_file::read(path)?;
             let kernels = [named, file.kernels, runnable.to_vec()].into_iter().find(|kernels| !kernels.is_empty());
@@ -179,7 +132,7 @@ impl SweepArgs {
         let kernels = if named.is_empty() { runnable.to_vec() } else { named };
         // Without a GPU there is one sweep that ends soon.
         let preset = self.preset.or(emulator.then_some(Preset::Quick).filter(|_| !self.names_cells()));
-        let dtypes = unique("--dtype", self.dtype.iter().map(|&dtype| DType::from(dtype)))?;
+        let dtypes = unique("--dtype", self.dtype.iter().map(|dtype| dtype.0))?;
         let dtypes = if dtypes.is_empty() { preset::dtypes(preset, emulator) } else { dtypes };
         let mut cases = Vec::new();
         for dtype in dtypes {
@@ -331,7 +284,7 @@ mod tests {
     #[test]
     fn what_does_not_divide_is_an_error() {
         let args = |change: fn(&mut SweepArgs)| {
-            let mut args = SweepArgs { dtype: vec![DTypeName::F16], ..SweepArgs::default() };
+            let mut args = SweepArgs { dtype: vec![Named(DType::F16)], ..SweepArgs::default() };
             change(&mut args);
             args.sweep(false, &Kernel::ALL).map(|sweep| sweep.cases.len()).map_err(|error| error.to_string())
         };

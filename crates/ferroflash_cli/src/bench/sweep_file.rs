@@ -14,13 +14,14 @@
 //! kv_heads = 8                    # default: as many as there are query heads
 //! ```
 
-use super::sweep::{Axes, Batch, DTypeName, Given, Heads, KernelName, unique};
+use super::record::MaskName;
+use super::sweep::{Axes, Batch, Given, Heads, unique};
 use crate::files;
+use crate::names::Named;
 use crate::workload::Case;
 use anyhow::{Context, Result, bail, ensure};
-use kernel_spec::{Kernel, Mask};
+use kernel_spec::{DType, Kernel, Mask};
 use serde::Deserialize;
-use std::fmt;
 use std::path::Path;
 use toml::Spanned;
 
@@ -38,7 +39,7 @@ pub(crate) struct SweepFile {
 #[serde(deny_unknown_fields)]
 struct File {
     #[serde(default)]
-    kernels: Vec<KernelName>,
+    kernels: Vec<Named<Kernel>>,
     #[serde(default)]
     group: Vec<Spanned<Group>>,
 }
@@ -46,7 +47,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Group {
-    dtype: Vec<DTypeName>,
+    dtype: Vec<Named<DType>>,
     head_dim: Vec<usize>,
     #[serde(default = "both_masks")]
     mask: Vec<MaskName>,
@@ -59,30 +60,8 @@ struct Group {
     kv_heads: Option<usize>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum MaskName {
-    Full,
-    Causal,
-}
-
-impl MaskName {
-    fn mask(self) -> Mask {
-        match self {
-            MaskName::Full => Mask::Full,
-            MaskName::Causal => Mask::Causal,
-        }
-    }
-}
-
-impl fmt::Display for MaskName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == MaskName::Causal { "causal" } else { "full" })
-    }
-}
-
 fn both_masks() -> Vec<MaskName> {
-    vec![MaskName::Full, MaskName::Causal]
+    vec![MaskName(Mask::Full), MaskName(Mask::Causal)]
 }
 
 /// Reads a sweep file.
@@ -102,7 +81,8 @@ fn parse(text: &str, name: &str) -> Result<SweepFile> {
             bail!("{name}{line}: {}", error.message());
         }
     };
-    let kernels = unique("kernels", file.kernels.into_iter().map(Kernel::from)).with_context(|| name.to_owned())?;
+    let kernels =
+        unique("kernels", file.kernels.into_iter().map(|kernel| kernel.0)).with_context(|| name.to_owned())?;
     ensure!(!file.group.is_empty(), "{name}: there is no [[group]], so there is nothing to measure");
     let mut cases: Vec<Case> = Vec::new();
     for group in file.group {
@@ -126,9 +106,13 @@ impl Group {
         ] {
             ensure!(!empty, "{key} is an empty list, so there is nothing to measure");
         }
+        // Neither the count of operations nor the peers know windows yet.
+        if let Some(window) = self.mask.iter().find(|mask| matches!(mask.0, Mask::Window { .. })) {
+            bail!("mask {window} is not accepted; full and causal are");
+        }
         Ok(Axes {
-            dtypes: unique("dtype", self.dtype.into_iter().map(Into::into))?,
-            masks: unique("mask", self.mask.into_iter())?.into_iter().map(MaskName::mask).collect(),
+            dtypes: unique("dtype", self.dtype.into_iter().map(|dtype| dtype.0))?,
+            masks: unique("mask", self.mask.into_iter())?.into_iter().map(|mask| mask.0).collect(),
             head_dims: unique("head_dim", self.head_dim.into_iter())?,
             seqs: unique("seq", self.seq.into_iter())?,
             kv_seq: self.kv_seq,

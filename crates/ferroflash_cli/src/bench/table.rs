@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub(crate) fn same_group(a: &CellProblem, b: &CellProblem) -> bool {
     let key = |problem: &CellProblem| {
         let CellProblem { dtype, mask, head_dim, q_heads, kv_heads, .. } = problem;
-        (dtype.clone(), mask.clone(), *head_dim, *q_heads, *kv_heads)
+        (dtype.clone(), *mask, *head_dim, *q_heads, *kv_heads)
     };
     key(a) == key(b)
 }

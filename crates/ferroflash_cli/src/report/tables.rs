@@ -322,7 +322,7 @@ fn by_type_and_mask(record: &Record) -> Vec<(String, Vec<&Cell>)> {
     let mut groups: Vec<(String, Vec<&Cell>)> = Vec::new();
     for cell in &record.cells {
         let CellProblem { dtype, mask, .. } = &cell.problem;
-        let title = if mask == "full" { format!("{dtype}, no mask") } else { format!("{dtype}, {mask} mask") };
+        let title = format!("{dtype}, {}", mask.title());
         match groups.iter_mut().find(|group| group.0 == title) {
             Some(group) => group.1.push(cell),
             None => groups.push((title, vec![cell])),

@@ -78,6 +78,7 @@ pub(super) fn generate(entries: &[Entry]) -> Result<Files> {
 
 /// Brings `folder` in line with `files`.
 pub(super) fn write(folder: &Path, files: &Files) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for name in differing(folder, files)? {
         let path = folder.join(&name);
         match files.get(&name) {

@@ -78,6 +78,7 @@ fn map_data_type(dtype: DType) -> CUtensorMapDataType {
         DType::F16 => CUtensorMapDataType::FLOAT16,
         DType::F32 => CUtensorMapDataType::FLOAT32,
         DType::Bf16 => CUtensorMapDataType::BFLOAT16,
+        other => unreachable!("no kernel takes tensors of {other}"),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::stats::Quartiles;
 use super::*;
+use kernel_spec::Mask;
 
 /// A run on `device` that is done.
 pub(crate) fn sample(device: &str, backend: &str, cells: Vec<Cell>) -> Record {
@@ -69,7 +70,7 @@ pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cel
     let problem = CellProblem {
         dtype: dtype.to_owned(),
         head_dim: 64,
-        mask: "full".to_owned(),
+        mask: MaskName(Mask::Full),
         seq,
         kv_seq: seq,
         batch: 2,

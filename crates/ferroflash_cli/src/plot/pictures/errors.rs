@@ -1,8 +1,8 @@
 //! How far results are from the reference.
 
 use super::Picture;
-use super::labels::{decimal_label, mask_title, shown_name};
-use crate::bench::record::{Check, ErrorQuantiles};
+use super::labels::{decimal_label, shown_name};
+use crate::bench::record::{Check, ErrorQuantiles, MaskName};
 use crate::plot::figure::{Align, Axis, Figure, Mark, Panel};
 use crate::plot::style::{LIMIT, Style};
 
@@ -28,10 +28,10 @@ impl Picture<'_> {
         let y =
             Axis::powers("|out - f64 reference| / what the rule accepts", 10, values.chain([0.1, 1.6]), decimal_label);
         let shown: Vec<String> = names.iter().map(|i| shown_name(i.0, i.1)).collect();
-        let mut masks: Vec<&str> = Vec::new();
+        let mut masks: Vec<MaskName> = Vec::new();
         for (cell, ..) in checks() {
-            if !masks.contains(&cell.problem.mask.as_str()) {
-                masks.push(&cell.problem.mask);
+            if !masks.contains(&cell.problem.mask) {
+                masks.push(cell.problem.mask);
             }
         }
         let panels = masks.into_iter().map(|mask| {
@@ -61,7 +61,7 @@ impl Picture<'_> {
                     &of_name.iter().map(|(_, _, check)| *check).collect::<Vec<_>>(),
                 ));
             }
-            Panel { title: mask_title(mask), x, y: y.clone(), marks }
+            Panel { title: mask.title(), x, y: y.clone(), marks }
         });
         let panels: Vec<_> = panels.collect();
         let mut notes = vec!["Each point: the largest error of one problem.".to_owned()];

@@ -1,7 +1,6 @@
 //! Which cells share a panel.
 
-use super::labels::mask_title;
-use crate::bench::record::{Cell, CellProblem};
+use crate::bench::record::{Cell, CellProblem, MaskName};
 
 /// Cells that one panel shows: they differ in sequence length only, but for the batch that keeps the number of tokens.
 pub(super) struct Group<'a> {
@@ -11,20 +10,20 @@ pub(super) struct Group<'a> {
 
 /// Panels in the order of mask and head dim; the same sequence length twice in one panel makes two of it.
 pub(super) fn groups<'a>(cells: &[&'a Cell]) -> Vec<Group<'a>> {
-    type Key<'k> = (bool, &'k str, usize, usize, usize);
-    fn key(problem: &CellProblem) -> Key<'_> {
+    type Key = (MaskName, usize, usize, usize);
+    fn key(problem: &CellProblem) -> Key {
         let CellProblem { mask, head_dim, q_heads, kv_heads, .. } = problem;
-        (mask != "full", mask, *head_dim, *q_heads, *kv_heads)
+        (*mask, *head_dim, *q_heads, *kv_heads)
     }
-    let mut keys: Vec<Key<'_>> = cells.iter().map(|cell| key(&cell.problem)).collect();
+    let mut keys: Vec<Key> = cells.iter().map(|cell| key(&cell.problem)).collect();
     keys.sort_unstable();
     keys.dedup();
     let mut groups = Vec::new();
     for wanted in keys {
         let mut of_key: Vec<&'a Cell> = cells.iter().copied().filter(|cell| key(&cell.problem) == wanted).collect();
         of_key.sort_by_key(|cell| (cell.problem.seq, cell.problem.batch, cell.problem.kv_seq));
-        let (_, mask, head_dim, q_heads, kv_heads) = wanted;
-        let mut title = format!("head dim {head_dim}, {}", mask_title(mask));
+        let (mask, head_dim, q_heads, kv_heads) = wanted;
+        let mut title = format!("head dim {head_dim}, {}", mask.title());
         if q_heads != kv_heads {
             title += &format!(", {q_heads} heads on {kv_heads}");
         }
@@ -54,8 +53,8 @@ fn others(problem: &CellProblem) -> (usize, usize) {
 
 /// As many columns as every mask has panels, when that is a grid that fits.
 pub(super) fn columns(groups: &[Group<'_>]) -> usize {
-    let mut counts: Vec<(&str, usize)> = Vec::new();
-    for mask in groups.iter().map(|group| group.cells[0].problem.mask.as_str()) {
+    let mut counts: Vec<(MaskName, usize)> = Vec::new();
+    for mask in groups.iter().map(|group| group.cells[0].problem.mask) {
         match counts.iter_mut().find(|count| count.0 == mask) {
             Some(count) => count.1 += 1,
             None => counts.push((mask, 1)),

@@ -61,10 +61,3 @@ pub(super) fn wrapped(note: &str, columns: usize) -> Vec<String> {
     }
     lines
 }
-
-pub(super) fn mask_title(mask: &str) -> String {
-    match mask {
-        "full" => "no mask".to_owned(),
-        mask => format!("{mask} mask"),
-    }
-}

@@ -4,19 +4,20 @@ use super::labels::{decimal_label, wrapped};
 use super::lines::{SIDE_STEP, side_by_side};
 use super::*;
 use crate::bench::record::samples::{sample, sample_cell};
-use crate::bench::record::{Ceiling, Ceilings, Roofline};
+use crate::bench::record::{Ceiling, Ceilings, MaskName, Roofline};
 use crate::plot::figure::Scale;
+use kernel_spec::Mask;
 
 const TIMES: [(&str, f64); 4] = [("naive", 4.0), ("v2", 1.0), ("v3", 0.5), ("torch cudnn", 0.6)];
 
 /// Two masks, two head dims, three lengths, with everything measured.
 fn full() -> Record {
     let mut cells = Vec::new();
-    for mask in ["full", "causal"] {
+    for mask in [Mask::Full, Mask::Causal] {
         for head_dim in [64, 128] {
             for seq in [512, 1024, 2048] {
                 let mut cell = sample_cell("bf16", seq, &TIMES);
-                cell.problem.mask = mask.to_owned();
+                cell.problem.mask = MaskName(mask);
                 cell.problem.head_dim = head_dim;
                 let ms = |share: f64| share * cell.flops / 1e12;
                 let (matmul_ms, exp_ms, hbm_ms) = (ms(1.0), ms(0.5), ms(0.1));
