@@ -6,29 +6,27 @@
 
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
-use ferroflash::{DType, Device, Element, EmulatorConfig, Kernel, embedded_ptx};
-use kernel_spec::copy_engine::BOX_COLS;
-use kernel_spec::schedule::{Schedule, Work};
-use kernel_spec::{FeatureSet, Features, ForwardParams, Mask, Pass, TensorMap, TensorParams, V3Params, Variant};
+use ferroflash::{
+    Attention, DType, Device, Element, EmulatorConfig, Kernel, Mask, Operand, Pass, Sizes, Step, Variant,
+};
+use kernel_spec::FeatureSet;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module, Swizzle};
-use ptx_emu::{TensorDataType, TensorFill, TensorMapSpec};
+use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::num::NonZero;
 use std::time::Duration;
 
 /// A call of one kernel on contiguous tensors `[batch, row, head, dim]`.
 #[derive(Clone, Copy, Debug)]
 struct Call {
-    q_rows: u32,
-    kv_rows: u32,
-    /// Heads of q; k and v have half as many.
-    heads: u32,
+    q_rows: usize,
+    kv_rows: usize,
+    /// Heads of q, and of k and v: heads that shared keys would share tiles too where rows are few, and leave fewer of them.
+    heads: usize,
     mask: Mask,
     scale: f32,
-    /// Thread blocks of a persistent kernel.
-    ctas: u32,
 }
 
 /// A pass with its calls: together they go through every loop of the kernel, and wrap every ring of buffers.
@@ -48,8 +46,8 @@ struct Subject {
 type Needless = (Edit, usize, &'static str);
 
 /// Two heads of rows that fill no tile.
-const fn call(q_rows: u32, kv_rows: u32, mask: Mask, scale: f32) -> Call {
-    Call { q_rows, kv_rows, heads: 2, mask, scale, ctas: 1 }
+const fn call(q_rows: usize, kv_rows: usize, mask: Mask, scale: f32) -> Call {
+    Call { q_rows, kv_rows, heads: 2, mask, scale }
 }
 
 /// v3 on one thread block: each role passes every buffer several times, and a diagonal off the tiles' corners leaves several blocks
@@ -139,8 +137,34 @@ impl Subject {
         Variant::find(self.pass, DTYPE, [self.head_dim; 2], self.keys, FeatureSet::NONE).expect("a row of the list")
     }
 
-    fn ptx(&self) -> String {
-        embedded_ptx(&self.variant().entry).expect("this build holds every row of the list")
+    /// Its launches, one for each call.
+    fn launches(&self) -> Vec<(Call, Step)> {
+        let device = planner();
+        self.calls.iter().map(|call| (*call, call.step(&device, self.variant()))).collect()
+    }
+}
+
+/// The text that the library gives a device for these launches.
+fn text(launches: &[(Call, Step)]) -> String {
+    launches[0].1.kernel.text().expect("this build holds every row of the list")
+}
+
+/// A device to plan for: with one multiprocessor a persistent kernel has one thread block.
+fn planner() -> Device {
+    let config = EmulatorConfig::default().with_multiprocessors(NonZero::<u32>::MIN);
+    Device::emulator_with(config).expect("the emulator is built in")
+}
+
+impl Call {
+    /// How the library launches the row for this call.
+    fn step(&self, device: &Device, variant: &'static Variant) -> Step {
+        let Call { q_rows, kv_rows, heads, mask, scale } = *self;
+        let (head_dim, dtype) = (variant.dim_qk as usize, variant.dtype);
+        let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads: heads, kv_heads: heads, head_dim, dtype };
+        let attention = Attention::new().with_kernel(variant).with_mask(mask).with_scale(scale).with_lse(true);
+        let plan = attention.plan(device, problem).unwrap_or_else(|error| panic!("{self:?}: {error}"));
+        let [step] = <[Step; 1]>::try_from(plan.steps).expect("a kernel of one pass");
+        step
     }
 }
 
@@ -154,105 +178,38 @@ fn data(elements: usize, seed: u32) -> Vec<u8> {
     (0..elements).flat_map(|i| ((value(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
 }
 
-/// Runs the entry of `variant` in `module`; the bytes of output and log-sum-exp.
-fn run(module: &Module, variant: &Variant, call: &Call, seed: u64) -> Result<Vec<u8>, EmuError> {
+/// Launches a step with `module`, its text or an edited one, as it is planned for a call; the bytes of output and log-sum-exp.
+fn run(module: &Module, (call, step): &(Call, Step), dim: usize, seed: u64) -> Result<Vec<u8>, EmuError> {
     let options = EmulatorOptions::default()
         .with_seed(seed)
         // A hundred times what the kernels take: a mutant that runs away is none that was reported.
         .with_instruction_limit(Some(100_000_000))
         .with_time_limit(Some(Duration::from_secs(60)));
-    let device = Emulator::new(options);
-    let (heads, kv_heads, dim) = (call.heads, call.heads / 2, variant.dim_qk);
-    let bytes = |rows: u32, heads: u32| (rows * heads * dim) as u64 * 2;
-    let upload = |rows, heads, seed| -> Result<u64, EmuError> {
-        let address = device.alloc(bytes(rows, heads))?;
-        device.write(address, &data((rows * heads * dim) as usize, seed))?;
+    let memory = Emulator::new(options);
+    let elements = |rows: usize| rows * call.heads * dim;
+    let upload = |rows, seed| -> Result<u64, EmuError> {
+        let address = memory.alloc(2 * elements(rows) as u64)?;
+        memory.write(address, &data(elements(rows), seed))?;
         Ok(address)
     };
-    let [q, k, v] =
-        [upload(call.q_rows, heads, 1)?, upload(call.kv_rows, kv_heads, 2)?, upload(call.kv_rows, kv_heads, 3)?];
-    let out_bytes = bytes(call.q_rows, heads);
-    let out = device.alloc(out_bytes)?;
-    let lse_bytes = (call.q_rows * heads) as u64 * 4;
-    let lse = device.alloc(lse_bytes)?;
-    let tensor = |address, heads: u32| TensorParams {
-        address,
-        batch_stride: 0,
-        row_stride: (heads * dim) as u64,
-        head_stride: dim as u64,
-    };
-    let forward = ForwardParams {
-        q: tensor(q, heads),
-        k: tensor(k, kv_heads),
-        v: tensor(v, kv_heads),
-        out: tensor(out, heads),
-        lse,
-        q_rows: call.q_rows,
-        kv_rows: call.kv_rows,
-        q_heads: heads,
-        group: heads / kv_heads,
-        dim_qk: dim,
-        dim_v: dim,
-        scale_log2: call.scale.abs() * std::f32::consts::LOG2_E,
-        band: call.mask.band(),
-        aligned: 1,
-        out_aligned: 1,
-        negate: (call.scale < 0.0).into(),
-        features: Features::OFF,
-    };
-    let q_blocks = call.q_rows.div_ceil(variant.q_block);
-    let launch = |ctas, params: Vec<u8>| {
-        Launch::new([ctas, 1, 1], [variant.entry.threads, 1, 1])
-            .with_dynamic_shared_bytes(variant.entry.shared_bytes)
-            .with_param(&params)
-    };
-    let launch = if variant.pass == Pass::V3 {
-        let map = |address: u64, rows: u32, heads: u32, box_rows: u32| -> Result<TensorMap, EmuError> {
-            let map = ptx_emu::TensorMap::encode(&TensorMapSpec {
-                data_type: TensorDataType::Bfloat16,
-                address,
-                dims: vec![dim as u64, rows as u64, heads as u64, 1],
-                strides: vec![(heads * dim) as u64 * 2, dim as u64 * 2, bytes(rows, heads)],
-                box_dims: vec![BOX_COLS, box_rows, 1, 1],
-                swizzle: Swizzle::Bytes128,
-                fill: TensorFill::Zero,
-            })?;
-            let words = map.as_bytes().as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
-            Ok(TensorMap(words.collect::<Vec<_>>().try_into().expect("128 bytes")))
-        };
-        let work = Work {
-            batch: 1,
-            q_heads: heads,
-            group: 2,
-            packed: 1,
-            q_rows: call.q_rows,
-            q_block: variant.q_block,
-            kv_head_bytes: bytes(call.kv_rows, 2),
-            uneven: call.mask != Mask::Full,
-        };
-        let params = V3Params {
-            q: map(q, call.q_rows, heads, variant.q_block)?,
-            k: map(k, call.kv_rows, kv_heads, variant.kv_block)?,
-            v: map(v, call.kv_rows, kv_heads, variant.kv_block)?,
-            forward,
-            schedule: Schedule::new(&work, call.ctas),
-        };
-        launch(call.ctas, bytes_of(&params))
-    } else {
-        launch(q_blocks * heads, bytes_of(&forward))
-    };
-    device.launch(module, variant.entry.symbol, &launch)?;
-    let mut result = vec![0; (out_bytes + lse_bytes) as usize];
-    let (out_result, lse_result) = result.split_at_mut(out_bytes as usize);
-    device.read(out, out_result)?;
-    device.read(lse, lse_result)?;
+    let [q, k, v] = [upload(call.q_rows, 1)?, upload(call.kv_rows, 2)?, upload(call.kv_rows, 3)?];
+    let out_bytes = 2 * elements(call.q_rows);
+    let out = memory.alloc(out_bytes as u64)?;
+    let lse_bytes = 4 * call.q_rows * call.heads;
+    let lse = memory.alloc(lse_bytes as u64)?;
+    let operands = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out), (Operand::Lse, lse)];
+    // The memory is not the planner's: nothing but addresses goes into the parameters.
+    let params = step.params(&planner(), &operands, &[]).unwrap_or_else(|error| panic!("{call:?}: {error}"));
+    let entry = step.kernel.entry;
+    let launch = Launch::new([step.ctas, 1, 1], [entry.threads, 1, 1])
+        .with_dynamic_shared_bytes(entry.shared_bytes)
+        .with_param(&params);
+    memory.launch(module, entry.symbol, &launch)?;
+    let mut result = vec![0; out_bytes + lse_bytes];
+    let (out_result, lse_result) = result.split_at_mut(out_bytes);
+    memory.read(out, out_result)?;
+    memory.read(lse, lse_result)?;
     Ok(result)
-}
-
-/// The bytes of a kernel parameter struct without padding.
-fn bytes_of<T: Copy>(params: &T) -> Vec<u8> {
-    // SAFETY: both structs are `repr(C)` without padding, as the library asserts; every byte of them is initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
 
 /// Seeds that a mutant is tried under: in order, and interleavings. Eight of them, with six heads instead of sixteen in the last call
@@ -260,11 +217,11 @@ fn bytes_of<T: Copy>(params: &T) -> Vec<u8> {
 const MUTANT_SEEDS: u64 = 16;
 
 /// What the emulator said of a mutant: the first report, if there is one.
-fn report(subject: &Subject, mutant: &Mutant) -> Option<Box<Fault>> {
+fn report(subject: &Subject, launches: &[(Call, Step)], mutant: &Mutant) -> Option<Box<Fault>> {
     let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
     for seed in 0..MUTANT_SEEDS {
-        for call in subject.calls {
-            match run(&module, subject.variant(), call, seed) {
+        for launch in launches {
+            match run(&module, launch, subject.head_dim as usize, seed) {
                 Ok(_) => {}
                 Err(EmuError::Fault(fault)) => return Some(fault),
                 Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
@@ -288,7 +245,6 @@ fn accepted(edit: Edit) -> &'static [FaultKind] {
         // What other lanes of the warp did, one lane's arrival does not order.
         Edit::NoWarpSync => &[SharedRace, MissingProxyFence],
         Edit::NoCopyWait | Edit::LateCopyWait | Edit::NoCopyCommit => &[AsyncCopyNotWaited],
-        Edit::NoStoreWait | Edit::NoStoreCommit => &[AsyncReadOverwritten, CopiesInFlightAtExit],
         Edit::NoProxyFence | Edit::NoInitFence => &[MissingProxyFence],
         Edit::NoWgmmaFence => &[MissingWgmmaFence],
         Edit::NoWgmmaCommit | Edit::NoWgmmaWait | Edit::LateWgmmaWait => &[WgmmaRegisterInFlight, AsyncReadOverwritten],
@@ -300,9 +256,10 @@ fn check_mutants(subject: &Subject) {
     if device::is_gpu() {
         return;
     }
-    let list = mutants(&subject.ptx());
+    let launches = subject.launches();
+    let list = mutants(&text(&launches));
     assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.variant().entry.symbol);
-    let reports: Vec<_> = list.iter().map(|mutant| report(subject, mutant)).collect();
+    let reports: Vec<_> = list.iter().map(|mutant| report(subject, &launches, mutant)).collect();
     let mut wrong = String::new();
     let mut unreported: BTreeMap<Edit, Vec<&Mutant>> = BTreeMap::new();
     for (mutant, fault) in list.iter().zip(reports) {
@@ -362,12 +319,16 @@ fn the_seed_changes_nothing() {
         return;
     }
     for subject in [&V1, &V2, &V3, &V3_SKIPS, &V3_ONE_BUFFER] {
-        let module = Module::parse(&subject.ptx()).expect("the kernel loads");
-        for call in subject.calls {
-            let in_order = run(&module, subject.variant(), call, 0).unwrap_or_else(|error| panic!("{error}"));
+        let launches = subject.launches();
+        let module = Module::parse(&text(&launches)).expect("the kernel loads");
+        let run = |launch, seed| {
+            run(&module, launch, subject.head_dim as usize, seed).unwrap_or_else(|error| panic!("{error}"))
+        };
+        for launch in &launches {
+            let in_order = run(launch, 0);
             for seed in 1..=device::seeds(12).into() {
-                let out = run(&module, subject.variant(), call, seed).unwrap_or_else(|error| panic!("{error}"));
-                assert!(out == in_order, "{} with seed {seed}, {call:?}", subject.variant().entry.symbol);
+                let symbol = subject.variant().entry.symbol;
+                assert!(run(launch, seed) == in_order, "{symbol} with seed {seed}, {:?}", launch.0);
             }
         }
     }

@@ -37,10 +37,6 @@ pub(crate) enum Edit {
     LateCopyWait,
     /// A group of cp.async is not closed.
     NoCopyCommit,
-    /// The wait for bulk stores is taken out.
-    NoStoreWait,
-    /// A group of bulk stores is not closed.
-    NoStoreCommit,
     /// The fence between generic writes and the async proxy is taken out.
     NoProxyFence,
     /// The fence after the initialisation of the mbarriers is taken out.
@@ -115,11 +111,7 @@ fn edits(line: &str) -> Vec<(Edit, String)> {
     };
     let gone = |edit| vec![(edit, none())];
     // The longer names first: some are the beginning of others.
-    if has("cp.async.bulk.wait_group") {
-        gone(Edit::NoStoreWait)
-    } else if has("cp.async.bulk.commit_group") {
-        gone(Edit::NoStoreCommit)
-    } else if has("cp.async.wait_group") {
+    if has("cp.async.wait_group") {
         with_late(Edit::NoCopyWait, Edit::LateCopyWait, "cp.async.wait_group")
     } else if has("cp.async.commit_group") {
         gone(Edit::NoCopyCommit)
