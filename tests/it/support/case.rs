@@ -339,6 +339,7 @@ pub(crate) fn largest<T: Element>() -> f64 {
         DType::F32 => f32::MAX.into(),
         DType::F16 => ferroflash::f16::MAX.into(),
         DType::Bf16 => ferroflash::bf16::MAX.into(),
+        other => unreachable!("no test has {other}"),
     }
 }
 

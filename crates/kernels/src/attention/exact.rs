@@ -12,7 +12,7 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{copy, math, thread, warp};
+use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::{ForwardParams, TensorParams};
 
 use crate::attention::Config;
@@ -47,6 +47,21 @@ pub fn any_nan<R: PerRow>(values: &R) -> bool {
         }
     }
     any
+}
+
+/// [`rows`] for a thread block whose warps share the rows of its block out among themselves, if any thread has met a number that is not finite.
+///
+/// # Safety
+/// All threads of the block, converged, when the output has been written.
+#[inline(always)]
+pub unsafe fn mend<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, not_finite: bool) {
+    // SAFETY: the barrier stands behind the writes of all threads; every warp takes other rows.
+    unsafe {
+        if sync::block_any(not_finite) {
+            let first = block.first_row + thread::warp_index();
+            rows(block, p, first, block.first_row + C::ROW.q_block, C::ROW.warps);
+        }
+    }
 }
 
 /// Computes those rows of the block again that have an output which is not finite: `first`, `first + step`, .. below `end`, as the block

@@ -6,7 +6,7 @@ use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, FORWARD_SLOTS, Features, ForwardParams, KvBlocks, TensorParams};
 
-use crate::attention::{Config, exact, score};
+use crate::attention::{Config, score};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::GlobalRows;
@@ -228,21 +228,6 @@ impl<C: Config> QueryBlock<C> {
             tile.write(row, col, out);
             sync::block();
             tile.store::<B>(&self.out, self.first_row);
-        }
-    }
-    /// Computes rows again whose output is not finite, if any thread of the block has met one; see [`exact`].
-    ///
-    /// # Safety
-    /// All threads of the block, converged, after [`Self::store_out`].
-    #[inline(always)]
-    pub unsafe fn mend_rows<B: ThreadBlock>(&self, p: &ForwardParams, not_finite: bool) {
-        // SAFETY: the barrier stands behind the writes of all threads; every warp takes other rows.
-        unsafe {
-            if sync::block_any(not_finite) {
-                let warps = (B::THREADS / 32) as u32;
-                let first = self.first_row + thread::warp_index();
-                exact::rows(self, p, first, self.first_row + C::ROW.q_block, warps);
-            }
         }
     }
 }

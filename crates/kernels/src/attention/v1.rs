@@ -110,6 +110,6 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);
-        block.mend_rows::<C>(p, out.any_not_finite());
+        exact::mend(&block, p, out.any_not_finite());
     }
 }

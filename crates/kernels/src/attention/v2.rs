@@ -99,6 +99,6 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
 
         block.store_lse(block.first_row + row, &softmax.max, &sum);
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row, 0, &out);
-        block.mend_rows::<C>(p, out.any_not_finite());
+        exact::mend(&block, p, out.any_not_finite());
     }
 }
