@@ -159,19 +159,3 @@ pub unsafe fn store_u32x4(shared: u32, value: [u32; 4]) {
             options(nostack));
     }
 }
-
-/// Sets bits of a word, and returns what it was: atomic with what other threads of the block do so.
-///
-/// PTX `atom.shared.or.b32`, least SM 2.0, any thread.
-///
-/// # Safety
-/// The address is in bounds and aligned.
-#[inline(always)]
-pub unsafe fn fetch_or(shared: u32, bits: u32) -> u32 {
-    let before: u32;
-    // SAFETY: the caller guarantees the address.
-    unsafe {
-        ptx!("atom.shared.or.b32 {}, [{}], {};", out(reg32) before, in(reg32) shared, in(reg32) bits, options(nostack));
-    }
-    before
-}

@@ -189,17 +189,13 @@ macro_rules! entry {
 
             impl v3::Config for Row {
                 const POLICY: policy::V3 = policy::V3 $policy;
-
-                #[inline(always)]
-                fn params() -> u64 {
-                    cuda_std::param_address!($symbol)
-                }
             }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
             pub unsafe fn $symbol(p: V3Params) {
+                let maps = cuda_std::param_address!($symbol);
                 // SAFETY: launched with this row's threads and shared memory.
-                unsafe { v3::forward::<Row>(&p) }
+                unsafe { v3::forward::<Row>(&p, maps) }
             }
         }
     };

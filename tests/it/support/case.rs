@@ -155,7 +155,7 @@ impl Case {
             for q in q.iter_mut().step_by(dim) {
                 // Never 0, whose product with infinity is NaN; and whatever the sign of the scale.
                 let sign = if self.attention.scale.is_some_and(|scale| scale < 0.0) { -1.0 } else { 1.0 };
-                *q = T::from_f64(sign * q.to_f64().abs().max(1.0));
+                *q = T::from_f64(sign * q.to_f64().abs().max(q_magnitude));
             }
             // Single keys, and runs of them that fill tiles.
             let rows = self.problem.kv_rows * self.problem.kv_heads;

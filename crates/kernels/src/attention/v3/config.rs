@@ -21,8 +21,6 @@ pub trait Config:
     const POLICY: policy::V3;
     /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
     const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
-    /// The generic address of the kernel's parameters, a [`V3Params`](kernel_spec::V3Params); inside the kernel of the row.
-    fn params() -> u64;
     /// Warpgroups that multiply.
     const WARPGROUPS: u32 = Self::ROW.q_block / WARPGROUP_ROWS;
 }

@@ -1,14 +1,13 @@
 //! A warpgroup of v3 that multiplies: products, softmax and output of its 64 rows of every tile.
 
-use cuda_std::{shared, sync, thread, tma, warp, wgmma};
+use cuda_std::{sync, thread, tma, wgmma};
 use kernel_spec::V3Params;
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::layout::PANEL_BYTES;
 
-use crate::attention::exact;
-use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
+use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
 use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
-use crate::attention::v3::note::{QueryTile, TileNotes, Tiles, WarpgroupTile};
+use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
 use crate::attention::v3::store;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
@@ -16,8 +15,7 @@ use crate::parts::shared_tile::SharedMatrix;
 use crate::parts::turn::{FIRST_TURN, Turn};
 use crate::parts::warpgroup::{self, Operands, WARPGROUP};
 
-/// The rows of warpgroup `group`, counted without the one that loads, in all tiles of the thread block. `again` is the shared address of
-/// the word that says whether there are rows to compute again.
+/// The rows of warpgroup `group`, counted without the one that loads, in all tiles of the thread block.
 ///
 /// # Safety
 /// All threads of the warpgroup, converged; the rings are initialised, and the load warp runs beside it.
@@ -29,7 +27,6 @@ pub unsafe fn run<C: Config>(
     k_ring: &mut Ring<Keys<C>>,
     v_ring: &mut Ring<Values<C>>,
     notes: TileNotes,
-    again: u32,
 ) {
     // SAFETY: passed on; buffers are read between the wait for them and their release.
     unsafe {
@@ -82,20 +79,7 @@ pub unsafe fn run<C: Config>(
             let sum = quad_sum(sum);
             let block = tile.block::<C>(p);
             block.store_lse(tile.first_row + warp_row, max, &sum);
-            let factors = exact::factors::<C::T, _>(max, &sum);
-            let finite = store::store(out, &factors, &block, tile.first_row + warp_row);
-            if !finite | exact::any_nan(&factors) {
-                shared::fetch_or(again, 1);
-            }
-        };
-
-        // Behind the last tile, when nothing is in registers any more.
-        let mend = #[inline(always)]
-        || {
-            warp::sync();
-            if shared::fetch_or(again, 0) != 0 {
-                mend_rows::<C>(C::params());
-            }
+            store::store(out, &inverse(&sum), &block, tile.first_row + warp_row);
         };
 
         loop {
@@ -222,39 +206,12 @@ pub unsafe fn run<C: Config>(
             v_ring.release(elected);
             v_ring.advance();
             finish(&out, &online.max, &online.sum, &mine.tile);
-            if C::POLICY.q_buffers > 1 {
-                mend();
-            }
             // No tiles are left, so this could always break. Without skips the outer loop reads the note again instead: an early
             // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims), and lets products with 64 columns run unpaced.
             if C::POLICY.q_buffers > 1 && C::POLICY.skips {
                 break;
             }
             q_ring.advance();
-        }
-        if C::POLICY.q_buffers == 1 {
-            mend();
-        }
-    }
-}
-
-/// Computes rows of the warp again, see [`exact`], in all tiles of the thread block. `params` is the address of the kernel's parameters.
-///
-/// A function that is called: inside the kernel, it would keep ptxas 13.0 from having addresses of buffers in uniform registers, ten
-/// instructions a step.
-///
-/// # Safety
-/// As for [`run`], behind its last tile.
-#[inline(never)]
-unsafe fn mend_rows<C: Config>(params: u64) {
-    // SAFETY: the parameters live as long as the kernel; passed on.
-    unsafe {
-        let p = &*(params as *const V3Params);
-        let warp_row = thread::index() / 32 * 16 - WARPGROUP_ROWS;
-        let mut tiles = Tiles { round: 0 };
-        while let Some(tile) = tiles.next::<C>(p) {
-            let first = tile.first_row + warp_row;
-            exact::rows(&tile.block::<C>(p), &p.forward, first, first + 16, 1);
         }
     }
 }

@@ -1,15 +1,15 @@
 //! How the output of v3 leaves: from registers, while the next tile's queries arrive.
 
-use cuda_std::{copy, math, thread, warp};
+use cuda_std::{copy, thread, warp};
 use kernel_spec::layout::CHUNK_BYTES;
 
 use crate::attention::Config;
 use crate::attention::query_block::QueryBlock;
-use crate::parts::element::{Element, TensorCore};
+use crate::parts::element::TensorCore;
 use crate::parts::fragments::{Fragments, PerRow};
 
 /// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to the output of `block`, from row `first_row` on; rows and
-/// columns that do not exist there are left out. Returns whether the lane's words are finite, where sums of the values can overflow.
+/// columns that do not exist there are left out.
 ///
 /// A lane holds two neighbouring columns of every fragment. The four lanes of a row exchange theirs, so that each writes the 16 bytes
 /// of one fragment in four.
@@ -17,25 +17,20 @@ use crate::parts::fragments::{Fragments, PerRow};
 /// # Safety
 /// All threads of the warp, converged; no other warp writes these rows. Address and row stride are multiples of 16 bytes.
 #[inline(always)]
-pub unsafe fn store<C: Config<T: TensorCore, Out: TensorCore>, F: Fragments>(
+pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
     tile: &F,
     factors: &F::Rows,
     block: &QueryBlock<C>,
     first_row: u32,
-) -> bool {
+) {
     const { assert!(F::N.is_multiple_of(4), "lanes exchange four fragments at a time") };
     let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
-    let mut zero = 0.0;
     for half in 0..2 {
         let row = block.row(row + 8 * half as u32);
         let to = block.out_row(row) + place as u64 * CHUNK_BYTES as u64;
         for first in (0..F::N).step_by(4) {
-            let mut word = |n: usize| {
+            let word = |n: usize| {
                 let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.at(0, first + n)[i] * factors.at(0, half));
-                if <C::T as Element>::SUMS_OVERFLOW {
-                    // 0 or NaN, as in `Fragments::any_not_finite`.
-                    zero = math::fma(left, 0.0, math::fma(right, 0.0, zero));
-                }
                 C::Out::pack(left, right)
             };
             // SAFETY: passed on.
@@ -46,5 +41,4 @@ pub unsafe fn store<C: Config<T: TensorCore, Out: TensorCore>, F: Fragments>(
             unsafe { copy::store_u32x4_if(to + (first * CHUNK_BYTES) as u64, chunk, exists) };
         }
     }
-    zero == 0.0
 }
