@@ -132,3 +132,13 @@ fn products_beyond_f32_still_have_a_largest() {
         check::<bf16>(Attention::new().with_scale(scale), [&q, &k, &v], 64, out, lse, BF16);
     }
 }
+
+#[test]
+fn nan_in_a_row_stays_nan() {
+    let shared = device::shared();
+    let (q, k, v) = (vec![f64::NAN; 64], vec![1.0; 33 * 64], vec![1.0; 33 * 64]);
+    for kernel in [Kernel::Naive, Kernel::V1, Kernel::V2] {
+        let (out, lse) = attend::<f16>(&shared.device, Attention::new().with_kernel(kernel), &q, &k, &v, 64);
+        assert!(out.iter().all(|x| x.is_nan()) && lse.is_nan(), "{kernel}: {out:?}, log-sum-exp {lse}");
+    }
+}

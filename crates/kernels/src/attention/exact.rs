@@ -145,7 +145,7 @@ impl<'a, T: Element> Row<'a, T> {
         score::modify_one(if self.p.negate != 0 { -sum } else { sum }, &self.p.features, self.row, key)
     }
 
-    /// The largest score, in every lane; minus infinity if there is no key, or none that is more.
+    /// The largest score, in every lane; NaN if any is, and minus infinity if there is no key, or none that is more.
     ///
     /// # Safety
     /// All threads of the warp, converged.
@@ -155,13 +155,13 @@ impl<'a, T: Element> Row<'a, T> {
         for key in (self.first + thread::lane()..self.end).step_by(32) {
             // SAFETY: one of the keys.
             let score = unsafe { self.score(key) };
-            max = if score > max { score } else { max };
+            max = larger(max, score);
         }
         let mut result = f64::NEG_INFINITY;
         for lane in 0..math::opaque(32) {
             // SAFETY: passed on.
             let other = unsafe { shuffle(max, lane) };
-            result = if other > result { other } else { result };
+            result = larger(result, other);
         }
         result
     }
@@ -231,6 +231,12 @@ impl<'a, T: Element> Row<'a, T> {
             }
         }
     }
+}
+
+/// The larger of two numbers, and NaN if either is.
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
 }
 
 /// Value of lane `lane` for every lane.
