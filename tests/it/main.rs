@@ -20,7 +20,6 @@ mod counters;
 mod invariants;
 mod io;
 mod mutants;
-mod numbers;
 mod properties;
 mod readme;
 mod regressions;

@@ -66,14 +66,6 @@ pub fn reciprocal(x: f32) -> f32 {
     result
 }
 
-/// `|x|`.
-///
-/// `and.b32`, any SM, any thread: core has it only with std's math library.
-#[inline(always)]
-pub fn abs(x: f32) -> f32 {
-    f32::from_bits(x.to_bits() & 0x7fff_ffff)
-}
-
 /// Hides a value from the optimiser: the way to keep a loop rolled whose bound is a constant.
 ///
 /// No instruction, any SM, any thread.

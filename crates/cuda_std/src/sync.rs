@@ -18,23 +18,6 @@ pub unsafe fn block() {
     unreachable!("a device instruction was called on the host")
 }
 
-/// [`block`], and whether `condition` holds in any thread, for every thread.
-///
-/// PTX `barrier.cta.red.or.aligned.pred d, 0, a` (`bar.red`), least SM 2.0.
-///
-/// # Safety
-/// As for [`block`].
-#[inline(always)]
-pub unsafe fn block_any(condition: bool) -> bool {
-    let result: u32;
-    // SAFETY: the caller guarantees participation.
-    unsafe {
-        ptx!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; bar.red.or.pred p, 0, p; selp.u32 {0}, 1, 0, p; }}",
-            out(reg32) result, in(reg32) condition as u32, options(nostack));
-    }
-    result != 0
-}
-
 /// Waits on named barrier `barrier` until `threads` threads have arrived, counting those of [`arrive`].
 ///
 /// PTX `bar.sync barrier, threads`, least SM 2.0.

@@ -158,7 +158,7 @@ impl<C: Config> QueryBlock<C> {
     /// Changes scores as the features of the call say, see [`score`]: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn modify<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
-        score::modify(scores, &self.features, key, |index| self.row(row + index).row);
+        score::modify(scores, &self.features, row, key);
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

@@ -14,7 +14,7 @@ use crate::parts::fragments::Fragments;
 /// Which score it is.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// Query row of its head.
+    /// Query row, as the query block counts them.
     pub row: u32,
     /// Key.
     pub key: u32,
@@ -26,47 +26,27 @@ pub trait ScoreMod {
     fn apply(&self, s: f32, at: Place) -> f32;
 }
 
-/// Changes scores as the features of the call say, those of keys from `key` on; `row` tells the row of the head, given that of the tile.
-/// Before any is hidden: a function may turn minus infinity into a number.
+/// Changes scores as the features of the call say: rows from `row` on, keys from `key` on. Before any is hidden: a function may turn
+/// minus infinity into a number.
 #[inline(always)]
-pub fn modify<F: Fragments>(
-    scores: &mut F,
-    features: &Features<{ FORWARD_SLOTS as usize }>,
-    key: u32,
-    row: impl Fn(u32) -> u32,
-) {
+pub fn modify<F: Fragments>(scores: &mut F, features: &Features<{ FORWARD_SLOTS as usize }>, row: u32, key: u32) {
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        each(scores, key, &row, &Softcap { factor });
+        each(scores, row, key, &Softcap { factor });
     }
     if features.has(PROGRAM) {
-        each(scores, key, &row, &Program { value: features.value(PROGRAM) });
+        each(scores, row, key, &Program { value: features.value(PROGRAM) });
     }
 }
 
-/// [`modify`] of one score in f64. What a function makes of it, it makes in f32.
 #[inline(always)]
-pub fn modify_one(score: f64, features: &Features<{ FORWARD_SLOTS as usize }>, row: u32, key: u32) -> f64 {
-    let (mut s, at) = (score, Place { row, key });
-    if features.has(SOFTCAP) {
-        let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        // The product in f64, where it does not overflow.
-        s = tanh((s * factor as f64) as f32) as f64;
-    }
-    if features.has(PROGRAM) {
-        s = Program { value: features.value(PROGRAM) }.apply(s as f32, at) as f64;
-    }
-    s
-}
-
-#[inline(always)]
-fn each<F: Fragments>(scores: &mut F, key: u32, row: &impl Fn(u32) -> u32, score_mod: &impl ScoreMod) {
+fn each<F: Fragments>(scores: &mut F, row: u32, key: u32, score_mod: &impl ScoreMod) {
     let lane = thread::lane();
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
                 let at = Place {
-                    row: row(16 * m as u32 + fragment_row(lane, i)),
+                    row: row + 16 * m as u32 + fragment_row(lane, i),
                     key: key + 8 * n as u32 + fragment_col(lane, i),
                 };
                 let s = &mut scores.at_mut(m, n)[i as usize];
