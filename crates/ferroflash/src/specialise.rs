@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ptx;
+use kernel_spec::families::forward::features::PROGRAM;
 use kernel_spec::{Entry, FeatureSet, specialise};
 use std::sync::Arc;
 
@@ -35,6 +36,10 @@ impl Specialised {
     /// damaged, [`Error::NotSpecialised`] when it does not take the features or the program.
     pub fn text(&self) -> Result<String> {
         let Specialised { entry, features, ref program } = *self;
+        if program.is_some() && !features.contains(FeatureSet::of(PROGRAM)) {
+            let reason = "a program on scores, and its feature is off".to_owned();
+            return Err(Error::NotSpecialised { symbol: entry.symbol, reason });
+        }
         specialise(&ptx::text(entry)?, entry, features, program.as_deref())
             .map_err(|error| Error::NotSpecialised { symbol: entry.symbol, reason: error.to_string() })
     }

@@ -1,9 +1,10 @@
 //! Features: what a kernel does beyond its plain form, decided when it is loaded.
 //!
-//! A feature costs nothing where it is off, without an entry of its own. Every parameter struct ends in a [`Features`] block of 8-byte
+//! A feature costs nothing where it is off. Every parameter struct ends in a [`Features`] block of 8-byte
 //! slots. The kernel's source tests [`Features::has`] at run time; the host, before the driver or the emulator compiles the text of
 //! the entry, replaces the loads of [`Features::on`] by the set that a call has, and the loads of the slots that are off by zero. What
 //! the tests guard is then dead code for the compiler, and a call without features runs the machine code of a kernel that has none.
+//! An assembler may still order what is left differently: where that shows, as in v3, the plain row and that with features are two.
 //!
 //! A slot has 8 bytes of its own because LLVM merges neighbouring loads of 4 bytes into one of 8, which no longer is the load of one
 //! slot.

@@ -32,7 +32,7 @@ pub use dtype::DType;
 pub use entry::{Arch, Entry};
 pub use families::entries;
 pub use families::forward::{
-    COMPILED_HEAD_DIMS, FORWARD_SLOTS, ForwardParams, Kernel, MAX_HEAD_DIM, NaiveParams, Pass, Policy,
+    COMPILED_HEAD_DIMS, FORWARD_SLOTS, ForwardFeatures, ForwardParams, Kernel, MAX_HEAD_DIM, NaiveParams, Pass, Policy,
     SOFTMAX_ROWS_PER_CTA, TensorParams, V3Params, VARIANTS, Variant,
 };
 pub use features::{FeatureSet, Features};

@@ -4,7 +4,7 @@ use super::options::Attention;
 use super::problem::Sizes;
 use crate::tensor::{HeadsView, Layout, Shape};
 use kernel_spec::families::forward::features::SOFTCAP;
-use kernel_spec::{DType, FORWARD_SLOTS, Features, Variant};
+use kernel_spec::{DType, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
 #[derive(Clone, Copy, Debug)]
@@ -73,13 +73,13 @@ pub(crate) struct Request<'a> {
 
 impl Request<'_> {
     /// What the call does beyond plain attention, as its parameters say it.
-    pub(super) fn features(&self) -> Features<{ FORWARD_SLOTS as usize }> {
+    pub(super) fn features(&self) -> ForwardFeatures {
         match self.softcap {
             Some(cap) => {
                 let ratio = self.scale.abs() / cap;
-                Features::OFF.with(SOFTCAP, ratio.to_bits().into())
+                ForwardFeatures::OFF.with(SOFTCAP, ratio.to_bits().into())
             }
-            None => Features::OFF,
+            None => ForwardFeatures::OFF,
         }
     }
 }

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{Band, FORWARD_SLOTS, Features, ForwardParams, KvBlocks, TensorParams};
+use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
 use crate::attention::{Config, score};
 use crate::parts::element::Element;
@@ -44,7 +44,7 @@ pub struct QueryBlock<C: Config> {
     /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
     /// negate the queries instead.
     pub negative_scale: bool,
-    features: Features<{ FORWARD_SLOTS as usize }>,
+    features: ForwardFeatures,
 }
 
 /// A row of a [`QueryBlock`].
@@ -158,7 +158,7 @@ impl<C: Config> QueryBlock<C> {
     /// Changes scores as the features of the call say, see [`score`]: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn modify<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
-        score::modify(scores, &self.features, row, key);
+        score::modify(scores, &self.features, key, |tile_row| self.row(row + tile_row).row);
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

@@ -5,16 +5,16 @@
 //! they guard is gone from the machine code of a call without it. They stand around whole tiles, so that the text has one branch a step.
 
 use cuda_std::{math, thread};
+use kernel_spec::ForwardFeatures;
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{FORWARD_SLOTS, Features};
 
 use crate::parts::fragments::Fragments;
 
 /// Which score it is.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// Query row, as the query block counts them.
+    /// Query row of its head.
     pub row: u32,
     /// Key.
     pub key: u32,
@@ -26,27 +26,27 @@ pub trait ScoreMod {
     fn apply(&self, s: f32, at: Place) -> f32;
 }
 
-/// Changes scores as the features of the call say: rows from `row` on, keys from `key` on. Before any is hidden: a function may turn
-/// minus infinity into a number.
+/// Changes scores as the features of the call say, those of keys from `key` on; `row` tells the query row of its head, given the row of
+/// the tile. Before any score is hidden: a function may turn minus infinity into a number.
 #[inline(always)]
-pub fn modify<F: Fragments>(scores: &mut F, features: &Features<{ FORWARD_SLOTS as usize }>, row: u32, key: u32) {
+pub fn modify<F: Fragments>(scores: &mut F, features: &ForwardFeatures, key: u32, row: impl Fn(u32) -> u32) {
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        each(scores, row, key, &Softcap { factor });
+        each(scores, key, &row, &Softcap { factor });
     }
     if features.has(PROGRAM) {
-        each(scores, row, key, &Program { value: features.value(PROGRAM) });
+        each(scores, key, &row, &Program { value: features.value(PROGRAM) });
     }
 }
 
 #[inline(always)]
-fn each<F: Fragments>(scores: &mut F, row: u32, key: u32, score_mod: &impl ScoreMod) {
+fn each<F: Fragments>(scores: &mut F, key: u32, row: &impl Fn(u32) -> u32, score_mod: &impl ScoreMod) {
     let lane = thread::lane();
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
                 let at = Place {
-                    row: row + 16 * m as u32 + fragment_row(lane, i),
+                    row: row(16 * m as u32 + fragment_row(lane, i)),
                     key: key + 8 * n as u32 + fragment_col(lane, i),
                 };
                 let s = &mut scores.at_mut(m, n)[i as usize];

@@ -12,7 +12,7 @@ pub mod policy;
 #[macro_use]
 mod rows;
 
-pub use params::{FORWARD_SLOTS, ForwardParams, NaiveParams, TensorParams, V3Params};
+pub use params::{FORWARD_SLOTS, ForwardFeatures, ForwardParams, NaiveParams, TensorParams, V3Params};
 
 /// An algorithm that users choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -23,6 +23,9 @@ pub struct TensorParams {
 /// Slots for features of attention: room for those that are planned, so that a new one moves no parameter.
 pub const FORWARD_SLOTS: u32 = 7;
 
+/// The features of attention, at the end of its parameters.
+pub type ForwardFeatures = Features<{ FORWARD_SLOTS as usize }>;
+
 /// Parameters of one attention forward pass: `out = softmax(scale * q k^T + mask) v`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +64,7 @@ pub struct ForwardParams {
     /// 1 when the scale is negative: the kernels then negate the queries.
     pub negate: u32,
     /// What it does beyond plain attention. Every parameter struct of attention ends in this one, and so in its features.
-    pub features: Features<{ FORWARD_SLOTS as usize }>,
+    pub features: ForwardFeatures,
 }
 
 /// Parameters of the three passes of the naive kernel, which keeps scores and probabilities in device memory.
