@@ -64,12 +64,7 @@ impl Vocabulary for Kernel {
     }
 
     fn help(self) -> &'static str {
-        match self {
-            Kernel::Naive => "Scores and probabilities in device memory",
-            Kernel::V1 => "FlashAttention",
-            Kernel::V2 => "FlashAttention-2",
-            Kernel::V3 => "FlashAttention-3: compute capability 9.0, f16 and bf16",
-        }
+        self.summary()
     }
 }
 

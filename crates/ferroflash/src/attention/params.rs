@@ -59,8 +59,9 @@ pub(super) fn of(request: &Request<'_>, row: &Row) -> (FeatureSet, Params) {
                 .address(offset_of!(NaiveParams, probs), PROBS, alignment)
                 .with_forward(offset_of!(NaiveParams, forward), request, &forward)
         }
-        Pass::V1 | Pass::V2 => Params::new(bytes_of(&forward)).with_forward(0, request, &forward),
         Pass::V3 => v3(request, row, forward),
+        // What all passes need is all that the others take.
+        _ => Params::new(bytes_of(&forward)).with_forward(0, request, &forward),
     };
     (forward.features.set(), params)
 }

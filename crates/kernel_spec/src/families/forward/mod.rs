@@ -16,6 +16,7 @@ pub use params::{FORWARD_SLOTS, ForwardFeatures, ForwardParams, NaiveParams, Ten
 
 /// An algorithm that users choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Kernel {
     /// Scores and probabilities in device memory: three passes, quadratic extra memory.
     Naive,
@@ -41,6 +42,16 @@ impl Kernel {
         }
     }
 
+    /// What it is, in a few words, for help and lists.
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Kernel::Naive => "Scores and probabilities in device memory",
+            Kernel::V1 => "FlashAttention",
+            Kernel::V2 => "FlashAttention-2",
+            Kernel::V3 => "FlashAttention-3: compute capability 9.0, f16 and bf16",
+        }
+    }
+
     /// The passes of this kernel, in launch order.
     pub const fn passes(self) -> &'static [Pass] {
         match self {
@@ -60,6 +71,7 @@ impl core::fmt::Display for Kernel {
 
 /// One launch. The flash kernels are one pass, the naive kernel is three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Pass {
     /// Naive: `scores = scale * q k^T`, hidden elements at minus infinity.
     Scores,
