@@ -38,8 +38,11 @@ pub(crate) fn library_path(folder: &Path) -> std::ffi::OsString {
 /// The folder of the fixture that is compiled with these cfgs, where it is what an installed driver is: `libcuda.so.1`, and
 /// `libcuda.so` for linkers.
 pub(crate) fn fake_driver(cfgs: &[&str]) -> PathBuf {
-    // From both packages whose tests use it.
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cust/tests/fake_driver");
+    // From the packages whose tests use it: those beside cust, and the adapters, which are a folder deeper.
+    let [beside, deeper] = ["..", "../.."].map(|crates| {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(crates).join("cust/tests/fake_driver")
+    });
+    let source = if beside.is_dir() { beside } else { deeper };
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     // Compiled once for each state of its source, its cfgs, and how it is compiled: this file.
     let mut state = DefaultHasher::new();

@@ -1,0 +1,106 @@
+//! What this crate refuses itself.
+
+use ferroflash::Operand;
+
+/// Result of what is this crate's own.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a function of this crate failed. Nothing was launched, unless the error inside says so.
+///
+/// candle's result holds it as a [`candle_core::Error::Cuda`], the variant for errors of other crates, whatever the device:
+///
+/// ```
+/// # use candle_core::{DType, Device, Tensor};
+/// # let q = Tensor::zeros((1, 4, 2, 64), DType::F16, &Device::Cpu)?;
+/// let error = candle_ferroflash::flash_attn(&q, &q, &q, 0.125, true).unwrap_err();
+/// let candle_core::Error::Cuda(inner) = error else { panic!("{error}") };
+/// assert!(matches!(inner.downcast_ref(), Some(candle_ferroflash::Error::CpuTensors { .. })));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A feature that candle-flash-attn has and ferroflash has not.
+    #[error("{op}: {feature} is not supported by ferroflash yet")]
+    Missing {
+        /// The function, or the operation that it stands for.
+        op: &'static str,
+        /// What it would take.
+        feature: Feature,
+    },
+    /// The tensors are on the CPU, and nobody asked for the emulator.
+    #[error(
+        "no cpu support for {op}, which is for tensors on a GPU; {} or `candle_ferroflash::emulate_cpu(true)` runs those on the CPU \
+         in an emulator",
+        "CANDLE_FERROFLASH_CPU=emulator"
+    )]
+    CpuTensors {
+        /// The operation.
+        op: &'static str,
+    },
+    /// The emulator was asked for and is not in this build.
+    #[error("{op}: this build has no emulator; it needs the cargo feature `emulator` of candle_ferroflash")]
+    NoEmulator {
+        /// The operation.
+        op: &'static str,
+    },
+    /// The environment asks for something else than the emulator.
+    #[error("CANDLE_FERROFLASH_CPU is `{found}`; `emulator` is accepted")]
+    CpuVariable {
+        /// What it is.
+        found: String,
+    },
+    /// Tensors of another rank than four.
+    #[error("{op} expects {operand} of rank 4 (batch, rows, heads, head_dim); it has rank {found}")]
+    Rank {
+        /// The operation.
+        op: &'static str,
+        /// The tensor.
+        operand: Operand,
+        /// Its rank.
+        found: usize,
+    },
+    /// An element type without kernels.
+    #[error("{op} is only supported for f16, bf16 and f32; q holds {found:?}")]
+    DType {
+        /// The operation.
+        op: &'static str,
+        /// Element type of q.
+        found: candle_core::DType,
+    },
+    /// What ferroflash refuses, or what failed while it launched.
+    #[error(transparent)]
+    Ferroflash(#[from] ferroflash::Error),
+    /// What happened between ferroflash and candle's slices and streams.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cudarc(#[from] ferroflash_cudarc::Error),
+}
+
+/// A feature of candle-flash-attn that is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Feature {
+    /// A slope of each head that lowers the scores of distant keys.
+    Alibi,
+    /// Sequences of different lengths, packed one behind the other.
+    VariableLengths,
+    /// Keys and values in pages of a cache.
+    PagedCache,
+}
+
+impl std::fmt::Display for Feature {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Feature::Alibi => "ALiBi (alibi_slopes)",
+            Feature::VariableLengths => "variable sequence lengths (seqlens_q, seqlens_k)",
+            Feature::PagedCache => "a paged key-value cache (block_table)",
+        })
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> candle_core::Error {
+        candle_core::Error::Cuda(Box::new(error)).bt()
+    }
+}

@@ -1,0 +1,53 @@
+//! The functions of candle-flash-attn, with its names and arguments.
+
+use crate::FlashAttn;
+#[cfg(doc)]
+use crate::Feature;
+use candle_core::{Result, Tensor};
+
+/// Attention, `softmax(softmax_scale * q k^T) v`, of q `(batch, q_rows, q_heads, head_dim)` and k, v `(batch, kv_rows, kv_heads,
+/// head_dim)`, where `q_heads` is a multiple of `kv_heads`. The result has the shape of q.
+///
+/// With `causal`, row `i` sees the keys up to `i + kv_rows - q_rows`: the mask ends at the last row and the last key.
+///
+/// # Errors
+/// [`crate::Error`], or candle's own for tensors on different devices or of different types.
+pub fn flash_attn(q: &Tensor, k: &Tensor, v: &Tensor, softmax_scale: f32, causal: bool) -> Result<Tensor> {
+    flash_attn_windowed(q, k, v, softmax_scale, None, causal.then_some(0))
+}
+
+/// [`flash_attn`] in which row `i` sees `window_size_left` keys before and `window_size_right` keys after key `i + kv_rows - q_rows`, and
+/// that one. `None`, and a bound above `kv_rows`, is no bound; `None` on the left and `Some(0)` on the right is the causal mask.
+///
+/// # Errors
+/// As [`flash_attn`].
+pub fn flash_attn_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap: None };
+    q.apply_op3(k, v, op)
+}
+
+/// [`flash_attn_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before the mask; 0 is no bound.
+///
+/// # Errors
+/// As [`flash_attn`]; [`Feature::Alibi`] with `alibi_slopes`; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+#[allow(clippy::too_many_arguments, reason = "the arguments of the function that it stands for")]
+pub fn flash_attn_alibi_windowed_softcap(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: Option<&Tensor>,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    softcap: f32,
+) -> Result<Tensor> {
+    let (alibi_slopes, softcap) = (alibi_slopes.cloned(), Some(softcap));
+    q.apply_op3(k, v, FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap })
+}

@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod error;
+mod functions;
+mod op;
+pub mod v3;
+mod waiting;
+
+pub use cpu::emulate_cpu;
+pub use error::{Error, Feature};
+pub use functions::{flash_attn, flash_attn_alibi_windowed_softcap, flash_attn_windowed};
+pub use op::FlashAttn;
+pub use waiting::{
+    flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_varlen, flash_attn_varlen_alibi,
+    flash_attn_varlen_alibi_windowed, flash_attn_varlen_alibi_windowed_softcap, flash_attn_varlen_paged_windowed,
+    flash_attn_varlen_windowed,
+};

@@ -1,0 +1,211 @@
+//! The functions of candle-flash-attn-v3, which have the names of the others and one argument more.
+//!
+//! `use_gqa_packing` changes no result and is not asked: ferroflash packs the query heads that share a key-value head where that is faster.
+//! Which kernel runs is ferroflash's choice too: FlashAttention-3's on compute capability 9.0, wherever addresses and strides permit it, and
+//! FlashAttention-2's elsewhere, where candle-flash-attn-v3 does not run.
+#![allow(unused_variables, clippy::too_many_arguments, reason = "the arguments of the functions that these stand for")]
+
+use crate::FlashAttn as Options;
+use crate::error::Feature;
+use crate::waiting::missing;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+
+/// The options of one attention; see [`crate::FlashAttn`].
+#[derive(Clone, Debug)]
+pub struct FlashAttn {
+    /// Factor on the scores.
+    pub softmax_scale: f32,
+    /// Slopes of the heads: [`Feature::Alibi`] when they are given.
+    pub alibi_slopes: Option<Tensor>,
+    /// Keys visible before the diagonal.
+    pub window_size_left: Option<usize>,
+    /// Keys visible after the diagonal.
+    pub window_size_right: Option<usize>,
+    /// Changes no result.
+    pub use_gqa_packing: bool,
+}
+
+impl FlashAttn {
+    fn options(&self) -> Options {
+        let FlashAttn { softmax_scale, window_size_left, window_size_right, .. } = *self;
+        let alibi_slopes = self.alibi_slopes.clone();
+        Options { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap: None }
+    }
+}
+
+impl CustomOp3 for FlashAttn {
+    fn name(&self) -> &'static str {
+        "flash-attn-v3"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_l: &Layout,
+        k: &CpuStorage,
+        k_l: &Layout,
+        v: &CpuStorage,
+        v_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        crate::cpu::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &candle_core::CudaStorage,
+        q_l: &Layout,
+        k: &candle_core::CudaStorage,
+        k_l: &Layout,
+        v: &candle_core::CudaStorage,
+        v_l: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        crate::cuda::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+    }
+}
+
+/// [`crate::flash_attn`].
+///
+/// # Errors
+/// As there.
+pub fn flash_attn(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    softmax_scale: f32,
+    causal: bool,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    flash_attn_windowed(q, k, v, softmax_scale, None, causal.then_some(0), use_gqa_packing)
+}
+
+/// [`crate::flash_attn_windowed`].
+///
+/// # Errors
+/// As there.
+pub fn flash_attn_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    let alibi_slopes = None;
+    let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
+    q.apply_op3(k, v, op)
+}
+
+/// [`crate::flash_attn_alibi`].
+///
+/// # Errors
+/// [`Feature::Alibi`], always.
+pub fn flash_attn_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    causal: bool,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_alibi", Feature::Alibi)
+}
+
+/// [`crate::flash_attn_alibi_windowed`].
+///
+/// # Errors
+/// [`Feature::Alibi`], always.
+pub fn flash_attn_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_alibi_windowed", Feature::Alibi)
+}
+
+/// [`crate::flash_attn_varlen`].
+///
+/// # Errors
+/// [`Feature::VariableLengths`], always.
+pub fn flash_attn_varlen(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    causal: bool,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_varlen", Feature::VariableLengths)
+}
+
+/// [`crate::flash_attn_varlen_windowed`].
+///
+/// # Errors
+/// [`Feature::VariableLengths`], always.
+pub fn flash_attn_varlen_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_varlen_windowed", Feature::VariableLengths)
+}
+
+/// [`crate::flash_attn_varlen_alibi`].
+///
+/// # Errors
+/// [`Feature::VariableLengths`], always.
+pub fn flash_attn_varlen_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    causal: bool,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_varlen_alibi", Feature::VariableLengths)
+}
+
+/// [`crate::flash_attn_varlen_alibi_windowed`].
+///
+/// # Errors
+/// [`Feature::VariableLengths`], always.
+pub fn flash_attn_varlen_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+    use_gqa_packing: bool,
+) -> Result<Tensor> {
+    missing("v3::flash_attn_varlen_alibi_windowed", Feature::VariableLengths)
+}

@@ -1,0 +1,9 @@
+#![doc = include_str!("../README.md")]
+
+mod error;
+mod forward;
+mod view;
+
+pub use error::{Error, Result};
+pub use forward::{device, forward, plan};
+pub use view::{View, ViewMut};
