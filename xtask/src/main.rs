@@ -1,5 +1,6 @@
 //! `cargo xtask VERB`: sets the machine up, builds kernels, runs tests, benchmarks and checks.
 
+mod adapters;
 mod arguments;
 mod build;
 mod bundle;

@@ -5,13 +5,13 @@ use std::ffi::OsString;
 use anyhow::{Result, bail};
 use lexopt::Arg;
 
-use crate::{arguments, build, output, setup, workspace};
+use crate::{adapters, arguments, build, output, setup, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask test [OPTIONS] [-- CARGO-TEST-ARGUMENTS]
 
 Formatting, lints, the kernels to PTX, and `cargo test` of the workspace: units, documentation examples, and every kernel against
-the f64 reference on one device.
+the f64 reference on one device. Then, unless CARGO-TEST-ARGUMENTS say what to test, the adapters of crates/adapters, without a GPU.
 
 Options
   --device NAME    cuda, cuda:N or emulator; one that is not there is a failure [best: a GPU, else the emulator]
@@ -52,10 +52,11 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
 
     workspace::step("formatting");
     workspace::run(workspace::cargo().args(["fmt", "--all", "--check"]))?;
-    // Not a member of the workspace.
+    // Not members of the workspace.
     workspace::run(
         workspace::cargo().args(["fmt", "--check", "--manifest-path"]).arg(workspace::kernels().join("Cargo.toml")),
     )?;
+    workspace::run(adapters::cargo().args(["fmt", "--all", "--check"]))?;
 
     let built = build::kernels(None)?;
     if built.modules.iter().any(|module| !module.warnings.trim().is_empty()) {
@@ -82,15 +83,26 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         "warnings",
     ]))?;
 
+    let of_everything = cargo_arguments.is_empty();
+    if of_everything {
+        workspace::step("lints of the adapters");
+        adapters::lint()?;
+    }
+
     workspace::step("tests");
     let mut cargo = workspace::cargo();
     cargo.arg("test");
-    if cargo_arguments.is_empty() {
+    if of_everything {
         // All failures in one run.
         cargo.args(["--workspace", "--no-fail-fast"]);
     }
     if let Some(device) = device {
         cargo.env("FERROFLASH_TEST_DEVICE", device);
     }
-    workspace::hand_over(cargo.args(cargo_arguments))
+    workspace::hand_over(cargo.args(cargo_arguments))?;
+    if of_everything {
+        workspace::step("tests of the adapters");
+        adapters::test()?;
+    }
+    Ok(())
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use lexopt::Arg;
 use serde_json::Value;
 
-use crate::{arguments, output, program, setup, workspace};
+use crate::{adapters, arguments, output, program, setup, workspace};
 
 mod circles;
 
@@ -37,12 +37,15 @@ const WITHOUT_CIRCLES: [&str; 5] =
 
 /// The workspace's own crates that each crate may depend on, in any dependency section.
 const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
+    ("candle-flash-attn", &["candle_ferroflash"]),
+    ("candle_ferroflash", &["ferroflash", "ferroflash_cudarc"]),
     ("kernel_spec", &[]),
     ("cuda_std", &["cuda_std_macros"]),
     ("cuda_std_macros", &[]),
     ("ferroflash", &["kernel_spec", "ferroflash_cuda_builder", "ferroflash_cust", "ptx_emu"]),
     ("ferroflash_cli", &["kernel_spec", "ferroflash"]),
     ("ferroflash_cuda_builder", &[]),
+    ("ferroflash_cudarc", &["ferroflash"]),
     ("ferroflash_cust", &[]),
     ("ferroflash_tests", &["kernel_spec", "ferroflash", "ferroflash_cust", "ptx_emu"]),
     ("kernels", &["kernel_spec", "cuda_std"]),
@@ -53,7 +56,10 @@ const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
 /// Crates that some crates must not pull in: presentation stays in the command line, the driver in the library.
 const FORBIDDEN_CRATES: &[(&str, &[&str])] = &[
     // `cust` and `cust_raw` are the registry's: a build script that wants a CUDA toolkit, and symbols of the driver to link against.
-    ("ferroflash", &["anyhow", "clap", "comfy-table", "cust", "cust_raw", "indicatif", "plotters"]),
+    (
+        "ferroflash",
+        &["anyhow", "candle-core", "clap", "comfy-table", "cudarc", "cust", "cust_raw", "indicatif", "plotters"],
+    ),
     ("ferroflash_cuda_builder", &["clap", "tokio"]),
     ("xtask", &["clap", "ferroflash_cust", "plotters"]),
 ];
@@ -82,10 +88,13 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
         bail!("{} findings:\n  {}", findings.len(), findings.join("\n  "));
     }
 
-    let manifest = workspace::kernels().join("Cargo.toml");
-    for arguments in
-        [vec!["fmt", "--all"], vec!["fmt", "--manifest-path", manifest.to_str().context("the path is UTF-8")?]]
-    {
+    let [kernels, adapters] = [workspace::kernels(), adapters::root()].map(|folder| folder.join("Cargo.toml"));
+    let (kernels, adapters) = (kernels.to_str(), adapters.to_str());
+    for arguments in [
+        vec!["fmt", "--all"],
+        vec!["fmt", "--manifest-path", kernels.context("the path is UTF-8")?],
+        vec!["fmt", "--all", "--manifest-path", adapters.context("the path is UTF-8")?],
+    ] {
         let mut cargo = workspace::cargo();
         cargo.args(arguments);
         if !write {
@@ -104,11 +113,13 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
 /// Crates that depend on what the house plan does not let them.
 fn dependencies() -> Result<Vec<String>> {
     let mut packages = workspace::metadata()?["packages"].as_array().cloned().unwrap_or_default();
-    // Not a member of the workspace.
-    let mut cargo = workspace::cargo();
-    cargo.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]);
-    let kernels: Value = serde_json::from_str(&workspace::output(cargo.arg(workspace::kernels().join("Cargo.toml")))?)?;
-    packages.extend(kernels["packages"].as_array().cloned().unwrap_or_default());
+    // Not members of the workspace.
+    for folder in [workspace::kernels(), adapters::root()] {
+        let mut cargo = workspace::cargo();
+        cargo.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]);
+        let of_it: Value = serde_json::from_str(&workspace::output(cargo.arg(folder.join("Cargo.toml")))?)?;
+        packages.extend(of_it["packages"].as_array().cloned().unwrap_or_default());
+    }
     let graph: BTreeMap<String, Vec<String>> = packages
         .iter()
         .map(|package| {

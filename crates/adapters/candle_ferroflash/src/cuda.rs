@@ -38,8 +38,7 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
     let elements = q_l.shape().elem_count().max(1);
     // SAFETY: the call below writes every element, or fails, and then nobody reads one.
     let mut out = unsafe { device.alloc::<T>(elements) }?;
-    let mut out_view =
-        ViewMut::contiguous(&mut out, q_heads.0, ferroflash::Layout::Bshd).map_err(Error::from)?;
+    let mut out_view = ViewMut::contiguous(&mut out, q_heads.0, ferroflash::Layout::Bshd).map_err(Error::from)?;
     ferroflash_cudarc::forward(
         &attention,
         &device.cuda_stream(),

@@ -7,16 +7,8 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a function of this crate failed. Nothing was launched, unless the error inside says so.
 ///
-/// candle's result holds it as a [`candle_core::Error::Cuda`], the variant for errors of other crates, whatever the device:
-///
-/// ```
-/// # use candle_core::{DType, Device, Tensor};
-/// # let q = Tensor::zeros((1, 4, 2, 64), DType::F16, &Device::Cpu)?;
-/// let error = candle_ferroflash::flash_attn(&q, &q, &q, 0.125, true).unwrap_err();
-/// let candle_core::Error::Cuda(inner) = error else { panic!("{error}") };
-/// assert!(matches!(inner.downcast_ref(), Some(candle_ferroflash::Error::CpuTensors { .. })));
-/// # Ok::<(), candle_core::Error>(())
-/// ```
+/// candle's result holds it as a [`candle_core::Error::Cuda`], the variant for errors of other crates, whatever the device; [`Error::find`]
+/// gives it back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -75,6 +67,31 @@ pub enum Error {
     #[cfg(feature = "cuda")]
     #[error(transparent)]
     Cudarc(#[from] ferroflash_cudarc::Error),
+}
+
+impl Error {
+    /// The error of this crate inside of candle's, if there is one.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_ferroflash::{Error, Feature, flash_attn_alibi};
+    ///
+    /// let q = Tensor::zeros((1, 4, 2, 64), DType::F16, &Device::Cpu)?;
+    /// let slopes = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
+    /// let error = flash_attn_alibi(&q, &q, &q, &slopes, 0.125, true).unwrap_err();
+    /// assert!(matches!(Error::find(&error), Some(Error::Missing { feature: Feature::Alibi, .. })));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn find(error: &candle_core::Error) -> Option<&Error> {
+        use candle_core::Error as Candle;
+        match error {
+            Candle::Cuda(inner) => inner.downcast_ref(),
+            Candle::WithBacktrace { inner, .. } | Candle::Context { inner, .. } | Candle::WithPath { inner, .. } => {
+                Error::find(inner)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A feature of candle-flash-attn that is to come.

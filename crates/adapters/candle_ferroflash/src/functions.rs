@@ -1,8 +1,8 @@
 //! The functions of candle-flash-attn, with its names and arguments.
 
-use crate::FlashAttn;
 #[cfg(doc)]
 use crate::Feature;
+use crate::FlashAttn;
 use candle_core::{Result, Tensor};
 
 /// Attention, `softmax(softmax_scale * q k^T) v`, of q `(batch, q_rows, q_heads, head_dim)` and k, v `(batch, kv_rows, kv_heads,
@@ -48,6 +48,9 @@ pub fn flash_attn_alibi_windowed_softcap(
     window_size_right: Option<usize>,
     softcap: f32,
 ) -> Result<Tensor> {
-    let (alibi_slopes, softcap) = (alibi_slopes.cloned(), Some(softcap));
-    q.apply_op3(k, v, FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap })
+    if alibi_slopes.is_some() {
+        return missing("flash_attn_alibi_windowed_softcap", Feature::Alibi);
+    }
+    let softcap = Some(softcap);
+    q.apply_op3(k, v, FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap })
 }

@@ -22,7 +22,9 @@ pub enum Error {
         ordinal: usize,
     },
     /// Memory in another context than that of the stream.
-    #[error("{operand} is in a context of cuda:{found}, the stream in another, of cuda:{expected}; they must be in the same")]
+    #[error(
+        "{operand} is in a context of cuda:{found}, the stream in another, of cuda:{expected}; they must be in the same"
+    )]
     ContextMismatch {
         /// The tensor.
         operand: Operand,

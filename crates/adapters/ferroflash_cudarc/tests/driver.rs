@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 #[path = "../../../cust/tests/support/mod.rs"]
 mod fake;
+#[path = "../../support/symbols.rs"]
+mod symbols;
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 64);
 const ELEMENTS: usize = 2 * 5 * 4 * 64;
@@ -69,7 +71,6 @@ fn guards_are_held_over_the_launch() {
         assert_eq!(before.len() + after.len() + 1, lines.len());
     });
 }
-
 
 /// The default stream, the one of the thread, and those that wait for nothing else.
 #[test]
@@ -252,4 +253,10 @@ fn capture_by_cudarc() {
         graph.launch().unwrap();
         assert_eq!(count("replay on 5: launch v3_f16_d64 "), 2);
     });
+}
+
+/// Linking this crate and cudarc defines no symbol of the driver.
+#[test]
+fn no_symbols_of_the_driver() {
+    symbols::assert_none_of_the_driver("ferroflash_cudarc");
 }

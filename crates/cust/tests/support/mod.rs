@@ -39,9 +39,8 @@ pub(crate) fn library_path(folder: &Path) -> std::ffi::OsString {
 /// `libcuda.so` for linkers.
 pub(crate) fn fake_driver(cfgs: &[&str]) -> PathBuf {
     // From the packages whose tests use it: those beside cust, and the adapters, which are a folder deeper.
-    let [beside, deeper] = ["..", "../.."].map(|crates| {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join(crates).join("cust/tests/fake_driver")
-    });
+    let [beside, deeper] =
+        ["..", "../.."].map(|crates| Path::new(env!("CARGO_MANIFEST_DIR")).join(crates).join("cust/tests/fake_driver"));
     let source = if beside.is_dir() { beside } else { deeper };
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     // Compiled once for each state of its source, its cfgs, and how it is compiled: this file.

@@ -1,0 +1,205 @@
+//! What is refused, and how. Nobody asks for the emulator here, unless a test does so in a process of its own.
+
+use candle_core::{DType, Device, Tensor};
+use candle_ferroflash::{self as flash, Error, Feature, v3};
+use std::process::Command;
+
+#[cfg(target_os = "linux")]
+#[path = "../../support/symbols.rs"]
+mod symbols;
+
+fn tensor(shape: &[usize], dtype: DType) -> Tensor {
+    Tensor::zeros(shape, dtype, &Device::Cpu).unwrap()
+}
+
+fn q() -> Tensor {
+    tensor(&[1, 4, 2, 64], DType::F16)
+}
+
+/// What `look` makes of the error of this crate in candle's.
+fn refused<T: std::fmt::Debug, R>(result: candle_core::Result<T>, look: impl FnOnce(&Error) -> R) -> R {
+    let error = result.unwrap_err();
+    look(Error::find(&error).unwrap_or_else(|| panic!("{error}")))
+}
+
+fn message<T: std::fmt::Debug>(result: candle_core::Result<T>) -> String {
+    refused(result, Error::to_string)
+}
+
+/// Runs `body` in a process of its own, with this environment: whether the emulator is asked for is a matter of the whole process.
+fn in_a_process(variable: Option<&str>, body: impl FnOnce()) {
+    if std::env::var_os("IN_A_PROCESS").is_some() {
+        return body();
+    }
+    let test = std::thread::current().name().expect("the harness names the thread after the test").to_owned();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", &test, "--nocapture"]).env("IN_A_PROCESS", "1").env_remove("CANDLE_FERROFLASH_CPU");
+    command.envs(variable.map(|value| ("CANDLE_FERROFLASH_CPU", value)));
+    let output = command.output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn cpu_tensors() {
+    in_a_process(None, || {
+        let q = q();
+        assert_eq!(
+            message(flash::flash_attn(&q, &q, &q, 0.125, false)),
+            "no cpu support for flash-attn, which is for tensors on a GPU; CANDLE_FERROFLASH_CPU=emulator or \
+             `candle_ferroflash::emulate_cpu(true)` runs those on the CPU in an emulator"
+        );
+        let is_v3 = |error: &Error| matches!(error, Error::CpuTensors { op: "flash-attn-v3" });
+        assert!(refused(v3::flash_attn(&q, &q, &q, 0.125, false, false), is_v3));
+    });
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn the_environment_asks_for_the_emulator() {
+    in_a_process(Some("emulator"), || {
+        let q = q();
+        assert_eq!(flash::flash_attn(&q, &q, &q, 0.125, false).unwrap().dims(), q.dims());
+        flash::emulate_cpu(false);
+        let is_cpu = |error: &Error| matches!(error, Error::CpuTensors { .. });
+        assert!(refused(flash::flash_attn(&q, &q, &q, 0.125, false), is_cpu));
+    });
+}
+
+#[test]
+fn the_environment_asks_for_something_else() {
+    in_a_process(Some("1"), || {
+        let q = q();
+        let said = message(flash::flash_attn(&q, &q, &q, 0.125, false));
+        assert_eq!(said, "CANDLE_FERROFLASH_CPU is `1`; `emulator` is accepted");
+    });
+}
+
+#[test]
+fn features_that_are_to_come() {
+    let (x, none) = (&q(), None::<&Tensor>);
+    let missing = |error: &Error| match error {
+        Error::Missing { op, feature } => (*op, *feature),
+        other => panic!("{other:?}"),
+    };
+    let (w, l, s) = (Some(1), 4, 0.125);
+    for (result, op, feature) in [
+        (flash::flash_attn_alibi(x, x, x, x, s, true), "flash_attn_alibi", Feature::Alibi),
+        (flash::flash_attn_alibi_windowed(x, x, x, x, s, w, w), "flash_attn_alibi_windowed", Feature::Alibi),
+        (flash::flash_attn_varlen(x, x, x, x, x, l, l, s, true), "flash_attn_varlen", Feature::VariableLengths),
+        (
+            flash::flash_attn_varlen_windowed(x, x, x, x, x, l, l, s, w, w),
+            "flash_attn_varlen_windowed",
+            Feature::VariableLengths,
+        ),
+        (
+            flash::flash_attn_varlen_paged_windowed(x, x, x, x, x, x, none, l, l, s, w, w, 32, None),
+            "flash_attn_varlen_paged_windowed",
+            Feature::PagedCache,
+        ),
+        (
+            flash::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true),
+            "flash_attn_varlen_alibi",
+            Feature::VariableLengths,
+        ),
+        (
+            flash::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w),
+            "flash_attn_varlen_alibi_windowed",
+            Feature::VariableLengths,
+        ),
+        (
+            flash::flash_attn_varlen_alibi_windowed_softcap(x, x, x, none, x, x, l, l, s, w, w, 1.0),
+            "flash_attn_varlen_alibi_windowed_softcap",
+            Feature::VariableLengths,
+        ),
+        (v3::flash_attn_alibi(x, x, x, x, s, true, false), "v3::flash_attn_alibi", Feature::Alibi),
+        (v3::flash_attn_alibi_windowed(x, x, x, x, s, w, w, true), "v3::flash_attn_alibi_windowed", Feature::Alibi),
+        (v3::flash_attn_varlen(x, x, x, x, x, l, l, s, true, true), "v3::flash_attn_varlen", Feature::VariableLengths),
+        (
+            v3::flash_attn_varlen_windowed(x, x, x, x, x, l, l, s, w, w, true),
+            "v3::flash_attn_varlen_windowed",
+            Feature::VariableLengths,
+        ),
+        (
+            v3::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true, true),
+            "v3::flash_attn_varlen_alibi",
+            Feature::VariableLengths,
+        ),
+        (
+            v3::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w, true),
+            "v3::flash_attn_varlen_alibi_windowed",
+            Feature::VariableLengths,
+        ),
+    ] {
+        assert_eq!(refused(result, missing), (op, feature));
+    }
+    let text = message(flash::flash_attn_alibi(x, x, x, x, s, true));
+    assert_eq!(text, "flash_attn_alibi: ALiBi (alibi_slopes) is not supported by ferroflash yet");
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn bad_input() {
+    in_a_process(Some("emulator"), || {
+        let (q, attend) = (q(), flash::flash_attn);
+        let says = |q: &Tensor, k: &Tensor, v: &Tensor, expected: &str| {
+            assert_eq!(message(attend(q, k, v, 0.125, false)), expected);
+        };
+        let shaped = |shape: &[usize]| tensor(shape, DType::F16);
+        let flat = shaped(&[4, 2, 64]);
+        says(&q, &flat, &q, "flash-attn expects k of rank 4 (batch, rows, heads, head_dim); it has rank 3");
+        let doubles = tensor(&[1, 4, 2, 64], DType::F64);
+        says(&doubles, &doubles, &doubles, "flash-attn is only supported for f16, bf16 and f32; q holds F64");
+        let heads = shaped(&[1, 4, 3, 64]);
+        says(&q, &heads, &heads, "2 query heads are no multiple of 3 key-value heads");
+        says(&q, &shaped(&[1, 5, 2, 64]), &q, "v has 4 rows, k has 5; they must be equal");
+        says(&q, &shaped(&[2, 4, 2, 64]), &q, "k has batch 2, q has 1; they must be equal");
+        let wide = shaped(&[1, 4, 2, 264]);
+        let multiples = "accepted are the multiples of 8 from 8 to 256";
+        says(&wide, &wide, &wide, &format!("head_dim 264 is not supported; {multiples}"));
+        let odd = shaped(&[1, 4, 2, 20]);
+        says(&odd, &odd, &odd, &format!("head_dim 20 is not supported; {multiples}"));
+        let spread = shaped(&[1, 4, 64, 2]).transpose(2, 3).unwrap();
+        says(
+            &q,
+            &spread,
+            &q,
+            "the last dim of k has stride 2; it must be contiguous (stride 1), the other strides are free",
+        );
+        // candle's own errors come as they are.
+        let other = attend(&q, &tensor(&[1, 4, 2, 64], DType::F32), &q, 0.125, false).unwrap_err();
+        assert!(other.to_string().starts_with("unexpected dtype, expected: F16, got: F32"), "{other}");
+        let slopes = tensor(&[2], DType::F32);
+        let capped =
+            |slopes, softcap| flash::flash_attn_alibi_windowed_softcap(&q, &q, &q, slopes, 0.1, None, None, softcap);
+        let is_alibi = |error: &Error| matches!(error, Error::Missing { feature: Feature::Alibi, .. });
+        assert!(refused(capped(Some(&slopes), 0.0), is_alibi));
+        // As the operation itself.
+        let alibi_slopes = Some(slopes);
+        let (window_size_left, window_size_right) = (None, None);
+        let op =
+            flash::FlashAttn { softmax_scale: 0.1, alibi_slopes, window_size_left, window_size_right, softcap: None };
+        assert!(refused(q.apply_op3(&q, &q, op), is_alibi));
+        let is_softcap = |error: &Error| matches!(error, Error::Ferroflash(ferroflash::Error::Softcap { .. }));
+        assert!(refused(capped(None, -1.0), is_softcap));
+    });
+}
+
+/// A gradient is asked for, and there is none yet.
+#[cfg(feature = "emulator")]
+#[test]
+fn backward() {
+    in_a_process(Some("emulator"), || {
+        let q = candle_core::Var::from_tensor(&tensor(&[1, 4, 2, 64], DType::F32)).unwrap();
+        let out = flash::flash_attn(&q, &q, &q, 0.125, true).unwrap();
+        let refused = out.sum_all().unwrap().backward().unwrap_err();
+        assert!(refused.to_string().starts_with("backward is not supported for flash-attn"), "{refused}");
+    });
+}
+
+/// Linking this crate and candle defines no symbol of the driver.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_symbols_of_the_driver() {
+    symbols::assert_none_of_the_driver("candle_ferroflash");
+}
