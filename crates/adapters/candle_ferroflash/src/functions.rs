@@ -1,8 +1,8 @@
 //! The functions of candle-flash-attn, with its names and arguments.
 
-#[cfg(doc)]
-use crate::Feature;
 use crate::FlashAttn;
+use crate::error::Feature;
+use crate::waiting::missing;
 use candle_core::{Result, Tensor};
 
 /// Attention, `softmax(softmax_scale * q k^T) v`, of q `(batch, q_rows, q_heads, head_dim)` and k, v `(batch, kv_rows, kv_heads,

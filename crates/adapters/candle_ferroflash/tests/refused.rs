@@ -175,7 +175,7 @@ fn bad_input() {
         let is_alibi = |error: &Error| matches!(error, Error::Missing { feature: Feature::Alibi, .. });
         assert!(refused(capped(Some(&slopes), 0.0), is_alibi));
         // As the operation itself.
-        let alibi_slopes = Some(slopes);
+        let alibi_slopes = Some(slopes.clone());
         let (window_size_left, window_size_right) = (None, None);
         let op =
             flash::FlashAttn { softmax_scale: 0.1, alibi_slopes, window_size_left, window_size_right, softcap: None };
