@@ -55,7 +55,7 @@ fn guards_are_held_over_the_launch() {
             contiguous(&v),
             &mut ViewMut::contiguous(&mut out, SHAPE, Layout::Bshd).unwrap(),
         );
-        device(&context).unwrap().prepare(&prepared.unwrap()).unwrap();
+        device(&context).unwrap().prepare(prepared.unwrap()).unwrap();
         let expected = format!("param {:#x}", address(&q));
         let start = log().len();
         let mut o = ViewMut::contiguous(&mut out, SHAPE, Layout::Bshd).unwrap();
