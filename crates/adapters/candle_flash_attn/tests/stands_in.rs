@@ -1,4 +1,5 @@
 //! What programs that name candle-flash-attn find: its functions, with the arguments that its version 0.11.1 takes.
+#![allow(clippy::type_complexity, reason = "signatures are what is tested")]
 
 use candle_core::{Result, Tensor};
 use candle_flash_attn as flash;
