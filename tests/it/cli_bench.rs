@@ -53,12 +53,25 @@ fn utf8(path: &Path) -> &str {
 
 /// A Python that knows no attention: of one row it gives v, which is right, because the softmax of one score is 1. `cudnn` does so
 /// in 2 ms a launch and with more memory than two of them find, `flash` in 1 ms, 16 behind a launch of its own, `efficient` gives q and in
-/// the end something else, `math` refuses, and `triton` dies at its first launch.
+/// the end something else, `math` refuses, and `triton` dies at its first launch. It has `fa4`, which does as `flash`, and no `fa3`. What it
+/// was started with and asked to prepare is in a file beside it.
 #[cfg(unix)]
 const FAKE_PYTHON: &str = r#"#!/bin/sh
 echo "some warning" >&2
-echo '{"hello": {"versions": {"torch": "9.8.7"}}}'
+echo "$3 $4" >>"$0.asked"
+peers=
+for peer in $(echo "$4" | tr , ' '); do
+    case "$peer" in
+    fa3) import='{"missing": "NoResult: no library"}' ;;
+    quack) import='{"missing": "ModuleNotFoundError: No module named quack"}' ;;
+    fa4) import='{"version": "4.0.0b1"}' ;;
+    *) import='{"version": "9.8.7"}' ;;
+    esac
+    peers="$peers${peers:+, }\"$peer\": $import"
+done
+echo "{\"hello\": {\"versions\": {\"torch\": \"9.8.7\"}, \"peers\": {$peers}}}"
 while read -r line; do
+    case "$line" in '{"prepare"'*) echo "$line" >>"$0.asked" ;; esac
     case "$line" in
     '{"prepare"'*) data=$(expr "$line" : '.*"folder":"\([^"]*\)"'); echo '{"prepared": true}' ;;
     '{"check"'*'"math"'*) echo '{"skipped": "RuntimeError: out of memory"}' ;;
@@ -112,17 +125,28 @@ fn peers_take_turns_and_are_checked() {
     // Both masks: after a death, the next question starts another process.
     let (printed, said) = results_and_status(&mut bench_with_peers(&python, &json, &["--peers", "--causal"]));
     assert!(printed.contains("(torch 9.8.7)"), "{printed}");
-    assert!(said.contains("x torch flash ("), "{said}");
+    assert!(said.contains("x torch flash (") || said.contains("x FlashAttention-4 ("), "{said}");
+    // Who is not there is left out, with one line that says why.
+    let left_out = said.lines().filter(|line| line.contains("left out")).collect::<Vec<_>>();
+    assert!(matches!(&left_out[..], [line] if line.contains("fa3") && line.contains("no library")), "{left_out:?}");
+    assert!(printed.contains("FlashAttention-4 4.0.0b1") && printed.contains("torch flash 9.8.7"), "{printed}");
     assert!(printed.contains("not run: torch math at seq 1: RuntimeError: out of memory"), "{printed}");
     assert!(printed.contains("the Python process ended: no answer (a fatal error)"), "{printed}");
     assert!(printed.contains("WRONG") && printed.contains("4 results compared"), "{printed}");
     let record = read(&json);
     assert_eq!(record["environment"]["peers"]["torch"], "9.8.7");
-    assert_eq!(record["sweep"]["peers"].as_array().unwrap().len(), 5);
+    let names = ["torch cudnn", "torch flash", "torch efficient", "torch math", "triton flex", "FlashAttention-4"];
+    assert_eq!(record["sweep"]["peers"], json!(names));
     assert_eq!(cells(&record).len(), 2);
     for cell in cells(&record) {
-        for (name, ms, extra) in [("torch cudnn", 2.0, 100_000_000_000_u64), ("torch flash", 1.0, 4096)] {
+        let right = [
+            ("torch cudnn", "9.8.7", 2.0, 100_000_000_000_u64),
+            ("torch flash", "9.8.7", 1.0, 4096),
+            ("FlashAttention-4", "4.0.0b1", 1.0, 4096),
+        ];
+        for (name, version, ms, extra) in right {
             let peer = result(cell, name);
+            assert_eq!(peer["version"], version, "{name}");
             assert_eq!(
                 (&peer["peer"], &peer["graph"], &peer["extra_bytes"]),
                 (&json!(true), &json!(true), &json!(extra))
@@ -214,6 +238,81 @@ fn without_peers_the_bench_goes_on() {
     refuses(&["bench", "--python", "python3"], "--peers");
     refuses(&["bench", "--peers", "jax"], "possible values");
     refuses(&["bench", "--peers", "math,math"], "--peers names math twice");
+}
+
+/// Who was named and is not there ends the run before the first cell.
+#[cfg(unix)]
+#[test]
+fn a_named_peer_has_to_be_there() {
+    let folder = folder();
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    let error = |python: &Path, more: &[&str]| {
+        let Output { status, stderr, .. } = bench_with_peers(python, &json, more).output().expect("the program starts");
+        assert!(!json.exists(), "{more:?}");
+        (status.code(), text(&stderr))
+    };
+    let (status, said) = error(&python, &["--peers", "fa4,fa3"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("--peers fa3") && said.contains("no library") && said.contains(utf8(&python)), "{said}");
+    let (status, said) = error(Path::new("/absent/python"), &["--peers=cudnn,fa3"]);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("--peers cudnn,fa3: /absent/python: No such file"), "{said}");
+    // What is for another operation cannot be used, wherever it is.
+    for (peer, operation) in [("flashmla", "decode with multi-head latent attention"), ("quack", "norms, softmax")] {
+        let (status, said) = error(&python, &["--peers", &format!("flash,{peer}")]);
+        assert_eq!(status, Some(2), "{said}");
+        assert!(said.contains(&format!("--peers {peer} is not accepted")) && said.contains(operation), "{said}");
+    }
+    if !device::is_gpu() {
+        let said = fail(&["bench", "--device", "emulator", "--peers", "fa4", "--kernel", "v2"]);
+        assert!(said.contains("--peers fa4: they need a GPU, and this is the emulator"), "{said}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn peers_are_listed_without_a_device() {
+    let folder = folder();
+    let python = write_program(folder.path(), "python", FAKE_PYTHON);
+    let printed = succeed(&["bench", "peers", "--python", utf8(&python)]);
+    assert!(printed.contains(&format!("{}: torch 9.8.7", utf8(&python))), "{printed}");
+    let line =
+        |word: &str| printed.lines().find(|line| line.contains(word)).unwrap_or_else(|| panic!("{word}: {printed}"));
+    assert!(line("FlashAttention-4").contains("4.0.0b1") && line("FlashAttention-4").contains("forward attention"));
+    assert!(line("FlashMLA").contains("decode with multi-head latent attention"));
+    assert!(line("fa3 cannot be imported").contains("no library") && line("quack cannot").contains("No module"));
+    let asked = std::fs::read_to_string(folder.path().join("python.asked")).unwrap();
+    assert_eq!(asked, "- cudnn,flash,efficient,math,triton,fa3,fa4,flashmla,quack\n");
+    let error = fail(&["bench", "peers", "--python", "/absent/python"]);
+    assert!(error.contains("no peers: /absent/python"), "{error}");
+}
+
+/// The process hears of masks as bounds, and windows are measured beside it.
+#[cfg(unix)]
+#[test]
+fn peers_are_told_the_window() {
+    let folder = folder();
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    let more = ["--peers", "fa4", "--causal", "--window", "7/0,all/2", "--kv-seq", "3", "--order-seed", "3"];
+    let printed = output(&mut bench_with_peers(&python, &json, &more));
+    assert!(printed.contains("window 7/0") && printed.contains("window all/2"), "{printed}");
+    let asked = std::fs::read_to_string(folder.path().join("python.asked")).unwrap();
+    let mut lines = asked.lines();
+    assert_eq!(lines.next(), Some("cuda:0 fa4"));
+    let mut bounds: Vec<_> = lines
+        .map(|line| {
+            let prepare = &serde_json::from_str::<Value>(line).unwrap()["prepare"];
+            assert_eq!((&prepare["seq"], &prepare["kv_seq"], &prepare["dtype"]), (&json!(1), &json!(3), &json!("f16")));
+            (prepare["window_left"].as_u64(), prepare["window_right"].as_u64())
+        })
+        .collect();
+    bounds.sort();
+    assert_eq!(bounds, [(None, None), (None, Some(0)), (None, Some(2)), (Some(7), Some(0))]);
+    let record = read(&json);
+    assert!(record["method"]["flop_rule"].as_str().unwrap().contains("of windows"), "{}", record["method"]);
+    // Row 0 stands at key 2 and sees the keys 0 to 2: of two heads of 32 dims.
+    let windowed = cells(&record).iter().find(|cell| cell["problem"]["mask"] == "window 7/0").unwrap();
+    assert_eq!(windowed["flops"], 4.0 * 2.0 * 3.0 * 32.0);
 }
 
 #[test]

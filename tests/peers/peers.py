@@ -1,14 +1,18 @@
-"""Attention of PyTorch and of Triton, timed and run on request: the other side of `ferroflash bench --peers`.
+"""Other implementations, timed and run on request: the other side of `ferroflash bench --peers`.
 
-Reads one JSON object a line from standard input and answers each with one line; crates/ferroflash_cli/src/bench/peers.rs holds the
-protocol. While this process has work on the GPU, ferroflash waits for its answer, and while ferroflash has, this one waits for a
-question. Inputs come from files and outputs go to files, [batch, row, head, dim] like the tensors of ferroflash; PyTorch takes them
-as transposed views, without a copy. The end of the input ends the program.
+    peers.py DEVICE PEERS [FOLDER ..]
+
+imports the PEERS (comma separated) that it can. Then it reads one JSON object a line from standard input and answers each with one line;
+crates/ferroflash_cli/src/bench/peers.rs holds the protocol. While this process has work on the GPU, ferroflash waits for its answer, and
+while ferroflash has, this one waits for a question. Inputs come from files and outputs go to files, [batch, row, head, dim] like the
+tensors of ferroflash; who wants the heads first takes them as views, without a copy. The end of the input ends the program. With `-` for
+DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
+
+peer_attention.py has the peers of forward attention, peer_packages.py those of other operations, peer_launch.py problems and launches.
 """
 
 import gc
 import json
-import math
 import os
 import platform
 import shutil
@@ -17,10 +21,6 @@ import sys
 # The protocol has standard output to itself: what libraries print goes to the log.
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
-
-GRAPH_MS = 1.0  # launches shorter than this are replayed from a graph, so that Python's own time is not counted
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
-SDPA = {"cudnn": "CUDNN_ATTENTION", "flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
 
 
 def answer(**message):
@@ -34,12 +34,15 @@ except ImportError as error:
     answer(unavailable=f"PyTorch cannot be imported ({error})")
     sys.exit()
 
+import peer_attention
+from peer_launch import DTYPES, Launcher, Problem, Timer
+from peer_packages import FlashMla, NoResult, Quack, first_line
 
-class NoResult(Exception):
-    """Why a peer has no result."""
+PEERS = {**peer_attention.PEERS, "flashmla": FlashMla, "quack": Quack}
 
 
-def versions():
+def versions(peers):
+    """Of what the peers run on, and of those that are packages of their own."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": str(torch.version.cuda)}
     found["cudnn"] = str(torch.backends.cudnn.version())
     try:
@@ -47,156 +50,22 @@ def versions():
         found["triton"] = triton.__version__
     except ImportError:
         pass
+    found.update((name, peer.version) for name, peer in peers.items() if not peer.of_torch)
     return found
 
 
-class Timer:
-    """Milliseconds on the device between two events around `launch`. With `lead`, one more launch goes ahead."""
-
-    def __init__(self, flush_bytes):
-        self.flush = torch.empty(flush_bytes, dtype=torch.uint8, device="cuda") if flush_bytes else None
-
-    def __call__(self, launch, count, lead=False):
-        event = lambda: torch.cuda.Event(enable_timing=True)
-        if lead:
-            launch(count)
-        if self.flush is None:
-            start, end = event(), event()
-            start.record()
-            for i in range(count):
-                launch(i)
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end)
-        pairs = [(event(), event()) for _ in range(count)]
-        for i, (start, end) in enumerate(pairs):
-            self.flush.zero_()
-            start.record()
-            launch(i)
-            end.record()
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for start, end in pairs)
-
-
-class Problem:
-    """One problem's tensors on the GPU."""
-
-    def __init__(self, folder, dtype, head_dim, seq, kv_seq, batch, q_heads, kv_heads, causal, sets, flush_bytes):
-        self.causal, self.seq, self.kv_seq, self.gqa = causal, seq, kv_seq, q_heads != kv_heads
-        dtype = getattr(torch, DTYPES[dtype])
-
-        def load(name, rows, heads):
-            shape = (batch, rows, heads, head_dim)
-            data = torch.from_file(os.path.join(folder, name), size=math.prod(shape), dtype=dtype)
-            return data.cuda().view(shape).transpose(1, 2)
-
-        first = load("q", seq, q_heads), load("k", kv_seq, kv_heads), load("v", kv_seq, kv_heads)
-        # clone() keeps the strides.
-        self.sets = [first] + [tuple(tensor.clone() for tensor in first) for _ in range(sets - 1)]
-        self.timer = Timer(flush_bytes)
-        self.launchers = {}
-
-
-def sdpa(name, problem):
-    """A function of q, k and v that runs this backend of PyTorch."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-
-    if problem.causal and problem.seq != problem.kv_seq:
-        raise NoResult("PyTorch's causal mask starts at the first key; this problem's ends at the last")
-    backend, causal, gqa = getattr(SDPBackend, SDPA[name]), problem.causal, problem.gqa
-
-    def run(q, k, v):
-        with sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
-
-    return run
-
-
-COMPILED = None
-
-
-def flex(problem):
-    """A function of q, k and v that runs flex_attention, which PyTorch compiles to a kernel of Triton."""
-    import torch._dynamo
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    global COMPILED
-    if COMPILED is None:
-        # Past the limit it would run uncompiled, which is another implementation.
-        torch._dynamo.config.recompile_limit = 256
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
-        # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
-        COMPILED = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-    mask, gqa = None, problem.gqa
-    if problem.causal:
-        offset = problem.kv_seq - problem.seq
-        visible = lambda b, h, row, key: row + offset >= key
-        mask = create_block_mask(visible, None, None, problem.seq, problem.kv_seq, device="cuda")
-    return lambda q, k, v: COMPILED(q, k, v, block_mask=mask, enable_gqa=gqa)
-
-
-class Launcher:
-    """A peer on the sets of a problem: what is timed, and what is checked, is this.
-
-    It keeps whatever a launch reads. A graph holds addresses only: were a block mask freed that it was captured with, its replays would
-    read what took the mask's place.
-    """
-
-    def __init__(self, name, problem):
-        self.sets = problem.sets
-        self.run = flex(problem) if name == "triton" else sdpa(name, problem)
-        self.graphs, self.outputs = [], []
-        # The output that is compared with the reference, and the memory of one call.
-        self.checked = self.extra_bytes = None
-        # Compiles and chooses.
-        self.run(*self.sets[0])
-        torch.cuda.synchronize()
-
-    def measure_extra_bytes(self):
-        """Device memory at the peak of one call, beyond q, k, v and the output."""
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        result = self.run(*self.sets[0])
-        torch.cuda.synchronize()
-        return max(torch.cuda.max_memory_allocated() - before - result.numel() * result.element_size(), 0)
-
-    def capture(self, problem, name):
-        """Turns short launches into replays of a graph."""
-        for i in range(3):
-            self.launch(i)
-        torch.cuda.synchronize()
-        if problem.timer(self.launch, 3) / 3 > GRAPH_MS:
-            return
-        graphs, outputs = [], []
+def import_peers(names):
+    """The peers that can be imported, and what is to be said of each: its version, or what failed and what it needs."""
+    peers, report = {}, {}
+    for name in names:
+        kind = PEERS[name]
         try:
-            for tensors in self.sets:
-                graphs.append(torch.cuda.CUDAGraph())
-                with torch.cuda.graph(graphs[-1]):
-                    outputs.append(self.run(*tensors))
-        except RuntimeError as error:
-            print(f"{name} is not captured: {error}", file=sys.stderr)
-            torch.cuda.synchronize()
-            return
-        self.graphs, self.outputs = graphs, outputs
-
-    def launch(self, i):
-        if self.graphs:
-            self.graphs[i % len(self.graphs)].replay()
-        else:
-            self.run(*self.sets[i % len(self.sets)])
-
-    def results(self):
-        """The output for each set, of a launch like those that are timed, over memory full of NaN."""
-        for i, tensors in enumerate(self.sets):
-            if self.graphs:
-                self.outputs[i].fill_(math.nan)
-                self.launch(i)
-                yield self.outputs[i]
-            else:
-                # The allocator gives the memory that was freed last.
-                torch.full_like(tensors[0], math.nan)
-                yield self.run(*tensors)
+            peers[name] = kind()
+            report[name] = {"version": peers[name].version}
+        # Whatever goes wrong while foreign code is imported is a reason why it is not there.
+        except Exception as error:
+            report[name] = {"missing": f"{first_line(error)}; it needs {kind.needs}"}
+    return peers, report
 
 
 def trim():
@@ -207,10 +76,11 @@ def trim():
 
 
 class Server:
-    def __init__(self):
+    def __init__(self, peers, folders):
+        self.peers = peers
         self.problem = self.matrices = None
         # To tidy up: where tensors are, and may come to be.
-        self.folders = set(sys.argv[2:])
+        self.folders = set(folders)
 
     def prepare(self, **problem):
         self.release()
@@ -221,8 +91,10 @@ class Server:
     def launcher(self, peer):
         """The peer on the problem at hand; after the end of an earlier process, which did the check, a new one."""
         launchers = self.problem.launchers
+        if self.peers[peer].operation != peer_attention.Attention.operation:
+            raise NoResult(f"{peer} is for {self.peers[peer].operation}, and the problem is one of {peer_attention.Attention.operation}")
         if peer not in launchers:
-            launcher = Launcher(peer, self.problem)
+            launcher = Launcher(self.peers[peer], self.problem)
             launcher.extra_bytes = launcher.measure_extra_bytes()
             launcher.capture(self.problem, peer)
             launcher.checked = next(launcher.results()).clone()
@@ -232,8 +104,7 @@ class Server:
     def check(self, peer, out):
         with torch.no_grad():
             launcher = self.launcher(peer)
-            result = launcher.checked.transpose(1, 2).contiguous().view(torch.uint8).cpu().numpy()
-            result.tofile(out)
+            launcher.bytes_of_checked().tofile(out)
         if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 16:
             trim()
         return {"checked": {"extra_bytes": launcher.extra_bytes, "graph": bool(launcher.graphs)}}
@@ -277,13 +148,6 @@ class Server:
         return call[name](**arguments)
 
 
-def first_line(error):
-    if isinstance(error, NoResult):
-        return str(error)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
 def serve_all(server):
     """Answers until the input ends."""
     for line in sys.stdin:
@@ -302,17 +166,19 @@ def serve_all(server):
 
 
 def main():
-    device = sys.argv[1]
-    if not torch.cuda.is_available():
-        answer(unavailable=f"PyTorch {torch.__version__} finds no GPU")
-        return
-    torch.cuda.set_device(device)
-    torch.empty(1, device="cuda")
+    device, names, *folders = sys.argv[1:]
+    if device != "-":
+        if not torch.cuda.is_available():
+            answer(unavailable=f"PyTorch {torch.__version__} finds no GPU")
+            return
+        torch.cuda.set_device(device)
+        torch.empty(1, device="cuda")
     # True f32, as ferroflash computes it.
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    answer(hello={"versions": versions()})
-    server = Server()
+    peers, report = import_peers(names.split(","))
+    answer(hello={"versions": versions(peers), "peers": report})
+    server = Server(peers, folders)
     try:
         serve_all(server)
     except BrokenPipeError:

@@ -15,7 +15,7 @@ mod table;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
-use crate::output::{self, say, status};
+use crate::output::{self, say, status, warning};
 use crate::usage::OrUnusable;
 use crate::values::Values;
 use crate::workload::{Case, L2};
@@ -23,11 +23,11 @@ use crate::{files, format, terminal};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 pub(crate) use environment::commit;
-use ferroflash::{DType, Device, Kernel};
+use ferroflash::{DType, Device, Kernel, Mask};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Bench, Timing};
 use nvml::{Gpu, Probe, Sampler};
-use peers::{PeerName, Peers};
+use peers::{Operation, Outcome, PeerName, Peers};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -52,7 +52,9 @@ Examples:
   ferroflash bench --kernel v2,v3 --dtype bf16 --head-dim 128 --seq 1024,4096 --causal --peers cudnn,flash
   ferroflash bench --preset memory --device emulator
   ferroflash bench --sweep mine.toml --l2 flush
+  ferroflash bench --dtype f16 --head-dim 128 --seq 16384 --window 1023/0 --kv-heads 4 --peers fa3,fa4,cudnn
   ferroflash bench --ceilings --peers
+  ferroflash bench peers --python /opt/venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
   ferroflash bench compare before.json after.json"
 )]
@@ -62,16 +64,10 @@ pub(crate) struct BenchArgs {
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
-    /// Measure other implementations beside ours, those of PyTorch and Triton: all of them, or those named, comma separated
-    #[arg(
-        long,
-        value_name = "PEERS",
-        num_args = 0..=1,
-        value_delimiter = ',',
-        ignore_case = true,
-        default_missing_values = ["cudnn", "flash", "efficient", "math", "triton"]
-    )]
-    peers: Vec<PeerName>,
+    /// Measure other implementations beside ours: all that Python can import, or those named, comma separated. `bench peers` lists
+    /// them. FERROFLASH_FA3_LIBRARY names the library _vllm_fa3_C.abi3.so of vLLM's build of FlashAttention-3
+    #[arg(long, value_name = "PEERS", num_args = 0..=1, value_delimiter = ',', ignore_case = true)]
+    peers: Option<Vec<PeerName>>,
     /// The Python that has PyTorch [default: python3 or python of the path]
     #[arg(long, value_name = "PATH", requires = "peers")]
     python: Option<PathBuf>,
@@ -118,10 +114,11 @@ pub(crate) struct BenchArgs {
     verb: Option<BenchVerb>,
 }
 
-/// What `bench` does with records instead of measuring.
+/// What `bench` does instead of measuring.
 #[derive(Subcommand, Debug)]
 enum BenchVerb {
     Compare(CompareArgs),
+    Peers(peers::ListArgs),
 }
 
 /// What times come from.
@@ -134,6 +131,9 @@ enum Clock {
 }
 
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(BenchVerb::Peers(args)) = &args.verb {
+        return peers::list(args);
+    }
     args.validate().or_unusable()?;
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
@@ -148,24 +148,23 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let mut environment = environment::environment(device.info(), &gpu);
     let throttled_before = gpu.as_mut().map(|gpu| gpu.read().throttle_reasons).unwrap_or_default();
     let sampler = gpu.ok().map(Sampler::start);
-    let mut peers = match args.start_peers(&device, timed)? {
-        Some(Ok(peers)) => Some(peers),
+    let (mut peers, peer_names) = match args.start_peers(&device, timed)? {
+        Some(Ok((peers, names))) => {
+            environment.peers = peers.versions.clone();
+            (Some(peers), names)
+        }
         Some(Err(reason)) => {
             environment.peers_missing = Some(reason);
-            None
+            (None, Vec::new())
         }
-        None => None,
+        None => (None, Vec::new()),
     };
-    if let Some(peers) = &peers {
-        environment.peers = peers.versions.clone();
-    }
-    let peer_names: &[PeerName] = if peers.is_some() { &args.peers } else { &[] };
 
     let mut record = Record {
         kind: BENCH_KIND.to_owned(),
         schema_version: SCHEMA_VERSION,
         environment,
-        method: args.method(timed),
+        method: args.method(timed, &sweep),
         sweep: SweepRecord {
             name: sweep.name.clone(),
             scaled: sweep.scaled.clone(),
@@ -206,7 +205,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let bench = Bench {
         device: &device,
         kernels: &sweep.kernels,
-        peer_names,
+        peer_names: &peer_names,
         peers,
         values: args.values,
         timing,
@@ -230,7 +229,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 impl BenchArgs {
     /// The comparison that was asked for in the place of a run.
     pub(crate) fn compare(&self) -> Option<&CompareArgs> {
-        self.verb.as_ref().map(|BenchVerb::Compare(args)| args)
+        match &self.verb {
+            Some(BenchVerb::Compare(args)) => Some(args),
+            Some(BenchVerb::Peers(_)) | None => None,
+        }
     }
 
     fn validate(&self) -> Result<()> {
@@ -241,7 +243,16 @@ impl BenchArgs {
             "--sample {} is not accepted; a time above 0 is needed",
             self.sample
         );
-        sweep::unique("--peers", self.peers.iter())?;
+        sweep::unique("--peers", self.peers.iter().flatten())?;
+        for peer in self.peers.iter().flatten() {
+            ensure!(
+                peer.operation() == Operation::ForwardAttention,
+                "--peers {peer} is not accepted: {} is for {}, and what is measured is {}",
+                peer.name(),
+                peer.operation(),
+                Operation::ForwardAttention
+            );
+        }
         if let Some(path) = &self.json {
             files::check_file("--json", path)?;
             ensure!(
@@ -267,18 +278,42 @@ impl BenchArgs {
         }
     }
 
-    /// The peers, if some were asked for, or why there are none.
-    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<peers::Outcome<Peers>>> {
-        if self.peers.is_empty() {
-            return Ok(None);
+    /// The process of the peers and who was imported, if they were asked for, or why there are none.
+    ///
+    /// # Errors
+    /// A peer that was asked for by name and is not there, with the reason.
+    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<Outcome<(Peers, Vec<PeerName>)>>> {
+        let Some(named) = &self.peers else { return Ok(None) };
+        let asked = if named.is_empty() { PeerName::of(Operation::ForwardAttention) } else { named.clone() };
+        let started = if timed {
+            Peers::start(self.python.as_deref(), &device.info().kind, &asked)?
+        } else {
+            Err("they need a GPU, and this is the emulator".to_owned())
+        };
+        let peers = match started {
+            Ok(peers) => peers,
+            Err(reason) if named.is_empty() => return Ok(Some(Err(reason))),
+            Err(reason) => {
+                bail!("--peers {}: {reason}", asked.iter().map(PeerName::to_string).collect::<Vec<_>>().join(","))
+            }
+        };
+        let mut names = Vec::new();
+        for peer in asked {
+            match peers.import(peer) {
+                Ok(_) => names.push(peer),
+                Err(reason) if named.is_empty() => {
+                    warning!(
+                        "{peer} is left out of --peers, since {} cannot import it: {reason}",
+                        peers.python().display()
+                    );
+                }
+                Err(reason) => bail!("--peers {peer}: {} cannot import it: {reason}", peers.python().display()),
+            }
         }
-        if !timed {
-            return Ok(Some(Err("they need a GPU, and this is the emulator".to_owned())));
-        }
-        Peers::start(self.python.as_deref(), &device.info().kind).map(Some)
+        Ok(Some(Ok((peers, names))))
     }
 
-    fn method(&self, timed: bool) -> Method {
+    fn method(&self, timed: bool, sweep: &Sweep) -> Method {
         let timer = match (timed, self.clock) {
             (false, _) => "none: the emulator counts",
             (true, Clock::Device) => "events of the device around the launches of a sample",
@@ -301,7 +336,7 @@ impl BenchArgs {
             order_seed: self.order_seed,
             seed: self.seed,
             inputs: self.values.description().to_owned(),
-            flop_rule: "4 * batch * heads * seq * kv_seq * head_dim, half of it when causal".to_owned(),
+            flop_rule: flop_rule(sweep),
             tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
         }
     }
@@ -326,6 +361,13 @@ impl BenchArgs {
         }
         Ok(())
     }
+}
+
+/// How operations of these cells are counted. Sweeps without windows say what they said before there were any.
+fn flop_rule(sweep: &Sweep) -> String {
+    let windows = sweep.cases.iter().any(|case| matches!(case.mask, Mask::Window { .. }));
+    let of_windows = if windows { "; of windows 4 * batch * heads * visible scores * head_dim" } else { "" };
+    format!("4 * batch * heads * seq * kv_seq * head_dim, half of it when causal{of_windows}")
 }
 
 /// Finds out before the run that a cell is too large: a library limit, or tensors that the device does not hold.

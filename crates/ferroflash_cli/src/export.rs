@@ -107,6 +107,7 @@ const COLUMNS: &[Column] = &[
     ("flops", |_, cell, _| cell.flops.to_string()),
     ("implementation", |_, _, result| result.name.clone()),
     ("peer", |_, _, result| result.peer.to_string()),
+    ("version", |_, _, result| optional(result.version.as_ref())),
     ("skipped", |_, _, result| optional(result.skipped.as_ref())),
     ("samples", |_, _, result| result.samples_ms.len().to_string()),
     ("time_ms_q1", |_, _, result| optional(result.time_ms.map(|time| time.q1))),

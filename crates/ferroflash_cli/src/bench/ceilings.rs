@@ -8,7 +8,7 @@ use crate::values::normal;
 use crate::workload::Case;
 use anyhow::{Context, Result};
 use ferroflash::{Device, DeviceInfo, Layout, Shape, Sizes, Tensor, Version};
-use kernel_spec::{DType, Mask};
+use kernel_spec::DType;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -172,9 +172,7 @@ pub(crate) fn roofline(case: &Case, ceilings: &Ceilings) -> Option<Roofline> {
     let product = |factors: &[usize]| factors.iter().map(|&factor| factor as f64).product::<f64>();
     let ms = |work: f64, rate: f64| (rate > 0.0).then(|| work / rate * 1e3);
     let matmul_ms = ms(case.flops(), ceilings.matmul_flops.get(dtype.name())?.value)?;
-    // The causal mask leaves half, by the same convention as the operations.
-    let scores = product(&[batch, q_heads, q_rows, kv_rows]) / if case.mask == Mask::Causal { 2.0 } else { 1.0 };
-    let exp_ms = ms(scores, ceilings.exp2_per_second.value)?;
+    let exp_ms = ms(case.scores(), ceilings.exp2_per_second.value)?;
     let elements = product(&[2, batch, head_dim]) * (product(&[q_rows, q_heads]) + product(&[kv_rows, kv_heads]));
     let lse_bytes = product(&[batch, q_heads, q_rows, size_of::<f32>()]);
     let bytes = elements * dtype.bytes() as f64 + lse_bytes;
@@ -188,6 +186,7 @@ pub(crate) fn roofline(case: &Case, ceilings: &Ceilings) -> Option<Roofline> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernel_spec::Mask;
 
     fn case(seq: usize, head_dim: usize, dtype: DType, mask: Mask) -> Case {
         let problem = Sizes { batch: 2, q_rows: seq, kv_rows: seq, q_heads: 8, kv_heads: 2, head_dim, dtype };

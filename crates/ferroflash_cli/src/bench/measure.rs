@@ -181,6 +181,7 @@ impl Bench<'_> {
         for &name in self.peer_names {
             progress(name.name());
             let mut result = Measurement::new(name.name(), true);
+            result.version = peers.import(name).ok().map(str::to_owned);
             match prepared.clone().and_then(|()| peers.check(name, workload)) {
                 Ok(checked) => {
                     result.extra_bytes = Some(checked.extra_bytes);

@@ -1,30 +1,22 @@
 //! Other implementations of attention, in a Python process beside this one.
 //!
-//! The process runs `tests/peers/peers.py`, which is part of this binary. It gets one request at a time, a JSON object a line on
-//! its standard input, and gives one answer for each: so only one of the two processes has work on the GPU at any time. Tensors go
+//! The process runs `tests/peers/peers.py`, which is part of this binary. It gets one request at a time on its standard input, and gives
+//! one answer for each: so only one of the two processes has work on the GPU at any time. [`protocol`] is what they say. Tensors go
 //! through files in memory.
-//!
-//! ```text
-//!                                             {"hello": {"versions": {"torch": "2.11.0", ..}}} or {"unavailable": "why"}
-//! {"prepare": {"folder": "..", "dtype": "bf16", .., "sets": 1, "flush_bytes": 0}}           {"prepared": true}
-//! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
-//! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
-//! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
-//! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
-//! {"trim": true}                                             {"trimmed": true}      kept memory goes back to the driver
-//! {"release": true}                                          {"released": true}     the tensors too
-//! ```
-//! What a peer cannot do is answered with `{"skipped": "why"}`.
+
+mod list;
+mod name;
+mod protocol;
 
 use super::record::Check;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use ferroflash::{DeviceKind, Sizes};
 use kernel_spec::Mask;
-use serde::{Deserialize, Serialize};
+pub(crate) use list::{ListArgs, list};
+pub(crate) use name::{Operation, PeerName};
+use protocol::{Answer, Import, Prepare, Request};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -33,107 +25,25 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// The program of the peers: a link to `tests/peers`, which a package of this crate holds as a file.
-const SCRIPT: &str = include_str!("peers.py");
+/// The programs of the peers, of which the first is started: links to `tests/peers`, which a package of this crate holds as files.
+const SCRIPTS: [(&str, &str); 4] = [
+    ("peers.py", include_str!("peers/peers.py")),
+    ("peer_attention.py", include_str!("peers/peer_attention.py")),
+    ("peer_launch.py", include_str!("peers/peer_launch.py")),
+    ("peer_packages.py", include_str!("peers/peer_packages.py")),
+];
 
 /// Until the first answer: PyTorch takes seconds to import, and minutes from a cold disk.
 const START_LIMIT: Duration = Duration::from_secs(240);
+
+/// In the place of a device: nothing is to run.
+const NO_DEVICE: &str = "-";
 
 /// For any later answer: the longest are compilations.
 const ANSWER_LIMIT: Duration = Duration::from_secs(180);
 
 /// How often a process that died is started again, in all of a run.
 const MOST_RESTARTS: u32 = 3;
-
-/// A peer on the command line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PeerName {
-    /// cuDNN, through PyTorch
-    Cudnn,
-    /// FlashAttention-2, through PyTorch
-    Flash,
-    /// The memory-efficient kernels of xFormers, through PyTorch
-    Efficient,
-    /// PyTorch's own formula, one operation after the other
-    Math,
-    /// PyTorch's flex_attention, compiled to Triton
-    Triton,
-}
-
-impl PeerName {
-    /// What the record calls it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            PeerName::Cudnn => "torch cudnn",
-            PeerName::Flash => "torch flash",
-            PeerName::Efficient => "torch efficient",
-            PeerName::Math => "torch math",
-            PeerName::Triton => "triton flex",
-        }
-    }
-
-    /// What the protocol and the command line call it.
-    fn key(self) -> &'static str {
-        match self {
-            PeerName::Cudnn => "cudnn",
-            PeerName::Flash => "flash",
-            PeerName::Efficient => "efficient",
-            PeerName::Math => "math",
-            PeerName::Triton => "triton",
-        }
-    }
-}
-
-impl fmt::Display for PeerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.key())
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Request<'a> {
-    Prepare(Prepare),
-    Check { peer: &'a str, out: PathBuf },
-    Time { peer: &'a str, launches: u32, lead: bool },
-    Verify { peer: &'a str },
-    Matmul { dtype: &'a str, size: usize, launches: u32 },
-    Trim(bool),
-    Release(bool),
-}
-
-/// A problem, and where its inputs lie.
-#[derive(Clone, Debug, Serialize)]
-struct Prepare {
-    /// Holds the files `q`, `k` and `v`.
-    folder: PathBuf,
-    dtype: String,
-    head_dim: usize,
-    seq: usize,
-    kv_seq: usize,
-    batch: usize,
-    q_heads: usize,
-    kv_heads: usize,
-    causal: bool,
-    /// Copies of the tensors that launches go round.
-    sets: u64,
-    /// Bytes that are written between two launches.
-    flush_bytes: u64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Hello { versions: BTreeMap<String, String> },
-    Unavailable(String),
-    Prepared(bool),
-    Checked { extra_bytes: u64, graph: bool },
-    Ms(f64),
-    Verified(bool),
-    Trimmed(bool),
-    Released(bool),
-    Skipped(String),
-}
 
 /// A running Python process.
 struct Process {
@@ -145,7 +55,10 @@ struct Process {
 /// Other implementations on the GPU of this run.
 pub(crate) struct Peers {
     python: PathBuf,
-    ordinal: usize,
+    /// The device as PyTorch calls it, or [`NO_DEVICE`].
+    device: String,
+    /// Who was asked for.
+    names: Vec<PeerName>,
     /// Script and log.
     folder: TempDir,
     /// Tensors on their way.
@@ -154,7 +67,9 @@ pub(crate) struct Peers {
     restarts: u32,
     /// The problem at hand.
     prepared: Option<Prepare>,
+    /// Of what the peers run on, by name.
     pub(crate) versions: BTreeMap<String, String>,
+    imports: BTreeMap<String, Import>,
 }
 
 /// What a peer did with the problem at hand.
@@ -169,27 +84,35 @@ pub(crate) struct Checked {
 pub(crate) type Outcome<T> = Result<T, String>;
 
 impl Peers {
-    /// Starts the process with this interpreter, or with the `python3` or `python` of the path. Otherwise the reason why there are
-    /// no peers.
+    /// Starts the process with this interpreter, or with the `python3` or `python` of the path, and lets it import these peers for
+    /// this device. Otherwise the reason why there are no peers.
     ///
     /// # Errors
     /// A file system that takes no temporary files.
-    pub(crate) fn start(python: Option<&Path>, device: &DeviceKind) -> Result<Outcome<Peers>> {
+    pub(crate) fn start(python: Option<&Path>, device: &DeviceKind, names: &[PeerName]) -> Result<Outcome<Peers>> {
         let ordinal = match device {
             DeviceKind::Cuda { ordinal, .. } => *ordinal,
             _ => 0,
         };
+        Peers::start_on(format!("cuda:{ordinal}"), python, names)
+    }
+
+    fn start_on(device: String, python: Option<&Path>, names: &[PeerName]) -> Result<Outcome<Peers>> {
         let folder = tempfile::Builder::new().prefix("ferroflash-peers-").tempdir().context("a temporary folder")?;
-        std::fs::write(folder.path().join("peers.py"), SCRIPT).context("a temporary file")?;
+        for (name, script) in SCRIPTS {
+            std::fs::write(folder.path().join(name), script).context("a temporary file")?;
+        }
         let mut peers = Peers {
             python: PathBuf::new(),
-            ordinal,
+            device,
+            names: names.to_vec(),
             folder,
             data: data_folder()?,
             process: None,
             restarts: 0,
             prepared: None,
             versions: BTreeMap::new(),
+            imports: BTreeMap::new(),
         };
         let candidates = python.map_or(vec!["python3".into(), "python".into()], |python| vec![python.to_owned()]);
         let mut reasons = Vec::new();
@@ -205,11 +128,13 @@ impl Peers {
 
     fn launch(&mut self) -> Outcome<()> {
         let log = File::create(self.log()).map_err(|error| error.to_string())?;
+        let names: Vec<&str> = self.names.iter().map(|name| name.key()).collect();
         let mut command = Command::new(&self.python);
         command
             .arg("-u")
-            .arg(self.folder.path().join("peers.py"))
-            .arg(format!("cuda:{}", self.ordinal))
+            .arg(self.folder.path().join(SCRIPTS[0].0))
+            .arg(&self.device)
+            .arg(names.join(","))
             .arg(self.data.path());
         // What the compiler of the peers writes goes with the run.
         command.env("TORCHINDUCTOR_CACHE_DIR", self.folder.path().join("inductor"));
@@ -222,8 +147,9 @@ impl Peers {
         std::thread::spawn(move || BufReader::new(stdout).lines().try_for_each(|line| send.send(line)));
         self.process = Some(Process { child, stdin, lines });
         match self.answer(START_LIMIT)? {
-            Answer::Hello { versions } => {
+            Answer::Hello { versions, peers } => {
                 self.versions = versions;
+                self.imports = peers;
                 Ok(())
             }
             Answer::Unavailable(reason) => {
@@ -232,6 +158,20 @@ impl Peers {
             }
             _ => Err(self.died("its first answer is not the one expected")),
         }
+    }
+
+    /// The version of a peer that was asked for, or why it could not be imported.
+    pub(crate) fn import(&self, name: PeerName) -> Outcome<&str> {
+        match self.imports.get(name.key()) {
+            Some(Import::Version(version)) => Ok(version),
+            Some(Import::Missing(reason)) => Err(reason.clone()),
+            None => Err("the Python process says nothing of it".to_owned()),
+        }
+    }
+
+    /// The interpreter that runs.
+    pub(crate) fn python(&self) -> &Path {
+        &self.python
     }
 
     fn log(&self) -> PathBuf {
@@ -307,6 +247,12 @@ impl Peers {
             workload.write_inputs(self.data.path())?;
         }
         let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
+        let (window_left, window_right) = match case.mask {
+            Mask::Full => (None, None),
+            Mask::Causal => (None, Some(0)),
+            Mask::Window { left, right } => (left, right),
+            other => return Ok(Err(format!("the peers do not know {other:?}"))),
+        };
         let prepare = Prepare {
             folder: self.data.path().to_owned(),
             dtype: dtype.name().to_owned(),
@@ -316,7 +262,8 @@ impl Peers {
             batch,
             q_heads,
             kv_heads,
-            causal: case.mask == Mask::Causal,
+            window_left,
+            window_right,
             sets: if l2 == L2::Rotate { case.rotated_sets(l2_bytes) } else { 1 },
             flush_bytes: if l2 == L2::Flush { 2 * l2_bytes } else { 0 },
         };

@@ -77,7 +77,8 @@ pub(crate) struct Environment {
     pub(crate) ferroflash: String,
     /// Processor of the host; `null` when the system does not say.
     pub(crate) cpu: Option<String>,
-    /// Versions of what the peers run on, by name: `python`, `torch`, `cuda`, `cudnn`, `triton`. Empty without peers.
+    /// Versions of what the peers run on, by name: `python`, `torch`, `cuda`, `cudnn`, `triton`; and of those that are packages of their
+    /// own, by the names of their options: `fa3`, `fa4`. Empty without peers.
     pub(crate) peers: BTreeMap<String, String>,
     /// Why there are no peers although they were asked for.
     pub(crate) peers_missing: Option<String>,
@@ -220,7 +221,7 @@ pub(crate) struct CellProblem {
     pub(crate) dtype: String,
     /// Columns of q, k, v and out.
     pub(crate) head_dim: usize,
-    /// `full` or `causal`.
+    /// `full`, `causal` or a window.
     pub(crate) mask: MaskName,
     /// Rows of q.
     pub(crate) seq: usize,
@@ -280,10 +281,13 @@ pub(crate) struct Range {
 /// What one implementation did on one problem.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measurement {
-    /// One of our kernels, `naive`, `v1`, `v2` or `v3`, or a peer such as `torch cudnn`.
+    /// One of our kernels, `naive`, `v1`, `v2` or `v3`, or a peer such as `torch cudnn` or `FlashAttention-3`.
     pub(crate) name: String,
     /// Whether it is a peer.
     pub(crate) peer: bool,
+    /// Version of a peer; `null` for our kernels, and in records older than the field.
+    #[serde(default)]
+    pub(crate) version: Option<String>,
     /// Why it was not run, when it was not.
     pub(crate) skipped: Option<String>,
     /// Entry points that were launched; empty for a peer.

@@ -1,15 +1,17 @@
 //! Which cells a run visits.
 
 use super::preset::{self, Preset};
+use super::record::MaskName;
 use super::sweep_file;
 use crate::names::Named;
 use crate::workload::Case;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use ferroflash::Sizes;
 use kernel_spec::{DType, Kernel, Mask};
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
@@ -21,7 +23,7 @@ pub(crate) struct SweepArgs {
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["preset", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full"]
+        conflicts_with_all = ["preset", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full", "window"]
     )]
     sweep: Option<PathBuf>,
     /// Kernels to run, comma separated [default: all that the device runs]
@@ -51,12 +53,29 @@ pub(crate) struct SweepArgs {
     /// Tokens of one cell, batch times sequence length [default: 16384, f32: 4096; emulator: batch 1]
     #[arg(long, value_name = "N", conflicts_with = "batch")]
     tokens: Option<usize>,
-    /// Only the causal mask; with --full, both
+    /// The causal mask [default: without --causal, --full and --window, both masks]
     #[arg(long)]
     causal: bool,
-    /// Only without a mask; with --causal, both
+    /// No mask
     #[arg(long)]
     full: bool,
+    /// Windows, comma separated: the keys that a query sees before and after its own place, `all` for no bound on a side
+    #[arg(long, value_delimiter = ',', value_name = "LEFT/RIGHT")]
+    window: Vec<Window>,
+}
+
+/// A window on the command line: the mask of a record without its first word.
+#[derive(Clone, Copy, Debug)]
+struct Window(Mask);
+
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Window, String> {
+        let mask = format!("window {text}").parse::<MaskName>();
+        mask.map(|mask| Window(mask.0))
+            .map_err(|_| "two numbers of keys are expected, as in 1023/0 or all/128".to_owned())
+    }
 }
 
 /// How many batch entries a cell has.
@@ -153,7 +172,14 @@ impl SweepArgs {
     fn names_cells(&self) -> bool {
         let lists = [self.head_dim.is_empty(), self.seq.is_empty(), self.dtype.is_empty()];
         let numbers = [self.kv_seq, self.batch, self.heads, self.kv_heads, self.tokens];
-        lists.contains(&false) || numbers.iter().any(Option::is_some) || self.causal || self.full
+        lists.contains(&false) || numbers.iter().any(Option::is_some) || !self.masks().is_empty()
+    }
+
+    /// The masks that were asked for.
+    fn masks(&self) -> Vec<Mask> {
+        let named = [(self.full, Mask::Full), (self.causal, Mask::Causal)];
+        let named = named.into_iter().filter_map(|(given, mask)| given.then_some(mask));
+        named.chain(self.window.iter().map(|window| window.0)).collect()
     }
 
     /// What was given in the place of the default.
@@ -163,11 +189,9 @@ impl SweepArgs {
         };
         Ok(Axes {
             dtypes: default.dtypes,
-            masks: match (self.full, self.causal) {
-                (true, false) => vec![Mask::Full],
-                (false, true) => vec![Mask::Causal],
-                _ => default.masks,
-            },
+            masks: unique("--window", self.masks().into_iter().map(MaskName)).map(|masks| {
+                if masks.is_empty() { default.masks } else { masks.into_iter().map(|mask| mask.0).collect() }
+            })?,
             head_dims: or("--head-dim", &self.head_dim, default.head_dims)?,
             seqs: or("--seq", &self.seq, default.seqs)?,
             kv_seq: self.kv_seq.or(default.kv_seq),
@@ -205,12 +229,7 @@ impl Axes {
         );
         let kv_rows = self.kv_seq.unwrap_or(seq);
         ensure!(kv_rows > 0, "{} 0 is not accepted; without keys there is nothing to measure", name("kv_seq"));
-        // The causal mask ends at the last key: rows of q before the first would see none.
-        ensure!(
-            mask != Mask::Causal || kv_rows >= seq,
-            "{} {kv_rows} is not accepted with the causal mask and {seq} rows of q; it takes at least as many keys",
-            name("kv_seq")
-        );
+        check_mask(mask, seq, kv_rows, &name("kv_seq"))?;
         let batch = match self.batch {
             Batch::Fixed(batch) => {
                 ensure!(batch > 0, "{} 0 is not accepted; at least 1 is needed", name("batch"));
@@ -251,6 +270,28 @@ impl Axes {
         let problem = Sizes { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
         Ok(Case { problem, mask })
     }
+}
+
+/// Refuses masks that are another by a second name, and those with which some rows see no key. `kv_seq` is what the user wrote for it.
+fn check_mask(mask: Mask, seq: usize, kv_rows: usize, kv_seq: &str) -> Result<()> {
+    let name = MaskName(mask);
+    let keys_after = match mask {
+        Mask::Causal => 0,
+        Mask::Window { left: None, right: None } => bail!("{name} is not accepted; it hides nothing: say full"),
+        Mask::Window { left: None, right: Some(0) } => {
+            bail!("{name} is not accepted; it is the causal mask: say causal")
+        }
+        Mask::Window { right: Some(right), .. } => right as usize,
+        _ => return Ok(()),
+    };
+    // Masks end at the last key, so that rows of q before the first one's place see none.
+    ensure!(
+        kv_rows.saturating_add(keys_after) >= seq,
+        "{kv_seq} {kv_rows} is not accepted with {} and {seq} rows of q; it takes at least {} keys",
+        name.title(),
+        seq - keys_after
+    );
+    Ok(())
 }
 
 /// The values in their order; one that comes twice is a mistake in the command.
@@ -312,6 +353,35 @@ mod tests {
         assert_eq!(masks(true, true), [Mask::Full, Mask::Causal]);
         assert_eq!(masks(true, false), [Mask::Full]);
         assert_eq!(masks(false, true), [Mask::Causal]);
+    }
+
+    #[test]
+    fn windows_are_masks_beside_the_others() {
+        let args = |windows: &[&str], causal, kv_seq| SweepArgs {
+            window: windows.iter().map(|window| window.parse().unwrap()).collect(),
+            dtype: vec![Named(DType::F16)],
+            head_dim: vec![64],
+            seq: vec![512],
+            causal,
+            kv_seq,
+            ..SweepArgs::default()
+        };
+        let masks = |args: SweepArgs| {
+            args.sweep(true, &[Kernel::V2]).unwrap().cases.iter().map(|case| case.mask).collect::<Vec<_>>()
+        };
+        let window = |left, right| Mask::Window { left, right };
+        assert_eq!(masks(args(&["127/0", "all/3"], false, None)), [window(Some(127), Some(0)), window(None, Some(3))]);
+        assert_eq!(masks(args(&["5/all"], true, Some(512))), [Mask::Causal, window(Some(5), None)]);
+        // Rows of q before the first key are as many as the window sees behind a place.
+        assert_eq!(masks(args(&["9/12"], false, Some(500))), [window(Some(9), Some(12))]);
+        let error = |args: SweepArgs| args.sweep(true, &[Kernel::V2]).unwrap_err().to_string();
+        assert!(error(args(&["9/11"], false, Some(500))).contains("--kv-seq 500 is not accepted with window 9/11"));
+        assert!(error(args(&["9/0", "9/0"], false, None)).contains("--window names window 9/0 twice"));
+        assert!(error(args(&["all/0"], false, None)).contains("say causal"));
+        assert!(error(args(&["all/all"], false, None)).contains("say full"));
+        for wrong in ["", "9", "9/", "-1/0", "9/0/0"] {
+            assert!(wrong.parse::<Window>().unwrap_err().contains("1023/0"), "{wrong}");
+        }
     }
 
     #[test]

@@ -154,7 +154,7 @@ fn add_row(table: &mut Sheet, cell: &Cell, result: &Measurement, columns: Vec<Ta
     let once = |value: String| if first { value } else { String::new() };
     let CellProblem { seq, kv_seq, batch, .. } = &cell.problem;
     let rows = if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") };
-    let mut row: Vec<TableCell> = vec![once(rows).into(), once(batch.to_string()).into(), (&result.name).into()];
+    let mut row: Vec<TableCell> = vec![once(rows).into(), once(batch.to_string()).into(), result.title().into()];
     row.extend(columns);
     row.push(match &result.check {
         Some(check) => verdict(check),

@@ -139,7 +139,7 @@ pub(super) fn results(record: &Record) -> Vec<Table> {
         for cell in &cells {
             for result in &cell.results {
                 let mut row = problem_fields(&cell.problem);
-                row.push(Field::text(&result.name));
+                row.push(Field::text(result.title()));
                 if timed {
                     row.extend(time_fields(result));
                 }

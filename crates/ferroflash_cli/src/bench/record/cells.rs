@@ -9,6 +9,7 @@ impl Measurement {
         Measurement {
             name: name.into(),
             peer,
+            version: None,
             skipped: None,
             symbols: Vec::new(),
             launches: None,
@@ -24,6 +25,11 @@ impl Measurement {
             counters: BTreeMap::new(),
             check: None,
         }
+    }
+
+    /// Name and version, as a table shows them.
+    pub(crate) fn title(&self) -> String {
+        self.version.as_ref().map_or_else(|| self.name.clone(), |version| format!("{} {version}", self.name))
     }
 }
 

@@ -1,1 +1,0 @@
-../../../../tests/peers/peers.py

@@ -1,0 +1,1 @@
+../../../../../tests/peers/peers.py

@@ -1,0 +1,231 @@
+"""Peers of forward attention, one class each.
+
+Making an instance imports what the peer needs, or raises what is missing.
+`forward(problem)` returns a function of q, k, v and out that runs the peer on such tensors and returns the output. Tensors are
+[batch, row, head, dim], or [batch, head, row, dim] where `heads_first`; `out` is there only where `takes_out`. Masks are aligned to the
+last row and the last key, as ferroflash counts; a problem that the peer has no function for is a `NoResult`.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+
+import torch
+from peer_packages import NoResult, Peer, library_version, load_library
+
+
+class Attention(Peer):
+    operation = "forward attention"
+    heads_first = False
+    takes_out = False
+
+
+class Sdpa(Attention):
+    """A backend of PyTorch's scaled_dot_product_attention."""
+
+    heads_first = of_torch = True
+    needs = "PyTorch 2.5 or later"
+
+    def __init__(self):
+        from torch.nn.attention import SDPBackend
+
+        self.sdp_backend = getattr(SDPBackend, self.backend)
+        self.version = torch.__version__
+
+    def forward(self, problem):
+        from torch.nn.attention import sdpa_kernel
+        from torch.nn.functional import scaled_dot_product_attention
+
+        if problem.windowed:
+            raise NoResult("PyTorch's scaled_dot_product_attention has no windows")
+        if problem.causal and problem.seq != problem.kv_seq:
+            raise NoResult("PyTorch's causal mask starts at the first key; this problem's ends at the last")
+        backend, causal, gqa = self.sdp_backend, problem.causal, problem.gqa
+
+        def run(q, k, v, out):
+            with sdpa_kernel(backend):
+                return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=gqa)
+
+        return run
+
+
+class Cudnn(Sdpa):
+    backend = "CUDNN_ATTENTION"
+    needs = "PyTorch 2.5 or later with cuDNN"
+
+    def __init__(self):
+        super().__init__()
+        number = torch.backends.cudnn.version()
+        if number is None:
+            raise NoResult("this PyTorch has no cuDNN")
+        self.version = f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+
+
+class Flash(Sdpa):
+    """FlashAttention-2."""
+
+    backend = "FLASH_ATTENTION"
+
+
+class Efficient(Sdpa):
+    """The memory-efficient kernels of xFormers."""
+
+    backend = "EFFICIENT_ATTENTION"
+
+
+class Math(Sdpa):
+    """The formula, one operation after the other."""
+
+    backend = "MATH"
+
+
+class Flex(Attention):
+    """PyTorch's flex_attention, which PyTorch compiles to a kernel of Triton."""
+
+    heads_first = of_torch = True
+    needs = "PyTorch 2.5 or later with Triton"
+    compiled = None
+
+    def __init__(self):
+        import torch._dynamo
+        import triton
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        self.version = triton.__version__
+        self.create_block_mask, self.flex_attention = create_block_mask, flex_attention
+
+    def forward(self, problem):
+        if self.compiled is None:
+            # Past the limit it would run uncompiled, which is another implementation.
+            torch._dynamo.config.recompile_limit = 256
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
+            # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
+            self.compiled = torch.compile(self.flex_attention, dynamic=True, fullgraph=True)
+        compiled, gqa = self.compiled, problem.gqa
+        visible, mask = self.visible(problem), None
+        if visible:
+            mask = self.create_block_mask(visible, None, None, problem.seq, problem.kv_seq, device="cuda")
+        return lambda q, k, v, out: compiled(q, k, v, block_mask=mask, enable_gqa=gqa)
+
+    @staticmethod
+    def visible(problem):
+        """Which keys a row sees; `None` where it sees all."""
+        left, right, offset = problem.window_left, problem.window_right, problem.kv_seq - problem.seq
+        if left is None and right is None:
+            return None
+        if left is None:
+            return lambda b, h, row, key: row + offset + right >= key
+        if right is None:
+            return lambda b, h, row, key: row + offset - left <= key
+        return lambda b, h, row, key: (row + offset - left <= key) & (row + offset + right >= key)
+
+
+# Up to this many rows of q, FlashAttention-3 is left to split the keys of a head among thread blocks by its own heuristic, as its decode
+# entry does; for more rows it does not split, which is the default of its forward functions.
+FEW_ROWS = 64
+
+
+class FlashAttention3(Attention):
+    """FlashAttention-3: vLLM's build of its operators, or the package flash_attn_3."""
+
+    needs = "flash_attn_3 (flash_attn_interface), or the library of vLLM's build in FERROFLASH_FA3_LIBRARY"
+
+    def __init__(self):
+        self.function = None
+        if not os.environ.get("FERROFLASH_FA3_LIBRARY") and importlib.util.find_spec("flash_attn_interface"):
+            from flash_attn_interface import flash_attn_func
+
+            self.function = flash_attn_func
+            self.version = importlib.metadata.version("flash_attn_3")
+        else:
+            path = load_library("FERROFLASH_FA3_LIBRARY", "vllm_flash_attn/_vllm_fa3_C*.so")
+            self.version = library_version(path)
+        # The functions of flash_attn_interface take no memory for the output.
+        self.takes_out = self.function is None
+
+    def forward(self, problem):
+        half_types_only(problem)
+        splits = 0 if problem.seq <= FEW_ROWS else 1
+        left, right = (-1 if bound is None else bound for bound in problem.window)
+        if self.function is None:
+            return vllm_forward(problem, left, right, splits)
+        function, causal = self.function, problem.causal
+        window = (-1, -1) if causal else (left, right)
+
+        def run(q, k, v, out):
+            return output_of(function(q, k, v, causal=causal, window_size=window, num_splits=splits))
+
+        return run
+
+
+def vllm_forward(problem, left, right, splits):
+    """FlashAttention-3 by vLLM's operator, which leaves the kernels for equal lengths out: the batch goes as packed sequences."""
+    fwd = torch.ops._vllm_fa3_C.fwd
+    batch, seq, kv_seq, causal, scale = problem.batch, problem.seq, problem.kv_seq, problem.causal, problem.head_dim**-0.5
+    if causal:
+        left, right = -1, -1
+
+    def starts(rows):
+        return torch.arange(0, batch * rows + 1, rows, dtype=torch.int32, device=problem.device)
+
+    q_starts, kv_starts = starts(seq), starts(kv_seq)
+
+    def run(q, k, v, out):
+        fwd(
+            *(tensor.flatten(0, 1) for tensor in (q, k, v)),
+            *(None, None, None),  # k_new, v_new, q_v
+            out.flatten(0, 1),
+            *(q_starts, kv_starts, None),  # cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new
+            *(None, None),  # seqused_q, seqused_k
+            *(seq, kv_seq),  # max_seqlen_q, max_seqlen_k
+            *(None, None, None),  # page_table, kv_batch_idx, leftpad_k
+            *(None, None, None),  # rotary_cos, rotary_sin, seqlens_rotary
+            *(None, None, None),  # q_descale, k_descale, v_descale
+            *(scale, causal, left, right),  # softmax_scale, is_causal, window_size_left, window_size_right
+            *(0.0, True),  # softcap, is_rotary_interleaved
+            *(None, splits, None, 0),  # scheduler_metadata, num_splits, pack_gqa, sm_margin
+            *(None, 1, 0, None),  # s_aux, cp_world_size, cp_rank, cp_tot_seqused_k
+        )
+        return out
+
+    return run
+
+
+class FlashAttention4(Attention):
+    """FlashAttention-4, whose kernels the CuTe DSL compiles when they are first called. Its functions take no memory for the output."""
+
+    needs = "flash-attn-4 (flash_attn.cute) with nvidia-cutlass-dsl and quack-kernels"
+
+    def __init__(self):
+        from flash_attn.cute import flash_attn_func
+
+        self.function = flash_attn_func
+        self.version = importlib.metadata.version("flash-attn-4")
+
+    def forward(self, problem):
+        half_types_only(problem)
+        function, causal = self.function, problem.causal
+        window = (None, None) if causal else problem.window
+        return lambda q, k, v, out: output_of(function(q, k, v, causal=causal, window_size=window))
+
+
+def half_types_only(problem):
+    if problem.dtype not in (torch.float16, torch.bfloat16):
+        raise NoResult("it takes f16 and bf16")
+
+
+def output_of(result):
+    """The output, which some versions return with the log-sum-exp."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+# By the names that the protocol and the command line have for them.
+PEERS = {
+    "cudnn": Cudnn,
+    "flash": Flash,
+    "efficient": Efficient,
+    "math": Math,
+    "triton": Flex,
+    "fa3": FlashAttention3,
+    "fa4": FlashAttention4,
+}
