@@ -74,7 +74,7 @@ Needs Linux with glibc {major}.{minor} or later. A GPU needs NVIDIA's driver; no
 
   ./ferroflash doctor                       what this machine has
   ./ferroflash bench                        every kernel on the best device, each result checked
-  ./ferroflash bench --preset paper --peers beside PyTorch and Triton, where python3 has them
+  ./ferroflash bench --preset paper --peers beside PyTorch, Triton, FlashAttention-3 and -4, where python3 has them
   ./ferroflash bench --help                 shapes, types, devices, presets, JSON
   ./ferroflash attend --input X.safetensors --output Y.safetensors --causal
                                             attention on the tensors q, k, v of a file

@@ -274,8 +274,14 @@ fn bench_row(cell: &Cell, kernels: &[&str], newest: &str) -> Vec<String> {
 }
 
 /// Whose time a ratio is made with: ours, the peer's.
-const RATIOS: [(&str, &str); 4] =
-    [("v3", "torch flash"), ("v3", "torch cudnn"), ("v2", "torch flash"), ("naive", "torch math")];
+const RATIOS: [(&str, &str); 6] = [
+    ("v3", "torch flash"),
+    ("v3", "torch cudnn"),
+    ("v3", "FlashAttention-3"),
+    ("v3", "FlashAttention-4"),
+    ("v2", "torch flash"),
+    ("naive", "torch math"),
+];
 
 fn peers_section(text: &mut String, record: &Record) {
     line!(

@@ -169,6 +169,9 @@ mod tests {
         assert!(message(&format!("{group}batch = 1\ntokens = 512\n")).contains("both given"));
         assert!(message(&format!("{group}heads = 1\nwidth = 512\n")).contains("both given"));
         assert!(message(&group.replace("[64]", "[]")).contains("head_dim is an empty list"));
+        assert!(message(&format!("{group}mask = [\"window 1\"]\n")).contains("`window LEFT/RIGHT`"));
+        let window = parse(&format!("{group}mask = [\"window 127/0\"]\n"), "s.toml").unwrap();
+        assert_eq!(window.cases[0].mask, Mask::Window { left: Some(127), right: Some(0) });
         for nothing in ["", "group = []\n", "kernels = [\"v2\"]\n"] {
             assert!(message(nothing).contains("no [[group]]"), "{nothing}: {}", message(nothing));
         }

@@ -59,7 +59,7 @@ pub(crate) struct Style {
 }
 
 /// Looks of the implementations that this version knows by name. Hues after Okabe and Ito, darkened until lines show on white.
-const KNOWN: [(&str, Ink, Marker, Option<Dash>); 9] = [
+const KNOWN: [(&str, Ink, Marker, Option<Dash>); 11] = [
     ("naive", Ink::new(0x6B7078, 0xA7AEB8), Marker::Diamond, None),
     ("v1", Ink::new(0x00805C, 0x2CC295), Marker::Triangle, None),
     ("v2", Ink::new(0x0067A8, 0x4DB3F0), Marker::Square, None),
@@ -69,6 +69,8 @@ const KNOWN: [(&str, Ink, Marker, Option<Dash>); 9] = [
     ("torch efficient", Ink::new(0x8A6100, 0xE3B341), Marker::Triangle, Some((3.0, 3.0))),
     ("torch math", Ink::new(0x2A86A8, 0x7FD0EA), Marker::Diamond, Some((1.5, 3.0))),
     ("triton flex", Ink::new(0x5B3FA0, 0xB9A1FF), Marker::TriangleDown, Some((13.0, 4.0))),
+    ("FlashAttention-3", Ink::new(0x00707F, 0x45C8D8), Marker::Diamond, Some((11.0, 2.0))),
+    ("FlashAttention-4", Ink::new(0xB3261E, 0xFF8E86), Marker::Triangle, Some((7.0, 2.0))),
 ];
 
 /// For names that are not in [`KNOWN`].
@@ -151,10 +153,8 @@ mod tests {
         }
         let names = KNOWN.map(|known| known.0);
         for name in names {
-            assert_eq!(
-                Style::of(name, true, 0).dash.is_some(),
-                name.starts_with("torch") || name.starts_with("triton")
-            );
+            let ours = name == "naive" || name.starts_with('v');
+            assert_eq!(Style::of(name, true, 0).dash.is_some(), !ours, "{name}");
         }
     }
 }

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Nothing is measured, and no GPU is needed. Exit status 1 when there is no Python with PyTorch.
+FERROFLASH_FA3_LIBRARY and FERROFLASH_FLASHMLA_LIBRARY name the libraries of vLLM's builds, _vllm_fa3_C.abi3.so and
+_flashmla_C.abi3.so; without them the packages are looked for that docs/benchmarking.md lists.
 
 Examples:
   ferroflash bench peers
