@@ -1,75 +1,22 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
+mod case;
+
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
+pub(crate) use case::Case;
 use clap::ValueEnum;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
 use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Shape, Sizes, Stream, Tensor};
-use kernel_spec::{DType, Kernel, Mask};
+use kernel_spec::{DType, Kernel};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
-
-/// Sizes, element type and mask of one problem.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Case {
-    pub(crate) problem: Sizes,
-    pub(crate) mask: Mask,
-}
-
-impl Case {
-    /// Floating-point operations by the convention of the FlashAttention papers: two matrix products of what is visible.
-    pub(crate) fn flops(&self) -> f64 {
-        4.0 * self.scores() * self.problem.head_dim as f64
-    }
-
-    /// Scores of all heads that a row sees: half of them with the causal mask, by the convention of the papers; with a window each that
-    /// it leaves.
-    pub(crate) fn scores(&self) -> f64 {
-        let Sizes { batch, q_rows, kv_rows, q_heads, .. } = self.problem;
-        let of_a_head = match self.mask {
-            Mask::Causal => q_rows as f64 * kv_rows as f64 / 2.0,
-            Mask::Window { left, right } => {
-                (0..q_rows).map(|row| keys_in_window(row, q_rows, kv_rows, left, right) as f64).sum()
-            }
-            _ => q_rows as f64 * kv_rows as f64,
-        };
-        batch as f64 * q_heads as f64 * of_a_head
-    }
-
-    /// How many copies of the tensors are needed to fill twice a cache of this size.
-    pub(crate) fn rotated_sets(&self, cache_bytes: u64) -> u64 {
-        (2 * cache_bytes).div_ceil(self.tensor_bytes().max(1)).clamp(2, MAX_SETS)
-    }
-
-    /// Bytes of q, k, v and out.
-    pub(crate) fn tensor_bytes(&self) -> u64 {
-        let elements = |shape: Shape| shape.elements().unwrap_or(usize::MAX) as u64;
-        let elements = elements(self.q_shape()).saturating_add(elements(self.kv_shape()));
-        elements.saturating_mul(2 * self.problem.dtype.bytes() as u64)
-    }
-
-    fn q_shape(&self) -> Shape {
-        Shape::new(self.problem.batch, self.problem.q_rows, self.problem.q_heads, self.problem.head_dim)
-    }
-
-    fn kv_shape(&self) -> Shape {
-        Shape::new(self.problem.batch, self.problem.kv_rows, self.problem.kv_heads, self.problem.head_dim)
-    }
-}
-
-/// How many keys a row sees: its own place counts from the last row and the last key.
-fn keys_in_window(row: usize, q_rows: usize, kv_rows: usize, left: Option<u32>, right: Option<u32>) -> i64 {
-    let place = row as i64 + kv_rows as i64 - q_rows as i64;
-    let first = left.map_or(0, |left| (place - i64::from(left)).max(0));
-    let last = right.map_or(kv_rows as i64 - 1, |right| (place + i64::from(right)).min(kv_rows as i64 - 1));
-    (last - first + 1).max(0)
-}
 
 /// Below this many operations the whole output is compared with the reference; about a second of f64 on two cores.
 const FULL_CHECK_FLOPS: f64 = 1e9;
@@ -98,9 +45,6 @@ impl L2 {
         }
     }
 }
-
-/// Most copies of the tensors that launches go round: beyond, their allocation takes longer than the launches.
-const MAX_SETS: u64 = 64;
 
 /// Bytes of one row of what is copied to flush the cache.
 const FLUSH_ROW_BYTES: usize = 1024;
@@ -394,20 +338,9 @@ fn compared_rows(case: &Case, seed: u64) -> Vec<Row> {
 
 #[cfg(test)]
 mod tests {
+    use super::case::tests::case;
     use super::*;
-
-    fn case(batch: usize, seq: usize, heads: usize, mask: Mask) -> Case {
-        let problem = Sizes {
-            batch,
-            q_rows: seq,
-            kv_rows: seq,
-            q_heads: heads,
-            kv_heads: heads,
-            head_dim: 64,
-            dtype: DType::F16,
-        };
-        Case { problem, mask }
-    }
+    use kernel_spec::Mask;
 
     #[test]
     fn small_problems_are_compared_in_full() {
@@ -422,32 +355,5 @@ mod tests {
         assert_eq!(rows.len(), 4 + DRAWN_ROWS);
         assert!(rows.contains(&Row { batch: 3, q_head: 7, q_row: 4095 }));
         assert_ne!(rows, compared_rows(&case(4, 4096, 8, Mask::Full), 1));
-    }
-
-    #[test]
-    fn flops_follow_the_papers() {
-        assert_eq!(case(2, 512, 3, Mask::Full).flops(), 4.0 * 2.0 * 3.0 * 512.0 * 512.0 * 64.0);
-        assert_eq!(case(2, 512, 3, Mask::Causal).flops() * 2.0, case(2, 512, 3, Mask::Full).flops());
-    }
-
-    #[test]
-    fn windows_count_what_a_row_sees() {
-        for (q_rows, kv_rows) in [(1, 1), (5, 5), (3, 8), (8, 3)] {
-            for left in [None, Some(0), Some(2), Some(9)] {
-                for right in [None, Some(0), Some(1), Some(9)] {
-                    let sees = |row: i64, key: i64| {
-                        let place = row + kv_rows - q_rows;
-                        left.is_none_or(|left| key >= place - i64::from(left))
-                            && right.is_none_or(|right| key <= place + i64::from(right))
-                    };
-                    let pairs = (0..q_rows).flat_map(|row| (0..kv_rows).map(move |key| (row, key)));
-                    let seen = pairs.filter(|&(row, key)| sees(row, key)).count();
-                    let mut windowed = case(2, q_rows as usize, 3, Mask::Window { left, right });
-                    windowed.problem.kv_rows = kv_rows as usize;
-                    assert_eq!(windowed.scores(), 6.0 * seen as f64, "{q_rows} {kv_rows} {left:?} {right:?}");
-                    assert_eq!(windowed.flops(), 4.0 * 64.0 * windowed.scores());
-                }
-            }
-        }
     }
 }
