@@ -148,17 +148,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let mut environment = environment::environment(device.info(), &gpu);
     let throttled_before = gpu.as_mut().map(|gpu| gpu.read().throttle_reasons).unwrap_or_default();
     let sampler = gpu.ok().map(Sampler::start);
-    let (mut peers, peer_names) = match args.start_peers(&device, timed)? {
-        Some(Ok((peers, names))) => {
-            environment.peers = peers.versions.clone();
-            (Some(peers), names)
-        }
+    let mut peers = match args.start_peers(&device, timed)? {
+        Some(Ok(peers)) => Some(peers),
         Some(Err(reason)) => {
             environment.peers_missing = Some(reason);
-            (None, Vec::new())
+            None
         }
-        None => (None, Vec::new()),
+        None => None,
     };
+    let mut peer_names = Vec::new();
+    if let Some(peers) = &peers {
+        environment.peers = peers.versions.clone();
+        peer_names = peers.imported();
+    }
 
     let mut record = Record {
         kind: BENCH_KIND.to_owned(),
@@ -278,11 +280,11 @@ impl BenchArgs {
         }
     }
 
-    /// The process of the peers and who was imported, if they were asked for, or why there are none.
+    /// The peers, if some were asked for, or why there are none. Who is left out is said here.
     ///
     /// # Errors
     /// A peer that was asked for by name and is not there, with the reason.
-    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<Outcome<(Peers, Vec<PeerName>)>>> {
+    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<Outcome<Peers>>> {
         let Some(named) = &self.peers else { return Ok(None) };
         let asked = if named.is_empty() { PeerName::of(Operation::ForwardAttention) } else { named.clone() };
         let started = if timed {
@@ -297,10 +299,9 @@ impl BenchArgs {
                 bail!("--peers {}: {reason}", asked.iter().map(PeerName::to_string).collect::<Vec<_>>().join(","))
             }
         };
-        let mut names = Vec::new();
         for peer in asked {
             match peers.import(peer) {
-                Ok(_) => names.push(peer),
+                Ok(_) => {}
                 Err(reason) if named.is_empty() => {
                     warning!(
                         "{peer} is left out of --peers, since {} cannot import it: {reason}",
@@ -310,7 +311,7 @@ impl BenchArgs {
                 Err(reason) => bail!("--peers {peer}: {} cannot import it: {reason}", peers.python().display()),
             }
         }
-        Ok(Some(Ok((peers, names))))
+        Ok(Some(Ok(peers)))
     }
 
     fn method(&self, timed: bool, sweep: &Sweep) -> Method {

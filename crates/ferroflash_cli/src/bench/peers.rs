@@ -169,6 +169,11 @@ impl Peers {
         }
     }
 
+    /// Those of the peers asked for that could be imported.
+    pub(crate) fn imported(&self) -> Vec<PeerName> {
+        self.names.iter().copied().filter(|&name| self.import(name).is_ok()).collect()
+    }
+
     /// The interpreter that runs.
     pub(crate) fn python(&self) -> &Path {
         &self.python
