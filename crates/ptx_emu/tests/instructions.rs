@@ -2,8 +2,11 @@
 
 mod cases;
 
-use cases::{Case, Compare, Input, Output, THREADS, agrees};
+use cases::{BLOCK, Case, Compare, Input, Output, THREADS, agrees};
 use ptx_emu::{EmuError, Emulator, FaultKind, Launch, Module, TensorMap};
+
+/// Thread blocks of a case.
+const BLOCKS: usize = THREADS / BLOCK;
 
 fn run(case: &Case, index: usize, seed: u64) -> Vec<u32> {
     run_on(case, index, &case.inputs(), seed)
@@ -15,8 +18,19 @@ fn run_on(case: &Case, index: usize, inputs: &[[u64; 3]], seed: u64) -> Vec<u32>
 }
 
 fn launch(case: &Case, index: usize, inputs: &[[u64; 3]], seed: u64) -> Result<Vec<u32>, EmuError> {
-    let text = case.module(index);
-    let m = Module::parse(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", case.body));
+    launch_blocks(case, index, &case.module(index), BLOCKS, inputs, seed)
+}
+
+/// Runs `blocks` thread blocks of a case's text.
+fn launch_blocks(
+    case: &Case,
+    index: usize,
+    text: &str,
+    blocks: usize,
+    inputs: &[[u64; 3]],
+    seed: u64,
+) -> Result<Vec<u32>, EmuError> {
+    let m = Module::parse(text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", case.body));
     let e = Emulator::default();
     let input: Vec<u8> = inputs.iter().flatten().flat_map(|w| w.to_le_bytes()).collect();
     let (src, dst) = (e.alloc(input.len() as u64).unwrap(), e.alloc(16 * THREADS as u64).unwrap());
@@ -26,7 +40,7 @@ fn launch(case: &Case, index: usize, inputs: &[[u64; 3]], seed: u64) -> Result<V
     if let Some(tensor) = &case.tensor {
         e.write(map, TensorMap::encode(&tensor.spec(src, dst)).unwrap().as_bytes()).unwrap();
     }
-    let l = Launch::new([THREADS as u32 / 128, 1, 1], [128, 1, 1]);
+    let l = Launch::new([blocks as u32, 1, 1], [BLOCK as u32, 1, 1]);
     let l = l.with_ptr(src).with_ptr(dst).with_ptr(map).with_seed(seed);
     e.launch(&m, &Case::entry(index), &l)?;
     let mut out = vec![0; 16 * THREADS];
@@ -77,9 +91,45 @@ fn what_hardware_refuses_is_a_fault() {
     assert!(!refused.is_empty());
     for (i, case) in refused {
         let error = launch(&case, i, &case.inputs(), 0).expect_err(&case.body);
-        let kind = error.fault().map(|f| f.kind);
-        assert!(matches!(kind, Some(FaultKind::InvalidOperand | FaultKind::Misaligned)), "{}: {error}", case.body);
+        assert!(is_refusal(&error), "{}: {error}", case.body);
     }
+}
+
+/// Whether the instruction itself is what is refused.
+fn is_refusal(error: &EmuError) -> bool {
+    let kind = error.fault().map(|f| f.kind);
+    matches!(kind, Some(FaultKind::InvalidOperand | FaultKind::Misaligned))
+}
+
+/// Thread blocks run side by side, and the first fault is the one that is told: a block that writes where another does would be told as
+/// a race now and then, in place of what the case is about. So each block of a case that chooses its own places in the output runs alone
+/// here, and touches its own part only, or is refused for the same reason as all together.
+#[test]
+fn no_block_touches_the_memory_of_another() {
+    let chooses = |case: &Case| case.output == Output::Own || case.compare == Compare::Refused;
+    let mut seen = 0;
+    for (i, case) in cases::all().into_iter().enumerate().filter(|(_, case)| chooses(case) && case.cluster == 0) {
+        let text = case.module(i);
+        assert!(text.contains(", %ctaid.x;"), "{text}");
+        let mut refused = 0;
+        for block in 0..BLOCKS {
+            let alone = text.replace(", %ctaid.x;", &format!(", {block};"));
+            match launch_blocks(&case, i, &alone, 1, &case.inputs(), 0) {
+                Ok(out) => {
+                    let own = block * BLOCK * 4..(block + 1) * BLOCK * 4;
+                    let other = out.iter().enumerate().find(|(at, word)| !own.contains(at) && **word != 0);
+                    assert_eq!(other, None, "block {block} of {}", case.body);
+                }
+                Err(error) => {
+                    assert!(is_refusal(&error), "block {block} of {}: {error}", case.body);
+                    refused += 1;
+                }
+            }
+        }
+        assert_eq!(refused > 0, case.compare == Compare::Refused, "{refused} blocks of {}", case.body);
+        seen += 1;
+    }
+    assert!(seen > 70, "{seen} cases");
 }
 
 #[test]

@@ -275,7 +275,8 @@ fn tensor_edges(v: &mut Vec<Case>) {
         store(op, 56, &[(0, 0), (120, 0)], Swizzle::None, 0, Bits);
         store(op, 56, &[(0, 8), (0, 0), (4, 2)], Bytes128, 384, Bits);
         store(op, 56, &[(0, -8), (16, 0)], Swizzle::None, 0, Refused);
-        store(op, 56, &[(0, 0), (16, -2)], Bytes128, 0, Refused);
+        // The same row for every block: the rows behind the first would be the neighbour's, and writing those a race.
+        store(op, 56, &[(0, 0), (0, -2)], Bytes128, 0, Refused);
         store(op, 56, &[(0, 0), (0, -1), (4, 0)], Swizzle::None, 0, Refused);
         store(op, 56, &[(0, 0), (16, 0)], Swizzle::None, 16, Refused);
         store(op, 56, &[(0, 0), (16, 0)], Swizzle::None, 64, Refused);
