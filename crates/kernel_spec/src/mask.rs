@@ -266,7 +266,7 @@ mod tests {
         for mask in MASKS {
             let band = mask.band();
             for (q_rows, kv_rows) in (1..20u32).flat_map(|q| (0..20u32).map(move |kv| (q, kv))) {
-                for (q_block, kv_block) in [(4, 2), (4, 3), (6, 4), (8, 16)] {
+                for (q_block, kv_block) in [(4, 2), (4, 3), (6, 4), (8, 2), (8, 16)] {
                     for q_first in (0..q_rows).step_by(q_block as usize) {
                         let blocks = band.kv_blocks(q_first, q_block, q_rows, kv_rows, kv_block);
                         if blocks.count() > 0 {

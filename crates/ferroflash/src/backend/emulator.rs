@@ -30,7 +30,7 @@ pub(crate) fn info(config: &EmulatorConfig) -> DeviceInfo {
         name: "PTX emulator on the CPU".to_owned(),
         kind: DeviceKind::Emulator,
         multiprocessors: config.multiprocessors.get(),
-        memory_bytes: options.memory_limit,
+        memory_bytes: config.memory_bytes,
         max_shared_bytes_per_block: options.max_shared_bytes,
         l2_bytes: 0,
         clock_khz: None,
@@ -40,7 +40,8 @@ pub(crate) fn info(config: &EmulatorConfig) -> DeviceInfo {
 
 pub(crate) fn open(config: EmulatorConfig) -> Result<Device> {
     let checks = if config.checks { Checks::all() } else { Checks::none() };
-    let options = EmulatorOptions::default().with_checks(checks).with_seed(config.seed);
+    let options =
+        EmulatorOptions::default().with_checks(checks).with_seed(config.seed).with_memory_limit(config.memory_bytes);
     let info = info(&config);
     let backend = Emulated {
         emulator: Emulator::new(options),

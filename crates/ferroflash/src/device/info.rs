@@ -91,11 +91,18 @@ pub struct EmulatorConfig {
     pub seed: u64,
     /// Streaming multiprocessors that it says it has: the most thread blocks of a persistent kernel.
     pub multiprocessors: NonZero<u32>,
+    /// Bytes of device memory, 4 GiB by default. Memory that nothing touches costs the machine nothing.
+    pub memory_bytes: u64,
 }
 
 impl Default for EmulatorConfig {
     fn default() -> Self {
-        EmulatorConfig { checks: true, seed: 0, multiprocessors: EMULATED_MULTIPROCESSORS }
+        EmulatorConfig {
+            checks: true,
+            seed: 0,
+            multiprocessors: EMULATED_MULTIPROCESSORS,
+            memory_bytes: EMULATED_MEMORY_BYTES,
+        }
     }
 }
 
@@ -117,7 +124,16 @@ impl EmulatorConfig {
         self.multiprocessors = multiprocessors;
         self
     }
+
+    /// Sets the bytes of device memory; an allocation beyond them is [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn with_memory_bytes(mut self, memory_bytes: u64) -> Self {
+        self.memory_bytes = memory_bytes;
+        self
+    }
 }
+
+/// Memory of an emulator: a mistaken size ends with an error before the machine that runs it is out of memory.
+const EMULATED_MEMORY_BYTES: u64 = 4 << 30;
 
 /// Multiprocessors of an emulator, which bound the persistent thread blocks of v3: few enough that each gets several tiles of a small
 /// problem, and a number that rarely divides the tiles, so that the last round is a partial one. The same on every CPU, so that plans

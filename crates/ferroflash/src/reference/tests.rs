@@ -128,6 +128,26 @@ fn comparison_never_accepts_nan() {
     assert!(!Comparison::new(&[1.00003], &[1.0], &[1.000005]).within);
 }
 
+/// Twice the error of the precision and 1e-5, no more: what is just inside is accepted, what is just outside is not.
+#[test]
+fn the_bound_is_twice_the_error_of_the_precision() {
+    for rounded_error in [0.0, 1e-7, 1e-5, 0.004, 0.25, 3.0] {
+        let bound = 2.0 * rounded_error + 1e-5;
+        assert!((tolerance(rounded_error) - bound).abs() < 1e-12, "{rounded_error}");
+        // In one element of several, of either sign.
+        let compare = |error: f64| {
+            let reference = [4.0, -7.0, 0.0];
+            Comparison::new(&[4.0, -7.0 + error, 0.0], &reference, &[4.0 - rounded_error, -7.0, 0.0])
+        };
+        for sign in [1.0, -1.0] {
+            assert!(compare(sign * 0.999 * bound).within, "{rounded_error}");
+            assert!(!compare(sign * 1.001 * bound).within, "{rounded_error}");
+        }
+        let comparison = compare(bound / 2.0);
+        assert!((comparison.bound - bound).abs() < 1e-12 && (comparison.rounded_error - rounded_error).abs() < 1e-12);
+    }
+}
+
 /// Scores 3 and -3 under a cap of 2: 2 tanh(1.5) and its negative, in output and log-sum-exp. A large cap changes nothing.
 #[test]
 fn softcap_bounds_the_scores() {

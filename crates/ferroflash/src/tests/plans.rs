@@ -36,9 +36,8 @@ fn plans() {
 #[test]
 fn the_tile_follows_the_keys_that_rows_see() {
     let info = recording::info(1 << 37, (9, 0));
-    let symbol = |head_dim, rows, mask| {
-        let problem =
-            Sizes { batch: 1, q_rows: rows, kv_rows: rows, q_heads: 2, kv_heads: 2, head_dim, dtype: DType::F16 };
+    let symbol = |head_dim, (q_rows, kv_rows), mask| {
+        let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads: 2, kv_heads: 2, head_dim, dtype: DType::F16 };
         plan(&Attention::new().with_mask(mask), &info, &problem).unwrap().symbols().next().unwrap()
     };
     let window = Mask::Window { left: Some(500), right: Some(500) };
@@ -57,7 +56,31 @@ fn the_tile_follows_the_keys_that_rows_see() {
         (192, 2048, Mask::Causal, "v3_f16_d192"),
         (256, 1 << 20, Mask::Full, "v3_f16_d256"),
     ] {
-        assert_eq!(symbol(head_dim, rows, mask), expected, "{head_dim} {rows} {mask:?}");
+        assert_eq!(symbol(head_dim, (rows, rows), mask), expected, "{head_dim} {rows} {mask:?}");
+    }
+    // As many keys as rows say little: the diagonal ends in the last corner, keys end where they end, and bounds count from the diagonal.
+    // 2304 keys a row make the long tile the better one.
+    let bounds = |left, right| Mask::Window { left, right };
+    for (q_rows, kv_rows, mask, keys) in [
+        // Early rows of many keys see nearly all of them; early rows of many queries see none.
+        (128, 8192, Mask::Causal, 8128),
+        (1, 2304, Mask::Causal, 2304),
+        (1, 2303, Mask::Causal, 2303),
+        (8192, 4096, Mask::Causal, 1024),
+        (128, 8192, bounds(Some(1500), None), 1564),
+        (128, 8192, bounds(None, Some(1 << 20)), 8192),
+        (128, 8192, bounds(Some(2303), Some(0)), 2304),
+        (128, 8192, bounds(Some(2302), Some(0)), 2303),
+        (8192, 2304, bounds(None, Some(8191)), 2304),
+        (8192, 2303, bounds(None, Some(8191)), 2303),
+        (8192, 4096, bounds(Some(8191), Some(1)), 1024),
+        (4096, 128, Mask::Full, 128),
+        (128, 4096, Mask::Full, 4096),
+        (8192, 8192, bounds(Some(1200), Some(1300)), 2350),
+        (8192, 8192, bounds(Some(1100), Some(1200)), 2140),
+    ] {
+        let expected = if keys >= 2304 { "v3_f16_d128_long" } else { "v3_f16_d128" };
+        assert_eq!(symbol(128, (q_rows, kv_rows), mask), expected, "{q_rows} x {kv_rows} {mask:?}");
     }
 }
 
