@@ -289,6 +289,68 @@ fn nan_in_key_blocks_that_no_row_sees() {
     }
 }
 
+/// More keys than 16 bits count, of equal weight: their sum is their number, and the keys beyond 2^16 have values of their own.
+fn more_keys_than_16_bits_count(kernel: Kernel) {
+    const KEYS: usize = (1 << 16) + 4465;
+    let shared = device::shared();
+    // Without checks the emulator takes a third of the time, and those are for other tests.
+    let quick = || Device::emulator_with(EmulatorConfig::default().with_checks(false)).unwrap();
+    let device = &if device::is_gpu() { shared.device.clone() } else { quick() };
+    if !runs::<f16>(device, kernel) {
+        return;
+    }
+    let sizes = Sizes {
+        batch: 1,
+        q_rows: 1,
+        kv_rows: KEYS,
+        q_heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        dtype: DType::F16,
+    };
+    let case = Case::new(kernel, sizes, Mask::Causal);
+    let mut inputs = case.inputs::<f16>();
+    inputs.q.fill(f16::ZERO);
+    // Columns 0 and 1 tell the keys on either side of 2^16 apart.
+    for (key, row) in inputs.v.chunks_exact_mut(32).enumerate() {
+        row.fill(f16::ONE);
+        row[usize::from(key < 1 << 16)] = f16::ZERO;
+    }
+    let computed = case.run(device, &inputs);
+    let (keys, beyond) = (KEYS as f64, (KEYS - (1 << 16)) as f64);
+    for (column, out) in computed.out.iter().enumerate() {
+        let expected = match column {
+            0 => (keys - beyond) / keys,
+            1 => beyond / keys,
+            _ => 1.0,
+        };
+        let error = (f64::from(*out) - expected).abs();
+        // One rounding to f16, of 11 bits.
+        assert!(error <= expected * 2f64.powi(-11), "{kernel}, column {column}: {out}, {expected} expected");
+    }
+    assert!((f64::from(computed.lse[0]) - keys.ln()).abs() < 1e-5, "{kernel}: {}", computed.lse[0]);
+}
+
+#[test]
+fn more_keys_than_16_bits_count_naive() {
+    more_keys_than_16_bits_count(Kernel::Naive);
+}
+
+#[test]
+fn more_keys_than_16_bits_count_v1() {
+    more_keys_than_16_bits_count(Kernel::V1);
+}
+
+#[test]
+fn more_keys_than_16_bits_count_v2() {
+    more_keys_than_16_bits_count(Kernel::V2);
+}
+
+#[test]
+fn more_keys_than_16_bits_count_v3() {
+    more_keys_than_16_bits_count(Kernel::V3);
+}
+
 /// Elements whose offset from the first one needs more than 32 bits, along each axis. The tensors lie in one storage of 8.6 GB. On a GPU it
 /// is full of NaN: an offset that wraps reads NaN, or leaves NaN where the output should be. On the emulator nobody has written it, which
 /// says the same and costs no memory.

@@ -15,6 +15,7 @@ mod checks;
 mod memory;
 mod params;
 mod plans;
+mod raw;
 #[cfg(feature = "emulator")]
 mod programs;
 

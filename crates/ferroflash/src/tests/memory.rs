@@ -93,6 +93,43 @@ fn memory_order_and_logical_order() {
     assert_eq!(repeated.to_vec::<f32>().unwrap(), logical[..16].repeat(3));
 }
 
+/// A copy is one of bytes: everything that says where elements lie must be the same.
+#[test]
+fn copies_need_the_same_place_in_memory() {
+    let (device, _) = recording::device();
+    let stream = device.default_stream();
+    let shape = Shape::new(1, 2, 1, 8);
+    let tensor = |dtype: DType, length: usize, offset, shape, strides| match dtype {
+        DType::Bf16 => {
+            let data: Vec<_> = (0..length).map(|i| half::bf16::from_f32(i as f32)).collect();
+            Tensor::from_slice_strided(&device, &data, offset, shape, strides).unwrap()
+        }
+        _ => {
+            let data: Vec<_> = (0..length).map(|i| half::f16::from_f32(i as f32)).collect();
+            Tensor::from_slice_strided(&device, &data, offset, shape, strides).unwrap()
+        }
+    };
+    let strides = Strides::new(0, 16, 0);
+    let source = tensor(DType::F16, 64, 8, shape, strides);
+    for (what, mut target) in [
+        ("offset", tensor(DType::F16, 64, 0, shape, strides)),
+        ("stride", tensor(DType::F16, 64, 8, shape, Strides { row: 8, ..strides })),
+        ("shape", tensor(DType::F16, 64, 8, Shape { rows: 1, ..shape }, strides)),
+        ("element type", tensor(DType::Bf16, 64, 8, shape, strides)),
+        ("storage", tensor(DType::F16, 65, 8, shape, strides)),
+    ] {
+        target.fill_bytes(0).unwrap();
+        let error = target.copy_from(&stream, &source).expect_err(what);
+        assert!(matches!(error, Error::CopyMismatch { .. }), "{what}: {error:?}");
+        assert!(target.to_f64_vec().unwrap().iter().all(|&x| x == 0.0), "another {what}: copied all the same");
+    }
+    let mut target = tensor(DType::F16, 64, 8, shape, strides);
+    target.fill_bytes(0).unwrap();
+    target.copy_from(&stream, &source).unwrap();
+    let all = |tensor: &Tensor| tensor.storage_to_vec::<half::f16>().unwrap();
+    assert_eq!(all(&target), all(&source));
+}
+
 /// Views of any rank read and write what strides say, and attention takes those of four axes.
 #[test]
 fn tensors_of_any_rank() {

@@ -122,6 +122,17 @@ impl Cta<'_> {
                     let d = format!("{n} bytes at {:#x}, a constant of the module", data.base + p.off);
                     return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
                 }
+                // A reduction reads what it changes.
+                if atomic
+                    && self.ctx.checks.uninitialized
+                    && let Some(o) = data.first_unwritten(p.off, n)
+                {
+                    let d = format!(
+                        "byte {o} of the allocation of {} bytes at {:#x} was never written",
+                        data.len, data.base
+                    );
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedGlobal, d));
+                }
                 self.write_race(w, pc, lane, (p.alloc as usize, p.off), n, atomic)?;
                 self.counters.global_bytes_written += n;
                 sectors.add(p.alloc as usize, p.off, n);
