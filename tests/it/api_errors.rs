@@ -333,7 +333,7 @@ fn outputs_that_overlap_other_tensors() {
     assert_eq!(overlap(free, Some(at(free + q_elements - 2))), (Operand::Lse, Operand::Out));
     assert_eq!(overlap(free, Some(at(0))), (Operand::Lse, Operand::Q));
     assert_eq!(overlap(free, Some(at(q_elements))), (Operand::Lse, Operand::K));
-    assert_eq!(overlap(free, Some(at(free - 2))), (Operand::Lse, Operand::V));
+    assert_eq!(overlap(free, Some(at(q_elements + kv_elements))), (Operand::Lse, Operand::V));
     // Side by side is fine, and shows that the refusals were for the overlap.
     forward(free, Some(at(free + q_elements))).unwrap();
     stream.synchronize().unwrap();

@@ -15,9 +15,9 @@ mod checks;
 mod memory;
 mod params;
 mod plans;
-mod raw;
 #[cfg(feature = "emulator")]
 mod programs;
+mod raw;
 
 const SHAPE: Shape = Shape::new(2, 5, 4, 16);
 const KV_SHAPE: Shape = Shape::new(2, 7, 2, 16);

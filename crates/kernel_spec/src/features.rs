@@ -120,6 +120,16 @@ mod tests {
     }
 
     #[test]
+    fn sets_are_sets() {
+        let (a, b) = (FeatureSet::of(0).union(FeatureSet::of(3)), FeatureSet::of(3).union(FeatureSet::of(31)));
+        // What is in both is in the union.
+        let all = a.union(b);
+        assert_eq!(all.bits(), 1 | 1 << 3 | 1 << 31);
+        assert!(all.contains(a) && all.contains(b) && !a.contains(b) && !b.contains(a) && a.contains(FeatureSet::NONE));
+        assert!(FeatureSet::NONE.is_empty() && !a.is_empty());
+    }
+
+    #[test]
     fn a_block_is_one_slot_for_the_set_and_one_for_each_value() {
         let features = Features::<3>::OFF.with(1, 7);
         assert_eq!(Features::<3>::BYTES, 4 * 8);

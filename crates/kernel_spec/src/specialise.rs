@@ -196,6 +196,9 @@ mod tests {
             "ld.param.b64 \t%rd1, [k_param_0];",
             "ld.param.b32 %r1, [k_param_0+12];",
             "ld.param.b64 %rd1, [other_param_0+16];",
+            // Behind the last slot.
+            "ld.param.b64 %rd1, [k_param_0+40];",
+            "ld.param.b64 %rd1, [k_param_0+48];",
         ] {
             assert_eq!(edited(line, FeatureSet::NONE).unwrap(), line.replace(" \t", " "));
         }
@@ -213,6 +216,25 @@ mod tests {
         assert_eq!(edited("ld.param.b64 %rd1, [k_param_0+24];", second).unwrap(), "mov.b64 %rd1, 0;");
         let on = "ld.param.b64 %rd1, [k_param_0+32];";
         assert_eq!(edited(on, second).unwrap(), on);
+        assert_eq!(edited(on, none).unwrap(), "mov.b64 %rd1, 0;");
+    }
+
+    /// The set is loaded byte by byte, too: each is its own part of it.
+    #[test]
+    fn a_part_of_the_set_is_that_part() {
+        let many = FeatureSet::of(0).union(FeatureSet::of(9)).union(FeatureSet::of(18));
+        let entry = Entry { params_bytes: 16 + 20 * 8, feature_slots: 19, accepts: many, ..ENTRY };
+        for (load, expected) in [
+            ("ld.param.b32 %r1, [k_param_0+16];", "mov.b32 %r1, 262657;"),
+            ("ld.param.b16 %rs1, [k_param_0+16];", "mov.b16 %rs1, 513;"),
+            ("ld.param.b16 %rs1, [k_param_0+18];", "mov.b16 %rs1, 4;"),
+            ("ld.param.b8 %rs1, [k_param_0+17];", "mov.b16 %rs1, 2;"),
+            ("ld.param.b8 %rs1, [k_param_0+18];", "mov.b16 %rs1, 4;"),
+            ("ld.param.b8 %rs1, [k_param_0+19];", "mov.b16 %rs1, 0;"),
+        ] {
+            let text = specialise(&format!("\t{load}\n"), &entry, many, None).unwrap();
+            assert_eq!(text.trim().replace(" \t", " "), expected, "{load}");
+        }
     }
 
     #[test]

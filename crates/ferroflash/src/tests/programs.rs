@@ -1,6 +1,6 @@
 //! Programs on scores, put into the hooks of every entry that has some: what the emulator computes is what f64 says.
 
-use crate::backend::RawStream;
+use crate::backend::{Launch, RawStream};
 use crate::*;
 use kernel_spec::families::forward::features::PROGRAM;
 
@@ -97,6 +97,48 @@ fn programs_take_the_place_of_the_hooks() {
                 _ => panic!("{}: no such element", variant.entry.symbol),
             };
             assert_eq!(packed as usize, if variant.pass == Pass::V3 { heads } else { 1 }, "{}", variant.entry.symbol);
+        }
+    }
+}
+
+/// The value of the slot reaches the program, and may change from launch to launch: the score of a key is its number times the value.
+#[test]
+fn a_program_reads_the_value_of_its_slot() {
+    const TEXT: &str = ".reg .u32 n; cvt.u32.u64 n, $value; mul.lo.u32 n, n, $key; cvt.rn.f32.u32 $s, n;";
+    const KEYS: usize = 9;
+    let device = Device::emulator().unwrap();
+    let accept = VARIANTS.iter().filter(|v| v.entry.accepts.contains(FeatureSet::of(PROGRAM)) && v.dtype == DType::F16);
+    for kernel in [Kernel::V1, Kernel::V2, Kernel::V3] {
+        let variant = accept.clone().find(|v| v.pass.kernel() == kernel).expect("a row that takes programs");
+        let dim = variant.head_dim() as usize;
+        // Column j of the output is the weight of key j.
+        let unit: Vec<f16> = (0..KEYS * dim).map(|i| f16::from_f64(f64::from(i / dim == i % dim))).collect();
+        let tensor =
+            |data: &[f16], rows| Tensor::from_slice(&device, data, Shape::new(1, rows, 1, dim), Layout::Bshd).unwrap();
+        let (q, k) = (tensor(&vec![f16::ONE; dim], 1), tensor(&vec![f16::ONE; KEYS * dim], KEYS));
+        let (v, out) = (tensor(&unit, KEYS), tensor(&vec![f16::NAN; dim], 1));
+        let (batch, q_rows, q_heads, kv_heads, dtype) = (1, 1, 1, 1, DType::F16);
+        let sizes = Sizes { batch, q_rows, kv_rows: KEYS, q_heads, kv_heads, head_dim: dim, dtype };
+        let mut plan = Attention::new().with_kernel(variant).with_scale(0.25).plan(&device, sizes).unwrap();
+        let step = &mut plan.steps[0];
+        step.kernel.features = FeatureSet::of(PROGRAM);
+        step.kernel.program = Some(TEXT.into());
+        let operands = [(Operand::Q, &q), (Operand::K, &k), (Operand::V, &v), (Operand::Out, &out)];
+        let operands = operands.map(|(operand, tensor)| (operand, tensor.address()));
+        for value in [2_u64, 0, 3] {
+            let mut params = step.params(&device, &operands, &[]).unwrap();
+            // The slots are the end of the parameters.
+            let at = params.len() - 8 * (step.kernel.entry.feature_slots - PROGRAM) as usize;
+            params[at..][..8].copy_from_slice(&value.to_ne_bytes());
+            let (kernel, ctas, stream) = (&step.kernel, step.ctas, RawStream::DEFAULT);
+            device.backend().launch(&Launch { kernel, ctas, params: &params, stream }).unwrap();
+            let weights = (0..KEYS).map(|key| (0.25 * (key as u64 * value) as f64).exp());
+            let sum: f64 = weights.clone().sum();
+            for (key, (found, weight)) in out.to_f64_vec().unwrap().into_iter().zip(weights).enumerate() {
+                let symbol = step.kernel.entry.symbol;
+                let error = (found - weight / sum).abs();
+                assert!(error < 1e-3, "{symbol}, value {value}, key {key}: {found}, {} expected", weight / sum);
+            }
         }
     }
 }

@@ -98,9 +98,8 @@ fn forward_into(device: &Device, places: Places) -> Result<()> {
         TensorView::from_raw(device, address, usize::MAX, shape, contiguous(shape), DType::F16).unwrap()
     };
     // SAFETY: as above.
-    let mut out = unsafe {
-        TensorViewMut::from_raw(device, places.out, usize::MAX, Q, contiguous(Q), DType::F16).unwrap()
-    };
+    let mut out =
+        unsafe { TensorViewMut::from_raw(device, places.out, usize::MAX, Q, contiguous(Q), DType::F16).unwrap() };
     // SAFETY: as above.
     let mut lse = places.lse.map(|lse| unsafe { LseViewMut::from_raw(device, lse, usize::MAX, LSE).unwrap() });
     let (q, k, v) = (view(places.q, Q), view(places.k, KV), view(places.v, KV));

@@ -397,6 +397,25 @@ mod tests {
         }
     }
 
+    /// Three heads of 100 rows and 70 keys in two sequences, counted by hand.
+    #[test]
+    fn thread_blocks_are_counted() {
+        for v in VARIANTS {
+            let (q_blocks, kv_blocks) =
+                (100_u64.div_ceil(v.q_block.max(1).into()), 70_u64.div_ceil(v.kv_block.max(1).into()));
+            let expected = match v.pass {
+                Pass::Scores => 6 * q_blocks * kv_blocks,
+                Pass::Softmax => 600_u64.div_ceil(SOFTMAX_ROWS_PER_CTA.into()),
+                Pass::Output | Pass::V1 | Pass::V2 => 6 * q_blocks,
+                Pass::V3 => (6 * q_blocks).min(4),
+            };
+            assert_eq!(v.ctas(2, 3, 100, 70, 4), expected, "{}", v.entry.symbol);
+            // More multiprocessors than tiles.
+            let tiles = if v.pass == Pass::V3 { 6 * q_blocks } else { expected };
+            assert_eq!(v.ctas(2, 3, 100, 70, 1000), tiles, "{}", v.entry.symbol);
+        }
+    }
+
     #[test]
     fn every_kernel_covers_every_dtype_and_head_dim() {
         for kernel in Kernel::ALL {
