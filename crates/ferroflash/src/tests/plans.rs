@@ -245,3 +245,50 @@ fn devices_that_are_too_small_or_too_old() {
     let large_tiles = Sizes { head_dim: 128, ..problem };
     assert!(matches!(plan(&Attention::new(), &small, &large_tiles), Err(Error::SharedMemory { available: 16384, .. })));
 }
+
+/// One head of two rows, on a Hopper GPU that the test changes.
+fn two_rows() -> (DeviceInfo, Sizes) {
+    let sizes = Sizes { batch: 1, q_rows: 2, kv_rows: 2, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
+    (recording::info(1 << 37, (9, 0)), sizes)
+}
+
+#[test]
+fn the_first_driver_with_v3() {
+    let (mut info, sizes) = two_rows();
+    for (major, minor, expected) in [(11, 8, Kernel::V2), (12, 0, Kernel::V3)] {
+        let DeviceKind::Cuda { driver_version, .. } = &mut info.kind else { panic!("a GPU") };
+        *driver_version = Version { major, minor };
+        assert_eq!(plan(&Attention::new(), &info, &sizes).unwrap().kernel, expected, "CUDA {major}.{minor}");
+    }
+}
+
+#[test]
+fn the_most_tiles_of_v3() {
+    let (info, sizes) = two_rows();
+    let v3 = Attention::new().with_kernel(Kernel::V3);
+    let most = kernel_spec::schedule::MAX_TILES as usize;
+    assert!(plan(&v3, &info, &Sizes { batch: most, ..sizes }).is_ok());
+    let error = plan(&v3, &info, &Sizes { batch: most + 1, ..sizes }).unwrap_err();
+    assert!(matches!(error, Error::KernelUnsupported { kernel: Kernel::V3, .. }), "{error:?}");
+}
+
+#[test]
+fn the_least_shared_memory() {
+    let (mut info, sizes) = two_rows();
+    let v2 = Attention::new().with_kernel(Kernel::V2);
+    let needed = plan(&v2, &info, &sizes).unwrap().steps[0].kernel.entry.shared_bytes;
+    info.max_shared_bytes_per_block = needed;
+    assert!(plan(&v2, &info, &sizes).is_ok());
+    info.max_shared_bytes_per_block = needed - 1;
+    assert!(matches!(plan(&v2, &info, &sizes), Err(Error::SharedMemory { .. })));
+}
+
+#[test]
+fn the_least_memory_for_a_workspace() {
+    let (mut info, sizes) = two_rows();
+    let naive = Attention::new().with_kernel(Kernel::Naive);
+    info.memory_bytes = plan(&naive, &info, &sizes).unwrap().workspace_bytes();
+    assert!(plan(&naive, &info, &sizes).is_ok());
+    info.memory_bytes -= 1;
+    assert!(matches!(plan(&naive, &info, &sizes), Err(Error::WorkspaceTooLarge { .. })));
+}
