@@ -121,7 +121,8 @@ class Flex(Attention):
 
 
 # Up to this many rows of q, FlashAttention-3 is left to split the keys of a head among thread blocks by its own heuristic, as its decode
-# entry does; for more rows it does not split, which is the default of its forward functions.
+# entry does; for more rows it does not split, which is the default of its forward functions. Where the one ends and the other begins is
+# ours to say: decoding asks for one row or a few, a prompt for more.
 FEW_ROWS = 64
 
 

@@ -7,6 +7,7 @@ mod nvml;
 mod peers;
 mod preset;
 mod print;
+mod ratios;
 pub(crate) mod record;
 pub(crate) mod stats;
 mod sweep;
@@ -54,7 +55,7 @@ Examples:
   ferroflash bench --sweep mine.toml --l2 flush
   ferroflash bench --dtype f16 --head-dim 128 --seq 16384 --window 1023/0 --kv-heads 4 --peers fa3,fa4,cudnn
   ferroflash bench --ceilings --peers
-  ferroflash bench peers --python /opt/venv/bin/python3
+  ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
   ferroflash bench compare before.json after.json"
 )]

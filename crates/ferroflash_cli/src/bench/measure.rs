@@ -3,6 +3,7 @@
 use super::ceilings::roofline;
 use super::nvml::{Sampler, summary};
 use super::peers::{Outcome, PeerName, Peers};
+use super::ratios;
 use super::record::{Ceilings, Cell, CellProblem, MaskName, Measurement, NoisePair};
 use super::stats::Quartiles;
 use crate::values::Values;
@@ -125,12 +126,9 @@ impl Bench<'_> {
         // Freed here, so that a cell never runs short because of what the one before it kept.
         self.device.trim_memory()?;
         let roofline = self.ceilings.and_then(|ceilings| roofline(&case, ceilings));
-        for result in &mut results {
-            result.bound_fraction =
-                roofline.as_ref().zip(result.time_ms).map(|(roofline, time)| roofline.bound_ms / time.median);
-        }
-        compare_with_naive(&mut results);
-        compare_with_peers(&mut results);
+        ratios::beside_the_roofline(&mut results, roofline.as_ref());
+        ratios::beside_naive(&mut results);
+        ratios::beside_peers(&mut results);
         Ok((Cell { problem: cell_problem(&case), flops: case.flops(), roofline, telemetry, results }, pair))
     }
 
@@ -337,34 +335,6 @@ fn noise(contestants: &[Contestant], case: &Case) -> Option<NoisePair> {
     Some(NoisePair { problem: cell_problem(case), kernel: kernel.name().to_owned(), a_ms, b_ms, difference_percent })
 }
 
-fn compare_with_naive(results: &mut [Measurement]) {
-    let Some(naive) = results.iter().find(|result| result.name == Kernel::Naive.name()) else { return };
-    let (naive_time, naive_bytes) = (naive.time_ms, naive.extra_bytes);
-    for result in results.iter_mut().filter(|result| result.name != Kernel::Naive.name()) {
-        result.saved_percent = naive_bytes
-            .zip(result.extra_bytes)
-            .filter(|&(naive, _)| naive > 0)
-            .map(|(naive, this)| 100.0 * (1.0 - this as f64 / naive as f64));
-    }
-    for result in results {
-        result.speedup_over_naive = naive_time.zip(result.time_ms).map(|(naive, this)| naive.median / this.median);
-    }
-}
-
-/// The fastest peer whose result is right.
-pub(crate) fn best_peer(results: &[Measurement]) -> Option<&Measurement> {
-    let right = |result: &&Measurement| result.peer && result.check.as_ref().is_some_and(|check| check.within);
-    let timed = results.iter().filter(right).filter_map(|result| Some((result, result.time_ms?.median)));
-    timed.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(result, _)| result)
-}
-
-fn compare_with_peers(results: &mut [Measurement]) {
-    let Some(best) = best_peer(results).and_then(|peer| peer.time_ms) else { return };
-    for result in results.iter_mut().filter(|result| !result.peer) {
-        result.ratio_to_best_peer = result.time_ms.map(|this| best.median / this.median);
-    }
-}
-
 /// The problem as the record and the tables name it.
 pub(crate) fn cell_problem(case: &Case) -> CellProblem {
     CellProblem {
@@ -381,23 +351,8 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::samples::sample_cell;
     use super::*;
-
-    #[test]
-    fn the_fastest_right_peer_is_the_one_to_beat() {
-        let mut results =
-            sample_cell("bf16", 512, &[("v2", 2.0), ("v3", 1.0), ("torch math", 9.0), ("torch cudnn", 1.5)]).results;
-        compare_with_peers(&mut results);
-        let ratios: Vec<_> = results.iter().map(|result| result.ratio_to_best_peer).collect();
-        assert_eq!(ratios, [Some(0.75), Some(1.5), None, None]);
-        results[3].check.as_mut().unwrap().within = false;
-        compare_with_peers(&mut results);
-        assert_eq!(
-            (best_peer(&results).unwrap().name.as_str(), results[0].ratio_to_best_peer),
-            ("torch math", Some(4.5))
-        );
-    }
+    use ferroflash::{DType, Mask, Sizes};
 
     #[test]
     fn speeds_are_in_tflops() {
@@ -405,6 +360,26 @@ mod tests {
         let flops = 4.0 * 16.0 * 16384.0 * 16384.0 * 128.0;
         assert!((tflops(flops, 13.0) - 169.2).abs() < 0.1, "{}", tflops(flops, 13.0));
         assert_eq!(tflops(1e12, 1.0), 1000.0);
+    }
+
+    #[test]
+    fn noise_is_how_far_the_slower_of_a_pair_is_behind() {
+        let problem =
+            Sizes { batch: 1, q_rows: 8, kv_rows: 8, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
+        let case = Case { problem, mask: Mask::Full };
+        let of = |who, ms: f64| Contestant { who, launches: 1, samples: vec![9.0 * ms, ms, 0.5 * ms], failed: None };
+        // Another kernel is no part of the pair, and it does not matter which of the two is slower.
+        for (first, again) in [(2.0, 2.5), (2.5, 2.0)] {
+            let all = [
+                of(Who::Kernel(Kernel::V1), 100.0),
+                of(Who::Kernel(Kernel::V2), first),
+                of(Who::Again(Kernel::V2), again),
+            ];
+            let pair = noise(&all, &case).unwrap();
+            assert!((pair.difference_percent - 25.0).abs() < 1e-9, "{pair:?}");
+            assert_eq!((pair.kernel.as_str(), pair.a_ms[1], pair.b_ms[1]), ("v2", first, again));
+            assert_eq!(noise(&all[..2], &case), None);
+        }
     }
 
     #[test]

@@ -11,8 +11,7 @@ mod protocol;
 use super::record::Check;
 use crate::workload::{Case, L2, Workload};
 use anyhow::{Context, Result};
-use ferroflash::{DeviceKind, Sizes};
-use kernel_spec::Mask;
+use ferroflash::DeviceKind;
 pub(crate) use list::{ListArgs, list};
 pub(crate) use name::{Operation, PeerName};
 use protocol::{Answer, Import, Prepare, Request};
@@ -59,7 +58,7 @@ pub(crate) struct Peers {
     device: String,
     /// Who was asked for.
     names: Vec<PeerName>,
-    /// Script and log.
+    /// Scripts and log.
     folder: TempDir,
     /// Tensors on their way.
     data: TempDir,
@@ -251,26 +250,9 @@ impl Peers {
             self.data = tempfile::tempdir().context("a temporary folder")?;
             workload.write_inputs(self.data.path())?;
         }
-        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
-        let (window_left, window_right) = match case.mask {
-            Mask::Full => (None, None),
-            Mask::Causal => (None, Some(0)),
-            Mask::Window { left, right } => (left, right),
-            other => return Ok(Err(format!("the peers do not know {other:?}"))),
-        };
-        let prepare = Prepare {
-            folder: self.data.path().to_owned(),
-            dtype: dtype.name().to_owned(),
-            head_dim,
-            seq: q_rows,
-            kv_seq: kv_rows,
-            batch,
-            q_heads,
-            kv_heads,
-            window_left,
-            window_right,
-            sets: if l2 == L2::Rotate { case.rotated_sets(l2_bytes) } else { 1 },
-            flush_bytes: if l2 == L2::Flush { 2 * l2_bytes } else { 0 },
+        let prepare = match Prepare::new(case, self.data.path(), l2, l2_bytes) {
+            Ok(prepare) => prepare,
+            Err(reason) => return Ok(Err(reason)),
         };
         // After a restart it is given again.
         self.prepared = None;
@@ -352,4 +334,20 @@ fn data_folder() -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix("ferroflash-");
     builder.tempdir_in("/dev/shm").or_else(|_| builder.tempdir()).context("a temporary folder")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum;
+
+    /// The scripts have their own table of the peers, and their own words for what these compute.
+    #[test]
+    fn the_scripts_know_every_peer() {
+        let scripts = SCRIPTS.map(|(_, script)| script).concat();
+        for peer in PeerName::value_variants() {
+            assert!(scripts.contains(&format!("\"{peer}\": ")), "{peer}");
+            assert!(scripts.contains(&format!("operation = \"{}\"", peer.operation())), "{peer}");
+        }
+    }
 }

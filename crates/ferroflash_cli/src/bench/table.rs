@@ -81,7 +81,7 @@ fn verdict_on(ratio: f64) -> Ordering {
 
 /// Our fastest kernel beside the best peer, in colour for a terminal; `None` without peers.
 pub(crate) fn beside_the_best_peer(cell: &Cell) -> Option<String> {
-    let best = super::measure::best_peer(&cell.results)?;
+    let best = super::ratios::best_peer(&cell.results)?;
     let ours = cell.results.iter().filter_map(|result| Some((&result.name, result.ratio_to_best_peer?)));
     let (name, ratio) = ours.max_by(|a, b| a.1.total_cmp(&b.1))?;
     // It is a line of progress.

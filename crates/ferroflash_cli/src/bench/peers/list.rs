@@ -16,7 +16,7 @@ _flashmla_C.abi3.so; without them the packages are looked for that docs/benchmar
 
 Examples:
   ferroflash bench peers
-  FERROFLASH_FA3_LIBRARY=/opt/fa3/_vllm_fa3_C.abi3.so ferroflash bench peers --python /opt/venv/bin/python3")]
+  FERROFLASH_FA3_LIBRARY=fa3/_vllm_fa3_C.abi3.so ferroflash bench peers --python venv/bin/python3")]
 pub(crate) struct ListArgs {
     /// The Python that has PyTorch [default: python3 or python of the path]
     #[arg(long, value_name = "PATH")]

@@ -108,11 +108,30 @@ impl fmt::Display for PeerName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn keys_are_the_words_of_the_command_line() {
         for peer in PeerName::value_variants() {
             assert_eq!(peer.to_possible_value().unwrap().get_name(), peer.key());
+        }
+    }
+
+    /// docs/benchmarking.md has a table of them, with the names of records, which older records hold.
+    #[test]
+    fn names_are_those_of_the_documentation() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/benchmarking.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+        for peer in PeerName::value_variants() {
+            let key = format!("`{peer}`");
+            let row = rows.iter().find(|row| row.len() > 2 && row[1].split(", ").any(|word| word == key)).unwrap();
+            match row[2] {
+                "torch cudnn, .." => assert_eq!(peer.name(), format!("torch {peer}")),
+                // Not to be measured, so that no record names them.
+                "" => assert_ne!(peer.operation(), Operation::ForwardAttention),
+                name => assert_eq!(peer.name(), name),
+            }
         }
     }
 }

@@ -14,9 +14,12 @@
 //! ```
 //! What a peer cannot do is answered with `{"skipped": "why"}`.
 
+use super::Outcome;
+use crate::workload::{Case, L2};
+use ferroflash::{Mask, Sizes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,6 +55,33 @@ pub(super) struct Prepare {
     pub(super) flush_bytes: u64,
 }
 
+impl Prepare {
+    /// The problem of `case`, whose inputs are in `folder`; a mask that the protocol has no words for is the reason for none.
+    pub(super) fn new(case: &Case, folder: &Path, l2: L2, l2_bytes: u64) -> Outcome<Prepare> {
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
+        let (window_left, window_right) = match case.mask {
+            Mask::Full => (None, None),
+            Mask::Causal => (None, Some(0)),
+            Mask::Window { left, right } => (left, right),
+            other => return Err(format!("the peers do not know {other:?}")),
+        };
+        Ok(Prepare {
+            folder: folder.to_owned(),
+            dtype: dtype.name().to_owned(),
+            head_dim,
+            seq: q_rows,
+            kv_seq: kv_rows,
+            batch,
+            q_heads,
+            kv_heads,
+            window_left,
+            window_right,
+            sets: if l2 == L2::Rotate { case.rotated_sets(l2_bytes) } else { 1 },
+            flush_bytes: if l2 == L2::Flush { 2 * l2_bytes } else { 0 },
+        })
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
@@ -72,4 +102,46 @@ pub(super) enum Answer {
 pub(super) enum Import {
     Version(String),
     Missing(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ferroflash::DType;
+    use serde_json::{Value, json};
+
+    fn prepare(mask: Mask, l2: L2) -> Value {
+        let problem =
+            Sizes { batch: 2, q_rows: 3, kv_rows: 5, q_heads: 8, kv_heads: 4, head_dim: 64, dtype: DType::Bf16 };
+        let prepare = Prepare::new(&Case { problem, mask }, Path::new("inputs"), l2, 1 << 16).unwrap();
+        serde_json::to_value(Request::Prepare(prepare)).unwrap()
+    }
+
+    #[test]
+    fn a_problem_arrives_with_its_sizes_and_bounds() {
+        let expected = json!({"prepare": {
+            "folder": "inputs", "dtype": "bf16", "head_dim": 64, "seq": 3, "kv_seq": 5, "batch": 2, "q_heads": 8, "kv_heads": 4,
+            "window_left": 7, "window_right": 1, "sets": 1, "flush_bytes": 0
+        }});
+        assert_eq!(prepare(Mask::Window { left: Some(7), right: Some(1) }, L2::Warm), expected);
+        for (mask, left, right) in [
+            (Mask::Full, None, None),
+            (Mask::Causal, None, Some(0)),
+            (Mask::Window { left: None, right: Some(2) }, None, Some(2)),
+            (Mask::Window { left: Some(2), right: None }, Some(2), None),
+        ] {
+            let found = &prepare(mask, L2::Warm)["prepare"];
+            assert_eq!((&found["window_left"], &found["window_right"]), (&json!(left), &json!(right)), "{mask:?}");
+        }
+    }
+
+    #[test]
+    fn caches_are_rotated_through_or_flushed() {
+        // 128 KiB, twice the cache, are written, or filled by 6 copies of 2 * 2 * 64 * (3 * 8 + 5 * 4) elements of 2 bytes.
+        let found = |l2| {
+            let found = prepare(Mask::Full, l2);
+            (found["prepare"]["sets"].as_u64().unwrap(), found["prepare"]["flush_bytes"].as_u64().unwrap())
+        };
+        assert_eq!([found(L2::Warm), found(L2::Flush), found(L2::Rotate)], [(1, 0), (1, 2 << 16), (6, 0)]);
+    }
 }
