@@ -88,6 +88,9 @@ mod tests {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]);
         assert!((mann_whitney(&a, &b) - 2.0 / 252.0).abs() < 1e-12);
         assert_eq!(mann_whitney(&a, &b), mann_whitney(&b, &a));
+        // 5 against 3: one of 56 on each side, whichever group is named first.
+        assert!((mann_whitney(&a, &b[..3]) - 2.0 / 56.0).abs() < 1e-12);
+        assert!((mann_whitney(&b[..3], &a) - 2.0 / 56.0).abs() < 1e-12);
         // U = 2 of 4 pairs: nothing is more even.
         assert_eq!(mann_whitney(&[1.0, 4.0], &[2.0, 3.0]), 1.0);
     }

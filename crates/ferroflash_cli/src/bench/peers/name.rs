@@ -117,6 +117,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_operation_has_its_peers() {
+        use PeerName::{Cudnn, Efficient, Fa3, Fa4, Flash, Flashmla, Math, Quack, Triton};
+        let forward = [Cudnn, Flash, Efficient, Math, Triton, Fa3, Fa4];
+        assert_eq!(PeerName::of(Operation::ForwardAttention), forward);
+        assert_eq!(PeerName::of(Operation::MlaDecode), [Flashmla]);
+        assert_eq!(PeerName::of(Operation::RowOperators), [Quack]);
+    }
+
     /// docs/benchmarking.md has a table of them, with the names of records, which older records hold.
     #[test]
     fn names_are_those_of_the_documentation() {
