@@ -122,17 +122,25 @@ fn compute_capability(arch: Arch) -> String {
 
 const NO_RESULTS: &str = "No results are committed for this version; `cargo xtask bench` measures on your machine.\n";
 
-/// The picture that says most: speed beside the most peers, or speed alone.
+/// The picture that says most: speed over the most problems and, of records with as many, beside the peers that come closest.
 fn hero(entries: &[Entry]) -> String {
-    let of_gpus = || entries.iter().filter(|entry| entry.record.environment.backend == "cuda");
-    let peers = |entry: &&Entry| entry.record.sweep.peers.len();
-    // The first of equals: `max_by_key` would take the last.
-    let entry = of_gpus().rev().max_by_key(peers);
+    let of_gpus = entries.iter().filter(|entry| entry.record.environment.backend == "cuda");
+    let entry = of_gpus.min_by(|a, b| {
+        let cells = |entry: &Entry| entry.record.cells.len();
+        cells(b).cmp(&cells(a)).then(lead(a).total_cmp(&lead(b)))
+    });
     let picture = entry.and_then(|entry| entry.pictures.iter().find(|picture| picture.stem.contains("-tflops-")));
     let (Some(entry), Some(picture)) = (entry, picture) else { return NO_RESULTS.to_owned() };
     let mut text = image("docs/benchmarks/", picture);
     line!(text, "\n{} ([report](docs/benchmarks/{}.html))", picture.description, entry.stem);
     text
+}
+
+/// Mean, over the problems, of the logarithm of what our fastest kernel gains over the best peer; infinite where there is none.
+fn lead(entry: &Entry) -> f64 {
+    let best = |cell: &Cell| cell.results.iter().filter_map(|result| result.ratio_to_best_peer).max_by(f64::total_cmp);
+    let ratios: Vec<f64> = entry.record.cells.iter().filter_map(best).map(f64::ln).collect();
+    if ratios.is_empty() { f64::INFINITY } else { ratios.iter().sum::<f64>() / ratios.len() as f64 }
 }
 
 /// A picture that lies in `folder`, seen from the page that shows it.
@@ -407,6 +415,26 @@ mod tests {
         let text = results(&entries);
         assert!(text.contains("these are not times") && text.contains("| v2 | - | 12.3 M | - |"), "{text}");
         assert_eq!(hero(&entries), NO_RESULTS);
+    }
+
+    #[test]
+    fn the_picture_is_of_most_problems_and_the_closest_peers() {
+        let record_of = |ratios: &[f64]| {
+            let cells = ratios.iter().map(|&ratio| {
+                let mut cell = sample_cell("bf16", 512, &[("v2", 1.0), ("torch", 2.0)]);
+                cell.results[0].ratio_to_best_peer = Some(ratio);
+                cell
+            });
+            record("GPU", "cuda", &[("torch", "2.11")], cells.collect())
+        };
+        let shown = |a: &[f64], b: &[f64]| {
+            let mut both = entries(&record_of(a));
+            let second = entries(&record_of(b)).remove(0);
+            both.push(Entry { stem: "b".to_owned(), ..second });
+            hero(&both).contains("docs/benchmarks/b.html")
+        };
+        assert!(!shown(&[1.5], &[2.0]) && shown(&[2.0], &[1.5]), "as many problems: the smaller lead");
+        assert!(shown(&[1.5], &[2.0, 2.0]) && !shown(&[2.0, 2.0], &[1.5]), "more problems");
     }
 
     #[test]
