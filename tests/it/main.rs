@@ -20,6 +20,7 @@ mod counters;
 mod invariants;
 mod io;
 mod mutants;
+mod numbers;
 mod properties;
 mod readme;
 mod regressions;

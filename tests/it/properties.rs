@@ -1,6 +1,6 @@
 //! Random problems against the reference: sizes around tile edges, every head dim, every way that tensors may lie in memory.
 
-use crate::support::case::{Case, Memory};
+use crate::support::case::{Case, Memory, largest};
 use crate::support::device;
 use ferroflash::{Attention, Element, Kernel, Layout, Mask, Sizes, VARIANTS, Variant};
 use kernel_spec::FeatureSet;
@@ -162,6 +162,68 @@ prop_compose! {
         }
         // What a tile does not accept is an error, which `conformance` looks at.
         attention.softcap = softcap.filter(|_| tile.is_none_or(|t| t.entry.accepts.contains(FeatureSet::of(SOFTCAP))));
-        Case { problem, attention, q, k, v, out, deviation, seed }
+        Case { problem, attention, q, k, v, out, deviation, magnitudes: [1.0; 3], minus_infinity: false, seed }
     }
+}
+
+crate::for_each_kernel_and_dtype!(numbers_of_every_size_agree_with_the_reference);
+
+fn numbers_of_every_size_agree_with_the_reference<T: Element>(kernel: Kernel) {
+    let shared = device::shared();
+    let config = ProptestConfig {
+        // Rows that are computed again take a long time on the emulator.
+        cases: device::cases().div_ceil(if device::is_gpu() { 1 } else { 8 }),
+        source_file: Some(file!()),
+        max_shrink_iters: 64,
+        ..ProptestConfig::default()
+    };
+    TestRunner::new(config)
+        .run(&cases_of_every_size::<T>(kernel), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Powers of ten whose number may be anything that the type holds, with the usual ones in the middle.
+fn exponent<T: Element>() -> impl Strategy<Value = f64> {
+    let most = largest::<T>().log10();
+    prop_oneof![2 => Just(0.0), 1 => -most..most, 1 => most - 1.5..most]
+}
+
+/// Cases whose q, k, v and scale are of any size that leaves their log-sum-exp in f32, and some of whose keys are minus infinity.
+fn cases_of_every_size<T: Element>(kernel: Kernel) -> impl Strategy<Value = Case> {
+    let exponents = (
+        exponent::<T>(),
+        exponent::<T>(),
+        exponent::<T>(),
+        prop_oneof![1 => Just(None), 2 => (-38.0..38.0).prop_map(Some)],
+    );
+    (cases(kernel, T::DTYPE), exponents, any::<bool>(), prop::bool::weighted(0.3)).prop_map(
+        |(mut case, (mut q, mut k, v, scale), negative, minus_infinity)| {
+            // The element that meets minus infinity is not lost to rounding.
+            if minus_infinity {
+                q = q.max(-4.0);
+            }
+            // `head_dim` products of at most three deviations each: five decimal places, and one more for the logarithm.
+            const LARGEST_SCORE: f64 = 38.0 - 6.0;
+            let usual = (case.problem.head_dim as f64).powf(-0.5).log10();
+            // Scales above 1e-38 cannot make up for more than this.
+            let excess = (q + k - 38.0 - LARGEST_SCORE).max(0.0) / 2.0;
+            (q, k) = (q - excess, k - excess);
+            let scale = scale.or((q + k + usual > LARGEST_SCORE).then_some(usual));
+            if let Some(scale) = scale {
+                let scale = 10_f64.powf(scale.min(LARGEST_SCORE - q - k)) as f32;
+                case.attention.scale = Some(if negative { -scale } else { scale });
+            }
+            // Nothing times infinity is NaN.
+            if minus_infinity && case.attention.scale == Some(0.0) {
+                case.attention.scale = None;
+            }
+            // Heads that are the same memory cannot hide different keys.
+            if minus_infinity {
+                (case.k.one_batch, case.k.one_head) = (false, false);
+            }
+            case.magnitudes = [q, k, v].map(|exponent| 10_f64.powf(exponent));
+            case.minus_infinity = minus_infinity;
+            case
+        },
+    )
 }

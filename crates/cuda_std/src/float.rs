@@ -62,6 +62,20 @@ impl f16 {
         }
         packed
     }
+
+    /// `a b + c` for each half of packed pairs, rounded once.
+    ///
+    /// PTX `fma.rn.f16x2`, least SM 5.3, any thread.
+    #[inline(always)]
+    pub fn fma_pair(a: u32, b: u32, c: u32) -> u32 {
+        let result: u32;
+        // SAFETY: arithmetic without side effects.
+        unsafe {
+            ptx!("fma.rn.f16x2 {}, {}, {}, {};",
+                out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+        }
+        result
+    }
 }
 
 impl bf16 {
@@ -101,6 +115,20 @@ impl bf16 {
                 out(reg32) packed, in(reg32) high, in(reg32) low, options(pure, nomem, nostack));
         }
         packed
+    }
+
+    /// `a b + c` for each half of packed pairs, rounded once.
+    ///
+    /// PTX `fma.rn.bf16x2`, least SM 8.0, any thread.
+    #[inline(always)]
+    pub fn fma_pair(a: u32, b: u32, c: u32) -> u32 {
+        let result: u32;
+        // SAFETY: arithmetic without side effects.
+        unsafe {
+            ptx!("fma.rn.bf16x2 {}, {}, {}, {};",
+                out(reg32) result, in(reg32) a, in(reg32) b, in(reg32) c, options(pure, nomem, nostack));
+        }
+        result
     }
 }
 

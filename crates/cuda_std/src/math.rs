@@ -66,6 +66,14 @@ pub fn reciprocal(x: f32) -> f32 {
     result
 }
 
+/// `|x|`.
+///
+/// `and.b32`, any SM, any thread: core has it only with std's math library.
+#[inline(always)]
+pub fn abs(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & 0x7fff_ffff)
+}
+
 /// Hides a value from the optimiser: the way to keep a loop rolled whose bound is a constant.
 ///
 /// No instruction, any SM, any thread.
@@ -78,6 +86,20 @@ pub fn opaque(value: u32) -> u32 {
         core::arch::asm!("// {}", inout(reg32) value, options(nomem, nostack));
     }
     value
+}
+
+/// [`opaque`] for an address: what is read through it is not known to be what has been read before.
+///
+/// No instruction, any SM, any thread.
+#[inline(always)]
+pub fn opaque_address(address: u64) -> u64 {
+    let mut address = address;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: an empty statement.
+    unsafe {
+        core::arch::asm!("// {}", inout(reg64) address, options(nomem, nostack));
+    }
+    address
 }
 
 /// A place where a program on scores can be put into the text, see `kernel_spec::specialise`: `s` comes back as the program makes it of

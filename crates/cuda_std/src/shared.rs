@@ -159,3 +159,32 @@ pub unsafe fn store_u32x4(shared: u32, value: [u32; 4]) {
             options(nostack));
     }
 }
+
+/// Sets bits of a word where `condition` holds: atomic with what other threads of the block do so.
+///
+/// PTX `red.shared.or.b32`, least SM 2.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and aligned.
+#[inline(always)]
+pub unsafe fn set_bits_if(shared: u32, bits: u32, condition: bool) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {2}, 0; @p red.shared.or.b32 [{0}], {1}; }}",
+            in(reg32) shared, in(reg32) bits, in(reg32) condition as u32, options(nostack));
+    }
+}
+
+/// The generic address of shared memory, for code that takes any address.
+///
+/// PTX `cvta.shared.u64`, least SM 2.0, any thread.
+#[inline(always)]
+pub fn generic(shared: u32) -> u64 {
+    let address: u64;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("{{ .reg .u64 a; cvt.u64.u32 a, {1}; cvta.shared.u64 {0}, a; }}",
+            out(reg64) address, in(reg32) shared, options(pure, nomem, nostack));
+    }
+    address
+}

@@ -72,6 +72,20 @@ impl Band {
         kv_row >= diagonal - self.left && kv_row <= diagonal + self.right
     }
 
+    /// The keys that query row `row` sees, as `[first, end]`; `end <= first` where it sees none.
+    #[inline(always)]
+    pub const fn keys(self, row: u32, q_rows: u32, kv_rows: u32) -> [u32; 2] {
+        let diagonal = row as i32 + kv_rows as i32 - q_rows as i32;
+        let (first, end) = (max(diagonal - self.left, 0), min(diagonal + self.right + 1, kv_rows as i32));
+        [first as u32, max(end, 0) as u32]
+    }
+
+    /// How many query rows, the first of all, see no key.
+    #[inline(always)]
+    pub const fn rows_without_keys(self, q_rows: u32, kv_rows: u32) -> i32 {
+        if kv_rows == 0 { q_rows as i32 } else { q_rows as i32 - kv_rows as i32 - self.right }
+    }
+
     /// The key blocks that the `q_block` query rows from `q_first` on have to visit.
     ///
     /// Rows past `q_rows` do not count. Key rows past `kv_rows` are hidden, so the block that holds the end of the keys is
@@ -223,6 +237,24 @@ mod tests {
     ];
 
     /// Compares the closed form with a scan over every element, for every small shape.
+    #[test]
+    fn keys_equal_a_scan_over_elements() {
+        for (q_rows, kv_rows) in [(1, 1), (3, 7), (7, 3), (5, 5)] {
+            for (left, right) in
+                [(None, Some(0)), (Some(1), Some(1)), (Some(0), None), (None, None), (Some(9), Some(2))]
+            {
+                let band = Mask::Window { left, right }.band();
+                for row in 0..q_rows {
+                    let [first, end] = band.keys(row, q_rows, kv_rows);
+                    for key in 0..kv_rows {
+                        let seen = band.sees(row as i32, key as i32, kv_rows as i32 - q_rows as i32);
+                        assert_eq!(seen, (first..end).contains(&key), "{band:?} {q_rows} {kv_rows} {row} {key}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn kv_blocks_equal_a_scan_over_elements() {
         for mask in MASKS {

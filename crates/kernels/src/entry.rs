@@ -193,9 +193,9 @@ macro_rules! entry {
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
             pub unsafe fn $symbol(p: V3Params) {
-                let maps = cuda_std::param_address!($symbol);
+                let params = cuda_std::param_address!($symbol);
                 // SAFETY: launched with this row's threads and shared memory.
-                unsafe { v3::forward::<Row>(&p, maps) }
+                unsafe { v3::forward::<Row>(&p, params) }
             }
         }
     };

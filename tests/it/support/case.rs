@@ -76,6 +76,10 @@ pub(crate) struct Case {
     pub(crate) out: Memory,
     /// Standard deviation of the inputs.
     pub(crate) deviation: f64,
+    /// What q, k and v are multiplied with on top; what the type does not hold becomes its largest number.
+    pub(crate) magnitudes: [f64; 3],
+    /// Whether some keys are hidden by an element of minus infinity, which every query meets with a positive one.
+    pub(crate) minus_infinity: bool,
     pub(crate) seed: u64,
 }
 
@@ -99,7 +103,18 @@ impl Case {
     pub(crate) fn new(kernel: impl Into<KernelChoice>, problem: Sizes, mask: Mask) -> Case {
         let memory = Memory::contiguous(Layout::Bshd);
         let attention = Attention::new().with_kernel(kernel).with_mask(mask);
-        Case { problem, attention, q: memory, k: memory, v: memory, out: memory, deviation: 1.0, seed: 0 }
+        Case {
+            problem,
+            attention,
+            q: memory,
+            k: memory,
+            v: memory,
+            out: memory,
+            deviation: 1.0,
+            magnitudes: [1.0; 3],
+            minus_infinity: false,
+            seed: 0,
+        }
     }
 
     /// The same with every tensor in `layout`.
@@ -121,17 +136,36 @@ impl Case {
     /// Normal values, equal along axes of stride 0.
     pub(crate) fn inputs<T: Element>(&self) -> Inputs<T> {
         let mut rng = SmallRng::seed_from_u64(self.seed);
-        let mut draw = |shape: Shape, memory: &Memory| -> Vec<T> {
+        let most = largest::<T>();
+        let mut draw = |shape: Shape, memory: &Memory, magnitude: f64| -> Vec<T> {
             let strides = memory.strides(shape);
             let mut storage: Vec<T> = Vec::new();
             storage.resize_with(memory.storage_elements(shape), || {
-                T::from_f64(self.deviation * rng.sample::<f64, _>(StandardNormal))
+                let value = magnitude * self.deviation * rng.sample::<f64, _>(StandardNormal);
+                T::from_f64(value.clamp(-most, most))
             });
             places(shape, strides).flat_map(|start| storage[start..start + shape.head_dim].to_vec()).collect()
         };
-        let q = draw(self.q_shape(), &self.q);
-        let k = draw(self.kv_shape(), &self.k);
-        let v = draw(self.kv_shape(), &self.v);
+        let [q_magnitude, k_magnitude, v_magnitude] = self.magnitudes;
+        let mut q = draw(self.q_shape(), &self.q, q_magnitude);
+        let mut k = draw(self.kv_shape(), &self.k, k_magnitude);
+        let v = draw(self.kv_shape(), &self.v, v_magnitude);
+        if self.minus_infinity {
+            let dim = self.problem.head_dim;
+            for q in q.iter_mut().step_by(dim) {
+                // Never 0, whose product with infinity is NaN; and whatever the sign of the scale.
+                let sign = if self.attention.scale.is_some_and(|scale| scale < 0.0) { -1.0 } else { 1.0 };
+                *q = T::from_f64(sign * q.to_f64().abs().max(q_magnitude));
+            }
+            // Single keys, and runs of them that fill tiles.
+            let rows = self.problem.kv_rows * self.problem.kv_heads;
+            let run = rng.random_range(0..=rows);
+            for (row, k) in k.iter_mut().step_by(dim).enumerate() {
+                if row < run || rng.random_bool(0.1) {
+                    *k = T::from_f64(f64::NEG_INFINITY);
+                }
+            }
+        }
         Inputs { q, k, v }
     }
 
@@ -296,6 +330,16 @@ impl Case {
         }
         let computed = self.try_run(device, &inputs).map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
         compare(&computed, &self.reference(&inputs)).map_err(|wrong| format!("{wrong}\n{self:#?}"))
+    }
+}
+
+/// The largest number of a type.
+pub(crate) fn largest<T: Element>() -> f64 {
+    match T::DTYPE {
+        DType::F32 => f32::MAX.into(),
+        DType::F16 => ferroflash::f16::MAX.into(),
+        DType::Bf16 => ferroflash::bf16::MAX.into(),
+        other => unreachable!("no test has {other}"),
     }
 }
 

@@ -141,11 +141,13 @@ impl<'a> Inputs<'a> {
     pub(super) fn row_f64(&self, row: Row, out: &mut [f64]) -> f64 {
         let q = self.q_row(row);
         let visible: Vec<usize> = self.visible(row).collect();
-        let scores: Vec<f64> = visible
+        let scores = visible
             .iter()
             .map(|&j| self.scale * q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>())
-            .map(|score| self.softcap.map(f64::from).map_or(score, |cap| cap * (score / cap).tanh()))
-            .collect();
+            .map(|score| self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()));
+        // A key with a score of minus infinity is one that the row does not see.
+        let (visible, scores): (Vec<usize>, Vec<f64>) =
+            visible.iter().copied().zip(scores).filter(|&(_, score)| score != f64::NEG_INFINITY).unzip();
         // A row that sees no key: no maximum, no sum, output 0.
         if scores.is_empty() {
             out.fill(0.0);
@@ -170,6 +172,15 @@ impl<'a> Inputs<'a> {
         let scores = visible.iter().map(|&j| self.scale_f32 * dot(self.kv_row(self.k, row, j)));
         let scores: Vec<f32> =
             scores.map(|score| self.softcap.map_or(score, |cap| cap * (score / cap).tanh())).collect();
+        // Scores that f32 does not hold are not what is asked of it: only the rounding of the result is left.
+        let exact = |&j: &usize| q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>();
+        if visible.iter().zip(&scores).any(|(j, score)| !score.is_finite() && exact(j).is_finite()) {
+            let lse = self.row_f64(row, out);
+            out.iter_mut().for_each(|o| *o = f64::from(round(*o as f32, self.sizes.dtype)));
+            return f64::from(lse as f32);
+        }
+        let (visible, scores): (Vec<usize>, Vec<f32>) =
+            visible.into_iter().zip(scores).filter(|&(_, score)| score != f32::NEG_INFINITY).unzip();
         if scores.is_empty() {
             out.fill(0.0);
             return f64::NEG_INFINITY;

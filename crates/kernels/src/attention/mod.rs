@@ -12,6 +12,7 @@ use kernel_spec::Variant;
 use crate::parts::element::Element;
 use crate::parts::shared_tile::ThreadBlock;
 
+pub mod exact;
 pub mod exchange;
 pub mod naive;
 pub mod online_softmax;

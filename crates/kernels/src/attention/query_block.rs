@@ -149,6 +149,12 @@ impl<C: Config> QueryBlock<C> {
         QueryRow { head: row & ((1 << self.packed_log2) - 1), row: row >> self.packed_log2 }
     }
 
+    /// How many rows of the head, the first of all, see no key.
+    #[inline(always)]
+    pub fn rows_without_keys(&self) -> i32 {
+        self.band.rows_without_keys(self.q.rows, self.k.rows)
+    }
+
     /// Address of a row of the output.
     #[inline(always)]
     pub fn out_row(&self, QueryRow { head, row }: QueryRow) -> u64 {

@@ -39,6 +39,21 @@ pub fn modify<F: Fragments>(scores: &mut F, features: &ForwardFeatures, key: u32
     }
 }
 
+/// [`modify`] of one score in f64. What a function makes of it, it makes in f32.
+#[inline(always)]
+pub fn modify_one(score: f64, features: &ForwardFeatures, row: u32, key: u32) -> f64 {
+    let (mut s, at) = (score, Place { row, key });
+    if features.has(SOFTCAP) {
+        let factor = f32::from_bits(features.value(SOFTCAP) as u32);
+        // The product in f64, where it does not overflow.
+        s = tanh((s * factor as f64) as f32) as f64;
+    }
+    if features.has(PROGRAM) {
+        s = Program { value: features.value(PROGRAM) }.apply(s as f32, at) as f64;
+    }
+    s
+}
+
 #[inline(always)]
 fn each<F: Fragments>(scores: &mut F, key: u32, row: &impl Fn(u32) -> u32, score_mod: &impl ScoreMod) {
     let lane = thread::lane();

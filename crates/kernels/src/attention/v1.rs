@@ -22,17 +22,17 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use cuda_std::{shared, thread};
+use cuda_std::{math, shared, thread};
 use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
 
-use crate::attention;
 use crate::attention::exchange::Exchange;
 use crate::attention::online_softmax::{OnlineSoftmax, inverse};
 use crate::attention::query_block::QueryBlock;
 use crate::attention::stream::{KvStream, StreamConfig};
-use crate::parts::fragments::Fragments;
+use crate::attention::{self, exact};
+use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
 
@@ -102,10 +102,17 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             visit(i, true);
         }
 
+        // Once more: what only the end needs of it would stay in registers through the loop, and at 256 dims of f32 spill.
+        let block = QueryBlock::<C>::of(math::opaque(thread::block_index()), p);
         if warp == 0 {
             block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
+        // The output is an average already; only a factor of NaN is left to take.
+        let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
+        out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
+        let not_finite = out.any_not_finite();
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);
+        exact::mend::<C>(p, not_finite);
     }
 }

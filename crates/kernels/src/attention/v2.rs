@@ -24,10 +24,10 @@ use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
 
-use crate::attention;
-use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
+use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::query_block::QueryBlock;
 use crate::attention::stream::{KvStream, StreamConfig};
+use crate::attention::{self, exact};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
@@ -95,9 +95,11 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             visit(i, true);
         }
         let sum = quad_sum(&softmax.sum);
-        out.scale_rows(&inverse(&sum));
+        let row = block.first_row + row;
+        out.scale_rows(&exact::factors(&block, row, &softmax.max, &sum));
 
-        block.store_lse(block.first_row + row, &softmax.max, &sum);
-        block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row, 0, &out);
+        block.store_lse(row, &softmax.max, &sum);
+        block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row - block.first_row, 0, &out);
+        exact::mend::<C>(p, out.any_not_finite());
     }
 }

@@ -9,6 +9,23 @@ pub trait Element: Copy {
     const BYTES: usize;
     /// The sign bits in a 32-bit word of elements.
     const SIGN_BITS: u32;
+    /// Largest scaled maximum of a row, in powers of two, against which weights of this type are measured: half a unit in its last place
+    /// is below half a unit of a weight near 1, so that the weight of the largest score is rounded to 1.
+    const LARGEST_MAX_LOG2: f32;
+    /// Whether sums of its numbers can overflow f32.
+    const SUMS_OVERFLOW: bool;
+
+    /// Reads one element.
+    ///
+    /// # Safety
+    /// The address is valid.
+    unsafe fn load(global: u64) -> f32;
+
+    /// Rounds and writes one element.
+    ///
+    /// # Safety
+    /// The address is valid, and no other thread touches it.
+    unsafe fn store(global: u64, value: f32);
 
     /// Copies one element from global to shared memory, or writes zero.
     ///
@@ -37,6 +54,17 @@ pub trait Element: Copy {
 
 /// A 16-bit element type of the tensor cores.
 pub trait TensorCore: Copy {
+    /// See [`Element::LARGEST_MAX_LOG2`].
+    const LARGEST_MAX_LOG2: f32;
+    /// See [`Element::SUMS_OVERFLOW`].
+    const SUMS_OVERFLOW: bool;
+
+    /// The nearest element, as its bits.
+    fn round(x: f32) -> u16;
+
+    /// The value of an element, given its bits.
+    fn widen(bits: u16) -> f32;
+
     /// `d += a b` (see `cuda_std::mma`).
     ///
     /// # Safety
@@ -45,9 +73,27 @@ pub trait TensorCore: Copy {
 
     /// Rounds two values and packs them, `low` in the lower half.
     fn pack(low: f32, high: f32) -> u32;
+
+    /// `a b + c` for pairs of elements.
+    fn fma_pair(a: u32, b: u32, c: u32) -> u32;
 }
 
 impl TensorCore for f16 {
+    // Half a unit of it is 2^-12 and turns a weight of 1 into at most 1 + 0.7 * 2^-12, where the next f16 is 1 + 2^-10.
+    const LARGEST_MAX_LOG2: f32 = 4096.0;
+    // 2^16 keys of at most 2^16, and weights of at most 2^8: far below 2^128.
+    const SUMS_OVERFLOW: bool = false;
+
+    #[inline(always)]
+    fn round(x: f32) -> u16 {
+        f16::from_f32(x).0
+    }
+
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        f16(bits).to_f32()
+    }
+
     #[inline(always)]
     unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
         // SAFETY: passed on.
@@ -58,9 +104,28 @@ impl TensorCore for f16 {
     fn pack(low: f32, high: f32) -> u32 {
         f16::pack(low, high)
     }
+
+    #[inline(always)]
+    fn fma_pair(a: u32, b: u32, c: u32) -> u32 {
+        f16::fma_pair(a, b, c)
+    }
 }
 
 impl TensorCore for bf16 {
+    // As for f16, with three bits less.
+    const LARGEST_MAX_LOG2: f32 = 32768.0;
+    const SUMS_OVERFLOW: bool = true;
+
+    #[inline(always)]
+    fn round(x: f32) -> u16 {
+        bf16::from_f32(x).0
+    }
+
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        bf16(bits).to_f32()
+    }
+
     #[inline(always)]
     unsafe fn mma(d: &mut [f32; 4], a: [u32; 4], b: [u32; 2]) {
         // SAFETY: passed on.
@@ -71,11 +136,30 @@ impl TensorCore for bf16 {
     fn pack(low: f32, high: f32) -> u32 {
         bf16::pack(low, high)
     }
+
+    #[inline(always)]
+    fn fma_pair(a: u32, b: u32, c: u32) -> u32 {
+        bf16::fma_pair(a, b, c)
+    }
 }
 
 impl<T: TensorCore> Element for T {
     const BYTES: usize = 2;
     const SIGN_BITS: u32 = 0x8000_8000;
+    const LARGEST_MAX_LOG2: f32 = <T as TensorCore>::LARGEST_MAX_LOG2;
+    const SUMS_OVERFLOW: bool = <T as TensorCore>::SUMS_OVERFLOW;
+
+    #[inline(always)]
+    unsafe fn load(global: u64) -> f32 {
+        // SAFETY: passed on.
+        T::widen(unsafe { copy::load_u16(global) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(global: u64, value: f32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u16(global, T::round(value)) };
+    }
 
     #[inline(always)]
     unsafe fn copy_or_zero(shared: u32, global: u64, inside: bool) {
@@ -105,6 +189,21 @@ impl<T: TensorCore> Element for T {
 impl Element for f32 {
     const BYTES: usize = 4;
     const SIGN_BITS: u32 = 0x8000_0000;
+    // Weights are not rounded, so the factor cancels; but scores of this size have errors that show.
+    const LARGEST_MAX_LOG2: f32 = 4096.0;
+    const SUMS_OVERFLOW: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(global: u64) -> f32 {
+        // SAFETY: passed on.
+        unsafe { copy::load_f32(global) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(global: u64, value: f32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_f32(global, value) };
+    }
 
     #[inline(always)]
     unsafe fn copy_or_zero(shared: u32, global: u64, inside: bool) {

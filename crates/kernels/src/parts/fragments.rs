@@ -44,6 +44,21 @@ pub trait Fragments: Copy {
         }
     }
 
+    /// Whether any element of this lane is infinite or NaN.
+    #[inline(always)]
+    fn any_not_finite(&self) -> bool {
+        // A product with 0 is 0 or NaN, and NaN stays.
+        let mut zero = 0.0;
+        for m in 0..Self::M {
+            for n in 0..Self::N {
+                for i in 0..4 {
+                    zero = math::fma(self.at(m, n)[i], 0.0, zero);
+                }
+            }
+        }
+        zero.is_nan()
+    }
+
     /// `self += other`.
     #[inline(always)]
     fn add(&mut self, other: &Self) {

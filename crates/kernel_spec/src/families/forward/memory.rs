@@ -109,6 +109,8 @@ pub struct V3 {
     pub v: u32,
     /// First note, one for each buffer of queries.
     pub notes: u32,
+    /// A word that says whether there are rows to compute again.
+    pub again: u32,
     /// Barriers of the queries' ring.
     pub q_barriers: u32,
     /// Barriers of the keys' ring.
@@ -140,10 +142,11 @@ impl V3 {
         let steps = if policy.skips { row.q_block / WARPGROUP_ROWS * V3::NOTE_STEPS_BYTES } else { 0 };
         let note_bytes = V3::NOTE_TILE_BYTES + steps.next_multiple_of(ALIGN);
         let notes = carve.take(policy.q_buffers * note_bytes, ALIGN);
+        let again = carve.take(4, ALIGN);
         let q_barriers = carve.take(policy.q_buffers * V3::BARRIER_PAIR_BYTES, ALIGN);
         let k_barriers = carve.take(policy.stages * V3::BARRIER_PAIR_BYTES, ALIGN);
         let v_barriers = carve.take(policy.stages * V3::BARRIER_PAIR_BYTES, ALIGN);
-        V3 { q, k, v, notes, q_barriers, k_barriers, v_barriers, note_bytes, total: carve.total() }
+        V3 { q, k, v, notes, again, q_barriers, k_barriers, v_barriers, note_bytes, total: carve.total() }
     }
 }
 

@@ -5,17 +5,20 @@ use kernel_spec::V3Params;
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::layout::PANEL_BYTES;
 
-use crate::attention::online_softmax::{Alone, OnlineSoftmax, inverse, quad_sum};
+use crate::attention::exact;
+use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
+use crate::attention::v3::mend;
 use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
-use crate::attention::v3::store;
+use crate::attention::v3::store::{self, NotFinite};
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::shared_tile::SharedMatrix;
 use crate::parts::turn::{FIRST_TURN, Turn};
 use crate::parts::warpgroup::{self, Operands, WARPGROUP};
 
-/// The rows of warpgroup `group`, counted without the one that loads, in all tiles of the thread block.
+/// The rows of warpgroup `group`, counted without the one that loads, in all tiles of the thread block. `again` is the shared address of
+/// the word that says whether there are rows to compute again.
 ///
 /// # Safety
 /// All threads of the warpgroup, converged; the rings are initialised, and the load warp runs beside it.
@@ -27,6 +30,7 @@ pub unsafe fn run<C: Config>(
     k_ring: &mut Ring<Keys<C>>,
     v_ring: &mut Ring<Values<C>>,
     notes: TileNotes,
+    again: u32,
 ) {
     // SAFETY: passed on; buffers are read between the wait for them and their release.
     unsafe {
@@ -74,12 +78,20 @@ pub unsafe fn run<C: Config>(
             }
             OnlineSoftmax::first(scores, scale_log2)
         };
-        let finish = #[inline(always)]
+        let mut met = NotFinite::NONE;
+        let mut finish = #[inline(always)]
         |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
             let sum = quad_sum(sum);
             let block = tile.block::<C>(p);
             block.store_lse(tile.first_row + warp_row, max, &sum);
-            store::store(out, &inverse(&sum), &block, tile.first_row + warp_row);
+            let factors = exact::factors(&block, tile.first_row + warp_row, max, &sum);
+            if C::POLICY.remembers {
+                store::store(out, &factors, &block, tile.first_row + warp_row, &mut met);
+            } else {
+                let mut met = NotFinite::NONE;
+                store::store(out, &factors, &block, tile.first_row + warp_row, &mut met);
+                mend::note(again, met);
+            }
         };
 
         loop {
@@ -207,11 +219,12 @@ pub unsafe fn run<C: Config>(
             v_ring.advance();
             finish(&out, &online.max, &online.sum, &mine.tile);
             // No tiles are left, so this could always break. Without skips the outer loop reads the note again instead: an early
-            // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims), and lets products with 64 columns run unpaced.
-            if C::POLICY.q_buffers > 1 && C::POLICY.skips {
+            // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims).
+            if C::POLICY.q_buffers > 1 && (C::POLICY.skips || C::POLICY.remembers) {
                 break;
             }
             q_ring.advance();
         }
+        mend::done::<C>(met);
     }
 }

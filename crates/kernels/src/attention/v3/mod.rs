@@ -63,6 +63,7 @@ use crate::parts::warpgroup::WARPGROUP;
 mod config;
 mod load;
 mod math;
+mod mend;
 mod note;
 mod store;
 
@@ -71,17 +72,18 @@ pub use config::Config;
 /// The warp of the first warpgroup that loads; the other three have nothing to do.
 const LOAD_WARP: u32 = 0;
 
-/// One thread block of v3. `maps` is the address of the three tensor maps that `p` starts with.
+/// One thread block of v3. `params` is the address of `p`, which starts with three tensor maps.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn forward<C: Config>(p: &V3Params, maps: u64) {
+pub unsafe fn forward<C: Config>(p: &V3Params, params: u64) {
     const { assert!(BARRIER_PAIR == memory::V3::BARRIER_PAIR_BYTES, "rings lie as the row says") };
     let groups = const { C::ROW.q_block / WARPGROUP_ROWS };
     let memory = const { memory::V3::of(C::ROW, C::POLICY) };
     let at = |offset: u32| shared::dynamic() + offset;
     let notes = TileNotes { address: at(memory.notes), bytes: memory.note_bytes };
+    let again = at(memory.again);
     let mut q_ring = Ring::<Queries<C>>::new(at(memory.q), at(memory.q_barriers));
     let mut k_ring = Ring::<Keys<C>>::new(at(memory.k), at(memory.k_barriers));
     let mut v_ring = Ring::<Values<C>>::new(at(memory.v), at(memory.v_barriers));
@@ -94,6 +96,7 @@ pub unsafe fn forward<C: Config>(p: &V3Params, maps: u64) {
             q_ring.init(groups * WARPGROUP);
             k_ring.init(groups);
             v_ring.init(groups);
+            shared::store_u32(again, 0);
             mbarrier::fence_init();
         }
         sync::block();
@@ -101,11 +104,12 @@ pub unsafe fn forward<C: Config>(p: &V3Params, maps: u64) {
         if group == 0 {
             wgmma::release_registers::<LoadRegisters<C>>();
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
-                load::run::<C>(p, maps, &mut q_ring, &mut k_ring, &mut v_ring, notes);
+                load::run::<C>(p, params, &mut q_ring, &mut k_ring, &mut v_ring, notes);
             }
+            mend::run::<C>(params, again);
         } else {
             wgmma::take_registers::<MathRegisters<C>>();
-            math::run::<C>(p, group - 1, &mut q_ring, &mut k_ring, &mut v_ring, notes);
+            math::run::<C>(p, group - 1, &mut q_ring, &mut k_ring, &mut v_ring, notes, again);
         }
     }
 }

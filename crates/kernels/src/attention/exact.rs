@@ -1,0 +1,297 @@
+//! Rows that f32 does not carry, computed again in f64.
+//!
+//! The kernels measure weights against a maximum that has been scaled and rounded: `2^(c s - round(c max))`. The rounding is a factor that
+//! all weights of a row share, and that the division by their sum takes out, until it shows: weights are rounded to 16 bits, but their sum
+//! is not, and from 2^30 on the factor is out of range. Sums of large values overflow although their average does not, and products of
+//! large queries and keys overflow although the softmax of them is defined. So does a row whose keys are minus infinity for a whole block.
+//!
+//! No test of this stands in the loops over the keys. At the end of a row [`factors`] makes the output NaN if its maximum is too large or
+//! its sum no number, and [`rows`] computes every row again that has an output which is no finite number, straight from the definition:
+//! scores and sums in f64, one warp a row. That is slow, and exact; rows of ordinary numbers never come here. Where the values
+//! themselves hold infinities or NaN, it finds what the kernel has found.
+
+use core::marker::PhantomData;
+
+use cuda_std::{copy, math, shared, sync, thread, warp};
+use kernel_spec::layout::fragment_row;
+use kernel_spec::{ForwardParams, TensorParams};
+
+use crate::attention::Config;
+use crate::attention::query_block::{QueryBlock, QueryRow};
+use crate::attention::score;
+use crate::parts::element::Element;
+use crate::parts::fragments::PerRow;
+
+/// Output columns of a lane, at most.
+const LANE_COLS: usize = 8;
+
+/// What the output of rows from `row` on is multiplied with at its end: `1 / sum`; 0 for a row that sees no key, whose output is defined to
+/// be 0; NaN for a row that [`rows`] has to compute.
+///
+/// `max` and `sum` are those of whole rows, `max` scaled.
+#[inline(always)]
+pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, sum: &R) -> R {
+    let without_keys = block.rows_without_keys();
+    let mut factors = *max;
+    for m in 0..R::M {
+        for half in 0..2 {
+            let (max, sum) = (max.at(m, half), sum.at(m, half));
+            // Nor for NaN. Of rows without keys or scores above minus infinity, only the mask tells which they are.
+            let carried = (math::abs(max) <= C::T::LARGEST_MAX_LOG2) & (sum < f32::INFINITY);
+            let factor = if carried { math::reciprocal(sum) } else { f32::NAN };
+            let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
+            *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };
+        }
+    }
+    factors
+}
+
+/// Whether any of these is NaN.
+#[inline(always)]
+pub fn any_nan<R: PerRow>(values: &R) -> bool {
+    let mut any = false;
+    for m in 0..R::M {
+        for half in 0..2 {
+            any |= values.at(m, half).is_nan();
+        }
+    }
+    any
+}
+
+/// [`rows`] for a thread block whose warps share the rows of its block out among themselves, if any thread has met a number that is not
+/// finite. The first bytes of shared memory are free.
+///
+/// # Safety
+/// All threads of the block, converged, when the output has been written.
+#[inline(always)]
+pub unsafe fn mend<C: Config>(p: &ForwardParams, not_finite: bool) {
+    // SAFETY: passed on; the first barrier stands behind the writes of all threads and their reads of shared memory, the second behind the
+    // copy, which is smaller than a tile.
+    unsafe {
+        if sync::block_any(not_finite) {
+            // What is called takes an address. That of parameters is one from PTX 7.7 on only, and drivers from CUDA 11.4 on read 7.4.
+            let copy = shared::generic(shared::dynamic());
+            if thread::index() == 0 {
+                *(copy as *mut ForwardParams) = *p;
+            }
+            sync::block();
+            block_rows::<C>(copy);
+        }
+    }
+}
+
+/// A function that is called: inside the kernel, it would take registers from the loop over the keys.
+///
+/// # Safety
+/// As for [`mend`], behind its barriers; `params` is an address of the kernel's parameters.
+#[inline(never)]
+unsafe fn block_rows<C: Config>(params: u64) {
+    // SAFETY: every warp takes other rows.
+    unsafe {
+        let p = &*(params as *const ForwardParams);
+        let block = QueryBlock::<C>::of(thread::block_index(), p);
+        let first = block.first_row + thread::warp_index();
+        rows(&block, p, first, block.first_row + C::ROW.q_block, C::ROW.warps);
+    }
+}
+
+/// Computes those rows of the block again that have an output which is not finite: `first`, `first + step`, .. below `end`, as the block
+/// counts them.
+///
+/// # Safety
+/// All threads of the warp, converged. They have written the rows, or met a barrier with those who have, and nobody else touches them.
+#[inline(always)]
+pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u32, end: u32, step: u32) {
+    let lane = thread::lane();
+    // Rolled, here and below: this code is there for few.
+    for index in (first..math::opaque(end)).step_by(math::opaque(step) as usize) {
+        let at = block.row(index);
+        if at.row >= block.q.rows {
+            continue;
+        }
+        let out = block.out_row(at);
+        // SAFETY: converged; a row of the output, whose columns exist.
+        unsafe {
+            let mut finite = true;
+            for col in (lane..block.out.cols).step_by(32) {
+                finite &= C::Out::load(out + (col as usize * C::Out::BYTES) as u64).is_finite();
+            }
+            if warp::any(!finite) {
+                Row::of_block(block, p, at).attend::<C::Out>(out);
+            }
+        }
+    }
+}
+
+/// One query row and the keys that it sees.
+pub struct Row<'a, T> {
+    p: &'a ForwardParams,
+    /// Address of the queries.
+    q: u64,
+    /// Address of the first key of its head.
+    k: u64,
+    /// Address of the first value.
+    v: u64,
+    /// Address of the log-sum-exp, or 0.
+    lse: u64,
+    row: u32,
+    /// Keys `first..end`.
+    first: u32,
+    end: u32,
+    element: PhantomData<T>,
+}
+
+impl<'a, T: Element> Row<'a, T> {
+    /// A row of a query block.
+    #[inline(always)]
+    fn of_block<C: Config<T = T>>(block: &QueryBlock<C>, p: &'a ForwardParams, at: QueryRow) -> Self {
+        let elements = at.head as u64 * p.q.head_stride + at.row as u64 * p.q.row_stride;
+        let q = block.q.address + elements * T::BYTES as u64;
+        Row::at(p, block.head + at.head as u64, at.row, [q, block.k.address, block.v.address])
+    }
+
+    /// A row of the head with this index among all heads of the batch.
+    #[inline(always)]
+    pub fn of(p: &'a ForwardParams, head: u64, row: u32) -> Self {
+        // SAFETY: the host launches no block for an empty problem. Without this, the divisions could panic.
+        unsafe { core::hint::assert_unchecked(p.q_heads > 0 && p.group > 0) };
+        let (batch, q_head) = (head / p.q_heads as u64, head % p.q_heads as u64);
+        let kv_head = q_head / p.group as u64;
+        let address = |tensor: &TensorParams, head: u64, row: u32| {
+            let elements = batch * tensor.batch_stride + head * tensor.head_stride + row as u64 * tensor.row_stride;
+            tensor.address + elements * T::BYTES as u64
+        };
+        Row::at(p, head, row, [address(&p.q, q_head, row), address(&p.k, kv_head, 0), address(&p.v, kv_head, 0)])
+    }
+
+    /// A row of head `head`, given the addresses of its queries and of the first key and value of its head.
+    #[inline(always)]
+    fn at(p: &'a ForwardParams, head: u64, row: u32, [q, k, v]: [u64; 3]) -> Self {
+        let lse = if p.lse == 0 { 0 } else { p.lse + (head * p.q_rows as u64 + row as u64) * 4 };
+        let [first, end] = p.band.keys(row, p.q_rows, p.kv_rows);
+        Row { p, q, k, v, lse, row, first, end, element: PhantomData }
+    }
+
+    /// The score of a key, without scale.
+    ///
+    /// # Safety
+    /// The row sees the key.
+    #[inline(always)]
+    unsafe fn score(&self, key: u32) -> f64 {
+        let k = self.k + key as u64 * self.p.k.row_stride * T::BYTES as u64;
+        let mut sum = 0.0;
+        for col in 0..self.p.dim_qk {
+            let offset = (col as usize * T::BYTES) as u64;
+            // SAFETY: inside both rows.
+            let [q, k] = unsafe { [T::load(self.q + offset), T::load(k + offset)] };
+            sum += q as f64 * k as f64;
+        }
+        score::modify_one(if self.p.negate != 0 { -sum } else { sum }, &self.p.features, self.row, key)
+    }
+
+    /// The largest score, in every lane; NaN if any is, and minus infinity if there is no key, or none that is more.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged.
+    #[inline(always)]
+    pub unsafe fn max(&self) -> f64 {
+        let mut max = f64::NEG_INFINITY;
+        for key in (self.first + thread::lane()..self.end).step_by(32) {
+            // SAFETY: one of the keys.
+            let score = unsafe { self.score(key) };
+            max = larger(max, score);
+        }
+        let mut result = f64::NEG_INFINITY;
+        for lane in 0..math::opaque(32) {
+            // SAFETY: passed on.
+            let other = unsafe { shuffle(max, lane) };
+            result = larger(result, other);
+        }
+        result
+    }
+
+    /// The weight of a key relative to that of the largest score; 0 for a key that the row does not see.
+    ///
+    /// # Safety
+    /// The key exists, if the row sees it.
+    #[inline(always)]
+    pub unsafe fn weight(&self, key: u32, max: f64) -> f32 {
+        if key < self.first || key >= self.end || max == f64::NEG_INFINITY {
+            return 0.0;
+        }
+        // SAFETY: passed on.
+        let score = unsafe { self.score(key) };
+        math::exp2(((score - max) * self.p.scale_log2 as f64) as f32)
+    }
+
+    /// Writes the natural log-sum-exp, for a sum of weights, if it is wanted.
+    ///
+    /// # Safety
+    /// One thread of the warp that has the row.
+    #[inline(always)]
+    pub unsafe fn store_lse(&self, max: f64, sum: f64) {
+        let lse = ((max * self.p.scale_log2 as f64 + math::log2(sum as f32) as f64) * core::f64::consts::LN_2) as f32;
+        if self.lse != 0 {
+            // SAFETY: the row's own.
+            unsafe { copy::store_f32(self.lse, lse) };
+        }
+    }
+
+    /// Writes the row's output, to `out`, and its log-sum-exp.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged; the address is the row's own.
+    #[inline(always)]
+    unsafe fn attend<O: Element>(&self, out: u64) {
+        let lane = thread::lane();
+        // SAFETY: converged: every loop below takes the whole warp along; addresses are inside rows.
+        unsafe {
+            let max = self.max();
+            let mut sum = 0.0;
+            let mut acc = [0.0_f64; LANE_COLS];
+            for first in (self.first..self.end).step_by(32) {
+                let own = self.weight(first + lane, max);
+                for other in 0..math::opaque((self.end - first).min(32)) {
+                    let weight = warp::shuffle(own, other) as f64;
+                    sum += weight;
+                    let v = self.v + (first + other) as u64 * self.p.v.row_stride * T::BYTES as u64;
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let col = lane + 32 * i as u32;
+                        if col < self.p.dim_v {
+                            *acc += weight * T::load(v + (col as usize * T::BYTES) as u64) as f64;
+                        }
+                    }
+                }
+            }
+            // Once: a division in f64 is a hundred instructions.
+            let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            for (i, acc) in acc.into_iter().enumerate() {
+                let col = lane + 32 * i as u32;
+                if col < self.p.dim_v {
+                    O::store(out + (col as usize * O::BYTES) as u64, (acc * inverse) as f32);
+                }
+            }
+            if lane == 0 {
+                self.store_lse(max, sum);
+            }
+        }
+    }
+}
+
+/// The larger of two numbers, and NaN if either is.
+#[inline(always)]
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a || b.is_nan() { b } else { a }
+}
+
+/// Value of lane `lane` for every lane.
+///
+/// # Safety
+/// All threads of the warp, converged.
+#[inline(always)]
+unsafe fn shuffle(value: f64, lane: u32) -> f64 {
+    let bits = value.to_bits();
+    // SAFETY: passed on.
+    let [low, high] = [bits as u32, (bits >> 32) as u32].map(|half| unsafe { warp::broadcast(half, lane) });
+    f64::from_bits(low as u64 | (high as u64) << 32)
+}

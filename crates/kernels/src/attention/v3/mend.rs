@@ -1,0 +1,97 @@
+//! What the warpgroup of v3 that loads does behind the last tile: it computes those rows again that f32 does not carry, see [`exact`].
+//!
+//! The others only say that there are some: in their code the rest would cost registers that the steps need. How they say it is a
+//! policy, [`remembers`](kernel_spec::families::forward::policy::V3::remembers), because ptxas orders the steps of 64 dims differently
+//! for whatever stands behind their tiles (docs/perf-log.md).
+
+use cuda_std::{shared, sync, thread, wgmma};
+use kernel_spec::V3Params;
+
+use crate::attention::exact;
+use crate::attention::v3::config::{Config, LoadRegisters};
+use crate::attention::v3::note::Tiles;
+use crate::attention::v3::store::NotFinite;
+use crate::parts::turn::FIRST_TURN;
+use crate::parts::warpgroup::WARPGROUP;
+
+/// Registers of a thread that mends: f64 takes pairs of them, and those of the other warpgroups are free by then.
+struct MendRegisters;
+
+impl wgmma::Registers for MendRegisters {
+    const COUNT: u32 = 128;
+}
+
+/// The named barrier behind the last tile, which follows those of turns and of negated queries, and its threads.
+const fn barrier<C: Config>() -> [u32; 2] {
+    [FIRST_TURN + 2 * C::WARPGROUPS, (C::WARPGROUPS + 1) * WARPGROUP]
+}
+
+/// Writes down, in the word at `again`, whether a lane has met numbers that are not finite.
+///
+/// # Safety
+/// A thread of a warpgroup that multiplies.
+#[inline(always)]
+pub unsafe fn note(again: u32, met: NotFinite) {
+    // SAFETY: the word is there.
+    unsafe { shared::set_bits_if(again, 1, met.any()) };
+}
+
+/// The end of a warpgroup that multiplies; `met` is what the lane remembers of all its tiles, if it does.
+///
+/// # Safety
+/// All threads of the warpgroup, converged, once, when they have written their last output.
+#[inline(always)]
+pub unsafe fn done<C: Config>(met: NotFinite) {
+    let [barrier, threads] = barrier::<C>();
+    // SAFETY: passed on; nobody arrives at a barrier that is a vote.
+    unsafe {
+        if C::POLICY.remembers {
+            sync::named_any(barrier, threads, met.any());
+        } else {
+            sync::arrive(barrier, threads);
+        }
+        // Enough to exit with, so that those who mend find some.
+        wgmma::release_registers::<LoadRegisters<C>>();
+    }
+}
+
+/// Computes rows again that have an output which is not finite, in all tiles of the thread block, if there are any. `params` is the
+/// address of the kernel's parameters.
+///
+/// # Safety
+/// All threads of the warpgroup that loads, converged, when nothing is left to load.
+#[inline(always)]
+pub unsafe fn run<C: Config>(params: u64, again: u32) {
+    let [barrier, threads] = barrier::<C>();
+    // SAFETY: passed on; the barrier stands behind all writes to the word.
+    unsafe {
+        let any = if C::POLICY.remembers {
+            sync::named_any(barrier, threads, false)
+        } else {
+            sync::named(barrier, threads);
+            shared::load_u32(again) != 0
+        };
+        if any {
+            wgmma::take_registers::<MendRegisters>();
+            rows::<C>(params);
+        }
+    }
+}
+
+/// A function that is called: inside the kernel, it would take registers from the loads.
+///
+/// # Safety
+/// As for [`run`], behind its barrier.
+#[inline(never)]
+unsafe fn rows<C: Config>(params: u64) {
+    // SAFETY: the barrier stands behind all writes to the output, every warp takes other rows, and the parameters live as long as the
+    // kernel.
+    unsafe {
+        let p = &*(params as *const V3Params);
+        let mut tiles = Tiles { round: 0 };
+        while let Some(tile) = tiles.next::<C>(p) {
+            let (first, end) = (tile.first_row + thread::index() / 32, tile.first_row + C::ROW.q_block);
+            exact::rows(&tile.block::<C>(p), &p.forward, first, end, WARPGROUP / 32);
+        }
+    }
+}
