@@ -14,7 +14,7 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, sync, thread, warp};
 use kernel_spec::layout::fragment_row;
-use kernel_spec::{ForwardParams, TensorParams};
+use kernel_spec::ForwardParams;
 
 use crate::attention::Config;
 use crate::attention::query_block::{QueryBlock, QueryRow};
@@ -124,7 +124,7 @@ pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u
 }
 
 /// One query row and the keys that it sees.
-pub struct Row<'a, T> {
+struct Row<'a, T> {
     p: &'a ForwardParams,
     /// Address of the queries.
     q: u64,
@@ -146,30 +146,19 @@ impl<'a, T: Element> Row<'a, T> {
     #[inline(always)]
     fn of_block<C: Config<T = T>>(block: &QueryBlock<C>, p: &'a ForwardParams, at: QueryRow) -> Self {
         let elements = at.head as u64 * p.q.head_stride + at.row as u64 * p.q.row_stride;
-        let q = block.q.address + elements * T::BYTES as u64;
-        Row::at(p, block.head + at.head as u64, at.row, [q, block.k.address, block.v.address])
-    }
-
-    /// A row of the head with this index among all heads of the batch.
-    #[inline(always)]
-    pub fn of(p: &'a ForwardParams, head: u64, row: u32) -> Self {
-        // SAFETY: the host launches no block for an empty problem. Without this, the divisions could panic.
-        unsafe { core::hint::assert_unchecked(p.q_heads > 0 && p.group > 0) };
-        let (batch, q_head) = (head / p.q_heads as u64, head % p.q_heads as u64);
-        let kv_head = q_head / p.group as u64;
-        let address = |tensor: &TensorParams, head: u64, row: u32| {
-            let elements = batch * tensor.batch_stride + head * tensor.head_stride + row as u64 * tensor.row_stride;
-            tensor.address + elements * T::BYTES as u64
-        };
-        Row::at(p, head, row, [address(&p.q, q_head, row), address(&p.k, kv_head, 0), address(&p.v, kv_head, 0)])
-    }
-
-    /// A row of head `head`, given the addresses of its queries and of the first key and value of its head.
-    #[inline(always)]
-    fn at(p: &'a ForwardParams, head: u64, row: u32, [q, k, v]: [u64; 3]) -> Self {
-        let lse = if p.lse == 0 { 0 } else { p.lse + (head * p.q_rows as u64 + row as u64) * 4 };
-        let [first, end] = p.band.keys(row, p.q_rows, p.kv_rows);
-        Row { p, q, k, v, lse, row, first, end, element: PhantomData }
+        let lse = (block.head + at.head as u64) * p.q_rows as u64 + at.row as u64;
+        let [first, end] = p.band.keys(at.row, p.q_rows, p.kv_rows);
+        Row {
+            p,
+            q: block.q.address + elements * T::BYTES as u64,
+            k: block.k.address,
+            v: block.v.address,
+            lse: if p.lse == 0 { 0 } else { p.lse + lse * 4 },
+            row: at.row,
+            first,
+            end,
+            element: PhantomData,
+        }
     }
 
     /// The score of a key, without scale.
@@ -194,7 +183,7 @@ impl<'a, T: Element> Row<'a, T> {
     /// # Safety
     /// All threads of the warp, converged.
     #[inline(always)]
-    pub unsafe fn max(&self) -> f64 {
+    unsafe fn max(&self) -> f64 {
         let mut max = f64::NEG_INFINITY;
         for key in (self.first + thread::lane()..self.end).step_by(32) {
             // SAFETY: one of the keys.
@@ -215,7 +204,7 @@ impl<'a, T: Element> Row<'a, T> {
     /// # Safety
     /// The key exists, if the row sees it.
     #[inline(always)]
-    pub unsafe fn weight(&self, key: u32, max: f64) -> f32 {
+    unsafe fn weight(&self, key: u32, max: f64) -> f32 {
         if key < self.first || key >= self.end || max == f64::NEG_INFINITY {
             return 0.0;
         }
@@ -229,7 +218,7 @@ impl<'a, T: Element> Row<'a, T> {
     /// # Safety
     /// One thread of the warp that has the row.
     #[inline(always)]
-    pub unsafe fn store_lse(&self, max: f64, sum: f64) {
+    unsafe fn store_lse(&self, max: f64, sum: f64) {
         let lse = ((max * self.p.scale_log2 as f64 + math::log2(sum as f32) as f64) * core::f64::consts::LN_2) as f32;
         if self.lse != 0 {
             // SAFETY: the row's own.

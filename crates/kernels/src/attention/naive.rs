@@ -16,8 +16,7 @@ use kernel_spec::NaiveParams;
 use kernel_spec::families::forward::{memory, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::Config;
-use crate::attention::exact::Row;
+use crate::attention::{Config, exact};
 use crate::attention::query_block::QueryBlock;
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
@@ -129,11 +128,16 @@ pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
             sum = load(col).into_iter().fold(sum, |sum, s| sum + math::exp2(s - offset));
         }
         let sum = warp::sum(sum);
-        // Scores that f32 does not hold: infinite ones, and differences of them. See `exact`.
-        if !(max > f32::NEG_INFINITY && sum < f32::INFINITY) {
-            return exact_softmax::<T>(p, row, probs);
-        }
-        let inverse = math::reciprocal(sum);
+        let inverse = if (max > f32::NEG_INFINITY) & (sum < f32::INFINITY) {
+            math::reciprocal(sum)
+        } else {
+            // A row without keys is 0. One with scores that f32 does not hold, infinite ones and differences of them, becomes NaN, and
+            // `output` computes it again.
+            core::hint::assert_unchecked(p.forward.q_rows > 0);
+            let row_of_head = (row % p.forward.q_rows as u64) as i32;
+            let without_keys = row_of_head < p.forward.band.rows_without_keys(p.forward.q_rows, p.forward.kv_rows);
+            if without_keys { 0.0 } else { f32::NAN }
+        };
         for col in (4 * lane..stride).step_by(128) {
             let [a, b, c, d] = load(col);
             let p = |s: f32| math::exp2(s - offset) * inverse;
@@ -142,36 +146,6 @@ pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
         if p.forward.lse != 0 && lane == 0 {
             let lse = (max + math::log2(sum)) * core::f32::consts::LN_2;
             copy::store_f32(p.forward.lse + row * 4, lse);
-        }
-    }
-}
-
-/// [`softmax`] of a row from its queries and keys, in f64; `probs` is the address of its probabilities.
-///
-/// # Safety
-/// All threads of the warp, converged.
-#[inline(always)]
-unsafe fn exact_softmax<T: Element>(p: &NaiveParams, row: u64, probs: u64) {
-    let lane = thread::lane();
-    let q_rows = p.forward.q_rows as u64;
-    // SAFETY: there is a row.
-    unsafe { core::hint::assert_unchecked(q_rows > 0) };
-    let exact = Row::<T>::of(&p.forward, row / q_rows, (row % q_rows) as u32);
-    // SAFETY: passed on; the addresses are inside the row of the buffer.
-    unsafe {
-        let max = exact.max();
-        let mut sum = 0.0;
-        for key in (lane..p.forward.kv_rows).step_by(32) {
-            sum += exact.weight(key, max);
-        }
-        let sum = warp::sum(sum);
-        let inverse = if sum == 0.0 { 0.0 } else { math::reciprocal(sum) };
-        for col in (lane..p.score_stride as u32).step_by(32) {
-            let weight = if col < p.forward.kv_rows { exact.weight(col, max) } else { 0.0 };
-            T::store(probs + (col as usize * T::BYTES) as u64, weight * inverse);
-        }
-        if lane == 0 {
-            exact.store_lse(max, sum as f64);
         }
     }
 }
@@ -224,5 +198,6 @@ pub unsafe fn output<C: OutputConfig>(p: &NaiveParams) {
             sync::block();
         }
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic()), row, 0, &out);
+        exact::mend::<C>(&p.forward, out.any_not_finite());
     }
 }

@@ -100,6 +100,17 @@ impl<C: Config> QueryBlock<C> {
         QueryBlock { head: head.into(), ..Self::at(p, batch, q_head, kv_head, first_row, kv_blocks) }
     }
 
+    /// The share of this thread block, computed anew.
+    ///
+    /// What only a later part of a kernel reads of it would otherwise live in registers through the loop before. All threads of the
+    /// block, converged.
+    #[inline(always)]
+    pub fn again(p: &ForwardParams) -> Self {
+        // Opaque, or the compiler would find that all of this is known.
+        let p = ForwardParams { q_rows: math::opaque(p.q_rows), ..*p };
+        Self::of(thread::block_index(), &p)
+    }
+
     /// The block of query rows from `first_row` on, of one head of one batch entry, that visits `kv_blocks`.
     #[inline(always)]
     pub fn at(p: &ForwardParams, batch: u32, q_head: u32, kv_head: u32, first_row: u32, kv_blocks: KvBlocks) -> Self {

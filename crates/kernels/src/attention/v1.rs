@@ -22,7 +22,7 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use cuda_std::{math, shared, thread};
+use cuda_std::{shared, thread};
 use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
@@ -78,7 +78,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         let mut softmax = OnlineSoftmax::new();
         let mut out = C::Acc::zero();
         let mut visit = #[inline(always)]
-        |i: u32, masked: bool| {
+        |block: &QueryBlock<C>, i: u32, masked: bool| {
             let k = kv.keys(i);
             let mut scores = C::Scores::zero();
             scores.mul_transposed(q, 0, k, warp_key);
@@ -96,14 +96,15 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             out.average_in(&exchange.columns(&partial), &step.sum, &inverse(&softmax.sum));
         };
         for i in 0..blocks.unmasked_count() {
-            visit(i, false);
+            visit(&block, i, false);
         }
+        // Anew, or f32 at 256 dims spills what the first loop carries along for the second, and for the end.
+        let block = QueryBlock::<C>::again(p);
         for i in blocks.unmasked_count()..blocks.count() {
-            visit(i, true);
+            visit(&block, i, true);
         }
 
-        // Once more: what only the end needs of it would stay in registers through the loop, and at 256 dims of f32 spill.
-        let block = QueryBlock::<C>::of(math::opaque(thread::block_index()), p);
+        let block = QueryBlock::<C>::again(p);
         if warp == 0 {
             block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
