@@ -49,23 +49,6 @@ pub unsafe fn named(barrier: u32, threads: u32) {
     }
 }
 
-/// [`named`], and whether `condition` holds in any of the threads, for every one of them.
-///
-/// PTX `bar.red.or.pred d, barrier, threads, a`, least SM 2.0.
-///
-/// # Safety
-/// As for [`named`]; nobody calls [`arrive`] for this barrier.
-#[inline(always)]
-pub unsafe fn named_any(barrier: u32, threads: u32, condition: bool) -> bool {
-    let result: u32;
-    // SAFETY: the caller guarantees participation.
-    unsafe {
-        ptx!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; bar.red.or.pred p, {2}, {3}, p; selp.u32 {0}, 1, 0, p; }}",
-            out(reg32) result, in(reg32) condition as u32, in(reg32) barrier, in(reg32) threads, options(nostack));
-    }
-    result != 0
-}
-
 /// Arrives at named barrier `barrier` without waiting.
 ///
 /// PTX `bar.arrive barrier, threads`, least SM 2.0.

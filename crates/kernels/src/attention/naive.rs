@@ -128,11 +128,10 @@ pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
             sum = load(col).into_iter().fold(sum, |sum, s| sum + math::exp2(s - offset));
         }
         let sum = warp::sum(sum);
-        let inverse = if (max > f32::NEG_INFINITY) & (sum < f32::INFINITY) {
+        let inverse = if (math::abs(max) <= f32::LARGEST_MAX_LOG2) & (sum < f32::INFINITY) {
             math::reciprocal(sum)
         } else {
-            // A row without keys is 0. One with scores that f32 does not hold, infinite ones and differences of them, becomes NaN, and
-            // `output` computes it again.
+            // A row without keys is 0. One with scores that f32 does not carry becomes NaN, and `output` computes it again.
             core::hint::assert_unchecked(p.forward.q_rows > 0);
             let row_of_head = (row % p.forward.q_rows as u64) as i32;
             let without_keys = row_of_head < p.forward.band.rows_without_keys(p.forward.q_rows, p.forward.kv_rows);

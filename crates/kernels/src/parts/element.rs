@@ -12,8 +12,6 @@ pub trait Element: Copy {
     /// Largest scaled maximum of a row, in powers of two, against which weights of this type are measured: half a unit in its last place
     /// is below half a unit of a weight near 1, so that the weight of the largest score is rounded to 1.
     const LARGEST_MAX_LOG2: f32;
-    /// Whether sums of its numbers can overflow f32.
-    const SUMS_OVERFLOW: bool;
 
     /// Reads one element.
     ///
@@ -56,8 +54,6 @@ pub trait Element: Copy {
 pub trait TensorCore: Copy {
     /// See [`Element::LARGEST_MAX_LOG2`].
     const LARGEST_MAX_LOG2: f32;
-    /// See [`Element::SUMS_OVERFLOW`].
-    const SUMS_OVERFLOW: bool;
 
     /// The nearest element, as its bits.
     fn round(x: f32) -> u16;
@@ -81,8 +77,6 @@ pub trait TensorCore: Copy {
 impl TensorCore for f16 {
     // Half a unit of it is 2^-12 and turns a weight of 1 into at most 1 + 0.7 * 2^-12, where the next f16 is 1 + 2^-10.
     const LARGEST_MAX_LOG2: f32 = 4096.0;
-    // 2^16 keys of at most 2^16, and weights of at most 2^8: far below 2^128.
-    const SUMS_OVERFLOW: bool = false;
 
     #[inline(always)]
     fn round(x: f32) -> u16 {
@@ -114,7 +108,6 @@ impl TensorCore for f16 {
 impl TensorCore for bf16 {
     // As for f16, with three bits less.
     const LARGEST_MAX_LOG2: f32 = 32768.0;
-    const SUMS_OVERFLOW: bool = true;
 
     #[inline(always)]
     fn round(x: f32) -> u16 {
@@ -147,7 +140,6 @@ impl<T: TensorCore> Element for T {
     const BYTES: usize = 2;
     const SIGN_BITS: u32 = 0x8000_8000;
     const LARGEST_MAX_LOG2: f32 = <T as TensorCore>::LARGEST_MAX_LOG2;
-    const SUMS_OVERFLOW: bool = <T as TensorCore>::SUMS_OVERFLOW;
 
     #[inline(always)]
     unsafe fn load(global: u64) -> f32 {
@@ -191,7 +183,6 @@ impl Element for f32 {
     const SIGN_BITS: u32 = 0x8000_0000;
     // Weights are not rounded, so the factor cancels; but scores of this size have errors that show.
     const LARGEST_MAX_LOG2: f32 = 4096.0;
-    const SUMS_OVERFLOW: bool = true;
 
     #[inline(always)]
     unsafe fn load(global: u64) -> f32 {

@@ -52,10 +52,6 @@ pub struct V3 {
     /// visible to another only if `WARPGROUP_ROWS + kv_block <= q_block`; elsewhere there is next to nothing to skip, and to look for it
     /// costs 1 to 3 % (H200, docs/perf-log.md).
     pub skips: bool,
-    /// Whether a lane remembers, in a register and until its last tile, that it has met numbers that are not finite; otherwise it writes
-    /// that down at the end of each tile. The register costs 0.4 to 1 % where tiles are long; where they are short, whatever is
-    /// written costs 4 to 6 %, through the order that ptxas 13.0 then gives the steps (H200, 64 dims, docs/perf-log.md).
-    pub remembers: bool,
     /// Registers of a thread of the loading warpgroup: the least that holds the schedule; what it gives back goes to the others.
     pub load_registers: u32,
     /// Registers of a thread that multiplies. 65536 of them on a multiprocessor, given out in eights: 24 + 2 * 240 and 32 + 3 * 160

@@ -10,7 +10,7 @@ use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
 use crate::attention::v3::mend;
 use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
-use crate::attention::v3::store::{self, NotFinite};
+use crate::attention::v3::store;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::shared_tile::SharedMatrix;
@@ -78,20 +78,14 @@ pub unsafe fn run<C: Config>(
             }
             OnlineSoftmax::first(scores, scale_log2)
         };
-        let mut met = NotFinite::NONE;
-        let mut finish = #[inline(always)]
+        let finish = #[inline(always)]
         |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
             let sum = quad_sum(sum);
             let block = tile.block::<C>(p);
             block.store_lse(tile.first_row + warp_row, max, &sum);
             let factors = exact::factors(&block, tile.first_row + warp_row, max, &sum);
-            if C::POLICY.remembers {
-                store::store(out, &factors, &block, tile.first_row + warp_row, &mut met);
-            } else {
-                let mut met = NotFinite::NONE;
-                store::store(out, &factors, &block, tile.first_row + warp_row, &mut met);
-                mend::note(again, met);
-            }
+            let met = store::store(out, &factors, &block, tile.first_row + warp_row);
+            mend::note(again, met);
         };
 
         loop {
@@ -220,11 +214,11 @@ pub unsafe fn run<C: Config>(
             finish(&out, &online.max, &online.sum, &mine.tile);
             // No tiles are left, so this could always break. Without skips the outer loop reads the note again instead: an early
             // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims).
-            if C::POLICY.q_buffers > 1 && (C::POLICY.skips || C::POLICY.remembers) {
+            if C::POLICY.q_buffers > 1 && C::POLICY.skips {
                 break;
             }
             q_ring.advance();
         }
-        mend::done::<C>(met);
+        mend::done::<C>();
     }
 }

@@ -1,8 +1,6 @@
 //! What the warpgroup of v3 that loads does behind the last tile: it computes those rows again that f32 does not carry, see [`exact`].
 //!
-//! The others only say that there are some: in their code the rest would cost registers that the steps need. How they say it is a
-//! policy, [`remembers`](kernel_spec::families::forward::policy::V3::remembers), because ptxas orders the steps of 64 dims differently
-//! for whatever stands behind their tiles (docs/perf-log.md).
+//! The others only say that there are some, in a word of shared memory: in their code the rest would cost registers that the steps need.
 
 use cuda_std::{shared, sync, thread, wgmma};
 use kernel_spec::V3Params;
@@ -36,20 +34,16 @@ pub unsafe fn note(again: u32, met: NotFinite) {
     unsafe { shared::set_bits_if(again, 1, met.any()) };
 }
 
-/// The end of a warpgroup that multiplies; `met` is what the lane remembers of all its tiles, if it does.
+/// The end of a warpgroup that multiplies.
 ///
 /// # Safety
 /// All threads of the warpgroup, converged, once, when they have written their last output.
 #[inline(always)]
-pub unsafe fn done<C: Config>(met: NotFinite) {
+pub unsafe fn done<C: Config>() {
     let [barrier, threads] = barrier::<C>();
-    // SAFETY: passed on; nobody arrives at a barrier that is a vote.
+    // SAFETY: passed on.
     unsafe {
-        if C::POLICY.remembers {
-            sync::named_any(barrier, threads, met.any());
-        } else {
-            sync::arrive(barrier, threads);
-        }
+        sync::arrive(barrier, threads);
         // Enough to exit with, so that those who mend find some.
         wgmma::release_registers::<LoadRegisters<C>>();
     }
@@ -65,13 +59,8 @@ pub unsafe fn run<C: Config>(params: u64, again: u32) {
     let [barrier, threads] = barrier::<C>();
     // SAFETY: passed on; the barrier stands behind all writes to the word.
     unsafe {
-        let any = if C::POLICY.remembers {
-            sync::named_any(barrier, threads, false)
-        } else {
-            sync::named(barrier, threads);
-            shared::load_u32(again) != 0
-        };
-        if any {
+        sync::named(barrier, threads);
+        if shared::load_u32(again) != 0 {
             wgmma::take_registers::<MendRegisters>();
             rows::<C>(params);
         }

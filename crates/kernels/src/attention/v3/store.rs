@@ -1,6 +1,6 @@
 //! How the output of v3 leaves: from registers, while the next tile's queries arrive.
 
-use cuda_std::{copy, math, thread, warp};
+use cuda_std::{copy, thread, warp};
 use kernel_spec::layout::CHUNK_BYTES;
 
 use crate::attention::Config;
@@ -8,7 +8,7 @@ use crate::attention::query_block::QueryBlock;
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::{Fragments, PerRow};
 
-/// Whether a lane has met numbers that are not finite, in all its tiles: 0, or the bits of a NaN.
+/// Whether a lane has met numbers that are not finite: 0, or the bits of a NaN.
 ///
 /// A product with 0 is 0 or NaN, and NaN stays: one instruction for each word that leaves, and no branch.
 #[derive(Clone, Copy)]
@@ -16,20 +16,12 @@ pub struct NotFinite(u32);
 
 impl NotFinite {
     /// None yet.
-    pub const NONE: NotFinite = NotFinite(0);
+    const NONE: NotFinite = NotFinite(0);
 
     /// Takes note of a word of output.
     #[inline(always)]
     fn word<T: TensorCore>(&mut self, word: u32) {
         self.0 = T::fma_pair(word, 0, self.0);
-    }
-
-    /// Takes note of factors on rows; enough where sums of values cannot overflow.
-    #[inline(always)]
-    fn factors<R: PerRow>(&mut self, factors: &R) {
-        for half in 0..2 {
-            self.0 = math::fma(factors.at(0, half), 0.0, f32::from_bits(self.0)).to_bits();
-        }
     }
 
     /// Whether there was any.
@@ -41,7 +33,7 @@ impl NotFinite {
 }
 
 /// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to the output of `block`, from row `first_row` on; rows and
-/// columns that do not exist there are left out. `met` takes note of what is not finite.
+/// columns that do not exist there are left out. Says whether the lane has met numbers that are not finite.
 ///
 /// A lane holds two neighbouring columns of every fragment. The four lanes of a row exchange theirs, so that each writes the 16 bytes
 /// of one fragment in four.
@@ -54,13 +46,10 @@ pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
     factors: &F::Rows,
     block: &QueryBlock<C>,
     first_row: u32,
-    met: &mut NotFinite,
-) {
-    if !C::Out::SUMS_OVERFLOW {
-        met.factors(factors);
-    }
+) -> NotFinite {
     const { assert!(F::N.is_multiple_of(4), "lanes exchange four fragments at a time") };
     let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
+    let mut met = NotFinite::NONE;
     for half in 0..2 {
         let row = block.row(row + 8 * half as u32);
         let to = block.out_row(row) + place as u64 * CHUNK_BYTES as u64;
@@ -68,9 +57,7 @@ pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
             let mut word = |n: usize| {
                 let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.at(0, first + n)[i] * factors.at(0, half));
                 let word = C::Out::pack(left, right);
-                if C::Out::SUMS_OVERFLOW {
-                    met.word::<C::Out>(word);
-                }
+                met.word::<C::Out>(word);
                 word
             };
             // SAFETY: passed on.
@@ -81,4 +68,5 @@ pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
             unsafe { copy::store_u32x4_if(to + (first * CHUNK_BYTES) as u64, chunk, exists) };
         }
     }
+    met
 }
