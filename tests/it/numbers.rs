@@ -141,3 +141,39 @@ fn nan_in_a_row_stays_nan() {
         assert!(out.iter().all(|x| x.is_nan()) && lse.is_nan(), "{kernel}: {out:?}, log-sum-exp {lse}");
     }
 }
+
+#[test]
+fn what_hidden_keys_hold_never_matters() {
+    let shared = device::shared();
+    // Key and value 40 on are hidden from the rows before; 71 rows are more than a tile of every kernel that has small ones.
+    let (rows, dim, from) = (71, 64, 40);
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let (q, mut k, mut v) = (vec![1.0; rows * dim], vec![0.5; rows * dim], vec![1.0; rows * dim]);
+        k[from * dim..].fill(bad);
+        v[from * dim..].fill(bad);
+        for kernel in Kernel::ALL {
+            let attention = Attention::new().causal().with_kernel(kernel);
+            let (out, _) = attend::<f16>(&shared.device, attention, &q, &k, &v, dim);
+            let (before, after) = out.split_at(from * dim);
+            assert!(before.iter().all(|&x| (x - 1.0).abs() <= F16), "{kernel}, {bad}: {before:?}");
+            // A score of minus infinity hides its key, too.
+            let hidden = bad == f64::NEG_INFINITY;
+            assert!(after.iter().all(|&x| if hidden { x == 1.0 } else { x.is_nan() }), "{kernel}, {bad}: {after:?}");
+        }
+    }
+}
+
+#[test]
+fn infinity_in_a_value_stays_in_its_column() {
+    let shared = device::shared();
+    let (rows, dim) = (33, 64);
+    let (q, k, mut v) = (vec![1.0; rows * dim], vec![0.5; rows * dim], vec![1.0; rows * dim]);
+    v[20 * dim + 3] = f64::INFINITY;
+    for kernel in Kernel::ALL {
+        let (out, lse) = attend::<f16>(&shared.device, Attention::new().with_kernel(kernel), &q, &k, &v, dim);
+        for (i, &x) in out.iter().enumerate() {
+            assert!(if i % dim == 3 { x == f64::INFINITY } else { (x - 1.0).abs() <= F16 }, "{kernel}: {i} is {x}");
+        }
+        assert!(lse.is_finite(), "{kernel}: {lse}");
+    }
+}

@@ -109,6 +109,17 @@ impl Attention {
     ///
     /// On CUDA it returns before the work is done; reading the result waits for it.
     ///
+    /// # Numbers
+    /// Any finite q, k, v and any finite scale give what f64 gives, rounded to the type, as far as scores in f32 carry it. A row whose
+    /// logits are too large for f32, or whose weighted sum of values leaves its range, is computed again in f64, at the speed of a plain
+    /// loop; no other row pays for it. Logits from 4096 / log2(e) on are too large, 32768 / log2(e) for bf16.
+    /// - A key with a score of minus infinity is one that the row does not see, alone or together with all others, as if hidden by the
+    ///   mask. So is one whose product `q k`, or a partial sum of it, is below the range of f32 while another key of the row is inside it.
+    ///   With a softcap, scores are at least minus the cap, and such keys are seen.
+    /// - A score of plus infinity or NaN that a row sees makes its output and log-sum-exp NaN: the softmax of it is not defined.
+    /// - Infinity or NaN in v reaches the rows that see the key, in that column alone, even where the weight is 0, because 0 times infinity
+    ///   is NaN. Keys that the mask hides from a row are never part of it, whatever they hold.
+    ///
     /// # Errors
     /// Bad input gives the error that names it, before anything is launched. [`Error::OutOfMemory`], [`Error::MissingVariant`],
     /// [`Error::PtxRejected`], [`Error::Cuda`] and [`Error::Emulator`] come from the device.

@@ -22,6 +22,9 @@ use crate::attention::score;
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
+/// In place of a weight: the key has none.
+const UNSEEN: f32 = -1.0;
+
 /// Output columns of a lane, at most.
 const LANE_COLS: usize = 8;
 
@@ -199,17 +202,21 @@ impl<'a, T: Element> Row<'a, T> {
         result
     }
 
-    /// The weight of a key relative to that of the largest score; 0 for a key that the row does not see.
+    /// The weight of a key relative to that of the largest score; [`UNSEEN`] for a key that the row does not see, or that minus infinity
+    /// hides.
     ///
     /// # Safety
     /// The key exists, if the row sees it.
     #[inline(always)]
     unsafe fn weight(&self, key: u32, max: f64) -> f32 {
-        if key < self.first || key >= self.end || max == f64::NEG_INFINITY {
-            return 0.0;
+        if key < self.first || key >= self.end {
+            return UNSEEN;
         }
         // SAFETY: passed on.
         let score = unsafe { self.score(key) };
+        if score == f64::NEG_INFINITY {
+            return UNSEEN;
+        }
         math::exp2(((score - max) * self.p.scale_log2 as f64) as f32)
     }
 
@@ -242,6 +249,10 @@ impl<'a, T: Element> Row<'a, T> {
                 let own = self.weight(first + lane, max);
                 for other in 0..math::opaque((self.end - first).min(32)) {
                     let weight = warp::shuffle(own, other) as f64;
+                    // Not even as a weight of 0, which makes NaN of an infinite value. NaN is seen.
+                    if weight == UNSEEN as f64 {
+                        continue;
+                    }
                     sum += weight;
                     let v = self.v + (first + other) as u64 * self.p.v.row_stride * T::BYTES as u64;
                     for (i, acc) in acc.iter_mut().enumerate() {
