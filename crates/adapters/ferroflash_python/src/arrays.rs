@@ -7,7 +7,7 @@ use dlpark::python::consumer::stream;
 use dlpark::python::{DlpackStream, ImportRequest, ImportedDlpack, StreamArg};
 use dlpark::{DlpackFlags, tensor::TensorRef};
 use ferroflash::{DType, Device, Dims, Stream};
-use pyo3::exceptions::PyKeyError;
+use pyo3::exceptions::{PyKeyError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -60,7 +60,11 @@ fn by_dlpack(name: &str, object: &Bound<'_, PyAny>, stream: usize, for_writing: 
         Place::Cpu => None,
         Place::Cuda(_) => Some(&consumer),
     };
-    let imported = request.import(stream, Some(false))?;
+    let imported = match request.import(stream, Some(false)) {
+        // Producers from before DLPack 1.0 do not know `max_version` and `copy`, and never copy.
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => import_unversioned(object, place, consumer.0)?,
+        imported => imported?,
+    };
     if for_writing && imported.flags().contains(DlpackFlags::READ_ONLY) {
         return Err(errors::of_input(py, format!("{name} is read-only; it is written to")));
     }
@@ -69,6 +73,17 @@ fn by_dlpack(name: &str, object: &Bound<'_, PyAny>, stream: usize, for_writing: 
         described_tensor(py, name, place, &described)?
     };
     Ok(Array { tensor, _owner: Some(imported) })
+}
+
+/// Imports from a producer whose `__dlpack__` takes a stream and nothing else.
+fn import_unversioned(object: &Bound<'_, PyAny>, place: Place, stream: usize) -> PyResult<ImportedDlpack> {
+    let arguments = PyDict::new(object.py());
+    if let Place::Cuda(_) = place {
+        // DLPack's number for the default stream.
+        arguments.set_item("stream", stream.max(1))?;
+    }
+    let capsule = object.call_method("__dlpack__", (), Some(&arguments))?;
+    ImportRequest::new(capsule.as_borrowed())?.import(None, None)
 }
 
 fn place(py: Python<'_>, name: &str, device: DLDevice) -> PyResult<Place> {
@@ -124,7 +139,7 @@ fn dims(py: Python<'_>, name: &str, numbers: &[i64]) -> PyResult<Dims> {
 
 /// Strides without gaps, the last axis fastest.
 fn contiguous(shape: &[i64]) -> Vec<i64> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1i64; shape.len()];
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis].saturating_mul(shape[axis].max(1));
     }
