@@ -1,11 +1,13 @@
 """What the wheel holds, and what its extension module shows to the other libraries of a process."""
 
+import importlib.util
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import unittest
+import warnings
 import zipfile
 
 import ferroflash
@@ -43,6 +45,23 @@ class Wheel(unittest.TestCase):
         self.assertIn("ferroflash/_native.abi3.so", names)
         outside = [name for name in names if not re.match(r"(ferroflash|ferroflash-[\d.]+\.dist-info)/", name)]
         self.assertEqual(outside, [])
+
+
+class Readme(unittest.TestCase):
+    """The programs of the package's page, and of the repository's."""
+
+    def test_every_program_runs(self):
+        package = pathlib.Path(__file__).resolve().parents[1]
+        pages = [package / "README.md", package.parents[2] / "README.md"]
+        programs = [(page, program) for page in pages if page.is_file() for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
+        self.assertGreaterEqual(len(programs), 2)
+        for page, program in programs:
+            with self.subTest(page=page.name, program=program):
+                if "import torch" in program and importlib.util.find_spec("torch") is None:
+                    continue  # tried where PyTorch is
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ferroflash.EmulatorWarning)
+                    exec(compile(program, str(page), "exec"), {})
 
 
 if __name__ == "__main__":
