@@ -27,25 +27,73 @@ _stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
 def attend(q, k, v, scale, causal, left, right, softcap, return_lse):
-    """Attention of plain tensors with any head dim and any strides: ``(out, lse)``, lse ``None`` unless it is asked for."""
-    kind = type(q)
-    if (
-        _is_compiling()
-        or kind is not Tensor
-        or type(k) is not Tensor
-        or type(v) is not Tensor
-        or _modes()
-        or (_is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
-    ):
-        return _as_operation(q, k, v, scale, causal, left, right, softcap, return_lse)
-    return _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
+    """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
+
+    Plain tensors on a GPU, which is what nearly every call has, are seen to here without another call of Python: what it takes is what a
+    user waits for. `_attend_slowly` does the same for all others.
+    """
+    try:
+        if (
+            type(q) is Tensor
+            and type(k) is Tensor
+            and type(v) is Tensor
+            and q.is_cuda
+            and k.is_cuda
+            and v.is_cuda
+            and not _is_compiling()
+            and not _modes()
+            and not (_is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        ):
+            q_shape, q_strides, k_strides, v_strides = q.shape, q.stride(), k.stride(), v.stride()
+            if q_strides[3] == 1 and k_strides[3] == 1 and v_strides[3] == 1 and not q_shape[3] & 7:
+                dtype, ordinal = _DTYPES[q.dtype], q.get_device()
+                arguments = (
+                    (k.get_device(), _DTYPES[k.dtype], k.data_ptr(), k.shape, k_strides),
+                    (v.get_device(), _DTYPES[v.dtype], v.data_ptr(), v.shape, v_strides),
+                )
+                out, lse = _empty_like(q), None
+                if return_lse:
+                    lse = q.new_empty((q_shape[0], q_shape[2], q_shape[1]), dtype=torch.float32)
+                _launch_native(
+                    _stream(ordinal),
+                    (ordinal, dtype, q.data_ptr(), q_shape, q_strides),
+                    *arguments,
+                    (ordinal, dtype, out.data_ptr(), q_shape, out.stride()),
+                    lse.data_ptr() if return_lse else 0,
+                    scale,
+                    causal,
+                    left,
+                    right,
+                    softcap,
+                )
+                return out, lse
+    except (IndexError, KeyError):
+        pass  # fewer axes, or another type: what follows says so
+    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse)
 
 
-def _as_operation(q, k, v, scale, causal, left, right, softcap, return_lse):
+def _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse):
+    """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
+    with zeros. As an operation of PyTorch, where PyTorch has to know of it."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
-    out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, return_lse)
+        if tensor.dim() != 4:
+            raise InputError(f"attention takes tensors of 4 axes (batch, row, head, dim); {tensor.dim()} were given for {name}")
+    q, k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (q, k, v))
+    head_dim = q.shape[3]
+    if head_dim & 7:
+        if scale is None:
+            scale = head_dim**-0.5
+        q, k, v = (torch.nn.functional.pad(tensor, (0, -head_dim % 8)) for tensor in (q, k, v))
+    if all(type(tensor) is Tensor for tensor in (q, k, v)) and not (
+        _is_compiling() or _modes() or (_is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)))
+    ):
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
+    else:
+        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, return_lse)
+    if head_dim & 7:
+        out = out[..., :head_dim]
     return out, (lse if return_lse else None)
 
 
@@ -112,7 +160,11 @@ def forward(tensors, scale, causal, left, right, softcap, return_lse, stream):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     if out is None and lse is None and stream is None:
-        out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, return_lse)
+        if any(tensor.dim() != 4 or tensor.stride(3) != 1 or tensor.shape[3] & 7 for tensor in (q, k, v)):
+            # Nothing is copied here: what the library says of such tensors is raised.
+            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, return_lse, None)
+        else:
+            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, return_lse)
         return (out, lse) if return_lse else out
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")

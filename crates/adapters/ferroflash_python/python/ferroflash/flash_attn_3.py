@@ -3,7 +3,7 @@
 Which kernel runs is ferroflash's choice: FlashAttention-3's on compute capability 9.0, wherever addresses and strides permit it.
 """
 
-from . import flash_attn_interface
+from . import flash_attn_interface as _interface
 from ._errors import missing
 
 __all__ = [
@@ -52,7 +52,8 @@ def flash_attn_func(
         ``out``, or ``(out, softmax_lse)`` with ``return_attn_probs``.
     """
     _check("flash_attn_func", qv, (q_descale, k_descale, v_descale), attention_chunk)
-    out, lse = flash_attn_interface._prepared(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    left, right = window_size
+    out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
     return (out, lse) if return_attn_probs else out
 
 
@@ -79,7 +80,8 @@ def flash_attn_qkvpacked_func(
     else:
         kv_heads = (qkv.shape[2] - num_heads_q) // 2
         q, k, v = qkv.split((num_heads_q, kv_heads, kv_heads), dim=2)
-    out, lse = flash_attn_interface._prepared(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    left, right = window_size
+    out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
     return (out, lse) if return_attn_probs else out
 
 

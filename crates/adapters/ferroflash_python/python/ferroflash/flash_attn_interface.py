@@ -4,7 +4,7 @@ What ferroflash does not do yet is a ``MissingFeatureError`` that names it. Beyo
 """
 
 try:
-    import torch
+    import torch  # noqa: F401
 except ImportError as error:
     raise ImportError("the functions of flash_attn take tensors of PyTorch, which is not installed; `ferroflash.forward` needs none") from error
 
@@ -58,7 +58,10 @@ def flash_attn_func(
     """
     if dropout_p or alibi_slopes is not None:
         raise _missing("flash_attn_func", dropout_p)
-    out, lse = _prepared(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    left, right = window_size
+    if softcap < 0.0:
+        softcap = 0.0
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -78,7 +81,10 @@ def flash_attn_kvpacked_func(
     if dropout_p or alibi_slopes is not None:
         raise _missing("flash_attn_kvpacked_func", dropout_p)
     k, v = kv.unbind(2)
-    out, lse = _prepared(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    left, right = window_size
+    if softcap < 0.0:
+        softcap = 0.0
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -97,7 +103,10 @@ def flash_attn_qkvpacked_func(
     if dropout_p or alibi_slopes is not None:
         raise _missing("flash_attn_qkvpacked_func", dropout_p)
     q, k, v = qkv.unbind(2)
-    out, lse = _prepared(q, k, v, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    left, right = window_size
+    if softcap < 0.0:
+        softcap = 0.0
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -197,7 +206,8 @@ def flash_attn_with_kvcache(
     ):
         if argument is not None:
             raise missing("flash_attn_with_kvcache", feature)
-    out, lse = _prepared(q, k_cache, v_cache, softmax_scale, causal, window_size, softcap, return_softmax_lse)
+    left, right = window_size
+    out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, max(softcap, 0.0), return_softmax_lse)
     return (out, lse) if return_softmax_lse else out
 
 
@@ -206,26 +216,3 @@ _ALIBI = "ALiBi (alibi_slopes)"
 
 def _missing(function, dropout_p):
     return missing(function, "dropout (dropout_p)" if dropout_p else _ALIBI)
-
-
-def _prepared(q, k, v, scale, causal, window_size, softcap, return_lse):
-    """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
-    with zeros."""
-    left, right = window_size
-    if softcap < 0.0:
-        softcap = 0.0
-    head_dim = q.shape[-1]
-    if q.stride(-1) != 1:
-        q = q.contiguous()
-    if k.stride(-1) != 1:
-        k = k.contiguous()
-    if v.stride(-1) != 1:
-        v = v.contiguous()
-    if head_dim & 7:
-        if scale is None:
-            scale = head_dim**-0.5
-        padding = (0, -head_dim % 8)
-        q, k, v = (torch.nn.functional.pad(tensor, padding) for tensor in (q, k, v))
-        out, lse = _attend(q, k, v, scale, causal, left, right, softcap, return_lse)
-        return out[..., :head_dim], lse
-    return _attend(q, k, v, scale, causal, left, right, softcap, return_lse)
