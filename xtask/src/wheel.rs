@@ -11,13 +11,14 @@ use lexopt::Arg;
 use crate::{adapters, arguments, output, setup, workspace};
 
 const HELP: &str = "\
-Usage: cargo xtask wheel [--out DIR]
+Usage: cargo xtask wheel [--out DIR | --test]
 
 Builds the wheel of crates/adapters/ferroflash_python: `pip install DIR/ferroflash-*.whl` is all that a machine with an NVIDIA driver and
 Python 3.10 or later needs. Takes a python3 with venv and pip; maturin comes from the package index into target/wheel.
 
 Options
   --out DIR    where the wheel goes; an older one there is replaced [dist]
+  --test       build it as tests are built, install it into an environment under target/wheel, and run its tests
 ";
 
 /// What builds the wheel; pyproject.toml of the package names the same.
@@ -35,15 +36,20 @@ pub(crate) enum Profile {
 
 pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     let mut out = workspace::root().join("dist");
+    let mut only_test = false;
     let mut parser = arguments::parser(rest);
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("out") => out = std::path::absolute(PathBuf::from(parser.value()?))?,
+            Arg::Long("test") => only_test = true,
             Arg::Long("help") | Arg::Short('h') => return output::print(HELP),
             other => return Err(arguments::unexpected(other, HELP)),
         }
     }
     setup::require_rust_src()?;
+    if only_test {
+        return test();
+    }
     let wheel = build(Profile::Release, &out)?;
     let megabytes = wheel.metadata()?.len() as f64 / 1e6;
     output::print(&format!("{}: {megabytes:.1} MB\n", wheel.display()))
