@@ -11,19 +11,23 @@ use std::process::Command;
 const README: &str = include_str!("../../README.md");
 
 /// `cargo` for the commands: the verbs that xtask builds the program for and hands over are the program's, `test` is what runs this
-/// test, and the rest is cargo's own, where there is one.
+/// test, `wheel` leaves a file, and the rest is cargo's own, where there is one.
 const CARGO: &str = r#"#!/bin/sh
 if [ "$1" = xtask ]; then
     shift
     case "$1" in
         attend | bench | compare | report) exec "$PROGRAM" "$@" ;;
         test) exit 0 ;;
+        wheel) mkdir -p dist && : > dist/ferroflash-0.0.0-any.whl; exit 0 ;;
         *) echo "cargo xtask $1 is in no test" >&2; exit 3 ;;
     esac
 fi
 [ -z "${REAL_CARGO:-}" ] || exec "$REAL_CARGO" "$@"
 mkdir -p "$2"
 "#;
+
+/// `pip` for the commands: it takes files that are there. The wheel's own tests install it and run the blocks of Python.
+const PIP: &str = "#!/bin/sh\n[ \"$1\" = install ] && [ -f \"$2\" ]\n";
 
 /// The texts of the blocks of this language.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -45,8 +49,10 @@ fn every_command_runs() {
     let folder = tempfile::tempdir().expect("a folder for the test");
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("bin")).unwrap();
-    fs::write(at("bin/cargo"), CARGO).unwrap();
-    fs::set_permissions(at("bin/cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    for (program, script) in [("bin/cargo", CARGO), ("bin/pip", PIP)] {
+        fs::write(at(program), script).unwrap();
+        fs::set_permissions(at(program), fs::Permissions::from_mode(0o755)).unwrap();
+    }
     input(&at("qkv.safetensors"));
     let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap_or_default());
     let cargo = std::env::var_os("CARGO");
@@ -82,7 +88,7 @@ fn every_command_runs() {
 fn every_block_is_tried() {
     let fences: Vec<&str> = README.lines().filter(|line| line.starts_with("```")).collect();
     for pair in fences.chunks(2) {
-        assert!(matches!(pair, ["```sh" | "```rust", "```"]), "{pair:?}");
+        assert!(matches!(pair, ["```sh" | "```rust" | "```python", "```"]), "{pair:?}");
     }
     assert!(!blocks("rust").is_empty());
     assert!(README.lines().count() <= 200, "what is read in one sitting");

@@ -29,7 +29,7 @@ pub(crate) fn lint() -> Result<()> {
     // A machine without a GPU cannot be asked for its compute capability.
     let environment = [("PATH", path), ("NVCC", stand_in.join("nvcc").into()), ("CUDA_COMPUTE_CAP", "90".into())];
     // The tests of ferroflash_cudarc choose a version of CUDA, which is another than candle finds: one at a time.
-    for packages in [&["ferroflash_cudarc"][..], &["candle_ferroflash", "candle-flash-attn"]] {
+    for packages in [&["ferroflash_cudarc"][..], &["candle_ferroflash", "candle-flash-attn"], &["ferroflash_python"]] {
         let packages = packages.iter().flat_map(|package| ["--package", package]);
         let mut cargo = cargo();
         cargo.envs(environment.clone()).arg("clippy").args(packages);

@@ -8,13 +8,13 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use lexopt::Arg;
 
-use crate::{arguments, build, output, program, setup, workspace};
+use crate::{arguments, build, output, program, setup, wheel, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask bundle [--out DIR]
 
 Puts the `ferroflash` program, the tests as a program, the kernels' PTX and the scripts that compare with other libraries into one
-folder. It runs on a machine with an NVIDIA driver and no Rust.
+folder. It runs on a machine with an NVIDIA driver and no Rust. Where there is a python3, the Python wheel goes into it, too.
 
 Options
   --out DIR    the folder; what a bundle holds is replaced in it [dist/ferroflash-bundle]
@@ -52,6 +52,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     build::kernels(Some(out.join("ptx")))?;
     let peers = workspace::root().join("tests/peers");
     copy_folder(&peers, &out.join("peers"))?;
+    wheel::for_bundle(&out)?;
     let glibc = [&program, &tests].into_iter().map(|path| glibc(path)).collect::<Result<Vec<_>>>()?;
     let glibc = glibc.into_iter().max().unwrap_or((0, 0));
     fs::write(out.join("README.txt"), readme(glibc))?;
@@ -83,6 +84,7 @@ Needs Linux with glibc {major}.{minor} or later. A GPU needs NVIDIA's driver; no
                                             some of them, on a device that has to be there
 
 ptx/       the kernels, one PTX file per entry, as they are embedded in ./ferroflash
+*.whl      the package for Python (pip install ferroflash-*.whl), where there was a Python to build it
 peers/     Python scripts: what `bench --peers` starts (the program has it inside), and one that checks `attend` beside PyTorch
 ",
         version = env!("CARGO_PKG_VERSION"),

@@ -12,6 +12,7 @@ mod setup;
 mod table;
 mod test;
 mod tidy;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ For developers
   build    compile the kernels to PTX and tabulate them
   bundle   one folder that runs bench, test and attend on a GPU machine without Rust
   package  the crates as they would be published, each built from its package
+  wheel    the package for Python
   tidy     formatting, generated tables, rules of dependencies and text
 
 `cargo xtask VERB --help` says more. Every verb that compiles kernels runs `setup` first.
@@ -61,6 +63,7 @@ fn run() -> Result<()> {
         "bench" | "compare" | "report" | "attend" => program::hand_over(&verb, rest),
         "bundle" => bundle::run(rest),
         "package" => package::run(rest),
+        "wheel" => wheel::run(rest),
         "doctor" => doctor::run(rest),
         "tidy" => tidy::run(rest),
         "help" | "--help" | "-h" => output::print(HELP),

@@ -47,6 +47,7 @@ const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
     ("ferroflash_cuda_builder", &[]),
     ("ferroflash_cudarc", &["ferroflash"]),
     ("ferroflash_cust", &[]),
+    ("ferroflash_python", &["ferroflash"]),
     ("ferroflash_tests", &["kernel_spec", "ferroflash", "ferroflash_cust", "ptx_emu"]),
     ("kernels", &["kernel_spec", "cuda_std"]),
     ("ptx_emu", &[]),

@@ -1,0 +1,54 @@
+"""Exact attention by ferroflash, whose GPU kernels are written in Rust.
+
+``forward`` takes any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
+which is imported when the first of them is asked for.
+"""
+
+from ._errors import (
+    DeviceError,
+    EmulatorWarning,
+    Error,
+    InputError,
+    InputTypeError,
+    MissingFeatureError,
+)
+from ._forward import forward
+from ._native import __version__, devices
+from ._stand_in import install_as
+
+_OF_TORCH = (
+    "flash_attn_func",
+    "flash_attn_kvpacked_func",
+    "flash_attn_qkvpacked_func",
+    "flash_attn_varlen_func",
+    "flash_attn_varlen_kvpacked_func",
+    "flash_attn_varlen_qkvpacked_func",
+    "flash_attn_with_kvcache",
+)
+
+__all__ = [
+    "DeviceError",
+    "EmulatorWarning",
+    "Error",
+    "InputError",
+    "InputTypeError",
+    "MissingFeatureError",
+    "devices",
+    "forward",
+    "install_as",
+    *_OF_TORCH,
+]
+
+
+def __getattr__(name):
+    if name in _OF_TORCH:
+        from . import flash_attn_interface
+
+        function = getattr(flash_attn_interface, name)
+        globals()[name] = function
+        return function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_OF_TORCH})

@@ -1,0 +1,85 @@
+"""Attention on arrays of any package."""
+
+import sys
+
+from . import _native
+from ._errors import InputError, InputTypeError
+
+
+def forward(
+    q,
+    k,
+    v,
+    *,
+    softmax_scale=None,
+    causal=False,
+    window=(None, None),
+    softcap=0.0,
+    out=None,
+    lse=None,
+    return_lse=False,
+    stream=None,
+    device=None,
+):
+    """``softmax(softmax_scale * q @ k.T + mask) @ v`` for q ``(batch, q_rows, q_heads, head_dim)`` and k, v ``(batch, kv_rows, kv_heads,
+    head_dim)``, all float16, bfloat16 or float32, where ``q_heads`` is a multiple of ``kv_heads``.
+
+    The arrays may be of any package that speaks DLPack or ``__cuda_array_interface__``, on one CUDA GPU or on the CPU, where the emulator
+    computes. They are used in place; any strides with a contiguous last axis are accepted.
+
+    Args:
+        softmax_scale: factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        causal: row ``i`` sees the keys up to ``i + kv_rows - q_rows``: the mask ends at the last row and the last key.
+        window: row ``i`` sees ``window[0]`` keys before and ``window[1]`` keys behind key ``i + kv_rows - q_rows``, and that one. ``None`` is
+            no bound. A causal mask has none behind.
+        softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 is no bound.
+        out: array of q's shape and type that the result is written to. ``None`` makes a new one, for arrays of PyTorch, NumPy and CuPy.
+        lse: contiguous float32 array ``(batch, q_heads, q_rows)`` that the log-sum-exp of every row is written to: natural logarithm,
+            minus infinity for a row that sees no key, whose result is 0.
+        return_lse: whether to return the log-sum-exp, in a new array unless ``lse`` is one.
+        stream: ``CUstream`` as a number, 0 for the default stream. ``None`` is PyTorch's current stream for its tensors, else 0.
+        device: number of the GPU, for ``__cuda_array_interface__``, which does not say it.
+
+    Returns:
+        ``out``, or ``(out, lse)`` with ``return_lse``. On a GPU the call returns before the work is done.
+
+    Raises:
+        InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched, with what was given and what is accepted.
+    """
+    left, right = _bounds(window)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(q, torch.Tensor):
+        from . import _torch
+
+        tensors = (q, k, v, out, lse)
+        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, return_lse, stream)
+    if out is None:
+        out = _new_like(q, q.shape if hasattr(q, "shape") else None, None)
+    if return_lse and lse is None:
+        shape = tuple(q.shape)
+        if len(shape) != 4:
+            raise InputError(f"attention takes tensors of 4 axes (batch, row, head, dim); {len(shape)} were given")
+        lse = _new_like(q, (shape[0], shape[2], shape[1]), "float32")
+    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap)
+    return (out, lse) if return_lse else out
+
+
+def _bounds(window):
+    """The bounds of a window, with -1 for none."""
+    left, right = window
+    for name, bound in (("left", left), ("right", right)):
+        if bound is not None and bound < 0:
+            raise InputError(f"window: the {name} bound is {bound}; numbers of keys from 0 on are accepted, and None for no bound")
+    return (-1 if left is None else left, -1 if right is None else right)
+
+
+def _new_like(q, shape, dtype):
+    """A new array of q's package; only packages that are imported already can have made q."""
+    for name, kind in (("numpy", "ndarray"), ("cupy", "ndarray")):
+        package = sys.modules.get(name)
+        if package is not None and isinstance(q, getattr(package, kind)):
+            return package.empty(shape, dtype or q.dtype)
+    raise InputTypeError(
+        f"q is a {type(q).__module__}.{type(q).__qualname__}; new arrays are made for those of PyTorch, NumPy and CuPy, and for others "
+        "`out` (and `lse`) must be given"
+    )

@@ -1,0 +1,196 @@
+//! One call of attention: where its tensors lie, what it is asked, and who computes it.
+
+use crate::{emulated, errors};
+use ferroflash::{
+    Attention, DType, Device, Dims, Error, LseShape, LseViewMut, Operand, Stream, TensorView, TensorViewMut,
+};
+use pyo3::prelude::*;
+
+/// Whose memory an address is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The host: the emulator computes.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Cpu => f.write_str("cpu"),
+            Place::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// Memory that Python owns, read as a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tensor {
+    pub(crate) place: Place,
+    pub(crate) dtype: DType,
+    /// Of the first element.
+    pub(crate) address: u64,
+    pub(crate) shape: Dims,
+    /// In elements.
+    pub(crate) strides: Dims,
+}
+
+impl Tensor {
+    /// Elements, or the most there can be.
+    fn elements(&self) -> usize {
+        self.shape.iter().fold(1, |elements, &extent| elements.saturating_mul(extent))
+    }
+
+    /// Whether there are no gaps, the last axis fastest. The stride of an axis of extent 1 plays no part.
+    fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape.iter().zip(self.strides.iter()).rev().all(|(&extent, &stride)| {
+            let fits = extent <= 1 || stride == expected;
+            expected *= extent.max(1);
+            fits
+        })
+    }
+
+    /// The tensor as ferroflash knows it.
+    ///
+    /// # Safety
+    /// Its elements are memory of `device`, live and written only in order for as long as the view is used. What is only looked at, and
+    /// never launched with, may be of another device.
+    pub(crate) unsafe fn view<'a>(&self, device: &'a Device) -> ferroflash::Result<TensorView<'a>> {
+        // SAFETY: the caller vouches for every element that shape and strides reach, however many these are.
+        unsafe { TensorView::from_raw(device, self.address, usize::MAX, self.shape, self.strides, self.dtype) }
+    }
+}
+
+/// What attention is asked to compute, as Python says it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    pub(crate) scale: Option<f64>,
+    pub(crate) causal: bool,
+    /// Keys before the diagonal; negative is no bound.
+    pub(crate) left: i64,
+    /// Keys behind it. A causal mask has none.
+    pub(crate) right: i64,
+    /// 0 is none.
+    pub(crate) softcap: f64,
+}
+
+impl Options {
+    fn attention(&self) -> Attention {
+        let right = if self.causal { 0 } else { self.right };
+        // No tensor has more rows than 32 bits count, so that a larger bound hides nothing.
+        let [left, right] = [self.left, right].map(|bound| u32::try_from(bound).ok());
+        let attention = match (left, right) {
+            (None, None) => Attention::new(),
+            (None, Some(0)) => Attention::new().causal(),
+            (left, right) => Attention::new().window(left, right),
+        };
+        let attention = attention.with_softcap(self.softcap as f32);
+        match self.scale {
+            Some(scale) => attention.with_scale(scale as f32),
+            None => attention,
+        }
+    }
+}
+
+/// The tensors of one call.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) q: Tensor,
+    pub(crate) k: Tensor,
+    pub(crate) v: Tensor,
+    pub(crate) out: Tensor,
+    /// `f32 [batch, q_heads, q_rows]`.
+    pub(crate) lse: Option<Tensor>,
+}
+
+impl Call {
+    /// With a log-sum-exp at this address, contiguous and of the shape that q wants.
+    pub(crate) fn with_lse_address(self, address: Option<u64>) -> Call {
+        let [batch, rows, heads, _] = self.q.shape[..] else { return self };
+        let (shape, strides) = ([batch, heads, rows], [heads * rows, rows, 1]);
+        let place = self.q.place;
+        let lse = address.map(|address| Tensor {
+            place,
+            dtype: DType::F32,
+            address,
+            shape: Dims::from(shape),
+            strides: Dims::from(strides),
+        });
+        Call { lse, ..self }
+    }
+
+    /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
+    pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
+        self.check_places().map_err(|error| errors::raise(py, error))?;
+        self.check_lse(py)?;
+        let attention = options.attention();
+        let result = match self.q.place {
+            Place::Cpu => {
+                emulated::warn(py)?;
+                py.detach(|| emulated::forward(&attention, self))
+            }
+            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(&attention, ordinal, stream)),
+        };
+        result.map_err(|error| errors::raise(py, error))
+    }
+
+    fn check_places(&self) -> ferroflash::Result<()> {
+        let others = [(Operand::K, Some(&self.k)), (Operand::V, Some(&self.v)), (Operand::Out, Some(&self.out))];
+        for (operand, tensor) in others.into_iter().chain([(Operand::Lse, self.lse.as_ref())]) {
+            if let Some(tensor) = tensor.filter(|tensor| tensor.place != self.q.place) {
+                return Err(Error::DeviceMismatch {
+                    what: operand.to_string(),
+                    found: tensor.place.to_string(),
+                    expected: self.q.place.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The library takes the log-sum-exp as an address: what an array says of itself beyond that is checked here.
+    fn check_lse(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(lse) = &self.lse else { return Ok(()) };
+        if lse.dtype != DType::F32 {
+            return Err(errors::of_type(py, format!("lse holds {}; f32 is accepted", lse.dtype)));
+        }
+        if lse.shape.len() != 3 {
+            let found = lse.shape.len();
+            return Err(errors::of_input(py, format!("lse has {found} axes; 3 (batch, head, row) are accepted")));
+        }
+        if !lse.is_contiguous() {
+            let Tensor { shape, strides, .. } = lse;
+            let message = format!("lse of shape {shape:?} has strides {strides:?}; it must be contiguous");
+            return Err(errors::of_input(py, message));
+        }
+        Ok(())
+    }
+
+    /// Extents of the log-sum-exp.
+    pub(crate) fn lse_shape(&self) -> Option<(u64, usize, LseShape)> {
+        self.lse.as_ref().map(|lse| {
+            let [batch, heads, rows] = lse.shape[..] else { unreachable!("checked by check_lse") };
+            (lse.address, lse.elements(), LseShape { batch, heads, rows })
+        })
+    }
+
+    fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
+        let device = Device::cuda(ordinal)?;
+        // SAFETY: the caller of Python hands over a live stream of the GPU's primary context, which is what its frameworks work in. The
+        // handle is gone when this function returns, in the thread that called it, which matters for the stream of the thread.
+        let stream = unsafe { Stream::from_raw(&device, std::ptr::with_exposed_provenance_mut(stream)) };
+        // SAFETY: the tensors are memory of this GPU by what their owners say; the arguments of the call hold them until it returns, and
+        // from then on their frameworks give memory back in the order of the stream.
+        let (q, k, v) = unsafe { (self.q.view(&device)?, self.k.view(&device)?, self.v.view(&device)?) };
+        let Tensor { address, shape, strides, dtype, .. } = self.out;
+        // SAFETY: as for the inputs; the output is the caller's to write.
+        let mut out = unsafe { TensorViewMut::from_raw(&device, address, usize::MAX, shape, strides, dtype) }?;
+        let lse = self.lse_shape().map(|(address, elements, shape)| {
+            // SAFETY: as for the output.
+            unsafe { LseViewMut::from_raw(&device, address, elements, shape) }
+        });
+        attention.forward_into(&stream, &q, &k, &v, &mut out, lse.transpose()?.as_mut())
+    }
+}

@@ -1,0 +1,110 @@
+//! Tensors on the CPU: the GPU's kernels in ferroflash's emulator, on copies in its memory.
+
+use crate::call::{Call, Tensor};
+use crate::errors;
+use ferroflash::{Attention, DType, Device, Element, Layout, Lse, TensorView, TensorViewMut, bf16, f16};
+use pyo3::prelude::*;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Says once in the life of a process how slow this is.
+pub(crate) fn warn(py: Python<'_>) -> PyResult<()> {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if SAID.swap(true, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let message = c"tensors on the CPU are computed by ferroflash's emulator of the GPU, which checks every memory access: for tests, and \
+                    thousands of times slower than a GPU";
+    PyErr::warn(py, errors::class(py, "EmulatorWarning")?.as_any(), message, 2)
+}
+
+/// The emulator of this process.
+fn device() -> ferroflash::Result<&'static Device> {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    if let Some(device) = DEVICE.get() {
+        return Ok(device);
+    }
+    let device = Device::emulator()?;
+    Ok(DEVICE.get_or_init(|| device))
+}
+
+/// Computes a call whose tensors are in the memory of this process.
+pub(crate) fn forward(attention: &Attention, call: &Call) -> ferroflash::Result<()> {
+    let device = device()?;
+    // SAFETY: these views are compared and planned with, and never launched with.
+    let (q, k, v, out) =
+        unsafe { (call.q.view(device)?, call.k.view(device)?, call.v.view(device)?, call.out.view(device)?) };
+    // Nothing of the tensors is read before they fit together.
+    attention.plan_for(&q, &k, &v, Some(&out))?;
+    match call.q.dtype {
+        DType::F16 => typed::<f16>(device, attention, call),
+        DType::Bf16 => typed::<bf16>(device, attention, call),
+        _ => typed::<f32>(device, attention, call),
+    }
+}
+
+fn typed<T: Element>(device: &Device, attention: &Attention, call: &Call) -> ferroflash::Result<()> {
+    let (q, k, v) = (copy::<T>(device, &call.q)?, copy::<T>(device, &call.k)?, copy::<T>(device, &call.v)?);
+    let (q, k, v) = (view(&q, &call.q)?, view(&k, &call.k)?, view(&v, &call.v)?);
+    let Tensor { shape, strides, .. } = call.out;
+    let (elements, memory) = (reached(&call.out), ferroflash::Tensor::uninit);
+    let out = memory(device, T::DTYPE, [elements], Layout::RowMajor)?;
+    // SAFETY: the memory is this function's own, and has as many elements as it says.
+    let mut out = unsafe { TensorViewMut::from_raw(device, out.address(), elements, shape, strides, T::DTYPE) }?;
+    let lse_shape = call.lse_shape();
+    let mut lse = lse_shape.map(|(_, _, shape)| Lse::uninit(device, shape)).transpose()?;
+    let mut lse_view = lse.as_mut().map(Lse::view_mut);
+    attention.forward_into(&device.default_stream(), &q, &k, &v, &mut out, lse_view.as_mut())?;
+
+    write::<T>(&call.out, &out.view().to_vec()?);
+    if let (Some(tensor), Some(lse)) = (&call.lse, &lse) {
+        write::<f32>(tensor, &lse.to_vec()?);
+    }
+    Ok(())
+}
+
+/// Elements from the first to one past the last; that the arithmetic fits was checked with the view.
+fn reached(tensor: &Tensor) -> usize {
+    if tensor.shape.contains(&0) {
+        return 0;
+    }
+    1 + tensor.shape.iter().zip(tensor.strides.iter()).map(|(extent, stride)| (extent - 1) * stride).sum::<usize>()
+}
+
+/// What the tensor reaches of its memory, in the emulator's: a tensor there has the same strides.
+fn copy<T: Element>(device: &Device, tensor: &Tensor) -> ferroflash::Result<ferroflash::Tensor> {
+    let elements = reached(tensor);
+    let data = match elements {
+        0 => &[],
+        // SAFETY: the owner of the tensor says that its elements are there; views of an array lie in one allocation, so that what is
+        // between them is there, too, and every pattern of bits is an element. The address is a multiple of the element's size: checked
+        // with the view.
+        _ => unsafe {
+            std::slice::from_raw_parts(std::ptr::with_exposed_provenance(tensor.address as usize), elements)
+        },
+    };
+    ferroflash::Tensor::from_slice::<T>(device, data, [elements], Layout::RowMajor)
+}
+
+/// A copy, read as the tensor that it is of.
+fn view<'a>(copy: &'a ferroflash::Tensor, of: &Tensor) -> ferroflash::Result<TensorView<'a>> {
+    let elements = copy.shape()[0];
+    // SAFETY: the copy has that many elements and lives longer than the view.
+    unsafe { TensorView::from_raw(copy.device(), copy.address(), elements, of.shape, of.strides, of.dtype) }
+}
+
+/// Writes the elements, in logical order, to the tensor's memory. What lies between them stays.
+fn write<T: Element>(tensor: &Tensor, elements: &[T]) {
+    let start: *mut T = std::ptr::with_exposed_provenance_mut(tensor.address as usize);
+    let axes: Vec<_> = tensor.shape.iter().copied().zip(tensor.strides.iter().copied()).collect();
+    for (logical, &element) in elements.iter().enumerate() {
+        let mut rest = logical;
+        let offset = axes.iter().rev().fold(0, |offset, &(extent, stride)| {
+            let index = rest % extent;
+            rest /= extent;
+            offset + index * stride
+        });
+        // SAFETY: an element of the tensor, which is the caller's to write.
+        unsafe { start.add(offset).write(element) };
+    }
+}

@@ -1,0 +1,110 @@
+//! The extension module `ferroflash._native`: attention on addresses, shapes and strides that Python hands over, and on objects that
+//! speak DLPack or `__cuda_array_interface__`. The package around it is in `python/ferroflash`.
+
+mod arrays;
+mod call;
+mod emulated;
+mod errors;
+
+use arrays::Array;
+use call::{Call, Options, Place, Tensor};
+use ferroflash::{DType, Dims, MAX_RANK};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+/// A tensor of torch as Python hands it over: `(ordinal, dtype, address, shape, strides)`. The ordinal is -1 for the CPU.
+type TorchTensor<'py> = (i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
+
+/// Attention on tensors of torch, all checks included. `lse` is the address of contiguous `f32 [batch, q_heads, q_rows]`, or 0.
+///
+/// One call with plain numbers: what it costs beside the launch is what a user of small tensors waits for.
+#[pyfunction]
+#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
+fn launch(
+    py: Python<'_>,
+    stream: usize,
+    q: TorchTensor<'_>,
+    k: TorchTensor<'_>,
+    v: TorchTensor<'_>,
+    out: TorchTensor<'_>,
+    lse: u64,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap };
+    let tensors = [&q, &k, &v, &out].map(torch_tensor);
+    let [q, k, v, out] = tensors;
+    let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
+    let call = call.with_lse_address((lse != 0).then_some(lse));
+    call.run(py, stream, &options)
+}
+
+fn torch_tensor((ordinal, dtype, address, shape, strides): &TorchTensor<'_>) -> PyResult<Tensor> {
+    let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
+    // The numbers that `_torch.py` gives the types.
+    let dtype = [DType::F16, DType::Bf16, DType::F32][usize::from(*dtype)];
+    Ok(Tensor { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? })
+}
+
+/// The numbers of a tuple: extents or strides.
+fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
+    let mut numbers = [0; MAX_RANK];
+    let rank = tuple.len();
+    if rank > MAX_RANK {
+        // The error says how many there are.
+        return Dims::new(&vec![0; rank]).map_err(|error| errors::raise(tuple.py(), error));
+    }
+    for (axis, number) in numbers[..rank].iter_mut().enumerate() {
+        *number = tuple.get_borrowed_item(axis)?.extract()?;
+    }
+    Dims::new(&numbers[..rank]).map_err(|error| errors::raise(tuple.py(), error))
+}
+
+/// Attention on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
+#[pyfunction]
+#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
+fn forward(
+    py: Python<'_>,
+    q: &Bound<'_, PyAny>,
+    k: &Bound<'_, PyAny>,
+    v: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    lse: Option<&Bound<'_, PyAny>>,
+    stream: usize,
+    device: Option<usize>,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap };
+    let input = |name, object| Array::import(name, object, stream, device, false);
+    let output = |name, object| Array::import(name, object, stream, device, true);
+    let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
+    let lse = lse.map(|lse| output("lse", lse)).transpose()?;
+    let lse_tensor = lse.as_ref().map(|lse| lse.tensor);
+    let call = Call { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: lse_tensor };
+    // The arrays are held until the launch has returned.
+    call.run(py, stream, &options)
+}
+
+/// The devices that there are, and why there is no GPU where there is none.
+#[pyfunction]
+fn devices(py: Python<'_>) -> Vec<(String, String)> {
+    let found = py.detach(ferroflash::Device::list);
+    found.into_iter().map(|info| (info.id(), info.name)).collect()
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(launch, module)?)?;
+    module.add_function(wrap_pyfunction!(forward, module)?)?;
+    module.add_function(wrap_pyfunction!(devices, module)?)
+}

@@ -1,0 +1,85 @@
+"""Attention by its definition in float64, and the rule by which a result is right: independent of the library, in NumPy alone.
+
+    max |out - exact| <= 2 * max |rounded - exact| + 1e-5
+
+`rounded` is what a straightforward program in the tensors' own precision gives.
+"""
+
+import numpy as np
+
+
+def round_to(values, precision):
+    """The values as they are after a store in this precision: "f16", "bf16" or "f32"."""
+    if precision == "bf16":
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+        # To nearest, ties to even.
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        return rounded.astype(np.uint32).view(np.float32).astype(np.float64)
+    return np.asarray(values, dtype={"f16": np.float16, "f32": np.float32}[precision]).astype(np.float64)
+
+
+def visible(rows, keys, causal=False, left=None, right=None):
+    """Which keys each row sees: `[row, key]`. The mask ends at the last row and the last key."""
+    seen = np.ones((rows, keys), dtype=bool)
+    for row in range(rows):
+        diagonal = row + keys - rows
+        for key in range(keys):
+            if causal and key > diagonal:
+                seen[row, key] = False
+            if left is not None and key < diagonal - left:
+                seen[row, key] = False
+            if right is not None and key > diagonal + right:
+                seen[row, key] = False
+    return seen
+
+
+def attention(q, k, v, mask, scale, softcap=0.0, precision=None):
+    """`(out, lse)` of q `[batch, row, head, dim]`, in float64, or as the precision rounds it."""
+    number = np.float64 if precision is None else np.float32
+    q, k, v = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v))
+    group = q.shape[1] // max(k.shape[1], 1)
+    k, v = (np.repeat(x, group, axis=1) for x in (k, v))
+    scores = (q @ k.transpose(0, 1, 3, 2)) * number(scale)
+    if softcap:
+        scores = number(softcap) * np.tanh(scores / number(softcap))
+    scores = np.where(mask, scores, number(-np.inf))
+    sees = mask.any(axis=1)[None, None, :, None]
+    most = np.max(scores, axis=3, keepdims=True, initial=-np.inf)
+    weights = np.exp(scores - np.where(sees, most, 0))
+    total = weights.sum(axis=3, keepdims=True)
+    with np.errstate(divide="ignore"):
+        lse = np.where(sees, np.where(sees, most, 0) + np.log(total), -np.inf)[..., 0]
+    weights = weights / np.where(sees, total, 1)
+    if precision is not None:
+        weights = round_to(weights, precision).astype(number)
+    out = (weights @ v).transpose(0, 2, 1, 3)
+    return (out if precision is None else round_to(out, precision)).astype(np.float64), lse.astype(np.float64)
+
+
+def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+    """Fails the test where a result is outside the bound. `inputs` are q, k and v with the values that the tensors hold."""
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in inputs)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    mask = visible(q.shape[1], k.shape[1], causal, left, right)
+    exact, exact_lse = attention(q, k, v, mask, scale, softcap)
+    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision)
+    out = np.asarray(out, dtype=np.float64)
+    test.assertEqual(out.shape, exact.shape)
+    error, bound = _largest(out - exact), 2 * _largest(rounded - exact) + 1e-5
+    test.assertLessEqual(error, bound, f"out is off by {error}")
+    if lse is not None:
+        lse = np.asarray(lse, dtype=np.float64)
+        test.assertEqual(lse.shape, exact_lse.shape)
+        seen = np.isfinite(exact_lse)
+        np.testing.assert_array_equal(lse[~seen], exact_lse[~seen])
+        largest = np.abs(exact_lse[seen]).max(initial=0.0)
+        units = 16 * float(np.spacing(np.float32(largest)))
+        error = _largest(lse[seen] - exact_lse[seen])
+        bound = 2 * _largest(rounded_lse[seen] - exact_lse[seen]) + 1e-5 + units
+        test.assertLessEqual(error, bound, f"lse is off by {error}")
+
+
+def _largest(differences):
+    """The largest magnitude; infinite where one is NaN."""
+    magnitudes = np.abs(differences)
+    return float(np.where(np.isnan(magnitudes), np.inf, magnitudes).max(initial=0.0))

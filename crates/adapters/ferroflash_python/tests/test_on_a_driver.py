@@ -1,0 +1,190 @@
+"""Arrays on a GPU, against the stand-in for the driver: which stream waits, what is launched with which addresses, what is refused.
+
+The driver is opened once in the life of a process, so that each test is a process of its own.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+
+SOURCE = os.environ.get("FERROFLASH_FAKE_DRIVER")
+
+# Arrays that are nothing but what they say of themselves.
+ARRAYS = '''
+import ctypes, sys
+import ferroflash
+
+def strides_of(shape):
+    strides = [1]
+    for extent in reversed(shape[1:]):
+        strides.insert(0, strides[0] * extent)
+    return tuple(strides)
+
+class Interface:
+    """What CuPy and Numba speak."""
+    def __init__(self, address, shape=(2, 5, 4, 64), typestr="<f2", strides=None, **more):
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": typestr, "data": (address, False), "version": 3,
+            "strides": strides and tuple(stride * int(typestr[-1]) for stride in strides), **more,
+        }
+        self.shape, self.address = shape, address
+
+class Device(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int32), ("id", ctypes.c_int32)]
+
+class Type(ctypes.Structure):
+    _fields_ = [("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)]
+
+class Described(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("device", Device), ("ndim", ctypes.c_int32), ("dtype", Type),
+                ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+                ("byte_offset", ctypes.c_uint64)]
+
+class Managed(ctypes.Structure):
+    _fields_ = [("tensor", Described), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+
+class Packed:
+    """What every package of tensors speaks; from before version 1, so that only a stream is asked for."""
+    def __init__(self, address, shape=(2, 5, 4, 64), device=(2, 0), code=2, offset=0):
+        self.shape, self.device, self.streams = shape, device, []
+        sizes = (ctypes.c_int64 * 4)(*shape)
+        steps = (ctypes.c_int64 * 4)(*strides_of(shape))
+        self.kept = sizes, steps
+        self.described = Managed(Described(address, Device(*device), 4, Type(code, 16, 1), sizes, steps, offset), None, None)
+    def __dlpack_device__(self):
+        return self.device
+    def __dlpack__(self, stream=None):
+        self.streams.append(stream)
+        make = ctypes.pythonapi.PyCapsule_New
+        make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return make(ctypes.addressof(self.described), b"dltensor", None)
+
+def refused(kind, words, call):
+    try:
+        call()
+    except kind as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+'''
+
+
+@unittest.skipIf(SOURCE is None or shutil.which("rustc") is None, "FERROFLASH_FAKE_DRIVER names no source, or there is no rustc")
+class OnADriver(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        library = pathlib.Path(cls.folder.name, "libcuda.so.1")
+        rustc = ["rustc", "--edition", "2024", "--crate-type", "cdylib", "--crate-name", "cuda", "-Cpanic=abort", "-o", str(library)]
+        subprocess.run([*rustc, SOURCE, "-Clink-arg=-Wl,-soname,libcuda.so.1"], check=True, capture_output=True)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def run_program(self, program, **settings):
+        """What the driver was told."""
+        log = pathlib.Path(self.folder.name, "log")
+        log.write_text("")
+        environment = {**os.environ, "LD_LIBRARY_PATH": self.folder.name, "FAKE_LOG": str(log), **settings}
+        program = ARRAYS + textwrap.dedent(program)
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return log.read_text().splitlines()
+
+    def launches(self, log):
+        return [line for line in log if line.startswith("launch")]
+
+    def test_addresses_and_the_callers_stream(self):
+        log = self.run_program("""
+            q, k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(4))
+            assert ferroflash.forward(q, k, v, out=out, causal=True, stream=0x77) is out
+            lse = Interface(0x71000000, (2, 4, 5), "<f4")
+            assert ferroflash.forward(q, k, v, out=out, lse=lse, return_lse=True) == (out, lse)
+        """)
+        self.assertEqual(len(self.launches(log)), 2, log)
+        text = "\n".join(log)
+        for address in ("0x70000000", "0x70100000", "0x70200000"):
+            self.assertIn(address, text)
+        self.assertIn(f" stream {0x77} ", self.launches(log)[0])
+        self.assertIn(" stream 0 ", self.launches(log)[1])
+
+    def test_dlpack_is_told_the_stream(self):
+        log = self.run_program("""
+            q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))
+            out = Packed(0x70300000, offset=0x200)
+            ferroflash.forward(q, k, v, out=out, stream=0x77)
+            ferroflash.forward(q, k, v, out=out)
+            ferroflash.forward(q, k, v, out=out, stream=2)
+            assert q.streams == out.streams == [0x77, 1, 2], q.streams
+            # bfloat16 is a type of DLPack alone; the library compares types.
+            refused(ferroflash.InputTypeError, "out holds bf16, q holds f16", lambda: ferroflash.forward(q, k, v, out=Packed(0x70300000, code=4)))
+        """)
+        self.assertEqual(len(self.launches(log)), 3, log)
+
+    def test_the_writers_stream_is_waited_for(self):
+        log = self.run_program("""
+            q = Interface(0x70000000, stream=0x55)
+            k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(1, 4))
+            ferroflash.forward(q, k, v, out=out, stream=0x77)
+        """)
+        told = [line.split()[:6] for line in log if line.startswith(("record", "launch", "stream"))]
+        recorded, waited, launched = (" ".join(line) for line in told)
+        self.assertRegex(recorded, r"^record event (\d+) flags")
+        self.assertTrue(waited.startswith(f"stream {0x77} waits for event {recorded.split()[2]}"), told)
+        self.assertTrue(launched.startswith("launch v3_f16_d64"), told)
+        self.assertTrue(any(line.endswith(f"on stream {0x55}") for line in log), log)
+
+    def test_refusals_on_a_gpu(self):
+        log = self.run_program("""
+            q, k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(4))
+            f = lambda *tensors, **options: (lambda: ferroflash.forward(*tensors, **options))
+            E, T, D = ferroflash.InputError, ferroflash.InputTypeError, ferroflash.DeviceError
+            refused(T, "new arrays are made for those of PyTorch, NumPy and CuPy", f(q, k, v))
+            refused(E, "out overlaps q in memory", f(q, k, v, out=Interface(q.address + 64)))
+            refused(E, "lse overlaps out", f(q, k, v, out=out, lse=Interface(out.address, (2, 4, 5), "<f4")))
+            refused(E, "no multiple of the 2 bytes of one f16 element", f(Interface(0x70000001), k, v, out=out))
+            refused(E, "the last dim of k has stride 2", f(q, Interface(k.address, strides=(10240, 2048, 512, 2)), v, out=out))
+            refused(E, "those below 0 are not accepted", f(Interface(q.address, strides=(-1280, 256, 64, 1)), k, v, out=out))
+            refused(T, "q holds `<f8`", f(Interface(q.address, typestr="<f8"), k, v, out=out))
+            refused(T, "k holds f32, q holds f16", f(q, Interface(k.address, typestr="<f4"), v, out=out))
+            refused(E, "k has a mask", f(q, Interface(k.address, mask=q), v, out=out))
+            read_only = Interface(out.address)
+            read_only.__cuda_array_interface__["data"] = (out.address, True)
+            refused(E, "out is read-only", f(q, k, v, out=read_only))
+            refused(E, "k is on device cuda:1, q is on cuda:0", f(q, Packed(k.address, device=(2, 1)), v, out=out, device=0))
+            refused(E, "q is on a device of DLPack's type 10", f(Packed(q.address, device=(10, 0)), k, v, out=out))
+            refused(T, "q holds integers of 16 bits", f(Packed(q.address, code=0), k, v, out=out))
+            refused(D, "cuda:7 does not exist", f(q, k, v, out=out, device=7))
+            refused(E, "head_dim 20 is not supported", f(*(Interface(0x70000000 + i * 0x100000, (2, 5, 4, 20)) for i in range(3)), out=Interface(0x70300000, (2, 5, 4, 20))))
+        """)
+        self.assertEqual(self.launches(log), [])
+
+    def test_one_of_two_gpus_has_to_be_named(self):
+        log = self.run_program(
+            """
+            q, k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(4))
+            refused(ferroflash.InputError, "`device` is needed", lambda: ferroflash.forward(q, k, v, out=out))
+            ferroflash.forward(q, k, v, out=out, device=1)
+            """,
+            FAKE_GPUS="2",
+        )
+        self.assertEqual(len(self.launches(log)), 1, log)
+
+    def test_no_gpu(self):
+        self.run_program(
+            """
+            q, k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(4))
+            refused(ferroflash.DeviceError, "the CUDA driver finds no GPU", lambda: ferroflash.forward(q, k, v, out=out))
+            """,
+            FAKE_GPUS="0",
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()

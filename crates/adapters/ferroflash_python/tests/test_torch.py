@@ -1,0 +1,317 @@
+"""The functions of flash_attn on tensors of PyTorch, on the CPU: against the float64 reference, and as an operation of PyTorch."""
+
+import inspect
+import subprocess
+import sys
+import unittest
+import warnings
+
+import numpy as np
+
+import ferroflash
+from reference import check
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+PRECISIONS = {} if torch is None else {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+
+
+def setUpModule():
+    warnings.simplefilter("ignore", ferroflash.EmulatorWarning)
+
+
+def inputs(dtype, batch=2, q_rows=40, kv_rows=45, q_heads=4, kv_heads=2, dim=32):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(batch, q_rows, q_heads, dim), (batch, kv_rows, kv_heads, dim), (batch, kv_rows, kv_heads, dim)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def arrays(tensors):
+    return [tensor.detach().double().numpy() for tensor in tensors]
+
+
+class WithoutTorch(unittest.TestCase):
+    def test_the_package_needs_no_torch(self):
+        program = """
+import sys
+sys.modules["torch"] = None  # import torch fails
+import ferroflash
+try:
+    ferroflash.flash_attn_func
+except ImportError as error:
+    assert "flash_attn take tensors of PyTorch" in str(error), error
+else:
+    raise AssertionError("no torch, and no error")
+"""
+        subprocess.run([sys.executable, "-c", program], check=True)
+
+    def test_torch_is_not_imported_before_it_is_needed(self):
+        program = "import sys, ferroflash; assert 'torch' not in sys.modules"
+        subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class Results(unittest.TestCase):
+    def test_types_and_head_dims(self):
+        """Head dims that are no multiples of 8 are padded, with the scale of the dim that was given."""
+        for name, dtype in PRECISIONS.items():
+            for dim in (32, 59, 64, 111, 128):
+                with self.subTest(dtype=name, dim=dim):
+                    tensors = inputs(dtype, dim=dim)
+                    out, lse, dmask = ferroflash.flash_attn_func(*tensors, causal=True, return_attn_probs=True)
+                    self.assertEqual((out.dtype, lse.dtype, dmask.numel()), (dtype, torch.float32, 0))
+                    check(self, out.double().numpy(), lse.numpy(), arrays(tensors), name, causal=True)
+
+    def test_windows_and_softcap(self):
+        tensors = inputs(torch.bfloat16)
+        for left, right in ((-1, -1), (5, -1), (-1, 3), (7, 2), (1000, 1000)):
+            for causal in (False, True):
+                out = ferroflash.flash_attn_func(*tensors, causal=causal, window_size=(left, right), softcap=20.0)
+                left_bound, right_bound = (None if bound < 0 else bound for bound in (left, right))
+                options = {"causal": causal, "left": left_bound, "right": 0 if causal else right_bound}
+                check(self, out.double().numpy(), None, arrays(tensors), "bf16", softcap=20.0, **options)
+        plain = ferroflash.flash_attn_func(*tensors)
+        self.assertTrue(torch.equal(plain, ferroflash.flash_attn_func(*tensors, softcap=-1.0)))
+
+    def test_packed(self):
+        qkv = torch.stack(inputs(torch.float16, kv_rows=40, kv_heads=4), dim=2)
+        expected = ferroflash.flash_attn_func(*qkv.unbind(2), 0.0, 0.3, True)
+        self.assertTrue(torch.equal(ferroflash.flash_attn_qkvpacked_func(qkv, 0.0, 0.3, True), expected))
+        out, lse, _ = ferroflash.flash_attn_kvpacked_func(qkv[:, :, 0], qkv[:, :, 1:], 0.0, 0.3, True, return_attn_probs=True)
+        self.assertTrue(torch.equal(out, expected))
+        self.assertEqual(lse.shape, (2, 4, 40))
+        check(self, out.double().numpy(), lse.numpy(), arrays(qkv.unbind(2)), "f16", causal=True, scale=0.3)
+
+    def test_strides(self):
+        """Other orders of axes in place; a last dim with gaps is copied, as flash_attn does."""
+        q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(torch.float16, kv_rows=40, kv_heads=4))
+        out = ferroflash.flash_attn_func(q, k, v)
+        self.assertEqual(out.stride(), q.stride())
+        check(self, out.double().numpy(), None, arrays((q, k, v)), "f16")
+        wide = torch.randn(2, 40, 4, 64).half()
+        gaps = wide[..., ::2]
+        check(self, ferroflash.flash_attn_func(gaps, k, v).double().numpy(), None, arrays((gaps, k, v)), "f16")
+
+    def test_a_whole_cache(self):
+        q, k, v = inputs(torch.float16, q_rows=3)
+        out, lse = ferroflash.flash_attn_with_kvcache(q, k, v, causal=True, return_softmax_lse=True)
+        expected = ferroflash.flash_attn_func(q, k, v, causal=True)
+        self.assertTrue(torch.equal(out, expected))
+        self.assertEqual(lse.shape, (2, 4, 3))
+
+    def test_forward_takes_tensors(self):
+        q, k, v = inputs(torch.bfloat16)
+        out = torch.full_like(q, float("nan"))
+        lse = torch.full((2, 4, 40), float("nan"))
+        returned = ferroflash.forward(q, k, v, causal=True, out=out, lse=lse, return_lse=True)
+        self.assertIs(returned[0], out)
+        check(self, out.double().numpy(), lse.numpy(), arrays((q, k, v)), "bf16", causal=True)
+        self.assertTrue(torch.equal(ferroflash.forward(q, k, v, causal=True), out))
+        q_array = np.zeros((2, 40, 4, 32), dtype=np.float32)
+        mixed = ferroflash.forward(q_array, *(x.float() for x in (k, v)))
+        self.assertIsInstance(mixed, np.ndarray)
+
+    def test_arguments_are_those_of_flash_attn(self):
+        def arguments(function):
+            return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+        none = inspect.Parameter.empty
+        options = {
+            "dropout_p": 0.0,
+            "softmax_scale": None,
+            "causal": False,
+            "window_size": (-1, -1),
+            "softcap": 0.0,
+            "alibi_slopes": None,
+            "deterministic": False,
+            "return_attn_probs": False,
+        }
+        lengths = {name: none for name in ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")}
+        qkv, kv = {"q": none, "k": none, "v": none}, {"q": none, "kv": none}
+        expected = {
+            "flash_attn_func": {**qkv, **options},
+            "flash_attn_kvpacked_func": {**kv, **options},
+            "flash_attn_qkvpacked_func": {"qkv": none, **options},
+            "flash_attn_varlen_func": {**qkv, **lengths, **options, "block_table": None},
+            "flash_attn_varlen_kvpacked_func": {**kv, **lengths, **options},
+            "flash_attn_varlen_qkvpacked_func": {"qkv": none, "cu_seqlens": none, "max_seqlen": none, **options},
+        }
+        for name, parameters in expected.items():
+            found = arguments(getattr(ferroflash, name))
+            self.assertEqual((name, list(found.items())), (name, list(parameters.items())))
+        cache = arguments(ferroflash.flash_attn_with_kvcache)
+        self.assertEqual(
+            list(cache),
+            "q k_cache v_cache k v rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad block_table softmax_scale causal "
+            "window_size softcap rotary_interleaved alibi_slopes num_splits return_softmax_lse".split(),
+        )
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class Refusals(unittest.TestCase):
+    def refused(self, kind, words, call):
+        with self.assertRaises(kind) as caught:
+            call()
+        self.assertIn(words, str(caught.exception))
+
+    def test_missing_features_are_named(self):
+        q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
+        f, missing = ferroflash, ferroflash.MissingFeatureError
+        slopes, lengths = torch.ones(4), torch.tensor([0, 40], dtype=torch.int32)
+        kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
+        for words, call in (
+            ("flash_attn_func: dropout (dropout_p)", lambda: f.flash_attn_func(q, k, v, 0.1)),
+            ("flash_attn_func: ALiBi (alibi_slopes)", lambda: f.flash_attn_func(q, k, v, alibi_slopes=slopes)),
+            ("flash_attn_kvpacked_func: dropout", lambda: f.flash_attn_kvpacked_func(q, kv, 0.1)),
+            ("flash_attn_qkvpacked_func: ALiBi", lambda: f.flash_attn_qkvpacked_func(qkv, alibi_slopes=slopes)),
+            ("variable sequence lengths", lambda: f.flash_attn_varlen_func(q[0], k[0], v[0], lengths, lengths, 40, 40)),
+            ("variable sequence lengths", lambda: f.flash_attn_varlen_kvpacked_func(q[0], kv[0], lengths, lengths, 40, 40)),
+            ("variable sequence lengths", lambda: f.flash_attn_varlen_qkvpacked_func(qkv[0], lengths, 40)),
+            ("new keys and values (k, v)", lambda: f.flash_attn_with_kvcache(q, k, v, k, v)),
+            ("rotary embedding", lambda: f.flash_attn_with_kvcache(q, k, v, rotary_cos=slopes)),
+            ("lengths (cache_seqlens)", lambda: f.flash_attn_with_kvcache(q, k, v, cache_seqlens=3)),
+            ("another order (cache_batch_idx)", lambda: f.flash_attn_with_kvcache(q, k, v, cache_batch_idx=lengths)),
+            ("padding on the left", lambda: f.flash_attn_with_kvcache(q, k, v, cache_leftpad=lengths)),
+            ("in pages (block_table)", lambda: f.flash_attn_with_kvcache(q, k, v, block_table=lengths)),
+            ("ALiBi", lambda: f.flash_attn_with_kvcache(q, k, v, alibi_slopes=slopes)),
+        ):
+            self.refused(missing, words, call)
+
+    def test_bad_tensors(self):
+        q, k, v = inputs(torch.float16)
+        f = ferroflash.flash_attn_func
+        self.refused(ferroflash.InputTypeError, "k holds bf16, q holds f16", lambda: f(q, k.bfloat16(), v))
+        self.refused(ferroflash.InputTypeError, "q holds torch.float64; torch.float16", lambda: f(q.double(), k.double(), v.double()))
+        self.refused(ferroflash.InputError, "k has batch 1, q has 2", lambda: f(q, k[:1], v))
+        self.refused(ferroflash.InputError, "attention takes tensors of 4 axes", lambda: f(q[0], k[0], v[0]))
+        self.refused(ferroflash.InputError, "v has 44 rows, k has 45", lambda: f(q, k, v[:, 1:]))
+        self.refused(ferroflash.InputError, "head_dim 264 is not supported", lambda: f(*inputs(torch.float16, dim=264)))
+        self.refused(ferroflash.InputTypeError, "k is a ndarray", lambda: ferroflash.forward(q, k.numpy(), v))
+        self.refused(ferroflash.InputError, "q is on device meta", lambda: ferroflash.forward(q.to("meta"), k.to("meta"), v.to("meta"), stream=0))
+        lse = torch.zeros(2, 4, 39)
+        self.refused(ferroflash.InputError, "lse has shape (2, 4, 39); (2, 4, 40)", lambda: ferroflash.forward(q, k, v, lse=lse))
+        self.refused(ferroflash.InputTypeError, "lse holds torch.float16", lambda: ferroflash.forward(q, k, v, lse=lse.half()))
+        out = torch.full((2, 39, 4, 32), float("nan")).half()
+        self.refused(ferroflash.InputError, "out has 39 rows, q has 40", lambda: ferroflash.forward(q, k, v, out=out))
+        self.assertTrue(out.isnan().all())
+
+    def test_gradients_are_not_dropped(self):
+        q, k, v = inputs(torch.float16)
+        for which in (q, k, v):
+            which.requires_grad_()
+            out = ferroflash.flash_attn_func(q, k, v)
+            self.assertTrue(out.requires_grad)
+            self.refused(ferroflash.MissingFeatureError, "the backward pass", lambda: out.sum().backward())
+            with torch.no_grad():
+                self.assertFalse(ferroflash.flash_attn_func(q, k, v).requires_grad)
+            out = torch.empty_like(q.detach())
+            self.refused(ferroflash.MissingFeatureError, "a gradient through", lambda: ferroflash.forward(q, k, v, out=out))
+            which.requires_grad_(False)
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class AsAnOperation(unittest.TestCase):
+    def test_opcheck(self):
+        q, k, v = inputs(torch.float16)
+        for return_lse in (False, True):
+            arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse)
+            tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+            ferroflash.flash_attn_func  # registers the operation
+            torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
+
+    def test_compiled_without_a_break(self):
+        def block(x, weight):
+            qkv = (x @ weight).unflatten(-1, (3, 2, 32))
+            return ferroflash.flash_attn_qkvpacked_func(qkv, causal=True).flatten(-2).relu()
+
+        x, weight = torch.randn(2, 20, 64).half(), torch.randn(64, 192).half() / 8
+        ferroflash.flash_attn_func  # registers the operation
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        self.assertTrue(torch.equal(compiled(x, weight), block(x, weight)))
+        longer = torch.randn(2, 33, 64).half()
+        self.assertTrue(torch.equal(compiled(longer, weight), block(longer, weight)))
+
+    def test_fake_tensors(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            q = torch.empty(2, 40, 4, 64, dtype=torch.float16)
+            out, lse, _ = ferroflash.flash_attn_func(q, q, q, return_attn_probs=True)
+        self.assertEqual((out.shape, lse.shape), (q.shape, (2, 4, 40)))
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class StandIn(unittest.TestCase):
+    def run_program(self, program):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+    def test_flash_attn(self):
+        self.run_program("""
+import ferroflash, torch
+ferroflash.install_as("flash_attn")
+ferroflash.install_as("flash_attn")
+import flash_attn
+from flash_attn import flash_attn_func, flash_attn_with_kvcache
+from flash_attn.bert_padding import index_first_axis, pad_input, unpad_input
+from flash_attn.flash_attn_interface import flash_attn_varlen_func
+import importlib.util
+assert importlib.util.find_spec("flash_attn") is not None
+assert flash_attn_func is ferroflash.flash_attn_func and flash_attn.__version__.startswith("2.8")
+x = torch.arange(24.0).reshape(2, 3, 4)
+mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+rows, indices, starts, longest, used = unpad_input(x, mask)
+assert indices.tolist() == [0, 1, 3, 4, 5] and starts.tolist() == [0, 2, 5] and longest == 3 and used.tolist() == [2, 3]
+assert starts.dtype == used.dtype == torch.int32
+assert torch.equal(pad_input(rows, indices, 2, 3), x * mask[..., None])
+extra = torch.tensor([[0, 0, 1], [0, 0, 0]])
+rows, indices, starts, longest, used = unpad_input(x, mask, extra)
+assert rows.shape[0] == 6 and starts.tolist() == [0, 3, 6] and used.tolist() == [2, 3]
+""")
+
+    def test_flash_attn_3(self):
+        self.run_program("""
+import ferroflash, torch
+ferroflash.install_as("flash_attn_interface")
+import flash_attn_interface as fa3
+q = torch.randn(2, 20, 6, 32).half()
+out, lse = fa3.flash_attn_func(q, q[:, :, :2], q[:, :, :2], causal=True, return_attn_probs=True)
+assert torch.equal(out, ferroflash.flash_attn_func(q, q[:, :, :2], q[:, :, :2], causal=True)) and lse.shape == (2, 6, 20)
+qkv = torch.cat((q, q[:, :, :4]), dim=2)
+assert torch.equal(fa3.flash_attn_qkvpacked_func(qkv, num_heads_q=6), ferroflash.flash_attn_func(q, q[:, :, :2], q[:, :, 2:4]))
+packed = torch.stack((q, q, q), dim=2)
+assert torch.equal(fa3.flash_attn_qkvpacked_func(packed), ferroflash.flash_attn_func(q, q, q))
+for words, call in (
+    ("qv", lambda: fa3.flash_attn_func(q, q, q, qv=q)),
+    ("fp8", lambda: fa3.flash_attn_func(q, q, q, k_descale=q)),
+    ("attention_chunk", lambda: fa3.flash_attn_func(q, q, q, attention_chunk=4)),
+    ("cu_seqlens", lambda: fa3.flash_attn_varlen_func(q[0])),
+    ("page_table", lambda: fa3.flash_attn_with_kvcache(q, q, q)),
+    ("flash_attn_combine", lambda: fa3.flash_attn_combine(q, q)),
+    ("page_table", lambda: fa3.get_scheduler_metadata(1)),
+):
+    try:
+        call()
+    except ferroflash.MissingFeatureError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+""")
+
+    def test_the_original_is_not_replaced(self):
+        self.run_program("""
+import ferroflash, sys, types
+sys.modules["flash_attn"] = types.ModuleType("flash_attn")
+try:
+    ferroflash.install_as("flash_attn")
+except ferroflash.InputError as error:
+    assert "imported already" in str(error)
+else:
+    raise AssertionError("replaced")
+""")
+
+
+if __name__ == "__main__":
+    unittest.main()
