@@ -1,6 +1,7 @@
 //! The workspace of adapters, which is not part of this one: what it has to pass.
 
-use std::ffi::OsString;
+use std::env;
+use std::iter::once;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -23,16 +24,18 @@ pub(crate) fn cargo() -> Command {
 /// Lints. This compiles what candle's GPU tensors need, too: candle's own kernels by a stand-in for nvcc, as empty files.
 pub(crate) fn lint() -> Result<()> {
     let stand_in = root().join("candle_ferroflash/tests/toolkit/bin");
-    let mut path = OsString::from(&stand_in);
-    path.push(":");
-    path.push(std::env::var_os("PATH").context("PATH is not set")?);
+    let path = env::var_os("PATH").context("PATH is not set")?;
+    let path = env::join_paths(once(stand_in.clone()).chain(env::split_paths(&path)))?;
     // A machine without a GPU cannot be asked for its compute capability.
     let environment = [("PATH", path), ("NVCC", stand_in.join("nvcc").into()), ("CUDA_COMPUTE_CAP", "90".into())];
     // The tests of ferroflash_cudarc choose a version of CUDA, which is another than candle finds: one at a time.
-    for packages in [&["ferroflash_cudarc"][..], &["candle_ferroflash", "candle-flash-attn"], &["ferroflash_python"]] {
+    let candle = ["candle_ferroflash", "candle-flash-attn", "candle_models"];
+    for (packages, features) in
+        [(&["ferroflash_cudarc"][..], ""), (&candle, "candle_models/emulator"), (&["ferroflash_python"], "")]
+    {
         let packages = packages.iter().flat_map(|package| ["--package", package]);
         let mut cargo = cargo();
-        cargo.envs(environment.clone()).arg("clippy").args(packages);
+        cargo.envs(environment.clone()).arg("clippy").args(packages).args(["--features", features]);
         workspace::run(cargo.args(["--all-targets", "--quiet", "--", "-D", "warnings"]))?;
     }
     Ok(())
