@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use anyhow::{Result, bail};
 use lexopt::Arg;
 
-use crate::{adapters, arguments, build, output, setup, workspace};
+use crate::{adapters, arguments, build, output, package, setup, workspace};
 
 const HELP: &str = "\
 Usage: cargo xtask test [OPTIONS] [-- CARGO-TEST-ARGUMENTS]
 
 Formatting, lints, the kernels to PTX, and `cargo test` of the workspace: units, documentation examples, and every kernel against
-the f64 reference on one device. Then, unless CARGO-TEST-ARGUMENTS say what to test, the adapters of crates/adapters, without a GPU.
+the f64 reference on one device. Then, unless CARGO-TEST-ARGUMENTS say what to test, the adapters of crates/adapters, without a GPU, and
+the packages as a registry would hold them, by a program that is made of them alone.
 
 Options
   --device NAME    cuda, cuda:N or emulator; one that is not there is a failure [best: a GPU, else the emulator]
@@ -103,6 +104,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     if of_everything {
         workspace::step("tests of the adapters");
         adapters::test()?;
+        package::test()?;
     }
     Ok(())
 }
