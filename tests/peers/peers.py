@@ -91,8 +91,9 @@ class Server:
     def launcher(self, peer):
         """The peer on the problem at hand; after the end of an earlier process, which did the check, a new one."""
         launchers = self.problem.launchers
-        if self.peers[peer].operation != peer_attention.Attention.operation:
-            raise NoResult(f"{peer} is for {self.peers[peer].operation}, and the problem is one of {peer_attention.Attention.operation}")
+        if peer not in self.peers:
+            # Another process made the list that the program asks from.
+            raise NoResult(f"{peer} could be imported when the run began, and not by the Python started since")
         if peer not in launchers:
             launcher = Launcher(self.peers[peer], self.problem)
             launcher.extra_bytes = launcher.measure_extra_bytes()

@@ -65,7 +65,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
 
 /// A builder of the kernel crate for every architecture of the list of entries.
 pub(crate) fn builder() -> Result<CudaBuilder> {
-    // The folder that the build script of `ferroflash` uses too: each compiles what the other has not.
+    // The folder that the build script of `ferroflash_ptx` uses too: each compiles what the other has not.
     let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
     for entry in entries() {
         builder = builder.arch(entry.arch.name().parse()?);

@@ -4,6 +4,7 @@ mod adapters;
 mod arguments;
 mod build;
 mod bundle;
+mod deny;
 mod doctor;
 mod output;
 mod package;

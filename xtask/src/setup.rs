@@ -81,9 +81,9 @@ pub(crate) fn require_rust_src() -> Result<PathBuf> {
     let mut failures = Vec::new();
     for way in [Way::Rustup, Way::OwnPackages, Way::Debian] {
         workspace::step(&format!("rust-src {pinned} by {}", way.name()));
-        match way.install(&toolchain) {
-            Ok(()) => {
-                let library = toolchain.rust_src()?;
+        // rustup says that a component is up to date by its own list, whatever became of the files.
+        match way.install(&toolchain).and_then(|()| Ok(toolchain.rust_src()?)) {
+            Ok(library) => {
                 workspace::step(&format!("rust-src {pinned} installed in {:.1} s", started.elapsed().as_secs_f64()));
                 return Ok(library);
             }

@@ -1,19 +1,11 @@
-//! The embedded PTX: one module for each entry point, compressed.
+//! The embedded PTX: one module for each entry point, compressed, so that a device compiles only what it runs.
 
 use crate::error::{Error, Result};
 use kernel_spec::{Entry, entries};
 
-/// Entry point and its PTX, a module of its own (zlib), so that a device compiles only what it runs.
-struct Embedded {
-    symbol: &'static str,
-    zlib: &'static [u8],
-}
-
-include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
-
 /// The entry points whose PTX this build holds, in the order of the list.
 pub fn embedded_entries() -> impl Iterator<Item = &'static Entry> {
-    entries().filter(|entry| find(entry.symbol).is_some())
+    entries().filter(|entry| ferroflash_ptx::find(entry.symbol).is_some())
 }
 
 /// PTX of the module that holds this entry point, as it is given to the device: for disassemblers, profilers and other launchers.
@@ -22,15 +14,10 @@ pub fn embedded_entries() -> impl Iterator<Item = &'static Entry> {
 /// [`Error::MissingVariant`] when this build holds no such entry point, [`Error::PtxRejected`] when its text is damaged.
 pub fn text(entry: &Entry) -> Result<String> {
     let symbol = entry.symbol;
-    let bytes = find(symbol).ok_or(Error::MissingVariant { symbol })?;
-    let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib(bytes)
+    let module = ferroflash_ptx::find(symbol).ok_or(Error::MissingVariant { symbol })?;
+    let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib(module.zlib)
         .map_err(|error| Error::PtxRejected { symbol, log: format!("embedded text is damaged: {error}") })?;
     String::from_utf8(unpacked).map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })
-}
-
-fn find(symbol: &str) -> Option<&'static [u8]> {
-    let index = EMBEDDED.binary_search_by(|embedded| embedded.symbol.cmp(symbol)).ok()?;
-    Some(EMBEDDED[index].zlib)
 }
 
 #[cfg(test)]

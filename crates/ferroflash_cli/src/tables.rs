@@ -1,5 +1,5 @@
-//! `ferroflash tables`: the picture of README.md, and docs/benchmarks with its page of tables, its pictures and its reports, from the
-//! variant list and the committed records.
+//! `ferroflash tables`: the picture of README.md, and docs/benchmarks with its page of tables and its pictures, from the variant list
+//! and the committed records.
 
 mod gallery;
 
@@ -13,7 +13,7 @@ use kernel_spec::COMPILED_HEAD_DIMS;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Generates the picture of README.md between its markers, and the tables, pictures and reports of docs/benchmarks.
+/// Generates the picture of README.md between its markers, and the tables and pictures of docs/benchmarks.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("mode").required(true).args(["write", "check"])))]
 pub(crate) struct TablesArgs {
@@ -73,7 +73,8 @@ fn page(entries: &[Entry]) -> String {
          ## Speed\n\n\
          Times are medians of alternating samples by CUDA events after a warm-up, on standard normal inputs. TFLOP/s count \
          `4 * batch * heads * seq * seq *\nhead_dim` operations, half of them when causal; \
-         [benchmarking.md](../benchmarking.md) is the method.\n\n\
+         [benchmarking.md](../benchmarking.md) is the method. All pictures, \
+         sortable\ntables and the whole environment of a record: `cargo xtask report docs/benchmarks/NAME.json --html NAME.html`.\n\n\
          {results}\n\
          ## Kernels\n\n\
          {support}"
@@ -132,7 +133,7 @@ fn hero(entries: &[Entry]) -> String {
     let picture = entry.and_then(|entry| entry.pictures.iter().find(|picture| picture.stem.contains("-tflops-")));
     let (Some(entry), Some(picture)) = (entry, picture) else { return NO_RESULTS.to_owned() };
     let mut text = image("docs/benchmarks/", picture);
-    line!(text, "\n{} ([report](docs/benchmarks/{}.html))", picture.description, entry.stem);
+    line!(text, "\n{} ([tables](docs/benchmarks/README.md#{}))", picture.description, entry.stem);
     text
 }
 
@@ -188,8 +189,8 @@ fn environment_line(text: &mut String, name: &str, record: &Record) {
     let commit = commit.as_deref().map_or("unknown".to_owned(), |commit| commit.chars().take(12).collect());
     let peers: Vec<_> = peers.iter().map(|(peer, version)| format!("{peer} {version}")).collect();
     let rest = if peers.is_empty() { String::new() } else { format!(", beside {}", peers.join(", ")) };
-    let links = format!("[{name}.json]({name}.json), [report]({name}.html)");
-    line!(text, "{device}{driver}, {day}, commit {commit}{rest}; {links}.");
+    line!(text, "### {name}\n");
+    line!(text, "{device}{driver}, {day}, commit {commit}{rest}; [{name}.json]({name}.json).");
 }
 
 /// One table for each element type and mask; the first element type open, the others folded away.
@@ -404,7 +405,7 @@ mod tests {
         assert!(text.contains("<img src=\"a-errors-bf16.svg\""), "{text}");
         let hero = hero(&entries);
         assert!(hero.starts_with("<a href=\"docs/benchmarks/a-tflops-bf16.svg\"><img"), "{hero}");
-        assert!(hero.contains("times the speed of the best peer. ([report](docs/benchmarks/a.html))"), "{hero}");
+        assert!(hero.contains("times the speed of the best peer. ([tables](docs/benchmarks/README.md#a))"), "{hero}");
     }
 
     #[test]
@@ -431,7 +432,7 @@ mod tests {
             let mut both = entries(&record_of(a));
             let second = entries(&record_of(b)).remove(0);
             both.push(Entry { stem: "b".to_owned(), ..second });
-            hero(&both).contains("docs/benchmarks/b.html")
+            hero(&both).contains("docs/benchmarks/README.md#b)")
         };
         assert!(!shown(&[1.5], &[2.0]) && shown(&[2.0], &[1.5]), "as many problems: the smaller lead");
         assert!(shown(&[1.5], &[2.0, 2.0]) && !shown(&[2.0, 2.0], &[1.5]), "more problems");

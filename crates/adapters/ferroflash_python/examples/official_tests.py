@@ -79,7 +79,9 @@ def install():
     """The modules that the test files import."""
     for name in ("flash_attn", "flash_attn_interface"):
         ferroflash.install_as(name)
-    sys.modules["flash_attn.flash_attn_interface"]._get_block_size_n = waiting("dropout (dropout_p)")
+    interface = sys.modules["flash_attn.flash_attn_interface"]
+    interface._get_block_size_n = waiting("dropout (dropout_p)")
+    interface.USE_TRITON_ROCM = False
     for name, contents in (
         ("flash_attn.layers", {"__path__": []}),
         ("flash_attn.layers.rotary", {"apply_rotary_emb": waiting("rotary embedding")}),

@@ -188,3 +188,50 @@ fn grid(variant: &'static Variant, sizes: &Sizes, packed_heads: u32, multiproces
     let ctas = variant.ctas(batch, heads, q_rows, sizes.kv_rows as u64, multiprocessors);
     u32::try_from(ctas).ok().filter(|&ctas| u64::from(ctas) <= MAX_GRID).ok_or_else(|| too_large(ctas.into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel_spec::DType;
+
+    /// Beside the mean over every row, by the definition of the mask. Up to 64 rows all are asked; of more, a two hundredth is the error
+    /// of the even spread at the ends of a window.
+    #[test]
+    fn keys_per_row_is_the_mean_over_the_rows() {
+        let window = |left, right| Mask::Window { left, right };
+        for q_rows in [1, 7, 63, 64, 65, 100, 500, 4096, 5000] {
+            for kv_rows in [q_rows, q_rows + 300, (q_rows - 1) / 2 + 1, 4 * q_rows] {
+                let masks = [
+                    Mask::Full,
+                    Mask::Causal,
+                    window(Some(100), Some(0)),
+                    window(Some(0), Some(0)),
+                    window(Some(q_rows as u32 / 2), Some(q_rows as u32 / 4)),
+                    window(None, Some(3)),
+                ];
+                for mask in masks {
+                    let sizes =
+                        Sizes { batch: 1, q_rows, kv_rows, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
+                    let sees = |row: i64, key: i64| match mask {
+                        Mask::Causal => key <= row,
+                        Mask::Window { left, right } => {
+                            left.is_none_or(|left| row - key <= left.into())
+                                && right.is_none_or(|right| key - row <= right.into())
+                        }
+                        _ => true,
+                    };
+                    // One row in 50 of thousands, others than those that are asked: the count of keys would take seconds.
+                    let step = if q_rows > 1000 { 50 } else { 1 };
+                    let rows: Vec<i64> = (step / 2..q_rows).step_by(step).map(|row| row as i64).collect();
+                    let shift = kv_rows as i64 - q_rows as i64;
+                    let seen = |row: &i64| (0..kv_rows as i64).filter(|&key| sees(row + shift, key)).count();
+                    let mean = rows.iter().map(seen).sum::<usize>() as f64 / rows.len() as f64;
+                    let found = f64::from(keys_per_row(mask, &sizes));
+                    let is_close =
+                        if q_rows <= 64 { found == mean.floor() } else { (mean - found).abs() <= 1.0 + mean / 200.0 };
+                    assert!(is_close, "{sizes} {mask:?}: {found}, the mean is {mean}");
+                }
+            }
+        }
+    }
+}

@@ -198,10 +198,15 @@ fn schedules_of_v3_follow_the_mask() {
         v3_params(&launched.lock().unwrap()[0].2).schedule
     };
     let window = |left, right| Mask::Window { left, right };
-    let expected = |q_rows: u32, kv_rows: u64, uneven| {
-        let (batch, q_heads, group, packed, q_block, kv_head_bytes) = (1, 300, 1, 1, 128, kv_rows * 64 * 2 * 2);
+    let of_bytes = |q_rows: u32, kv_head_bytes: u64, uneven| {
+        let (batch, q_heads, group, packed, q_block) = (1, 300, 1, 1, 128);
         Schedule::new(&Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }, 132)
     };
+    // Two bytes an element, keys and values.
+    let expected = |q_rows, kv_rows: u64, uneven| of_bytes(q_rows, kv_rows * 64 * 2 * 2, uneven);
+    // What a head weighs decides how many share a section: here half of it, or twice, would give other sections.
+    let weighed = [1, 2, 4].map(|twice| of_bytes(1700, 1700 * 64 * 2 * twice, true));
+    assert!(weighed[0] != weighed[1] && weighed[1] != weighed[2], "{weighed:?}");
     for (q_rows, kv_rows, mask, uneven) in [
         (200, 300, Mask::Full, false),
         (200, 300, Mask::Causal, true),
@@ -210,6 +215,7 @@ fn schedules_of_v3_follow_the_mask() {
         (200, 300, window(Some(298), Some(199)), true),
         (200, 300, window(Some(299), Some(198)), true),
         (200, 300, window(None, None), false),
+        (1700, 1700, Mask::Causal, true),
     ] {
         let found = schedule(q_rows as usize, kv_rows as usize, mask);
         assert_eq!(found, expected(q_rows, kv_rows, uneven), "{q_rows} x {kv_rows}, {mask:?}");

@@ -1,8 +1,7 @@
-//! The committed records, and the pictures and reports that are committed beside them.
+//! The committed records, and the pictures that are committed beside them.
 
 use crate::bench::record::{BENCH_KIND, Record};
 use crate::plot;
-use crate::report;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,7 +16,7 @@ pub(super) struct Entry {
 
 /// One picture of a record.
 pub(super) struct Picture {
-    /// Name of its files without `.svg` and `.png`.
+    /// Name of its file without `.svg`.
     pub(super) stem: String,
     /// What it shows, and what is to be seen in it.
     pub(super) description: String,
@@ -26,7 +25,7 @@ pub(super) struct Picture {
 /// Files by name, and what they hold.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
 
-/// What `generate` makes; anything else of these in the folder is left over.
+/// What `generate` makes, and what anybody makes of a record with `report`; anything else of these in the folder is left over.
 const GENERATED: [&str; 3] = ["svg", "png", "html"];
 
 /// Reads the records of `folder`, in the order of their names; none when there is no folder. JSON files of another kind, such as the
@@ -40,7 +39,7 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
         }
         let record = Record::read("the record", &path)?;
         let figures = plot::figures(&record);
-        // One element type is enough to look at; the report has all.
+        // One element type is enough to look at; a report has all.
         let first = record.cells.first().map(|cell| format!("-{}", cell.problem.dtype)).unwrap_or_default();
         let stem = name.trim_end_matches(".json").to_owned();
         let pictures = figures
@@ -68,10 +67,8 @@ pub(super) fn generate(entries: &[Entry]) -> Result<Files> {
             let stem = format!("{}-{}", entry.stem, figure.name);
             if entry.pictures.iter().any(|picture| picture.stem == stem) {
                 files.insert(format!("{stem}.svg"), plot::svg(&figure)?.into_bytes());
-                files.insert(format!("{stem}.png"), plot::png(&figure)?);
             }
         }
-        files.insert(format!("{}.html", entry.stem), report::html(&entry.record)?.into_bytes());
     }
     Ok(files)
 }
@@ -133,17 +130,18 @@ mod tests {
         let files = || generate(&read(folder.path()).unwrap()).unwrap();
         put(1.0);
         std::fs::write(at("counters.json"), "{}").unwrap();
-        std::fs::write(at("old-tflops-bf16.svg"), "left over").unwrap();
+        let left_over = ["a-tflops-bf16.png", "a.html", "old-tflops-bf16.svg"];
+        left_over.iter().for_each(|name| std::fs::write(at(name), "left over").unwrap());
         let names: Vec<String> = files().into_keys().collect();
-        let expected = ["a-errors-bf16.png", "a-errors-bf16.svg", "a-tflops-bf16.png", "a-tflops-bf16.svg", "a.html"];
+        let expected = ["a-errors-bf16.svg", "a-tflops-bf16.svg"];
         assert_eq!(names, expected);
-        assert_eq!(differing(folder.path(), &files()).unwrap().len(), 6);
+        assert_eq!(differing(folder.path(), &files()).unwrap().len(), 5);
         write(folder.path(), &files()).unwrap();
-        assert!(!at("old-tflops-bf16.svg").exists());
+        assert!(left_over.iter().all(|name| !at(name).exists()));
         assert_eq!(differing(folder.path(), &files()).unwrap(), [""; 0]);
         // Another time, other pictures: the errors stay.
         put(0.5);
-        assert_eq!(differing(folder.path(), &files()).unwrap(), ["a-tflops-bf16.png", "a-tflops-bf16.svg", "a.html"]);
+        assert_eq!(differing(folder.path(), &files()).unwrap(), ["a-tflops-bf16.svg"]);
         assert!(read(&at("absent")).unwrap().is_empty());
         std::fs::write(at("cut.json"), "{").unwrap();
         assert!(read(folder.path()).is_err());
