@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -32,13 +32,6 @@ const MAX_BYTES: u64 = 10 << 20;
 
 /// What every package holds beside its sources.
 const PAPERS: [&str; 4] = ["README.md", "CHANGELOG.md", "LICENSE-APACHE", "LICENSE-MIT"];
-
-/// A package and the folder that it is unpacked in.
-struct Package {
-    name: String,
-    folder: PathBuf,
-    bytes: u64,
-}
 
 pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     let mut allow_dirty = false;
@@ -83,7 +76,7 @@ pub(crate) fn test() -> Result<()> {
 }
 
 /// Makes the packages, looks into each, and unpacks it. With `verify`, cargo builds each alone before.
-fn make(verify: bool) -> Result<(tree::Tree, Vec<Package>)> {
+fn make(verify: bool) -> Result<(tree::Tree, Vec<tree::Package>)> {
     let tree = tree::make()?;
     let metadata = workspace::metadata()?;
     let names = published(&metadata);
@@ -111,7 +104,7 @@ fn make(verify: bool) -> Result<(tree::Tree, Vec<Package>)> {
 }
 
 /// Unpacks a package and checks what a registry and its users look at.
-fn unpack(name: &str, made: &Path, unpacked: &Path, commit: &str) -> Result<Package> {
+fn unpack(name: &str, made: &Path, unpacked: &Path, commit: &str) -> Result<tree::Package> {
     let stem = format!("{name}-{}", env!("CARGO_PKG_VERSION"));
     let archive = made.join(format!("{stem}.crate"));
     let bytes = archive.metadata().with_context(|| archive.display().to_string())?.len();
@@ -126,7 +119,7 @@ fn unpack(name: &str, made: &Path, unpacked: &Path, commit: &str) -> Result<Pack
     let info = folder.join(".cargo_vcs_info.json");
     let info: Value = serde_json::from_slice(&fs::read(&info).with_context(|| info.display().to_string())?)?;
     check_origin(&info, commit).with_context(|| name.to_string())?;
-    Ok(Package { name: name.to_string(), folder, bytes })
+    Ok(tree::Package { name: name.to_string(), folder, bytes })
 }
 
 /// A package says which commit it was made of, and that it is of nothing else.

@@ -39,6 +39,7 @@ const WITHOUT_CIRCLES: [&str; 5] =
 const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
     ("candle-flash-attn", &["candle_ferroflash"]),
     ("candle_ferroflash", &["ferroflash", "ferroflash_cudarc"]),
+    ("candle_models", &["candle-flash-attn", "ferroflash"]),
     ("kernel_spec", &[]),
     ("cuda_std", &["cuda_std_macros"]),
     ("cuda_std_macros", &[]),

@@ -88,20 +88,6 @@ pub fn opaque(value: u32) -> u32 {
     value
 }
 
-/// [`opaque`] for an address: what is read through it is not known to be what has been read before.
-///
-/// No instruction, any SM, any thread.
-#[inline(always)]
-pub fn opaque_address(address: u64) -> u64 {
-    let mut address = address;
-    #[cfg(target_arch = "nvptx64")]
-    // SAFETY: an empty statement.
-    unsafe {
-        core::arch::asm!("// {}", inout(reg64) address, options(nomem, nostack));
-    }
-    address
-}
-
 /// A place where a program on scores can be put into the text, see `kernel_spec::specialise`: `s` comes back as the program makes it of
 /// `s`, `row`, `key` and `value`, and as it is where there is no program.
 ///

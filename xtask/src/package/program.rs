@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::Package;
+use super::tree::Package;
 use crate::workspace;
 
 /// Attention of one head in the emulator beside its definition in f64: by `v3` in bf16 and by `v2` in f32, which are compiled for the two

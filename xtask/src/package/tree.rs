@@ -18,6 +18,13 @@ const END: &str = "# Not in packages:";
 /// How its library takes in what the build script made, and what a package brings.
 const INCLUDES: [&str; 2] = [r#"include!(concat!(env!("OUT_DIR"), "/modules.rs"));"#, r#"include!("modules.rs");"#];
 
+/// A package and the folder that it is unpacked in.
+pub(super) struct Package {
+    pub(super) name: String,
+    pub(super) folder: PathBuf,
+    pub(super) bytes: u64,
+}
+
 /// A clone and the commit that is checked out in it.
 pub(super) struct Tree {
     pub(super) folder: PathBuf,

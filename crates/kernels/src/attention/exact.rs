@@ -13,8 +13,8 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, sync, thread, warp};
-use kernel_spec::layout::fragment_row;
 use kernel_spec::ForwardParams;
+use kernel_spec::layout::fragment_row;
 
 use crate::attention::Config;
 use crate::attention::query_block::{QueryBlock, QueryRow};

@@ -16,8 +16,8 @@ use kernel_spec::NaiveParams;
 use kernel_spec::families::forward::{memory, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::{Config, exact};
 use crate::attention::query_block::QueryBlock;
+use crate::attention::{Config, exact};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{Mul, MulTransposed};
