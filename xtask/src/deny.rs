@@ -1,6 +1,6 @@
 //! What a dependency may be: the rules of `deny.toml` that need neither the network nor another tool.
 //!
-//! cargo-deny reads the same file and knows more (advisories, exceptions, clarifications). Compiling it takes minutes, so CI runs it where it
+//! cargo-deny reads the same file and knows more (advisories, duplicates, clarifications). Compiling it takes minutes, so CI runs it where it
 //! is installed, and this everywhere.
 
 use std::fs;
@@ -17,6 +17,8 @@ use crate::{adapters, output, workspace};
 struct Rules {
     /// Licences, each of which is enough.
     licences: Vec<String>,
+    /// Licences that are enough for one crate, with its name.
+    exceptions: Vec<[String; 2]>,
     /// Crates that nobody may depend on.
     denied: Vec<String>,
 }
@@ -58,14 +60,20 @@ fn cargo_deny(config: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads the two lists; what is written otherwise than they are is an error, not a rule that is not kept.
+/// Reads the lists; what is written otherwise than they are is an error, not a rule that is not kept.
 fn rules(text: &str) -> Result<Rules> {
     let lines = || text.lines().map(str::trim);
     let licences =
         lines().find_map(|line| line.strip_prefix("allow = [")).context("deny.toml has no line `allow = [`")?;
     let denied = lines().filter_map(|line| line.strip_prefix("{ crate = ")).map(quoted).collect::<Result<_>>()?;
     let licences = licences.strip_suffix(']').context("the licences are on more than one line")?;
-    let rules = Rules { licences: licences.split(',').map(quoted).collect::<Result<_>>()?, denied };
+    let exceptions = lines().find_map(|line| line.strip_prefix("exceptions = [")).unwrap_or_default();
+    // { allow = ["LICENCE"], crate = "NAME" }: two texts each.
+    let exceptions = exceptions.split_terminator('}').filter(|exception| exception.contains('{'));
+    let exceptions = exceptions.map(|exception| Ok([quoted(exception)?, last_quoted(exception)?]));
+    let exceptions = exceptions.collect::<Result<_>>()?;
+    let licences = licences.split(',').map(quoted).collect::<Result<_>>()?;
+    let rules = Rules { licences, exceptions, denied };
     if rules.denied.is_empty() {
         bail!("deny.toml denies no crate by a line `{{ crate = `");
     }
@@ -75,6 +83,11 @@ fn rules(text: &str) -> Result<Rules> {
 /// The text between the first two quotation marks.
 fn quoted(text: &str) -> Result<String> {
     Ok(text.split('"').nth(1).with_context(|| format!("no text in quotation marks: {text}"))?.to_owned())
+}
+
+/// The text between the last two quotation marks.
+fn last_quoted(text: &str) -> Result<String> {
+    Ok(text.rsplit('"').nth(1).with_context(|| format!("no text in quotation marks: {text}"))?.to_owned())
 }
 
 /// What others wrote, and the rules do not let in.
@@ -91,7 +104,9 @@ fn violations(metadata: &Value, rules: &Rules) -> Result<Vec<String>> {
         if rules.denied.iter().any(|denied| denied == name) {
             findings.push(format!("{name}: denied"));
         }
-        if !is_satisfied(text("license"), &rules.licences) {
+        let own = rules.exceptions.iter().filter(|[_, of]| of == name).map(|[licence, _]| licence);
+        let licences: Vec<String> = rules.licences.iter().chain(own).cloned().collect();
+        if !is_satisfied(text("license"), &licences) {
             findings.push(format!("{name}: no licence that is accepted in `{}`", text("license")));
         }
     }
@@ -150,6 +165,8 @@ mod tests {
         assert!(
             rules.licences.iter().any(|licence| licence == "MIT") && rules.denied.iter().any(|name| name == "cust")
         );
+        let exception = ["Apache-2.0 WITH LLVM-exception", "target-lexicon"].map(str::to_owned);
+        assert_eq!(rules.exceptions, [exception]);
         assert!(super::rules(&text.replace("allow = [", "allow = [\n")).is_err());
         assert!(super::rules(&text.replace("{ crate", "{crate")).is_err());
     }
@@ -181,17 +198,28 @@ mod tests {
 
     #[test]
     fn what_is_not_let_in_is_found() {
-        let rules = Rules { licences: vec!["MIT".to_owned()], denied: vec!["bad".to_owned()] };
+        let rules = Rules {
+            licences: vec!["MIT".to_owned()],
+            exceptions: vec![["GPL-3.0", "excepted"].map(str::to_owned)],
+            denied: vec!["bad".to_owned()],
+        };
         let metadata = serde_json::json!({ "packages": [
             { "name": "ours", "source": null, "license": "none" },
             { "name": "fine", "source": "registry+https://x", "license": "MIT OR GPL-3.0" },
             { "name": "bad", "source": "registry+https://x", "license": "MIT" },
+            { "name": "excepted", "source": "registry+https://x", "license": "GPL-3.0" },
+            { "name": "not excepted", "source": "registry+https://x", "license": "GPL-3.0" },
             { "name": "theirs", "source": "git+https://x", "license": null },
         ] });
         let findings = violations(&metadata, &rules).unwrap();
         assert_eq!(
             findings,
-            ["bad: denied", "theirs: from git+https://x, no registry", "theirs: no licence that is accepted in ``",]
+            [
+                "bad: denied",
+                "not excepted: no licence that is accepted in `GPL-3.0`",
+                "theirs: from git+https://x, no registry",
+                "theirs: no licence that is accepted in ``",
+            ]
         );
     }
 }

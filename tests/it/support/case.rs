@@ -288,11 +288,13 @@ impl Case {
             }
             telling += further.telling_rows;
         }
+        // The absolute part of the rule is for values of about one, and the output scales with them.
+        let unit = self.magnitudes[2].max(1.0);
         Reference {
             lse_bound: lse_bound(&first.exact.lse, lse_error),
             out: first.exact.out,
             lse: first.exact.lse,
-            bound: reference::tolerance(error),
+            bound: unit * reference::tolerance(error / unit),
         }
     }
 
