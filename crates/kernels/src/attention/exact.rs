@@ -39,8 +39,9 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
     for m in 0..R::M {
         for half in 0..2 {
             let (max, sum) = (max.at(m, half), sum.at(m, half));
-            // Nor for NaN. Of rows without keys or scores above minus infinity, only the mask tells which they are.
-            let carried = (math::abs(max) <= C::T::LARGEST_MAX_LOG2) & (sum < f32::INFINITY);
+            // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
+            // tells which they are.
+            let carried = math::fma(sum, 0.0, math::abs(max)) <= C::T::LARGEST_MAX_LOG2;
             let factor = if carried { math::reciprocal(sum) } else { f32::NAN };
             let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
             *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };

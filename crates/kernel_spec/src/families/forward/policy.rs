@@ -52,6 +52,14 @@ pub struct V3 {
     /// visible to another only if `WARPGROUP_ROWS + kv_block <= q_block`; elsewhere there is next to nothing to skip, and to look for it
     /// costs 1 to 3 % (H200, docs/perf-log.md).
     pub skips: bool,
+    /// Whether the log-sum-exp is written behind the output of a tile rather than before it.
+    ///
+    /// This and [`Self::remembers`] change nothing but the order in which ptxas puts the instructions between two tiles, and that
+    /// decides which warpgroup's products wait for which: up to 7 % at 64 dims and 1 % at 128 (H200, docs/perf-log.md).
+    pub lse_last: bool,
+    /// Whether a thread keeps in a register, until its last tile is done, that it has met numbers which are not finite, rather than
+    /// writing that to shared memory behind every tile.
+    pub remembers: bool,
     /// Registers of a thread of the loading warpgroup: the least that holds the schedule; what it gives back goes to the others.
     pub load_registers: u32,
     /// Registers of a thread that multiplies. 65536 of them on a multiprocessor, given out in eights: 24 + 2 * 240 and 32 + 3 * 160

@@ -72,47 +72,47 @@ macro_rules! for_each_forward_row {
             V2 256/256 [F32 v2_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
             // v3: one loading warpgroup, the others multiply 64 query rows each.
             V3 64/64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 1, 0, [],
-                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: true, load_registers: 24, math_registers: 240 },
                 "short rows: 192 query rows would leave a quarter of a tile empty at 512; a third stage, +2 % there";
             V3 64/64 [F16 v3_f16_d64_long, Bf16 v3_bf16_d64_long] 192 x 128, 16, 1, 1152, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: true, skips: true, load_registers: 32, math_registers: 160 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: true, skips: true, lse_last: true, remembers: false, load_registers: 32, math_registers: 160 },
                 "three warpgroups hide more of each other's waits than two, +6 to 17 %";
             V3 96/96 [F16 v3_f16_d96, Bf16 v3_bf16_d96] 128 x 128, 12, 1, 0, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as d128";
             V3 96/96 [F16 v3_f16_d96_long, Bf16 v3_bf16_d96_long] 192 x 96, 16, 1, 1536, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: true, skips: true, load_registers: 32, math_registers: 160 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 32, math_registers: 160 },
                 "as d64_long, +2 to 13 %; 112 keys are 2 % slower at 3072 rows and no faster at 16384";
             V3 128/128 [F16 v3_f16_d128, Bf16 v3_bf16_d128] 128 x 128, 12, 1, 0, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "64 keys are 4 to 12 % slower up to 2048 rows, and 160 at 1024";
             V3 128/128 [F16 v3_f16_d128_long, Bf16 v3_bf16_d128_long] 192 x 80, 16, 1, 2304, [],
-                { stages: 3, q_buffers: 2, turns: true, lazy: true, skips: true, load_registers: 32, math_registers: 160 },
+                { stages: 3, q_buffers: 2, turns: true, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 32, math_registers: 160 },
                 "as d64_long, +1 to 6 %; with 96 keys the registers of three warpgroups spill, 64 are up to 7 % slower";
             V3 192/192 [F16 v3_f16_d192, Bf16 v3_bf16_d192] 128 x 64, 12, 1, 0, [],
-                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "short rows: fewer of 64 keys are hidden than of 96, +3 to 9 % under a causal mask up to 2048 rows";
             V3 192/192 [F16 v3_f16_d192_long, Bf16 v3_bf16_d192_long] 128 x 96, 12, 1, 2048, [],
-                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "longer steps, +1 to 4 % without a mask";
             V3 256/256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 64, 12, 1, 0, [],
-                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "80 keys, the most whose two stages fit, are 1 to 7 % slower up to 4096 rows: fewer of 64 are hidden or missing";
             // v3 with features: rows of their own, because a test that is off would still move the schedule of the plain ones.
             V3 64/64 [F16 v3_f16_d64_scored, Bf16 v3_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
             V3 96/96 [F16 v3_f16_d96_scored, Bf16 v3_bf16_d96_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
             V3 128/128 [F16 v3_f16_d128_scored, Bf16 v3_bf16_d128_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
             V3 192/192 [F16 v3_f16_d192_scored, Bf16 v3_bf16_d192_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows";
             V3 256/256 [F16 v3_f16_d256_scored, Bf16 v3_bf16_d256_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, load_registers: 24, math_registers: 240 },
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows";
         }
     };

@@ -10,7 +10,7 @@ use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
 use crate::attention::v3::mend;
 use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
-use crate::attention::v3::store;
+use crate::attention::v3::store::{self, NotFinite};
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::shared_tile::SharedMatrix;
@@ -78,14 +78,29 @@ pub unsafe fn run<C: Config>(
             }
             OnlineSoftmax::first(scores, scale_log2)
         };
-        let finish = #[inline(always)]
-        |out: &C::Acc, max: &Rows<C>, sum: &Rows<C>, tile: &QueryTile| {
-            let sum = quad_sum(sum);
-            let block = tile.block::<C>(p);
-            block.store_lse(tile.first_row + warp_row, max, &sum);
-            let factors = exact::factors(&block, tile.first_row + warp_row, max, &sum);
-            let met = store::store(out, &factors, &block, tile.first_row + warp_row);
-            mend::note(again, met);
+        let mut met = NotFinite::<1>::NONE;
+        // The end of a tile. `under_scores`: the first scores of the next one are being computed. They are awaited before the output
+        // leaves: left to itself, ptxas 13.0 puts that wait before, between or behind the stores, as other lines happen to fall.
+        let mut finish = #[inline(always)]
+        |out: &C::Acc, online: &OnlineSoftmax<Rows<C>>, tile: &QueryTile, under_scores: bool| {
+            let (block, row) = (tile.block::<C>(p), tile.first_row + warp_row);
+            let sum = quad_sum(&online.sum);
+            if !C::POLICY.lse_last {
+                block.store_lse(row, &online.max, &sum);
+            }
+            let factors = exact::factors(&block, row, &online.max, &sum);
+            if under_scores {
+                wgmma::wait::<0>();
+            }
+            if C::POLICY.remembers {
+                // In one register: another one would live through the steps.
+                met = store::store(out, &factors, &block, row, met);
+            } else {
+                mend::note(again, store::store(out, &factors, &block, row, NotFinite::<2>::NONE));
+            }
+            if C::POLICY.lse_last {
+                block.store_lse(row, &online.max, &sum);
+            }
         };
 
         loop {
@@ -193,8 +208,7 @@ pub unsafe fn run<C: Config>(
                 wgmma::wait::<1>();
                 v_ring.release(elected);
                 v_ring.advance();
-                finish(&out, &online.max, &online.sum, &mine.tile);
-                wgmma::wait::<0>();
+                finish(&out, &online, &mine.tile, true);
                 if C::POLICY.skips {
                     first_keys.release(elected && following.first_step() == 1);
                 }
@@ -211,13 +225,16 @@ pub unsafe fn run<C: Config>(
             wgmma::wait::<0>();
             v_ring.release(elected);
             v_ring.advance();
-            finish(&out, &online.max, &online.sum, &mine.tile);
+            finish(&out, &online, &mine.tile, false);
             // No tiles are left, so this could always break. Without skips the outer loop reads the note again instead: an early
             // break makes ptxas 13.0 spill 8 bytes (96 and 128 dims).
             if C::POLICY.q_buffers > 1 && C::POLICY.skips {
                 break;
             }
             q_ring.advance();
+        }
+        if C::POLICY.remembers {
+            mend::note(again, met);
         }
         mend::done::<C>();
     }

@@ -29,7 +29,7 @@ const fn barrier<C: Config>() -> [u32; 2] {
 /// # Safety
 /// A thread of a warpgroup that multiplies.
 #[inline(always)]
-pub unsafe fn note(again: u32, met: NotFinite) {
+pub unsafe fn note<const CHAINS: usize>(again: u32, met: NotFinite<CHAINS>) {
     // SAFETY: the word is there.
     unsafe { shared::set_bits_if(again, 1, met.any()) };
 }

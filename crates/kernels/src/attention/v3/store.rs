@@ -8,32 +8,36 @@ use crate::attention::query_block::QueryBlock;
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::{Fragments, PerRow};
 
-/// Whether a lane has met numbers that are not finite: 0, or the bits of a NaN.
+/// Whether a lane has met numbers that are not finite: in each of `CHAINS` places 0, or the bits of a NaN.
 ///
 /// A product with 0 is 0 or NaN, and NaN stays: one instruction for each word that leaves, and no branch.
 #[derive(Clone, Copy)]
-pub struct NotFinite(u32);
+pub struct NotFinite<const CHAINS: usize>([u32; CHAINS]);
 
-impl NotFinite {
+impl<const CHAINS: usize> NotFinite<CHAINS> {
     /// None yet.
-    const NONE: NotFinite = NotFinite(0);
+    pub const NONE: Self = NotFinite([0; CHAINS]);
 
     /// Takes note of a word of output.
     #[inline(always)]
-    fn word<T: TensorCore>(&mut self, word: u32) {
-        self.0 = T::fma_pair(word, 0, self.0);
+    fn word<T: TensorCore>(&mut self, chain: usize, word: u32) {
+        self.0[chain] = T::fma_pair(word, 0, self.0[chain]);
     }
 
     /// Whether there was any.
     #[inline(always)]
     pub fn any(self) -> bool {
+        let mut bits = 0;
+        for chain in self.0 {
+            bits |= chain;
+        }
         // Without the signs of zeros.
-        self.0 & 0x7fff_7fff != 0
+        bits & 0x7fff_7fff != 0
     }
 }
 
 /// Multiplies the warp's 16 rows by `factors`, rounds them and writes them to the output of `block`, from row `first_row` on; rows and
-/// columns that do not exist there are left out. Says whether the lane has met numbers that are not finite.
+/// columns that do not exist there are left out. Says whether the lane has met numbers that are not finite, here or as `met` says.
 ///
 /// A lane holds two neighbouring columns of every fragment. The four lanes of a row exchange theirs, so that each writes the 16 bytes
 /// of one fragment in four.
@@ -41,15 +45,15 @@ impl NotFinite {
 /// # Safety
 /// All threads of the warp, converged; no other warp writes these rows. Address and row stride are multiples of 16 bytes.
 #[inline(always)]
-pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
+pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments, const CHAINS: usize>(
     tile: &F,
     factors: &F::Rows,
     block: &QueryBlock<C>,
     first_row: u32,
-) -> NotFinite {
+    mut met: NotFinite<CHAINS>,
+) -> NotFinite<CHAINS> {
     const { assert!(F::N.is_multiple_of(4), "lanes exchange four fragments at a time") };
     let (row, place) = (first_row + thread::lane() / 4, thread::lane() % 4);
-    let mut met = NotFinite::NONE;
     for half in 0..2 {
         let row = block.row(row + 8 * half as u32);
         let to = block.out_row(row) + place as u64 * CHUNK_BYTES as u64;
@@ -57,7 +61,7 @@ pub unsafe fn store<C: Config<Out: TensorCore>, F: Fragments>(
             let mut word = |n: usize| {
                 let [left, right] = [2 * half, 2 * half + 1].map(|i| tile.at(0, first + n)[i] * factors.at(0, half));
                 let word = C::Out::pack(left, right);
-                met.word::<C::Out>(word);
+                met.word::<C::Out>(half % CHAINS, word);
                 word
             };
             // SAFETY: passed on.
