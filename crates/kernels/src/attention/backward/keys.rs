@@ -27,7 +27,7 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
-use crate::parts::shared_tile::{SharedMatrix, SharedTile, ThreadBlock};
+use crate::parts::shared_tile::{SharedMatrix, SharedTile};
 
 /// What a row makes of this kernel.
 pub trait Config: backward::Config {
