@@ -89,7 +89,8 @@ fn cases(dtype: DType) -> impl Strategy<Value = BackwardCase> {
 fn random_problems_agree_with_the_reference<T: Element>() {
     let shared = device::shared();
     let config = ProptestConfig {
-        cases: device::cases(),
+        // Each is five kernels and two references that cost several times those of the forward pass.
+        cases: device::cases().div_ceil(2),
         source_file: Some(file!()),
         // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
         max_shrink_iters: 256,

@@ -230,7 +230,7 @@ plain! {
     V3Params { q, k, v, schedule, forward }
     BackwardParams {
         q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v, scale,
-        scale_log2, band, aligned, dq_aligned, dkv_aligned, features
+        scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.

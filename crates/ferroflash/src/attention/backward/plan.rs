@@ -178,12 +178,22 @@ fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, p
         dim_v: head_dim as u32,
         scale,
         scale_log2: log2_of(scale),
+        lse_to_log2: lse_to_log2(scale),
         band: attention.mask.band(),
         aligned: aligned(&[q, k, v, dout]),
         dq_aligned: aligned(&[dq]),
         dkv_aligned: aligned(&[dk, dv]),
         features: Features::OFF,
     }
+}
+
+/// [`BackwardParams::lse_to_log2`] for a scale.
+fn lse_to_log2(scale: f32) -> [f32; 2] {
+    // With a scale of 0, or one that underflows, all scores are 0, and any factor will do that is nearly right.
+    let factor = f64::from(log2_of(scale)) / f64::from(scale);
+    let factor = if factor.is_normal() { factor } else { std::f64::consts::LOG2_E };
+    let high = factor as f32;
+    [high, (factor - f64::from(high)) as f32]
 }
 
 /// The parameters of a pass, with holes for the addresses that it uses.
@@ -222,4 +232,20 @@ fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> P
     }
     let bytes = Params::new(bytes_of(params));
     holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(offset, binding, alignment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_sum_exp_is_rounded_by_the_factor_of_its_scores() {
+        for scale in [0.125, -1.7, 3e-30, f32::MIN_POSITIVE, 1e38, 0.088_388_35] {
+            let [high, low] = lse_to_log2(scale).map(f64::from);
+            // The log-sum-exp of one score is the score.
+            let (score, product) = (f64::from(scale) * 1000.0, f64::from(log2_of(scale)) * 1000.0);
+            assert!((score * (high + low) - product).abs() <= product.abs() * 1e-14, "{scale}");
+        }
+        assert_eq!(lse_to_log2(0.0)[0], std::f32::consts::LOG2_E);
+    }
 }

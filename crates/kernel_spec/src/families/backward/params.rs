@@ -52,6 +52,9 @@ pub struct BackwardParams {
     pub scale: f32,
     /// `scale * log2(e)`: the kernels work in powers of two.
     pub scale_log2: f32,
+    /// What turns a log-sum-exp into the powers of two in which the kernels have scores: `scale_log2 / scale`, nearly `log2(e)`, as the
+    /// sum of two numbers. A large score and its log-sum-exp cancel in the weight, and have to be rounded by the same factor.
+    pub lse_to_log2: [f32; 2],
     /// Which keys a row sees.
     pub band: Band,
     /// 1 when every address and stride of q, k, v and dout is a multiple of 16 bytes, so that rows move in 16-byte pieces; 0 makes the

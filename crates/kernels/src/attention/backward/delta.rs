@@ -53,6 +53,7 @@ unsafe fn of_row<C: Config>(p: &BackwardParams, head: u32, row: u32) -> Statisti
             return Statistics::NONE;
         }
         let dlse = if p.dlse == 0 { 0.0 } else { copy::load_f32(p.dlse + index * 4) };
-        Statistics { lse_log2: lse * core::f32::consts::LOG2_E, delta: sum - dlse }
+        let [high, low] = p.lse_to_log2;
+        Statistics { lse_log2: math::fma(lse, high, lse * low), delta: sum - dlse }
     }
 }
