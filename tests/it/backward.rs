@@ -174,7 +174,7 @@ fn forward_and_backward<T: Element>() {
     let before = device.memory().live_bytes;
     device.reset_peak();
     let (q, k, v, out) = (q.view(), k.view(), v.view(), output.out.view());
-    let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), &dout.view()).unwrap();
+    let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout.view()).unwrap();
     device.synchronize().unwrap();
     let bytes = |tensor: &Tensor| (tensor.storage_elements() * T::DTYPE.bytes()) as u64;
     let tensors: u64 = [&gradients.dq, &gradients.dk, &gradients.dv].into_iter().map(bytes).sum();
@@ -203,7 +203,7 @@ fn plus_infinity_is_a_row_without_keys() {
     let turned = Lse::from_slice(device, &turned, lse.shape()).unwrap();
     let gradients = [&lse, &turned].map(|lse| {
         let (q, kv, out) = (q.view(), kv.view(), output.out.view());
-        let gradients = attention.backward(&q, &kv, &kv, &out, &lse.view(), &q).unwrap();
+        let gradients = attention.backward(&q, &kv, &kv, &out, &lse.view(), q).unwrap();
         [&gradients.dq, &gradients.dk, &gradients.dv].map(|tensor| tensor.to_vec::<f32>().unwrap())
     });
     assert_eq!(gradients[0], gradients[1]);

@@ -45,12 +45,6 @@ impl<'a> From<TensorView<'a>> for OutputGradients<'a> {
     }
 }
 
-impl<'a> From<&TensorView<'a>> for OutputGradients<'a> {
-    fn from(dout: &TensorView<'a>) -> Self {
-        OutputGradients::new(*dout)
-    }
-}
-
 /// What [`Attention::backward`] returns: gradients with respect to the inputs, of their shapes, element type and orders of axes in memory.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -132,7 +126,7 @@ impl Attention {
     /// let lse = output.lse.expect("asked for");
     /// let dout = Tensor::from_slice(&device, &vec![1f32; data.len()], shape, Layout::Bshd)?;
     /// let gradients =
-    ///     attention.backward(&q.view(), &q.view(), &q.view(), &output.out.view(), &lse.view(), &dout.view())?;
+    ///     attention.backward(&q.view(), &q.view(), &q.view(), &output.out.view(), &lse.view(), dout.view())?;
     /// // The first row sees only itself: its weight is 1 whatever the query is.
     /// let dq = gradients.dq.to_vec::<f32>()?;
     /// assert!(dq[..2 * 8].iter().all(|x| x.abs() < 1e-6) && dq[2 * 8..].iter().any(|x| x.abs() > 1e-3));

@@ -36,9 +36,8 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
 #[inline(always)]
 unsafe fn of_row<C: Config>(p: &BackwardParams, head: u32, row: u32) -> Statistics {
     let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
-    let [out, dout] = [&p.out, &p.dout].map(|tensor| {
-        head_address::<C>(tensor, batch, q_head) + row as u64 * tensor.row_stride * C::T::BYTES as u64
-    });
+    let [out, dout] = [&p.out, &p.dout]
+        .map(|tensor| head_address::<C>(tensor, batch, q_head) + row as u64 * tensor.row_stride * C::T::BYTES as u64);
     // SAFETY: columns that exist, and a row of the log-sum-exp and its gradient.
     unsafe {
         let mut sum = 0.0;

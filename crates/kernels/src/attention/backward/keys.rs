@@ -144,7 +144,11 @@ impl<'a> KeyBlock<'a> {
     /// The step after this one.
     #[inline(always)]
     fn next(&self, Step { head, visit }: Step) -> Step {
-        if visit + 1 < self.q_blocks.count() { Step { head, visit: visit + 1 } } else { Step { head: head + 1, visit: 0 } }
+        if visit + 1 < self.q_blocks.count() {
+            Step { head, visit: visit + 1 }
+        } else {
+            Step { head: head + 1, visit: 0 }
+        }
     }
 
     /// Starts loading queries, output gradients and statistics of a step, if there is one: into the stage at `stage` and the statistics
