@@ -9,6 +9,9 @@
 //!   binary, or under cargo a fresh build.
 
 mod api_errors;
+mod backward;
+mod backward_errors;
+mod backward_mutants;
 mod cli;
 mod cli_bench;
 mod cli_files;

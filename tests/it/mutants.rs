@@ -43,7 +43,7 @@ struct Subject {
 }
 
 /// An edit, how often it breaks nothing, and why.
-type Needless = (Edit, usize, &'static str);
+pub(crate) type Needless = (Edit, usize, &'static str);
 
 /// Two heads of rows that fill no tile.
 const fn call(q_rows: usize, kv_rows: usize, mask: Mask, scale: f32) -> Call {
@@ -133,7 +133,7 @@ const V3_SKIPS: Subject = Subject {
 };
 
 /// Element type of all subjects: the other 16-bit one has the same statements.
-const DTYPE: DType = DType::Bf16;
+pub(crate) const DTYPE: DType = DType::Bf16;
 
 impl Subject {
     fn variant(&self) -> &'static Variant {
@@ -153,7 +153,7 @@ fn text(launches: &[(Call, Step)]) -> String {
 }
 
 /// A device to plan for: with one multiprocessor a persistent kernel has one thread block.
-fn planner() -> Device {
+pub(crate) fn planner() -> Device {
     let config = EmulatorConfig::default().with_multiprocessors(NonZero::<u32>::MIN);
     Device::emulator_with(config).expect("the emulator is built in")
 }
@@ -172,7 +172,7 @@ impl Call {
 }
 
 /// Small pseudorandom bf16 numbers, the same for the same index.
-fn data(elements: usize, seed: u32) -> Vec<u8> {
+pub(crate) fn data(elements: usize, seed: u32) -> Vec<u8> {
     let value = |i: usize| {
         let bits = (i as u32).wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(0x9e37_79b9);
         let bits = (bits ^ bits >> 15).wrapping_mul(0x85eb_ca6b);
@@ -217,7 +217,7 @@ fn run(module: &Module, (call, step): &(Call, Step), dim: usize, seed: u64) -> R
 
 /// Seeds that a mutant is tried under: in order, and interleavings. Eight of them, with six heads instead of sixteen in the last call
 /// that skips, did not find that 256 dims have to wait for skipped values.
-const MUTANT_SEEDS: u64 = 16;
+pub(crate) const MUTANT_SEEDS: u64 = 16;
 
 /// What the emulator said of a mutant: the first report, if there is one.
 fn report(subject: &Subject, launches: &[(Call, Step)], mutant: &Mutant) -> Option<Box<Fault>> {
@@ -271,7 +271,13 @@ fn check_mutants(subject: &Subject) {
     let launches = subject.launches();
     let list = mutants(&text(&launches));
     assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.variant().entry.symbol);
-    let reports: Vec<_> = list.iter().map(|mutant| report(subject, &launches, mutant)).collect();
+    let reports = list.iter().map(|mutant| report(subject, &launches, mutant)).collect();
+    judge(subject.variant().entry.symbol, &list, reports, subject.needless);
+}
+
+/// Panics unless every mutant is reported, as one of the kinds that its edit may be reported as, but for those that are said to be
+/// needless.
+pub(crate) fn judge(symbol: &str, list: &[Mutant], reports: Vec<Option<Box<Fault>>>, needless: &[Needless]) {
     let mut wrong = String::new();
     let mut unreported: BTreeMap<Edit, Vec<&Mutant>> = BTreeMap::new();
     for (mutant, fault) in list.iter().zip(reports) {
@@ -284,19 +290,19 @@ fn check_mutants(subject: &Subject) {
             }
         }
     }
-    for (edit, ..) in subject.needless {
+    for (edit, ..) in needless {
         unreported.entry(*edit).or_default();
     }
     for (edit, list) in unreported {
-        let needless = subject.needless.iter().find(|needless| needless.0 == edit).map_or(0, |needless| needless.1);
+        let expected = needless.iter().find(|needless| needless.0 == edit).map_or(0, |needless| needless.1);
         // Neither more nor fewer: an excuse that nothing needs any more is a lie.
-        if list.len() != needless {
+        if list.len() != expected {
             let lines: Vec<_> = list.iter().map(|m| format!("line {} `{}`", m.line, m.statement)).collect();
-            writeln!(wrong, "{edit:?}: {needless} expected without a report, got {}", lines.join(", "))
+            writeln!(wrong, "{edit:?}: {expected} expected without a report, got {}", lines.join(", "))
                 .expect("a string takes all");
         }
     }
-    assert!(wrong.is_empty(), "{}: {wrong}", subject.variant().entry.symbol);
+    assert!(wrong.is_empty(), "{symbol}: {wrong}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn scale() -> impl Strategy<Value = Option<f32>> {
 }
 
 /// How a tensor lies in memory. Gaps and offsets of 8 keep 16-byte pieces together; others make the kernels move single elements.
-fn memory(may_broadcast: bool) -> impl Strategy<Value = Memory> {
+pub(crate) fn memory(may_broadcast: bool) -> impl Strategy<Value = Memory> {
     let gap = || prop_oneof![4 => Just(0usize), 2 => Just(8), 1 => 1usize..8];
     let layout = prop::sample::select(vec![Layout::Bshd, Layout::Bhsd]);
     let broadcast = move || if may_broadcast { prop::bool::weighted(0.1).boxed() } else { Just(false).boxed() };

@@ -1,5 +1,6 @@
-//! Attention: its options, the problems it is posed, the plan of a call, and the call.
+//! Attention: its options, the problems it is posed, the plans of calls, forward and backward, and the calls.
 
+mod backward;
 mod check;
 mod choose;
 mod forward;
@@ -9,6 +10,8 @@ pub(crate) mod plan;
 mod problem;
 mod request;
 
+pub use backward::plan::BackwardPlan;
+pub use backward::{Gradients, GradientsViewMut, OutputGradients};
 pub use forward::{Output, RawTensor};
 pub use options::{Attention, KernelChoice};
 pub use plan::Plan;

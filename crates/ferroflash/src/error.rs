@@ -340,7 +340,7 @@ pub enum Error {
         to: String,
     },
     /// Two elements of the output share memory.
-    #[error("out of shape {shape:?} and strides {strides:?} overlaps itself; every element needs its own memory")]
+    #[error("an output of shape {shape:?} and strides {strides:?} overlaps itself; every element needs its own memory")]
     OutputOverlapsItself {
         /// Shape of the output.
         shape: Vec<usize>,

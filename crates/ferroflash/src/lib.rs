@@ -19,7 +19,10 @@ mod tensor_map;
 #[cfg(test)]
 mod tests;
 
-pub use attention::{Attention, KernelChoice, Output, Plan, Problem, RawTensor, Sequences, Sizes};
+pub use attention::{
+    Attention, BackwardPlan, Gradients, GradientsViewMut, KernelChoice, Output, OutputGradients, Plan, Problem,
+    RawTensor, Sequences, Sizes,
+};
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
 pub use error::{AxesError, BindError, Error, Operand, Result, Unsupported, Version};
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
@@ -29,7 +32,7 @@ pub use plan::{Binding, Buffer, Step};
 pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;
 pub use tensor::{
-    Dims, Element, HeadsView, Layout, Lse, LseShape, LseViewMut, MAX_RANK, Shape, Strides, Tensor, TensorView,
+    Dims, Element, HeadsView, Layout, Lse, LseShape, LseView, LseViewMut, MAX_RANK, Shape, Strides, Tensor, TensorView,
     TensorViewMut,
 };
 

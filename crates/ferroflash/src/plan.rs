@@ -6,6 +6,7 @@ use crate::device::{Allocation, Device};
 use crate::error::{BindError, Operand, Result};
 use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
+use kernel_spec::Entry;
 
 /// What an address in the parameters of a step is the address of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +39,14 @@ pub struct Buffer {
     pub reason: &'static str,
 }
 
+/// One line of a plan.
+impl std::fmt::Display for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Buffer { name, bytes, reason } = self;
+        write!(f, "  buffer     {bytes} bytes of {name}: {reason}")
+    }
+}
+
 /// One launch of a plan.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -49,6 +58,20 @@ pub struct Step {
     /// How the work is cut into thread blocks, and why so.
     pub tile: String,
     params: Params,
+}
+
+/// Two lines of a plan.
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Step { kernel, ctas, tile, .. } = self;
+        let Entry { symbol, arch, threads, shared_bytes, .. } = kernel.entry;
+        writeln!(
+            f,
+            "  launch     {symbol} ({}): {ctas} thread blocks of {threads} threads, {shared_bytes} bytes of shared memory",
+            arch.name(),
+        )?;
+        write!(f, "  this tile  {tile}")
+    }
 }
 
 impl Step {

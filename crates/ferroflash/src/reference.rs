@@ -27,14 +27,17 @@
 
 use crate::attention::{Attention, Problem};
 use crate::error::Result;
+use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
 mod compare;
+mod gradients;
 mod inputs;
 #[cfg(test)]
 mod tests;
 
 pub use compare::{Comparison, max_abs_difference, tolerance};
+pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 
 /// Attention in `f64`.
@@ -98,4 +101,37 @@ pub fn forward_rounded_rows(
 ) -> Result<ReferenceOutput> {
     let inputs = Inputs::new(q, k, v, &problem.into(), attention)?;
     inputs.some_rows(rows, |row, out| inputs.row_rounded(row, out))
+}
+
+/// Gradients of a number with respect to q, k and v in `f64`, given those with respect to the output of [`forward`], `dout`, and to its
+/// log-sum-exp, `dlse`, where the number depends on it.
+///
+/// A row that sees no key gives nothing, and a key that no row sees gets 0.
+///
+/// # Errors
+/// As [`forward`], and [`Error::DataLength`](crate::Error::DataLength) for `dout` and `dlse`.
+pub fn backward(
+    [q, k, v]: [&[f64]; 3],
+    dout: &[f64],
+    dlse: Option<&[f64]>,
+    problem: impl Into<Problem>,
+    attention: &Attention,
+) -> Result<ReferenceGradients> {
+    Inputs::new(q, k, v, &problem.into(), attention)?.gradients(Upstream { dout, dlse }, Precision::Exact)
+}
+
+/// Gradients as a straightforward program in the element type of the problem computes them: scores, softmax and sums in `f32`,
+/// probabilities and gradients of scores rounded to the element type before they meet a tensor, `dout out` from the output as it was
+/// stored, and the results rounded.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_rounded(
+    [q, k, v]: [&[f64]; 3],
+    dout: &[f64],
+    dlse: Option<&[f64]>,
+    problem: impl Into<Problem>,
+    attention: &Attention,
+) -> Result<ReferenceGradients> {
+    Inputs::new(q, k, v, &problem.into(), attention)?.gradients(Upstream { dout, dlse }, Precision::Rounded)
 }

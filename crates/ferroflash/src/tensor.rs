@@ -18,7 +18,7 @@ mod view;
 pub use dims::{Dims, MAX_RANK};
 pub use element::Element;
 pub use heads::HeadsView;
-pub use lse::{Lse, LseShape, LseViewMut};
+pub use lse::{Lse, LseShape, LseView, LseViewMut};
 pub use shape::{Layout, Shape, Strides};
 pub use view::{TensorView, TensorViewMut};
 

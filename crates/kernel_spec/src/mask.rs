@@ -72,6 +72,13 @@ impl Band {
         kv_row >= diagonal - self.left && kv_row <= diagonal + self.right
     }
 
+    /// The mask of the transposed problem, in which keys look at the query rows that see them: `self.sees(i, j, offset)` is
+    /// `self.transposed().sees(j, i, -offset)`.
+    #[inline(always)]
+    pub const fn transposed(self) -> Band {
+        Band { left: self.right, right: self.left }
+    }
+
     /// The keys that query row `row` sees, as `[first, end]`; `end <= first` where it sees none.
     #[inline(always)]
     pub const fn keys(self, row: u32, q_rows: u32, kv_rows: u32) -> [u32; 2] {
@@ -250,6 +257,19 @@ mod tests {
                         let seen = band.sees(row as i32, key as i32, kv_rows as i32 - q_rows as i32);
                         assert_eq!(seen, (first..end).contains(&key), "{band:?} {q_rows} {kv_rows} {row} {key}");
                     }
+                }
+            }
+        }
+    }
+
+    /// A key looks at the query rows that see it.
+    #[test]
+    fn the_transposed_mask_has_rows_and_keys_exchanged() {
+        for band in MASKS.map(Mask::band) {
+            for (q_rows, kv_rows) in [(1, 1), (3, 7), (7, 3), (5, 5), (12, 13)] {
+                let offset = kv_rows - q_rows;
+                for (row, key) in (0..q_rows).flat_map(|row| (0..kv_rows).map(move |key| (row, key))) {
+                    assert_eq!(band.sees(row, key, offset), band.transposed().sees(key, row, -offset), "{band:?}");
                 }
             }
         }

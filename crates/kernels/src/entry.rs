@@ -22,6 +22,9 @@ use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 #[cfg(target_feature = "sm_90a")]
 use crate::parts::warpgroup::WarpgroupTiles;
 
+#[cfg(not(target_feature = "sm_90a"))]
+mod backward;
+
 // The rows name element types as `kernel_spec::DType` does.
 #[cfg(not(target_feature = "sm_90a"))]
 type F32 = f32;

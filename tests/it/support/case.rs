@@ -48,13 +48,55 @@ impl Memory {
     }
 
     /// Elements of storage, with room behind the last element that nobody may rely on.
-    fn storage_elements(&self, shape: Shape) -> usize {
+    pub(crate) fn storage_elements(&self, shape: Shape) -> usize {
         let Strides { batch, row, head, .. } = self.strides(shape);
         if shape.elements() == Some(0) {
             return self.offset + TAIL;
         }
         let last = (shape.batch - 1) * batch + (shape.rows - 1) * row + (shape.heads - 1) * head + shape.head_dim;
         self.offset + last + TAIL
+    }
+
+    /// A tensor with these elements, in storage full of NaN.
+    pub(crate) fn upload<T: Element>(&self, device: &Device, shape: Shape, data: &[T]) -> ferroflash::Result<Tensor> {
+        let strides = self.strides(shape);
+        let mut storage = vec![nan::<T>(); self.storage_elements(shape)];
+        for (start, row) in places(shape, strides).zip(data.chunks_exact(shape.head_dim)) {
+            storage[self.offset + start..][..shape.head_dim].copy_from_slice(row);
+        }
+        Tensor::from_slice_strided(device, &storage, self.offset, shape, strides)
+    }
+
+    /// A tensor of NaN, and NaN around it.
+    pub(crate) fn poisoned<T: Element>(&self, device: &Device, shape: Shape) -> ferroflash::Result<Tensor> {
+        let poison = vec![nan::<T>(); self.storage_elements(shape)];
+        Tensor::from_slice_strided(device, &poison, self.offset, shape, self.strides(shape))
+    }
+
+    /// Every byte around the elements of a tensor in `storage`, which [`Self::poisoned`] made, still is what it was.
+    pub(crate) fn check_guards<T: Element>(&self, name: &str, shape: Shape, storage: &[T]) -> Result<(), String> {
+        let mut is_element = vec![false; storage.len()];
+        for start in places(shape, self.strides(shape)) {
+            is_element[self.offset + start..][..shape.head_dim].fill(true);
+        }
+        let written = |x: &T| bytemuck::bytes_of(x).iter().any(|&byte| byte != 0xff);
+        match storage.iter().zip(is_element).position(|(x, is_element)| !is_element && written(x)) {
+            Some(place) => {
+                Err(format!("element {place} of the storage of {name}, which is none of its own, was written"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Normal values of this deviation in logical order `[batch, row, head, dim]`, equal along axes of stride 0.
+    pub(crate) fn draw<T: Element>(&self, rng: &mut SmallRng, shape: Shape, deviation: f64) -> Vec<T> {
+        let most = largest::<T>();
+        let mut storage: Vec<T> = Vec::new();
+        storage.resize_with(self.storage_elements(shape), || {
+            let value = deviation * rng.sample::<f64, _>(StandardNormal);
+            T::from_f64(value.clamp(-most, most))
+        });
+        places(shape, self.strides(shape)).flat_map(|start| storage[start..start + shape.head_dim].to_vec()).collect()
     }
 }
 
@@ -136,20 +178,10 @@ impl Case {
     /// Normal values, equal along axes of stride 0.
     pub(crate) fn inputs<T: Element>(&self) -> Inputs<T> {
         let mut rng = SmallRng::seed_from_u64(self.seed);
-        let most = largest::<T>();
-        let mut draw = |shape: Shape, memory: &Memory, magnitude: f64| -> Vec<T> {
-            let strides = memory.strides(shape);
-            let mut storage: Vec<T> = Vec::new();
-            storage.resize_with(memory.storage_elements(shape), || {
-                let value = magnitude * self.deviation * rng.sample::<f64, _>(StandardNormal);
-                T::from_f64(value.clamp(-most, most))
-            });
-            places(shape, strides).flat_map(|start| storage[start..start + shape.head_dim].to_vec()).collect()
-        };
         let [q_magnitude, k_magnitude, v_magnitude] = self.magnitudes;
-        let mut q = draw(self.q_shape(), &self.q, q_magnitude);
-        let mut k = draw(self.kv_shape(), &self.k, k_magnitude);
-        let v = draw(self.kv_shape(), &self.v, v_magnitude);
+        let mut q: Vec<T> = self.q.draw(&mut rng, self.q_shape(), q_magnitude * self.deviation);
+        let mut k: Vec<T> = self.k.draw(&mut rng, self.kv_shape(), k_magnitude * self.deviation);
+        let v = self.v.draw(&mut rng, self.kv_shape(), v_magnitude * self.deviation);
         if self.minus_infinity {
             let dim = self.problem.head_dim;
             for q in q.iter_mut().step_by(dim) {
@@ -187,21 +219,11 @@ impl Case {
         device: &Device,
         inputs: &Inputs<T>,
     ) -> ferroflash::Result<(Computed<T>, Vec<T>, Vec<f32>)> {
-        let upload = |data: &[T], shape: Shape, memory: &Memory| {
-            let strides = memory.strides(shape);
-            let mut storage = vec![nan::<T>(); memory.storage_elements(shape)];
-            for (start, row) in places(shape, strides).zip(data.chunks_exact(shape.head_dim)) {
-                storage[memory.offset + start..][..shape.head_dim].copy_from_slice(row);
-            }
-            Tensor::from_slice_strided(device, &storage, memory.offset, shape, strides)
-        };
         let (q_shape, kv_shape) = (self.q_shape(), self.kv_shape());
-        let q = upload(&inputs.q, q_shape, &self.q)?;
-        let k = upload(&inputs.k, kv_shape, &self.k)?;
-        let v = upload(&inputs.v, kv_shape, &self.v)?;
-        let poison = vec![nan::<T>(); self.out.storage_elements(q_shape)];
-        let out_strides = self.out.strides(q_shape);
-        let mut out = Tensor::from_slice_strided(device, &poison, self.out.offset, q_shape, out_strides)?;
+        let q = self.q.upload(device, q_shape, &inputs.q)?;
+        let k = self.k.upload(device, kv_shape, &inputs.k)?;
+        let v = self.v.upload(device, kv_shape, &inputs.v)?;
+        let mut out = self.out.poisoned::<T>(device, q_shape)?;
 
         let Sizes { batch, q_heads: heads, q_rows: rows, .. } = self.problem;
         let lse_shape = LseShape { batch, heads, rows };
@@ -254,16 +276,7 @@ impl Case {
         if lse[..LSE_GUARD].iter().chain(&lse[lse.len() - LSE_GUARD..]).any(|x| x.to_bits() != u32::MAX) {
             return Err("memory around the log-sum-exp was written".to_owned());
         }
-        let mut is_element = vec![false; out.len()];
-        let shape = self.q_shape();
-        for start in places(shape, self.out.strides(shape)) {
-            is_element[self.out.offset + start..][..shape.head_dim].fill(true);
-        }
-        let written = |x: &T| bytemuck::bytes_of(x).iter().any(|&byte| byte != 0xff);
-        match out.iter().zip(is_element).position(|(x, is_element)| !is_element && written(x)) {
-            Some(place) => Err(format!("element {place} of the output's storage, which is none of out's, was written")),
-            None => Ok(()),
-        }
+        self.out.check_guards("the output", self.q_shape(), out)
     }
 
     /// What has to come out for these inputs.

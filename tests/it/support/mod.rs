@@ -3,6 +3,7 @@
 pub(crate) mod case;
 pub(crate) mod device;
 pub(crate) mod edits;
+pub(crate) mod gradients;
 pub(crate) mod json;
 pub(crate) mod program;
 pub(crate) mod stub_driver;

@@ -4,7 +4,7 @@ use super::problem::Sizes;
 use crate::device::Device;
 use crate::error::{Error, Operand, Result};
 use crate::tensor::overlap::{self, Footprint};
-use crate::tensor::{HeadsView, LseViewMut};
+use crate::tensor::{HeadsView, LseShape, LseViewMut};
 use kernel_spec::DType;
 
 /// Checks q, k and v against each other and returns the sizes of the problem they pose.
@@ -70,27 +70,34 @@ fn check_last_dim(tensor: Operand, view: &HeadsView<'_>) -> Result<()> {
 
 /// Checks out and lse against q, which has passed its own checks.
 pub(super) fn check_output(q: &HeadsView<'_>, out: &HeadsView<'_>, lse: Option<&LseViewMut<'_>>) -> Result<()> {
-    check_against_q(q, Operand::Out, out)?;
-    let q_shape = q.shape();
-    let same = |tensor, rows, heads| {
-        if rows != q_shape.rows {
-            return Err(Error::RowsMismatch { tensor, found: rows, of: Operand::Q, expected: q_shape.rows });
-        }
-        if heads != q_shape.heads {
-            return Err(Error::HeadsMismatch { tensor, found: heads, of: Operand::Q, expected: q_shape.heads });
-        }
-        Ok(())
-    };
-    same(Operand::Out, out.shape().rows, out.shape().heads)?;
-    check_last_dim(Operand::Out, out)?;
-    if let Some(lse) = lse {
-        check_same_device(q, Operand::Lse, lse.device())?;
-        let shape = lse.shape();
-        if shape.batch != q_shape.batch {
-            let (found, expected) = (shape.batch, q_shape.batch);
-            return Err(Error::BatchMismatch { tensor: Operand::Lse, found, expected });
-        }
-        same(Operand::Lse, shape.rows, shape.heads)?;
+    check_like(q, Operand::Q, Operand::Out, out)?;
+    lse.map_or(Ok(()), |lse| check_rows_of(q, Operand::Lse, lse.device(), lse.shape()))
+}
+
+/// Checks a tensor that has to be like `of`, which is q itself or has been checked against it.
+pub(super) fn check_like(like: &HeadsView<'_>, of: Operand, tensor: Operand, view: &HeadsView<'_>) -> Result<()> {
+    check_against_q(like, tensor, view)?;
+    check_rows_and_heads(like, of, tensor, [view.shape().rows, view.shape().heads])?;
+    check_last_dim(tensor, view)
+}
+
+/// Checks a log-sum-exp, or its gradient, against q.
+pub(super) fn check_rows_of(q: &HeadsView<'_>, tensor: Operand, device: &Device, shape: LseShape) -> Result<()> {
+    check_same_device(q, tensor, device)?;
+    let (found, expected) = (shape.batch, q.shape().batch);
+    if found != expected {
+        return Err(Error::BatchMismatch { tensor, found, expected });
+    }
+    check_rows_and_heads(q, Operand::Q, tensor, [shape.rows, shape.heads])
+}
+
+fn check_rows_and_heads(like: &HeadsView<'_>, of: Operand, tensor: Operand, [rows, heads]: [usize; 2]) -> Result<()> {
+    let expected = like.shape();
+    if rows != expected.rows {
+        return Err(Error::RowsMismatch { tensor, found: rows, of, expected: expected.rows });
+    }
+    if heads != expected.heads {
+        return Err(Error::HeadsMismatch { tensor, found: heads, of, expected: expected.heads });
     }
     Ok(())
 }
@@ -101,27 +108,40 @@ pub(super) fn check_overlaps(
     out: &HeadsView<'_>,
     lse: Option<(u64, &Sizes)>,
 ) -> Result<()> {
-    let geometry = out.geometry();
+    check_itself(out)?;
+    let named = [Operand::Q, Operand::K, Operand::V].into_iter().zip(inputs.map(footprint));
+    let mut outputs = vec![(Operand::Out, footprint(out))];
+    outputs.extend(lse.map(|(address, sizes)| (Operand::Lse, row_footprint(address, sizes))));
+    check_apart(&outputs, &named.collect::<Vec<_>>())
+}
+
+/// That no element of an output lies at the place of another.
+pub(super) fn check_itself(output: &HeadsView<'_>) -> Result<()> {
+    let geometry = output.geometry();
     if overlap::overlaps_itself(geometry) {
         return Err(Error::OutputOverlapsItself { shape: geometry.shape.to_vec(), strides: geometry.strides.to_vec() });
     }
-    let footprint = |view: &HeadsView<'_>| Footprint::of(view.geometry(), view.address());
-    let named = [Operand::Q, Operand::K, Operand::V].into_iter().zip(inputs.map(footprint));
-    let others: Vec<(Operand, Footprint)> = named.collect();
-    let mut outputs = vec![(Operand::Out, footprint(out))];
-    if let Some((address, p)) = lse {
-        let lse = Footprint::contiguous(address, p.score_rows() * DType::F32.bytes() as u128);
-        if lse.overlaps(&outputs[0].1) {
-            return Err(Error::OutputOverlaps { output: Operand::Lse, other: Operand::Out });
-        }
-        outputs.push((Operand::Lse, lse));
-    }
-    for (output, memory) in &outputs {
-        for (other, input) in &others {
-            if memory.overlaps(input) {
+    Ok(())
+}
+
+/// That outputs overlap neither each other nor anything else.
+pub(super) fn check_apart(outputs: &[(Operand, Footprint)], others: &[(Operand, Footprint)]) -> Result<()> {
+    for (i, (output, memory)) in outputs.iter().enumerate() {
+        for (other, taken) in outputs[..i].iter().chain(others) {
+            if memory.overlaps(taken) {
                 return Err(Error::OutputOverlaps { output: *output, other: *other });
             }
         }
     }
     Ok(())
+}
+
+/// The bytes of a tensor.
+pub(super) fn footprint(view: &HeadsView<'_>) -> Footprint {
+    Footprint::of(view.geometry(), view.address())
+}
+
+/// The bytes of a log-sum-exp, or of its gradient.
+pub(super) fn row_footprint(address: u64, sizes: &Sizes) -> Footprint {
+    Footprint::contiguous(address, sizes.score_rows() * DType::F32.bytes() as u128)
 }

@@ -10,7 +10,7 @@ use kernel_spec::schedule::{self, MAX_TILES};
 use kernel_spec::{Entry, Kernel, Mask, Pass, VARIANTS, Variant};
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
-const MAX_GRID: u64 = (1 << 31) - 1;
+pub(super) const MAX_GRID: u64 = (1 << 31) - 1;
 
 /// Least CUDA version of a driver that compiles PTX 8.0, the first with v3's instructions (PTX ISA, release notes).
 const V3_DRIVER: Version = Version { major: 12, minor: 0 };
@@ -39,7 +39,7 @@ pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kern
 pub(super) fn rows(request: &Request<'_>, device: &DeviceInfo, kernel: Kernel) -> Result<Vec<Row>> {
     let rows = kernel.passes().iter().map(|&pass| {
         let variant = row(request, pass)?.ok_or_else(|| no_row(request, kernel))?;
-        check_device(variant, device)?;
+        check_device(&variant.entry, device)?;
         let packed_heads = packed_heads(variant, &request.sizes);
         let ctas = grid(variant, &request.sizes, packed_heads, device.multiprocessors)?;
         Ok(Row { variant, ctas, packed_heads })
@@ -150,8 +150,9 @@ fn check_copies(tensor: Operand, placed: &Placed) -> Result<(), Unsupported> {
     Ok(())
 }
 
-fn check_device(variant: &'static Variant, device: &DeviceInfo) -> Result<()> {
-    let Entry { symbol, arch, shared_bytes: needed, .. } = variant.entry;
+/// Whether the device runs an entry.
+pub(super) fn check_device(entry: &'static Entry, device: &DeviceInfo) -> Result<()> {
+    let Entry { symbol, arch, shared_bytes: needed, .. } = *entry;
     if !device.runs(arch) {
         let (major, minor) = arch.least_compute_capability();
         let least = Version { major, minor };

@@ -7,6 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
+use kernel_spec::families::backward::BackwardParams;
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -145,7 +146,7 @@ fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
     i64::from(band.right) < q_rows as i64 - 1 || i64::from(band.left) < kv_rows as i64 - 1
 }
 
-fn tensor_params(tensor: &Placed) -> TensorParams {
+pub(super) fn tensor_params(tensor: &Placed) -> TensorParams {
     // Nothing is stepped over along an axis of extent 1, so its stride may be anything. The kernels form the address of rows
     // that do not exist, without reading them, and even such an address has to be aligned: 0 keeps it so.
     let [batch_stride, row_stride, head_stride, _] =
@@ -173,14 +174,14 @@ fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
 }
 
 /// The bytes of a kernel parameter struct.
-fn bytes_of<T: Plain>(params: &T) -> Vec<u8> {
+pub(super) fn bytes_of<T: Plain>(params: &T) -> Vec<u8> {
     // SAFETY: implementors promise that every byte of `T` is initialised.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
 
 /// # Safety
 /// The type is `repr(C)` or `repr(transparent)` without padding, and so are its fields.
-unsafe trait Plain: Copy {}
+pub(super) unsafe trait Plain: Copy {}
 
 // SAFETY: numbers.
 unsafe impl Plain for u32 {}
@@ -227,6 +228,10 @@ plain! {
         q_blocks, rounds, last_section, section_heads, last_heads, section_slots, sequence_heads, group, alternate, packed_log2
     }
     V3Params { q, k, v, schedule, forward }
+    BackwardParams {
+        q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v, scale,
+        scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
+    }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

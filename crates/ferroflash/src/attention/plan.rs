@@ -67,17 +67,8 @@ impl std::fmt::Display for Plan {
             Some(cap) => writeln!(f, ", softcap {cap}")?,
             None => writeln!(f)?,
         }
-        for Step { kernel, ctas, tile, .. } in &self.steps {
-            let entry = kernel.entry;
-            writeln!(
-                f,
-                "  launch     {} ({}): {ctas} thread blocks of {} threads, {} bytes of shared memory",
-                entry.symbol,
-                entry.arch.name(),
-                entry.threads,
-                entry.shared_bytes,
-            )?;
-            writeln!(f, "  this tile  {tile}")?;
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
         }
         if self.packed_heads > 1 {
             writeln!(
@@ -86,8 +77,8 @@ impl std::fmt::Display for Plan {
                 self.packed_heads
             )?;
         }
-        for Buffer { name, bytes, reason, .. } in &self.buffers {
-            writeln!(f, "  buffer     {bytes} bytes of {name}: {reason}")?;
+        for buffer in &self.buffers {
+            writeln!(f, "{buffer}")?;
         }
         write!(f, "  memory     {} bytes of workspace, {} bytes of log-sum-exp", self.workspace_bytes(), self.lse_bytes)
     }

@@ -14,6 +14,16 @@ pub enum Operand {
     Out,
     /// Log-sum-exp of the rows.
     Lse,
+    /// Gradient with respect to the output.
+    Dout,
+    /// Gradient with respect to the log-sum-exp.
+    Dlse,
+    /// Gradient with respect to the queries.
+    Dq,
+    /// Gradient with respect to the keys.
+    Dk,
+    /// Gradient with respect to the values.
+    Dv,
 }
 
 impl std::fmt::Display for Operand {
@@ -24,6 +34,11 @@ impl std::fmt::Display for Operand {
             Operand::V => "v",
             Operand::Out => "out",
             Operand::Lse => "lse",
+            Operand::Dout => "dout",
+            Operand::Dlse => "dlse",
+            Operand::Dq => "dq",
+            Operand::Dk => "dk",
+            Operand::Dv => "dv",
         })
     }
 }

@@ -28,16 +28,16 @@ pub struct Row {
 }
 
 pub(super) struct Inputs<'a> {
-    q: &'a [f64],
-    k: &'a [f64],
-    v: &'a [f64],
-    sizes: Sizes,
+    pub(super) q: &'a [f64],
+    pub(super) k: &'a [f64],
+    pub(super) v: &'a [f64],
+    pub(super) sizes: Sizes,
     mask: Mask,
-    scale: f64,
+    pub(super) scale: f64,
     /// As above, rounded to `f32`.
-    scale_f32: f32,
+    pub(super) scale_f32: f32,
     /// Bound of the scores, if there is one.
-    softcap: Option<f32>,
+    pub(super) softcap: Option<f32>,
 }
 
 impl<'a> Inputs<'a> {
@@ -120,21 +120,21 @@ impl<'a> Inputs<'a> {
         }
     }
 
-    fn q_row(&self, row: Row) -> &[f64] {
+    pub(super) fn q_row(&self, row: Row) -> &[f64] {
         let Sizes { q_rows, q_heads, head_dim, .. } = self.sizes;
         let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
         &self.q[start..start + head_dim]
     }
 
     /// The row of k or v that `row` meets at `kv_row`.
-    fn kv_row<'t>(&self, tensor: &'t [f64], row: Row, kv_row: usize) -> &'t [f64] {
+    pub(super) fn kv_row<'t>(&self, tensor: &'t [f64], row: Row, kv_row: usize) -> &'t [f64] {
         let Sizes { kv_rows, q_heads, kv_heads, head_dim, .. } = self.sizes;
         let kv_head = row.q_head / (q_heads / kv_heads);
         let start = ((row.batch * kv_rows + kv_row) * kv_heads + kv_head) * head_dim;
         &tensor[start..start + head_dim]
     }
 
-    fn visible(&self, row: Row) -> impl Iterator<Item = usize> {
+    pub(super) fn visible(&self, row: Row) -> impl Iterator<Item = usize> {
         (0..self.sizes.kv_rows).filter(move |&kv_row| self.sees(row.q_row, kv_row))
     }
 
@@ -204,7 +204,7 @@ impl<'a> Inputs<'a> {
 }
 
 /// `value` rounded to `dtype`, ties to even.
-fn round(value: f32, dtype: DType) -> f32 {
+pub(super) fn round(value: f32, dtype: DType) -> f32 {
     fn through<T: Element>(value: f32) -> f32 {
         T::from_f64(value.into()).to_f64() as f32
     }

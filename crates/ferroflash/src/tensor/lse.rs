@@ -5,7 +5,7 @@ use super::geometry::Geometry;
 use super::shape::Layout;
 use crate::backend::RawStream;
 use crate::device::{Allocation, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use kernel_spec::DType;
 
 /// The log-sum-exp of every row, owned, in device memory: contiguous `f32 [batch, head, row]`, natural logarithm.
@@ -60,6 +60,28 @@ impl Lse {
         self.storage.address()
     }
 
+    /// A log-sum-exp, or its gradient, with these values in the order `[batch, head, row]`.
+    ///
+    /// # Errors
+    /// [`Error::DataLength`](crate::Error::DataLength), and those of [`Lse::uninit`].
+    pub fn from_slice(device: &Device, values: &[f32], shape: LseShape) -> Result<Lse> {
+        let (found, expected) = (values.len(), shape.geometry()?.span()?);
+        if found != expected {
+            let shape = vec![shape.batch, shape.heads, shape.rows];
+            return Err(Error::DataLength { shape, expected, found });
+        }
+        let lse = Lse::uninit(device, shape)?;
+        if !values.is_empty() {
+            device.backend().write(lse.storage.address(), bytemuck::cast_slice(values))?;
+        }
+        Ok(lse)
+    }
+
+    /// A view for reading.
+    pub fn view(&self) -> LseView<'_> {
+        LseView { device: self.storage.device(), address: self.storage.address(), shape: self.shape }
+    }
+
     /// A view for writing.
     pub fn view_mut(&mut self) -> LseViewMut<'_> {
         LseViewMut { device: self.storage.device(), address: self.storage.address(), shape: self.shape }
@@ -86,6 +108,52 @@ impl Lse {
             return Ok(());
         }
         self.device().backend().fill(self.storage.address(), byte, self.storage.bytes())
+    }
+}
+
+/// A borrowed log-sum-exp, or the gradient with respect to one: contiguous `f32 [batch, head, row]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LseView<'a> {
+    device: &'a Device,
+    address: u64,
+    shape: LseShape,
+}
+
+impl<'a> LseView<'a> {
+    /// Uses memory of another framework in place; `storage_elements` counts `f32` from `address` on.
+    ///
+    /// # Errors
+    /// [`Error::StorageTooSmall`](crate::Error::StorageTooSmall), [`Error::MisalignedAddress`](crate::Error::MisalignedAddress),
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
+    ///
+    /// # Safety
+    /// `storage_elements` `f32` from `address` on are device memory of `device`, live and not written for `'a` except by work that is
+    /// ordered before the use of this view.
+    pub unsafe fn from_raw(
+        device: &'a Device,
+        address: u64,
+        storage_elements: usize,
+        shape: LseShape,
+    ) -> Result<LseView<'a>> {
+        let geometry = shape.geometry()?;
+        geometry.check_storage(0, storage_elements)?;
+        geometry.check_address(address)?;
+        Ok(LseView { device, address, shape })
+    }
+
+    /// The device that holds it.
+    pub fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> LseShape {
+        self.shape
+    }
+
+    /// Device address of the first element.
+    pub fn address(&self) -> u64 {
+        self.address
     }
 }
 

@@ -6,9 +6,12 @@ use super::geometry::Geometry;
 ///
 /// The axes are taken from the smallest stride on; each has to step over everything that the smaller ones span. It is the
 /// rule of nested loops: exact for every slice of a contiguous tensor in any order of axes, and on the safe side for strides that
-/// interleave without colliding.
+/// interleave without colliding. A view without elements has none at one place.
 pub(crate) fn overlaps_itself(geometry: &Geometry) -> bool {
     let mut axes: Vec<_> = geometry.axes().collect();
+    if axes.iter().any(|&(extent, _)| extent == 0) {
+        return false;
+    }
     axes.sort_unstable_by_key(|&(_, stride)| stride);
     let mut span = 1u128;
     for (extent, stride) in axes.into_iter().filter(|&(extent, _)| extent > 1) {
@@ -98,7 +101,7 @@ mod tests {
     #[test]
     fn self_overlap_agrees_with_a_scan() {
         let (mut accepted, mut rejected) = (0, 0);
-        for shape in [Shape::new(2, 3, 2, 2), Shape::new(1, 4, 1, 2), Shape::new(3, 1, 2, 1)] {
+        for shape in [Shape::new(2, 3, 2, 2), Shape::new(1, 4, 1, 2), Shape::new(3, 1, 2, 1), Shape::new(2, 0, 1, 2)] {
             for code in 0..8usize.pow(3) {
                 let g = geometry(shape, Strides::new(code % 8 * 2, code / 8 % 8, code / 64));
                 let all = offsets(&g);

@@ -31,6 +31,7 @@ impl Places {
             Operand::V => self.v,
             Operand::Out => self.out,
             Operand::Lse => self.lse.expect("a call with it"),
+            other => unreachable!("no operand of the forward pass: {other}"),
         }
     }
 
@@ -41,6 +42,7 @@ impl Places {
             Operand::V => self.v = address,
             Operand::Out => self.out = address,
             Operand::Lse => self.lse = Some(address),
+            other => unreachable!("no operand of the forward pass: {other}"),
         }
         self
     }

@@ -5,11 +5,28 @@
 
 use crate::entry::Entry;
 
+pub mod backward;
 pub mod forward;
 
 /// Every compiled entry point, of all families.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
-    forward::VARIANTS.iter().map(|variant| &variant.entry)
+    let forward = forward::VARIANTS.iter().map(|variant| &variant.entry);
+    forward.chain(backward::VARIANTS.iter().map(|variant| &variant.entry))
+}
+
+// `==` of slices is no const fn.
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut i = 0;
+    while i < a.len() {
+        if a[i] != b[i] {
+            return false;
+        }
+        i += 1;
+    }
+    true
 }
 
 #[cfg(test)]

@@ -70,6 +70,12 @@ pub trait SharedMatrix: Copy {
     /// All threads of the warp call it, converged; the rows and columns lie inside the tile and are this warp's alone.
     unsafe fn write<F: Fragments>(self, row: u32, col: u32, fragments: &F);
 
+    /// [`Self::write`] for fragments of every `parts`th pair of 8 columns, from number `part` on.
+    ///
+    /// # Safety
+    /// As for [`Self::write`].
+    unsafe fn write_part<F: Fragments>(self, row: u32, part: u32, parts: u32, fragments: &F);
+
     /// Copies the tile to rows `first_row..` of global memory; rows and columns that do not exist there are left out.
     ///
     /// # Safety
@@ -161,6 +167,25 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
                 for half in 0..2 {
                     let row = row + 16 * m as u32 + fragment_row(lane, 2 * half);
                     let byte = (col + 8 * n as u32 + fragment_col(lane, 0)) as usize * T::BYTES;
+                    let chunk = chunk_offset(row as usize, byte / CHUNK_BYTES, ROWS, Self::ROW_BYTES);
+                    let address = self.address + (chunk + byte % CHUNK_BYTES) as u32;
+                    let half = 2 * half as usize;
+                    // SAFETY: inside the tile.
+                    unsafe { T::store_pair(address, [fragments.at(m, n)[half], fragments.at(m, n)[half + 1]]) };
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write_part<F: Fragments>(self, row: u32, part: u32, parts: u32, fragments: &F) {
+        let lane = thread::lane();
+        for m in 0..F::M {
+            for n in 0..F::N {
+                let col = 16 * (n as u32 / 2 * parts + part) + 8 * (n as u32 % 2);
+                for half in 0..2 {
+                    let row = row + 16 * m as u32 + fragment_row(lane, 2 * half);
+                    let byte = (col + fragment_col(lane, 0)) as usize * T::BYTES;
                     let chunk = chunk_offset(row as usize, byte / CHUNK_BYTES, ROWS, Self::ROW_BYTES);
                     let address = self.address + (chunk + byte % CHUNK_BYTES) as u32;
                     let half = 2 * half as usize;

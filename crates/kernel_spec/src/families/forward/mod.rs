@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
+use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
 
@@ -357,20 +358,6 @@ impl Variant {
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
         }
     }
-}
-
-const fn same(a: &[u8], b: &[u8]) -> bool {
-    if a.len() != b.len() {
-        return false;
-    }
-    let mut i = 0;
-    while i < a.len() {
-        if a[i] != b[i] {
-            return false;
-        }
-        i += 1;
-    }
-    true
 }
 
 // A row that does not fit is a compile error, not a failed launch.

@@ -140,4 +140,40 @@ impl Products for f32 {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn mul_part<const M: usize, const N: usize, const AR: usize, const K: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<f32, AR, K>,
+        a_row: u32,
+        v: SharedTile<f32, K, D>,
+        part: u32,
+    ) {
+        let parts = const {
+            assert!(D == 16 * N || D == 8 * N, "two parts, or one");
+            D / (8 * N)
+        };
+        let lane = fresh_lane();
+        let a = a.window(a_row + lane / 4, 0);
+        // A pair of 8 columns is four chunks.
+        let v = v.window(0, lane % 4 / 2 + 4 * part).inside_chunk(lane % 2 * 8);
+        for chunk in 0..K / F32_CHUNK {
+            let mut a_values = [[[0.0; 4]; 2]; M];
+            for (m, rows) in a_values.iter_mut().enumerate() {
+                for (half, row) in rows.iter_mut().enumerate() {
+                    // SAFETY: passed on; inside the tile.
+                    *row = unsafe { shared::load_f32x4(a.at(16 * m + 8 * half, chunk)) };
+                }
+            }
+            for i in 0..F32_CHUNK {
+                let mut factors = [[0.0; 2]; M];
+                for m in 0..M {
+                    factors[m] = [a_values[m][0][i], a_values[m][1][i]];
+                }
+                let at = |n: usize| v.at(F32_CHUNK * chunk + i, n / 2 * 4 * parts + n % 2 * 2);
+                // SAFETY: passed on; inside the tile.
+                unsafe { mul_row(acc, &factors, at) };
+            }
+        }
+    }
 }

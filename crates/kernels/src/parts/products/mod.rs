@@ -53,6 +53,21 @@ pub trait Products: Element {
         a_row: u32,
         v: SharedTile<Self, K, D>,
     );
+
+    /// [`Products::mul`] for some columns of `v`: of its `D / 16` pairs of 8 columns, number `part` and every `D / 8 N`th from there on,
+    /// whose fragments `acc` holds one after the other.
+    ///
+    /// A step from one to the next changes no bit of a chunk's number that `part` does: a lane's addresses are one address and constants.
+    ///
+    /// # Safety
+    /// As for [`Products::mul_transposed`].
+    unsafe fn mul_part<const M: usize, const N: usize, const AR: usize, const K: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<Self, AR, K>,
+        a_row: u32,
+        v: SharedTile<Self, K, D>,
+        part: u32,
+    );
 }
 
 /// Accumulators that hold `a b^T` of tiles `A` and `B`.

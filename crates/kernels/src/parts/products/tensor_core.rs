@@ -117,4 +117,30 @@ impl<T: TensorCore> Products for T {
             unsafe { mul_step::<T, M, N>(acc, &fragments, |n| v.at(MMA_K * k, 2 * n)) };
         }
     }
+
+    #[inline(always)]
+    unsafe fn mul_part<const M: usize, const N: usize, const AR: usize, const K: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<T, AR, K>,
+        a_row: u32,
+        v: SharedTile<T, K, D>,
+        part: u32,
+    ) {
+        let parts = const {
+            assert!(D == 16 * N || D == 8 * N, "two parts, or one");
+            D / (8 * N)
+        };
+        let lane = fresh_lane();
+        let a = a.window(a_row + lane % 16, lane / 16);
+        let v = v.window(lane % 16, lane / 16 + 2 * part);
+        for k in 0..K / MMA_K {
+            let mut fragments = [[0; 4]; M];
+            for (m, fragment) in fragments.iter_mut().enumerate() {
+                // SAFETY: passed on; inside the tile.
+                *fragment = unsafe { load_matrix_x4(a.at(16 * m, 2 * k)) };
+            }
+            // SAFETY: passed on; inside the tile.
+            unsafe { mul_step::<T, M, N>(acc, &fragments, |n| v.at(MMA_K * k, 2 * n * parts)) };
+        }
+    }
 }

@@ -1,0 +1,325 @@
+//! The calls of the backward pass: on views, into given memory, and on plain addresses.
+
+use super::check::{self, check_apart, check_itself, check_like, check_rows_of, footprint, row_footprint};
+use super::forward::RawTensor;
+use super::options::Attention;
+use super::problem::{Problem, Sizes};
+use super::request::Placed;
+use crate::backend::RawStream;
+use crate::device::{Device, Stream};
+use crate::error::{Operand, Result};
+use crate::plan::run;
+use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
+use plan::{BackwardPlan, Tensors};
+use std::ffi::c_void;
+
+pub(super) mod plan;
+
+/// What comes back to the backward pass: the gradients of a number with respect to what the forward pass gave. A view of the
+/// gradient with respect to the output is one without the other.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct OutputGradients<'a> {
+    /// With respect to the output, of its shape and element type.
+    pub dout: TensorView<'a>,
+    /// With respect to the log-sum-exp, where the number depends on it; `None` is 0.
+    pub dlse: Option<LseView<'a>>,
+}
+
+impl<'a> OutputGradients<'a> {
+    /// Of a number that does not depend on the log-sum-exp.
+    pub fn new(dout: TensorView<'a>) -> Self {
+        OutputGradients { dout, dlse: None }
+    }
+
+    /// Sets the gradient with respect to the log-sum-exp.
+    pub fn with_dlse(mut self, dlse: LseView<'a>) -> Self {
+        self.dlse = Some(dlse);
+        self
+    }
+}
+
+impl<'a> From<TensorView<'a>> for OutputGradients<'a> {
+    fn from(dout: TensorView<'a>) -> Self {
+        OutputGradients::new(dout)
+    }
+}
+
+/// What [`Attention::backward`] returns: gradients with respect to the inputs, of their shapes, element type and orders of axes in memory.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Gradients {
+    /// With respect to q.
+    pub dq: Tensor,
+    /// With respect to k, summed over the query heads that share the head.
+    pub dk: Tensor,
+    /// With respect to v, likewise.
+    pub dv: Tensor,
+    /// What was launched.
+    pub plan: BackwardPlan,
+}
+
+/// Memory for gradients, for [`Attention::backward_into`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct GradientsViewMut<'a> {
+    /// With respect to q, of its shape.
+    pub dq: TensorViewMut<'a>,
+    /// With respect to k, of its shape.
+    pub dk: TensorViewMut<'a>,
+    /// With respect to v, of its shape.
+    pub dv: TensorViewMut<'a>,
+}
+
+impl<'a> GradientsViewMut<'a> {
+    /// Memory for the three of them.
+    pub fn new(dq: TensorViewMut<'a>, dk: TensorViewMut<'a>, dv: TensorViewMut<'a>) -> Self {
+        GradientsViewMut { dq, dk, dv }
+    }
+}
+
+impl Attention {
+    /// What a call of [`Attention::backward`] on `device` with contiguous tensors would launch and allocate, and why.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, DType, Device, Problem, Sequences};
+    /// let device = Device::emulator()?;
+    /// let problem = Problem::new(Sequences::Uniform { batch: 1, q_rows: 1000, kv_rows: 1000 }, 8, 2, 64, DType::Bf16);
+    /// let plan = Attention::new().causal().backward_plan(&device, &problem)?;
+    /// // Two numbers for every row of every head, in whole blocks of 128 rows.
+    /// assert_eq!(plan.workspace_bytes(), 8 * 8 * 1024);
+    /// assert!(plan.deterministic);
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Problem::validate`], [`Error::Scale`](crate::Error::Scale), [`Error::Softcap`](crate::Error::Softcap),
+    /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::GpuTooOld`](crate::Error::GpuTooOld),
+    /// [`Error::SharedMemory`](crate::Error::SharedMemory), [`Error::GridTooLarge`](crate::Error::GridTooLarge).
+    pub fn backward_plan(&self, device: &Device, problem: impl Into<Problem>) -> Result<BackwardPlan> {
+        let sizes = problem.into().sizes()?;
+        sizes.validate()?;
+        plan::plan(self, device.info(), &sizes, &Tensors::contiguous(&sizes), false)
+    }
+
+    /// Computes the gradients of a number with respect to q, k and v, given those with respect to what [`Attention::forward`] made of
+    /// them, into new tensors on the default stream of q's device.
+    ///
+    /// `out` and `lse` are what the forward pass gave for the same inputs and options, by whichever kernel: [`Attention::kernel`] is a
+    /// choice for the forward pass and plays no part here, nor does [`Attention::lse`]. The result has the same bits for the same inputs,
+    /// always: see [`BackwardPlan::deterministic`]. On CUDA the call returns before the work is done; reading a result waits for it.
+    ///
+    /// A row whose log-sum-exp is minus infinity, because it sees no key, gives nothing and gets 0; plus infinity means the same, as other
+    /// programs write it. A key that no row sees gets 0.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, Device, Layout, Shape, Tensor};
+    /// let device = Device::emulator()?;
+    /// let shape = Shape::new(1, 3, 2, 8);
+    /// let data: Vec<f32> = (0..shape.elements().unwrap()).map(|i| (i as f32).sin()).collect();
+    /// let q = Tensor::from_slice(&device, &data, shape, Layout::Bshd)?;
+    /// let attention = Attention::new().causal().with_lse(true);
+    /// let output = attention.forward(&q.view(), &q.view(), &q.view())?;
+    /// let lse = output.lse.expect("asked for");
+    /// let dout = Tensor::from_slice(&device, &vec![1f32; data.len()], shape, Layout::Bshd)?;
+    /// let gradients =
+    ///     attention.backward(&q.view(), &q.view(), &q.view(), &output.out.view(), &lse.view(), dout.view())?;
+    /// // The first row sees only itself: its weight is 1 whatever the query is.
+    /// let dq = gradients.dq.to_vec::<f32>()?;
+    /// assert!(dq[..2 * 8].iter().all(|x| x.abs() < 1e-6) && dq[2 * 8..].iter().any(|x| x.abs() > 1e-3));
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    ///
+    /// # Numbers
+    /// Scores, weights and sums are `f32`; weights and gradients of scores are rounded to the type of the tensors before they are
+    /// multiplied with one. Logits as large as the forward pass takes without computing rows again (below 4096 / log2(e)) keep the error
+    /// of the type. q, k, v and dout are numbers: infinity or NaN in one of them may reach every gradient of the heads that read it, but
+    /// for rows of a weightless query. What lies between rows, or behind the last, is never read.
+    ///
+    /// # Errors
+    /// Bad input gives the error that names it, before anything is launched. A softcap is
+    /// [`Error::Unsupported`](crate::Error::Unsupported) as yet. [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// [`Error::MissingVariant`](crate::Error::MissingVariant), [`Error::PtxRejected`](crate::Error::PtxRejected),
+    /// [`Error::Cuda`](crate::Error::Cuda) and [`Error::Emulator`](crate::Error::Emulator) come from the device.
+    pub fn backward<'a>(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+    ) -> Result<Gradients> {
+        let call = Call::read(q, k, v, out, lse, &gradients.into())?;
+        let plan = call.plan(self, None)?;
+        let new = |of: &HeadsView<'_>| Tensor::uninit(q.device(), q.dtype(), of.shape(), of.memory_order());
+        let (dq, dk, dv) = (new(&call.q)?, new(&call.k)?, new(&call.v)?);
+        call.launch(RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
+        Ok(Gradients { dq, dk, dv, plan })
+    }
+
+    /// [`Attention::backward`] into `into`, on `stream`.
+    ///
+    /// # Errors
+    /// As [`Attention::backward`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub fn backward_into<'a>(
+        &self,
+        stream: &Stream,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+        into: &mut GradientsViewMut<'_>,
+    ) -> Result<()> {
+        let call = Call::read(q, k, v, out, lse, &gradients.into())?;
+        q.device().check_stream(stream)?;
+        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
+        let outputs = call.outputs([&dq, &dk, &dv])?;
+        let plan = call.plan(self, Some(&outputs))?;
+        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+    }
+
+    /// The backward pass on addresses and a stream of another framework: the entry for bindings.
+    ///
+    /// `stream` is a `CUstream` of the primary context of `device` (null for the default stream; on the emulator always null); `lse` and
+    /// `dlse`, which may be absent, are addresses of contiguous `f32 [batch, q_heads, q_rows]`. Returns before the work is done.
+    ///
+    /// # Errors
+    /// As [`Attention::backward_into`], and [`Error::MisalignedAddress`](crate::Error::MisalignedAddress).
+    ///
+    /// # Safety
+    /// Every element of the tensors, of `lse` and of `dlse` is memory of `device` that stays allocated until the work on `stream` is
+    /// done; until then nobody writes the inputs or touches the gradients, except by work that is ordered with `stream`. The stream is
+    /// live.
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub unsafe fn backward_raw(
+        &self,
+        device: &Device,
+        stream: *mut c_void,
+        problem: impl Into<Problem>,
+        q: RawTensor,
+        k: RawTensor,
+        v: RawTensor,
+        out: RawTensor,
+        lse: u64,
+        dout: RawTensor,
+        dlse: Option<u64>,
+        dq: RawTensor,
+        dk: RawTensor,
+        dv: RawTensor,
+    ) -> Result<()> {
+        // SAFETY: the caller vouches for the stream.
+        let stream = unsafe { Stream::from_raw(device, stream) };
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = problem.into().sizes()?;
+        // The caller vouches for every element that the shapes and strides reach, however many these are.
+        let view = |tensor: RawTensor, rows, heads| {
+            let shape = [batch, rows, heads, head_dim];
+            // SAFETY: see above.
+            unsafe { TensorView::from_raw(device, tensor.address, usize::MAX, shape, tensor.strides, dtype) }
+        };
+        let of_q = |tensor| view(tensor, q_rows, q_heads);
+        let of_k = |tensor| view(tensor, kv_rows, kv_heads);
+        // SAFETY: see above.
+        let of_rows = |address| unsafe {
+            LseView::from_raw(device, address, usize::MAX, LseShape { batch, heads: q_heads, rows: q_rows })
+        };
+        let (q, k, v, out) = (of_q(q)?, of_k(k)?, of_k(v)?, of_q(out)?);
+        let gradients = OutputGradients { dout: of_q(dout)?, dlse: dlse.map(of_rows).transpose()? };
+        let call = Call::read(&q, &k, &v, &out, &of_rows(lse)?, &gradients)?;
+        let outputs = call.outputs([&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])?;
+        let plan = call.plan(self, Some(&outputs))?;
+        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+    }
+}
+
+/// The inputs of a call, checked against each other.
+struct Call<'a> {
+    q: HeadsView<'a>,
+    k: HeadsView<'a>,
+    v: HeadsView<'a>,
+    out: HeadsView<'a>,
+    dout: HeadsView<'a>,
+    lse: u64,
+    dlse: Option<u64>,
+    sizes: Sizes,
+}
+
+impl<'a> Call<'a> {
+    fn read(
+        q: &TensorView<'a>,
+        k: &TensorView<'a>,
+        v: &TensorView<'a>,
+        out: &TensorView<'a>,
+        lse: &LseView<'_>,
+        OutputGradients { dout, dlse }: &OutputGradients<'a>,
+    ) -> Result<Call<'a>> {
+        let [q, k, v, out, dout] = [q, k, v, out, dout].map(|view| view.as_heads(Layout::Bshd));
+        let (q, k, v, out, dout) = (q?, k?, v?, out?, dout?);
+        let sizes = check::check_inputs(&q, &k, &v)?;
+        check_like(&q, Operand::Q, Operand::Out, &out)?;
+        check_like(&q, Operand::Q, Operand::Dout, &dout)?;
+        check_rows_of(&q, Operand::Lse, lse.device(), lse.shape())?;
+        if let Some(dlse) = dlse {
+            check_rows_of(&q, Operand::Dlse, dlse.device(), dlse.shape())?;
+        }
+        Ok(Call { q, k, v, out, dout, lse: lse.address(), dlse: dlse.map(|dlse| dlse.address()), sizes })
+    }
+
+    /// Checks the gradients, of q, k and v, against the inputs and each other.
+    fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
+        let [dq, dk, dv] = views.map(|view| view.as_heads(Layout::Bshd));
+        let outputs = [dq?, dk?, dv?];
+        let likes = [(Operand::Q, &self.q), (Operand::K, &self.k), (Operand::V, &self.v)];
+        let names = [Operand::Dq, Operand::Dk, Operand::Dv];
+        for ((name, output), (of, like)) in names.into_iter().zip(&outputs).zip(likes) {
+            check_like(like, of, name, output)?;
+            check_itself(output)?;
+        }
+        let outputs_taken: Vec<_> = names.into_iter().zip(outputs.each_ref().map(footprint)).collect();
+        let mut taken: Vec<_> = self.tensors().map(|(name, view)| (name, footprint(view))).into();
+        taken.push((Operand::Lse, row_footprint(self.lse, &self.sizes)));
+        taken.extend(self.dlse.map(|dlse| (Operand::Dlse, row_footprint(dlse, &self.sizes))));
+        check_apart(&outputs_taken, &taken)?;
+        Ok(outputs)
+    }
+
+    /// The inputs by name.
+    fn tensors(&self) -> [(Operand, &HeadsView<'a>); 5] {
+        [
+            (Operand::Q, &self.q),
+            (Operand::K, &self.k),
+            (Operand::V, &self.v),
+            (Operand::Out, &self.out),
+            (Operand::Dout, &self.dout),
+        ]
+    }
+
+    /// The plan for these tensors. Without `outputs` they are new tensors.
+    fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
+        let new = |of: &HeadsView<'_>| Placed::contiguous(of.shape(), of.memory_order(), of.dtype());
+        let [dq, dk, dv] = match outputs {
+            Some(outputs) => outputs.each_ref().map(Placed::of),
+            None => [&self.q, &self.k, &self.v].map(new),
+        };
+        let [q, k, v, out, dout] = self.tensors().map(|(_, view)| Placed::of(view));
+        let tensors = Tensors { q, k, v, out, dout, dq, dk, dv };
+        plan::plan(attention, self.q.device().info(), &self.sizes, &tensors, self.dlse.is_some())
+    }
+
+    fn launch(&self, stream: RawStream, plan: &BackwardPlan, [dq, dk, dv]: [u64; 3]) -> Result<()> {
+        let span = tracing::debug_span!("attention backward", problem = %plan.problem);
+        let _entered = span.enter();
+        let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
+        operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
+        operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
+        run(self.q.device(), stream, &plan.steps, &plan.buffers, &operands)
+    }
+}

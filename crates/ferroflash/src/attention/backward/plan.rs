@@ -1,0 +1,251 @@
+//! What a call of the backward pass will do, decided before it does it.
+
+use super::super::choose::{MAX_GRID, check_device};
+use super::super::options::{Attention, log2_of};
+use super::super::params::{bytes_of, tensor_params};
+use super::super::problem::{Problem, Sizes};
+use super::super::request::Placed;
+use crate::device::DeviceInfo;
+use crate::error::{Error, Operand, Result, Unsupported};
+use crate::plan::{Binding, Buffer, Params, Step};
+use crate::specialise::Specialised;
+use crate::tensor::{Layout, Shape};
+use kernel_spec::families::backward::{BackwardParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
+use kernel_spec::layout::CHUNK_BYTES;
+use kernel_spec::{DType, FeatureSet, Features, Mask};
+use std::mem::offset_of;
+
+/// What a call of the backward pass will launch and allocate, and why. Prints as a few lines.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BackwardPlan {
+    /// The problem it was made for.
+    pub problem: Problem,
+    /// Which keys a row sees.
+    pub mask: Mask,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// The launches in order.
+    pub steps: Vec<Step>,
+    /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
+    pub buffers: Vec<Buffer>,
+    /// Whether equal inputs give equal bits, whatever else the device does.
+    pub deterministic: bool,
+    /// Why these launches.
+    pub reason: String,
+}
+
+impl BackwardPlan {
+    /// Bytes of device memory allocated for the duration of the call.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.buffers.iter().map(|buffer| buffer.bytes).sum()
+    }
+
+    /// Entry points in launch order.
+    pub fn symbols(&self) -> impl Iterator<Item = &'static str> {
+        self.steps.iter().map(|step| step.kernel.entry.symbol)
+    }
+}
+
+impl AsRef<[Step]> for BackwardPlan {
+    fn as_ref(&self) -> &[Step] {
+        &self.steps
+    }
+}
+
+impl std::fmt::Display for BackwardPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "backward: {}", self.reason)?;
+        writeln!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
+        }
+        for buffer in &self.buffers {
+            writeln!(f, "{buffer}")?;
+        }
+        let word = if self.deterministic { "the same bits" } else { "sums in any order" };
+        write!(f, "  memory     {} bytes of workspace; from run to run {word}", self.workspace_bytes())
+    }
+}
+
+/// The tensors of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tensors {
+    pub(super) q: Placed,
+    pub(super) k: Placed,
+    pub(super) v: Placed,
+    pub(super) out: Placed,
+    pub(super) dout: Placed,
+    pub(super) dq: Placed,
+    pub(super) dk: Placed,
+    pub(super) dv: Placed,
+}
+
+impl Tensors {
+    /// Contiguous tensors of a problem, `[batch, row, head, dim]`.
+    pub(super) fn contiguous(sizes: &Sizes) -> Tensors {
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
+        let placed = |rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
+        let (q, k) = (placed(q_rows, q_heads), placed(kv_rows, kv_heads));
+        Tensors { q, k, v: k, out: q, dout: q, dq: q, dk: k, dv: k }
+    }
+}
+
+/// The buffer of the rows' statistics.
+const STATISTICS: Binding = Binding::Buffer(0);
+
+/// Plans a problem whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
+pub(super) fn plan(
+    attention: &Attention,
+    device: &DeviceInfo,
+    sizes: &Sizes,
+    tensors: &Tensors,
+    with_dlse: bool,
+) -> Result<BackwardPlan> {
+    let scale = attention.scale_for(sizes.head_dim)?;
+    if attention.softcap_for(scale)?.is_some() {
+        return Err(Error::Unsupported(Unsupported::Backward { feature: "a softcap" }));
+    }
+    // Padded so that the kernels read whole blocks of it.
+    let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
+    let rows = Pass::ALL.map(|pass| row(pass, sizes, device));
+    let params = params(attention, sizes, tensors, scale, padded_rows);
+    let steps = rows.into_iter().map(|row| {
+        let (variant, ctas) = row?;
+        let tile = format!("{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
+        let params = bind(variant.pass, &params, sizes.dtype, with_dlse);
+        Ok(Step::new(Specialised::with_features(&variant.entry, FeatureSet::NONE), ctas, tile, params))
+    });
+    let steps = steps.collect::<Result<Vec<_>>>()?;
+    // Fits: the grid of the first pass did, whose thread blocks have four rows each.
+    let bytes = (sizes.batch * sizes.q_heads * padded_rows) as u64 * u64::from(STATISTICS_BYTES);
+    let reason = "the first step writes log-sum-exp and delta of every row, the others read them";
+    let plan = BackwardPlan {
+        problem: (*sizes).into(),
+        mask: attention.mask,
+        scale,
+        steps,
+        buffers: vec![Buffer { name: "statistics", bytes, reason }],
+        deterministic: true,
+        reason: "a kernel for keys and values and one for queries, each the only owner of its sums".to_owned(),
+    };
+    tracing::debug!(problem = %sizes, reason = plan.reason, "planned backward");
+    Ok(plan)
+}
+
+/// The row that carries out a pass, and its thread blocks.
+fn row(pass: Pass, sizes: &Sizes, device: &DeviceInfo) -> Result<(&'static Variant, u32)> {
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
+    // validated: at most MAX_HEAD_DIM, which every pass has rows for.
+    let variant = Variant::find(pass, dtype, head_dim as u32).ok_or(Error::HeadDim { found: head_dim })?;
+    check_device(&variant.entry, device)?;
+    let too_large = |needed| Error::GridTooLarge { symbol: variant.entry.symbol, needed, limit: MAX_GRID };
+    // A bound that cannot overflow first: each head needs at least one thread block. Then, with at most 2^31 heads and 2^29 rows, 64 bits
+    // hold the thread blocks of them all.
+    let heads = batch as u128 * q_heads as u128;
+    if heads > MAX_GRID.into() {
+        return Err(too_large(heads));
+    }
+    let [batch, q_heads, kv_heads, q_rows, kv_rows] = [batch, q_heads, kv_heads, q_rows, kv_rows].map(|n| n as u64);
+    let ctas = variant.ctas(batch, q_heads, kv_heads, q_rows, kv_rows);
+    let fits = u32::try_from(ctas).ok().filter(|&ctas| u64::from(ctas) <= MAX_GRID);
+    Ok((variant, fits.ok_or_else(|| too_large(ctas.into()))?))
+}
+
+fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, padded_rows: usize) -> BackwardParams {
+    let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = *sizes;
+    let Tensors { q, k, v, out, dout, dq, dk, dv } = tensors;
+    let aligned = |tensors: &[&Placed]| tensors.iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into();
+    // None of the conversions loses anything: Sizes::validate bounds rows and head_dim, the grid bounds the heads.
+    BackwardParams {
+        q: tensor_params(q),
+        k: tensor_params(k),
+        v: tensor_params(v),
+        out: tensor_params(out),
+        dout: tensor_params(dout),
+        dq: tensor_params(dq),
+        dk: tensor_params(dk),
+        dv: tensor_params(dv),
+        lse: 0,
+        dlse: 0,
+        statistics: 0,
+        q_rows: q_rows as u32,
+        kv_rows: kv_rows as u32,
+        padded_rows: padded_rows as u32,
+        q_heads: q_heads as u32,
+        group: (q_heads / kv_heads) as u32,
+        dim_qk: head_dim as u32,
+        dim_v: head_dim as u32,
+        scale,
+        scale_log2: log2_of(scale),
+        lse_to_log2: lse_to_log2(scale),
+        band: attention.mask.band(),
+        aligned: aligned(&[q, k, v, dout]),
+        dq_aligned: aligned(&[dq]),
+        dkv_aligned: aligned(&[dk, dv]),
+        features: Features::OFF,
+    }
+}
+
+/// [`BackwardParams::lse_to_log2`] for a scale.
+fn lse_to_log2(scale: f32) -> [f32; 2] {
+    // With a scale of 0, or one that underflows, all scores are 0, and any factor will do that is nearly right.
+    let factor = f64::from(log2_of(scale)) / f64::from(scale);
+    let factor = if factor.is_normal() { factor } else { std::f64::consts::LOG2_E };
+    let high = factor as f32;
+    [high, (factor - f64::from(high)) as f32]
+}
+
+/// The parameters of a pass, with holes for the addresses that it uses.
+fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> Params {
+    // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
+    let pieces = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() } as u64;
+    let (inputs, elements, numbers) = (pieces(params.aligned), dtype.bytes() as u64, DType::F32.bytes() as u64);
+    let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
+    let tiles = [
+        operand(offset_of!(BackwardParams, q.address), Operand::Q, inputs),
+        operand(offset_of!(BackwardParams, k.address), Operand::K, inputs),
+        operand(offset_of!(BackwardParams, v.address), Operand::V, inputs),
+        operand(offset_of!(BackwardParams, dout.address), Operand::Dout, inputs),
+    ];
+    let mut holes = vec![(offset_of!(BackwardParams, statistics), STATISTICS, CHUNK_BYTES as u64)];
+    match pass {
+        Pass::Keys => {
+            let pieces = pieces(params.dkv_aligned);
+            holes.extend(tiles);
+            holes.push(operand(offset_of!(BackwardParams, dk.address), Operand::Dk, pieces));
+            holes.push(operand(offset_of!(BackwardParams, dv.address), Operand::Dv, pieces));
+        }
+        Pass::Queries => {
+            holes.extend(tiles);
+            let pieces = pieces(params.dq_aligned);
+            holes.push(operand(offset_of!(BackwardParams, dq.address), Operand::Dq, pieces));
+        }
+        // The only other pass that the list has.
+        _ => {
+            holes.push(operand(offset_of!(BackwardParams, out.address), Operand::Out, elements));
+            holes.push(operand(offset_of!(BackwardParams, dout.address), Operand::Dout, elements));
+            holes.push(operand(offset_of!(BackwardParams, lse), Operand::Lse, numbers));
+            let dlse = operand(offset_of!(BackwardParams, dlse), Operand::Dlse, numbers);
+            holes.extend(with_dlse.then_some(dlse));
+        }
+    }
+    let bytes = Params::new(bytes_of(params));
+    holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(offset, binding, alignment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_sum_exp_is_rounded_by_the_factor_of_its_scores() {
+        for scale in [0.125, -1.7, 3e-30, f32::MIN_POSITIVE, 1e38, 0.088_388_35] {
+            let [high, low] = lse_to_log2(scale).map(f64::from);
+            // The log-sum-exp of one score is the score.
+            let (score, product) = (f64::from(scale) * 1000.0, f64::from(log2_of(scale)) * 1000.0);
+            assert!((score * (high + low) - product).abs() <= product.abs() * 1e-14, "{scale}");
+        }
+        assert_eq!(lse_to_log2(0.0)[0], std::f32::consts::LOG2_E);
+    }
+}

@@ -1,0 +1,84 @@
+//! Where the pieces of a thread block's shared memory lie, for each pass: the kernels' addresses, and the sizes of the launches.
+
+use super::{STATISTICS_BYTES, Variant, policy};
+use crate::shared::Carve;
+
+/// What a tile starts at a multiple of, in bytes: the swizzle repeats after eight rows of 128.
+const TILE_ALIGN: u32 = 1024;
+
+/// What statistics start at a multiple of, for copies of 16 bytes.
+const ALIGN: u32 = 16;
+
+/// Of the gradients of keys and values: keys and values, whose places the gradients leave through, and stages of queries and output
+/// gradients.
+#[derive(Clone, Copy, Debug)]
+pub struct Keys {
+    /// Keys.
+    pub k: u32,
+    /// Values.
+    pub v: u32,
+    /// First stage: queries.
+    pub stages: u32,
+    /// Output gradients inside a stage, behind the queries.
+    pub dout: u32,
+    /// From one stage to the next.
+    pub stage_bytes: u32,
+    /// Statistics of the queries of the first stage.
+    pub statistics: u32,
+    /// From those to the ones of the next stage.
+    pub statistics_bytes: u32,
+    /// Where weights pass between the warps that share key rows.
+    pub weights: u32,
+    /// The same for the gradients of scores.
+    pub dscores: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Keys {
+    /// For a row of this pass.
+    pub const fn of(row: &Variant, policy: policy::Keys) -> Keys {
+        let mut carve = Carve::new();
+        let k = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        let v = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        let mut stage = Carve::new();
+        stage.take(row.q_tile_bytes(), TILE_ALIGN);
+        let dout = stage.take(row.q_tile_bytes(), TILE_ALIGN);
+        let stage_bytes = stage.total();
+        let stages = carve.take(policy.stages * stage_bytes, TILE_ALIGN);
+        let exchanged = if policy.columns > 1 { row.q_block * row.kv_block * row.dtype.bytes() as u32 } else { 0 };
+        let weights = carve.take(exchanged, TILE_ALIGN);
+        let dscores = carve.take(exchanged, TILE_ALIGN);
+        let statistics_bytes = row.q_block * STATISTICS_BYTES;
+        let statistics = carve.take(policy.stages * statistics_bytes, ALIGN);
+        Keys { k, v, stages, dout, stage_bytes, statistics, statistics_bytes, weights, dscores, total: carve.total() }
+    }
+}
+
+/// Of the gradients of queries: queries, whose place the gradients leave through, output gradients, and the slots that values and keys
+/// pass through.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries {
+    /// Queries.
+    pub q: u32,
+    /// Output gradients.
+    pub dout: u32,
+    /// First slot.
+    pub slots: u32,
+    /// Statistics of the queries.
+    pub statistics: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Queries {
+    /// For a row of this pass.
+    pub const fn of(row: &Variant, policy: policy::Queries) -> Queries {
+        let mut carve = Carve::new();
+        let q = carve.take(row.q_tile_bytes(), TILE_ALIGN);
+        let dout = carve.take(row.q_tile_bytes(), TILE_ALIGN);
+        let slots = carve.take(policy.slots * row.kv_tile_bytes(), TILE_ALIGN);
+        let statistics = carve.take(row.q_block * STATISTICS_BYTES, ALIGN);
+        Queries { q, dout, slots, statistics, total: carve.total() }
+    }
+}

@@ -1,0 +1,235 @@
+//! The backward pass of attention: gradients of `out = softmax(scale * q k^T + mask) v` and of its log-sum-exp, by recomputation.
+//!
+//! Three passes. [`Pass::Delta`] reduces each row of the output and its gradient to one number, [`Pass::Keys`] and [`Pass::Queries`]
+//! compute every score anew, once for the gradients of keys and values and once for those of the queries. Every sum has one owner that
+//! adds in one order: results are the same from run to run, and nothing but the rows' statistics is kept in memory.
+
+use crate::dtype::DType;
+use crate::entry::{Arch, Entry};
+use crate::families::same;
+use crate::features::FeatureSet;
+use crate::layout;
+
+pub mod memory;
+mod params;
+pub mod policy;
+#[macro_use]
+mod rows;
+
+pub use params::{BACKWARD_SLOTS, BackwardParams};
+
+/// What the rows of the statistics of a head are rounded up to: the blocks of queries divide it, so that whole blocks are read.
+pub const STATISTICS_ROWS: u32 = 128;
+
+/// Bytes of the statistics of a row: log-sum-exp and delta.
+pub const STATISTICS_BYTES: u32 = 8;
+
+/// One launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Pass {
+    /// Statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two.
+    Delta,
+    /// Gradients of keys and values.
+    Keys,
+    /// Gradients of queries.
+    Queries,
+}
+
+impl Pass {
+    /// Every pass, in launch order.
+    pub const ALL: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
+}
+
+/// The choices of a row, those of its pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "named like the passes")]
+pub enum Policy {
+    Delta(policy::Delta),
+    Keys(policy::Keys),
+    Queries(policy::Queries),
+}
+
+/// One row of the list: an entry point, and what it computes with which tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// What a launch needs of it.
+    pub entry: Entry,
+    /// What it computes.
+    pub pass: Pass,
+    /// Element type of all tensors.
+    pub dtype: DType,
+    /// Columns of its tiles; smaller head dims are zero-filled up to it. 0 for a pass that has none.
+    pub dim: u32,
+    /// Rows of its tiles of queries and output gradients.
+    pub q_block: u32,
+    /// Rows of its tiles of keys and values.
+    pub kv_block: u32,
+    /// Warps of one thread block.
+    pub warps: u32,
+    /// Choices that make it fast.
+    pub policy: Policy,
+    /// Why this tile.
+    pub reason: &'static str,
+}
+
+macro_rules! variant_table {
+    ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
+       $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {
+        &[$($(Variant {
+            entry: Entry {
+                symbol: stringify!($symbol),
+                arch: Arch::Sm80,
+                threads: 32 * $warps,
+                // Known once the row is: see `with_shared_bytes`.
+                shared_bytes: 0,
+                min_ctas: $min_ctas,
+                params_bytes: size_of::<BackwardParams>() as u32,
+                feature_slots: BACKWARD_SLOTS,
+                accepts: FeatureSet::NONE,
+            },
+            pass: Pass::$pass,
+            dtype: DType::$dtype,
+            dim: $dim,
+            q_block: $q_block,
+            kv_block: $kv_block,
+            warps: $warps,
+            policy: Policy::$pass(policy::$pass $policy),
+            reason: $reason,
+        }.with_shared_bytes(),)+)*]
+    };
+}
+
+/// Every compiled entry point.
+pub const VARIANTS: &[Variant] = for_each_backward_row!(variant_table);
+
+impl Variant {
+    /// The row of an entry point, for the kernel of that name.
+    ///
+    /// # Panics
+    /// At compile time when there is none.
+    pub const fn named(symbol: &str) -> &'static Variant {
+        let mut i = 0;
+        while i < VARIANTS.len() {
+            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
+                return &VARIANTS[i];
+            }
+            i += 1;
+        }
+        panic!("no row has this symbol")
+    }
+
+    /// The entry for `pass` on tensors of `dtype` of `head_dim` columns; `None` when no compiled head dim holds them.
+    pub fn find(pass: Pass, dtype: DType, head_dim: u32) -> Option<&'static Variant> {
+        let holds = |v: &&Variant| v.pass == pass && v.dtype == dtype && (v.dim == 0 || v.dim >= head_dim);
+        VARIANTS.iter().filter(holds).min_by_key(|v| v.dim)
+    }
+
+    /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
+    pub const fn ctas(&self, batch: u64, q_heads: u64, kv_heads: u64, q_rows: u64, kv_rows: u64) -> u64 {
+        match self.pass {
+            // Rows that do not exist have statistics too.
+            Pass::Delta => batch * q_heads * (q_rows.next_multiple_of(STATISTICS_ROWS as u64) / self.q_block as u64),
+            Pass::Keys => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
+            Pass::Queries => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
+        }
+    }
+
+    /// Bytes of a tile of queries, output gradients, or gradients of queries.
+    pub const fn q_tile_bytes(&self) -> u32 {
+        self.q_block * self.dim * self.dtype.bytes() as u32
+    }
+
+    /// Bytes of a tile of keys, values, or gradients of either.
+    pub const fn kv_tile_bytes(&self) -> u32 {
+        self.kv_block * self.dim * self.dtype.bytes() as u32
+    }
+
+    const fn with_shared_bytes(mut self) -> Variant {
+        self.entry.shared_bytes = match self.policy {
+            Policy::Delta(_) => 0,
+            Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
+            Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
+        };
+        self
+    }
+
+    /// Panics, at compile time, when the row fits neither its GPUs nor the instructions of its pass.
+    const fn check(&self) {
+        assert!(
+            self.entry.shared_bytes <= self.entry.arch.shared_bytes(),
+            "a variant needs more shared memory than its GPUs have"
+        );
+        assert!(STATISTICS_ROWS.is_multiple_of(self.q_block), "whole blocks of statistics are read");
+        // Panics where rows do not split into panels.
+        if self.dim > 0 {
+            layout::panel_bytes(self.dim as usize * self.dtype.bytes());
+        }
+        // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
+        let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
+        match self.policy {
+            Policy::Delta(_) => assert!(self.q_block == self.warps, "one warp a row"),
+            Policy::Keys(policy::Keys { stages, columns }) => {
+                assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
+                assert!(columns == 1 || columns == 2, "columns are split by one bit of their number");
+                assert!(self.kv_block.is_multiple_of(16 * self.warps / columns), "warps own whole 16-row fragments");
+                assert!(self.q_block.is_multiple_of(fragment_cols * columns), "warps own whole fragments of scores");
+                assert!(self.dim.is_multiple_of(16 * columns), "warps own whole pairs of 8 columns");
+            }
+            Policy::Queries(_) => {
+                assert!(self.q_block.is_multiple_of(16 * self.warps), "warps own whole 16-row fragments");
+                assert!(self.kv_block.is_multiple_of(fragment_cols), "whole fragments of scores");
+            }
+        }
+    }
+}
+
+// A row that does not fit is a compile error, not a failed launch.
+const _: () = {
+    let mut i = 0;
+    while i < VARIANTS.len() {
+        VARIANTS[i].check();
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{COMPILED_HEAD_DIMS, MAX_HEAD_DIM};
+
+    #[test]
+    fn every_pass_covers_every_dtype_and_head_dim() {
+        for pass in Pass::ALL {
+            for dtype in DType::ALL {
+                for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
+                    let v = Variant::find(pass, dtype, head_dim).unwrap();
+                    let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim).unwrap();
+                    assert!(v.dim == compiled || pass == Pass::Delta, "{}", v.entry.symbol);
+                    assert_eq!((v.pass, v.dtype), (pass, dtype));
+                }
+                assert!(pass == Pass::Delta || Variant::find(pass, dtype, MAX_HEAD_DIM + 8).is_none());
+            }
+        }
+    }
+
+    /// Six query heads over two of keys, 100 rows and 70 keys in two sequences, counted by hand.
+    #[test]
+    fn thread_blocks_are_counted() {
+        for v in VARIANTS {
+            let expected = match v.pass {
+                Pass::Delta => 2 * 6 * 128 / 4,
+                Pass::Keys => 2 * 2 * 70_u64.div_ceil(v.kv_block.into()),
+                Pass::Queries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
+            };
+            assert_eq!(v.ctas(2, 6, 2, 100, 70), expected, "{}", v.entry.symbol);
+        }
+    }
+
+    #[test]
+    fn a_symbol_names_its_row() {
+        for v in VARIANTS {
+            assert_eq!(Variant::named(v.entry.symbol), v);
+        }
+    }
+}

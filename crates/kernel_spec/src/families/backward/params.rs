@@ -1,0 +1,69 @@
+//! The struct that the host writes and the kernels read.
+
+use crate::families::forward::TensorParams;
+use crate::features::Features;
+use crate::mask::Band;
+
+/// Slots for features of the backward pass: it has none yet.
+pub const BACKWARD_SLOTS: u32 = 0;
+
+/// Parameters of all passes of attention's backward pass.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BackwardParams {
+    /// Queries, `[batch, q_rows, q_heads, dim_qk]`.
+    pub q: TensorParams,
+    /// Keys, `[batch, kv_rows, kv_heads, dim_qk]`.
+    pub k: TensorParams,
+    /// Values, `[batch, kv_rows, kv_heads, dim_v]`.
+    pub v: TensorParams,
+    /// Output of the forward pass, `[batch, q_rows, q_heads, dim_v]`.
+    pub out: TensorParams,
+    /// Gradient with respect to the output, as `out`.
+    pub dout: TensorParams,
+    /// Gradient with respect to q, as `q`.
+    pub dq: TensorParams,
+    /// Gradient with respect to k, as `k`.
+    pub dk: TensorParams,
+    /// Gradient with respect to v, as `v`.
+    pub dv: TensorParams,
+    /// Device address of the natural log-sum-exp of the forward pass, contiguous `f32 [batch, q_heads, q_rows]`.
+    pub lse: u64,
+    /// Device address of the gradient with respect to it, likewise, or 0 when that is 0.
+    pub dlse: u64,
+    /// Device address of the rows' statistics, `[batch, q_heads, padded_rows]` pairs of `f32`: the log-sum-exp in powers of two, plus
+    /// infinity for a row whose keys all weigh nothing, and `delta`, the sum of `dout out` without the gradient of the log-sum-exp.
+    pub statistics: u64,
+    /// Rows of q, `1..MAX_ROWS`.
+    pub q_rows: u32,
+    /// Rows of k and v, `0..MAX_ROWS`.
+    pub kv_rows: u32,
+    /// `q_rows` rounded up to a multiple of [`STATISTICS_ROWS`](super::STATISTICS_ROWS); rows that do not exist weigh nothing.
+    pub padded_rows: u32,
+    /// Heads of q.
+    pub q_heads: u32,
+    /// Query heads that share one key-value head: `q_heads / kv_heads`.
+    pub group: u32,
+    /// Columns of q and k: a multiple of 8, at most the variant's.
+    pub dim_qk: u32,
+    /// Columns of v and out, likewise.
+    pub dim_v: u32,
+    /// Factor on the scores, of any sign.
+    pub scale: f32,
+    /// `scale * log2(e)`: the kernels work in powers of two.
+    pub scale_log2: f32,
+    /// What turns a log-sum-exp into the powers of two in which the kernels have scores: `scale_log2 / scale`, nearly `log2(e)`, as the
+    /// sum of two numbers. A large score and its log-sum-exp cancel in the weight, and have to be rounded by the same factor.
+    pub lse_to_log2: [f32; 2],
+    /// Which keys a row sees.
+    pub band: Band,
+    /// 1 when every address and stride of q, k, v and dout is a multiple of 16 bytes, so that rows move in 16-byte pieces; 0 makes the
+    /// kernels move single elements.
+    pub aligned: u32,
+    /// The same of dq.
+    pub dq_aligned: u32,
+    /// The same of dk and dv.
+    pub dkv_aligned: u32,
+    /// What it does beyond plain attention.
+    pub features: Features<{ BACKWARD_SLOTS as usize }>,
+}

@@ -1,0 +1,23 @@
+//! Choices that a row makes for its pass. They change how fast a kernel is, never what it computes.
+
+/// None: one warp a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Delta {}
+
+/// Of the gradients of keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Keys {
+    /// Places in shared memory that blocks of queries and output gradients pass through: 2 load one while the other is multiplied, 1
+    /// leaves that to other thread blocks of the multiprocessor.
+    pub stages: u32,
+    /// Warps that share key rows and split the columns of their gradients: 2 where one warp has no registers for the gradients of 16
+    /// keys and of their values. Weights then pass between them through shared memory; with 1, they stay in registers.
+    pub columns: u32,
+}
+
+/// Of the gradients of queries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Queries {
+    /// Places in shared memory that tiles of values and keys pass through in turn.
+    pub slots: u32,
+}

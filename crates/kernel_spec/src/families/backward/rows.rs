@@ -1,0 +1,45 @@
+//! The rows of the backward pass: every compiled kernel, with its tile and its policies. Data, and nothing that computes.
+
+/// Calls `$callback!` with every row of the backward pass. A new head dim or tile is a row here, and nothing else.
+///
+/// Row: `pass dim [dtype symbol, ..] q_block x kv_block, warps, min_ctas, { policy, .. }, "why this tile";`
+/// - `dim`: columns of all tiles; 0 where the pass has none.
+/// - `dtype`: element type of all tensors.
+/// - `q_block`, `kv_block`: rows of the tiles of queries and output gradients, and of keys and values.
+/// - `min_ctas`: thread blocks that must fit on a multiprocessor, which bounds the registers of a thread.
+/// - the policies are the fields of the pass's struct in [`policy`](crate::families::backward::policy), which says what each gains.
+#[macro_export]
+macro_rules! for_each_backward_row {
+    ($callback:ident) => {
+        $callback! {
+            // delta = sum(dout out) - dlse: one warp a row, no tile; head dim plays no part.
+            Delta 0 [F16 backward_delta_f16, Bf16 backward_delta_bf16, F32 backward_delta_f32] 4 x 0, 4, 4, {}, "one warp a row, bound by reading";
+            // dk and dv: a block of keys walks over the queries that see it.
+            Keys 32 [F16 backward_keys_f16_d32, Bf16 backward_keys_bf16_d32] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "as d64";
+            Keys 64 [F16 backward_keys_f16_d64, Bf16 backward_keys_bf16_d64] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "two 16-key fragments a warp reuse each fragment of queries and output gradients";
+            Keys 96 [F16 backward_keys_f16_d96, Bf16 backward_keys_bf16_d96] 64 x 64, 4, 2, { stages: 2, columns: 1 }, "the accumulators of one 16-key fragment fit; 73 KiB, two thread blocks on sm_80";
+            Keys 128 [F16 backward_keys_f16_d128, Bf16 backward_keys_bf16_d128] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d96; 64 KiB, two thread blocks on sm_80";
+            Keys 192 [F16 backward_keys_f16_d192, Bf16 backward_keys_bf16_d192] 32 x 32, 4, 2, { stages: 2, columns: 2 }, "as d256; 76 KiB, two thread blocks on sm_80";
+            Keys 256 [F16 backward_keys_f16_d256, Bf16 backward_keys_bf16_d256] 32 x 32, 4, 2, { stages: 1, columns: 2 }, "a warp has registers for half of the columns; a second stage would need 100 KiB";
+            Keys 32 [F32 backward_keys_f32_d32] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d128";
+            Keys 64 [F32 backward_keys_f32_d64] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d128";
+            Keys 96 [F32 backward_keys_f32_d96] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "as d128";
+            Keys 128 [F32 backward_keys_f32_d128] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "96 KiB fits sm_86 and sm_89";
+            Keys 192 [F32 backward_keys_f32_d192] 16 x 32, 4, 2, { stages: 1, columns: 2 }, "76 KiB; a second stage would need 100";
+            Keys 256 [F32 backward_keys_f32_d256] 16 x 16, 2, 2, { stages: 1, columns: 2 }, "66 KiB; 32 keys would need 100";
+            // dq: a block of queries walks over the keys that it sees.
+            Queries 32 [F16 backward_queries_f16_d32, Bf16 backward_queries_bf16_d32] 128 x 64, 4, 2, { slots: 2 }, "as d128";
+            Queries 64 [F16 backward_queries_f16_d64, Bf16 backward_queries_bf16_d64] 128 x 64, 4, 2, { slots: 2 }, "as d128";
+            Queries 96 [F16 backward_queries_f16_d96, Bf16 backward_queries_bf16_d96] 128 x 32, 4, 2, { slots: 2 }, "as d128";
+            Queries 128 [F16 backward_queries_f16_d128, Bf16 backward_queries_bf16_d128] 128 x 32, 4, 2, { slots: 2 }, "two 16-row fragments a warp reuse each fragment of keys and values; 80 KiB, two thread blocks on sm_80";
+            Queries 192 [F16 backward_queries_f16_d192, Bf16 backward_queries_bf16_d192] 64 x 32, 4, 2, { slots: 2 }, "as d256";
+            Queries 256 [F16 backward_queries_f16_d256, Bf16 backward_queries_bf16_d256] 64 x 32, 4, 2, { slots: 2 }, "the accumulator of one 16-row fragment fits; 96 KiB fits sm_86 and sm_89";
+            Queries 32 [F32 backward_queries_f32_d32] 64 x 32, 4, 2, { slots: 2 }, "as d128";
+            Queries 64 [F32 backward_queries_f32_d64] 64 x 32, 4, 2, { slots: 2 }, "as d128";
+            Queries 96 [F32 backward_queries_f32_d96] 64 x 32, 4, 2, { slots: 2 }, "as d128";
+            Queries 128 [F32 backward_queries_f32_d128] 64 x 32, 4, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+            Queries 192 [F32 backward_queries_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+            Queries 256 [F32 backward_queries_f32_d256] 32 x 16, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+        }
+    };
+}

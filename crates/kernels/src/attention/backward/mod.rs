@@ -1,0 +1,225 @@
+//! The backward pass (Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022, algorithm 4 and
+//! appendix B), with a kernel for each side that owns gradients, so that no two thread blocks add to the same sum.
+//!
+//! With scores `s = q k^T`, weights `p = e^(scale s - lse)` and `dp = dout v^T`:
+//!
+//! ```text
+//! delta = sum(dout out) - dlse              ds = p (dp - delta)
+//! dv = p^T dout                             dk = scale ds^T q            dq = scale ds k
+//! ```
+//!
+//! | module | owns | walks over | computes |
+//! | --- | --- | --- | --- |
+//! | [`delta`] | a row of the output | its columns | the row's [statistics](Statistics) |
+//! | [`keys`] | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv` |
+//! | [`queries`] | a block of queries of one head | key blocks | `dq` |
+//!
+//! Scores and weights are computed twice, seven products instead of five. What that buys: nothing is added in memory, results are the
+//! same from run to run, and eight bytes a row are all the workspace.
+//!
+//! What the mask hides weighs 0 and moves nothing. So does every key of a row whose log-sum-exp is minus infinity, or plus infinity as
+//! others write it: such a row has no key, or none that weighs anything.
+
+use core::marker::PhantomData;
+
+use cuda_std::{copy, math, shared, thread};
+use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
+use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
+use kernel_spec::{Band, TensorParams};
+
+use crate::parts::element::Element;
+use crate::parts::fragments::Fragments;
+use crate::parts::rows::GlobalRows;
+use crate::parts::shared_tile::ThreadBlock;
+
+pub mod delta;
+pub mod keys;
+pub mod queries;
+
+/// What a kernel is compiled for: a row of `kernel_spec`, as a type without values.
+pub trait Config: ThreadBlock {
+    /// The row.
+    const ROW: &'static Variant;
+    /// Element type of all tensors.
+    type T: Element;
+}
+
+/// One head's rows of a tensor that tiles are loaded from.
+#[inline(always)]
+fn source<C: Config>(p: &BackwardParams, tensor: &TensorParams, [batch, head, rows]: [u32; 3]) -> GlobalRows<C::T> {
+    let aligned = p.aligned != 0;
+    // One answer for all tensors: each would cost registers in the loop.
+    let whole = aligned & (p.dim_qk == C::ROW.dim) & (p.dim_v == C::ROW.dim);
+    GlobalRows {
+        address: head_address::<C>(tensor, batch, head),
+        row_bytes: tensor.row_stride * C::T::BYTES as u64,
+        rows,
+        cols: p.dim_qk,
+        aligned,
+        whole,
+        element: PhantomData,
+    }
+}
+
+/// One head's rows of a tensor that a tile is stored to.
+#[inline(always)]
+fn target<C: Config>(
+    tensor: &TensorParams,
+    [batch, head, rows]: [u32; 3],
+    cols: u32,
+    aligned: bool,
+) -> GlobalRows<C::T> {
+    GlobalRows {
+        address: head_address::<C>(tensor, batch, head),
+        row_bytes: tensor.row_stride * C::T::BYTES as u64,
+        rows,
+        cols,
+        aligned,
+        whole: false,
+        element: PhantomData,
+    }
+}
+
+#[inline(always)]
+fn head_address<C: Config>(tensor: &TensorParams, batch: u32, head: u32) -> u64 {
+    let elements = batch as u64 * tensor.batch_stride + head as u64 * tensor.head_stride;
+    tensor.address + elements * C::T::BYTES as u64
+}
+
+/// Address of the statistics of a row of one head of all, `batch * q_heads + q_head`.
+#[inline(always)]
+fn statistics_of(p: &BackwardParams, head: u32, row: u32) -> u64 {
+    p.statistics + (head as u64 * p.padded_rows as u64 + row as u64) * STATISTICS_BYTES as u64
+}
+
+/// What the backward pass has to know of a query row: its log-sum-exp in powers of two, plus infinity where no key weighs anything, and
+/// delta.
+#[derive(Clone, Copy)]
+struct Statistics {
+    lse_log2: f32,
+    delta: f32,
+}
+
+impl Statistics {
+    /// Of a row without weights: `2^(s - inf)` is 0, whatever number `s` is.
+    const NONE: Statistics = Statistics { lse_log2: f32::INFINITY, delta: 0.0 };
+
+    /// Of the lane's upper (`half = 0`) or lower row of a fragment, of the rows whose statistics are at a shared address.
+    ///
+    /// # Safety
+    /// They are there, behind a barrier.
+    #[inline(always)]
+    unsafe fn of_row(statistics: u32, m: usize, half: usize) -> Statistics {
+        let row = 16 * m as u32 + fragment_row(math::opaque(thread::lane()), 2 * half as u32);
+        // SAFETY: passed on.
+        let [lse_log2, delta] = unsafe { shared::load_f32x2(statistics + row * STATISTICS_BYTES) };
+        Statistics { lse_log2, delta }
+    }
+
+    /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
+    #[inline(always)]
+    fn weigh(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
+        *score = math::exp2(math::fma(*score, scale_log2, -self.lse_log2));
+        *dp = *score * (*dp - self.delta);
+    }
+}
+
+/// [`Statistics::weigh`] where rows are queries, whose statistics are at a shared address.
+///
+/// # Safety
+/// Those of all rows are there, behind a barrier.
+#[inline(always)]
+unsafe fn weigh_rows<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+    for m in 0..F::M {
+        for half in 0..2 {
+            // SAFETY: passed on.
+            let row = unsafe { Statistics::of_row(statistics, m, half) };
+            for n in 0..F::N {
+                for i in 2 * half..2 * half + 2 {
+                    row.weigh(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+                }
+            }
+        }
+    }
+}
+
+/// [`Statistics::weigh`] where columns are queries, whose statistics are at a shared address.
+///
+/// # Safety
+/// Those of all columns are there, behind a barrier.
+#[inline(always)]
+unsafe fn weigh_columns<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+    let first = statistics + fragment_col(math::opaque(thread::lane()), 0) * STATISTICS_BYTES;
+    for n in 0..F::N {
+        // A lane's two columns are neighbours.
+        // SAFETY: passed on; columns come in pairs, 16 bytes.
+        let [lse0, delta0, lse1, delta1] = unsafe { shared::load_f32x4(first + 8 * n as u32 * STATISTICS_BYTES) };
+        let cols = [(lse0, delta0), (lse1, delta1)].map(|(lse_log2, delta)| Statistics { lse_log2, delta });
+        for m in 0..F::M {
+            for i in 0..4 {
+                cols[i % 2].weigh(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+            }
+        }
+    }
+}
+
+/// A matrix of scores with its mask: queries by keys, or transposed.
+#[derive(Clone, Copy)]
+struct Scores {
+    band: Band,
+    rows: u32,
+    cols: u32,
+}
+
+impl Scores {
+    /// Queries by keys.
+    #[inline(always)]
+    fn of(p: &BackwardParams) -> Scores {
+        Scores { band: p.band, rows: p.q_rows, cols: p.kv_rows }
+    }
+
+    /// Keys by queries.
+    #[inline(always)]
+    fn transposed(p: &BackwardParams) -> Scores {
+        Scores { band: p.band.transposed(), rows: p.kv_rows, cols: p.q_rows }
+    }
+
+    /// Sets the weights and gradients of scores that the mask hides to 0: rows from `row` on, columns from `col` on.
+    #[inline(always)]
+    fn hide<F: Fragments>(&self, weights: &mut F, dscores: &mut F, row: u32, col: u32) {
+        // Opaque: few blocks need a mask, so its limits must not live in registers in between.
+        let [lane, rows, cols] = [thread::lane(), self.rows, self.cols].map(math::opaque);
+        let (rows, cols) = (rows as i32, cols as i32);
+        for m in 0..F::M {
+            for i in 0..4 {
+                let diagonal = (row + 16 * m as u32 + fragment_row(lane, i)) as i32 + cols - rows;
+                // Visible columns of this tile, counted from the lane's own first column.
+                let from = (col + fragment_col(lane, i)) as i32;
+                let first = diagonal - self.band.left - from;
+                let last = (diagonal + self.band.right).min(cols - 1) - from;
+                for n in 0..F::N {
+                    let col = 8 * n as i32;
+                    let hidden = col < first || col > last;
+                    for x in [&mut weights.at_mut(m, n)[i as usize], &mut dscores.at_mut(m, n)[i as usize]] {
+                        *x = if hidden { 0.0 } else { *x };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Starts loading the statistics of a block of query rows of one head of all, from `first_row` on, to a shared address.
+///
+/// # Safety
+/// All threads of the block; nobody reads them before waiting for the copies and a barrier.
+#[inline(always)]
+unsafe fn load_statistics<C: Config>(shared: u32, p: &BackwardParams, head: u32, first_row: u32) {
+    const { assert!(C::ROW.q_block * STATISTICS_BYTES <= (C::THREADS * CHUNK_BYTES) as u32, "a chunk a thread") };
+    let thread = thread::index();
+    if thread < C::ROW.q_block * STATISTICS_BYTES / CHUNK_BYTES as u32 {
+        let offset = thread * CHUNK_BYTES as u32;
+        // SAFETY: whole blocks of statistics exist, padded rows and all.
+        unsafe { copy::async_16(shared + offset, statistics_of(p, head, first_row) + offset as u64) };
+    }
+}

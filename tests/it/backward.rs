@@ -1,0 +1,211 @@
+//! Gradients against the reference: every row of the list at the edges of its tiles, random problems, and the cases that have no number to
+//! compare with.
+
+use crate::properties;
+use crate::support::case::Memory;
+use crate::support::gradients::BackwardCase;
+use crate::support::{bf16, device, f16};
+use ferroflash::{Attention, DType, Device, Element, EmulatorConfig, Kernel, Layout, Lse, Mask, Shape, Sizes, Tensor};
+use kernel_spec::COMPILED_HEAD_DIMS;
+use kernel_spec::families::backward::{Pass, Variant};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+/// Makes one test for each element type.
+macro_rules! for_each_dtype {
+    ($check:ident) => {
+        mod $check {
+            #[allow(unused_imports, reason = "f32 is a builtin")]
+            use super::{bf16, f16};
+
+            #[test]
+            fn f32() {
+                super::$check::<f32>();
+            }
+
+            #[test]
+            fn f16() {
+                super::$check::<f16>();
+            }
+
+            #[test]
+            fn bf16() {
+                super::$check::<bf16>();
+            }
+        }
+    };
+}
+
+fn check<T: Element>(case: &BackwardCase) {
+    case.check::<T>(&device::shared().device).unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+fn sizes<T: Element>(q_rows: usize, kv_rows: usize, [q_heads, kv_heads]: [usize; 2], head_dim: usize) -> Sizes {
+    Sizes { batch: 1, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype: T::DTYPE }
+}
+
+/// One row less than a tile, exactly one tile, one row more, with masks that cut through it.
+fn every_row_at_its_tile_edges<T: Element>() {
+    for head_dim in COMPILED_HEAD_DIMS {
+        for pass in [Pass::Keys, Pass::Queries] {
+            let row = Variant::find(pass, T::DTYPE, head_dim).expect("a row of the list");
+            let (q, kv) = (row.q_block as usize, row.kv_block as usize);
+            let window = Mask::Window { left: Some(kv as u32 / 2), right: Some(3) };
+            let edges = [
+                (q - 1, kv + 1, Mask::Full),
+                (q, kv, Mask::Causal),
+                (q + 1, kv - 1, Mask::Causal),
+                (q + 1, 2 * kv + 1, window),
+            ];
+            for (i, (q_rows, kv_rows, mask)) in edges.into_iter().enumerate() {
+                let mut case = BackwardCase::new(sizes::<T>(q_rows, kv_rows, [2, 1], head_dim as usize), mask);
+                case.forward = case.forward.with_layout(if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd });
+                case.forward.seed = i as u64;
+                let plan = case.forward.attention.backward_plan(&device::shared().device, case.forward.problem);
+                let plan = plan.expect("a legal problem");
+                assert!(plan.symbols().any(|symbol| symbol == row.entry.symbol), "{}: {plan}", row.entry.symbol);
+                check::<T>(&case);
+            }
+        }
+    }
+}
+
+for_each_dtype!(every_row_at_its_tile_edges);
+
+/// A case of the forward pass, whose memories also serve the gradients, with a gradient of the output that may be the same for all heads.
+fn cases(dtype: DType) -> impl Strategy<Value = BackwardCase> {
+    let memories =
+        || prop_oneof![2 => Just(None), 1 => prop::array::uniform4(properties::memory(false)).prop_map(Some)];
+    (properties::cases(Kernel::V2, dtype), memories(), prop::bool::ANY, prop::bool::weighted(0.1)).prop_map(
+        |(mut forward, memories, with_dlse, expanded)| {
+            forward.attention.softcap = None;
+            let [mut dout, dq, dk, dv] = memories.unwrap_or([Memory::contiguous(forward.q.layout); 4]);
+            dout.one_head |= expanded;
+            BackwardCase { forward, dout, gradients: [dq, dk, dv], with_dlse }
+        },
+    )
+}
+
+fn random_problems_agree_with_the_reference<T: Element>() {
+    let shared = device::shared();
+    let config = ProptestConfig {
+        // Each is five kernels and two references that cost several times those of the forward pass.
+        cases: device::cases().div_ceil(2),
+        source_file: Some(file!()),
+        // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
+        max_shrink_iters: 256,
+        ..ProptestConfig::default()
+    };
+    TestRunner::new(config)
+        .run(&cases(T::DTYPE), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+for_each_dtype!(random_problems_agree_with_the_reference);
+
+/// Logits of some hundreds: one key has nearly all the weight of a row, and everything stays finite.
+fn large_logits<T: Element>() {
+    for (head_dim, mask) in [(64, Mask::Full), (128, Mask::Causal), (256, Mask::Full)] {
+        let mut case = BackwardCase::new(sizes::<T>(70, 90, [4, 2], head_dim), mask);
+        case.forward.magnitudes = [5.0, 3.0, 3.0];
+        check::<T>(&case);
+    }
+}
+
+for_each_dtype!(large_logits);
+
+/// Rows that see no key get 0 and give nothing, keys that no row sees get 0, and so does everything where there are no keys.
+fn rows_and_keys_that_see_nothing<T: Element>() {
+    let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };
+    for with_dlse in [false, true] {
+        for (q_rows, kv_rows, mask) in [
+            (70, 0, Mask::Full),
+            (150, 3, Mask::Causal),
+            (3, 150, window(0, 0)),
+            (200, 70, window(5, 1)),
+            (1, 1, Mask::Full),
+        ] {
+            let mut case = BackwardCase::new(sizes::<T>(q_rows, kv_rows, [2, 2], 40), mask);
+            case.with_dlse = with_dlse;
+            check::<T>(&case);
+        }
+    }
+}
+
+for_each_dtype!(rows_and_keys_that_see_nothing);
+
+/// The same bits from run to run, whatever the order in which warps and thread blocks come: there is one for every sum.
+fn repeats_have_the_same_bits<T: Element>() {
+    for head_dim in [64, 256] {
+        let mut case = BackwardCase::new(sizes::<T>(100, 150, [4, 2], head_dim), Mask::Causal);
+        case.with_dlse = true;
+        let given = case.inputs::<T>();
+        let seeds: Vec<Device> = if device::is_gpu() {
+            (0..20).map(|_| device::shared().device.clone()).collect()
+        } else {
+            let with_seed = |seed| Device::emulator_with(EmulatorConfig::default().with_seed(seed));
+            (0..device::seeds(6).into()).map(|seed| with_seed(seed).expect("the emulator is built in")).collect()
+        };
+        let run = |device: &Device| case.run(device, &given).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let first = run(&seeds[0]);
+        for device in &seeds[1..] {
+            let again = run(device);
+            for (a, b) in first.iter().zip(&again) {
+                assert_eq!(bytemuck::cast_slice::<T, u8>(a), bytemuck::cast_slice::<T, u8>(b), "head dim {head_dim}");
+            }
+        }
+    }
+}
+
+for_each_dtype!(repeats_have_the_same_bits);
+
+/// From the forward pass to the gradients through the calls that allocate: within the rule, and no more memory than the plan says.
+fn forward_and_backward<T: Element>() {
+    let device = &device::exclusive().device;
+    let case = BackwardCase::new(sizes::<T>(130, 100, [6, 2], 72), Mask::Causal);
+    let given = case.inputs::<T>();
+    let (q_shape, kv_shape) = (case.forward.q_shape(), case.forward.kv_shape());
+    let upload = |data: &[T], shape| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();
+    let [q, k, v, dout] = given.tensors([q_shape, kv_shape, kv_shape, q_shape], upload);
+    let attention = case.forward.attention.with_lse(true);
+    let output = attention.forward(&q.view(), &k.view(), &v.view()).unwrap();
+    let lse = output.lse.unwrap();
+    device.synchronize().unwrap();
+    let before = device.memory().live_bytes;
+    device.reset_peak();
+    let (q, k, v, out) = (q.view(), k.view(), v.view(), output.out.view());
+    let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout.view()).unwrap();
+    device.synchronize().unwrap();
+    let bytes = |tensor: &Tensor| (tensor.storage_elements() * T::DTYPE.bytes()) as u64;
+    let tensors: u64 = [&gradients.dq, &gradients.dk, &gradients.dv].into_iter().map(bytes).sum();
+    assert_eq!(device.memory().peak_bytes - before - tensors, gradients.plan.workspace_bytes());
+    assert_eq!(gradients.plan, attention.backward_plan(device, case.forward.problem).unwrap());
+    let computed = [&gradients.dq, &gradients.dk, &gradients.dv].map(|tensor| tensor.to_vec::<T>().unwrap());
+    case.compare(&given, &computed).unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
+for_each_dtype!(forward_and_backward);
+
+/// Rows without keys whose log-sum-exp is plus infinity, as other programs write it, are rows without keys.
+#[test]
+fn plus_infinity_is_a_row_without_keys() {
+    let device = &device::shared().device;
+    let (q_shape, kv_shape) = (Shape::new(1, 5, 1, 16), Shape::new(1, 2, 1, 16));
+    let ones =
+        |shape: Shape| Tensor::from_slice(device, &vec![1f32; shape.elements().unwrap()], shape, Layout::Bshd).unwrap();
+    let (q, kv) = (ones(q_shape), ones(kv_shape));
+    let attention = Attention::new().causal().with_lse(true);
+    let output = attention.forward(&q.view(), &kv.view(), &kv.view()).unwrap();
+    let lse = output.lse.unwrap();
+    let values = lse.to_vec().unwrap();
+    assert_eq!(values.iter().filter(|&&x| x == f32::NEG_INFINITY).count(), 3, "three rows see no key");
+    let turned: Vec<f32> = values.iter().map(|&x| if x == f32::NEG_INFINITY { -x } else { x }).collect();
+    let turned = Lse::from_slice(device, &turned, lse.shape()).unwrap();
+    let gradients = [&lse, &turned].map(|lse| {
+        let (q, kv, out) = (q.view(), kv.view(), output.out.view());
+        let gradients = attention.backward(&q, &kv, &kv, &out, &lse.view(), q).unwrap();
+        [&gradients.dq, &gradients.dk, &gradients.dv].map(|tensor| tensor.to_vec::<f32>().unwrap())
+    });
+    assert_eq!(gradients[0], gradients[1]);
+    assert!(gradients[0][2].iter().any(|&x| x > 0.5), "values have gradients");
+}

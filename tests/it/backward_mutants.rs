@@ -1,0 +1,198 @@
+//! What `mutants` does to the forward kernels, done to those of the backward pass: every wait and barrier that is taken out is reported,
+//! and the seed changes nothing.
+
+use crate::mutants::{DTYPE, MUTANT_SEEDS, Needless, data, judge, planner};
+use crate::support::device;
+use crate::support::edits::{Mutant, mutants};
+use ferroflash::{Attention, Mask, Operand, Sizes, Step};
+use kernel_spec::families::backward::{Pass, Variant};
+use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, Launch, Module};
+use std::time::Duration;
+
+/// A call on contiguous tensors `[batch, row, head, dim]` with four query heads over two of keys.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    q_rows: usize,
+    kv_rows: usize,
+    mask: Mask,
+}
+
+const Q_HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+
+/// A pass with its head dim.
+struct Subject {
+    pass: Pass,
+    head_dim: usize,
+    /// Fewer broken copies mean that the edits no longer find what they look for.
+    least_mutants: usize,
+    /// Edits that break nothing.
+    needless: &'static [Needless],
+}
+
+/// Together they go through both loops of the kernels and every stage and slot; of the last two, most rows see no key, and most keys are
+/// seen by no row: their tiles arrive in time for nobody.
+const CALLS: [Call; 4] = [
+    Call { q_rows: 150, kv_rows: 200, mask: Mask::Causal },
+    Call { q_rows: 70, kv_rows: 130, mask: Mask::Full },
+    Call { q_rows: 200, kv_rows: 3, mask: Mask::Causal },
+    Call { q_rows: 3, kv_rows: 200, mask: Mask::Window { left: Some(0), right: Some(0) } },
+];
+
+/// Weights in registers, two stages.
+const KEYS: Subject = Subject { pass: Pass::Keys, head_dim: 64, least_mutants: 8, needless: &[] };
+/// Weights through shared memory, two stages.
+const KEYS_OF_TWO_PARTS: Subject = Subject { head_dim: 192, ..KEYS };
+/// Weights through shared memory, one stage.
+const KEYS_OF_ONE_STAGE: Subject = Subject { head_dim: 256, ..KEYS };
+const QUERIES: Subject = Subject { pass: Pass::Queries, ..KEYS };
+
+impl Subject {
+    fn variant(&self) -> &'static Variant {
+        Variant::find(self.pass, DTYPE, self.head_dim as u32).expect("a row of the list")
+    }
+
+    fn launches(&self) -> Vec<Planned> {
+        CALLS.iter().map(|call| Planned::of(*call, self)).collect()
+    }
+}
+
+/// A call with its first step and the one that is looked at.
+struct Planned {
+    call: Call,
+    head_dim: usize,
+    delta: Step,
+    step: Step,
+}
+
+impl Planned {
+    fn of(call: Call, subject: &Subject) -> Planned {
+        let Call { q_rows, kv_rows, mask } = call;
+        let (q_heads, kv_heads, head_dim) = (Q_HEADS, KV_HEADS, subject.head_dim);
+        let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype: DTYPE };
+        let plan = Attention::new().with_mask(mask).backward_plan(&planner(), problem);
+        let mut steps = plan.unwrap_or_else(|error| panic!("{call:?}: {error}")).steps;
+        let symbol = subject.variant().entry.symbol;
+        let place = steps.iter().position(|step| step.kernel.entry.symbol == symbol).expect("a step of the plan");
+        let step = steps.swap_remove(place);
+        Planned { call, head_dim, delta: steps.swap_remove(0), step }
+    }
+
+    /// Launches the step with `module`, its text or an edited one, after the first one; the bytes of the gradients.
+    fn run(&self, delta: &Module, module: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
+        let options = EmulatorOptions::default()
+            .with_seed(seed)
+            // A hundred times what the kernels take: a mutant that runs away is none that was reported.
+            .with_instruction_limit(Some(100_000_000))
+            .with_time_limit(Some(Duration::from_secs(60)));
+        let memory = Emulator::new(options);
+        let Call { q_rows, kv_rows, .. } = self.call;
+        let (q, kv) = (q_rows * Q_HEADS * self.head_dim, kv_rows * KV_HEADS * self.head_dim);
+        let upload = |bytes: &[u8]| -> Result<u64, EmuError> {
+            let address = memory.alloc(bytes.len() as u64)?;
+            memory.write(address, bytes)?;
+            Ok(address)
+        };
+        let mut operands = Vec::new();
+        let inputs = [(Operand::Q, q), (Operand::K, kv), (Operand::V, kv), (Operand::Out, q), (Operand::Dout, q)];
+        for (i, (operand, elements)) in inputs.into_iter().enumerate() {
+            operands.push((operand, upload(&data(elements, i as u32))?));
+        }
+        // About that of a hundred scores of 0.
+        let lse = vec![4.5_f32; q_rows * Q_HEADS];
+        operands.push((Operand::Lse, upload(bytemuck::cast_slice(&lse))?));
+        let gradients = [(Operand::Dq, q), (Operand::Dk, kv), (Operand::Dv, kv)];
+        for (operand, elements) in gradients {
+            operands.push((operand, upload(&vec![0; 2 * elements])?));
+        }
+        let statistics = memory.alloc((q_rows.next_multiple_of(128) * Q_HEADS * 8) as u64)?;
+        for (step, module) in [(&self.delta, delta), (&self.step, module)] {
+            // The memory is not the planner's: nothing but addresses goes into the parameters.
+            let params = step.params(&planner(), &operands, &[statistics]);
+            let params = params.unwrap_or_else(|error| panic!("{:?}: {error}", self.call));
+            let entry = step.kernel.entry;
+            let launch = Launch::new([step.ctas, 1, 1], [entry.threads, 1, 1])
+                .with_dynamic_shared_bytes(entry.shared_bytes)
+                .with_param(&params);
+            memory.launch(module, entry.symbol, &launch)?;
+        }
+        let mut result = Vec::new();
+        for (operand, elements) in gradients {
+            let (_, address) = operands.iter().find(|(of, _)| *of == operand).expect("it was pushed");
+            let mut bytes = vec![0; 2 * elements];
+            memory.read(*address, &mut bytes)?;
+            result.extend(bytes);
+        }
+        Ok(result)
+    }
+}
+
+fn parse(step: &Step) -> Module {
+    Module::parse(&step.kernel.text().expect("this build holds every row of the list")).expect("the kernel loads")
+}
+
+/// What the emulator said of a mutant: the first report, if there is one.
+fn report(launches: &[Planned], delta: &Module, mutant: &Mutant) -> Option<Box<Fault>> {
+    let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
+    for seed in 0..MUTANT_SEEDS {
+        for launch in launches {
+            match launch.run(delta, &module, seed) {
+                Ok(_) => {}
+                Err(EmuError::Fault(fault)) => return Some(fault),
+                Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
+            }
+        }
+    }
+    None
+}
+
+fn check_mutants(subject: &Subject) {
+    if device::is_gpu() {
+        return;
+    }
+    let (launches, symbol) = (subject.launches(), subject.variant().entry.symbol);
+    let text = launches[0].step.kernel.text().expect("this build holds every row of the list");
+    let (list, delta) = (mutants(&text), parse(&launches[0].delta));
+    assert!(list.len() >= subject.least_mutants, "{} mutants of {symbol}", list.len());
+    let reports = list.iter().map(|mutant| report(&launches, &delta, mutant)).collect();
+    judge(symbol, &list, reports, subject.needless);
+}
+
+#[test]
+fn every_wait_of_keys_is_needed() {
+    check_mutants(&KEYS);
+}
+
+#[test]
+fn every_wait_of_keys_of_two_parts_is_needed() {
+    check_mutants(&KEYS_OF_TWO_PARTS);
+}
+
+#[test]
+fn every_wait_of_keys_of_one_stage_is_needed() {
+    check_mutants(&KEYS_OF_ONE_STAGE);
+}
+
+#[test]
+fn every_wait_of_queries_is_needed() {
+    check_mutants(&QUERIES);
+}
+
+/// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
+#[test]
+fn the_seed_changes_nothing() {
+    if device::is_gpu() {
+        return;
+    }
+    for subject in [&KEYS, &KEYS_OF_TWO_PARTS, &KEYS_OF_ONE_STAGE, &QUERIES] {
+        for launch in subject.launches() {
+            let (delta, module) = (parse(&launch.delta), parse(&launch.step));
+            let run = |seed| launch.run(&delta, &module, seed).unwrap_or_else(|error| panic!("{error}"));
+            let in_order = run(0);
+            for seed in 1..=device::seeds(8).into() {
+                let symbol = subject.variant().entry.symbol;
+                assert!(run(seed) == in_order, "{symbol} with seed {seed}, {:?}", launch.call);
+            }
+        }
+    }
+}
