@@ -136,6 +136,20 @@ fn rows_and_keys_that_see_nothing<T: Element>() {
 
 for_each_dtype!(rows_and_keys_that_see_nothing);
 
+/// Blocks of keys that no row sees are never read, whatever they hold; their gradients are 0.
+#[test]
+fn nan_in_key_blocks_that_no_row_sees() {
+    let device = &device::shared().device;
+    let case = BackwardCase::new(sizes::<f16>(40, 600, [2, 1], 64), Mask::Window { left: Some(10), right: Some(0) });
+    let clean = case.inputs::<f16>();
+    let expected = case.run(device, &clean).unwrap_or_else(|wrong| panic!("{wrong}"));
+    // Rows see keys from 550 on, and blocks have at most 128.
+    let mut spoiled = case.inputs::<f16>();
+    spoiled.spoil_keys(0..400 * 64, f16::NAN);
+    let found = case.run(device, &spoiled).unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert_eq!(found, expected);
+}
+
 /// The same bits from run to run, whatever the order in which warps and thread blocks come: there is one for every sum.
 fn repeats_have_the_same_bits<T: Element>() {
     for head_dim in [64, 256] {
