@@ -5,9 +5,11 @@ use crate::properties;
 use crate::support::case::Memory;
 use crate::support::gradients::BackwardCase;
 use crate::support::{bf16, device, f16};
-use ferroflash::{Attention, DType, Device, Element, EmulatorConfig, Kernel, Layout, Lse, Mask, Shape, Sizes, Tensor};
+use ferroflash::{
+    Attention, DType, Device, Element, EmulatorConfig, Kernel, Layout, Lse, Mask, RawTensor, Shape, Sizes, Tensor,
+};
 use kernel_spec::COMPILED_HEAD_DIMS;
-use kernel_spec::families::backward::{Pass, Variant};
+use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -134,6 +136,20 @@ fn rows_and_keys_that_see_nothing<T: Element>() {
 
 for_each_dtype!(rows_and_keys_that_see_nothing);
 
+/// Blocks of keys that no row sees are never read, whatever they hold; their gradients are 0.
+#[test]
+fn nan_in_key_blocks_that_no_row_sees() {
+    let device = &device::shared().device;
+    let case = BackwardCase::new(sizes::<f16>(40, 600, [2, 1], 64), Mask::Window { left: Some(10), right: Some(0) });
+    let clean = case.inputs::<f16>();
+    let expected = case.run(device, &clean).unwrap_or_else(|wrong| panic!("{wrong}"));
+    // Rows see keys from 550 on, and blocks have at most 128.
+    let mut spoiled = case.inputs::<f16>();
+    spoiled.spoil_keys(0..400 * 64, f16::NAN);
+    let found = case.run(device, &spoiled).unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert_eq!(found, expected);
+}
+
 /// The same bits from run to run, whatever the order in which warps and thread blocks come: there is one for every sum.
 fn repeats_have_the_same_bits<T: Element>() {
     for head_dim in [64, 256] {
@@ -208,4 +224,45 @@ fn plus_infinity_is_a_row_without_keys() {
     });
     assert_eq!(gradients[0], gradients[1]);
     assert!(gradients[0][2].iter().any(|&x| x > 0.5), "values have gradients");
+}
+
+/// Addresses and strides, which is all that other frameworks have, give the bits of views.
+#[test]
+fn raw_addresses_give_the_same_bits() {
+    let device = &device::shared().device;
+    let case = BackwardCase::new(sizes::<bf16>(40, 70, [2, 1], 64), Mask::Causal);
+    let (q_shape, kv_shape) = (case.forward.q_shape(), case.forward.kv_shape());
+    let upload = |data: &[bf16], shape| Tensor::from_slice(device, data, shape, Layout::Bhsd).unwrap();
+    let [q, k, v, dout] = case.inputs::<bf16>().tensors([q_shape, kv_shape, kv_shape, q_shape], upload);
+    let attention = case.forward.attention.with_lse(true);
+    let output = attention.forward(&q.view(), &k.view(), &v.view()).unwrap();
+    let lse = output.lse.unwrap();
+    let (q_view, k_view, v_view) = (q.view(), k.view(), v.view());
+    let expected = attention.backward(&q_view, &k_view, &v_view, &output.out.view(), &lse.view(), dout.view()).unwrap();
+    let new = |shape| Tensor::zeros(device, DType::Bf16, shape, Layout::Bshd).unwrap();
+    let (dq, dk, dv) = (new(q_shape), new(kv_shape), new(kv_shape));
+    let raw = |tensor: &Tensor| RawTensor::from(tensor.view().as_heads(Layout::Bshd).unwrap());
+    // SAFETY: tensors of the device, used by nothing else until it is done.
+    unsafe {
+        let (null, problem) = (std::ptr::null_mut(), case.forward.problem);
+        let inputs = [&q, &k, &v, &output.out, &dout].map(raw);
+        let [q, k, v, out, dout] = inputs;
+        let [dq, dk, dv] = [&dq, &dk, &dv].map(raw);
+        attention.backward_raw(device, null, problem, q, k, v, out, lse.address(), dout, None, dq, dk, dv).unwrap();
+    }
+    device.synchronize().unwrap();
+    for (found, expected) in [(&dq, &expected.dq), (&dk, &expected.dk), (&dv, &expected.dv)] {
+        assert_eq!(found.to_vec::<bf16>().unwrap(), expected.to_vec::<bf16>().unwrap());
+    }
+}
+
+/// Every row of the list is one that some call launches, and this build holds its PTX: the tests above visit no less.
+#[test]
+fn every_row_is_embedded_and_launched() {
+    let embedded: Vec<_> = ferroflash::embedded_entries().map(|entry| entry.symbol).collect();
+    for row in VARIANTS {
+        let symbol = row.entry.symbol;
+        assert_eq!(Variant::find(row.pass, row.dtype, row.dim.max(8)), Some(row), "{symbol}");
+        assert!(embedded.contains(&symbol), "the build holds no PTX of {symbol}");
+    }
 }

@@ -28,7 +28,13 @@ pub(crate) struct BackwardInputs<T> {
     dlse: Option<Vec<f32>>,
 }
 
-impl<T> BackwardInputs<T> {
+impl<T: Copy> BackwardInputs<T> {
+    /// Sets these elements of k and v.
+    pub(crate) fn spoil_keys(&mut self, elements: std::ops::Range<usize>, value: T) {
+        self.inputs.k[elements.clone()].fill(value);
+        self.inputs.v[elements].fill(value);
+    }
+
     /// q, k, v and dout, of these shapes.
     pub(crate) fn tensors(&self, shapes: [Shape; 4], upload: impl Fn(&[T], Shape) -> Tensor) -> [Tensor; 4] {
         let data = [&self.inputs.q, &self.inputs.k, &self.inputs.v, &self.dout];
