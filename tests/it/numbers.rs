@@ -58,6 +58,19 @@ fn one_key_weighs_one_however_large_its_score() {
 }
 
 #[test]
+fn the_smallest_scales_make_large_scores_what_they_are() {
+    // Two keys whose scores are 4e37 and minus that.
+    let (q, keys, values) = ([1e32; 8], [[5e4; 8], [-5e4; 8]].concat(), [[1.0; 8], [3.0; 8]].concat());
+    check::<f32>(Attention::new().with_scale(0.0), [&q, &keys, &values], 8, 2.0, 2f64.ln(), 1e-6);
+    // Below the smallest normal number: weights of e^(4e-3) and e^(-4e-3).
+    let scale = 1e-40_f32;
+    let score = f64::from(scale) * 8.0 * f64::from(1e32_f32) * 5e4;
+    let (more, less) = (score.exp(), (-score).exp());
+    let out = (more + 3.0 * less) / (more + less);
+    check::<f32>(Attention::new().with_scale(scale), [&q, &keys, &values], 8, out, (more + less).ln(), 1e-6);
+}
+
+#[test]
 fn keys_of_minus_infinity_are_not_seen() {
     let infinity = f64::NEG_INFINITY;
     let keys = |count: usize, dim: usize, hidden: std::ops::Range<usize>| {

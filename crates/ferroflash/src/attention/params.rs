@@ -112,6 +112,10 @@ impl Params {
     }
 }
 
+/// The smallest number above 0, 2^-149. It leaves every score that f32 holds within 5e-7 of 0; the smallest normal number would not:
+/// from 1e31 on, scores times it are more than the log-sum-exp's tolerance.
+const SMALLEST_SCALE: f32 = f32::from_bits(1);
+
 fn forward_params(request: &Request<'_>) -> ForwardParams {
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = request.sizes;
     let Tensors { q, k, v, out } = &request.tensors;
@@ -130,9 +134,8 @@ fn forward_params(request: &Request<'_>) -> ForwardParams {
         group: (q_heads / kv_heads) as u32,
         dim_qk: head_dim as u32,
         dim_v: head_dim as u32,
-        // Not 0: the product with a hidden score, minus infinity, would be NaN. A scale this small leaves every visible score
-        // at 0 all the same.
-        scale_log2: log2_of(factor).max(f32::MIN_POSITIVE),
+        // Not 0: the product with a hidden score, minus infinity, would be NaN.
+        scale_log2: log2_of(factor).max(SMALLEST_SCALE),
         band: request.attention.mask.band(),
         aligned: [q, k, v].iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into(),
         out_aligned: out.rows_start_at(CHUNK_BYTES).into(),
