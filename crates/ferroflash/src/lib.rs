@@ -27,7 +27,7 @@ pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, M
 pub use error::{AxesError, BindError, Error, Operand, Result, Unsupported, Version};
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.
-pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
+pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant, entries};
 pub use plan::{Binding, Buffer, Step};
 pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;

@@ -8,7 +8,7 @@ use crate::values::Values;
 use crate::workload::{Case, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Sizes, VARIANTS, embedded_entries};
+use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Sizes, embedded_entries, entries};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -51,8 +51,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
         Err(error) => line("emulator", &format!("not usable: {error}")),
     }?;
     let embedded = embedded_entries().count();
-    line("kernels", &format!("PTX of {embedded} of {} entry points is in this build", VARIANTS.len()))?;
-    if embedded < VARIANTS.len() {
+    let listed = entries().count();
+    line("kernels", &format!("PTX of {embedded} of {listed} entry points is in this build"))?;
+    if embedded < listed {
         problems.push("kernels are missing from this build; install rust-src with `cargo xtask setup` and build again");
     }
     match Device::open(&args.device) {
