@@ -10,36 +10,36 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder for the test")
 }
 
-fn read(path: &Path) -> Value {
+pub(crate) fn read(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).expect("a record")).expect("JSON")
 }
 
-fn cells(record: &Value) -> &[Value] {
+pub(crate) fn cells(record: &Value) -> &[Value] {
     record["cells"].as_array().expect("cells")
 }
 
 /// A result of a cell.
-fn result<'a>(cell: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn result<'a>(cell: &'a Value, name: &str) -> &'a Value {
     let results = cell["results"].as_array().expect("results");
     let names = || results.iter().map(|result| &result["name"]).collect::<Vec<_>>();
     results.iter().find(|result| result["name"] == name).unwrap_or_else(|| panic!("{name} is not among {:?}", names()))
 }
 
 /// Times of few and short samples, also on the emulator, where they only show that the parts work together.
-const SHORT: [&str; 8] = ["--clock", "host", "--repeats", "3", "--warmup", "1", "--sample", "0.01"];
+pub(crate) const SHORT: [&str; 8] = ["--clock", "host", "--repeats", "3", "--warmup", "1", "--sample", "0.01"];
 
-fn write_sweep(folder: &Path, text: &str) -> PathBuf {
+pub(crate) fn write_sweep(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("sweep.toml");
     std::fs::write(&path, text).unwrap();
     path
 }
 
 #[cfg(unix)]
-fn write_program(folder: &Path, name: &str, text: &str) -> PathBuf {
+pub(crate) fn write_program(folder: &Path, name: &str, text: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = folder.join(name);
     std::fs::write(&path, text).unwrap();
@@ -47,16 +47,17 @@ fn write_program(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-fn utf8(path: &Path) -> &str {
+pub(crate) fn utf8(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
 /// A Python that knows no attention: of one row it gives v, which is right, because the softmax of one score is 1. `cudnn` does so
 /// in 2 ms a launch and with more memory than two of them find, `flash` in 1 ms, 16 behind a launch of its own, `efficient` gives q and in
 /// the end something else, `math` refuses, and `triton` dies at its first launch. It has `fa4`, which does as `flash`, and no `fa3`. What it
-/// was started with and asked to prepare is in a file beside it.
+/// was started with and asked to prepare is in a file beside it. Of a backward pass the gradient of v is that of the output, and the others
+/// are 0.
 #[cfg(unix)]
-const FAKE_PYTHON: &str = r#"#!/bin/sh
+pub(crate) const FAKE_PYTHON: &str = r#"#!/bin/sh
 echo "some warning" >&2
 echo "$3 $4" >>"$0.asked"
 peers=
@@ -78,6 +79,11 @@ while read -r line; do
     '{"check"'*)
         out=$(expr "$line" : '.*"out":"\([^"]*\)"')
         case "$line" in *efficient*) cp "$data/q" "$out" ;; *) cp "$data/v" "$out" ;; esac
+        if [ -f "$data/checked_dout" ]; then
+            cp "$data/checked_dout" "$out.dv"
+            for of in q k; do head -c "$(wc -c <"$data/$of")" /dev/zero >"$out.d$of"; done
+            case "$line" in *efficient*) cp "$data/q" "$out.dv" ;; esac
+        fi
         case "$line" in *cudnn*) extra=100000000000 ;; *) extra=4096 ;; esac
         echo "{\"checked\": {\"extra_bytes\": $extra, \"graph\": true}}" ;;
     '{"time"'*'"triton"'*) echo "a fatal error" >&2; exit 1 ;;
@@ -111,7 +117,7 @@ fn output(command: &mut Command) -> String {
 
 /// What a run that succeeds says on standard output and on standard error.
 #[cfg(unix)]
-fn results_and_status(command: &mut Command) -> (String, String) {
+pub(crate) fn results_and_status(command: &mut Command) -> (String, String) {
     let Output { status, stdout, stderr } = command.output().expect("the program starts");
     assert!(status.success(), "{status}\n{}\n{}", text(&stdout), text(&stderr));
     (text(&stdout), text(&stderr))

@@ -16,6 +16,7 @@ mod cli;
 mod cli_bench;
 mod cli_files;
 mod cli_messages;
+mod cli_passes;
 mod cli_pipe;
 mod cli_report;
 mod conformance;

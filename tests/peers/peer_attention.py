@@ -1,9 +1,10 @@
-"""Peers of forward attention, one class each.
+"""Peers of attention, one class each.
 
 Making an instance imports what the peer needs, or raises what is missing.
 `forward(problem)` returns a function of q, k, v and out that runs the peer on such tensors and returns the output. Tensors are
 [batch, row, head, dim], or [batch, head, row, dim] where `heads_first`; `out` is there only where `takes_out`. Masks are aligned to the
-last row and the last key, as ferroflash counts; a problem that the peer has no function for is a `NoResult`.
+last row and the last key, as ferroflash counts; a problem that the peer has no function for is a `NoResult`. A backward pass is PyTorch's, by
+the function that the peer registered for it; `no_backward` says why there is none.
 """
 
 import importlib.metadata
@@ -18,6 +19,7 @@ class Attention(Peer):
     operation = "forward attention"
     heads_first = False
     takes_out = False
+    no_backward = None
 
 
 class Sdpa(Attention):
@@ -99,6 +101,11 @@ class Flex(Attention):
             # Past the limit it would run uncompiled, which is another implementation.
             torch._dynamo.config.recompile_limit = 256
             torch._dynamo.config.fail_on_recompile_limit_hit = True
+            if problem.backward:
+                import torch._functorch.config
+
+                # A backward pass that is run again may not write over what the forward pass kept.
+                torch._functorch.config.donated_buffer = False
             # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
             self.compiled = torch.compile(self.flex_attention, dynamic=True, fullgraph=True)
         compiled, gqa = self.compiled, problem.gqa
@@ -143,6 +150,8 @@ class FlashAttention3(Attention):
             self.version = library_version(path)
         # The functions of flash_attn_interface take no memory for the output.
         self.takes_out = self.function is None
+        if self.function is None:
+            self.no_backward = "vLLM's build of FlashAttention-3 has no backward pass"
 
     def forward(self, problem):
         half_types_only(problem)

@@ -1,12 +1,15 @@
 """A problem on the GPU, the launches of a peer on it, and their time."""
 
+import contextlib
 import math
 import os
 import sys
 
 import torch
+from peer_packages import NoResult
 
 GRAPH_MS = 1.0  # launches shorter than this are replayed from a graph, so that Python's own time is not counted
+GRADIENTS = ("dq", "dk", "dv")
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
 
@@ -39,9 +42,15 @@ class Timer:
 
 
 class Problem:
-    """One problem: its sizes, its mask, and its tensors on the GPU, [batch, row, head, dim]."""
+    """One problem: its sizes, its mask, what of a training step is run, and its tensors on the GPU, [batch, row, head, dim]."""
 
-    def __init__(self, folder, dtype, head_dim, seq, kv_seq, batch, q_heads, kv_heads, window_left, window_right, sets, flush_bytes):
+    def __init__(
+        self, folder, dtype, head_dim, seq, kv_seq, batch, q_heads, kv_heads, window_left, window_right, sets, flush_bytes, **passes
+    ):
+        # Its name in the protocol is a word of Python.
+        self.training = passes.pop("pass")
+        if passes:
+            raise NoResult(f"the peers do not know {', '.join(passes)}")
         self.dtype, self.head_dim, self.batch = getattr(torch, DTYPES[dtype]), head_dim, batch
         self.seq, self.kv_seq, self.gqa = seq, kv_seq, q_heads != kv_heads
         # Keys that a row sees before and after its own place, which counts from the last row and the last key; None: all of them.
@@ -53,9 +62,29 @@ class Problem:
             return data.cuda().view(shape)
 
         first = load("q", seq, q_heads), load("k", kv_seq, kv_heads), load("v", kv_seq, kv_heads)
+        self.checked_dout = None
+        if self.backward:
+            # Gradients that come in: for launches that are timed, and for those that are compared with the reference.
+            first += (load("dout", seq, q_heads),)
+            self.checked_dout = load("checked_dout", seq, q_heads)
         self.sets = [first] + [tuple(tensor.clone() for tensor in first) for _ in range(sets - 1)]
         self.timer = Timer(flush_bytes)
         self.launchers = {}
+        # PyTorch runs a backward pass on the stream of its forward pass, and captures none that began on the default stream.
+        self.stream = torch.cuda.Stream() if self.backward else None
+        torch.cuda.synchronize()
+
+    @property
+    def forward(self):
+        return self.training in ("forward", "both")
+
+    @property
+    def backward(self):
+        return self.training in ("backward", "both")
+
+    def on_stream(self):
+        """Where launches run."""
+        return torch.cuda.stream(self.stream) if self.stream else contextlib.nullcontext()
 
     @property
     def device(self):
@@ -82,13 +111,25 @@ class Launcher:
     """
 
     def __init__(self, peer, problem):
+        if problem.backward and peer.no_backward:
+            raise NoResult(peer.no_backward)
+        self.problem = problem
         self.run = peer.forward(problem)
         self.heads_first = peer.heads_first
         self.sets = [tuple(self.turned(tensor) for tensor in tensors) for tensors in problem.sets]
         # Memory for the output of each set, for a peer that takes it; the others allocate.
         self.outs = [torch.empty_like(tensors[0]) if peer.takes_out else None for tensors in self.sets]
-        self.graphs, self.outputs = [], []
-        # The output that is compared with the reference, and the memory of one call.
+        if problem.backward:
+            # Tensors of their own to PyTorch, on the same memory: gradients are with respect to them.
+            self.sets = [tuple(x.detach().requires_grad_() for x in (q, k, v)) + (dout,) for q, k, v, dout in self.sets]
+        # The forward passes that a backward pass alone starts from: run once.
+        self.kept = []
+        if not problem.forward:
+            for i in range(len(self.sets)):
+                with torch.enable_grad():
+                    self.kept.append(self.run(*self.sets[i][:3], self.outs[i]))
+        self.graphs, self.captured = [], []
+        # What is compared with the reference, and the memory of one call.
         self.checked = self.extra_bytes = None
         # Compiles and chooses.
         self.call(0)
@@ -99,18 +140,27 @@ class Launcher:
         return tensor.transpose(1, 2) if self.heads_first else tensor
 
     def call(self, i):
-        """Runs the peer on a set, by the function that Python calls, and returns the output."""
+        """Runs the peer on a set, by the functions that Python calls, and returns what comes out: the output, the gradients, or both."""
         i %= len(self.sets)
-        return self.run(*self.sets[i], self.outs[i])
+        if not self.problem.backward:
+            return (self.run(*self.sets[i], self.outs[i]),)
+        *inputs, dout = self.sets[i]
+        with torch.enable_grad():
+            if not self.problem.forward:
+                return torch.autograd.grad(self.kept[i], inputs, dout, retain_graph=True)
+            out = self.run(*inputs, self.outs[i])
+            return (out.detach(), *torch.autograd.grad(out, inputs, dout))
 
     def measure_extra_bytes(self):
-        """Device memory at the peak of one call, beyond q, k, v and the output."""
+        """Device memory at the peak of one call, beyond the tensors that go in and come out."""
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        result = self.call(0)
+        results = self.call(0)
         torch.cuda.synchronize()
-        output = result.numel() * result.element_size() if self.outs[0] is None else 0
-        return max(torch.cuda.max_memory_allocated() - before - output, 0)
+        if self.problem.forward and self.outs[0] is not None:
+            results = results[1:]
+        returned = sum(result.numel() * result.element_size() for result in results)
+        return max(torch.cuda.max_memory_allocated() - before - returned, 0)
 
     def capture(self, problem, name):
         """Turns short launches into replays of a graph."""
@@ -119,17 +169,17 @@ class Launcher:
         torch.cuda.synchronize()
         if problem.timer(self.launch, 3) / 3 > GRAPH_MS:
             return
-        graphs, outputs = [], []
+        graphs, captured = [], []
         try:
             for i in range(len(self.sets)):
                 graphs.append(torch.cuda.CUDAGraph())
-                with torch.cuda.graph(graphs[-1]):
-                    outputs.append(self.call(i))
+                with torch.cuda.graph(graphs[-1], stream=problem.stream):
+                    captured.append(self.call(i))
         except RuntimeError as error:
             print(f"{name} is not captured: {error}", file=sys.stderr)
             torch.cuda.synchronize()
             return
-        self.graphs, self.outputs = graphs, outputs
+        self.graphs, self.captured = graphs, captured
 
     def launch(self, i):
         if self.graphs:
@@ -138,20 +188,56 @@ class Launcher:
             self.call(i)
 
     def results(self):
-        """The output for each set, of a launch like those that are timed, over memory full of NaN."""
-        for i, (tensors, out) in enumerate(zip(self.sets, self.outs)):
-            if self.graphs:
-                self.outputs[i].fill_(math.nan)
-                self.launch(i)
-                yield self.outputs[i]
-            else:
-                if out is None:
-                    # The allocator gives the memory that was freed last.
-                    torch.full_like(tensors[0], math.nan)
-                else:
-                    out.fill_(math.nan)
-                yield self.call(i)
+        """What comes out for each set, of a launch like those that are timed, over memory full of NaN."""
+        for i in range(len(self.sets)):
+            with self.checked_gradients(i):
+                yield self.poisoned(i)
 
-    def bytes_of_checked(self):
-        """The output that is compared with the reference, element after element in the order [batch, row, head, dim]."""
-        return self.turned(self.checked).contiguous().view(torch.uint8).cpu().numpy()
+    def poisoned(self, i):
+        if self.graphs:
+            for result in self.captured[i]:
+                result.fill_(math.nan)
+            self.launch(i)
+            return self.captured[i]
+        if self.outs[i] is not None:
+            self.outs[i].fill_(math.nan)
+        # The allocator gives the memory that was freed last.
+        shapes = self.sets[i][:3] if self.problem.backward else ()
+        if self.problem.forward and self.outs[i] is None:
+            shapes = (self.sets[i][0], *shapes)
+        freed = [torch.full_like(tensor, math.nan) for tensor in shapes]
+        del freed
+        return self.call(i)
+
+    @contextlib.contextmanager
+    def checked_gradients(self, i):
+        """The gradients that come in are those that the reference was computed for."""
+        if not self.problem.backward:
+            yield
+            return
+        dout = self.sets[i][3]
+        timed = dout.clone()
+        dout.copy_(self.turned(self.problem.checked_dout))
+        try:
+            yield
+        finally:
+            dout.copy_(timed)
+
+    def comes_again(self, results):
+        """Whether results are those that were checked: bit for bit in a forward pass. Most peers add up gradients in any order, so that
+        these may differ by what one rounding, and another in the sum, make of the largest of them."""
+        if not self.problem.backward:
+            return torch.equal(results[0], self.checked[0])
+        for result, checked in zip(results, self.checked):
+            allowed = 2 * torch.finfo(checked.dtype).eps * checked.abs().max().float()
+            # False for NaN.
+            if not bool((result.float() - checked.float()).abs().max() <= allowed):
+                return False
+        return True
+
+    def files(self, out):
+        """The files that what is compared with the reference goes to, each with its bytes: element after element in the order [batch, row,
+        head, dim]."""
+        names = ([out] if self.problem.forward else []) + ([f"{out}.{name}" for name in GRADIENTS] if self.problem.backward else [])
+        for name, result in zip(names, self.checked):
+            yield name, self.turned(result).contiguous().view(torch.uint8).cpu().numpy()

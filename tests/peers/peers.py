@@ -8,7 +8,7 @@ while ferroflash has, this one waits for a question. Inputs come from files and 
 tensors of ferroflash; who wants the heads first takes them as views, without a copy. The end of the input ends the program. With `-` for
 DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
 
-peer_attention.py has the peers of forward attention, peer_packages.py those of other operations, peer_launch.py problems and launches.
+peer_attention.py has the peers of attention, peer_packages.py those of other operations, peer_launch.py problems and launches.
 """
 
 import gc
@@ -98,28 +98,29 @@ class Server:
             launcher = Launcher(self.peers[peer], self.problem)
             launcher.extra_bytes = launcher.measure_extra_bytes()
             launcher.capture(self.problem, peer)
-            launcher.checked = next(launcher.results()).clone()
+            launcher.checked = [result.clone() for result in next(launcher.results())]
             launchers[peer] = launcher
         return launchers[peer]
 
     def check(self, peer, out):
-        with torch.no_grad():
+        with torch.no_grad(), self.problem.on_stream():
             launcher = self.launcher(peer)
-            launcher.bytes_of_checked().tofile(out)
+            for name, data in launcher.files(out):
+                data.tofile(name)
         if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 16:
             trim()
         return {"checked": {"extra_bytes": launcher.extra_bytes, "graph": bool(launcher.graphs)}}
 
     def time(self, peer, launches, lead):
-        with torch.no_grad():
+        with torch.no_grad(), self.problem.on_stream():
             return {"ms": self.problem.timer(self.launcher(peer).launch, launches, lead)}
 
     def verify(self, peer):
-        """Whether the launches that were timed still give what was checked, bit for bit, for every set."""
-        launcher = self.launcher(peer)
-        with torch.no_grad():
-            for result in launcher.results():
-                if not torch.equal(result, launcher.checked):
+        """Whether the launches that were timed still give what was checked, for every set."""
+        with torch.no_grad(), self.problem.on_stream():
+            launcher = self.launcher(peer)
+            for results in launcher.results():
+                if not launcher.comes_again(results):
                     raise NoResult("the launches that were timed give another result than the one that was checked")
         return {"verified": True}
 

@@ -3,6 +3,7 @@
 mod ceilings;
 mod environment;
 mod measure;
+mod method;
 mod nvml;
 mod peers;
 mod preset;
@@ -19,12 +20,12 @@ use crate::export::ExportArgs;
 use crate::output::{self, say, status, warning};
 use crate::usage::OrUnusable;
 use crate::values::Values;
-use crate::workload::{Case, L2};
+use crate::workload::{Case, L2, Ours, Pass};
 use crate::{files, format, terminal};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 pub(crate) use environment::commit;
-use ferroflash::{DType, Device, Kernel, Mask};
+use ferroflash::{DType, Device, Kernel};
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Bench, Timing};
 use nvml::{Gpu, Probe, Sampler};
@@ -32,7 +33,7 @@ use peers::{Operation, Outcome, PeerName, Peers};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use record::{BENCH_KIND, Method, Record, SCHEMA_VERSION, SweepRecord};
+use record::{BENCH_KIND, Record, SCHEMA_VERSION, SweepRecord};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use sweep::{Sweep, SweepArgs};
@@ -54,6 +55,7 @@ Examples:
   ferroflash bench --preset memory --device emulator
   ferroflash bench --sweep mine.toml --l2 flush
   ferroflash bench --dtype f16 --head-dim 128 --seq 16384 --window 1023/0 --kv-heads 4 --peers fa3,fa4,cudnn
+  ferroflash bench --pass backward --preset paper --peers flash,cudnn
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
@@ -62,6 +64,9 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     sweep: SweepArgs,
+    /// What of a training step is measured. The library chooses the kernels of backward and both
+    #[arg(long, value_name = "PASS", value_enum, ignore_case = true, default_value_t = Pass::Forward)]
+    pass: Pass,
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
@@ -143,7 +148,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let has_instructions = |kernel: &Kernel| kernel.passes().iter().all(|pass| device.info().runs(pass.arch()));
     let runnable: Vec<Kernel> = Kernel::ALL.into_iter().filter(has_instructions).collect();
     let sweep = args.sweep.sweep(emulator, &runnable).or_unusable()?;
-    sweep.cases.iter().try_for_each(|case| check_size(case, &device)).or_unusable()?;
+    let ours = args.ours(&sweep).or_unusable()?;
+    sweep.cases.iter().try_for_each(|case| check_size(case, args.pass, &device)).or_unusable()?;
 
     let mut gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
     let mut environment = environment::environment(device.info(), &gpu);
@@ -167,11 +173,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         kind: BENCH_KIND.to_owned(),
         schema_version: SCHEMA_VERSION,
         environment,
-        method: args.method(timed, &sweep),
+        method: method::method(args, timed, &sweep),
         sweep: SweepRecord {
             name: sweep.name.clone(),
             scaled: sweep.scaled.clone(),
-            kernels: sweep.kernels.iter().map(|kernel| kernel.name().to_owned()).collect(),
+            kernels: ours.iter().map(|ours| ours.name().to_owned()).collect(),
             peers: peer_names.iter().map(|peer| peer.name().to_owned()).collect(),
             problems: sweep.cases.iter().map(measure::cell_problem).collect(),
         },
@@ -207,7 +213,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let timing = timed.then(|| args.timing());
     let bench = Bench {
         device: &device,
-        kernels: &sweep.kernels,
+        pass: args.pass,
+        ours: &ours,
         peer_names: &peer_names,
         peers,
         values: args.values,
@@ -270,6 +277,20 @@ impl BenchArgs {
         self.export.check(&self.json.iter().map(|path| ("--json", path.as_path())).collect::<Vec<_>>())
     }
 
+    /// What of ours is measured.
+    fn ours(&self, sweep: &Sweep) -> Result<Vec<Ours>> {
+        if self.pass == Pass::Forward {
+            return Ok(sweep.kernels.iter().map(|&kernel| Ours::Kernel(kernel)).collect());
+        }
+        ensure!(
+            !sweep.kernels_named,
+            "kernels are not accepted with --pass {}, where the library chooses them; --pass forward takes {}",
+            self.pass,
+            Kernel::ALL.map(Kernel::name).join(", ")
+        );
+        Ok(vec![Ours::Chosen])
+    }
+
     fn timing(&self) -> Timing {
         Timing {
             repeats: self.repeats,
@@ -315,34 +336,6 @@ impl BenchArgs {
         Ok(Some(Ok(peers)))
     }
 
-    fn method(&self, timed: bool, sweep: &Sweep) -> Method {
-        let timer = match (timed, self.clock) {
-            (false, _) => "none: the emulator counts",
-            (true, Clock::Device) => "events of the device around the launches of a sample",
-            (true, Clock::Host) => "for tests: whatever the device offers, on the emulator the clock of the host",
-        };
-        let order = if timed {
-            "cells in a drawn order; in each round of samples the implementations in a drawn order; what holds more than a \
-             sixteenth of device memory after the others, alone"
-        } else {
-            "as listed"
-        };
-        Method {
-            timer: timer.to_owned(),
-            repeats: if timed { self.repeats } else { 0 },
-            sample_ms: if timed { self.sample } else { 0.0 },
-            rest_ms: if timed { self.rest } else { 0 },
-            warmup_seconds: if timed { self.warmup as f64 / 1e3 } else { 0.0 },
-            l2: self.l2.name().to_owned(),
-            order: order.to_owned(),
-            order_seed: self.order_seed,
-            seed: self.seed,
-            inputs: self.values.description().to_owned(),
-            flop_rule: flop_rule(sweep),
-            tolerance: "max|out - f64| <= 2 * max|naive in the same precision - f64| + 1e-5".to_owned(),
-        }
-    }
-
     fn check_clock(&self, timed: bool) -> Result<()> {
         ensure!(timed || !self.ceilings, "--ceilings needs a GPU: the emulator counts, and has no rates");
         Ok(())
@@ -365,21 +358,15 @@ impl BenchArgs {
     }
 }
 
-/// How operations of these cells are counted. Sweeps without windows say what they said before there were any.
-fn flop_rule(sweep: &Sweep) -> String {
-    let windows = sweep.cases.iter().any(|case| matches!(case.mask, Mask::Window { .. }));
-    let of_windows = if windows { "; of windows 4 * batch * heads * visible scores * head_dim" } else { "" };
-    format!("4 * batch * heads * seq * kv_seq * head_dim, half of it when causal{of_windows}")
-}
-
 /// Finds out before the run that a cell is too large: a library limit, or tensors that the device does not hold.
-fn check_size(case: &Case, device: &Device) -> Result<()> {
+fn check_size(case: &Case, pass: Pass, device: &Device) -> Result<()> {
     case.problem.validate().with_context(|| measure::cell_problem(case).to_string())?;
-    let (needed, available) = (case.tensor_bytes(), device.info().memory_bytes);
+    let (needed, available) = (pass.tensor_bytes(case), device.info().memory_bytes);
     ensure!(
         needed <= available,
-        "{}: q, k, v and out take {}, the device has {}",
+        "{}: q, k, v and out{} take {}, the device has {}",
         measure::cell_problem(case),
+        if pass.has_backward() { ", and their gradients," } else { "" },
         format::bytes(needed),
         format::bytes(available)
     );

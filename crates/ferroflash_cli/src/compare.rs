@@ -91,7 +91,8 @@ impl Comparison {
 }
 
 /// # Errors
-/// Records of different devices or of different methods (unless `across`), and records without a common result.
+/// Records of times and counts, or of different passes; of different devices or methods (unless `across`); and records without a common
+/// result.
 fn compare(before: &Record, after: &Record, threshold: f64, across: bool) -> Result<Comparison> {
     comparable(before, after, across)?;
     let floor = [before, after].into_iter().filter_map(|record| record.noise.as_ref());
@@ -136,6 +137,8 @@ fn comparable(before: &Record, after: &Record, across: bool) -> Result<()> {
         a.backend,
         b.backend
     );
+    let (a_pass, b_pass) = (before.method.pass, after.method.pass);
+    ensure!(a_pass == b_pass, "the records are of different passes, {a_pass} and {b_pass}, which cannot be compared");
     if across {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use crate::format;
 use crate::names::Named;
 use crate::output::say;
 use crate::values::Values;
-use crate::workload::{Case, Workload};
+use crate::workload::{Case, Ours, Pass, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ferroflash::{Attention, DType, Device, DeviceKind, Error, Kernel, Mask, Sizes, embedded_entries, entries};
@@ -152,8 +152,9 @@ fn time_to_first_result(device: &str, kernel: Kernel) -> Result<f64> {
 /// Computes a small problem, says so as soon as the result is on the host, and then checks it.
 fn first_result(device: &str, kernel: Kernel) -> Result<()> {
     let device = Device::open(device)?;
-    let mut workload = Workload::new(&device, Case { problem: FIRST_PROBLEM, mask: Mask::Causal }, Values::Normal, 0)?;
-    let check = workload.check(kernel)?;
+    let case = Case { problem: FIRST_PROBLEM, mask: Mask::Causal };
+    let mut workload = Workload::new(&device, case, Pass::Forward, Values::Normal, 0)?;
+    let check = workload.check(Ours::Kernel(kernel))?;
     say!("{FIRST_RESULT}")?;
     ensure!(check.within, "the result is wrong: error {:e}, accepted {:e}", check.max_error, check.bound);
     Ok(())

@@ -96,6 +96,7 @@ const COLUMNS: &[Column] = &[
     ("backend", |record, _, _| record.environment.backend.clone()),
     ("date", |record, _, _| record.environment.date.clone()),
     ("commit", |record, _, _| optional(record.environment.commit.as_ref())),
+    ("pass", |record, _, _| record.method.pass.name().to_owned()),
     ("dtype", |_, cell, _| cell.problem.dtype.clone()),
     ("head_dim", |_, cell, _| cell.problem.head_dim.to_string()),
     ("mask", |_, cell, _| cell.problem.mask.to_string()),

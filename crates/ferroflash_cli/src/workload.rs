@@ -1,28 +1,25 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
 mod case;
+mod gradients;
+mod output;
+mod pass;
 
-use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
+use crate::bench::record::Check;
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
 pub(crate) use case::Case;
 use clap::ValueEnum;
-use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
-use ferroflash::{Attention, Device, Element, Layout, Lse, LseShape, Shape, Sizes, Stream, Tensor};
-use kernel_spec::{DType, Kernel};
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use ferroflash::{
+    Attention, Device, Element, GradientsViewMut, KernelChoice, Layout, Lse, LseShape, Shape, Sizes, Stream, Tensor,
+};
+use kernel_spec::DType;
+pub(crate) use pass::{Ours, Pass};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::path::Path;
-
-/// Below this many operations the whole output is compared with the reference; about a second of f64 on two cores.
-const FULL_CHECK_FLOPS: f64 = 1e9;
-
-/// Rows drawn for the comparison of larger outputs, besides the first and last row of the first and last head.
-const DRAWN_ROWS: usize = 128;
+use std::path::{Path, PathBuf};
 
 /// What a timed launch finds in the level-two cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -55,36 +52,45 @@ struct Set {
     k: Tensor,
     v: Tensor,
     out: Tensor,
+    /// Where there is a backward pass.
+    gradients: Option<GradientSet>,
+}
+
+/// The gradients of one launch: what is given, and what comes out.
+struct GradientSet {
+    dout: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
 }
 
 /// Device buffers, and the rows that results are compared on.
 pub(crate) struct Workload {
     case: Case,
+    pass: Pass,
     device: Device,
     stream: Stream,
     /// Never empty. Results are taken from the first.
     sets: Vec<Set>,
     lse: Lse,
-    reference: Reference,
+    /// Where there is a forward pass.
+    reference: Option<output::Reference>,
+    /// Where there is a backward pass.
+    of_gradients: Option<gradients::Reference>,
+    /// In the place of the first set's when results are compared, where that is another.
+    checked_dout: Option<Tensor>,
     /// Two tensors, each as large as the level-two cache: copying one to the other leaves nothing else there.
     flush: Option<[Tensor; 2]>,
-    /// Of the bits that were last compared with the reference, by kernel.
-    fingerprints: HashMap<Kernel, u64>,
-}
-
-/// What results are compared with: output and log-sum-exp of some rows, one after the other.
-struct Reference {
-    rows: Vec<Row>,
-    exact: ReferenceOutput,
-    /// The same formula in the precision of the tensors.
-    rounded: ReferenceOutput,
+    /// Of the bits that were last compared with the reference.
+    fingerprints: HashMap<Ours, u64>,
 }
 
 impl Workload {
-    /// Allocates q, k and v, fills them with `values`, and computes the reference.
-    pub(crate) fn new(device: &Device, case: Case, values: Values, seed: u64) -> Result<Workload> {
+    /// Allocates the inputs of a pass, fills them with `values`, and computes the reference. What the backward pass reads of a forward pass
+    /// is computed by the kernel that the library chooses.
+    pub(crate) fn new(device: &Device, case: Case, pass: Pass, values: Values, seed: u64) -> Result<Workload> {
         case.problem.validate()?;
-        with_element!(case.problem.dtype, T => Workload::with::<T>(device, case, values, seed))
+        with_element!(case.problem.dtype, T => Workload::with::<T>(device, case, pass, values, seed))
     }
 
     /// Prepares for launches that find this in the cache.
@@ -109,17 +115,29 @@ impl Workload {
                     };
                     let (q, k, v) = (copy(&first.q)?, copy(&first.k)?, copy(&first.v)?);
                     let out = Tensor::uninit(&self.device, first.out.dtype(), first.out.shape(), Layout::Bshd)?;
-                    self.sets.push(Set { q, k, v, out });
+                    let gradients = match &first.gradients {
+                        Some(GradientSet { dout, .. }) => {
+                            Some(GradientSet::new(&self.device, &self.case, copy(dout)?)?)
+                        }
+                        None => None,
+                    };
+                    self.sets.push(Set { q, k, v, out, gradients });
                 }
+                self.prepare_backward(1)?;
             }
         }
         Ok(self)
     }
 
-    /// Writes q, k and v as files of that name, element after element in the order `[batch, row, head, dim]`.
+    /// Writes q, k and v as files of that name, element after element in the order `[batch, row, head, dim]`; for a backward pass also
+    /// `dout`, and `checked_dout`, which takes its place when results are compared.
     pub(crate) fn write_inputs(&self, folder: &Path) -> Result<()> {
-        let Set { q, k, v, .. } = &self.sets[0];
-        for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
+        let Set { q, k, v, gradients, .. } = &self.sets[0];
+        let mut inputs = vec![("q", q), ("k", k), ("v", v)];
+        if let Some(GradientSet { dout, .. }) = gradients {
+            inputs.extend([("dout", dout), ("checked_dout", self.checked_dout.as_ref().unwrap_or(dout))]);
+        }
+        for (name, tensor) in inputs {
             let path = folder.join(name);
             let write = |bytes: &[u8]| std::fs::write(&path, bytes);
             with_element!(self.case.problem.dtype, T => write(bytemuck::cast_slice(&tensor.to_vec::<T>()?)))
@@ -128,17 +146,29 @@ impl Workload {
         Ok(())
     }
 
-    fn with<T: Element>(device: &Device, case: Case, values: Values, seed: u64) -> Result<Workload> {
-        let [q, k, v] = [(case.q_shape(), 0), (case.kv_shape(), 1), (case.kv_shape(), 2)].map(|(shape, tensor)| {
+    fn with<T: Element>(device: &Device, case: Case, pass: Pass, values: Values, seed: u64) -> Result<Workload> {
+        let draw = |shape: Shape, seed: u64| {
             let elements = shape.elements().context("the tensors are larger than the address space")?;
-            anyhow::Ok((values.draw::<T>(elements, seed.wrapping_mul(3).wrapping_add(tensor)), shape))
-        });
-        let (q, k, v) = (q?, k?, v?);
-        let reference = Reference::new(&case, &q.0, &k.0, &v.0, seed)?;
+            anyhow::Ok((values.draw::<T>(elements, seed), shape))
+        };
+        let of_tensor = |tensor| seed.wrapping_mul(3).wrapping_add(tensor);
+        let q = draw(case.q_shape(), of_tensor(0))?;
+        let (k, v) = (draw(case.kv_shape(), of_tensor(1))?, draw(case.kv_shape(), of_tensor(2))?);
+        // Far from the seeds of all cells, whose inputs are those of a run without a backward pass.
+        let dout = if pass.has_backward() { Some(draw(case.q_shape(), !seed)?) } else { None };
+        let forward = pass.has_forward().then(|| output::Reference::new(&case, &q.0, &k.0, &v.0, seed));
+        let gradients = dout.as_ref().map(|dout| gradients::Reference::new(&case, [&q.0, &k.0, &v.0], &dout.0, seed));
+        let (of_gradients, checked) = gradients.transpose()?.unzip();
         let upload = |(data, shape): &(Vec<T>, Shape)| Tensor::from_slice(device, data, *shape, Layout::Bshd);
         let Sizes { batch, q_heads: heads, q_rows: rows, dtype, .. } = case.problem;
-        Ok(Workload {
+        let gradients = match &dout {
+            Some(dout) => Some(GradientSet::new(device, &case, upload(dout)?)?),
+            None => None,
+        };
+        let checked = checked.flatten().map(|checked| upload(&(checked, case.q_shape())));
+        let mut workload = Workload {
             case,
+            pass,
             device: device.clone(),
             stream: device.default_stream(),
             sets: vec![Set {
@@ -146,29 +176,52 @@ impl Workload {
                 k: upload(&k)?,
                 v: upload(&v)?,
                 out: Tensor::uninit(device, dtype, case.q_shape(), Layout::Bshd)?,
+                gradients,
             }],
             lse: Lse::uninit(device, LseShape { batch, heads, rows })?,
-            reference,
+            reference: forward.transpose()?,
+            of_gradients,
+            checked_dout: checked.transpose()?,
             flush: None,
             fingerprints: HashMap::new(),
-        })
+        };
+        workload.prepare_backward(0)?;
+        Ok(workload)
     }
 
-    /// The options that run `kernel` on this problem.
-    pub(crate) fn attention(&self, kernel: Kernel) -> Attention {
-        Attention::new().with_mask(self.case.mask).with_kernel(kernel).with_lse(true)
+    /// Lets the sets from this one on have the output and the log-sum-exp that a backward pass alone reads.
+    fn prepare_backward(&mut self, first: usize) -> ferroflash::Result<()> {
+        if self.pass != Pass::Backward {
+            return Ok(());
+        }
+        let attention = attention(&self.case, Ours::Chosen);
+        for set in &mut self.sets[first..] {
+            launch(&attention, Pass::Forward, &self.stream, set, &mut self.lse, None)?;
+        }
+        self.stream.synchronize()
     }
 
-    /// Milliseconds on the device for `launches` forward passes in a row, together. `lead`: one more goes ahead, outside of the time,
+    /// Entry points of one launch, in their order.
+    pub(crate) fn symbols(&self, ours: Ours) -> ferroflash::Result<Vec<&'static str>> {
+        let (attention, sizes) = (attention(&self.case, ours), self.case.problem);
+        let mut symbols = Vec::new();
+        if self.pass.has_forward() {
+            symbols.extend(attention.plan(&self.device, sizes)?.symbols());
+        }
+        if self.pass.has_backward() {
+            symbols.extend(attention.backward_plan(&self.device, sizes)?.symbols());
+        }
+        Ok(symbols)
+    }
+
+    /// Milliseconds on the device for `launches` of the pass in a row, together. `lead`: one more goes ahead, outside of the time,
     /// so that a device at rest does not wait for the host inside of it.
-    pub(crate) fn time_ms(&mut self, kernel: Kernel, launches: u32, lead: bool) -> ferroflash::Result<f64> {
-        let attention = self.attention(kernel);
-        let Workload { device, stream, sets, lse, flush, .. } = self;
-        let mut lse = lse.view_mut();
+    pub(crate) fn time_ms(&mut self, ours: Ours, launches: u32, lead: bool) -> ferroflash::Result<f64> {
+        let attention = attention(&self.case, ours);
+        let Workload { device, stream, sets, lse, flush, pass, .. } = self;
         let mut launch = |i: u32| {
             let count = sets.len();
-            let Set { q, k, v, out } = &mut sets[i as usize % count];
-            attention.forward_into(stream, &q.view(), &k.view(), &v.view(), &mut out.view_mut(), Some(&mut lse))
+            launch(&attention, *pass, stream, &mut sets[i as usize % count], lse, None)
         };
         if lead {
             launch(launches)?;
@@ -182,59 +235,165 @@ impl Workload {
         Ok(elapsed.as_secs_f64() * 1e3)
     }
 
-    /// Device memory at the peak of one allocating call, beyond q, k, v and out: measured, not computed.
-    pub(crate) fn extra_bytes(&self, kernel: Kernel) -> ferroflash::Result<u64> {
+    /// Device memory at the peak of one allocating call of each pass, beyond what goes in and the tensors that come out: measured, not
+    /// computed. The log-sum-exp is part of it where a forward pass makes it.
+    pub(crate) fn extra_bytes(&self, ours: Ours) -> ferroflash::Result<u64> {
         let before = self.device.memory().live_bytes;
         self.device.reset_peak();
-        let Set { q, k, v, .. } = &self.sets[0];
-        let output = self.attention(kernel).forward(&q.view(), &k.view(), &v.view())?;
+        let Set { q, k, v, out, gradients } = &self.sets[0];
+        let attention = attention(&self.case, ours);
+        let output = match self.pass.has_forward() {
+            true => Some(attention.forward(&q.view(), &k.view(), &v.view())?),
+            false => None,
+        };
+        let of_forward = output.as_ref().and_then(|output| Some((output.out.view(), output.lse.as_ref()?.view())));
+        let (out, lse) = of_forward.unwrap_or((out.view(), self.lse.view()));
+        let gradients = match gradients {
+            Some(given) => Some(attention.backward(&q.view(), &k.view(), &v.view(), &out, &lse, given.dout.view())?),
+            None => None,
+        };
         self.device.synchronize()?;
-        let out_bytes = (output.out.storage_elements() * output.out.dtype().bytes()) as u64;
-        Ok(self.device.memory().peak_bytes - before - out_bytes)
+        let of_backward = gradients.iter().flat_map(|gradients| [&gradients.dq, &gradients.dk, &gradients.dv]);
+        let returned = output.iter().map(|output| &output.out).chain(of_backward);
+        let returned: usize = returned.map(|tensor| tensor.storage_elements() * tensor.dtype().bytes()).sum();
+        Ok(self.device.memory().peak_bytes - before - returned as u64)
     }
 
-    /// Runs `kernel` once over poisoned outputs and compares them with the reference.
-    pub(crate) fn check(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
-        with_element!(self.case.problem.dtype, T => self.check_as::<T>(kernel))
+    /// Runs one of ours once over poisoned outputs and compares them with the reference.
+    pub(crate) fn check(&mut self, ours: Ours) -> ferroflash::Result<Check> {
+        with_element!(self.case.problem.dtype, T => self.check_as::<T>(ours))
     }
 
-    fn check_as<T: Element>(&mut self, kernel: Kernel) -> ferroflash::Result<Check> {
+    fn check_as<T: Element>(&mut self, ours: Ours) -> ferroflash::Result<Check> {
         // NaN in every type: an element that the kernel does not write stands out.
-        let attention = self.attention(kernel);
-        let Set { q, k, v, out } = &mut self.sets[0];
-        out.fill_bytes(0xff)?;
-        self.lse.fill_bytes(0xff)?;
-        let mut lse = self.lse.view_mut();
-        attention.forward_into(&self.stream, &q.view(), &k.view(), &v.view(), &mut out.view_mut(), Some(&mut lse))?;
+        let attention = attention(&self.case, ours);
+        let set = &mut self.sets[0];
+        if self.pass.has_forward() {
+            set.out.fill_bytes(0xff)?;
+            self.lse.fill_bytes(0xff)?;
+        }
+        if let Some(GradientSet { dq, dk, dv, .. }) = &mut set.gradients {
+            [dq, dk, dv].into_iter().try_for_each(|tensor| tensor.fill_bytes(0xff))?;
+        }
+        launch(&attention, self.pass, &self.stream, set, &mut self.lse, self.checked_dout.as_ref())?;
         self.stream.synchronize()?;
-        let (out, lse) = (out.to_vec::<T>()?, self.lse.to_vec()?);
-        self.fingerprints.insert(kernel, fingerprint(&out, &lse));
-        Ok(self.reference.compare(&self.case, &out, Some(&lse)))
+        let set = &self.sets[0];
+        let forward = match self.pass.has_forward() {
+            true => Some((set.out.to_vec::<T>()?, self.lse.to_vec()?)),
+            false => None,
+        };
+        let gradients = match &set.gradients {
+            Some(GradientSet { dq, dk, dv, .. }) => Some([dq.to_vec::<T>()?, dk.to_vec()?, dv.to_vec()?]),
+            None => None,
+        };
+        let mut bits: Vec<&[u8]> = Vec::new();
+        if let Some((out, lse)) = &forward {
+            bits.extend([bytemuck::cast_slice(out), bytemuck::cast_slice(lse)]);
+        }
+        bits.extend(gradients.iter().flatten().map(|gradient| bytemuck::cast_slice::<T, u8>(gradient)));
+        self.fingerprints.insert(ours, fingerprint(&bits));
+        let forward = forward.as_ref().map(|(out, lse)| (&out[..], Some(&lse[..])));
+        Ok(self.compare(forward, gradients.as_ref()))
     }
 
-    /// Whether one more [check](Self::check) of `kernel` finds the bits of the one before.
-    pub(crate) fn comes_again(&mut self, kernel: Kernel) -> ferroflash::Result<bool> {
-        let before = self.fingerprints.get(&kernel).copied();
-        self.check(kernel)?;
-        Ok(before == self.fingerprints.get(&kernel).copied())
+    /// Compares what the pass gave with the reference.
+    fn compare<T: Element>(&self, forward: Option<(&[T], Option<&[f32]>)>, gradients: Option<&[Vec<T>; 3]>) -> Check {
+        let of_forward = self.reference.as_ref().zip(forward);
+        let of_forward = of_forward.map(|(reference, (out, lse))| reference.compare(&self.case, out, lse));
+        let of_gradients = self.of_gradients.as_ref().zip(gradients);
+        let of_gradients = of_gradients
+            .map(|(reference, found)| reference.compare(&self.case, found.each_ref().map(|data| data.as_slice())));
+        match (of_forward, of_gradients) {
+            (Some(forward), Some(backward)) => {
+                let (lse, gradients) = (forward.lse, backward.gradients.clone());
+                Check { lse, gradients, ..gradients::nearest(forward, backward) }
+            }
+            (forward, backward) => forward.or(backward).expect("a pass has results"),
+        }
     }
 
-    /// Compares an output that another program wrote to a file, in the order `[batch, row, head, dim]`, with the reference.
-    pub(crate) fn check_file(&self, path: &Path) -> Result<Check> {
-        with_element!(self.case.problem.dtype, T => self.check_file_of::<T>(path))
+    /// Whether one more [check](Self::check) finds the bits of the one before.
+    pub(crate) fn comes_again(&mut self, ours: Ours) -> ferroflash::Result<bool> {
+        let before = self.fingerprints.get(&ours).copied();
+        self.check(ours)?;
+        Ok(before == self.fingerprints.get(&ours).copied())
     }
 
-    fn check_file_of<T: Element>(&self, path: &Path) -> Result<Check> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let expected = self.case.q_shape().elements().unwrap_or(usize::MAX).saturating_mul(size_of::<T>());
-        ensure!(bytes.len() == expected, "the output has {} bytes instead of {expected}", bytes.len());
-        let out: Vec<T> = bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
-        Ok(self.reference.compare(&self.case, &out, None))
+    /// Where another program writes what a pass gives, when it was told this file: the output there, gradients beside it, with their names
+    /// behind its own.
+    pub(crate) fn result_files(&self, file: &Path) -> Vec<PathBuf> {
+        let out = self.pass.has_forward().then(|| file.to_owned());
+        let gradients = if self.pass.has_backward() { &gradients::NAMES[..] } else { &[] };
+        out.into_iter().chain(gradients.iter().map(|name| file.with_extension(name))).collect()
+    }
+
+    /// Compares what another program wrote to [those files](Self::result_files), in the order `[batch, row, head, dim]`, with the reference.
+    pub(crate) fn check_files(&self, file: &Path) -> Result<Check> {
+        with_element!(self.case.problem.dtype, T => self.check_files_of::<T>(file))
+    }
+
+    fn check_files_of<T: Element>(&self, file: &Path) -> Result<Check> {
+        let read = |path: &Path, shape: Shape| {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let expected = shape.elements().unwrap_or(usize::MAX).saturating_mul(size_of::<T>());
+            ensure!(bytes.len() == expected, "the output has {} bytes instead of {expected}", bytes.len());
+            anyhow::Ok(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect::<Vec<T>>())
+        };
+        let (q, kv) = (self.case.q_shape(), self.case.kv_shape());
+        let out = if self.pass.has_forward() { Some(read(file, q)?) } else { None };
+        let gradients = match self.pass.has_backward() {
+            true => {
+                let [dq, dk, dv] = gradients::NAMES.map(|name| file.with_extension(name));
+                Some([read(&dq, q)?, read(&dk, kv)?, read(&dv, kv)?])
+            }
+            false => None,
+        };
+        Ok(self.compare(out.as_ref().map(|out| (&out[..], None)), gradients.as_ref()))
     }
 }
 
+impl GradientSet {
+    fn new(device: &Device, case: &Case, dout: Tensor) -> ferroflash::Result<GradientSet> {
+        let new = |shape| Tensor::uninit(device, case.problem.dtype, shape, Layout::Bshd);
+        let (dq, dk, dv) = (new(case.q_shape())?, new(case.kv_shape())?, new(case.kv_shape())?);
+        Ok(GradientSet { dout, dq, dk, dv })
+    }
+}
+
+/// The options that one of ours runs with on this problem.
+fn attention(case: &Case, ours: Ours) -> Attention {
+    let kernel = match ours {
+        Ours::Kernel(kernel) => kernel.into(),
+        Ours::Chosen => KernelChoice::Auto,
+    };
+    Attention::new().with_mask(case.mask).with_kernel(kernel).with_lse(true)
+}
+
+/// Runs a pass on one set of tensors, with `dout` in the place of its own where one is given.
+fn launch(
+    attention: &Attention,
+    pass: Pass,
+    stream: &Stream,
+    set: &mut Set,
+    lse: &mut Lse,
+    dout: Option<&Tensor>,
+) -> ferroflash::Result<()> {
+    let Set { q, k, v, out, gradients } = set;
+    let (q, k, v) = (q.view(), k.view(), v.view());
+    if pass.has_forward() {
+        attention.forward_into(stream, &q, &k, &v, &mut out.view_mut(), Some(&mut lse.view_mut()))?;
+    }
+    if let (true, Some(gradients)) = (pass.has_backward(), gradients) {
+        let dout = dout.unwrap_or(&gradients.dout).view();
+        let (dq, dk, dv) = (gradients.dq.view_mut(), gradients.dk.view_mut(), gradients.dv.view_mut());
+        let mut into = GradientsViewMut::new(dq, dk, dv);
+        attention.backward_into(stream, &q, &k, &v, &out.view(), &lse.view(), dout, &mut into)?;
+    }
+    Ok(())
+}
+
 /// A hash of all bits.
-fn fingerprint<T: Element>(out: &[T], lse: &[f32]) -> u64 {
+fn fingerprint(parts: &[&[u8]]) -> u64 {
     // Piece by piece on all cores: an output has some hundred million bytes.
     let pieces = |bytes: &[u8]| -> Vec<u64> {
         let hash = |piece: &[u8]| {
@@ -245,115 +404,8 @@ fn fingerprint<T: Element>(out: &[T], lse: &[f32]) -> u64 {
         bytes.par_chunks(1 << 20).map(hash).collect()
     };
     let mut hasher = DefaultHasher::new();
-    for piece in [pieces(bytemuck::cast_slice(out)), pieces(bytemuck::cast_slice(lse))].concat() {
+    for piece in parts.iter().flat_map(|part| pieces(part)) {
         hasher.write_u64(piece);
     }
     hasher.finish()
-}
-
-impl Reference {
-    fn new<T: Element>(case: &Case, q: &[T], k: &[T], v: &[T], seed: u64) -> Result<Reference> {
-        let rows = compared_rows(case, seed);
-        let [q, k, v] = [q, k, v].map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
-        let attention = Attention::new().with_mask(case.mask);
-        let exact = reference::forward_rows(&q, &k, &v, case.problem, &attention, &rows)?;
-        let rounded = reference::forward_rounded_rows(&q, &k, &v, case.problem, &attention, &rows)?;
-        Ok(Reference { rows, exact, rounded })
-    }
-
-    /// Compares `out`, `[batch, row, head, dim]`, and `lse`, `[batch, head, row]`, if there is one, with the reference.
-    fn compare<T: Element>(&self, case: &Case, out: &[T], lse: Option<&[f32]>) -> Check {
-        let Sizes { batch, q_rows, q_heads, head_dim, .. } = case.problem;
-        let mut found = Vec::new();
-        for row in &self.rows {
-            let start = ((row.batch * q_rows + row.q_row) * q_heads + row.q_head) * head_dim;
-            found.extend(out[start..start + head_dim].iter().map(|x| x.to_f64()));
-        }
-        let comparison = Comparison::new(&found, &self.exact.out, &self.rounded.out);
-        let lse_check = lse.map(|lse| {
-            let place = |row: &Row| (row.batch * q_heads + row.q_head) * q_rows + row.q_row;
-            let found: Vec<f64> = self.rows.iter().map(|row| lse[place(row)].into()).collect();
-            LseCheck {
-                max_error: reference::max_abs_difference(&found, &self.exact.lse),
-                bound: lse_bound(&self.exact.lse, &self.rounded.lse),
-            }
-        });
-        // Every row of these problems sees a key, so whatever is not finite was not written, or is wrong.
-        let all_written =
-            out.par_iter().all(|x| x.to_f64().is_finite()) && lse.is_none_or(|lse| lse.iter().all(|x| x.is_finite()));
-        Check {
-            rows: self.rows.len(),
-            rows_total: batch * q_heads * q_rows,
-            max_error: comparison.max_error,
-            error_quantiles: error_quantiles(&found, &self.exact.out),
-            rounded_error: comparison.rounded_error,
-            bound: comparison.bound,
-            lse: lse_check,
-            within: comparison.within && lse_check.is_none_or(|lse| lse.max_error <= lse.bound) && all_written,
-        }
-    }
-}
-
-/// How `|found - exact|` is distributed; `None` when one of them is not finite.
-fn error_quantiles(found: &[f64], exact: &[f64]) -> Option<ErrorQuantiles> {
-    let mut errors: Vec<f64> = found.iter().zip(exact).map(|(found, exact)| (found - exact).abs()).collect();
-    if errors.is_empty() || !errors.iter().all(|error| error.is_finite()) {
-        return None;
-    }
-    errors.sort_unstable_by(f64::total_cmp);
-    let at = |fraction: f64| errors[(fraction * (errors.len() - 1) as f64).round() as usize];
-    Some(ErrorQuantiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999) })
-}
-
-/// Largest accepted error of the log-sum-exp: the rule of the output, and 16 units in the last place of the largest value, which
-/// passes through a base-2 logarithm on the way.
-fn lse_bound(exact: &[f64], rounded: &[f64]) -> f64 {
-    let largest = exact.iter().filter(|x| x.is_finite()).fold(0.0, |max: f64, x| max.max(x.abs()));
-    reference::tolerance(reference::max_abs_difference(rounded, exact)) + 16.0 * f64::from(f32::EPSILON) * largest
-}
-
-/// Every row of a small problem; of a large one the first and last row of the first and last head, and drawn ones.
-fn compared_rows(case: &Case, seed: u64) -> Vec<Row> {
-    let Sizes { batch, q_rows, q_heads, .. } = case.problem;
-    if case.flops() <= FULL_CHECK_FLOPS {
-        let rows = (0..batch * q_heads * q_rows).map(|i| Row {
-            batch: i / q_rows / q_heads,
-            q_head: i / q_rows % q_heads,
-            q_row: i % q_rows,
-        });
-        return rows.collect();
-    }
-    let mut rows = Vec::new();
-    for (batch, q_head) in [(0, 0), (batch - 1, q_heads - 1)] {
-        rows.extend([0, q_rows - 1].map(|q_row| Row { batch, q_head, q_row }));
-    }
-    let mut rng = SmallRng::seed_from_u64(seed);
-    rows.extend((0..DRAWN_ROWS).map(|_| Row {
-        batch: rng.random_range(0..batch),
-        q_head: rng.random_range(0..q_heads),
-        q_row: rng.random_range(0..q_rows),
-    }));
-    rows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::case::tests::case;
-    use super::*;
-    use kernel_spec::Mask;
-
-    #[test]
-    fn small_problems_are_compared_in_full() {
-        let rows = compared_rows(&case(2, 3, 2, Mask::Full), 0);
-        let distinct: std::collections::HashSet<_> = rows.iter().collect();
-        assert_eq!((rows.len(), distinct.len()), (12, 12));
-    }
-
-    #[test]
-    fn large_problems_are_compared_at_their_corners_and_drawn_rows() {
-        let rows = compared_rows(&case(4, 4096, 8, Mask::Full), 0);
-        assert_eq!(rows.len(), 4 + DRAWN_ROWS);
-        assert!(rows.contains(&Row { batch: 3, q_head: 7, q_row: 4095 }));
-        assert_ne!(rows, compared_rows(&case(4, 4096, 8, Mask::Full), 1));
-    }
 }

@@ -5,7 +5,7 @@ use super::peers::Peers;
 use super::record::{Ceiling, Ceilings, Roofline};
 use super::stats::Quartiles;
 use crate::values::normal;
-use crate::workload::Case;
+use crate::workload::{Case, Pass};
 use anyhow::{Context, Result};
 use ferroflash::{Device, DeviceInfo, Layout, Shape, Sizes, Tensor, Version};
 use kernel_spec::DType;
@@ -167,15 +167,21 @@ fn exp2(device: &DeviceInfo, under_load: &[Reading]) -> Ceiling {
 }
 
 /// The least time of a problem; `None` when the ceilings lack its element type, or a rate that is more than 0.
-pub(crate) fn roofline(case: &Case, ceilings: &Ceilings) -> Option<Roofline> {
+pub(crate) fn roofline(case: &Case, pass: Pass, ceilings: &Ceilings) -> Option<Roofline> {
     let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
     let product = |factors: &[usize]| factors.iter().map(|&factor| factor as f64).product::<f64>();
     let ms = |work: f64, rate: f64| (rate > 0.0).then(|| work / rate * 1e3);
-    let matmul_ms = ms(case.flops(), ceilings.matmul_flops.get(dtype.name())?.value)?;
-    let exp_ms = ms(case.scores(), ceilings.exp2_per_second.value)?;
+    let matmul_ms = ms(pass.flops(case), ceilings.matmul_flops.get(dtype.name())?.value)?;
+    // Exponentials for each score; times that q, k, v and out, or their gradients, are moved; times that the log-sum-exp is.
+    let (exps, tensors, lses) = match pass {
+        Pass::Forward => (1.0, 1.0, 1.0),
+        Pass::Backward => (1.0, 2.0, 1.0),
+        Pass::Both => (2.0, 3.0, 2.0),
+    };
+    let exp_ms = ms(exps * case.scores(), ceilings.exp2_per_second.value)?;
     let elements = product(&[2, batch, head_dim]) * (product(&[q_rows, q_heads]) + product(&[kv_rows, kv_heads]));
     let lse_bytes = product(&[batch, q_heads, q_rows, size_of::<f32>()]);
-    let bytes = elements * dtype.bytes() as f64 + lse_bytes;
+    let bytes = tensors * elements * dtype.bytes() as f64 + lses * lse_bytes;
     let hbm_ms = ms(bytes, ceilings.copy_bytes_per_second.value)?;
     let matmul = if dtype == DType::F32 { "fma" } else { "tensor" };
     let bounds = [(matmul, matmul_ms), ("exp", exp_ms), ("hbm", hbm_ms)];
@@ -204,7 +210,9 @@ mod tests {
 
     #[test]
     fn the_unit_that_takes_longest_is_the_bound() {
-        let found = |seq, head_dim, dtype, mask| roofline(&case(seq, head_dim, dtype, mask), &ceilings()).unwrap();
+        let found = |seq, head_dim, dtype, mask| {
+            roofline(&case(seq, head_dim, dtype, mask), Pass::Forward, &ceilings()).unwrap()
+        };
         let long = found(8192, 128, DType::Bf16, Mask::Full);
         // 4 * 2 * 8 * 8192 * 8192 * 128 operations.
         assert!((long.matmul_ms - 549_755_813_888.0 / 8e14 * 1e3).abs() < 1e-9, "{long:?}");
@@ -221,7 +229,22 @@ mod tests {
         );
         let causal = found(8192, 128, DType::Bf16, Mask::Causal);
         assert_eq!((causal.matmul_ms * 2.0, causal.exp_ms * 2.0), (long.matmul_ms, long.exp_ms));
-        assert_eq!(roofline(&case(64, 64, DType::F16, Mask::Full), &ceilings()), None);
+        assert_eq!(roofline(&case(64, 64, DType::F16, Mask::Full), Pass::Forward, &ceilings()), None);
+    }
+
+    #[test]
+    fn a_training_step_is_a_forward_and_a_backward_pass() {
+        let case = case(512, 128, DType::Bf16, Mask::Full);
+        let of = |pass| roofline(&case, pass, &ceilings()).unwrap();
+        let (forward, backward, both) = (of(Pass::Forward), of(Pass::Backward), of(Pass::Both));
+        assert!((backward.matmul_ms / forward.matmul_ms - 2.5).abs() < 1e-9);
+        for (sum, both) in [
+            (forward.matmul_ms + backward.matmul_ms, both.matmul_ms),
+            (forward.exp_ms + backward.exp_ms, both.exp_ms),
+            (forward.hbm_ms + backward.hbm_ms, both.hbm_ms),
+        ] {
+            assert!((sum / both - 1.0).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -7,10 +7,9 @@ use super::ratios;
 use super::record::{Ceilings, Cell, CellProblem, MaskName, Measurement, NoisePair};
 use super::stats::Quartiles;
 use crate::values::Values;
-use crate::workload::{Case, L2, Workload};
+use crate::workload::{Case, L2, Ours, Pass, Workload};
 use anyhow::{Result, ensure};
 use ferroflash::{Device, Error};
-use kernel_spec::Kernel;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -48,7 +47,8 @@ impl Timing {
 /// Everything that measures a cell.
 pub(crate) struct Bench<'a> {
     pub(crate) device: &'a Device,
-    pub(crate) kernels: &'a [Kernel],
+    pub(crate) pass: Pass,
+    pub(crate) ours: &'a [Ours],
     pub(crate) peer_names: &'a [PeerName],
     pub(crate) peers: Option<Peers>,
     pub(crate) values: Values,
@@ -61,16 +61,16 @@ pub(crate) struct Bench<'a> {
 /// One that takes turns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Who {
-    Kernel(Kernel),
-    /// The same kernel as another contestant: the difference of the two is noise.
-    Again(Kernel),
+    Ours(Ours),
+    /// The same one of ours as another contestant: the difference of the two is noise.
+    Again(Ours),
     Peer(PeerName),
 }
 
 impl Who {
     fn name(self) -> &'static str {
         match self {
-            Who::Kernel(kernel) | Who::Again(kernel) => kernel.name(),
+            Who::Ours(ours) | Who::Again(ours) => ours.name(),
             Who::Peer(peer) => peer.name(),
         }
     }
@@ -97,11 +97,11 @@ impl Bench<'_> {
         mut progress: impl FnMut(&str),
     ) -> Result<(Cell, Option<NoisePair>)> {
         progress("inputs and reference");
-        let mut workload = Workload::new(self.device, case, self.values, seed)?;
+        let mut workload = Workload::new(self.device, case, self.pass, self.values, seed)?;
         let mut results = Vec::new();
-        for &kernel in self.kernels {
-            progress(kernel.name());
-            results.push(self.check(&mut workload, &case, kernel)?);
+        for &ours in self.ours {
+            progress(ours.name());
+            results.push(self.check(&mut workload, ours)?);
         }
         if let Some(timing) = &self.timing {
             workload = workload.with_l2(timing.l2)?;
@@ -116,7 +116,7 @@ impl Bench<'_> {
             telemetry = self.sampler.and_then(|sampler| summary(&sampler.take()));
             pair = noise(&contestants, &case);
             for contestant in contestants {
-                keep(&mut results, contestant, &case);
+                keep(&mut results, contestant, self.pass.flops(&case));
             }
         }
         drop(workload);
@@ -125,23 +125,22 @@ impl Bench<'_> {
         }
         // Freed here, so that a cell never runs short because of what the one before it kept.
         self.device.trim_memory()?;
-        let roofline = self.ceilings.and_then(|ceilings| roofline(&case, ceilings));
+        let roofline = self.ceilings.and_then(|ceilings| roofline(&case, self.pass, ceilings));
         ratios::beside_the_roofline(&mut results, roofline.as_ref());
         ratios::beside_naive(&mut results);
         ratios::beside_peers(&mut results);
-        Ok((Cell { problem: cell_problem(&case), flops: case.flops(), roofline, telemetry, results }, pair))
+        Ok((Cell { problem: cell_problem(&case), flops: self.pass.flops(&case), roofline, telemetry, results }, pair))
     }
 
     /// Memory, correctness and, on the emulator, counters.
-    fn check(&self, workload: &mut Workload, case: &Case, kernel: Kernel) -> Result<Measurement> {
+    fn check(&self, workload: &mut Workload, ours: Ours) -> Result<Measurement> {
         let device = self.device;
-        let mut result = Measurement::new(kernel.name(), false);
+        let mut result = Measurement::new(ours.name(), false);
         let measured = || -> ferroflash::Result<()> {
-            let plan = workload.attention(kernel).plan(device, case.problem)?;
-            result.symbols = plan.symbols().map(str::to_owned).collect();
-            result.extra_bytes = Some(workload.extra_bytes(kernel)?);
+            result.symbols = workload.symbols(ours)?.into_iter().map(str::to_owned).collect();
+            result.extra_bytes = Some(workload.extra_bytes(ours)?);
             device.reset_counters();
-            result.check = Some(workload.check(kernel)?);
+            result.check = Some(workload.check(ours)?);
             result.counters = device.counters().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
             Ok(())
         }();
@@ -174,7 +173,7 @@ impl Bench<'_> {
         // Nothing of ours that is still to be done may run beside theirs.
         self.device.synchronize()?;
         let l2 = self.timing.map_or(L2::Warm, |timing| timing.l2);
-        let prepared = peers.prepare(case, workload, l2, self.device.info().l2_bytes.into())?;
+        let prepared = peers.prepare(case, self.pass, workload, l2, self.device.info().l2_bytes.into())?;
         let mut results = Vec::new();
         for &name in self.peer_names {
             progress(name.name());
@@ -205,8 +204,8 @@ impl Bench<'_> {
         timing: Timing,
         seed: u64,
     ) -> Result<Vec<Contestant>> {
-        let kernels = self.kernels.iter().map(|&kernel| Who::Kernel(kernel));
-        let all: Vec<Who> = kernels.chain(self.peer_names.iter().map(|&peer| Who::Peer(peer))).collect();
+        let ours = self.ours.iter().map(|&ours| Who::Ours(ours));
+        let all: Vec<Who> = ours.chain(self.peer_names.iter().map(|&peer| Who::Peer(peer))).collect();
         let (mut light, mut heavy) = (Vec::new(), Vec::new());
         for result in results.iter().filter(|result| result.skipped.is_none()) {
             let who = all.iter().find(|who| who.name() == result.name).copied();
@@ -214,7 +213,7 @@ impl Bench<'_> {
         }
         // The newest kernel stands for all.
         let again = light.iter().rev().find_map(|who| match who {
-            Who::Kernel(kernel) => Some(Who::Again(*kernel)),
+            Who::Ours(ours) => Some(Who::Again(*ours)),
             _ => None,
         });
         light.extend(again);
@@ -270,8 +269,8 @@ impl Bench<'_> {
         for contestant in contestants.iter_mut().filter(|contestant| contestant.failed.is_none()) {
             match (contestant.who, &mut self.peers) {
                 (Who::Peer(peer), Some(peers)) => contestant.failed = peers.verify(peer).err(),
-                (Who::Kernel(kernel), _) => {
-                    ensure!(workload.comes_again(kernel)?, "{kernel} gave other bits after its last sample");
+                (Who::Ours(ours), _) => {
+                    ensure!(workload.comes_again(ours)?, "{ours} gave other bits after its last sample");
                 }
                 _ => {}
             }
@@ -285,7 +284,7 @@ impl Bench<'_> {
         let lead = !rest.is_zero();
         std::thread::sleep(rest);
         match who {
-            Who::Kernel(kernel) | Who::Again(kernel) => Ok(Ok(workload.time_ms(kernel, launches, lead)?)),
+            Who::Ours(ours) | Who::Again(ours) => Ok(Ok(workload.time_ms(ours, launches, lead)?)),
             Who::Peer(peer) => {
                 let peers = self.peers.as_mut().ok_or_else(|| "no peers".to_owned());
                 Ok(peers.and_then(|peers| peers.time_ms(peer, launches, lead)))
@@ -295,7 +294,7 @@ impl Bench<'_> {
 }
 
 /// Puts the samples of one contestant where they belong.
-fn keep(results: &mut [Measurement], contestant: Contestant, case: &Case) {
+fn keep(results: &mut [Measurement], contestant: Contestant, flops: f64) {
     let Contestant { who, launches, samples, failed } = contestant;
     if matches!(who, Who::Again(_)) {
         return;
@@ -310,7 +309,7 @@ fn keep(results: &mut [Measurement], contestant: Contestant, case: &Case) {
     result.samples_ms = samples.iter().map(|&ms| rounded(ms)).collect();
     let quartiles = Quartiles::of(&result.samples_ms);
     result.time_ms = Some(quartiles);
-    result.tflops = Some(tflops(case.flops(), quartiles.median));
+    result.tflops = Some(tflops(flops, quartiles.median));
 }
 
 /// 10^12 operations per second, of so many operations in `ms` milliseconds.
@@ -326,13 +325,13 @@ fn rounded(ms: f64) -> f64 {
 /// The kernel that took part twice.
 fn noise(contestants: &[Contestant], case: &Case) -> Option<NoisePair> {
     let again = contestants.iter().find(|contestant| matches!(contestant.who, Who::Again(_)))?;
-    let Who::Again(kernel) = again.who else { return None };
-    let first = contestants.iter().find(|contestant| contestant.who == Who::Kernel(kernel))?;
+    let Who::Again(ours) = again.who else { return None };
+    let first = contestants.iter().find(|contestant| contestant.who == Who::Ours(ours))?;
     let samples = |contestant: &Contestant| contestant.samples.iter().map(|&ms| rounded(ms)).collect::<Vec<_>>();
     let (a_ms, b_ms) = (samples(first), samples(again));
     let (a, b) = (Quartiles::of(&a_ms).median, Quartiles::of(&b_ms).median);
     let difference_percent = 100.0 * (a.max(b) / a.min(b) - 1.0);
-    Some(NoisePair { problem: cell_problem(case), kernel: kernel.name().to_owned(), a_ms, b_ms, difference_percent })
+    Some(NoisePair { problem: cell_problem(case), kernel: ours.name().to_owned(), a_ms, b_ms, difference_percent })
 }
 
 /// The problem as the record and the tables name it.
@@ -352,7 +351,7 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ferroflash::{DType, Mask, Sizes};
+    use ferroflash::{DType, Kernel, Mask, Sizes};
 
     #[test]
     fn speeds_are_in_tflops() {
@@ -371,9 +370,9 @@ mod tests {
         // Another kernel is no part of the pair, and it does not matter which of the two is slower.
         for (first, again) in [(2.0, 2.5), (2.5, 2.0)] {
             let all = [
-                of(Who::Kernel(Kernel::V1), 100.0),
-                of(Who::Kernel(Kernel::V2), first),
-                of(Who::Again(Kernel::V2), again),
+                of(Who::Ours(Ours::Kernel(Kernel::V1)), 100.0),
+                of(Who::Ours(Ours::Kernel(Kernel::V2)), first),
+                of(Who::Again(Ours::Kernel(Kernel::V2)), again),
             ];
             let pair = noise(&all, &case).unwrap();
             assert!((pair.difference_percent - 25.0).abs() < 1e-9, "{pair:?}");

@@ -9,7 +9,7 @@ mod name;
 mod protocol;
 
 use super::record::Check;
-use crate::workload::{Case, L2, Workload};
+use crate::workload::{Case, L2, Pass, Workload};
 use anyhow::{Context, Result};
 use ferroflash::DeviceKind;
 pub(crate) use list::{ListArgs, list};
@@ -244,13 +244,20 @@ impl Peers {
     ///
     /// # Errors
     /// Inputs that cannot be read from the device or written to a file; within the outcome, a process that does not take them.
-    pub(crate) fn prepare(&mut self, case: &Case, workload: &Workload, l2: L2, l2_bytes: u64) -> Result<Outcome<()>> {
+    pub(crate) fn prepare(
+        &mut self,
+        case: &Case,
+        pass: Pass,
+        workload: &Workload,
+        l2: L2,
+        l2_bytes: u64,
+    ) -> Result<Outcome<()>> {
         if workload.write_inputs(self.data.path()).is_err() {
             // Some systems keep little room in memory; the usual folder is slower.
             self.data = tempfile::tempdir().context("a temporary folder")?;
             workload.write_inputs(self.data.path())?;
         }
-        let prepare = match Prepare::new(case, self.data.path(), l2, l2_bytes) {
+        let prepare = match Prepare::new(case, pass, self.data.path(), l2, l2_bytes) {
             Ok(prepare) => prepare,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -266,26 +273,29 @@ impl Peers {
         Ok(prepared)
     }
 
-    /// Runs a peer once on the problem at hand, and compares its output with the reference.
+    /// Runs a peer once on the problem at hand, and compares what it gave with the reference.
     pub(crate) fn check(&mut self, peer: PeerName, workload: &Workload) -> Outcome<Checked> {
         let out = self.data.path().join("out");
         match self.ask(&Request::Check { peer: peer.key(), out: out.clone() })? {
             Answer::Checked { extra_bytes, graph } => {
-                let check = workload.check_file(&out).map_err(|error| format!("{error:#}"));
+                let check = workload.check_files(&out).map_err(|error| format!("{error:#}"));
                 // The next peer that writes nothing must not be judged by this one's.
-                let _ = std::fs::remove_file(&out);
+                for file in workload.result_files(&out) {
+                    let _ = std::fs::remove_file(file);
+                }
                 Ok(Checked { extra_bytes, graph, check: check? })
             }
             _ => Err(self.died("another question was answered")),
         }
     }
 
-    /// Milliseconds of `launches` forward passes in a row, together. `lead`: one more goes ahead, outside of the time.
+    /// Milliseconds of `launches` of the pass in a row, together. `lead`: one more goes ahead, outside of the time.
     pub(crate) fn time_ms(&mut self, peer: PeerName, launches: u32, lead: bool) -> Outcome<f64> {
         self.milliseconds(&Request::Time { peer: peer.key(), launches, lead })
     }
 
-    /// Whether the launches that were timed give, over poisoned memory, what was compared with the reference; otherwise why not.
+    /// Whether the launches that were timed give, over poisoned memory, what was compared with the reference: bit for bit in a forward pass,
+    /// and up to the order of their sums in a backward pass, which most peers leave open; otherwise why not.
     pub(crate) fn verify(&mut self, peer: PeerName) -> Outcome<()> {
         match self.ask(&Request::Verify { peer: peer.key() })? {
             Answer::Verified(true) => Ok(()),

@@ -4,6 +4,7 @@ use super::record::{Ceilings, Cell, Method, Record};
 use super::{stats, table};
 use crate::format;
 use crate::output::say;
+use crate::workload::Pass;
 use anyhow::Result;
 use std::time::Duration;
 
@@ -59,6 +60,13 @@ pub(super) fn heading(record: &Record, timed: bool, throttled: &[&str]) -> Resul
     if let Some(scaled) = &sweep.scaled {
         say!("Smaller than on a GPU: {scaled}.")?;
     }
+    if method.pass.has_backward() {
+        say!("Pass: {}. FLOP: {}.", method.pass.title(), method.flop_rule)?;
+        return say!(
+            "max error: largest difference from the f64 reference, of what the tolerance rule accepts, of the tensor that comes nearest \
+             to its bound."
+        );
+    }
     say!("max error: largest |out - f64 reference| of what the tolerance rule accepts.")
 }
 
@@ -90,8 +98,15 @@ pub(super) fn progress(cell: &Cell, count: u64, steps: u64, left: Duration) -> S
 /// The tables, what is missing in them, and what to know of the times.
 pub(super) fn results(record: &Record, timed: bool) -> Result<()> {
     for cells in record.cells.chunk_by(|a, b| table::same_group(&a.problem, &b.problem)) {
-        say!("\n{}", table::title(&cells[0].problem))?;
-        say!("{}", if timed { table::timed(cells, &record.sweep.peers) } else { table::counted(cells) })?;
+        let pass = match record.method.pass {
+            Pass::Forward => String::new(),
+            pass => format!(", {}", pass.title()),
+        };
+        say!("\n{}{pass}", table::title(&cells[0].problem))?;
+        say!(
+            "{}",
+            if timed { table::timed(cells, record.method.pass, &record.sweep.peers) } else { table::counted(cells) }
+        )?;
         table::skipped(cells).iter().try_for_each(|line| say!("{line}"))?;
     }
     // A record that was taken over may hold none.

@@ -1,6 +1,6 @@
 //! The record of one bench run, as `--json` writes it and everything that shows results reads it.
 //!
-//! Times are milliseconds of one forward pass, sizes are bytes, rates are per second. What was not measured is `null` or empty,
+//! Times are milliseconds of one launch of the pass, sizes are bytes, rates are per second. What was not measured is `null` or empty,
 //! never 0.
 
 mod cells;
@@ -10,6 +10,7 @@ mod mask;
 pub(crate) mod samples;
 
 use super::stats::Quartiles;
+use crate::workload::Pass;
 pub(crate) use mask::MaskName;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -104,6 +105,9 @@ pub(crate) struct NvmlEnvironment {
 /// How a run measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Method {
+    /// What of a training step one launch is; forward in records older than the field.
+    #[serde(default)]
+    pub(crate) pass: Pass,
     /// What the times are taken with; on the emulator that nothing is timed.
     pub(crate) timer: String,
     /// Timed samples of each kernel and cell; 0 on the emulator, which counts instead.
@@ -145,7 +149,7 @@ pub(crate) struct SweepRecord {
     pub(crate) name: String,
     /// How a preset was made smaller for the emulator; `null` when it was not.
     pub(crate) scaled: Option<String>,
-    /// Every implementation of ours, in the order of the results.
+    /// Every kernel of ours, or `ferroflash` where the library chooses, in the order of the results.
     pub(crate) kernels: Vec<String>,
     /// Every peer, in the order of the results.
     pub(crate) peers: Vec<String>,
@@ -191,7 +195,7 @@ pub(crate) struct NoisePair {
     pub(crate) problem: CellProblem,
     /// The kernel.
     pub(crate) kernel: String,
-    /// Samples of the first contestant, milliseconds of one forward pass, in the order of the rounds.
+    /// Samples of the first contestant, milliseconds of one launch, in the order of the rounds.
     pub(crate) a_ms: Vec<f64>,
     /// Samples of the second.
     pub(crate) b_ms: Vec<f64>,
@@ -204,7 +208,7 @@ pub(crate) struct NoisePair {
 pub(crate) struct Cell {
     /// What was computed.
     pub(crate) problem: CellProblem,
-    /// Floating-point operations of one forward pass by the rule of the method.
+    /// Floating-point operations of one launch by the rule of the method.
     pub(crate) flops: f64,
     /// Least times of this problem by the ceilings; `null` without ceilings.
     pub(crate) roofline: Option<Roofline>,
@@ -242,11 +246,11 @@ pub(crate) struct Roofline {
     pub(crate) bound: String,
     /// What it takes.
     pub(crate) bound_ms: f64,
-    /// Both matrix products at the ceiling of the matrix product.
+    /// The matrix products of the pass at the ceiling of the matrix product.
     pub(crate) matmul_ms: f64,
-    /// One exponential for each visible score.
+    /// One exponential for each visible score, and in each pass.
     pub(crate) exp_ms: f64,
-    /// q, k and v read once, out and the log-sum-exp written once.
+    /// What each pass takes read once, and what it gives written once, the log-sum-exp among them.
     pub(crate) hbm_ms: f64,
 }
 
@@ -281,7 +285,7 @@ pub(crate) struct Range {
 /// What one implementation did on one problem.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Measurement {
-    /// One of our kernels, `naive`, `v1`, `v2` or `v3`, or a peer such as `torch cudnn` or `FlashAttention-3`.
+    /// One of our kernels, `naive`, `v1`, `v2` or `v3`, `ferroflash` for what the library chooses, or a peer such as `torch cudnn` or `FlashAttention-3`.
     pub(crate) name: String,
     /// Whether it is a peer.
     pub(crate) peer: bool,
@@ -296,7 +300,7 @@ pub(crate) struct Measurement {
     pub(crate) launches: Option<u32>,
     /// Whether those were replays of a CUDA graph, which spares a peer the time that Python takes for a call.
     pub(crate) graph: bool,
-    /// Every sample in the order of the rounds, milliseconds of one forward pass; empty when it was not timed.
+    /// Every sample in the order of the rounds, milliseconds of one launch; empty when it was not timed.
     pub(crate) samples_ms: Vec<f64>,
     /// Quartiles of the samples.
     pub(crate) time_ms: Option<Quartiles>,
@@ -308,11 +312,12 @@ pub(crate) struct Measurement {
     pub(crate) ratio_to_best_peer: Option<f64>,
     /// The time of the roofline's bound over the median time; above 1, this is faster than the measured ceiling.
     pub(crate) bound_fraction: Option<f64>,
-    /// Device memory beyond q, k, v and out at the peak of one call, measured.
+    /// Device memory beyond the tensors that go in and come out at the peak of one call, measured. The log-sum-exp counts where a
+    /// forward pass makes it.
     pub(crate) extra_bytes: Option<u64>,
     /// Percent of naive's extra memory that this one does without.
     pub(crate) saved_percent: Option<f64>,
-    /// What the emulator counted in one forward pass, by name; empty on a GPU.
+    /// What the emulator counted in one launch, by name; empty on a GPU.
     pub(crate) counters: BTreeMap<String, u64>,
     /// Comparison with the reference.
     pub(crate) check: Option<Check>,
@@ -336,6 +341,10 @@ pub(crate) struct Check {
     pub(crate) bound: f64,
     /// Comparison of the log-sum-exp; `null` for a peer, which returns none.
     pub(crate) lse: Option<LseCheck>,
+    /// Comparisons of dq, dk and dv where there is a backward pass; the numbers above are then those of the tensor that comes nearest to
+    /// its bound.
+    #[serde(default)]
+    pub(crate) gradients: Vec<GradientCheck>,
     /// Whether all is accepted and every element of the output was written.
     pub(crate) within: bool,
 }
@@ -344,6 +353,18 @@ pub(crate) struct Check {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LseCheck {
     /// Largest `|lse - reference|`; `null` in the file when it is infinite.
+    #[serde(with = "null_is_infinite")]
+    pub(crate) max_error: f64,
+    /// What is accepted.
+    pub(crate) bound: f64,
+}
+
+/// Comparison of one gradient with the f64 reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct GradientCheck {
+    /// `dq`, `dk` or `dv`.
+    pub(crate) tensor: String,
+    /// Largest difference; `null` in the file when it is infinite.
     #[serde(with = "null_is_infinite")]
     pub(crate) max_error: f64,
     /// What is accepted.

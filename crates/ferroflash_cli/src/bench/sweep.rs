@@ -26,7 +26,7 @@ pub(crate) struct SweepArgs {
         conflicts_with_all = ["preset", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full", "window"]
     )]
     sweep: Option<PathBuf>,
-    /// Kernels to run, comma separated [default: all that the device runs]
+    /// Kernels of --pass forward, comma separated [default: all that the device runs]
     #[arg(long, value_delimiter = ',', value_name = "KERNEL", ignore_case = true)]
     kernel: Vec<Named<Kernel>>,
     /// Element types, comma separated [default: f16,bf16 and small f32 problems]
@@ -134,6 +134,8 @@ pub(crate) struct Sweep {
     /// How a preset was made smaller for the emulator.
     pub(crate) scaled: Option<String>,
     pub(crate) kernels: Vec<Kernel>,
+    /// Whether the kernels were named; otherwise they are all that the device runs.
+    pub(crate) kernels_named: bool,
     /// Grouped by element type, mask and head dim, the sequence length running fastest.
     pub(crate) cases: Vec<Case>,
 }
@@ -144,10 +146,13 @@ impl SweepArgs {
         let named = unique("--kernel", self.kernel.iter().map(|kernel| kernel.0))?;
         if let Some(path) = &self.sweep {
             let file = sweep_file::read(path)?;
+            let kernels_named = !(named.is_empty() && file.kernels.is_empty());
             let kernels = [named, file.kernels, runnable.to_vec()].into_iter().find(|kernels| !kernels.is_empty());
             let kernels = kernels.unwrap_or_default();
-            return Ok(Sweep { name: path.display().to_string(), scaled: None, kernels, cases: file.cases });
+            let name = path.display().to_string();
+            return Ok(Sweep { name, scaled: None, kernels, kernels_named, cases: file.cases });
         }
+        let kernels_named = !named.is_empty();
         let kernels = if named.is_empty() { runnable.to_vec() } else { named };
         // Without a GPU there is one sweep that ends soon.
         let preset = self.preset.or(emulator.then_some(Preset::Quick).filter(|_| !self.names_cells()));
@@ -165,7 +170,7 @@ impl SweepArgs {
             (None, false) => "default".to_owned(),
         };
         let scaled = preset.filter(|_| emulator).and_then(Preset::scaled).map(str::to_owned);
-        Ok(Sweep { name, scaled, kernels, cases })
+        Ok(Sweep { name, scaled, kernels, kernels_named, cases })
     }
 
     /// Whether any option changes the cells.

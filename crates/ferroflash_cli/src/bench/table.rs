@@ -3,6 +3,7 @@
 use super::record::{Cell, CellProblem, Check, Measurement};
 use super::stats::Quartiles;
 use crate::sheet::Sheet;
+use crate::workload::Pass;
 use crate::{format, terminal};
 use comfy_table::{Attribute, Cell as TableCell, Color};
 use std::cmp::Ordering;
@@ -28,9 +29,9 @@ pub(crate) fn title(problem: &CellProblem) -> String {
 const KEYS: usize = 3;
 
 /// Times, speeds, memory and errors of the cells of one group.
-pub(crate) fn timed(cells: &[Cell], peers: &[String]) -> Sheet {
+pub(crate) fn timed(cells: &[Cell], pass: Pass, peers: &[String]) -> Sheet {
     let bounds = cells.iter().any(|cell| cell.roofline.is_some());
-    let mut header = vec!["seq", "batch", "kernel", "time", "IQR", "TFLOP/s"];
+    let mut header = vec!["seq", "batch", "kernel", pass.time(), "IQR", "TFLOP/s"];
     header.extend(bounds.then_some("of bound"));
     header.push("vs naive");
     header.extend((!peers.is_empty()).then_some("vs best peer"));

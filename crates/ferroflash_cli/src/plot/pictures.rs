@@ -102,7 +102,8 @@ impl<'a> Picture<'a> {
     fn tflops(&self) -> Option<Figure> {
         let value = |_: &Cell, result: &Measurement| result.tflops;
         let y = Axis::from_zero("TFLOP/s", self.values(value));
-        self.by_seq("tflops", "Speed of forward attention", y, value, |_| Vec::new())
+        let title = format!("Speed of {}", self.record.method.pass.title());
+        self.by_seq("tflops", &title, y, value, |_| Vec::new())
     }
 
     fn speedup(&self) -> Option<Figure> {

@@ -51,6 +51,9 @@ pub(super) fn heading(record: &Record) -> String {
 pub(super) fn introduction(record: &Record) -> Vec<String> {
     let method = &record.method;
     let mut lines = Vec::new();
+    if method.pass.has_backward() {
+        lines.push(format!("What was measured is {}.", method.pass.title()));
+    }
     if counted(record) {
         lines.push(
             "The compiled kernels ran in the PTX emulator. All numbers are counts of what they do, not times."
@@ -247,6 +250,9 @@ fn method(record: &Record) -> List {
     let (method, sweep) = (&record.method, &record.sweep);
     let mut entries = vec![("sweep".to_owned(), sweep.name.clone())];
     entries.extend(sweep.scaled.clone().map(|scaled| ("made smaller".to_owned(), scaled)));
+    if method.pass.has_backward() {
+        entries.push(("pass".to_owned(), method.pass.name().to_owned()));
+    }
     entries.push(("timer".to_owned(), method.timer.clone()));
     if !counted(record) {
         entries.push(("samples of each implementation".to_owned(), method.repeats.to_string()));

@@ -4,8 +4,9 @@
 //!                                                {"hello": {"versions": {"torch": "2.11.0", ..},
 //!                                                           "peers": {"cudnn": {"version": "9.19.0"}, "fa3": {"missing": "why"}}}}
 //!                                                or {"unavailable": "why"}
-//! {"prepare": {"folder": "..", "dtype": "bf16", .., "sets": 1, "flush_bytes": 0}}           {"prepared": true}
+//! {"prepare": {"folder": "..", "pass": "forward", .., "sets": 1, "flush_bytes": 0}}         {"prepared": true}
 //! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
+//!                                                            FILE is the output, FILE.dq, FILE.dk and FILE.dv are gradients
 //! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
 //! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
 //! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
@@ -15,7 +16,7 @@
 //! What a peer cannot do is answered with `{"skipped": "why"}`.
 
 use super::Outcome;
-use crate::workload::{Case, L2};
+use crate::workload::{Case, L2, Pass};
 use ferroflash::{Mask, Sizes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +37,10 @@ pub(super) enum Request<'a> {
 /// A problem, and where its inputs lie.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Prepare {
-    /// Holds the files `q`, `k` and `v`.
+    /// Holds the files `q`, `k` and `v`; for a backward pass also `dout`, for launches that are timed, and `checked_dout`, for those that
+    /// are compared with the reference.
     pub(super) folder: PathBuf,
+    pub(super) pass: Pass,
     pub(super) dtype: String,
     pub(super) head_dim: usize,
     pub(super) seq: usize,
@@ -57,7 +60,7 @@ pub(super) struct Prepare {
 
 impl Prepare {
     /// The problem of `case`, whose inputs are in `folder`; a mask that the protocol has no words for is the reason for none.
-    pub(super) fn new(case: &Case, folder: &Path, l2: L2, l2_bytes: u64) -> Outcome<Prepare> {
+    pub(super) fn new(case: &Case, pass: Pass, folder: &Path, l2: L2, l2_bytes: u64) -> Outcome<Prepare> {
         let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
         let (window_left, window_right) = match case.mask {
             Mask::Full => (None, None),
@@ -67,6 +70,7 @@ impl Prepare {
         };
         Ok(Prepare {
             folder: folder.to_owned(),
+            pass,
             dtype: dtype.name().to_owned(),
             head_dim,
             seq: q_rows,
@@ -113,14 +117,15 @@ mod tests {
     fn prepare(mask: Mask, l2: L2) -> Value {
         let problem =
             Sizes { batch: 2, q_rows: 3, kv_rows: 5, q_heads: 8, kv_heads: 4, head_dim: 64, dtype: DType::Bf16 };
-        let prepare = Prepare::new(&Case { problem, mask }, Path::new("inputs"), l2, 1 << 16).unwrap();
+        let prepare = Prepare::new(&Case { problem, mask }, Pass::Forward, Path::new("inputs"), l2, 1 << 16).unwrap();
         serde_json::to_value(Request::Prepare(prepare)).unwrap()
     }
 
     #[test]
     fn a_problem_arrives_with_its_sizes_and_bounds() {
         let expected = json!({"prepare": {
-            "folder": "inputs", "dtype": "bf16", "head_dim": 64, "seq": 3, "kv_seq": 5, "batch": 2, "q_heads": 8, "kv_heads": 4,
+            "folder": "inputs", "pass": "forward", "dtype": "bf16", "head_dim": 64, "seq": 3, "kv_seq": 5, "batch": 2,
+            "q_heads": 8, "kv_heads": 4,
             "window_left": 7, "window_right": 1, "sets": 1, "flush_bytes": 0
         }});
         assert_eq!(prepare(Mask::Window { left: Some(7), right: Some(1) }, L2::Warm), expected);

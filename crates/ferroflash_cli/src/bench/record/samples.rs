@@ -39,6 +39,7 @@ pub(crate) fn sample(device: &str, backend: &str, cells: Vec<Cell>) -> Record {
             peers_missing: None,
         },
         method: Method {
+            pass: Pass::Forward,
             timer: "CUDA events".to_owned(),
             repeats: 5,
             sample_ms: 5.0,
@@ -93,6 +94,7 @@ pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cel
             rounded_error: 1e-3,
             bound: 2.01e-3,
             lse: None,
+            gradients: Vec::new(),
             within: true,
         });
         result

@@ -1,0 +1,151 @@
+//! `ferroflash bench --pass`: the backward pass and training steps.
+
+#[cfg(unix)]
+use crate::cli_bench::{FAKE_PYTHON, results_and_status, write_program};
+use crate::cli_bench::{SHORT, cells, folder, read, result, utf8, write_sweep};
+use crate::support::device;
+#[cfg(unix)]
+use crate::support::program::ferroflash;
+use crate::support::program::{fail, refuses, succeed};
+use serde_json::{Value, json};
+
+/// Sizes of the cell of these tests.
+const DIM: usize = 32;
+const HEADS: usize = 2;
+const ROWS: usize = 40;
+const KEYS: usize = 56;
+
+/// The options of a cell with a group of two heads.
+fn cell<'a>(device: &'a str, pass: &'a str, json: &'a str) -> Vec<&'a str> {
+    let options = "--dtype bf16 --head-dim 32 --causal --seq 40 --kv-seq 56 --batch 1 --heads 2 --kv-heads 1";
+    let mut arguments = vec!["bench", "--device", device, "--pass", pass, "--json", json];
+    arguments.extend(options.split(' '));
+    arguments
+}
+
+#[test]
+fn gradients_are_checked_and_counted() {
+    let (folder, device) = (folder(), device::name());
+    let forward = folder.path().join("forward.json");
+    succeed(&cell(&device, "forward", utf8(&forward)));
+    let forward = read(&forward);
+    let flops = cells(&forward)[0]["flops"].as_f64().unwrap();
+    assert_eq!(forward["method"]["pass"], "forward");
+    assert_eq!(result(&cells(&forward)[0], "v2")["check"]["gradients"], json!([]));
+    let lse_bytes = HEADS * ROWS * 4;
+    // Two numbers for each row of whole blocks of 128.
+    let workspace = HEADS * 128 * 8;
+    for (pass, factor, extra, first) in [("backward", 2.5, workspace, ""), ("both", 3.5, workspace + lse_bytes, "v")] {
+        let json = folder.path().join(pass);
+        let printed = succeed(&cell(&device, pass, utf8(&json)));
+        assert!(printed.contains("1 results compared") && printed.contains("Pass: "), "{printed}");
+        let record = read(&json);
+        assert_eq!((&record["method"]["pass"], &record["sweep"]["kernels"]), (&json!(pass), &json!(["ferroflash"])));
+        let cell = &cells(&record)[0];
+        assert_eq!(cell["flops"].as_f64().unwrap(), factor * flops);
+        let ours = result(cell, "ferroflash");
+        assert_eq!(ours["extra_bytes"].as_u64().unwrap(), extra as u64, "{pass}");
+        assert!(ours["symbols"][0].as_str().unwrap().starts_with(first), "{}", ours["symbols"]);
+        assert_eq!(
+            ours["symbols"].as_array().unwrap().len(),
+            if pass == "both" { 4 } else { 3 },
+            "{}",
+            ours["symbols"]
+        );
+        let check = &ours["check"];
+        assert_eq!((&check["within"], &check["lse"].is_null()), (&json!(true), &(pass == "backward")));
+        let tensors: Vec<&Value> = check["gradients"].as_array().unwrap().iter().map(|one| &one["tensor"]).collect();
+        assert_eq!(tensors, ["dq", "dk", "dv"]);
+        assert_eq!(check["rows"], HEADS * ROWS);
+        assert!(check["gradients"].as_array().unwrap().iter().all(|one| one["max_error"].as_f64().unwrap() > 0.0));
+        // Every product of a visible pair of row and key is counted.
+        if let Some(flops) = ours["counters"]["tensor_flops"].as_f64() {
+            assert!(flops >= 2.5 * (4 * HEADS * DIM * ROWS * KEYS / 2) as f64, "{flops}");
+        }
+    }
+}
+
+#[test]
+fn every_policy_of_the_cache_times_every_pass() {
+    let (folder, device) = (folder(), device::name());
+    let json = folder.path().join("r.json");
+    for pass in ["backward", "both"] {
+        for l2 in ["warm", "flush", "rotate"] {
+            let arguments = [&cell(&device, pass, utf8(&json))[..], &SHORT, &["--l2", l2]].concat();
+            let printed = succeed(&arguments);
+            assert!(printed.contains(&format!("time of {pass}")), "{printed}");
+            let record = read(&json);
+            let ours = result(&cells(&record)[0], "ferroflash");
+            let (tflops, ms) = (ours["tflops"].as_f64().unwrap(), ours["time_ms"]["median"].as_f64().unwrap());
+            let flops = cells(&record)[0]["flops"].as_f64().unwrap();
+            assert!((tflops * ms * 1e9 / flops - 1.0).abs() < 1e-9, "{pass} {l2}");
+            assert_eq!(record["noise"]["pairs"][0]["kernel"], "ferroflash");
+        }
+    }
+}
+
+#[test]
+fn kernels_are_for_the_forward_pass() {
+    let (folder, device) = (folder(), device::name());
+    let json = folder.path().join("r.json");
+    for pass in ["backward", "both"] {
+        let arguments = [&cell(&device, pass, utf8(&json))[..], &["--kernel", "v2"]].concat();
+        refuses(&arguments, &format!("kernels are not accepted with --pass {pass}, where the library chooses them"));
+        let file = write_sweep(
+            folder.path(),
+            "kernels = [\"v2\"]\n[[group]]\ndtype = [\"bf16\"]\nhead_dim = [64]\nseq = [8]\nheads = 1\n",
+        );
+        refuses(
+            &["bench", "--device", &device, "--pass", pass, "--sweep", utf8(&file)],
+            "--pass forward takes naive, v1",
+        );
+    }
+    refuses(&["bench", "--pass", "sideways"], "forward, backward, both");
+}
+
+#[test]
+fn only_equal_passes_are_compared() {
+    let (folder, device) = (folder(), device::name());
+    let paths = ["forward", "backward"].map(|pass| {
+        let json = folder.path().join(pass);
+        succeed(&cell(&device, pass, utf8(&json)));
+        json
+    });
+    let [forward, backward] = paths.each_ref().map(|path| utf8(path));
+    let expected = "the records are of different passes, forward and backward, which cannot be compared";
+    refuses(&["compare", forward, backward], expected);
+    refuses(&["compare", forward, backward, "--across"], expected);
+    succeed(&["compare", backward, backward]);
+    // Records had no pass before there was another than forward.
+    let mut old = read(&paths[0]);
+    assert!(old["method"].as_object_mut().unwrap().remove("pass").is_some());
+    let path = folder.path().join("old");
+    std::fs::write(&path, old.to_string()).unwrap();
+    succeed(&["compare", utf8(&path), forward]);
+    assert!(fail(&["compare", utf8(&path), backward]).contains("forward and backward"));
+}
+
+/// With one row and one key the weight is 1 whatever q and k are: their gradients are 0, and that of v is that of the output.
+#[cfg(unix)]
+#[test]
+fn gradients_of_peers_are_checked() {
+    let (folder, device) = (folder(), device::name());
+    let (python, json) = (write_program(folder.path(), "python", FAKE_PYTHON), folder.path().join("r.json"));
+    for pass in ["backward", "both"] {
+        let mut command = ferroflash();
+        command.args(["bench", "--device", &device, "--dtype", "f16", "--head-dim", "32", "--full", "--seq", "1"]);
+        command.args(["--batch", "1", "--heads", "2", "--pass", pass, "--peers", "flash,efficient,math"]).args(SHORT);
+        let (printed, _) = results_and_status(command.arg("--json").arg(&json).arg("--python").arg(&python));
+        assert!(printed.contains("not run: torch math at seq 1: RuntimeError: out of memory"), "{printed}");
+        let record = read(&json);
+        let cell = &cells(&record)[0];
+        let right = result(cell, "torch flash");
+        assert_eq!((&right["check"]["within"], &right["time_ms"]["median"]), (&json!(true), &json!(1.0)), "{right}");
+        let dv = &right["check"]["gradients"][2];
+        assert_eq!((&dv["tensor"], &dv["max_error"]), (&json!("dv"), &json!(0.0)));
+        assert_eq!(result(cell, "torch efficient")["check"]["within"], false);
+        let asked = std::fs::read_to_string(folder.path().join("python.asked")).unwrap();
+        let last: Value = serde_json::from_str(asked.lines().last().unwrap()).unwrap();
+        assert_eq!(last["prepare"]["pass"], pass);
+    }
+}
