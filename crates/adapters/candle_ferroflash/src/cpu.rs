@@ -1,8 +1,9 @@
 //! Tensors on the CPU: an error, unless the emulator is asked for.
 
 use crate::FlashAttn;
+use crate::differentiable::Inputs;
 use crate::error::Error;
-use candle_core::{CpuStorage, Layout, Result, Shape};
+use candle_core::{CpuStorage, Layout, Result};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What [`emulate_cpu`] said last.
@@ -33,31 +34,61 @@ fn is_asked() -> crate::error::Result<bool> {
     }
 }
 
+/// The result, and the log-sum-exp if it is wanted.
 pub(crate) fn forward(
     options: &FlashAttn,
     op: &'static str,
     tensors: [(&CpuStorage, &Layout); 3],
-) -> Result<(CpuStorage, Shape)> {
-    if !is_asked()? {
-        return Err(Error::CpuTensors { op }.into());
-    }
-    emulate(options, op, tensors)
+    with_lse: bool,
+) -> Result<(CpuStorage, Option<CpuStorage>)> {
+    check_asked(op)?;
+    emulator::forward(options, op, tensors, with_lse)
+}
+
+/// The gradients with respect to q, k and v, contiguous.
+pub(crate) fn backward(
+    options: &FlashAttn,
+    op: &'static str,
+    inputs: Inputs<'_, CpuStorage>,
+    lse: &CpuStorage,
+) -> Result<[CpuStorage; 3]> {
+    check_asked(op)?;
+    emulator::backward(options, op, inputs, lse)
+}
+
+fn check_asked(op: &'static str) -> crate::error::Result<()> {
+    if is_asked()? { Ok(()) } else { Err(Error::CpuTensors { op }) }
 }
 
 #[cfg(not(feature = "emulator"))]
-fn emulate(_: &FlashAttn, op: &'static str, _: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Shape)> {
-    Err(Error::NoEmulator { op }.into())
-}
+mod emulator {
+    use super::*;
 
-#[cfg(feature = "emulator")]
-use emulator::emulate;
+    pub(super) fn forward(
+        _: &FlashAttn,
+        op: &'static str,
+        _: [(&CpuStorage, &Layout); 3],
+        _: bool,
+    ) -> Result<(CpuStorage, Option<CpuStorage>)> {
+        Err(Error::NoEmulator { op }.into())
+    }
+
+    pub(super) fn backward(
+        _: &FlashAttn,
+        op: &'static str,
+        _: Inputs<'_, CpuStorage>,
+        _: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
+        Err(Error::NoEmulator { op }.into())
+    }
+}
 
 #[cfg(feature = "emulator")]
 mod emulator {
     use super::*;
     use crate::op::heads;
     use candle_core::{DType, WithDType, backend::BackendStorage};
-    use ferroflash::{Device, Element, Operand, Tensor, TensorView};
+    use ferroflash::{Device, Element, Lse, LseShape, Operand, Tensor, TensorView};
     use std::sync::OnceLock;
 
     /// The emulator of this process.
@@ -70,15 +101,16 @@ mod emulator {
         Ok(DEVICE.get_or_init(|| device))
     }
 
-    pub(super) fn emulate(
+    pub(super) fn forward(
         options: &FlashAttn,
         op: &'static str,
         tensors: [(&CpuStorage, &Layout); 3],
-    ) -> Result<(CpuStorage, Shape)> {
+        with_lse: bool,
+    ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         match tensors[0].0.dtype() {
-            DType::F16 => typed::<ferroflash::f16>(options, op, tensors),
-            DType::BF16 => typed::<ferroflash::bf16>(options, op, tensors),
-            DType::F32 => typed::<f32>(options, op, tensors),
+            DType::F16 => typed::<ferroflash::f16>(options, op, tensors, with_lse),
+            DType::BF16 => typed::<ferroflash::bf16>(options, op, tensors, with_lse),
+            DType::F32 => typed::<f32>(options, op, tensors, with_lse),
             found => Err(Error::DType { op, found }.into()),
         }
     }
@@ -87,41 +119,111 @@ mod emulator {
         options: &FlashAttn,
         op: &'static str,
         [(q, q_l), (k, k_l), (v, v_l)]: [(&CpuStorage, &Layout); 3],
-    ) -> Result<(CpuStorage, Shape)> {
+        with_lse: bool,
+    ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
-        let out = compute::<T>(options, op, [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)])?;
-        Ok((T::to_cpu_storage_owned(out), q_l.shape().clone()))
+        let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
+        let (out, lse) = compute::<T>(options, op, tensors, with_lse)?;
+        Ok((T::to_cpu_storage_owned(out), lse.map(CpuStorage::F32)))
     }
 
-    /// The elements of the result in logical order.
+    /// The elements of the result in logical order, and the log-sum-exp.
     fn compute<T: Element>(
         options: &FlashAttn,
         op: &'static str,
         [q, k, v]: [(&[T], &Layout); 3],
-    ) -> crate::error::Result<Vec<T>> {
+        with_lse: bool,
+    ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let device = device()?;
-        let (q_heads, k_heads) = (heads(op, Operand::Q, q.1)?, heads(op, Operand::K, k.1)?);
-        let v_heads = heads(op, Operand::V, v.1)?;
-        let attention = options.attention(op, k_heads.0.rows)?;
-        let (q, k, v) = (copy(device, q)?, copy(device, k)?, copy(device, v)?);
-        let view = |copy: &Tensor, (shape, strides): (ferroflash::Shape, ferroflash::Strides)| {
-            // SAFETY: the copy has as many elements as it says, and lives longer than the view.
-            unsafe { TensorView::from_raw(device, copy.address(), copy.shape()[0], shape, strides, T::DTYPE) }
-        };
-        let (q, k, v) = (view(&q, q_heads)?, view(&k, k_heads)?, view(&v, v_heads)?);
-        let mut out = Tensor::uninit(device, T::DTYPE, q_heads.0, ferroflash::Layout::Bshd)?;
-        attention.forward_into(&device.default_stream(), &q, &k, &v, &mut out.view_mut(), None)?;
-        Ok(out.to_vec()?)
+        let (q, k, v) = (Copy::new(op, Operand::Q, q)?, Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
+        let attention = options.attention(op, k.shape.rows)?;
+        let mut out = Tensor::uninit(device, T::DTYPE, q.shape, ferroflash::Layout::Bshd)?;
+        let mut lse = with_lse.then(|| Lse::uninit(device, lse_shape(q.shape))).transpose()?;
+        let stream = device.default_stream();
+        let mut lse_view = lse.as_mut().map(Lse::view_mut);
+        attention.forward_into(&stream, &q.view()?, &k.view()?, &v.view()?, &mut out.view_mut(), lse_view.as_mut())?;
+        Ok((out.to_vec()?, lse.map(|lse| lse.to_vec()).transpose()?))
     }
 
-    /// What the layout reaches of its storage, in the emulator's memory: the tensor there has the same strides.
-    fn copy<T: Element>(device: &Device, (data, layout): (&[T], &Layout)) -> crate::error::Result<Tensor> {
-        let axes = layout.dims().iter().zip(layout.stride());
-        let reached = match layout.dims().contains(&0) {
-            true => 0,
-            false => 1 + axes.map(|(extent, stride)| (extent - 1) * stride).sum::<usize>(),
-        };
-        let data = &data[layout.start_offset()..][..reached];
-        Ok(Tensor::from_slice(device, data, [reached], ferroflash::Layout::RowMajor)?)
+    pub(super) fn backward(
+        options: &FlashAttn,
+        op: &'static str,
+        inputs: Inputs<'_, CpuStorage>,
+        lse: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
+        match inputs[0].0.dtype() {
+            DType::F16 => typed_backward::<ferroflash::f16>(options, op, inputs, lse),
+            DType::BF16 => typed_backward::<ferroflash::bf16>(options, op, inputs, lse),
+            DType::F32 => typed_backward::<f32>(options, op, inputs, lse),
+            found => Err(Error::DType { op, found }.into()),
+        }
+    }
+
+    fn typed_backward<T: Element + WithDType>(
+        options: &FlashAttn,
+        op: &'static str,
+        inputs: Inputs<'_, CpuStorage>,
+        lse: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
+        let [q, k, v, out, dout] =
+            inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
+        let gradients = gradients::<T>(options, op, [q?, k?, v?, out?, dout?], lse.as_slice::<f32>()?)?;
+        Ok(gradients.map(T::to_cpu_storage_owned))
+    }
+
+    /// The elements of the gradients in logical order.
+    fn gradients<T: Element>(
+        options: &FlashAttn,
+        op: &'static str,
+        [q, k, v, out, dout]: [(&[T], &Layout); 5],
+        lse: &[f32],
+    ) -> crate::error::Result<[Vec<T>; 3]> {
+        let (q, k, v) = (Copy::new(op, Operand::Q, q)?, Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
+        let (out, dout) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
+        let attention = options.attention(op, k.shape.rows)?;
+        let lse = Lse::from_slice(device()?, lse, lse_shape(q.shape))?;
+        let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
+        let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout)?;
+        Ok([gradients.dq.to_vec()?, gradients.dk.to_vec()?, gradients.dv.to_vec()?])
+    }
+
+    fn lse_shape(q: ferroflash::Shape) -> LseShape {
+        LseShape { batch: q.batch, heads: q.heads, rows: q.rows }
+    }
+
+    /// A tensor in the emulator's memory.
+    struct Copy {
+        memory: Tensor,
+        shape: ferroflash::Shape,
+        strides: ferroflash::Strides,
+    }
+
+    impl Copy {
+        /// What the layout reaches of its storage: the copy has the same strides.
+        fn new<T: Element>(
+            op: &'static str,
+            operand: Operand,
+            (data, layout): (&[T], &Layout),
+        ) -> crate::error::Result<Copy> {
+            let (shape, strides) = heads(op, operand, layout)?;
+            let axes = layout.dims().iter().zip(layout.stride());
+            let reached = match layout.dims().contains(&0) {
+                true => 0,
+                false => 1 + axes.map(|(extent, stride)| (extent - 1) * stride).sum::<usize>(),
+            };
+            let data = &data[layout.start_offset()..][..reached];
+            let memory = Tensor::from_slice(device()?, data, [reached], ferroflash::Layout::RowMajor)?;
+            Ok(Copy { memory, shape, strides })
+        }
+
+        fn view(&self) -> crate::error::Result<TensorView<'_>> {
+            let Copy { memory, shape, strides } = self;
+            let elements = memory.shape()[0];
+            // SAFETY: the memory has as many elements as it says, and lives longer than the view.
+            let view = unsafe {
+                TensorView::from_raw(memory.device(), memory.address(), elements, *shape, *strides, memory.dtype())
+            };
+            Ok(view?)
+        }
     }
 }

@@ -1,14 +1,18 @@
 //! The functions of candle-flash-attn, with its names and arguments.
 
 use crate::FlashAttn;
+use crate::differentiable;
 use crate::error::Feature;
 use crate::waiting::missing;
-use candle_core::{Result, Tensor};
+use candle_core::{CustomOp3, Result, Tensor};
 
 /// Attention, `softmax(softmax_scale * q k^T) v`, of q `(batch, q_rows, q_heads, head_dim)` and k, v `(batch, kv_rows, kv_heads,
 /// head_dim)`, where `q_heads` is a multiple of `kv_heads`. The result has the shape of q.
 ///
 /// With `causal`, row `i` sees the keys up to `i + kv_rows - q_rows`: the mask ends at the last row and the last key.
+///
+/// candle's `backward` gives the gradients of q, k and v, the same bits for the same tensors. A call of which one is wanted keeps the
+/// log-sum-exp for it, an `f32` for each row of each head.
 ///
 /// # Errors
 /// [`crate::Error`], or candle's own for tensors on different devices or of different types.
@@ -30,13 +34,14 @@ pub fn flash_attn_windowed(
     window_size_right: Option<usize>,
 ) -> Result<Tensor> {
     let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap: None };
-    q.apply_op3(k, v, op)
+    let name = op.name();
+    differentiable::apply([q, k, v], op, name)
 }
 
 /// [`flash_attn_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before the mask; 0 is no bound.
 ///
 /// # Errors
-/// As [`flash_attn`]; [`Feature::Alibi`] with `alibi_slopes`; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+/// As [`flash_attn`]; [`Feature::Alibi`] with `alibi_slopes`; with a bound, `backward` is [`ferroflash::Error::Unsupported`] as yet; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
 #[allow(clippy::too_many_arguments, reason = "the arguments of the function that it stands for")]
 pub fn flash_attn_alibi_windowed_softcap(
     q: &Tensor,
@@ -52,5 +57,7 @@ pub fn flash_attn_alibi_windowed_softcap(
         return missing("flash_attn_alibi_windowed_softcap", Feature::Alibi);
     }
     let softcap = Some(softcap);
-    q.apply_op3(k, v, FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap })
+    let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap };
+    let name = op.name();
+    differentiable::apply([q, k, v], op, name)
 }

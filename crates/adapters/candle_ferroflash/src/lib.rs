@@ -3,6 +3,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod differentiable;
 mod error;
 mod functions;
 mod op;

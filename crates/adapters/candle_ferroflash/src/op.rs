@@ -1,6 +1,6 @@
 //! The operation that candle applies to q, k and v.
 
-use crate::cpu;
+use crate::differentiable::{self, Gradients};
 use crate::error::{Error, Feature};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use ferroflash::{Attention, Mask, Operand, Strides};
@@ -8,7 +8,8 @@ use ferroflash::{Attention, Mask, Operand, Strides};
 /// The options of one attention, as a [`CustomOp3`] of q `[batch, q_rows, q_heads, head_dim]` and k, v `[batch, kv_rows, kv_heads,
 /// head_dim]`. The result is a contiguous tensor of q's shape.
 ///
-/// The fields are those of candle-flash-attn's type of this name.
+/// The fields are those of candle-flash-attn's type of this name, so that there is no place to keep the log-sum-exp in, which the
+/// gradients take: `bwd` of this operation computes the forward pass again. The functions of this crate keep it.
 #[derive(Clone, Debug)]
 pub struct FlashAttn {
     /// Factor on the scores.
@@ -37,7 +38,8 @@ impl CustomOp3 for FlashAttn {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        cpu::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+        let (out, _) = crate::cpu::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        Ok((out, q_l.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -50,7 +52,12 @@ impl CustomOp3 for FlashAttn {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        crate::cuda::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+        let (out, _) = crate::cuda::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        Ok((out, q_l.shape().clone()))
+    }
+
+    fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Gradients> {
+        differentiable::again(self, self.name(), [q, k, v], dout)
     }
 }
 

@@ -6,11 +6,12 @@
 #![allow(unused_variables, clippy::too_many_arguments, reason = "the arguments of the functions that these stand for")]
 
 use crate::FlashAttn as Options;
+use crate::differentiable::{self, Gradients};
 use crate::error::Feature;
 use crate::waiting::missing;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
-/// The options of one attention; see [`crate::FlashAttn`].
+/// The options of one attention; see [`crate::FlashAttn`], also for what its gradients take.
 #[derive(Clone, Debug)]
 pub struct FlashAttn {
     /// Factor on the scores.
@@ -47,7 +48,8 @@ impl CustomOp3 for FlashAttn {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        crate::cpu::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+        let (out, _) = crate::cpu::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        Ok((out, q_l.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -60,7 +62,12 @@ impl CustomOp3 for FlashAttn {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        crate::cuda::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)])
+        let (out, _) = crate::cuda::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        Ok((out, q_l.shape().clone()))
+    }
+
+    fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, _: &Tensor, dout: &Tensor) -> Result<Gradients> {
+        differentiable::again(&self.options(), self.name(), [q, k, v], dout)
     }
 }
 
@@ -94,7 +101,7 @@ pub fn flash_attn_windowed(
 ) -> Result<Tensor> {
     let alibi_slopes = None;
     let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
-    q.apply_op3(k, v, op)
+    differentiable::apply([q, k, v], op.options(), op.name())
 }
 
 /// [`crate::flash_attn_alibi`].

@@ -137,7 +137,7 @@ fn with_tensors<T: Element, R>(
     Ok(result)
 }
 
-fn check_context(operand: Operand, of: &CudaStream, stream: &CudaStream) -> Result<()> {
+pub(crate) fn check_context(operand: Operand, of: &CudaStream, stream: &CudaStream) -> Result<()> {
     let (found, expected) = (of.context(), stream.context());
     if found.cu_ctx() == expected.cu_ctx() {
         return Ok(());

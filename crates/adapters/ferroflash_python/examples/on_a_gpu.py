@@ -1,9 +1,11 @@
 """The wheel on a GPU: every way in, against float64.
 
-    python on_a_gpu.py          # needs PyTorch with CUDA
-    python on_a_gpu.py cpu      # what of it the emulator can do, on small tensors
+    python on_a_gpu.py                # needs PyTorch with CUDA
+    python on_a_gpu.py cpu            # what of it the emulator can do, on small tensors
+    python on_a_gpu.py [cpu] gradients   # the gradients alone
 
-A result is right when it is off by at most twice what the same formula in the tensors' own precision is off by, and 1e-5.
+A result is right when it is off by at most twice what the same formula in the tensors' own precision is off by, and 1e-5; gradients of keys
+and values, which are sums over groups, by three times that.
 """
 
 import itertools
@@ -13,7 +15,7 @@ import torch
 
 import ferroflash
 
-DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+DEVICE = "cpu" if "cpu" in sys.argv[1:] else "cuda"
 ON_GPU = DEVICE != "cpu"
 NAN = float("nan")
 
@@ -167,9 +169,9 @@ def by_ferroflash(q, k, v):
     return ferroflash.flash_attn_func(q, k, v, causal=True)
 
 
-def transformer(attention, dtype):
+def transformer(attention, dtype, blocks=3 if ON_GPU else 1):
     torch.manual_seed(0)
-    blocks = torch.nn.Sequential(*(Block(attention) for _ in range(3 if ON_GPU else 1)))
+    blocks = torch.nn.Sequential(*(Block(attention) for _ in range(blocks)))
     return blocks.to(DEVICE, dtype).eval()
 
 
@@ -195,16 +197,151 @@ def compiled():
                 print(f"compile    {name:16} {dtype} {count} rows: off by {error:.2e}, PyTorch's by {bound / 2:.2e}")
 
 
+def gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded):
+    """By torch's autograd, through the definition in float64; or as the tensors' precision rounds it: weights, gradients of scores, the output
+    that they are compared with, and the results are stored in it."""
+    q, k, v = (x.detach() for x in leaves)
+    dout, dlse = gradients_of_results
+    if not rounded:
+        exact = [x.double().requires_grad_() for x in (q, k, v)]
+        out, lse = by_definition(*exact, seen, scale, 0.0, rounded=False)
+        # A row that sees no key has a log-sum-exp of minus infinity, whatever the tensors are.
+        number = (out * dout.double()).sum() + (lse.masked_fill(lse.isinf(), 0) * (0 if dlse is None else dlse.double())).sum()
+        return torch.autograd.grad(number, exact)
+    stored = lambda x: x.to(q.dtype).float()
+    out, lse = by_definition(q, k, v, seen, scale, 0.0, rounded=True)
+    group = q.shape[2] // k.shape[2]
+    heads = lambda x: x.float().transpose(1, 2)
+    wide_k, wide_v = (heads(x).repeat_interleave(group, dim=1) for x in (k, v))
+    scores = (heads(q) @ wide_k.transpose(2, 3) * scale).masked_fill(~seen, float("-inf"))
+    weights = torch.exp(scores - lse.float().masked_fill(lse.isinf(), 0)[..., None])
+    delta = (heads(dout) * heads(out)).sum(dim=3, keepdim=True) - (0 if dlse is None else dlse[..., None])
+    of_scores = stored(weights * (heads(dout) @ wide_v.transpose(2, 3) - delta))
+    dq = scale * (of_scores @ wide_k)
+    summed = lambda x: x.unflatten(1, (-1, group)).sum(dim=2)
+    dk = scale * summed(of_scores.transpose(2, 3) @ heads(q))
+    dv = summed(stored(weights).transpose(2, 3) @ heads(dout))
+    return [stored(x).transpose(1, 2) for x in (dq, dk, dv)]
+
+
+def check_gradients(what, found, leaves, gradients_of_results, causal=False, left=None, right=None):
+    q, k, _ = leaves
+    seen, scale = visible(q.shape[1], k.shape[1], causal, left, right), q.shape[-1] ** -0.5
+    exact = gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded=False)
+    rounded = gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded=True)
+    for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
+        error = (ours.double() - truth).abs().max().item()
+        bound = factor * (theirs.double() - truth).abs().max().item() + 1e-5
+        assert error <= bound, f"{what}: {name} off by {error}, {bound} is accepted"
+
+
+def gradients():
+    """Through autograd: types, head dims, masks, groups, the log-sum-exp; packed tensors; a stream; torch.compile and a graph of a whole step."""
+    sizes = [(2, 200, 333, 6, 2), (3, 257, 129, 4, 4)] if ON_GPU else [(1, 66, 70, 4, 2)]
+    # Every head dim is kernels of its own to load, four for each type.
+    dims = (59, 64, 128, 256) if ON_GPU else (59,)
+    masks = [(False, -1, -1), (True, -1, -1), (False, 17, 5)] if ON_GPU else [(True, -1, -1)]
+    count = 0
+    for dtype, dim, size in itertools.product((torch.float16, torch.bfloat16, torch.float32), dims, sizes):
+        leaves = [x.requires_grad_() for x in tensors(dtype, *size, dim)]
+        dout, dlse = torch.randn_like(leaves[0]), torch.randn(size[0], size[3], size[1], device=DEVICE)
+        for causal, left, right in masks:
+            bounds = {"left": None if left < 0 else left, "right": 0 if causal else None if right < 0 else right}
+            options = {"causal": causal, "window_size": (left, right), "deterministic": True}
+            out, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True, **options)
+            results, of_results = ((out, lse), (dout, dlse)) if count % 2 else ((out,), (dout,))
+            found = torch.autograd.grad(results, leaves, of_results)
+            check_gradients(f"{dtype} {size} {dim} {options}", found, leaves, (dout, dlse if count % 2 else None), causal, **bounds)
+            again = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, **options), leaves, dout)
+            if not count % 2:
+                assert all(torch.equal(a, b) for a, b in zip(found, again)), "other bits the second time"
+            count += 1
+    print(f"gradients  {count} problems, every second with a gradient of the log-sum-exp; the same bits twice")
+
+    rows = 150 if ON_GPU else 20
+    qkv = torch.randn(2, rows, 3, 4, 64, device=DEVICE).half().requires_grad_()
+    dout = torch.randn(2, rows, 4, 64, device=DEVICE).half()
+    (packed,) = torch.autograd.grad(ferroflash.flash_attn_qkvpacked_func(qkv, causal=True), qkv, dout)
+    check_gradients("packed", packed.unbind(2), qkv.unbind(2), (dout, None), causal=True, right=0)
+    leaves = [x.detach().requires_grad_() for x in qkv.unbind(2)]
+    summed = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, causal=True).sum(), leaves)
+    check_gradients("of a sum", summed, leaves, (torch.ones_like(dout), None), causal=True, right=0)
+    print("gradients  packed; of a sum, whose gradient has strides of 0")
+
+    step_compiled()
+    if ON_GPU:
+        step_on_a_stream()
+
+
+def step_compiled():
+    """A training step of a layer of a transformer: gradients of all its weights, eager and compiled, as near to float64 as PyTorch's own are."""
+    rows = 300 if ON_GPU else 12
+    for dtype in (torch.float16, torch.bfloat16):
+        models = {"eager": transformer(by_ferroflash, dtype, 1)}
+        backend = "inductor" if ON_GPU else "aot_eager"
+        models["compiled"] = torch.compile(transformer(by_ferroflash, dtype, 1), fullgraph=True, backend=backend)
+        theirs, exact = transformer(by_torch, dtype, 1), transformer(by_torch, dtype, 1).double()
+        x = torch.randn(2, rows, 256, device=DEVICE).to(dtype)
+        weigh = torch.randn(2, rows, 256, device=DEVICE).to(dtype)
+
+        def of_weights(model, number):
+            found = torch.autograd.grad((model(x.to(number)) * weigh.to(number)).sum(), list(model.parameters()))
+            return torch.cat([gradient.double().flatten() for gradient in found])
+
+        expected = of_weights(exact, torch.float64)
+        bound = 2 * (of_weights(theirs, dtype) - expected).abs().max().item() + 1e-5
+        for name, model in models.items():
+            error = (of_weights(model, dtype) - expected).abs().max().item()
+            assert error <= bound, f"step {name} {dtype}: off by {error}, {bound} is accepted"
+            print(f"step       {name:16} {dtype}: gradients of weights off by {error:.2e}, PyTorch's by {bound / 2:.2e}")
+
+
+def step_on_a_stream():
+    """Forward and backward on a stream that waits for nothing else, whose inputs are written late; then captured into a graph."""
+    leaves = [x.requires_grad_() for x in tensors(torch.bfloat16, 2, 512, 512, 8, 2, 128)]
+    dout = torch.randn_like(leaves[0])
+    late = [torch.full_like(x, NAN, requires_grad=True) for x in leaves]
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            for x, source in zip(late, leaves):
+                x.copy_(source)
+        found = [x.clone() for x in torch.autograd.grad(ferroflash.flash_attn_func(*late, causal=True), late, dout)]
+    stream.synchronize()
+    check_gradients("stream", found, leaves, (dout, None), causal=True, right=0)
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = torch.autograd.grad(ferroflash.flash_attn_func(*late, causal=True), late, dout)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for x in (*late, dout):
+                x.normal_()
+            for x in captured:
+                x.fill_(NAN)
+        graph.replay()
+        check_gradients("graph", captured, late, (dout, None), causal=True, right=0)
+    print("step       on a stream of its own; captured into a graph, replayed on new values")
+
+
 def main():
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"ferroflash {ferroflash.__version__}, PyTorch {torch.__version__}, {torch.cuda.get_device_name() if ON_GPU else 'CPU'}")
+    if "gradients" in sys.argv[1:]:
+        gradients()
+        print("all right")
+        return
     values()
     strides()
     if ON_GPU:
         streams()
         graphs()
     compiled()
+    gradients()
     print("all right")
 
 

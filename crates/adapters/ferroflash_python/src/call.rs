@@ -77,7 +77,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    fn attention(&self) -> Attention {
+    pub(crate) fn attention(&self) -> Attention {
         let right = if self.causal { 0 } else { self.right };
         // No tensor has more rows than 32 bits count, so that a larger bound hides nothing.
         let [left, right] = [self.left, right].map(|bound| u32::try_from(bound).ok());
@@ -108,23 +108,16 @@ pub(crate) struct Call {
 impl Call {
     /// With a log-sum-exp at this address, contiguous and of the shape that q wants.
     pub(crate) fn with_lse_address(self, address: Option<u64>) -> Call {
-        let [batch, rows, heads, _] = self.q.shape[..] else { return self };
-        let (shape, strides) = ([batch, heads, rows], [heads * rows, rows, 1]);
-        let place = self.q.place;
-        let lse = address.map(|address| Tensor {
-            place,
-            dtype: DType::F32,
-            address,
-            shape: Dims::from(shape),
-            strides: Dims::from(strides),
-        });
+        let lse = address.and_then(|address| rows_at(&self.q, address));
         Call { lse, ..self }
     }
 
     /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
     pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
-        self.check_places().map_err(|error| errors::raise(py, error))?;
-        self.check_lse(py)?;
+        let operands = [(Operand::K, Some(&self.k)), (Operand::V, Some(&self.v)), (Operand::Out, Some(&self.out))];
+        let operands = operands.into_iter().chain([(Operand::Lse, self.lse.as_ref())]);
+        check_places(self.q.place, operands).map_err(|error| errors::raise(py, error))?;
+        self.lse.as_ref().map_or(Ok(()), |lse| check_rows(py, Operand::Lse, lse))?;
         let attention = options.attention();
         let result = match self.q.place {
             Place::Cpu => {
@@ -136,44 +129,9 @@ impl Call {
         result.map_err(|error| errors::raise(py, error))
     }
 
-    fn check_places(&self) -> ferroflash::Result<()> {
-        let others = [(Operand::K, Some(&self.k)), (Operand::V, Some(&self.v)), (Operand::Out, Some(&self.out))];
-        for (operand, tensor) in others.into_iter().chain([(Operand::Lse, self.lse.as_ref())]) {
-            if let Some(tensor) = tensor.filter(|tensor| tensor.place != self.q.place) {
-                return Err(Error::DeviceMismatch {
-                    what: operand.to_string(),
-                    found: tensor.place.to_string(),
-                    expected: self.q.place.to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The library takes the log-sum-exp as an address: what an array says of itself beyond that is checked here.
-    fn check_lse(&self, py: Python<'_>) -> PyResult<()> {
-        let Some(lse) = &self.lse else { return Ok(()) };
-        if lse.dtype != DType::F32 {
-            return Err(errors::of_type(py, format!("lse holds {}; f32 is accepted", lse.dtype)));
-        }
-        if lse.shape.len() != 3 {
-            let found = lse.shape.len();
-            return Err(errors::of_input(py, format!("lse has {found} axes; 3 (batch, head, row) are accepted")));
-        }
-        if !lse.is_contiguous() {
-            let Tensor { shape, strides, .. } = lse;
-            let message = format!("lse of shape {shape:?} has strides {strides:?}; it must be contiguous");
-            return Err(errors::of_input(py, message));
-        }
-        Ok(())
-    }
-
-    /// Extents of the log-sum-exp.
+    /// Address, elements and extents of the log-sum-exp.
     pub(crate) fn lse_shape(&self) -> Option<(u64, usize, LseShape)> {
-        self.lse.as_ref().map(|lse| {
-            let [batch, heads, rows] = lse.shape[..] else { unreachable!("checked by check_lse") };
-            (lse.address, lse.elements(), LseShape { batch, heads, rows })
-        })
+        self.lse.as_ref().map(rows_of)
     }
 
     fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
@@ -193,4 +151,52 @@ impl Call {
         });
         attention.forward_into(&stream, &q, &k, &v, &mut out, lse.transpose()?.as_mut())
     }
+}
+
+/// A log-sum-exp, or the gradient of one, at this address: contiguous, of the shape that q wants. `None` when q has no such shape, which the
+/// library says of it.
+pub(crate) fn rows_at(q: &Tensor, address: u64) -> Option<Tensor> {
+    let [batch, rows, heads, _] = q.shape[..] else { return None };
+    let (shape, strides) = (Dims::from([batch, heads, rows]), Dims::from([heads * rows, rows, 1]));
+    Some(Tensor { place: q.place, dtype: DType::F32, address, shape, strides })
+}
+
+/// Address, elements and extents of a tensor that [`check_rows`] has checked.
+pub(crate) fn rows_of(tensor: &Tensor) -> (u64, usize, LseShape) {
+    let [batch, heads, rows] = tensor.shape[..] else { unreachable!("checked by check_rows") };
+    (tensor.address, tensor.elements(), LseShape { batch, heads, rows })
+}
+
+/// Whether all tensors are where q is.
+pub(crate) fn check_places<'a>(
+    expected: Place,
+    operands: impl IntoIterator<Item = (Operand, Option<&'a Tensor>)>,
+) -> ferroflash::Result<()> {
+    for (operand, tensor) in operands {
+        if let Some(tensor) = tensor.filter(|tensor| tensor.place != expected) {
+            return Err(Error::DeviceMismatch {
+                what: operand.to_string(),
+                found: tensor.place.to_string(),
+                expected: expected.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The library takes the log-sum-exp and its gradient as addresses: what an array says of itself beyond that is checked here.
+pub(crate) fn check_rows(py: Python<'_>, operand: Operand, tensor: &Tensor) -> PyResult<()> {
+    let Tensor { dtype, shape, strides, .. } = tensor;
+    if *dtype != DType::F32 {
+        return Err(errors::of_type(py, format!("{operand} holds {dtype}; f32 is accepted")));
+    }
+    if shape.len() != 3 {
+        let message = format!("{operand} has {} axes; 3 (batch, head, row) are accepted", shape.len());
+        return Err(errors::of_input(py, message));
+    }
+    if !tensor.is_contiguous() {
+        let message = format!("{operand} of shape {shape:?} has strides {strides:?}; it must be contiguous");
+        return Err(errors::of_input(py, message));
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use crate::call::{Call, Tensor};
 use crate::errors;
+use crate::gradients::Backward;
 use ferroflash::{Attention, DType, Device, Element, Layout, Lse, TensorView, TensorViewMut, bf16, f16};
 use pyo3::prelude::*;
 use std::sync::OnceLock;
@@ -59,6 +60,50 @@ fn typed<T: Element>(device: &Device, attention: &Attention, call: &Call) -> fer
     write::<T>(&call.out, &out.view().to_vec()?);
     if let (Some(tensor), Some(lse)) = (&call.lse, &lse) {
         write::<f32>(tensor, &lse.to_vec()?);
+    }
+    Ok(())
+}
+
+/// Computes a backward pass whose tensors are in the memory of this process.
+pub(crate) fn backward(attention: &Attention, call: &Backward) -> ferroflash::Result<()> {
+    let device = device()?;
+    // Nothing of the tensors is read before they fit together.
+    call.plan(device, attention)?;
+    match call.q.dtype {
+        DType::F16 => typed_backward::<f16>(device, attention, call),
+        DType::Bf16 => typed_backward::<bf16>(device, attention, call),
+        _ => typed_backward::<f32>(device, attention, call),
+    }
+}
+
+fn typed_backward<T: Element>(device: &Device, attention: &Attention, call: &Backward) -> ferroflash::Result<()> {
+    // The same call on tensors in the emulator's memory, which `kept` owns.
+    let mut kept = Vec::new();
+    let mut moved = |tensor: &Tensor, memory: ferroflash::Tensor| {
+        let moved = Tensor { address: memory.address(), ..*tensor };
+        kept.push(memory);
+        moved
+    };
+    let uninit = |tensor| ferroflash::Tensor::uninit(device, T::DTYPE, [reached(tensor)], Layout::RowMajor);
+    let there = Backward {
+        q: moved(&call.q, copy::<T>(device, &call.q)?),
+        k: moved(&call.k, copy::<T>(device, &call.k)?),
+        v: moved(&call.v, copy::<T>(device, &call.v)?),
+        out: moved(&call.out, copy::<T>(device, &call.out)?),
+        lse: moved(&call.lse, copy::<f32>(device, &call.lse)?),
+        dout: moved(&call.dout, copy::<T>(device, &call.dout)?),
+        dlse: call
+            .dlse
+            .map(|dlse| Ok::<_, ferroflash::Error>(moved(&dlse, copy::<f32>(device, &dlse)?)))
+            .transpose()?,
+        dq: moved(&call.dq, uninit(&call.dq)?),
+        dk: moved(&call.dk, uninit(&call.dk)?),
+        dv: moved(&call.dv, uninit(&call.dv)?),
+    };
+    there.launch(device, &device.default_stream(), attention)?;
+    for (to, from) in [(&call.dq, &there.dq), (&call.dk, &there.dk), (&call.dv, &there.dv)] {
+        // SAFETY: the memory has as many elements as the tensor reaches.
+        write::<T>(to, &unsafe { from.view(device) }?.to_vec()?);
     }
     Ok(())
 }

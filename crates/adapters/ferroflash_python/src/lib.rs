@@ -5,10 +5,12 @@ mod arrays;
 mod call;
 mod emulated;
 mod errors;
+mod gradients;
 
 use arrays::Array;
-use call::{Call, Options, Place, Tensor};
+use call::{Call, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK};
+use gradients::Backward;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
@@ -94,6 +96,90 @@ fn forward(
     call.run(py, stream, &options)
 }
 
+/// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
+/// or 0 for `dlse`.
+#[pyfunction]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
+fn launch_backward(
+    py: Python<'_>,
+    stream: usize,
+    q: TorchTensor<'_>,
+    k: TorchTensor<'_>,
+    v: TorchTensor<'_>,
+    out: TorchTensor<'_>,
+    lse: u64,
+    dout: TorchTensor<'_>,
+    dlse: u64,
+    dq: TorchTensor<'_>,
+    dk: TorchTensor<'_>,
+    dv: TorchTensor<'_>,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap };
+    let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
+    let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
+    let Some(lse) = rows_at(&q, lse) else {
+        let found = q.shape.len();
+        let message = format!("attention takes tensors of 4 axes (batch, row, head, dim); {found} were given");
+        return Err(errors::of_input(py, message));
+    };
+    let dlse = (dlse != 0).then_some(Tensor { address: dlse, ..lse });
+    Backward { q, k, v, out, lse, dout, dlse, dq, dk, dv }.run(py, stream, &options)
+}
+
+/// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
+/// theirs.
+#[pyfunction]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
+fn backward(
+    py: Python<'_>,
+    q: &Bound<'_, PyAny>,
+    k: &Bound<'_, PyAny>,
+    v: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+    lse: &Bound<'_, PyAny>,
+    dout: &Bound<'_, PyAny>,
+    dlse: Option<&Bound<'_, PyAny>>,
+    dq: &Bound<'_, PyAny>,
+    dk: &Bound<'_, PyAny>,
+    dv: &Bound<'_, PyAny>,
+    stream: usize,
+    device: Option<usize>,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap };
+    let input = |name, object| Array::import(name, object, stream, device, false);
+    let output = |name, object| Array::import(name, object, stream, device, true);
+    let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
+    let (lse, dout) = (input("lse", lse)?, input("dout", dout)?);
+    let dlse = dlse.map(|dlse| input("dlse", dlse)).transpose()?;
+    let (dq, dk, dv) = (output("dq", dq)?, output("dk", dk)?, output("dv", dv)?);
+    let call = Backward {
+        q: q.tensor,
+        k: k.tensor,
+        v: v.tensor,
+        out: out.tensor,
+        lse: lse.tensor,
+        dout: dout.tensor,
+        dlse: dlse.as_ref().map(|dlse| dlse.tensor),
+        dq: dq.tensor,
+        dk: dk.tensor,
+        dv: dv.tensor,
+    };
+    // The arrays are held until the launch has returned.
+    call.run(py, stream, &options)
+}
+
 /// The devices that there are, and why there is no GPU where there is none.
 #[pyfunction]
 fn devices(py: Python<'_>) -> Vec<(String, String)> {
@@ -106,5 +192,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(launch, module)?)?;
     module.add_function(wrap_pyfunction!(forward, module)?)?;
+    module.add_function(wrap_pyfunction!(launch_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(backward, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

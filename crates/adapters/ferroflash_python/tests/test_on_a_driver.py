@@ -114,6 +114,23 @@ class OnADriver(unittest.TestCase):
         self.assertIn(f" stream {0x77} ", self.launches(log)[0])
         self.assertIn(" stream 0 ", self.launches(log)[1])
 
+    def test_gradients_on_the_callers_stream(self):
+        log = self.run_program("""
+            q, k, v, out, dout, dq, dk, dv = (Interface(0x70000000 + i * 0x100000) for i in range(8))
+            lse, dlse = (Interface(0x71000000 + i * 0x1000, (2, 4, 5), "<f4") for i in range(2))
+            f = lambda **options: ferroflash.backward(q, k, v, out, lse, dout, dq=dq, dk=dk, dv=dv, **options)
+            assert f(dlse=dlse, causal=True, stream=0x77) == (dq, dk, dv)
+            refused(ferroflash.InputError, "dq overlaps", lambda: ferroflash.backward(q, k, v, out, lse, dout, dq=Interface(q.address), dk=dk, dv=dv))
+            refused(ferroflash.InputTypeError, "k is a __main__.Interface; new arrays are made for those of PyTorch, NumPy and CuPy, and for "
+                    "others `dk` must be given", lambda: ferroflash.backward(q, k, v, out, lse, dout, dq=dq))
+            other = Packed(0x70400000, device=(2, 1))
+            refused(ferroflash.InputError, "dout is on device cuda:1, q is on cuda:0",
+                    lambda: ferroflash.backward(q, k, v, out, lse, other, dq=dq, dk=dk, dv=dv, device=0))
+        """)
+        launches = self.launches(log)
+        self.assertGreaterEqual(len(launches), 2, log)
+        self.assertTrue(all(f" stream {0x77} " in launch for launch in launches), launches)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 import ferroflash
-from reference import check
+from reference import check, check_gradients
 
 try:
     import torch
@@ -198,18 +198,110 @@ class Refusals(unittest.TestCase):
         self.refused(ferroflash.InputError, "out has 39 rows, q has 40", lambda: ferroflash.forward(q, k, v, out=out))
         self.assertTrue(out.isnan().all())
 
-    def test_gradients_are_not_dropped(self):
+    def test_gradients_that_there_are_not(self):
         q, k, v = inputs(torch.float16)
+        missing = ferroflash.MissingFeatureError
         for which in (q, k, v):
             which.requires_grad_()
+            out = ferroflash.flash_attn_func(q, k, v, softcap=20.0)
+            self.refused(missing, "the backward pass does not take a softcap", lambda: out.sum().backward())
+            given = torch.empty_like(q.detach())
+            self.refused(missing, "a gradient through", lambda: ferroflash.forward(q, k, v, out=given))
             out = ferroflash.flash_attn_func(q, k, v)
-            self.assertTrue(out.requires_grad)
-            self.refused(ferroflash.MissingFeatureError, "the backward pass", lambda: out.sum().backward())
-            with torch.no_grad():
-                self.assertFalse(ferroflash.flash_attn_func(q, k, v).requires_grad)
-            out = torch.empty_like(q.detach())
-            self.refused(ferroflash.MissingFeatureError, "a gradient through", lambda: ferroflash.forward(q, k, v, out=out))
+            (first,) = torch.autograd.grad(out.square().sum(), which, create_graph=True)
+            self.refused(missing, "a gradient of gradients", lambda: first.square().sum().backward())
             which.requires_grad_(False)
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class Gradients(unittest.TestCase):
+    def found(self, tensors, dout, call):
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        out = call(*leaves)
+        return torch.autograd.grad(out, leaves, dout)
+
+    def numbers(self, gradients):
+        return [gradient.double().numpy() for gradient in gradients]
+
+    def test_types_and_head_dims(self):
+        """Head dims that are no multiples of 8 are padded, and their gradients cut."""
+        for name, dtype in PRECISIONS.items():
+            for dim in (32, 59, 64):
+                with self.subTest(dtype=name, dim=dim):
+                    tensors = inputs(dtype, dim=dim)
+                    dout = torch.randn(tensors[0].shape).to(dtype)
+                    found = self.found(tensors, dout, lambda *x: ferroflash.flash_attn_func(*x, causal=True, deterministic=True))
+                    self.assertEqual([x.dtype for x in found], [dtype] * 3)
+                    check_gradients(self, self.numbers(found), arrays(tensors), dout.double().numpy(), None, name, causal=True)
+
+    def test_packed(self):
+        qkv = torch.stack(inputs(torch.float16, kv_rows=40, kv_heads=4), dim=2).requires_grad_()
+        dout = torch.randn(2, 40, 4, 32).half()
+        expected = self.found(qkv.unbind(2), dout, lambda *x: ferroflash.flash_attn_func(*x, causal=True))
+        (packed,) = torch.autograd.grad(ferroflash.flash_attn_qkvpacked_func(qkv, causal=True), qkv, dout)
+        self.assertTrue(torch.equal(packed, torch.stack(expected, dim=2)))
+        q, kv = qkv[:, :, 0].detach().requires_grad_(), qkv[:, :, 1:].detach().requires_grad_()
+        dq, dkv = torch.autograd.grad(ferroflash.flash_attn_kvpacked_func(q, kv, causal=True), (q, kv), dout)
+        self.assertTrue(torch.equal(dq, expected[0]) and torch.equal(dkv, torch.stack(expected[1:], dim=2)))
+
+    def test_the_log_sum_exp_too(self):
+        tensors = inputs(torch.float32)
+        dout, dlse = torch.randn(tensors[0].shape), torch.randn(2, 4, 40)
+        leaves = [tensor.requires_grad_() for tensor in tensors]
+        out, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True)
+        found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
+        check_gradients(self, self.numbers(found), arrays(tensors), dout.numpy(), dlse.numpy(), "f32")
+        _, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True)
+        of_lse = torch.autograd.grad(lse, leaves, dlse)
+        check_gradients(self, self.numbers(of_lse), arrays(tensors), 0 * dout.numpy(), dlse.numpy(), "f32")
+
+    def test_gradients_of_any_layout(self):
+        """A sum hands over one number with strides of 0; a transposition another order of axes. Both against the same values, laid out."""
+        tensors = inputs(torch.float16)
+        attend = ferroflash.flash_attn_func
+        ones = self.found(tensors, torch.ones_like(tensors[0]), attend)
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        repeated = torch.autograd.grad(attend(*leaves).sum(), leaves)
+        dout = torch.randn(2, 32, 4, 40).half()
+        turned = torch.autograd.grad(attend(*leaves).permute(0, 3, 2, 1), leaves, dout)
+        laid_out = self.found(tensors, dout.permute(0, 3, 2, 1).contiguous(), attend)
+        for a, b in zip((*ones, *laid_out), (*repeated, *turned)):
+            self.assertTrue(torch.equal(a, b))
+
+    def test_only_what_is_wanted(self):
+        q, k, v = inputs(torch.float16)
+        k.requires_grad_()
+        out = ferroflash.flash_attn_func(q, k, v)
+        out.sum().backward()
+        self.assertTrue(k.grad.abs().max() > 0 and q.grad is None and v.grad is None)
+        with torch.no_grad():
+            self.assertFalse(ferroflash.flash_attn_func(q, k, v).requires_grad)
+
+    def test_backward_takes_tensors(self):
+        q, k, v = inputs(torch.bfloat16)
+        dout = torch.randn(q.shape).bfloat16()
+        out, lse = ferroflash.forward(q, k, v, return_lse=True)
+        dk = torch.full_like(k, float("nan"))
+        found = ferroflash.backward(q, k, v, out, lse, dout, dk=dk)
+        self.assertIs(found[1], dk)
+        check_gradients(self, self.numbers(found), arrays((q, k, v)), dout.double().numpy(), None, "bf16")
+        with self.assertRaisesRegex(ferroflash.InputTypeError, "dout is a ndarray"):
+            ferroflash.backward(q, k, v, out, lse, dout.float().numpy())
+        with self.assertRaisesRegex(ferroflash.InputError, "lse has shape"):
+            ferroflash.backward(q, k, v, out, lse[:, 1:], dout)
+
+    def test_compiled_without_a_break(self):
+        def block(x, weight):
+            qkv = (x @ weight).unflatten(-1, (3, 2, 32))
+            return ferroflash.flash_attn_qkvpacked_func(qkv, causal=True).flatten(-2).relu()
+
+        ferroflash.flash_attn_func  # registers the operation
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        for rows in (20, 33):
+            x, weight = torch.randn(2, rows, 64).half().requires_grad_(), (torch.randn(64, 192).half() / 8).requires_grad_()
+            both = [torch.autograd.grad(f(x, weight).float().square().sum(), (x, weight)) for f in (block, compiled)]
+            for eager, by_graph in zip(*both):
+                self.assertTrue(torch.equal(eager, by_graph))
 
 
 @unittest.skipIf(torch is None, "torch is not installed")
@@ -221,6 +313,21 @@ class AsAnOperation(unittest.TestCase):
             tests = ("test_schema", "test_faketensor", "test_autograd_registration")
             ferroflash.flash_attn_func  # registers the operation
             torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
+            out, lse = torch.ops.ferroflash.forward(*arguments[:-1], True)
+            dlse = torch.randn_like(lse) if return_lse else None
+            arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:-1])
+            torch.library.opcheck(torch.ops.ferroflash.backward.default, arguments, test_utils=tests)
+
+    def test_gradients_of_the_operation_without_a_log_sum_exp(self):
+        leaves = [tensor.requires_grad_() for tensor in inputs(torch.float16)]
+        dout = torch.randn(leaves[0].shape).half()
+        ferroflash.flash_attn_func  # registers the operation
+        both = []
+        for return_lse in (False, True):
+            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, return_lse)
+            both.append(torch.autograd.grad(out, leaves, dout))
+        for without, with_lse in zip(*both):
+            self.assertTrue(torch.equal(without, with_lse))
 
     def test_compiled_without_a_break(self):
         def block(x, weight):

@@ -104,6 +104,28 @@ impl Attention {
         plan::plan(self, device.info(), &sizes, &Tensors::contiguous(&sizes), false)
     }
 
+    /// [`Attention::backward_plan`] for the tensors of a call, whose strides and addresses are looked at; `into` as of
+    /// [`Attention::backward_into`], or `None` for new tensors. Nothing is launched and no element is read.
+    ///
+    /// # Errors
+    /// As [`Attention::backward_into`] before it launches.
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub fn backward_plan_for<'a>(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+        into: Option<&GradientsViewMut<'_>>,
+    ) -> Result<BackwardPlan> {
+        let call = Call::read(q, k, v, out, lse, &gradients.into())?;
+        let Some(into) = into else { return call.plan(self, None) };
+        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
+        call.plan(self, Some(&call.outputs([&dq, &dk, &dv])?))
+    }
+
     /// Computes the gradients of a number with respect to q, k and v, given those with respect to what [`Attention::forward`] made of
     /// them, into new tensors on the default stream of q's device.
     ///

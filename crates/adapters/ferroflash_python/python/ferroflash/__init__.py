@@ -1,9 +1,10 @@
 """Exact attention by ferroflash, whose GPU kernels are written in Rust.
 
-``forward`` takes any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
+``forward`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
 which is imported when the first of them is asked for.
 """
 
+from ._backward import backward
 from ._errors import (
     DeviceError,
     EmulatorWarning,
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "MissingFeatureError",
+    "backward",
     "devices",
     "forward",
     "install_as",

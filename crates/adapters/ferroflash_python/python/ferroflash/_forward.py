@@ -73,13 +73,12 @@ def _bounds(window):
     return (-1 if left is None else left, -1 if right is None else right)
 
 
-def _new_like(q, shape, dtype):
-    """A new array of q's package; only packages that are imported already can have made q."""
-    for name, kind in (("numpy", "ndarray"), ("cupy", "ndarray")):
-        package = sys.modules.get(name)
-        if package is not None and isinstance(q, getattr(package, kind)):
-            return package.empty(shape, dtype or q.dtype)
+def _new_like(array, shape, dtype, name="q", given="`out` (and `lse`)"):
+    """A new array of the package of this one; only packages that are imported already can have made it."""
+    for package in (sys.modules.get("numpy"), sys.modules.get("cupy")):
+        if package is not None and isinstance(array, package.ndarray):
+            return package.empty(shape, dtype or array.dtype)
     raise InputTypeError(
-        f"q is a {type(q).__module__}.{type(q).__qualname__}; new arrays are made for those of PyTorch, NumPy and CuPy, and for others "
-        "`out` (and `lse`) must be given"
+        f"{name} is a {type(array).__module__}.{type(array).__qualname__}; new arrays are made for those of PyTorch, NumPy and CuPy, and for "
+        f"others {given} must be given"
     )

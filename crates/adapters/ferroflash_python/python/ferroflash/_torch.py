@@ -1,5 +1,6 @@
 """Attention on tensors of PyTorch: straight to the library where nothing of PyTorch has to know of it, and as the operation
-``ferroflash::forward`` where it has to: under torch.compile, for tensors that are none of the plain kind, and for gradients."""
+``ferroflash::forward`` where it has to: under torch.compile, for tensors that are none of the plain kind, and for gradients, which are the
+operation ``ferroflash::backward``."""
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ _empty_like = torch.empty_like
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _launch_native = _native.launch
+_launch_backward = _native.launch_backward
 # Modes that see every operation (fake tensors, counters): they see this one as an operation, too.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
@@ -86,12 +88,13 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse):
         if scale is None:
             scale = head_dim**-0.5
         q, k, v = (torch.nn.functional.pad(tensor, (0, -head_dim % 8)) for tensor in (q, k, v))
-    if all(type(tensor) is Tensor for tensor in (q, k, v)) and not (
-        _is_compiling() or _modes() or (_is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)))
-    ):
+    # The backward pass reads the log-sum-exp, whether the caller does or not.
+    with_gradient = _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if type(q) is type(k) is type(v) is Tensor and not (with_gradient or _is_compiling() or _modes()):
         out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
     else:
-        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, return_lse)
+        with_lse = return_lse or with_gradient
+        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, with_lse)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
@@ -146,8 +149,8 @@ def _place(name, tensor):
     raise InputError(f"{name} is on device {device}; CUDA GPUs and the CPU are accepted")
 
 
-def _dtype_error(*tensors):
-    for name, tensor in zip(("q", "k", "v", "out"), tensors):
+def _dtype_error(*tensors, names=("q", "k", "v", "out")):
+    for name, tensor in zip(names, tensors):
         if tensor.dtype not in _DTYPES:
             return InputTypeError(f"{name} holds {tensor.dtype}; torch.float16, torch.bfloat16 and torch.float32 are accepted")
     raise AssertionError("every type is known")
@@ -169,27 +172,70 @@ def forward(tensors, scale, causal, left, right, softcap, return_lse, stream):
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")
     if lse is not None:
-        _check_lse(q, lse)
+        _check_rows("lse", q, lse)
     out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
-def _check_lse(q, lse):
+def _check_rows(name, q, rows):
+    """Whether it is what the library takes the address of: a log-sum-exp, or its gradient."""
     expected = (q.shape[0], q.shape[2], q.shape[1]) if q.dim() == 4 else None
-    if lse.dtype is not torch.float32:
-        raise InputTypeError(f"lse holds {lse.dtype}; torch.float32 is accepted")
-    if expected is not None and tuple(lse.shape) != expected:
-        raise InputError(f"lse has shape {tuple(lse.shape)}; {expected} (batch, head, row) is accepted")
-    if not lse.is_contiguous():
-        raise InputError(f"lse has strides {lse.stride()}; it must be contiguous")
-    if lse.device != q.device:
-        raise InputError(f"lse is on device {lse.device}, q is on {q.device}; they must be on the same device")
+    if rows.dtype is not torch.float32:
+        raise InputTypeError(f"{name} holds {rows.dtype}; torch.float32 is accepted")
+    if expected is not None and tuple(rows.shape) != expected:
+        raise InputError(f"{name} has shape {tuple(rows.shape)}; {expected} (batch, head, row) is accepted")
+    if not rows.is_contiguous():
+        raise InputError(f"{name} has strides {rows.stride()}; it must be contiguous")
+    if rows.device != q.device:
+        raise InputError(f"{name} is on device {rows.device}, q is on {q.device}; they must be on the same device")
+
+
+_READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
+_WRITTEN = ("dq", "dk", "dv")
+
+
+def backward(read, written, scale, causal, left, right, softcap, stream):
+    """``ferroflash.backward`` for tensors of PyTorch: in place, no padding, no copies."""
+    tensors = read + written
+    for name, tensor in zip(_READ + _WRITTEN, tensors):
+        if tensor is None and name in ("dlse", *_WRITTEN):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
+    if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise missing("ferroflash.backward", "a gradient of gradients")
+    return _run_backward(read, written, scale, causal, left, right, softcap, stream)
+
+
+def _run_backward(read, written, scale, causal, left, right, softcap, stream):
+    """Launches, with new tensors for the gradients that are not given."""
+    q, k, v, out, lse, dout, dlse = read
+    _check_rows("lse", q, lse)
+    if dlse is not None:
+        _check_rows("dlse", q, dlse)
+    dq, dk, dv = (_empty_like(of) if given is None else given for of, given in zip((q, k, v), written))
+    names, tensors = ("q", "k", "v", "out", "dout", "dq", "dk", "dv"), (q, k, v, out, dout, dq, dk, dv)
+    places = [_place(name, tensor) for name, tensor in zip(names, tensors)]
+    if stream is None:
+        stream = _stream(places[0]) if places[0] >= 0 else 0
+    try:
+        told = [(at, _DTYPES[x.dtype], x.data_ptr(), x.shape, x.stride()) for at, x in zip(places, tensors)]
+    except KeyError:
+        raise _dtype_error(*tensors, names=names) from None
+    dlse_address = 0 if dlse is None else dlse.data_ptr()
+    options = (scale, causal, left, right, softcap)
+    _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options)
+    return dq, dk, dv
 
 
 _library = torch.library.Library("ferroflash", "DEF")
+_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap"
 _library.define(
-    "forward(Tensor q, Tensor k, Tensor v, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, "
-    "bool return_lse) -> (Tensor, Tensor)",
+    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -205,11 +251,49 @@ def _fake(q, k, v, scale, causal, left, right, softcap, return_lse):
     return _empty_like(q), lse
 
 
-def _backward(context, *gradients):
-    raise missing("ferroflash", "the backward pass (gradients of q, k and v)")
+def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap):
+    # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
+    if dout.dim() == 4 and dout.stride(3) != 1:
+        dout = dout.contiguous()
+    if dlse is not None:
+        dlse = dlse.contiguous()
+    read = (q, k, v, out, lse.contiguous(), dout, dlse)
+    return _run_backward(read, (None, None, None), scale, causal, left, right, softcap, None)
 
 
-_library.impl("forward", _eager, "CUDA")
-_library.impl("forward", _eager, "CPU")
+def _fake_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap):
+    return _empty_like(q), _empty_like(k), _empty_like(v)
+
+
+# PyTorch calls it with these names.
+def _keep(ctx, inputs, output):
+    """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
+    q, k, v, *ctx.options, ctx.has_lse = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    # A gradient that nobody wants is none, not zeros.
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dout, dlse):
+    q, k, v, out, lse = ctx.saved_tensors
+    if not ctx.has_lse:
+        # The operation was called without one, which the functions of this package do not do for tensors with gradients.
+        _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True)
+        dlse = None
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options)
+    return dq, dk, dv, None, None, None, None, None, None
+
+
+def _second_gradients(ctx, *gradients):
+    raise missing("ferroflash", "a gradient of gradients (create_graph=True)")
+
+
+for _device in ("CUDA", "CPU"):
+    _library.impl("forward", _eager, _device)
+    _library.impl("backward", _eager_backward, _device)
 torch.library.register_fake("ferroflash::forward", _fake, lib=_library)
-torch.library.register_autograd("ferroflash::forward", _backward, lib=_library)
+torch.library.register_fake("ferroflash::backward", _fake_backward, lib=_library)
+torch.library.register_autograd("ferroflash::forward", _gradients, setup_context=_keep, lib=_library)
+torch.library.register_autograd("ferroflash::backward", _second_gradients, lib=_library)

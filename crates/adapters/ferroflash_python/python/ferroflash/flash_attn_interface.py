@@ -49,8 +49,10 @@ def flash_attn_func(
             a negative number is no bound.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 and below is no bound.
         alibi_slopes: ``None``, until there is ALiBi.
-        deterministic: of the backward pass; every result is.
+        deterministic: of the backward pass, which gives the same bits whatever is said.
         return_attn_probs: whether to return the log-sum-exp, too.
+
+    Differentiable, the log-sum-exp too: q, k and v get gradients where they require one. A softcap has none as yet.
 
     Returns:
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``: ``softmax_lse`` float32 ``(batch, nheads,

@@ -1,0 +1,60 @@
+"""Gradients of attention on arrays of any package."""
+
+import sys
+
+from . import _native
+from ._forward import _bounds, _new_like
+
+
+def backward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dout,
+    *,
+    dlse=None,
+    softmax_scale=None,
+    causal=False,
+    window=(None, None),
+    softcap=0.0,
+    dq=None,
+    dk=None,
+    dv=None,
+    stream=None,
+    device=None,
+):
+    """The gradients of a number with respect to q, k and v, given those with respect to what :func:`ferroflash.forward` made of them.
+
+    The same arrays give the same bits, always. Arrays are of the kinds that ``forward`` takes, and used in place.
+
+    Args:
+        q, k, v, softmax_scale, causal, window, softcap: as in the call of ``forward``. A softcap other than 0 is a ``MissingFeatureError``.
+        out, lse: what ``forward`` returned for them, with ``return_lse``.
+        dout: gradient with respect to ``out``, of its shape and type.
+        dlse: gradient with respect to ``lse``, contiguous float32 of its shape; ``None`` is 0.
+        dq, dk, dv: arrays of the shapes and the type of q, k and v that the gradients are written to. ``None`` makes a new one, for arrays of
+            PyTorch, NumPy and CuPy. Gradients of k and v are summed over the query heads that share a head.
+        stream, device: as in ``forward``.
+
+    Returns:
+        ``(dq, dk, dv)``. On a GPU the call returns before the work is done. A row that sees no key, and a key that no row sees, get 0.
+
+    Raises:
+        InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched, with what was given and what is accepted.
+    """
+    left, right = _bounds(window)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(q, torch.Tensor):
+        from . import _torch
+
+        read, written = (q, k, v, out, lse, dout, dlse), (dq, dk, dv)
+        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, stream)
+    dq, dk, dv = (
+        _new_like(of, getattr(of, "shape", None), None, name, f"`d{name}`") if given is None else given
+        for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
+    )
+    arrays = (q, k, v, out, lse, dout, dlse, dq, dk, dv)
+    _native.backward(*arrays, stream or 0, device, softmax_scale, bool(causal), left, right, softcap)
+    return dq, dk, dv
