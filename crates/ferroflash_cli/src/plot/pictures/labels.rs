@@ -1,8 +1,11 @@
 //! Words and numbers as the pictures show them.
 
+use crate::workload::Ours;
+
 /// What the legend and the axes call an implementation.
 pub(super) fn shown_name(name: &str, peer: bool) -> String {
-    if peer { name.to_owned() } else { format!("ferroflash {name}") }
+    // What the library chooses has its name already.
+    if peer || name == Ours::Chosen.name() { name.to_owned() } else { format!("ferroflash {name}") }
 }
 
 /// A sequence length as the papers write it: 512, 1k, 16k.
