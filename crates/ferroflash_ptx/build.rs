@@ -1,8 +1,8 @@
 //! Makes and packs the PTX of every entry point.
 
-use cuda_builder::CudaBuilder;
+use cuda_builder::{CudaBuilder, PtxVersion};
 use kernel_spec::entries;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
@@ -34,10 +34,13 @@ fn modules() -> Result<Modules, String> {
 }
 
 fn from_source(kernels: &Path) -> Result<Modules, String> {
-    let archs: BTreeSet<&str> = entries().map(|entry| entry.arch.name()).collect();
     let mut builder = CudaBuilder::new(kernels);
-    for arch in archs {
-        builder = builder.arch(arch.parse().map_err(|error| format!("{error}"))?);
+    for entry in entries() {
+        let arch = entry.arch.name().parse().map_err(|error| format!("{error}"))?;
+        builder = builder.arch(arch);
+        if let Some((major, minor)) = entry.arch.ptx_version() {
+            builder = builder.ptx_version(arch, PtxVersion::new(major, minor).map_err(|error| format!("{error}"))?);
+        }
     }
     // The error is the cure in several lines, so it goes out as it is.
     let output = builder.build().map_err(|error| error.to_string())?;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::ptxas::{Ptxas, Report};
-use cuda_builder::{Arch, BuildOutput, CudaBuilder};
+use cuda_builder::{Arch, BuildOutput, CudaBuilder, PtxVersion};
 use kernel_spec::{Entry, FeatureSet, entries, specialise};
 use lexopt::Arg;
 
@@ -68,7 +68,11 @@ pub(crate) fn builder() -> Result<CudaBuilder> {
     // The folder that the build script of `ferroflash_ptx` uses too: each compiles what the other has not.
     let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
     for entry in entries() {
-        builder = builder.arch(entry.arch.name().parse()?);
+        let arch = entry.arch.name().parse()?;
+        builder = builder.arch(arch);
+        if let Some((major, minor)) = entry.arch.ptx_version() {
+            builder = builder.ptx_version(arch, PtxVersion::new(major, minor)?);
+        }
     }
     Ok(builder)
 }

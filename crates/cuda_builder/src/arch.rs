@@ -62,9 +62,11 @@ impl fmt::Display for Arch {
 pub struct PtxVersion(pub(crate) u32);
 
 impl PtxVersion {
-    /// rustc's target feature: `ptx83`.
-    pub(crate) fn feature(self) -> String {
-        format!("ptx{}", self.0)
+    /// The text of a module, which starts with its version, with this version in its place. rustc has target features for it and warns of
+    /// them; all that they change is this line, for what younger versions add is written in `asm!`.
+    pub(crate) fn set_in(self, ptx: &str) -> String {
+        let line = |line: &str| if line.starts_with(".version ") { format!(".version {self}\n") } else { format!("{line}\n") };
+        ptx.lines().map(line).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Every flag of the nested build, with its reason.
 
-use crate::{Arch, PtxVersion};
+use crate::Arch;
 
 /// The target: rustc's own NVPTX backend.
 pub(crate) const TARGET: &str = "nvptx64-nvidia-cuda";
@@ -11,7 +11,7 @@ pub(crate) const TARGET: &str = "nvptx64-nvidia-cuda";
 const UNROLL_THRESHOLD: u32 = 20_000;
 
 /// Flags of rustc for the kernel crate, its dependencies and `core`.
-pub(crate) fn rustflags(arch: Arch, ptx: Option<PtxVersion>, extra: &[String]) -> Vec<String> {
+pub(crate) fn rustflags(arch: Arch, extra: &[String]) -> Vec<String> {
     let mut flags = vec![
         // One architecture per build: LLVM picks instructions, and the least PTX version, by it.
         format!("-Ctarget-cpu={arch}"),
@@ -20,12 +20,6 @@ pub(crate) fn rustflags(arch: Arch, ptx: Option<PtxVersion>, extra: &[String]) -
         "-Clinker=true".into(),
         format!("-Cllvm-args=-unroll-threshold={UNROLL_THRESHOLD}"),
     ];
-    if let Some(ptx) = ptx {
-        // Instructions younger than the architecture's least PTX version need a later `.version` line.
-        flags.push(format!("-Ctarget-feature=+{}", ptx.feature()));
-        // rustc warns that these features are unstable; the toolchain is pinned.
-        flags.push("-Aunstable_features".into());
-    }
     flags.extend_from_slice(extra);
     flags
 }

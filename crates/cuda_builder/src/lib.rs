@@ -49,7 +49,7 @@ use metadata::Package;
 pub struct CudaBuilder {
     path: PathBuf,
     archs: Vec<Arch>,
-    ptx_version: Option<PtxVersion>,
+    ptx_versions: Vec<(Arch, PtxVersion)>,
     features: Vec<String>,
     rustflags: Vec<String>,
     target_dir: Option<PathBuf>,
@@ -88,7 +88,7 @@ impl CudaBuilder {
         CudaBuilder {
             path: path.into(),
             archs: Vec::new(),
-            ptx_version: None,
+            ptx_versions: Vec::new(),
             features: Vec::new(),
             rustflags: Vec::new(),
             target_dir: None,
@@ -112,11 +112,12 @@ impl CudaBuilder {
         archs.into_iter().fold(self, CudaBuilder::arch)
     }
 
-    /// PTX version of the output, for instructions younger than the least version of the architecture.
+    /// PTX version of the output for an architecture, for instructions younger than the least version of it.
     ///
     /// A driver runs no PTX younger than itself, so the default is the least version that knows the architecture.
-    pub fn ptx_version(mut self, version: PtxVersion) -> Self {
-        self.ptx_version = Some(version);
+    pub fn ptx_version(mut self, arch: Arch, version: PtxVersion) -> Self {
+        self.ptx_versions.retain(|(of, _)| *of != arch);
+        self.ptx_versions.push((arch, version));
         self
     }
 
@@ -173,9 +174,7 @@ impl CudaBuilder {
         if self.archs.is_empty() {
             return Err(Error::NoArch);
         }
-        if let Some(asked) = self.ptx_version
-            && let Some(&arch) = self.archs.iter().find(|arch| asked < arch.least_ptx())
-        {
+        if let Some(&(arch, asked)) = self.ptx_versions.iter().find(|(arch, asked)| *asked < arch.least_ptx()) {
             return Err(Error::PtxTooOld { arch, asked, least: arch.least_ptx() });
         }
         let toolchain = Toolchain::detect()?;
@@ -205,7 +204,7 @@ impl CudaBuilder {
     }
 
     fn module(&self, toolchain: &Toolchain, package: &Package, files: &[PathBuf], arch: Arch) -> Result<Module, Error> {
-        let flags = flags::rustflags(arch, self.ptx_version, &self.rustflags);
+        let flags = flags::rustflags(arch, &self.rustflags);
         // Different settings live in different folders, so that they do not evict one another.
         let mut settings = DefaultHasher::new();
         (&flags, &self.features).hash(&mut settings);
@@ -239,6 +238,7 @@ impl CudaBuilder {
         };
 
         let ptx = fs::read_to_string(&ptx_path).map_err(at(&ptx_path))?;
+        let ptx = self.ptx_version_of(arch).map_or(ptx.clone(), |version| version.set_in(&ptx));
         let kernels = module::split(arch, &ptx)?;
         if kernels.is_empty() {
             return Err(Error::NoKernels { package: package.name.clone(), arch });
@@ -261,10 +261,14 @@ impl CudaBuilder {
         let &arch = self.archs.first().ok_or(Error::NoArch)?;
         let toolchain = Toolchain::detect()?;
         let package = Package::read(&toolchain, &self.path, self.locked, self.offline)?;
-        let rustflags = flags::rustflags(arch, self.ptx_version, &self.rustflags);
+        let rustflags = flags::rustflags(arch, &self.rustflags);
         // Apart from builds: other flags of rustc would evict `core` from their folder.
         let dir = self.root(&package).join(format!("{arch}-lint"));
         self.cargo(&toolchain, &package, &rustflags, &dir, &flags::cargo_arguments("clippy"), flags)
+    }
+
+    fn ptx_version_of(&self, arch: Arch) -> Option<PtxVersion> {
+        self.ptx_versions.iter().find(|(of, _)| *of == arch).map(|&(_, version)| version)
     }
 
     /// Folder of everything that is built from the package.

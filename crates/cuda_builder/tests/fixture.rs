@@ -66,9 +66,9 @@ fn compiles_once_per_architecture_and_splits_by_entry() {
 #[test]
 fn the_ptx_version_is_raised_on_request() {
     let version = PtxVersion::new(8, 3).unwrap();
-    let output = succeed(builder().arch(Arch::Sm90a).ptx_version(version).build());
+    let output = succeed(builder().arch(Arch::Sm90a).ptx_version(Arch::Sm90a, version).build());
     assert!(output.modules[0].kernels.iter().all(|kernel| kernel.ptx.starts_with(".version 8.3\n")));
-    let error = builder().arch(Arch::Sm100).ptx_version(version).build().unwrap_err().to_string();
+    let error = builder().arch(Arch::Sm100).ptx_version(Arch::Sm100, version).build().unwrap_err().to_string();
     assert!(error.contains("PTX 8.3 does not know sm_100, which needs PTX 8.6"), "{error}");
 }
 

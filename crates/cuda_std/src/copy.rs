@@ -166,3 +166,35 @@ pub unsafe fn store_u32x4_if(global: u64, value: [u32; 4], condition: bool) {
             in(reg32) condition as u32, options(nostack));
     }
 }
+
+/// Adds four floats to global memory, each atomically, in any order with those of other threads.
+///
+/// PTX `red.relaxed.gpu.global.add.v4.f32`, least SM 9.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 16, and nobody reads or writes there otherwise before the kernel ends.
+#[inline(always)]
+pub unsafe fn add_f32x4(global: u64, value: [f32; 4]) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("red.relaxed.gpu.global.add.v4.f32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
+            options(nostack));
+    }
+}
+
+/// Writes four floats to global memory.
+///
+/// PTX `st.global.v4.f32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 16, and no other thread touches it.
+#[inline(always)]
+pub unsafe fn store_f32x4(global: u64, value: [f32; 4]) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("st.global.v4.f32 [{}], {{{}, {}, {}, {}}};",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3],
+            options(nostack));
+    }
+}

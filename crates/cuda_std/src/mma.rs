@@ -1,4 +1,4 @@
-//! Tensor-core products of a warp: loading fragments from shared memory (ldmatrix) and multiplying them (mma.sync).
+//! Tensor-core products of a warp: moving fragments from and to shared memory (ldmatrix, stmatrix) and multiplying them (mma.sync).
 //!
 //! Fragments follow the PTX ISA's figures for `mma.m16n8k16`: an accumulator register `i` of lane `l` holds row
 //! `l / 4 + 8 * (i / 2)` and column `2 * (l % 4) + i % 2`.
@@ -36,6 +36,22 @@ pub unsafe fn load_matrix_x4_transposed(shared: u32) -> [u32; 4] {
             out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) shared, options(nostack, readonly));
     }
     [a, b, c, d]
+}
+
+/// Stores four 8x8 matrices of 16-bit elements, each transposed: lanes `8 i .. 8 i + 8` give the addresses of the columns of matrix `i`,
+/// whose elements `2 (l % 4)` and `2 (l % 4) + 1` of row `l / 4` are register `i` of lane `l`.
+///
+/// PTX `stmatrix.sync.aligned.m8n8.x4.trans.shared.b16`, least SM 9.0, all threads of the warp.
+///
+/// # Safety
+/// Converged warp; every address is a multiple of 16 with 16 writable bytes that no other thread touches.
+#[inline(always)]
+pub unsafe fn store_matrix_x4_transposed(shared: u32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller guarantees convergence and addresses.
+    unsafe {
+        ptx!("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [{}], {{{}, {}, {}, {}}};",
+            in(reg32) shared, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, options(nostack));
+    }
 }
 
 macro_rules! mma_m16n8k16 {

@@ -1,4 +1,4 @@
-//! The tensor copy engine (TMA): boxes of a 4-dimensional tensor from global to shared memory.
+//! The copy engine (TMA): boxes of a 4-dimensional tensor, and plain runs of bytes, from global to shared memory.
 //!
 //! A tensor map says where the tensor is, its extents, strides, box and swizzle; the host encodes it. Parts of a box outside the
 //! tensor are read as zero.
@@ -42,6 +42,24 @@ pub unsafe fn load_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, elected
             "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}, {4}, {5}}}], [{6}]; }}",
             in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3],
             in(reg32) barrier, in(reg32) elected as u32, options(nostack));
+    }
+}
+
+/// Starts loading `bytes` neighbouring bytes if `elected`, without a branch; they complete on the mbarrier.
+///
+/// PTX `@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes`, least SM 9.0; one thread of a warp is elected, as for
+/// [`load_if`].
+///
+/// # Safety
+/// Both addresses and `bytes` are multiples of 16, and all of them in bounds; the barrier expects the bytes; nobody touches them before
+/// the barrier's phase completes.
+#[inline(always)]
+pub unsafe fn load_bytes_if(shared: u32, global: u64, bytes: u32, barrier: u32, elected: bool) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {4}, 0;",
+            "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}], {2}, [{3}]; }}",
+            in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, in(reg32) elected as u32, options(nostack));
     }
 }
 

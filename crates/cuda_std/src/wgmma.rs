@@ -61,6 +61,31 @@ pub trait WarpgroupMma<const N: usize> {
     /// Converged warpgroup; see the module's order.
     unsafe fn multiply_transposed(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor, accumulate: bool);
 
+    /// Starts `acc = a b^T`, as [`Self::multiply_transposed`] does, whatever `acc` holds: to the compilers it holds nothing, and needs
+    /// no registers before.
+    ///
+    /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
+    ///
+    /// # Safety
+    /// Converged warpgroup; see the module's order.
+    unsafe fn overwrite_transposed(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
+
+    /// Starts `acc += a b`: 64 x 16 elements of `a`, K-major, 16 x `8 N` of `b`, MN-major.
+    ///
+    /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
+    ///
+    /// # Safety
+    /// Converged warpgroup; see the module's order.
+    unsafe fn multiply_shared(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
+
+    /// Starts `acc = a b`, as [`Self::multiply_shared`] does, whatever `acc` holds.
+    ///
+    /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
+    ///
+    /// # Safety
+    /// Converged warpgroup; see the module's order.
+    unsafe fn overwrite_shared(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
+
     /// Starts `acc += a b`: 64 x 16 elements of `a` in registers, 16 x `8 N` of `b`, MN-major.
     ///
     /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
@@ -94,6 +119,60 @@ macro_rules! warpgroup_mma {
                         $(inout(reg32) acc[$fragment][0], inout(reg32) acc[$fragment][1],
                           inout(reg32) acc[$fragment][2], inout(reg32) acc[$fragment][3],)+
                         a = in(reg64) a.bits(), b = in(reg64) b.bits(), accumulate = in(reg32) accumulate as u32, options(nostack)
+                    );
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn overwrite_transposed(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
+                // SAFETY: the caller keeps the module's order.
+                unsafe {
+                    ptx!(
+                        concat!(
+                            "{{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
+                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
+                            "}}, {a}, {b}, p, 1, 1, 0, 0; }}"
+                        ),
+                        out(reg32) acc[0][0], out(reg32) acc[0][1], out(reg32) acc[0][2], out(reg32) acc[0][3],
+                        $(out(reg32) acc[$fragment][0], out(reg32) acc[$fragment][1],
+                          out(reg32) acc[$fragment][2], out(reg32) acc[$fragment][3],)+
+                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
+                    );
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn multiply_shared(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
+                // SAFETY: the caller keeps the module's order.
+                unsafe {
+                    ptx!(
+                        concat!(
+                            "{{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
+                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
+                            "}}, {a}, {b}, p, 1, 1, 0, 1; }}"
+                        ),
+                        inout(reg32) acc[0][0], inout(reg32) acc[0][1], inout(reg32) acc[0][2], inout(reg32) acc[0][3],
+                        $(inout(reg32) acc[$fragment][0], inout(reg32) acc[$fragment][1],
+                          inout(reg32) acc[$fragment][2], inout(reg32) acc[$fragment][3],)+
+                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
+                    );
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn overwrite_shared(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
+                // SAFETY: the caller keeps the module's order.
+                unsafe {
+                    ptx!(
+                        concat!(
+                            "{{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
+                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
+                            "}}, {a}, {b}, p, 1, 1, 0, 1; }}"
+                        ),
+                        out(reg32) acc[0][0], out(reg32) acc[0][1], out(reg32) acc[0][2], out(reg32) acc[0][3],
+                        $(out(reg32) acc[$fragment][0], out(reg32) acc[$fragment][1],
+                          out(reg32) acc[$fragment][2], out(reg32) acc[$fragment][3],)+
+                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
                     );
                 }
             }

@@ -51,6 +51,15 @@ impl Arch {
         }
     }
 
+    /// PTX version of its entries, as `(major, minor)`, where it is not the least that knows the architecture.
+    pub const fn ptx_version(self) -> Option<(u32, u32)> {
+        match self {
+            Arch::Sm80 => None,
+            // The first with `red` of several floats (PTX ISA, release notes).
+            Arch::Sm90a => Some((8, 1)),
+        }
+    }
+
     /// Name of the target as rustc and ptxas write it.
     pub const fn name(self) -> &'static str {
         match self {

@@ -22,7 +22,6 @@ use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 #[cfg(target_feature = "sm_90a")]
 use crate::parts::warpgroup::WarpgroupTiles;
 
-#[cfg(not(target_feature = "sm_90a"))]
 mod backward;
 
 // The rows name element types as `kernel_spec::DType` does.

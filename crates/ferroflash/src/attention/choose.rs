@@ -12,8 +12,8 @@ use kernel_spec::{Entry, Kernel, Mask, Pass, VARIANTS, Variant};
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 pub(super) const MAX_GRID: u64 = (1 << 31) - 1;
 
-/// Least CUDA version of a driver that compiles PTX 8.0, the first with v3's instructions (PTX ISA, release notes).
-const V3_DRIVER: Version = Version { major: 12, minor: 0 };
+/// Least CUDA version of a driver that compiles the PTX of Hopper's kernels, version 8.1 (PTX ISA, release notes).
+pub(super) const V3_DRIVER: Version = Version { major: 12, minor: 1 };
 
 /// The kernel that runs a request, and why.
 pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kernel, String)> {
@@ -134,7 +134,7 @@ fn check_v3(request: &Request<'_>, device: &DeviceInfo) -> Result<(), Unsupporte
 }
 
 /// Whether the copy engine takes the tensor's address and strides.
-fn check_copies(tensor: Operand, placed: &Placed) -> Result<(), Unsupported> {
+pub(super) fn check_copies(tensor: Operand, placed: &Placed) -> Result<(), Unsupported> {
     if let Some(address) = placed.address.filter(|address| !address.is_multiple_of(ALIGNMENT)) {
         return Err(Unsupported::Address { tensor, address });
     }

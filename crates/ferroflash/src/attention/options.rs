@@ -73,11 +73,14 @@ pub struct Attention {
     pub kernel: KernelChoice,
     /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
     pub lse: bool,
+    /// Whether equal inputs have to give equal bits, whatever else the device does. All forward kernels do; so does the backward pass
+    /// when this is set, by kernels that are slower on Hopper.
+    pub deterministic: bool,
 }
 
 impl Default for Attention {
     fn default() -> Self {
-        Attention { mask: Mask::Full, scale: None, softcap: None, kernel: KernelChoice::Auto, lse: false }
+        Attention { mask: Mask::Full, scale: None, softcap: None, kernel: KernelChoice::Auto, lse: false, deterministic: false }
     }
 }
 
@@ -113,6 +116,12 @@ impl Attention {
     /// of its report.)
     pub fn with_softcap(mut self, cap: impl Into<Option<f32>>) -> Attention {
         self.softcap = cap.into();
+        self
+    }
+
+    /// Sets whether equal inputs have to give equal bits.
+    pub fn with_deterministic(mut self, deterministic: bool) -> Attention {
+        self.deterministic = deterministic;
         self
     }
 

@@ -7,7 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
-use kernel_spec::families::backward::BackwardParams;
+use kernel_spec::families::backward::{BackwardParams, FusedParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -159,7 +159,7 @@ pub(super) fn tensor_params(tensor: &Placed) -> TensorParams {
 
 /// What the copy engine has to know of a tensor that the plan has found fit for it, in boxes of `box_rows` rows: whole rows of `packed`
 /// heads each.
-fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
+pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
     let [batch, rows, heads, (dims, _)] = tensor.axes;
     let bytes = tensor.dtype.bytes();
     let axes = if packed == 1 { [rows, heads, batch] } else { [heads, rows, batch] };
@@ -232,9 +232,10 @@ plain! {
     }
     V3Params { q, k, v, schedule, forward }
     BackwardParams {
-        q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v, scale,
-        scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
+        q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, sums, sum_cols, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v,
+        scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
+    FusedParams { q, k, v, dout, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

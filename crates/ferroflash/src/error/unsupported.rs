@@ -30,6 +30,14 @@ pub enum Unsupported {
         /// Element type of the tensors.
         found: DType,
     },
+    /// More columns than the kernel is compiled for.
+    #[error("the head dim is {found}; up to {largest} is accepted")]
+    HeadDim {
+        /// Head dim of the tensors.
+        found: usize,
+        /// Largest head dim.
+        largest: usize,
+    },
     /// There is nothing to describe to the copy engine.
     #[error("k and v have no rows; at least 1 is needed")]
     NoKeys,

@@ -153,7 +153,7 @@ fn what_v3_does_not_run() {
     let mut old_driver = hopper.clone();
     let DeviceKind::Cuda { driver_version, .. } = &mut old_driver.kind else { panic!("a GPU") };
     *driver_version = Version { major: 11, minor: 8 };
-    check(&old_driver, problem, "the driver supports CUDA 11.8; at least CUDA 12.0 is needed");
+    check(&old_driver, problem, "the driver supports CUDA 11.8; at least CUDA 12.1 is needed");
     check(&hopper, Sizes { dtype: DType::F32, ..problem }, "the tensors hold f32; f16 and bf16 are accepted");
     check(&hopper, Sizes { kv_rows: 0, ..problem }, "k and v have no rows; at least 1 is needed");
     let many = Sizes { batch: 1 << 29, ..problem };

@@ -12,7 +12,6 @@ use kernel_spec::Variant;
 use crate::parts::element::Element;
 use crate::parts::shared_tile::ThreadBlock;
 
-#[cfg(not(target_feature = "sm_90a"))]
 pub mod backward;
 pub mod exact;
 pub mod exchange;

@@ -15,6 +15,8 @@ pub trait Buffers {
     const STAGES: u32;
     /// Bytes of one.
     const BYTES: u32;
+    /// Bytes that arrive for one: its own, and those that lie elsewhere.
+    const EXPECTED: u32 = Self::BYTES;
 }
 
 /// Buffers that every role walks over in the same order, each with its own copy of this struct.
@@ -48,17 +50,28 @@ impl<B: Buffers> Ring<B> {
         Ring { buffers, barriers, stage: 0, parity: 0, kind: PhantomData }
     }
 
-    /// Sets up the barriers for `readers` readers.
+    /// Sets up the barriers for one loader and `readers` readers.
     ///
     /// # Safety
     /// One thread, before anybody uses the ring.
     #[inline(always)]
     pub unsafe fn init(&self, readers: u32) {
+        // SAFETY: passed on.
+        unsafe { self.init_shared(1, readers) }
+    }
+
+    /// Sets up the barriers for `writers` that fill a buffer together, each with a call of [`Self::announce_none`] by its elected
+    /// thread, and `readers` readers.
+    ///
+    /// # Safety
+    /// One thread, before anybody uses the ring.
+    #[inline(always)]
+    pub unsafe fn init_shared(&self, writers: u32, readers: u32) {
         for stage in 0..B::STAGES {
             let full = self.barriers + BARRIER_PAIR * stage;
             // SAFETY: passed on.
             unsafe {
-                mbarrier::init(full, 1);
+                mbarrier::init(full, writers);
                 mbarrier::init(full + EMPTY, readers);
             }
         }
@@ -98,7 +111,7 @@ impl<B: Buffers> Ring<B> {
     #[inline(always)]
     pub unsafe fn announce(&self, elected: bool) -> u32 {
         // SAFETY: passed on.
-        unsafe { mbarrier::arrive_expect_if(self.full(), B::BYTES, elected) };
+        unsafe { mbarrier::arrive_expect_if(self.full(), B::EXPECTED, elected) };
         self.full()
     }
 

@@ -49,6 +49,24 @@ pub trait Accumulator<T>: Fragments {
     /// As there.
     unsafe fn multiply_transposed(&mut self, a: Descriptor, b: Descriptor, accumulate: bool);
 
+    /// See [`WarpgroupMma::overwrite_transposed`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn overwrite_transposed(&mut self, a: Descriptor, b: Descriptor);
+
+    /// See [`WarpgroupMma::multiply_shared`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn multiply_shared(&mut self, a: Descriptor, b: Descriptor);
+
+    /// See [`WarpgroupMma::overwrite_shared`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn overwrite_shared(&mut self, a: Descriptor, b: Descriptor);
+
     /// See [`WarpgroupMma::multiply`].
     ///
     /// # Safety
@@ -61,6 +79,24 @@ impl<T: WarpgroupMma<N>, const N: usize> Accumulator<T> for RegTile<1, N> {
     unsafe fn multiply_transposed(&mut self, a: Descriptor, b: Descriptor, accumulate: bool) {
         // SAFETY: passed on.
         unsafe { T::multiply_transposed(&mut self.0[0], a, b, accumulate) }
+    }
+
+    #[inline(always)]
+    unsafe fn overwrite_transposed(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: passed on.
+        unsafe { T::overwrite_transposed(&mut self.0[0], a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_shared(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: passed on.
+        unsafe { T::multiply_shared(&mut self.0[0], a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn overwrite_shared(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: passed on.
+        unsafe { T::overwrite_shared(&mut self.0[0], a, b) }
     }
 
     #[inline(always)]
@@ -114,20 +150,8 @@ impl<T: TensorCore, const N: usize, const P: usize> Operands<RegTile<1, N>, T> f
 /// All threads of the warpgroup, converged, after a fence; both operands are complete.
 #[inline(always)]
 pub unsafe fn start_scores<C: WarpgroupTiles>(acc: &mut C::Scores, q: u32, k: u32) {
-    let (first_q, first_k) = (Descriptor::rows(q), Descriptor::rows(k));
-    for step in 0..C::DIM_QK / WGMMA_K {
-        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
-        let q_bytes = (panel * C::Q::ROWS * PANEL_BYTES + inside) as u32;
-        let k_bytes = (panel * C::K::ROWS * PANEL_BYTES + inside) as u32;
-        // Whole descriptors of `q` up to 128 columns: ptxas 13.0 then interleaves the softmax a little better (H200, 128 dims: 0.2 to 0.9 %).
-        let q = if C::DIM_QK <= 128 { Descriptor::rows(q + q_bytes) } else { first_q.advanced(q_bytes) };
-        let k = first_k.advanced(k_bytes);
-        // The first product overwrites: the accumulator needs no zeroing.
-        // SAFETY: passed on.
-        unsafe { acc.multiply_transposed(q, k, step > 0) };
-    }
     // SAFETY: passed on.
-    unsafe { wgmma::commit() };
+    unsafe { start_transposed::<C::Operand, C::Q, C::K, _>(acc, q, k, C::DIM_QK) }
 }
 
 /// Starts `acc += p v` for probabilities in registers and the value tile at shared address `v`.
@@ -136,15 +160,95 @@ pub unsafe fn start_scores<C: WarpgroupTiles>(acc: &mut C::Scores, q: u32, k: u3
 /// As for [`start_scores`]; the registers of `probs` stay untouched until the wait.
 #[inline(always)]
 pub unsafe fn start_out<C: WarpgroupTiles>(acc: &mut C::Acc, probs: &C::Probs, v: u32) {
-    let columns = |v: u32| Descriptor::columns(v, (C::V::ROWS * PANEL_BYTES) as u32);
-    let first = columns(v);
-    for step in 0..C::Probs::STEPS {
+    // SAFETY: passed on.
+    unsafe { start_weighted::<C::Operand, C::V, _, _, _>(acc, probs, v) }
+}
+
+/// Starts `acc = a b^T` over `dim` columns: 64 rows of a tile `A` from shared address `a` on, all rows of the tile `B` at `b`.
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(
+    acc: &mut S,
+    a: u32,
+    b: u32,
+    dim: usize,
+) {
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
+    for step in 0..dim / WGMMA_K {
+        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
+        let a_bytes = (panel * A::ROWS * PANEL_BYTES + inside) as u32;
+        let b_bytes = (panel * B::ROWS * PANEL_BYTES + inside) as u32;
+        // Whole descriptors of `a` up to 128 columns: ptxas 13.0 then interleaves the softmax a little better (H200, forward pass, 128
+        // dims: 0.2 to 0.9 %).
+        let a = if dim <= 128 { Descriptor::rows(a + a_bytes) } else { first_a.advanced(a_bytes) };
+        let b = first_b.advanced(b_bytes);
+        // The first product overwrites: the accumulator needs no zeroing.
+        // SAFETY: passed on.
+        unsafe { acc.multiply_transposed(a, b, step > 0) };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
+/// Starts `acc += w b` for operands in registers and all columns of the tile `B` at shared address `b`.
+///
+/// # Safety
+/// As for [`start_out`].
+#[inline(always)]
+pub unsafe fn start_weighted<T, B: SharedMatrix, S, W: Operands<S, T>, A: Accumulator<T>>(acc: &mut A, weights: &W, b: u32) {
+    let columns = |b: u32| Descriptor::columns(b, (B::ROWS * PANEL_BYTES) as u32);
+    let first = columns(b);
+    for step in 0..W::STEPS {
         let bytes = (step * WGMMA_K * PANEL_BYTES) as u32;
         // Products with 64 columns last 32 cycles. Started as fast as possible, they keep the registers busy that the softmax of the
         // other warpgroups needs: 447 instead of 481 TFLOP/s (H200, 64 dims, 128 x 128 tiles). A whole descriptor each is pace enough.
-        let v = if C::Acc::N * 8 <= 64 { columns(v + bytes) } else { first.advanced(bytes) };
+        let b = if A::N * 8 <= 64 { columns(b + bytes) } else { first.advanced(bytes) };
         // SAFETY: passed on.
-        unsafe { acc.multiply(probs.step(step), v) };
+        unsafe { acc.multiply(weights.step(step), b) };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
+/// Starts `acc = a b^T` as [`start_transposed`] does, whatever `acc` holds.
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_new_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(
+    acc: &mut S,
+    a: u32,
+    b: u32,
+    dim: usize,
+) {
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
+    for step in 0..dim / WGMMA_K {
+        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
+        let a = first_a.advanced((panel * A::ROWS * PANEL_BYTES + inside) as u32);
+        let b = first_b.advanced((panel * B::ROWS * PANEL_BYTES + inside) as u32);
+        // SAFETY: passed on.
+        unsafe { if step == 0 { acc.overwrite_transposed(a, b) } else { acc.multiply_transposed(a, b, true) } };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
+/// Starts `acc = a b`: 64 rows of the tile `A` from shared address `a` on, all of its columns, and as many columns of the tile `B` as the
+/// accumulator has, in whole panels from shared address `b` on.
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_shared<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32) {
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::columns(b, (B::ROWS * PANEL_BYTES) as u32));
+    for step in 0..A::COLS / WGMMA_K {
+        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
+        let a = first_a.advanced((panel * A::ROWS * PANEL_BYTES + inside) as u32);
+        let b = first_b.advanced((step * WGMMA_K * PANEL_BYTES) as u32);
+        // SAFETY: passed on.
+        unsafe { if step == 0 { acc.overwrite_shared(a, b) } else { acc.multiply_shared(a, b) } };
     }
     // SAFETY: passed on.
     unsafe { wgmma::commit() };

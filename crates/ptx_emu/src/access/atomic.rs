@@ -92,7 +92,7 @@ impl Cta<'_> {
         order: (Order, Scope),
         d: Slot,
         addr: Addr,
-        b: Slot,
+        b: &[Slot],
         c: Slot,
     ) -> Exec<()> {
         if self.ctx.checks.uninitialized {
@@ -105,11 +105,14 @@ impl Cta<'_> {
         let mut hash = Fold::default();
         let mut sectors = Sectors::default();
         let mut banks = Banks::new(n);
-        for lane in lanes(active) {
-            let bv = self.warps[w].regs.lane(b, wide, lane);
+        for (lane, i) in lanes(active).flat_map(|lane| (0..b.len()).map(move |i| (lane, i))) {
+            let bv = self.warps[w].regs.lane(b[i], wide, lane);
+            // One element is aligned to itself, several together.
+            let align = if i == 0 { n * b.len() } else { n } as u64;
+            let addr = addrs[lane] + (i * n) as u64;
             let cv = self.warps[w].regs.lane(c, wide, lane);
             let f = |old: u64, flush| alu::atomic(op, ty, old, bv, cv, flush);
-            let old = match self.locate(w, pc, lane, space, addrs[lane], n as u64, n as u64)? {
+            let old = match self.locate(w, pc, lane, space, addr, n as u64, align)? {
                 Where::Global(i, off) => {
                     let a = self.ctx.mem.get(i);
                     if self.ctx.checks.uninitialized
@@ -132,11 +135,11 @@ impl Cta<'_> {
                         n as u64,
                         Kind::StrongWrite { narrow: order.1 == Scope::Cta },
                     )?;
-                    released |= self.release(w, lane, Place::Global(addrs[lane]), order, true);
+                    released |= self.release(w, lane, Place::Global(addr), order, true);
                     let a = self.ctx.mem.get(i);
                     let old = a.update(off, n as u32, |old| f(old, true));
                     a.mark_written(off, n as u64);
-                    self.acquire(w, lane, Place::Global(addrs[lane]), order.0, order.1);
+                    self.acquire(w, lane, Place::Global(addr), order.0, order.1);
                     self.counters.global_bytes_read += n as u64;
                     self.counters.global_bytes_written += n as u64;
                     sectors.add(i, off, n as u64);
@@ -172,7 +175,7 @@ impl Cta<'_> {
                 }
             };
             put_lane(&mut self.warps[w].regs, d, wide, lane, old);
-            hash.add(addrs[lane], &old.to_le_bytes());
+            hash.add(addr, &old.to_le_bytes());
             self.counters.atomics += 1;
         }
         if released {

@@ -119,7 +119,9 @@ pub(crate) enum Op {
         scope: Scope,
         d: Slot,
         addr: Addr,
-        b: Slot,
+        /// Elements, one after the other in memory; several have no result.
+        count: u8,
+        b: [Slot; 4],
         c: Slot,
     },
     Shfl {

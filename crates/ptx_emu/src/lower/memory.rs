@@ -110,6 +110,7 @@ impl<'a> Lower<'a> {
         let space = m.space();
         let op = m.take_map(ATOM_OPS).ok_or_else(|| m.bad("an operation is missing"))?;
         m.take("noftz");
+        let count = m.take_map(&[("v2", 2u8), ("v4", 4)]).unwrap_or(1);
         let ty = m.ty()?;
         let ok = match op {
             AtomOp::Add => {
@@ -124,15 +125,23 @@ impl<'a> Lower<'a> {
         if !ok || (red && matches!(op, AtomOp::Exch | AtomOp::Cas)) {
             return Err(m.bad("an operation that is not known for this type"));
         }
+        if count > 1 && !(red && op == AtomOp::Add && ty == Ty::F32 && matches!(space, MemSpace::Global | MemSpace::Generic)) {
+            return Err(m.bad("several elements for other than `red.global.add.f32`"));
+        }
         let n = if op == AtomOp::Cas { 3 } else { 2 };
         let ops = self.without_policy(ctx, stmt, m)?;
         self.count_of(stmt, ops, &[n + !red as usize])?;
         let ops = &ops[!red as usize..];
         let d = if red { SINK } else { self.dst(ctx, &stmt.operands[0], ty, stmt)? };
         let addr = self.mem(ctx, &ops[0], stmt)?;
-        let b = self.src(ctx, &ops[1], ty, stmt)?;
+        let values = self.slots(ctx, &ops[1], ty, false, stmt)?;
+        if values.len() != count as usize {
+            return Err(self.err(stmt, format!("{} registers given, {count} accepted", values.len())));
+        }
+        let mut b = [ZERO; 4];
+        b[..values.len()].copy_from_slice(&values);
         let c = if n == 3 { self.src(ctx, &ops[2], ty, stmt)? } else { ZERO };
-        Ok(Op::Atom { space, op, ty, order, scope, d, addr, b, c })
+        Ok(Op::Atom { space, op, ty, order, scope, d, addr, count, b, c })
     }
 }
 

@@ -30,8 +30,8 @@ impl Cta<'_> {
             Op::SetMaxNReg { .. } => self.aligned(w, pc, active)?,
             // Launches run to their end one after the other: what came before is done, and what comes after has not begun.
             Op::GridDep { .. } => {}
-            Op::Atom { space, op, ty, order, scope, d, addr, b, c } => {
-                self.atomic(w, pc, active, *space, *op, *ty, (*order, *scope), *d, *addr, *b, *c)?;
+            Op::Atom { space, op, ty, order, scope, d, addr, count, b, c } => {
+                self.atomic(w, pc, active, *space, *op, *ty, (*order, *scope), *d, *addr, &b[..*count as usize], *c)?;
             }
             Op::Shfl { mode, d, p, a, b, c, mask } => self.shfl(w, pc, active, *mode, *d, *p, *a, *b, *c, *mask)?,
             Op::Vote { mode, d, p, a, mask } => self.vote(w, pc, active, *mode, *d, *p, *a, *mask)?,

@@ -1,18 +1,21 @@
 //! What a call of the backward pass will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, check_device};
+use super::super::choose::{MAX_GRID, V3_DRIVER, check_copies, check_device};
 use super::super::options::{Attention, log2_of};
-use super::super::params::{bytes_of, tensor_params};
+use super::super::params::{bytes_of, geometry, tensor_params};
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
-use crate::device::DeviceInfo;
-use crate::error::{Error, Operand, Result, Unsupported};
+use crate::device::{DeviceInfo, DeviceKind};
+use crate::error::{Error, Operand, Result, Unsupported, Version};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
-use kernel_spec::families::backward::{BackwardParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
+use kernel_spec::copy_engine::ALIGNMENT;
+use kernel_spec::families::backward::{
+    BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, VARIANTS, Variant,
+};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, FeatureSet, Features, Mask};
+use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask, TensorMap};
 use std::mem::offset_of;
 
 /// What a call of the backward pass will launch and allocate, and why. Prints as a few lines.
@@ -94,6 +97,12 @@ impl Tensors {
 /// The buffer of the rows' statistics.
 const STATISTICS: Binding = Binding::Buffer(0);
 
+/// The buffer of the sums of dq.
+const SUMS: Binding = Binding::Buffer(1);
+
+/// Key blocks that add to the same sums in any order with one result: of two numbers, and 0 before them.
+const ORDERLESS_BLOCKS: usize = 2;
+
 /// Plans a problem whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
 pub(super) fn plan(
     attention: &Attention,
@@ -108,29 +117,102 @@ pub(super) fn plan(
     }
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let rows = Pass::ALL.map(|pass| row(pass, sizes, device));
-    let params = params(attention, sizes, tensors, scale, padded_rows);
-    let steps = rows.into_iter().map(|row| {
+    let (passes, fused, reason) = match fused(attention, sizes, tensors, device)? {
+        Ok(row) => {
+            let reason = "one kernel for all gradients, whose thread blocks add to the sums of dq: the fastest of those that run this";
+            (Pass::FUSED, Some(row), reason.to_owned())
+        }
+        Err(why) => {
+            let reason = "a kernel for keys and values and one for queries, each the only owner of its sums";
+            (Pass::TWO_SIDED, None, format!("{reason}: {why}"))
+        }
+    };
+    let mut params = params(attention, sizes, tensors, scale, padded_rows);
+    params.sum_cols = fused.map_or(0, |row| row.tile_cols().into());
+    let steps = passes.map(|pass| row(pass, sizes, device)).into_iter().map(|row| {
         let (variant, ctas) = row?;
         let tile = format!("{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
-        let params = bind(variant.pass, &params, sizes.dtype, with_dlse);
+        let params = bind(variant, &params, sizes.dtype, with_dlse, tensors);
         Ok(Step::new(Specialised::with_features(&variant.entry, FeatureSet::NONE), ctas, tile, params))
     });
     let steps = steps.collect::<Result<Vec<_>>>()?;
     // Fits: the grid of the first pass did, whose thread blocks have four rows each.
-    let bytes = (sizes.batch * sizes.q_heads * padded_rows) as u64 * u64::from(STATISTICS_BYTES);
-    let reason = "the first step writes log-sum-exp and delta of every row, the others read them";
+    let rows = (sizes.batch * sizes.q_heads * padded_rows) as u64;
+    let buffer = |name, bytes, reason| Buffer { name, bytes, reason };
+    let statistics = "the first step writes log-sum-exp and delta of every row, the others read them";
+    let mut buffers = vec![buffer("statistics", rows * u64::from(STATISTICS_BYTES), statistics)];
+    if let Some(row) = fused {
+        let bytes = rows * u64::from(row.tile_cols()) * DType::F32.bytes() as u64;
+        buffers.push(buffer("sums of dq", bytes, "the first step sets them to 0, the second adds, the third rounds"));
+    }
+    let deterministic = fused.is_none_or(|row| sizes.kv_rows.div_ceil(row.kv_block as usize) <= ORDERLESS_BLOCKS);
     let plan = BackwardPlan {
         problem: (*sizes).into(),
         mask: attention.mask,
         scale,
         steps,
-        buffers: vec![Buffer { name: "statistics", bytes, reason }],
-        deterministic: true,
-        reason: "a kernel for keys and values and one for queries, each the only owner of its sums".to_owned(),
+        buffers,
+        deterministic,
+        reason,
     };
     tracing::debug!(problem = %sizes, reason = plan.reason, "planned backward");
     Ok(plan)
+}
+
+/// The row of the pass that computes all gradients at once, or why another way is taken: an error where this one was asked for.
+fn fused(
+    attention: &Attention,
+    sizes: &Sizes,
+    tensors: &Tensors,
+    device: &DeviceInfo,
+) -> Result<std::result::Result<&'static Variant, String>> {
+    match (attention.kernel.kernel(), check_fused(sizes, tensors, device)) {
+        (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+        (Some(Kernel::V3), Ok(row)) => Ok(Ok(row)),
+        (Some(_), _) => Ok(Err("asked for".to_owned())),
+        (None, _) if attention.deterministic => Ok(Err("the same bits from run to run were asked for".to_owned())),
+        (None, Ok(row)) => Ok(Ok(row)),
+        (None, Err(reason)) => Ok(Err(format!("without the fused kernel, {reason}"))),
+    }
+}
+
+/// The row of the fused pass: the one place of its conditions.
+fn check_fused(sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> std::result::Result<&'static Variant, Unsupported> {
+    if !device.runs(Pass::Fused.arch()) {
+        let (major, minor) = Pass::Fused.arch().least_compute_capability();
+        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted: Version { major, minor } });
+    }
+    if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
+        && found < V3_DRIVER
+    {
+        return Err(Unsupported::Driver { found, least: V3_DRIVER });
+    }
+    if !VARIANTS.iter().any(|v| v.pass == Pass::Fused && v.dtype == sizes.dtype) {
+        return Err(Unsupported::DType { found: sizes.dtype });
+    }
+    let Some(row) = Variant::find(Pass::Fused, sizes.dtype, sizes.head_dim as u32) else {
+        return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_fused() });
+    };
+    if sizes.kv_rows == 0 {
+        return Err(Unsupported::NoKeys);
+    }
+    let Tensors { q, k, v, dout, dq, dk, dv, .. } = tensors;
+    let named = [
+        (Operand::Q, q),
+        (Operand::K, k),
+        (Operand::V, v),
+        (Operand::Dout, dout),
+        (Operand::Dq, dq),
+        (Operand::Dk, dk),
+        (Operand::Dv, dv),
+    ];
+    named.iter().try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
+    Ok(row)
+}
+
+/// Largest head dim of the fused pass.
+fn largest_fused() -> usize {
+    VARIANTS.iter().filter(|v| v.pass == Pass::Fused).map(|v| v.dim as usize).max().unwrap_or(0)
 }
 
 /// The row that carries out a pass, and its thread blocks.
@@ -169,6 +251,8 @@ fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, p
         lse: 0,
         dlse: 0,
         statistics: 0,
+        sums: 0,
+        sum_cols: 0,
         q_rows: q_rows as u32,
         kv_rows: kv_rows as u32,
         padded_rows: padded_rows as u32,
@@ -196,11 +280,12 @@ fn lse_to_log2(scale: f32) -> [f32; 2] {
     [high, (factor - f64::from(high)) as f32]
 }
 
-/// The parameters of a pass, with holes for the addresses that it uses.
-fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> Params {
+/// The parameters of a step, with holes for the addresses that it uses.
+fn bind(variant: &Variant, params: &BackwardParams, dtype: DType, with_dlse: bool, tensors: &Tensors) -> Params {
     // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
     let pieces = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() } as u64;
-    let (inputs, elements, numbers) = (pieces(params.aligned), dtype.bytes() as u64, DType::F32.bytes() as u64);
+    let (elements, numbers, chunk) = (dtype.bytes() as u64, DType::F32.bytes() as u64, CHUNK_BYTES as u64);
+    let inputs = pieces(params.aligned);
     let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
     let tiles = [
         operand(offset_of!(BackwardParams, q.address), Operand::Q, inputs),
@@ -208,19 +293,26 @@ fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> P
         operand(offset_of!(BackwardParams, v.address), Operand::V, inputs),
         operand(offset_of!(BackwardParams, dout.address), Operand::Dout, inputs),
     ];
-    let mut holes = vec![(offset_of!(BackwardParams, statistics), STATISTICS, CHUNK_BYTES as u64)];
-    match pass {
+    let kv_gradients = [
+        operand(offset_of!(BackwardParams, dk.address), Operand::Dk, pieces(params.dkv_aligned)),
+        operand(offset_of!(BackwardParams, dv.address), Operand::Dv, pieces(params.dkv_aligned)),
+    ];
+    let q_gradient = operand(offset_of!(BackwardParams, dq.address), Operand::Dq, pieces(params.dq_aligned));
+    let mut holes = vec![(offset_of!(BackwardParams, statistics), STATISTICS, chunk)];
+    if params.sum_cols > 0 {
+        holes.push((offset_of!(BackwardParams, sums), SUMS, chunk));
+    }
+    match variant.pass {
         Pass::Keys => {
-            let pieces = pieces(params.dkv_aligned);
             holes.extend(tiles);
-            holes.push(operand(offset_of!(BackwardParams, dk.address), Operand::Dk, pieces));
-            holes.push(operand(offset_of!(BackwardParams, dv.address), Operand::Dv, pieces));
+            holes.extend(kv_gradients);
         }
         Pass::Queries => {
             holes.extend(tiles);
-            let pieces = pieces(params.dq_aligned);
-            holes.push(operand(offset_of!(BackwardParams, dq.address), Operand::Dq, pieces));
+            holes.push(q_gradient);
         }
+        Pass::Fused => holes.extend(kv_gradients),
+        Pass::Round => holes.push(q_gradient),
         // The only other pass that the list has.
         _ => {
             holes.push(operand(offset_of!(BackwardParams, out.address), Operand::Out, elements));
@@ -230,8 +322,28 @@ fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> P
             holes.extend(with_dlse.then_some(dlse));
         }
     }
-    let bytes = Params::new(bytes_of(params));
-    holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(offset, binding, alignment))
+    let (bytes, start) = match variant.pass {
+        Pass::Fused => (with_maps(variant, params, tensors), offset_of!(FusedParams, backward)),
+        _ => (Params::new(bytes_of(params)), 0),
+    };
+    holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))
+}
+
+/// The parameters of the fused pass with its tensor maps.
+fn with_maps(variant: &Variant, backward: &BackwardParams, tensors: &Tensors) -> Params {
+    let none = TensorMap([0; 16]);
+    let params = FusedParams { q: none, k: none, v: none, dout: none, backward: *backward };
+    let Tensors { q, k, v, dout, .. } = tensors;
+    [
+        (offset_of!(FusedParams, q), Operand::Q, geometry(q, variant.q_block, 1)),
+        (offset_of!(FusedParams, k), Operand::K, geometry(k, variant.kv_block, 1)),
+        (offset_of!(FusedParams, v), Operand::V, geometry(v, variant.kv_block, 1)),
+        (offset_of!(FusedParams, dout), Operand::Dout, geometry(dout, variant.q_block, 1)),
+    ]
+    .into_iter()
+    .fold(Params::new(bytes_of(&params)), |params, (offset, operand, geometry)| {
+        params.map(offset, Binding::Operand(operand), ALIGNMENT, geometry)
+    })
 }
 
 #[cfg(test)]

@@ -82,3 +82,79 @@ impl Queries {
         Queries { q, dout, slots, statistics, total: carve.total() }
     }
 }
+
+/// Of all three gradients in one pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Fused {
+    /// Keys.
+    pub k: u32,
+    /// Values.
+    pub v: u32,
+    /// First buffer of queries.
+    pub q: u32,
+    /// First buffer of output gradients.
+    pub dout: u32,
+    /// First buffer of the gradients of scores.
+    pub dscores: u32,
+    /// Statistics of the queries of the first buffer.
+    pub statistics: u32,
+    /// From those to the ones of the next buffer.
+    pub statistics_bytes: u32,
+    /// A pair of barriers for keys, one for values, and one for each buffer of queries, output gradients and gradients of scores.
+    pub k_barriers: u32,
+    /// See [`Self::k_barriers`].
+    pub v_barriers: u32,
+    /// See [`Self::k_barriers`].
+    pub q_barriers: u32,
+    /// See [`Self::k_barriers`].
+    pub dout_barriers: u32,
+    /// See [`Self::k_barriers`].
+    pub dscores_barriers: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Fused {
+    /// Bytes of the two barriers of a buffer: full and empty.
+    pub const BARRIER_PAIR_BYTES: u32 = 16;
+    /// Key rows of a warpgroup.
+    pub const WARPGROUP_ROWS: u32 = 64;
+    /// Registers of a thread of the warpgroup that loads.
+    pub const LOAD_REGISTERS: u32 = 24;
+    /// Registers of a thread of the two others: with the above, all that a multiprocessor has.
+    pub const KEY_REGISTERS: u32 = 240;
+
+    /// For a row of this pass.
+    pub const fn of(row: &Variant, policy: policy::Fused) -> Fused {
+        let mut carve = Carve::new();
+        let k = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        let v = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        let q = carve.take(policy.stages * row.q_tile_bytes(), TILE_ALIGN);
+        let dout = carve.take(policy.stages * row.q_tile_bytes(), TILE_ALIGN);
+        let dscores_bytes = row.q_block * row.kv_block * row.dtype.bytes() as u32;
+        let dscores = carve.take(policy.dscores_stages * dscores_bytes, TILE_ALIGN);
+        let statistics_bytes = row.q_block * STATISTICS_BYTES;
+        let statistics = carve.take(policy.stages * statistics_bytes, ALIGN);
+        let pair = Self::BARRIER_PAIR_BYTES;
+        let k_barriers = carve.take(pair, pair);
+        let v_barriers = carve.take(pair, pair);
+        let q_barriers = carve.take(policy.stages * pair, pair);
+        let dout_barriers = carve.take(policy.stages * pair, pair);
+        let dscores_barriers = carve.take(policy.dscores_stages * pair, pair);
+        Fused {
+            k,
+            v,
+            q,
+            dout,
+            dscores,
+            statistics,
+            statistics_bytes,
+            k_barriers,
+            v_barriers,
+            q_barriers,
+            dout_barriers,
+            dscores_barriers,
+            total: carve.total(),
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! compute every score anew, once for the gradients of keys and values and once for those of the queries. Every sum has one owner that
 //! adds in one order: results are the same from run to run, and nothing but the rows' statistics is kept in memory.
 
+use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::families::same;
@@ -16,13 +17,19 @@ pub mod policy;
 #[macro_use]
 mod rows;
 
-pub use params::{BACKWARD_SLOTS, BackwardParams};
+pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams};
 
 /// What the rows of the statistics of a head are rounded up to: the blocks of queries divide it, so that whole blocks are read.
 pub const STATISTICS_ROWS: u32 = 128;
 
 /// Bytes of the statistics of a row: log-sum-exp and delta.
 pub const STATISTICS_BYTES: u32 = 8;
+
+/// Rows of a piece of the sums of dq: those of one product of a warpgroup.
+pub const SHARE_ROWS: u32 = 64;
+
+/// Columns of it: a panel of a tile.
+pub const SHARE_COLS: u32 = BOX_COLS;
 
 /// One launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,11 +41,34 @@ pub enum Pass {
     Keys,
     /// Gradients of queries.
     Queries,
+    /// All three gradients, those of queries as sums.
+    Fused,
+    /// Rounds the sums.
+    Round,
 }
 
 impl Pass {
-    /// Every pass, in launch order.
-    pub const ALL: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
+    /// Every pass.
+    pub const ALL: [Pass; 5] = [Pass::Delta, Pass::Keys, Pass::Queries, Pass::Fused, Pass::Round];
+    /// Those with an owner for every sum, in launch order.
+    pub const TWO_SIDED: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
+    /// Those of Hopper, in launch order.
+    pub const FUSED: [Pass; 3] = [Pass::Delta, Pass::Fused, Pass::Round];
+
+    /// Instruction set that its entries are compiled for.
+    pub const fn arch(self) -> Arch {
+        match self {
+            Pass::Fused | Pass::Round => Arch::Sm90a,
+            _ => Arch::Sm80,
+        }
+    }
+
+    const fn params_bytes(self) -> usize {
+        match self {
+            Pass::Fused => size_of::<FusedParams>(),
+            _ => size_of::<BackwardParams>(),
+        }
+    }
 }
 
 /// The choices of a row, those of its pass.
@@ -48,6 +78,8 @@ pub enum Policy {
     Delta(policy::Delta),
     Keys(policy::Keys),
     Queries(policy::Queries),
+    Fused(policy::Fused),
+    Round(policy::Round),
 }
 
 /// One row of the list: an entry point, and what it computes with which tile.
@@ -79,12 +111,12 @@ macro_rules! variant_table {
         &[$($(Variant {
             entry: Entry {
                 symbol: stringify!($symbol),
-                arch: Arch::Sm80,
+                arch: Pass::$pass.arch(),
                 threads: 32 * $warps,
                 // Known once the row is: see `with_shared_bytes`.
                 shared_bytes: 0,
                 min_ctas: $min_ctas,
-                params_bytes: size_of::<BackwardParams>() as u32,
+                params_bytes: Pass::$pass.params_bytes() as u32,
                 feature_slots: BACKWARD_SLOTS,
                 accepts: FeatureSet::NONE,
             },
@@ -130,24 +162,38 @@ impl Variant {
         match self.pass {
             // Rows that do not exist have statistics too.
             Pass::Delta => batch * q_heads * (q_rows.next_multiple_of(STATISTICS_ROWS as u64) / self.q_block as u64),
-            Pass::Keys => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
-            Pass::Queries => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
+            Pass::Keys | Pass::Fused => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
+            Pass::Queries | Pass::Round => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
         }
     }
 
     /// Bytes of a tile of queries, output gradients, or gradients of queries.
     pub const fn q_tile_bytes(&self) -> u32 {
-        self.q_block * self.dim * self.dtype.bytes() as u32
+        self.q_block * self.tile_cols() * self.dtype.bytes() as u32
     }
 
     /// Bytes of a tile of keys, values, or gradients of either.
     pub const fn kv_tile_bytes(&self) -> u32 {
-        self.kv_block * self.dim * self.dtype.bytes() as u32
+        self.kv_block * self.tile_cols() * self.dtype.bytes() as u32
+    }
+
+    /// Pieces of 64 rows and 64 columns in a block of gradients of queries, of the passes that sum them up.
+    pub const fn shares(&self) -> u32 {
+        self.q_block / SHARE_ROWS * (self.tile_cols() / SHARE_COLS)
+    }
+
+    /// Columns that a row of a tile has room for: the copy engine moves whole panels.
+    pub const fn tile_cols(&self) -> u32 {
+        match self.pass {
+            Pass::Fused | Pass::Round => self.dim.next_multiple_of(BOX_COLS),
+            _ => self.dim,
+        }
     }
 
     const fn with_shared_bytes(mut self) -> Variant {
         self.entry.shared_bytes = match self.policy {
-            Policy::Delta(_) => 0,
+            Policy::Delta(_) | Policy::Round(_) => 0,
+            Policy::Fused(policy) => memory::Fused::of(&self, policy).total,
             Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
             Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
         };
@@ -175,6 +221,14 @@ impl Variant {
                 assert!(self.kv_block.is_multiple_of(16 * self.warps / columns), "warps own whole 16-row fragments");
                 assert!(self.q_block.is_multiple_of(fragment_cols * columns), "warps own whole fragments of scores");
                 assert!(self.dim.is_multiple_of(16 * columns), "warps own whole pairs of 8 columns");
+            }
+            Policy::Fused(_) => {
+                let key_warpgroups = self.kv_block / memory::Fused::WARPGROUP_ROWS;
+                assert!(self.warps == 4 * (1 + key_warpgroups), "a warpgroup loads, the others have keys");
+                assert!(self.shares() == key_warpgroups, "each has a share of the gradients of queries");
+            }
+            Policy::Round(_) => {
+                assert!(self.warps == 4 * self.shares(), "a warpgroup for each share, as those that added");
             }
             Policy::Queries(_) => {
                 assert!(self.q_block.is_multiple_of(16 * self.warps), "warps own whole 16-row fragments");

@@ -1,5 +1,6 @@
 //! The struct that the host writes and the kernels read.
 
+use crate::copy_engine::TensorMap;
 use crate::families::forward::TensorParams;
 use crate::features::Features;
 use crate::mask::Band;
@@ -34,6 +35,11 @@ pub struct BackwardParams {
     /// Device address of the rows' statistics, `[batch, q_heads, padded_rows]` pairs of `f32`: the log-sum-exp in powers of two, plus
     /// infinity for a row whose keys all weigh nothing, and `delta`, the sum of `dout out` without the gradient of the log-sum-exp.
     pub statistics: u64,
+    /// Device address of the sums of dq, `f32 [batch, q_heads, padded_rows, sum_cols]` in the order of the fused pass, or 0 for none: the
+    /// first pass sets them to 0, the second adds, the third rounds.
+    pub sums: u64,
+    /// Columns of a row of the sums.
+    pub sum_cols: u64,
     /// Rows of q, `1..MAX_ROWS`.
     pub q_rows: u32,
     /// Rows of k and v, `0..MAX_ROWS`.
@@ -66,4 +72,20 @@ pub struct BackwardParams {
     pub dkv_aligned: u32,
     /// What it does beyond plain attention.
     pub features: Features<{ BACKWARD_SLOTS as usize }>,
+}
+
+/// Parameters of the fused pass. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FusedParams {
+    /// Map of q; box: 64 dims of `q_block` rows.
+    pub q: TensorMap,
+    /// Map of k; box: 64 dims of `kv_block` rows.
+    pub k: TensorMap,
+    /// Map of v; box: 64 dims of `kv_block` rows.
+    pub v: TensorMap,
+    /// Map of dout; box: 64 dims of `q_block` rows.
+    pub dout: TensorMap,
+    /// The problem. Addresses and strides of q, k, v and dout play no part: they are in the maps.
+    pub backward: BackwardParams,
 }

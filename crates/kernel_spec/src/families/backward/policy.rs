@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Delta {}
 
-/// Of the gradients of keys and values.
+/// Of the gradients of keys and values, where they have a pass of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Keys {
     /// Places in shared memory that blocks of queries and output gradients pass through: 2 load one while the other is multiplied, 1
@@ -21,3 +21,16 @@ pub struct Queries {
     /// Places in shared memory that tiles of values and keys pass through in turn.
     pub slots: u32,
 }
+
+/// Of all three gradients in one pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fused {
+    /// Buffers of queries, and as many of output gradients.
+    pub stages: u32,
+    /// Buffers of the gradients of scores: how far one warpgroup may run ahead of the others.
+    pub dscores_stages: u32,
+}
+
+/// Of the rounding of the sums that [`Fused`] leaves: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Round {}

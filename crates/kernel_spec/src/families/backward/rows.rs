@@ -40,6 +40,14 @@ macro_rules! for_each_backward_row {
             Queries 128 [F32 backward_queries_f32_d128] 64 x 32, 4, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 192 [F32 backward_queries_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 256 [F32 backward_queries_f32_d256] 32 x 16, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+            // dq, dk and dv on Hopper: a block of keys walks over the queries that see it, and adds to the sums of dq.
+            Fused 64 [F16 backward_fused_f16_d64, Bf16 backward_fused_bf16_d64] 128 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "scores of 128 queries by 64 keys and both gradients of 64 keys fill the registers of a warpgroup";
+            Fused 96 [F16 backward_fused_f16_d96, Bf16 backward_fused_bf16_d96] 64 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "as d128";
+            Fused 128 [F16 backward_fused_f16_d128, Bf16 backward_fused_bf16_d128] 64 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "as d64, with half of the queries";
+            // From the sums to dq.
+            Round 64 [F16 backward_round_f16_d64, Bf16 backward_round_bf16_d64] 128 x 0, 8, 2, {}, "the tile of the fused pass";
+            Round 96 [F16 backward_round_f16_d96, Bf16 backward_round_bf16_d96] 64 x 0, 8, 2, {}, "the tile of the fused pass";
+            Round 128 [F16 backward_round_f16_d128, Bf16 backward_round_bf16_d128] 64 x 0, 8, 2, {}, "the tile of the fused pass";
         }
     };
 }

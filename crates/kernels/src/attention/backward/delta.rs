@@ -6,7 +6,7 @@
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
 
-use crate::attention::backward::{Config, Statistics, head_address, statistics_of};
+use crate::attention::backward::{Config, DELTAS, Statistics, head_address, statistics_of};
 use crate::parts::element::Element;
 
 /// One thread block: a row for each warp.
@@ -24,7 +24,16 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
         let row = block * C::ROW.q_block + thread::warp_index();
         let found = if row < p.q_rows { of_row::<C>(p, head, row) } else { Statistics::NONE };
         if thread::lane() == 0 {
-            copy::store_f32x2(statistics_of(p, head, row), [found.lse_log2, found.delta]);
+            let to = statistics_of(p, head, row);
+            copy::store_f32(to, found.minus_lse_log2);
+            copy::store_f32(to + DELTAS as u64, found.delta);
+        }
+        if p.sums != 0 {
+            // Which row's numbers these are plays no part: all are set to 0.
+            let row = (head as u64 * p.padded_rows as u64 + row as u64) * p.sum_cols;
+            for four in (thread::lane()..p.sum_cols as u32 / 4).step_by(32) {
+                copy::store_f32x4(p.sums + (row + 4 * four as u64) * 4, [0.0; 4]);
+            }
         }
     }
 }
@@ -53,6 +62,6 @@ unsafe fn of_row<C: Config>(p: &BackwardParams, head: u32, row: u32) -> Statisti
         }
         let dlse = if p.dlse == 0 { 0.0 } else { copy::load_f32(p.dlse + index * 4) };
         let [high, low] = p.lse_to_log2;
-        Statistics { lse_log2: math::fma(lse, high, lse * low), delta: sum - dlse }
+        Statistics { minus_lse_log2: math::fma(-lse, high, -lse * low), delta: sum - dlse }
     }
 }

@@ -19,11 +19,11 @@
 //!   one key block (causal):      . . / # # # # #     `#` query blocks without a mask, `/` with element tests, `.` not visited
 //! ```
 
-use cuda_std::{copy, shared, sync, thread, warp};
-use kernel_spec::KvBlocks;
+use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::families::backward::memory::Keys as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
+use crate::attention::backward::key_block::KeyBlock;
 use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
@@ -102,16 +102,6 @@ impl<T: Products, const M: usize, const N: usize, const AR: usize, const K: usiz
     }
 }
 
-/// What one thread block works on: a block of keys of one head, and the query blocks that see any of them.
-struct KeyBlock<'a> {
-    p: &'a BackwardParams,
-    batch: u32,
-    kv_head: u32,
-    first_row: u32,
-    /// Query blocks in the place of key blocks: the mask is transposed.
-    q_blocks: KvBlocks,
-}
-
 /// Where a thread block is on its way: a head of the group, and a visit of its query blocks.
 #[derive(Clone, Copy)]
 struct Step {
@@ -119,28 +109,7 @@ struct Step {
     visit: u32,
 }
 
-impl<'a> KeyBlock<'a> {
-    /// The share of thread block `cta`: key blocks are numbered first row first, then heads, then batch.
-    ///
-    /// First rows first: under a causal mask they are seen by the most queries, and the long blocks should not come at the end.
-    /// Neighbouring blocks share heads, so that queries and output gradients are read from L2.
-    #[inline(always)]
-    fn of<C: Config>(cta: u32, p: &'a BackwardParams) -> Self {
-        let (q_block, kv_block) = (C::ROW.q_block, C::ROW.kv_block);
-        // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
-        unsafe { core::hint::assert_unchecked(p.kv_rows > 0 && p.q_heads > 0 && p.group > 0 && p.group <= p.q_heads) };
-        let kv_blocks = p.kv_rows.div_ceil(kv_block);
-        let kv_heads = p.q_heads / p.group;
-        let (head, index) = (cta / kv_blocks, cta % kv_blocks);
-        // From one lane to all: ptxas then keeps what follows from these in uniform registers.
-        // SAFETY: the first thing that a whole block does.
-        let [batch, kv_head, index] =
-            [head / kv_heads, head % kv_heads, index].map(|x| unsafe { warp::broadcast(x, 0) });
-        let first_row = index * kv_block;
-        let q_blocks = p.band.transposed().kv_blocks(first_row, kv_block, p.kv_rows, p.q_rows, q_block);
-        KeyBlock { p, batch, kv_head, first_row, q_blocks }
-    }
-
+impl KeyBlock<'_> {
     /// The step after this one.
     #[inline(always)]
     fn next(&self, Step { head, visit }: Step) -> Step {

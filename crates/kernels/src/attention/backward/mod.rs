@@ -33,8 +33,13 @@ use crate::parts::rows::GlobalRows;
 use crate::parts::shared_tile::ThreadBlock;
 
 pub mod delta;
+#[cfg(target_feature = "sm_90a")]
+pub mod fused;
+mod key_block;
 pub mod keys;
 pub mod queries;
+#[cfg(target_feature = "sm_90a")]
+pub mod round;
 
 /// What a kernel is compiled for: a row of `kernel_spec`, as a type without values.
 pub trait Config: ThreadBlock {
@@ -86,23 +91,35 @@ fn head_address<C: Config>(tensor: &TensorParams, batch: u32, head: u32) -> u64 
     tensor.address + elements * C::T::BYTES as u64
 }
 
-/// Address of the statistics of a row of one head of all, `batch * q_heads + q_head`.
+/// Bytes from the log-sum-exps of a pair of rows to their deltas: statistics lie as those of rows `2 i` and `2 i + 1`, then their deltas.
+///
+/// In a transposed tile of scores, a lane has the two columns of such a pair: it reads what it needs at a time, and no more.
+const DELTAS: u32 = 8;
+
+/// Address of the statistics of a row of one head of all, `batch * q_heads + q_head`: its log-sum-exp, [`DELTAS`] before its delta. Of an
+/// even row, it is where the statistics of the rows from it on start.
 #[inline(always)]
 fn statistics_of(p: &BackwardParams, head: u32, row: u32) -> u64 {
-    p.statistics + (head as u64 * p.padded_rows as u64 + row as u64) * STATISTICS_BYTES as u64
+    p.statistics + head as u64 * p.padded_rows as u64 * STATISTICS_BYTES as u64 + offset_of_row(row) as u64
 }
 
-/// What the backward pass has to know of a query row: its log-sum-exp in powers of two, plus infinity where no key weighs anything, and
-/// delta.
+/// Bytes from the first statistics of a head, or of a block of rows, to those of one of its rows.
+#[inline(always)]
+fn offset_of_row(row: u32) -> u32 {
+    row / 2 * 2 * STATISTICS_BYTES + row % 2 * 4
+}
+
+/// What the backward pass has to know of a query row: minus its log-sum-exp in powers of two, minus infinity where no key weighs
+/// anything, and delta.
 #[derive(Clone, Copy)]
 struct Statistics {
-    lse_log2: f32,
+    minus_lse_log2: f32,
     delta: f32,
 }
 
 impl Statistics {
     /// Of a row without weights: `2^(s - inf)` is 0, whatever number `s` is.
-    const NONE: Statistics = Statistics { lse_log2: f32::INFINITY, delta: 0.0 };
+    const NONE: Statistics = Statistics { minus_lse_log2: f32::NEG_INFINITY, delta: 0.0 };
 
     /// Of the lane's upper (`half = 0`) or lower row of a fragment, of the rows whose statistics are at a shared address.
     ///
@@ -111,15 +128,16 @@ impl Statistics {
     #[inline(always)]
     unsafe fn of_row(statistics: u32, m: usize, half: usize) -> Statistics {
         let row = 16 * m as u32 + fragment_row(math::opaque(thread::lane()), 2 * half as u32);
+        let at = statistics + offset_of_row(row);
         // SAFETY: passed on.
-        let [lse_log2, delta] = unsafe { shared::load_f32x2(statistics + row * STATISTICS_BYTES) };
-        Statistics { lse_log2, delta }
+        let [minus_lse_log2, delta] = unsafe { [shared::load_f32(at), shared::load_f32(at + DELTAS)] };
+        Statistics { minus_lse_log2, delta }
     }
 
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
     fn weigh(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
-        *score = math::exp2(math::fma(*score, scale_log2, -self.lse_log2));
+        *score = math::exp2(math::fma(*score, scale_log2, self.minus_lse_log2));
         *dp = *score * (*dp - self.delta);
     }
 }
@@ -153,8 +171,8 @@ unsafe fn weigh_columns<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u3
     for n in 0..F::N {
         // A lane's two columns are neighbours.
         // SAFETY: passed on; columns come in pairs, 16 bytes.
-        let [lse0, delta0, lse1, delta1] = unsafe { shared::load_f32x4(first + 8 * n as u32 * STATISTICS_BYTES) };
-        let cols = [(lse0, delta0), (lse1, delta1)].map(|(lse_log2, delta)| Statistics { lse_log2, delta });
+        let [lse0, lse1, delta0, delta1] = unsafe { shared::load_f32x4(first + 8 * n as u32 * STATISTICS_BYTES) };
+        let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse_log2, delta)| Statistics { minus_lse_log2, delta });
         for m in 0..F::M {
             for i in 0..4 {
                 cols[i % 2].weigh(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
@@ -197,6 +215,8 @@ impl Scores {
                 let from = (col + fragment_col(lane, i)) as i32;
                 let first = diagonal - self.band.left - from;
                 let last = (diagonal + self.band.right).min(cols - 1) - from;
+                // Rows that do not exist have gradients too, where these are summed over rows.
+                let last = if row + 16 * (m as u32) + fragment_row(lane, i) < rows as u32 { last } else { -1 };
                 for n in 0..F::N {
                     let col = 8 * n as i32;
                     let hidden = col < first || col > last;

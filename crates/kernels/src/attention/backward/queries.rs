@@ -118,7 +118,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
         for m in 0..C::Acc::M {
             for half in 0..2 {
                 // Not by a factor of 0: keys of minus infinity, which give a row no weight, are no numbers in the sum.
-                let weightless = Statistics::of_row(statistics, m, half).lse_log2 == f32::INFINITY;
+                let weightless = Statistics::of_row(statistics, m, half).minus_lse_log2 == f32::NEG_INFINITY;
                 for n in 0..C::Acc::N {
                     for x in &mut dq.at_mut(m, n)[2 * half..2 * half + 2] {
                         *x = if weightless { 0.0 } else { *x * p.scale };
