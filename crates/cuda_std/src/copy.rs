@@ -105,6 +105,23 @@ pub unsafe fn load_f32x4(global: u64) -> [f32; 4] {
     [a, b, c, d]
 }
 
+/// Reads 16 bytes from global memory.
+///
+/// PTX `ld.global.v4.b32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 16.
+#[inline(always)]
+pub unsafe fn load_u32x4(global: u64) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.global.v4.b32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) global, options(nostack, readonly));
+    }
+    [a, b, c, d]
+}
+
 /// Writes two floats to global memory.
 ///
 /// PTX `st.global.v2.f32`, any SM, any thread.

@@ -145,7 +145,7 @@ fn forward_params(request: &Request<'_>) -> ForwardParams {
 }
 
 /// Whether some row sees less than all keys: the first misses the last key, or the last the first.
-fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
+pub(super) fn hides_something(band: Band, q_rows: usize, kv_rows: usize) -> bool {
     i64::from(band.right) < q_rows as i64 - 1 || i64::from(band.left) < kv_rows as i64 - 1
 }
 
@@ -235,7 +235,7 @@ plain! {
         q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, sums, sum_cols, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v,
         scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
-    FusedParams { q, k, v, dout, backward }
+    FusedParams { q, k, v, dout, schedule, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

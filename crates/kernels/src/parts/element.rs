@@ -1,7 +1,7 @@
 //! Element types: how single elements and pairs of them move and round.
 
 use cuda_std::mma::{m16n8k16_bf16, m16n8k16_f16};
-use cuda_std::{bf16, copy, f16, shared};
+use cuda_std::{bf16, copy, f16, math, shared};
 
 /// An element type of a tensor.
 pub trait Element: Copy {
@@ -18,6 +18,12 @@ pub trait Element: Copy {
     /// # Safety
     /// The address is valid.
     unsafe fn load(global: u64) -> f32;
+
+    /// The sum of the products of the elements in 16 bytes at `a` and at `b`, in global memory, and of `sum`.
+    ///
+    /// # Safety
+    /// Both addresses are valid and multiples of 16.
+    unsafe fn dot_chunk(a: u64, b: u64, sum: f32) -> f32;
 
     /// Rounds and writes one element.
     ///
@@ -148,6 +154,18 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    unsafe fn dot_chunk(a: u64, b: u64, mut sum: f32) -> f32 {
+        // SAFETY: passed on.
+        let words = unsafe { [copy::load_u32x4(a), copy::load_u32x4(b)] };
+        for (a, b) in words[0].into_iter().zip(words[1]) {
+            for half in [0, 16] {
+                sum = math::fma(T::widen((a >> half) as u16), T::widen((b >> half) as u16), sum);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
     unsafe fn store(global: u64, value: f32) {
         // SAFETY: passed on.
         unsafe { copy::store_u16(global, T::round(value)) };
@@ -188,6 +206,13 @@ impl Element for f32 {
     unsafe fn load(global: u64) -> f32 {
         // SAFETY: passed on.
         unsafe { copy::load_f32(global) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_chunk(a: u64, b: u64, sum: f32) -> f32 {
+        // SAFETY: passed on.
+        let (a, b) = unsafe { (copy::load_f32x4(a), copy::load_f32x4(b)) };
+        a.into_iter().zip(b).fold(sum, |sum, (a, b)| math::fma(a, b, sum))
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::super::choose::{MAX_GRID, V3_DRIVER, check_copies, check_device};
 use super::super::options::{Attention, log2_of};
-use super::super::params::{bytes_of, geometry, tensor_params};
+use super::super::params::{bytes_of, geometry, hides_something, tensor_params};
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
 use crate::device::{DeviceInfo, DeviceKind};
@@ -15,6 +15,7 @@ use kernel_spec::families::backward::{
     BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, VARIANTS, Variant,
 };
 use kernel_spec::layout::CHUNK_BYTES;
+use kernel_spec::schedule::{MAX_TILES, Schedule, Work};
 use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask, TensorMap};
 use std::mem::offset_of;
 
@@ -132,7 +133,8 @@ pub(super) fn plan(
     let steps = passes.map(|pass| row(pass, sizes, device)).into_iter().map(|row| {
         let (variant, ctas) = row?;
         let tile = format!("{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
-        let params = bind(variant, &params, sizes.dtype, with_dlse, tensors);
+        let ctas = if variant.pass == Pass::Fused { ctas.min(device.multiprocessors) } else { ctas };
+        let params = bind(variant, &params, sizes, with_dlse, tensors, ctas);
         Ok(Step::new(Specialised::with_features(&variant.entry, FeatureSet::NONE), ctas, tile, params))
     });
     let steps = steps.collect::<Result<Vec<_>>>()?;
@@ -195,6 +197,11 @@ fn check_fused(sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> std::re
     };
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);
+    }
+    let blocks = sizes.kv_rows.div_ceil(row.kv_block as usize) as u128;
+    let found = (sizes.batch as u128 * sizes.kv_heads as u128).saturating_mul(blocks);
+    if found > MAX_TILES.into() {
+        return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });
     }
     let Tensors { q, k, v, dout, dq, dk, dv, .. } = tensors;
     let named = [
@@ -264,7 +271,7 @@ fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, p
         scale_log2: log2_of(scale),
         lse_to_log2: lse_to_log2(scale),
         band: attention.mask.band(),
-        aligned: aligned(&[q, k, v, dout]),
+        aligned: aligned(&[q, k, v, out, dout]),
         dq_aligned: aligned(&[dq]),
         dkv_aligned: aligned(&[dk, dv]),
         features: Features::OFF,
@@ -281,7 +288,15 @@ fn lse_to_log2(scale: f32) -> [f32; 2] {
 }
 
 /// The parameters of a step, with holes for the addresses that it uses.
-fn bind(variant: &Variant, params: &BackwardParams, dtype: DType, with_dlse: bool, tensors: &Tensors) -> Params {
+fn bind(
+    variant: &Variant,
+    params: &BackwardParams,
+    sizes: &Sizes,
+    with_dlse: bool,
+    tensors: &Tensors,
+    ctas: u32,
+) -> Params {
+    let dtype = sizes.dtype;
     // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
     let pieces = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() } as u64;
     let (elements, numbers, chunk) = (dtype.bytes() as u64, DType::F32.bytes() as u64, CHUNK_BYTES as u64);
@@ -315,24 +330,44 @@ fn bind(variant: &Variant, params: &BackwardParams, dtype: DType, with_dlse: boo
         Pass::Round => holes.push(q_gradient),
         // The only other pass that the list has.
         _ => {
-            holes.push(operand(offset_of!(BackwardParams, out.address), Operand::Out, elements));
-            holes.push(operand(offset_of!(BackwardParams, dout.address), Operand::Dout, elements));
+            holes.push(operand(offset_of!(BackwardParams, out.address), Operand::Out, inputs));
+            holes.push(operand(offset_of!(BackwardParams, dout.address), Operand::Dout, inputs));
             holes.push(operand(offset_of!(BackwardParams, lse), Operand::Lse, numbers));
             let dlse = operand(offset_of!(BackwardParams, dlse), Operand::Dlse, numbers);
             holes.extend(with_dlse.then_some(dlse));
         }
     }
     let (bytes, start) = match variant.pass {
-        Pass::Fused => (with_maps(variant, params, tensors), offset_of!(FusedParams, backward)),
+        Pass::Fused => (fused_params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward)),
         _ => (Params::new(bytes_of(params)), 0),
     };
     holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))
 }
 
-/// The parameters of the fused pass with its tensor maps.
-fn with_maps(variant: &Variant, backward: &BackwardParams, tensors: &Tensors) -> Params {
+/// The parameters of the fused pass on `ctas` thread blocks, with its tensor maps.
+fn fused_params(
+    variant: &Variant,
+    backward: &BackwardParams,
+    sizes: &Sizes,
+    tensors: &Tensors,
+    ctas: u32,
+) -> Params {
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
+    // Blocks of keys in the place of queries: what their thread blocks share are queries, output gradients and the sums of dq.
+    let row_bytes = head_dim * 2 * dtype.bytes() + backward.sum_cols as usize * DType::F32.bytes();
+    let work = Work {
+        batch: batch as u32,
+        q_heads: kv_heads as u32,
+        group: 1,
+        packed: 1,
+        q_rows: backward.kv_rows,
+        q_block: variant.kv_block,
+        kv_head_bytes: (q_heads / kv_heads * q_rows * row_bytes) as u64,
+        uneven: hides_something(backward.band, q_rows, kv_rows),
+    };
     let none = TensorMap([0; 16]);
-    let params = FusedParams { q: none, k: none, v: none, dout: none, backward: *backward };
+    let schedule = Schedule::new(&work, ctas);
+    let params = FusedParams { q: none, k: none, v: none, dout: none, schedule, backward: *backward };
     let Tensors { q, k, v, dout, .. } = tensors;
     [
         (offset_of!(FusedParams, q), Operand::Q, geometry(q, variant.q_block, 1)),

@@ -86,9 +86,9 @@ impl Queries {
 /// Of all three gradients in one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Fused {
-    /// Keys.
+    /// First buffer of keys.
     pub k: u32,
-    /// Values.
+    /// First buffer of values.
     pub v: u32,
     /// First buffer of queries.
     pub q: u32,
@@ -100,7 +100,7 @@ pub struct Fused {
     pub statistics: u32,
     /// From those to the ones of the next buffer.
     pub statistics_bytes: u32,
-    /// A pair of barriers for keys, one for values, and one for each buffer of queries, output gradients and gradients of scores.
+    /// A pair of barriers for each buffer of keys; likewise the others.
     pub k_barriers: u32,
     /// See [`Self::k_barriers`].
     pub v_barriers: u32,
@@ -127,8 +127,8 @@ impl Fused {
     /// For a row of this pass.
     pub const fn of(row: &Variant, policy: policy::Fused) -> Fused {
         let mut carve = Carve::new();
-        let k = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
-        let v = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        let k = carve.take(policy.kv_stages * row.kv_tile_bytes(), TILE_ALIGN);
+        let v = carve.take(policy.kv_stages * row.kv_tile_bytes(), TILE_ALIGN);
         let q = carve.take(policy.stages * row.q_tile_bytes(), TILE_ALIGN);
         let dout = carve.take(policy.stages * row.q_tile_bytes(), TILE_ALIGN);
         let dscores_bytes = row.q_block * row.kv_block * row.dtype.bytes() as u32;
@@ -136,8 +136,8 @@ impl Fused {
         let statistics_bytes = row.q_block * STATISTICS_BYTES;
         let statistics = carve.take(policy.stages * statistics_bytes, ALIGN);
         let pair = Self::BARRIER_PAIR_BYTES;
-        let k_barriers = carve.take(pair, pair);
-        let v_barriers = carve.take(pair, pair);
+        let k_barriers = carve.take(policy.kv_stages * pair, pair);
+        let v_barriers = carve.take(policy.kv_stages * pair, pair);
         let q_barriers = carve.take(policy.stages * pair, pair);
         let dout_barriers = carve.take(policy.stages * pair, pair);
         let dscores_barriers = carve.take(policy.dscores_stages * pair, pair);

@@ -214,7 +214,7 @@ impl Variant {
         // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
-            Policy::Delta(_) => assert!(self.q_block == self.warps, "one warp a row"),
+            Policy::Delta(_) => {}
             Policy::Keys(policy::Keys { stages, columns }) => {
                 assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
                 assert!(columns == 1 || columns == 2, "columns are split by one bit of their number");
@@ -272,7 +272,7 @@ mod tests {
     fn thread_blocks_are_counted() {
         for v in VARIANTS {
             let expected = match v.pass {
-                Pass::Delta => 2 * 6 * 128 / 4,
+                Pass::Delta => 2 * 6 * 128 / 64,
                 Pass::Keys => 2 * 2 * 70_u64.div_ceil(v.kv_block.into()),
                 Pass::Queries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
             };

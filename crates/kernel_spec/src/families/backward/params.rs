@@ -4,6 +4,7 @@ use crate::copy_engine::TensorMap;
 use crate::families::forward::TensorParams;
 use crate::features::Features;
 use crate::mask::Band;
+use crate::schedule::Schedule;
 
 /// Slots for features of the backward pass: it has none yet.
 pub const BACKWARD_SLOTS: u32 = 0;
@@ -86,6 +87,8 @@ pub struct FusedParams {
     pub v: TensorMap,
     /// Map of dout; box: 64 dims of `q_block` rows.
     pub dout: TensorMap,
+    /// Which thread block works on which blocks of keys, in the place of queries.
+    pub schedule: Schedule,
     /// The problem. Addresses and strides of q, k, v and dout play no part: they are in the maps.
     pub backward: BackwardParams,
 }

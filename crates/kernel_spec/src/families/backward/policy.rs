@@ -1,6 +1,6 @@
 //! Choices that a row makes for its pass. They change how fast a kernel is, never what it computes.
 
-/// None: one warp a row.
+/// None.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Delta {}
 
@@ -25,6 +25,8 @@ pub struct Queries {
 /// Of all three gradients in one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {
+    /// Buffers of keys, and as many of values: with two, those of the next block arrive while the last one's gradients leave.
+    pub kv_stages: u32,
     /// Buffers of queries, and as many of output gradients.
     pub stages: u32,
     /// Buffers of the gradients of scores: how far one warpgroup may run ahead of the others.

@@ -12,8 +12,8 @@
 macro_rules! for_each_backward_row {
     ($callback:ident) => {
         $callback! {
-            // delta = sum(dout out) - dlse: one warp a row, no tile; head dim plays no part.
-            Delta 0 [F16 backward_delta_f16, Bf16 backward_delta_bf16, F32 backward_delta_f32] 4 x 0, 4, 4, {}, "one warp a row, bound by reading";
+            // delta = sum(dout out) - dlse: no tile; head dim plays no part.
+            Delta 0 [F16 backward_delta_f16, Bf16 backward_delta_bf16, F32 backward_delta_f32] 64 x 0, 8, 4, {}, "bound by reading; enough rows that starting thread blocks costs little";
             // dk and dv: a block of keys walks over the queries that see it.
             Keys 32 [F16 backward_keys_f16_d32, Bf16 backward_keys_bf16_d32] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "as d64";
             Keys 64 [F16 backward_keys_f16_d64, Bf16 backward_keys_bf16_d64] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "two 16-key fragments a warp reuse each fragment of queries and output gradients";
@@ -41,9 +41,9 @@ macro_rules! for_each_backward_row {
             Queries 192 [F32 backward_queries_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 256 [F32 backward_queries_f32_d256] 32 x 16, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             // dq, dk and dv on Hopper: a block of keys walks over the queries that see it, and adds to the sums of dq.
-            Fused 64 [F16 backward_fused_f16_d64, Bf16 backward_fused_bf16_d64] 128 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "scores of 128 queries by 64 keys and both gradients of 64 keys fill the registers of a warpgroup";
-            Fused 96 [F16 backward_fused_f16_d96, Bf16 backward_fused_bf16_d96] 64 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "as d128";
-            Fused 128 [F16 backward_fused_f16_d128, Bf16 backward_fused_bf16_d128] 64 x 128, 12, 1, { stages: 2, dscores_stages: 2 }, "as d64, with half of the queries";
+            Fused 64 [F16 backward_fused_f16_d64, Bf16 backward_fused_bf16_d64] 128 x 128, 12, 1, { kv_stages: 2, stages: 2, dscores_stages: 2 }, "scores of 128 queries by 64 keys and both gradients of 64 keys fill the registers of a warpgroup";
+            Fused 96 [F16 backward_fused_f16_d96, Bf16 backward_fused_bf16_d96] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "as d128";
+            Fused 128 [F16 backward_fused_f16_d128, Bf16 backward_fused_bf16_d128] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "as d64, with half of the queries";
             // From the sums to dq.
             Round 64 [F16 backward_round_f16_d64, Bf16 backward_round_bf16_d64] 128 x 0, 8, 2, {}, "the tile of the fused pass";
             Round 96 [F16 backward_round_f16_d96, Bf16 backward_round_bf16_d96] 64 x 0, 8, 2, {}, "the tile of the fused pass";

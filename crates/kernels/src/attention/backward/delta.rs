@@ -1,61 +1,129 @@
-//! The statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two. A warp for each row.
+//! The statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two; and the sums of `dq` set to 0, where
+//! there are any.
+//!
+//! As many neighbouring lanes as a row has pieces of 16 bytes share it, 32 at most, so that a warp reads several short rows at a time.
 //!
 //! Heads are padded to whole blocks with rows that weigh nothing, so that the other kernels read blocks of statistics without looking
 //! where the rows end.
 
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
+use kernel_spec::layout::CHUNK_BYTES;
 
 use crate::attention::backward::{Config, DELTAS, Statistics, head_address, statistics_of};
 use crate::parts::element::Element;
 
-/// One thread block: a row for each warp.
+/// One thread block: `q_block` rows of one head.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block.
 #[inline(always)]
 pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
-    // SAFETY: a whole warp works on one row, and every address below is inside that row of a tensor that has it.
+    // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
+    unsafe { core::hint::assert_unchecked(p.padded_rows >= C::ROW.q_block && p.q_heads > 0) };
+    let blocks = p.padded_rows / C::ROW.q_block;
+    let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
+    let first_row = block * C::ROW.q_block;
+    let chunks = (p.dim_v as usize * C::T::BYTES).div_ceil(CHUNK_BYTES) as u32;
+    // 1 to 32 lanes.
+    let lanes = chunks.next_power_of_two().min(32);
+    let per_pass = C::THREADS as u32 / lanes;
+    // SAFETY: every warp walks along whole, and every address below is inside that row of a tensor that has it.
     unsafe {
-        // The host launches no block for an empty problem. Without this, every division could panic.
-        core::hint::assert_unchecked(p.padded_rows >= C::ROW.q_block && p.q_heads > 0);
-        let blocks = p.padded_rows / C::ROW.q_block;
-        let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
-        let row = block * C::ROW.q_block + thread::warp_index();
-        let found = if row < p.q_rows { of_row::<C>(p, head, row) } else { Statistics::NONE };
-        if thread::lane() == 0 {
-            let to = statistics_of(p, head, row);
-            copy::store_f32(to, found.minus_lse_log2);
-            copy::store_f32(to + DELTAS as u64, found.delta);
+        for first in (0..C::ROW.q_block).step_by((ROWS as u32 * per_pass) as usize) {
+            let rows: [u32; ROWS] = core::array::from_fn(|i| first + i as u32 * per_pass + thread::index() / lanes);
+            // All loads of all rows first: they take a microsecond, whatever their number.
+            let sums = rows.map(|row| product::<C>(p, head, first_row + row, lanes));
+            for (row, sum) in rows.into_iter().zip(sums) {
+                let found = of_row(p, head, first_row + row, sum_of_lanes(sum, lanes));
+                if thread::index() % lanes == 0 && row < C::ROW.q_block {
+                    let to = statistics_of(p, head, first_row + row);
+                    copy::store_f32(to, found.minus_lse_log2);
+                    copy::store_f32(to + DELTAS as u64, found.delta);
+                }
+            }
         }
         if p.sums != 0 {
-            // Which row's numbers these are plays no part: all are set to 0.
-            let row = (head as u64 * p.padded_rows as u64 + row as u64) * p.sum_cols;
-            for four in (thread::lane()..p.sum_cols as u32 / 4).step_by(32) {
-                copy::store_f32x4(p.sums + (row + 4 * four as u64) * 4, [0.0; 4]);
+            // The sums of the block's rows lie in one piece.
+            let bytes = C::ROW.q_block as u64 * p.sum_cols * 4;
+            let from = p.sums + (head as u64 * p.padded_rows as u64 + first_row as u64) * p.sum_cols * 4;
+            for chunk in (thread::index()..(bytes / CHUNK_BYTES as u64) as u32).step_by(C::THREADS) {
+                copy::store_f32x4(from + chunk as u64 * CHUNK_BYTES as u64, [0.0; 4]);
             }
         }
     }
 }
 
-/// Of a row that exists.
+/// Rows that a thread has loads of in flight at a time.
+const ROWS: usize = 4;
+
+/// This lane's part of `dout out` of a row, which `lanes` neighbouring lanes share; 0 of one that does not exist.
+///
+/// # Safety
+/// Any threads.
+#[inline(always)]
+unsafe fn product<C: Config>(p: &BackwardParams, head: u32, row: u32, lanes: u32) -> f32 {
+    let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
+    let [out, dout] = [&p.out, &p.dout]
+        .map(|tensor| head_address::<C>(tensor, batch, q_head) + row as u64 * tensor.row_stride * C::T::BYTES as u64);
+    let lane = thread::index() % lanes;
+    let mut sum = 0.0;
+    if row >= p.q_rows {
+        return sum;
+    }
+    // SAFETY: columns that exist, of a row that exists.
+    unsafe {
+        if p.aligned != 0 {
+            // Head dims are multiples of 8: whole pieces. More than one a lane of long rows only.
+            let chunks = (p.dim_v as usize * C::T::BYTES / CHUNK_BYTES) as u32;
+            let address = |chunk: u32| [out, dout].map(|row| row + chunk as u64 * CHUNK_BYTES as u64);
+            if lane < chunks {
+                let [out, dout] = address(lane);
+                sum = C::T::dot_chunk(out, dout, sum);
+            }
+            if lanes + lane < chunks {
+                let [out, dout] = address(lanes + lane);
+                sum = C::T::dot_chunk(out, dout, sum);
+            }
+        } else {
+            for col in (lane..p.dim_v).step_by(lanes as usize) {
+                let offset = (col as usize * C::T::BYTES) as u64;
+                sum = math::fma(C::T::load(out + offset), C::T::load(dout + offset), sum);
+            }
+        }
+    }
+    sum
+}
+
+/// The sum over `lanes` neighbouring lanes, in all of them.
 ///
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-unsafe fn of_row<C: Config>(p: &BackwardParams, head: u32, row: u32) -> Statistics {
-    let (batch, q_head) = (head / p.q_heads, head % p.q_heads);
-    let [out, dout] = [&p.out, &p.dout]
-        .map(|tensor| head_address::<C>(tensor, batch, q_head) + row as u64 * tensor.row_stride * C::T::BYTES as u64);
-    // SAFETY: columns that exist, and a row of the log-sum-exp and its gradient.
+unsafe fn sum_of_lanes(mut sum: f32, lanes: u32) -> f32 {
+    let mut distance = 1;
+    while distance < 32 {
+        // All lanes take part, whatever their rows.
+        // SAFETY: passed on.
+        let other = unsafe { warp::butterfly(sum, distance) };
+        sum += if distance < lanes { other } else { 0.0 };
+        distance *= 2;
+    }
+    sum
+}
+
+/// The statistics of a row, given the sum of `dout out`.
+///
+/// # Safety
+/// Any thread.
+#[inline(always)]
+unsafe fn of_row(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
+    if row >= p.q_rows {
+        return Statistics::NONE;
+    }
+    let index = head as u64 * p.q_rows as u64 + row as u64;
+    // SAFETY: the row exists.
     unsafe {
-        let mut sum = 0.0;
-        for col in (thread::lane()..p.dim_v).step_by(32) {
-            let offset = (col as usize * C::T::BYTES) as u64;
-            sum = math::fma(C::T::load(out + offset), C::T::load(dout + offset), sum);
-        }
-        let sum = warp::sum(sum);
-        let index = head as u64 * p.q_rows as u64 + row as u64;
         let lse = copy::load_f32(p.lse + index * 4);
         if math::abs(lse) == f32::INFINITY {
             return Statistics::NONE;

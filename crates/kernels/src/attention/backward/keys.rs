@@ -109,7 +109,7 @@ struct Step {
     visit: u32,
 }
 
-impl KeyBlock<'_> {
+impl KeyBlock {
     /// The step after this one.
     #[inline(always)]
     fn next(&self, Step { head, visit }: Step) -> Step {
@@ -126,8 +126,7 @@ impl KeyBlock<'_> {
     /// # Safety
     /// All threads of the block, converged; nobody reads the stage any more.
     #[inline(always)]
-    unsafe fn load<C: Config>(&self, step: Step, stage: u32, dout: u32, statistics: u32) {
-        let p = self.p;
+    unsafe fn load<C: Config>(&self, p: &BackwardParams, step: Step, stage: u32, dout: u32, statistics: u32) {
         if step.head < p.group && self.q_blocks.count() > 0 {
             let q_head = self.kv_head * p.group + step.head;
             let first_row = self.q_blocks.visit(step.visit) * C::ROW.q_block;
@@ -165,7 +164,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
         let rows = [block.batch, block.kv_head, p.kv_rows];
         k.load::<C>(&source::<C>(p, &p.k, rows), block.first_row);
         v.load::<C>(&source::<C>(p, &p.v, rows), block.first_row);
-        block.load::<C>(Step { head: 0, visit: 0 }, stage(0), memory.dout, statistics(0));
+        block.load::<C>(p, Step { head: 0, visit: 0 }, stage(0), memory.dout, statistics(0));
 
         let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
         // Counts steps: it says which stage is whose.
@@ -176,7 +175,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             // Everybody's copies have landed, and everybody is done with the step before.
             sync::block();
             let load_next = || {
-                block.load::<C>(block.next(step), stage(count + 1), memory.dout, statistics(count + 1));
+                block.load::<C>(p, block.next(step), stage(count + 1), memory.dout, statistics(count + 1));
             };
             if stages == 2 {
                 load_next();
@@ -188,7 +187,9 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             weigh_columns(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, p.scale_log2);
             if masked {
                 let first_query = blocks.visit(step.visit) * C::ROW.q_block + col;
-                Scores::transposed(p).hide(&mut weights, &mut dscores, block.first_row + row, first_query);
+                for values in [&mut weights, &mut dscores] {
+                    Scores::transposed(p).hide(values, block.first_row + row, first_query);
+                }
             }
             let weights = C::Weights::pass(&weights, shared::dynamic() + memory.weights, row, col);
             let dscores = C::Weights::pass(&dscores, shared::dynamic() + memory.dscores, row, col);

@@ -202,9 +202,9 @@ impl Scores {
         Scores { band: p.band.transposed(), rows: p.kv_rows, cols: p.q_rows }
     }
 
-    /// Sets the weights and gradients of scores that the mask hides to 0: rows from `row` on, columns from `col` on.
+    /// Sets what belongs to scores that the mask hides to 0: rows from `row` on, columns from `col` on.
     #[inline(always)]
-    fn hide<F: Fragments>(&self, weights: &mut F, dscores: &mut F, row: u32, col: u32) {
+    fn hide<F: Fragments>(&self, values: &mut F, row: u32, col: u32) {
         // Opaque: few blocks need a mask, so its limits must not live in registers in between.
         let [lane, rows, cols] = [thread::lane(), self.rows, self.cols].map(math::opaque);
         let (rows, cols) = (rows as i32, cols as i32);
@@ -220,9 +220,8 @@ impl Scores {
                 for n in 0..F::N {
                     let col = 8 * n as i32;
                     let hidden = col < first || col > last;
-                    for x in [&mut weights.at_mut(m, n)[i as usize], &mut dscores.at_mut(m, n)[i as usize]] {
-                        *x = if hidden { 0.0 } else { *x };
-                    }
+                    let x = &mut values.at_mut(m, n)[i as usize];
+                    *x = if hidden { 0.0 } else { *x };
                 }
             }
         }

@@ -2,14 +2,13 @@
 //! those of the queries.
 
 use cuda_std::{math, mma, shared, thread, tma, warp, wgmma};
-use kernel_spec::families::backward::{SHARE_ROWS, STATISTICS_BYTES};
+use kernel_spec::families::backward::{FusedParams, SHARE_ROWS, STATISTICS_BYTES};
 use kernel_spec::families::backward::memory::Fused as Memory;
 use kernel_spec::layout::{CHUNK_BYTES, PANEL_BYTES, PANEL_COLS, fragment_col, swizzle};
 
 use crate::attention::backward::fused::store;
 use crate::attention::backward::fused::sums::{self, Share};
-use crate::attention::backward::fused::{Config, Rings};
-use crate::attention::backward::key_block::KeyBlock;
+use crate::attention::backward::fused::{Config, Rings, Tiles};
 use crate::attention::backward::{DELTAS, Scores, target};
 use crate::parts::fragments::Fragments;
 use crate::parts::shared_tile::SharedMatrix;
@@ -20,105 +19,118 @@ use crate::parts::warpgroup::{Operands, WARPGROUP, start_new_transposed, start_s
 /// # Safety
 /// All threads of the warpgroup, converged; the rings are initialised, and the load warp runs beside it.
 #[rustc_force_inline]
-pub(super) unsafe fn run<C: Config>(block: &KeyBlock<'_>, group: u32, rings: &mut Rings<C>) {
-    let p = block.p;
-    let blocks = block.q_blocks;
+pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rings<C>) {
     let group_row = group * Memory::WARPGROUP_ROWS;
     let (thread, elected) = (thread::index() % WARPGROUP, thread::lane() == 0);
-    let warp_row = block.first_row + group_row + thread / 32 * 16;
-    let [k, v] = [rings.k.buffer(), rings.v.buffer()].map(|tile| tile + group_row * PANEL_BYTES as u32);
     // This warpgroup's share of `dq`: rows of the gradients of scores, columns of the keys.
     let (share_row, share_panel) = const { if C::ROW.q_block > SHARE_ROWS { (1, 0) } else { (0, 1) } };
     let share_rows = group * share_row * SHARE_ROWS * PANEL_BYTES as u32;
-    let share_keys = rings.k.buffer() + group * share_panel * (C::Kv::ROWS * PANEL_BYTES) as u32;
+    let share_keys = group * share_panel * (C::Kv::ROWS * PANEL_BYTES) as u32;
     // SAFETY: buffers are read between the wait for them and their release, and written between the wait and the announcement.
     unsafe {
-        let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
         let place = dscores_place::<C>(group, thread / 32);
-        // The gradients of scores of the step before, and where the sums of its queries are.
-        let (mut before, mut sums) = (rings.dscores, 0);
-        if blocks.count() > 0 {
-            rings.k.wait();
-            rings.v.wait();
-        }
-        let mut step = #[inline(always)]
-        |head: u32, i: u32, first: bool| {
-            let first_query = blocks.step(i) * C::ROW.q_block;
-            let (mut scores, mut dscores, mut share) = (C::Scores::zero(), C::Scores::zero(), Share::zero());
-            rings.q.wait();
-            wgmma::fence();
-            start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut scores, k, rings.q.buffer(), C::DIM);
-            rings.dout.wait();
-            start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut dscores, v, rings.dout.buffer(), C::DIM);
-            wgmma::wait::<1>();
-            let statistics = rings.statistics();
-            weigh(&mut scores, statistics, p.scale_log2);
-            wgmma::wait::<0>();
-            differentiate(&scores, &mut dscores, statistics);
-            // One loop for all: a branch costs less than the registers of two, and no product runs.
-            if i < blocks.count() - blocks.unmasked_count() {
-                Scores::transposed(p).hide(&mut scores, &mut dscores, warp_row, first_query);
+        let mut tiles = Tiles { round: 0 };
+        while let Some(block) = tiles.next::<C>(p) {
+            let (p, blocks) = (&p.backward, block.q_blocks);
+            let warp_row = block.first_row + group_row + thread / 32 * 16;
+            let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
+            // The gradients of scores of the step before, and where the sums of its queries are.
+            let (mut before, mut sums) = (rings.dscores, 0);
+            if blocks.count() > 0 {
+                rings.k.wait();
+                rings.v.wait();
             }
-            let weights = C::Weights::round(&scores);
-            let operands = C::Weights::round(&dscores);
-            wgmma::fence();
-            start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dv, &weights, rings.dout.buffer());
-            rings.dscores.wait_free();
-            for step in 0..C::Weights::STEPS {
-                // 16 queries a step.
-                let to = rings.dscores.buffer() + place + (step * 16 * PANEL_BYTES) as u32;
-                mma::store_matrix_x4_transposed(to, *operands.step(step));
-            }
-            tma::fence();
-            warp::sync();
-            rings.dscores.announce_none(elected);
-            if !first {
-                before.wait();
-                start_shared::<C::T, C::Dscores, C::Kv, _>(&mut share, before.buffer() + share_rows, share_keys);
-            }
-            start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dk, &operands, rings.q.buffer());
-            if first {
+            let mut step = #[inline(always)]
+            |head: u32, i: u32, first: bool| {
+                let first_query = blocks.step(i) * C::ROW.q_block;
+                // Opaque: computed anew in every step, the descriptors of a tile stay out of the registers of the loop.
+                let [k, v] = [rings.k.buffer(), rings.v.buffer()].map(math::opaque);
+                let group_rows = group_row * PANEL_BYTES as u32;
+                let (mut scores, mut dscores, mut share) = (C::Scores::zero(), C::Scores::zero(), Share::zero());
+                rings.q.wait();
+                wgmma::fence();
+                start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut scores, k + group_rows, rings.q.buffer(), C::DIM);
+                rings.dout.wait();
+                start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut dscores, v + group_rows, rings.dout.buffer(), C::DIM);
                 wgmma::wait::<1>();
-            } else {
-                wgmma::wait::<2>();
-            }
-            rings.dout.release(elected);
-            rings.dout.advance();
-            if !first {
-                wgmma::wait::<1>();
-                before.release(elected);
-                before.advance();
-                sums::add(&share, sums);
-            }
-            sums = sums::address(p, block.batch * p.q_heads + block.kv_head * p.group + head, first_query, group, thread);
-            rings.dscores.advance();
-            wgmma::wait::<0>();
-            rings.q.release(elected);
-            rings.q.advance();
-        };
-        if blocks.count() > 0 {
-            step(0, 0, true);
-            let (mut head, mut i) = (0, 1);
-            loop {
-                if i == blocks.count() {
-                    (head, i) = (head + 1, 0);
-                    if head == p.group {
-                        break;
+                let statistics = rings.statistics();
+                weigh(&mut scores, statistics, p.scale_log2);
+                wgmma::wait::<0>();
+                differentiate(&scores, &mut dscores, statistics);
+                // One loop for all: a branch, while no product runs, costs less than the registers of two.
+                if i < blocks.count() - blocks.unmasked_count() {
+                    for values in [&mut scores, &mut dscores] {
+                        Scores::transposed(p).hide(values, warp_row, first_query);
                     }
                 }
-                step(head, i, false);
-                i += 1;
+                let weights = C::Weights::round(&scores);
+                let operands = C::Weights::round(&dscores);
+                wgmma::fence();
+                start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dv, &weights, rings.dout.buffer());
+                rings.dscores.wait_free();
+                for step in 0..C::Weights::STEPS {
+                    // 16 queries a step.
+                    let to = rings.dscores.buffer() + place + (step * 16 * PANEL_BYTES) as u32;
+                    mma::store_matrix_x4_transposed(to, *operands.step(step));
+                }
+                tma::fence();
+                warp::sync();
+                rings.dscores.announce_none(elected);
+                if !first {
+                    before.wait();
+                    start_shared::<C::T, C::Dscores, C::Kv, _>(&mut share, before.buffer() + share_rows, k + share_keys);
+                }
+                start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dk, &operands, rings.q.buffer());
+                if first {
+                    wgmma::wait::<1>();
+                } else {
+                    wgmma::wait::<2>();
+                }
+                rings.dout.release(elected);
+                rings.dout.advance();
+                if !first {
+                    wgmma::wait::<1>();
+                    before.release(elected);
+                    before.advance();
+                    sums::add(&share, sums);
+                }
+                let q_head = block.batch * p.q_heads + block.kv_head * p.group + head;
+                sums = sums::address(p, q_head, first_query, group, thread);
+                rings.dscores.advance();
+                wgmma::wait::<0>();
+                rings.q.release(elected);
+                rings.q.advance();
+            };
+            if blocks.count() > 0 {
+                step(0, 0, true);
+                let (mut head, mut i) = (0, 1);
+                loop {
+                    if i == blocks.count() {
+                        (head, i) = (head + 1, 0);
+                        if head == p.group {
+                            break;
+                        }
+                    }
+                    step(head, i, false);
+                    i += 1;
+                }
+                rings.v.release(elected);
+                rings.v.advance();
+                let mut share = Share::zero();
+                before.wait();
+                wgmma::fence();
+                let keys = rings.k.buffer() + share_keys;
+                start_shared::<C::T, C::Dscores, C::Kv, _>(&mut share, before.buffer() + share_rows, keys);
+                wgmma::wait::<0>();
+                before.release(elected);
+                rings.k.release(elected);
+                rings.k.advance();
+                sums::add(&share, sums);
             }
-            let mut share = Share::zero();
-            before.wait();
-            wgmma::fence();
-            start_shared::<C::T, C::Dscores, C::Kv, _>(&mut share, before.buffer() + share_rows, share_keys);
-            wgmma::wait::<0>();
-            sums::add(&share, sums);
+            let rows = [block.batch, block.kv_head, p.kv_rows];
+            store::rows::<C::T, _>(&dk, p.scale, &target::<C>(&p.dk, rows, p.dim_qk, true), warp_row, 0);
+            store::rows::<C::T, _>(&dv, 1.0, &target::<C>(&p.dv, rows, p.dim_v, true), warp_row, 0);
         }
-        let rows = [block.batch, block.kv_head, p.kv_rows];
-        store::rows::<C::T, _>(&dk, p.scale, &target::<C>(&p.dk, rows, p.dim_qk, true), warp_row, 0);
-        store::rows::<C::T, _>(&dv, 1.0, &target::<C>(&p.dv, rows, p.dim_v, true), warp_row, 0);
     }
 }
 

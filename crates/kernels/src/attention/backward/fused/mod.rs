@@ -72,9 +72,9 @@ pub trait Config: backward::Config<T: TensorCore + wgmma::WarpgroupMma<{ sums::S
     const WARPGROUPS: u32 = Self::ROW.kv_block / Memory::WARPGROUP_ROWS;
 }
 
-/// The buffer of keys.
+/// Buffers of keys.
 struct Keys<C>(PhantomData<C>);
-/// The buffer of values.
+/// Buffers of values.
 struct Values<C>(PhantomData<C>);
 /// Buffers of queries, with their statistics.
 struct Queries<C>(PhantomData<C>);
@@ -84,12 +84,12 @@ struct Douts<C>(PhantomData<C>);
 struct Dscores<C>(PhantomData<C>);
 
 impl<C: Config> Buffers for Keys<C> {
-    const STAGES: u32 = 1;
+    const STAGES: u32 = C::POLICY.kv_stages;
     const BYTES: u32 = C::Kv::BYTES;
 }
 
 impl<C: Config> Buffers for Values<C> {
-    const STAGES: u32 = 1;
+    const STAGES: u32 = C::POLICY.kv_stages;
     const BYTES: u32 = C::Kv::BYTES;
 }
 
@@ -157,6 +157,28 @@ impl wgmma::Registers for MathRegisters {
     const COUNT: u32 = Memory::KEY_REGISTERS;
 }
 
+/// The blocks of keys of a thread block, one after the other.
+struct Tiles {
+    /// Round of the schedule that comes next.
+    round: u32,
+}
+
+impl Tiles {
+    /// The next block, if there is one.
+    #[inline(always)]
+    fn next<C: Config>(&mut self, p: &FusedParams) -> Option<KeyBlock> {
+        let schedule = &p.schedule;
+        loop {
+            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
+            self.round += 1;
+            let Some(tile) = schedule.tile(slot) else { continue };
+            let (batch, kv_head) = schedule.sequence_heads.split(tile.head);
+            // A schedule takes the last rows first, which are the longest tiles where rows are queries. Of keys, the first are.
+            return Some(KeyBlock::at::<C>(&p.backward, batch, kv_head, schedule.q_blocks - 1 - tile.q_block));
+        }
+    }
+}
+
 /// The warp of the first warpgroup that loads.
 const LOAD_WARP: u32 = 0;
 
@@ -171,11 +193,10 @@ pub unsafe fn gradients<C: Config>(p: &FusedParams, params: u64) {
     let mut rings = Rings::<C>::new();
     // SAFETY: roles follow whole warpgroups and warps; rings order shared memory as the table above says.
     unsafe {
-        let block = KeyBlock::of::<C>(thread::block_index(), &p.backward);
         let group = warp::broadcast(thread::index() / WARPGROUP, 0);
         if thread::index() == 0 {
-            rings.k.init(1);
-            rings.v.init(1);
+            rings.k.init(warps);
+            rings.v.init(warps);
             rings.q.init(warps);
             rings.dout.init(warps);
             rings.dscores.init_shared(warps, warps);
@@ -186,11 +207,11 @@ pub unsafe fn gradients<C: Config>(p: &FusedParams, params: u64) {
         if group == 0 {
             wgmma::release_registers::<LoadRegisters>();
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
-                load::run(&block, params, &mut rings);
+                load::run(p, params, &mut rings);
             }
         } else {
             wgmma::take_registers::<MathRegisters>();
-            math::run(&block, group - 1, &mut rings);
+            math::run(p, group - 1, &mut rings);
         }
     }
 }
