@@ -393,6 +393,7 @@ assert torch.equal(fa3.flash_attn_qkvpacked_func(packed), ferroflash.flash_attn_
 for words, call in (
     ("qv", lambda: fa3.flash_attn_func(q, q, q, qv=q)),
     ("fp8", lambda: fa3.flash_attn_func(q, q, q, k_descale=q)),
+    ("head dim of v", lambda: fa3.flash_attn_func(q, q, torch.cat((q, q), dim=3))),
     ("attention_chunk", lambda: fa3.flash_attn_func(q, q, q, attention_chunk=4)),
     ("cu_seqlens", lambda: fa3.flash_attn_varlen_func(q[0])),
     ("page_table", lambda: fa3.flash_attn_with_kvcache(q, q, q)),
