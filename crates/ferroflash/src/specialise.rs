@@ -4,10 +4,11 @@ use crate::error::{Error, Result};
 use crate::ptx;
 use kernel_spec::families::forward::features::PROGRAM;
 use kernel_spec::{Entry, FeatureSet, specialise};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// An entry point and what its text is specialised for: what a device loads, and the key of what it has loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Specialised {
     /// The entry point.
     pub entry: &'static Entry,
@@ -16,6 +17,15 @@ pub struct Specialised {
     /// What scores pass through, where the feature for programs is on; see `kernel_spec::specialise` for how it is written. `None` is
     /// the identity.
     pub program: Option<Arc<str>>,
+}
+
+impl Hash for Specialised {
+    /// Every launch looks its kernel up: of the entry its name goes into it, which no other entry has.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.entry.symbol.hash(state);
+        self.features.hash(state);
+        self.program.hash(state);
+    }
 }
 
 impl Specialised {

@@ -1,78 +1,51 @@
-"""Runs the test files of flash-attn with ferroflash in the place of the original.
+"""Runs the test files of flash-attn with ferroflash in the place of the original: forward passes, and gradients by ferroflash's own backward pass.
 
-    python official_tests.py FLASH_ATTENTION/tests/test_flash_attn.py [ARGUMENTS OF PYTEST]
-    python official_tests.py FLASH_ATTENTION/hopper/test_flash_attn.py [ARGUMENTS OF PYTEST]
+    python official_tests.py FLASH_ATTENTION/tests/test_flash_attn.py [OPTIONS] [ARGUMENTS OF PYTEST]
+    python official_tests.py FLASH_ATTENTION/hopper/test_flash_attn.py [OPTIONS] [ARGUMENTS OF PYTEST]
 
-A test that asks for what ferroflash does not do yet is skipped with its name. There is no backward pass yet, and the tests look at results
-only after it: gradients come from PyTorch's own operations here, so that what they say of the forward pass is asked. What they say of gradients
-is then nothing about ferroflash. `--no-gradients` before the file skips those tests instead.
+A test that asks for what ferroflash does not do yet is skipped with the name of that feature. The last lines count what every test function
+collected, ran, passed, failed and skipped.
+
+Options
+    --sample N            N items of every test function, drawn by the seed from all that it has; of a smaller one all
+    --sample FUNCTION=N   the same of one function; 0 leaves it out
+    --seed S              another draw; the same seed draws the same items in the same order [0]
+    --processes P         shares the items out to P processes on the same GPU, which changes neither the draw nor the counts [1]
+    --seconds T           starts no item after so long; the lines say how many of the drawn ones were not reached
+
+In the hopper folder nearly every item begins with an attention in chunks, and is skipped for it. FLASH_ATTENTION_DISABLE_LOCAL=TRUE, a switch of
+that file, leaves chunks out, and windows with them.
 """
 
+import argparse
 import collections
+import concurrent.futures
+import itertools
+import json
+import math
+import random
+import subprocess
 import sys
+import time
 import types
 
 import pytest
 import torch
 
 import ferroflash
-from ferroflash import _torch
 
 
-class WithGradients(torch.autograd.Function):
-    """ferroflash's forward pass with the gradients of the same formula in PyTorch, in float32, one sequence at a time."""
+class Waiting:
+    """Stands for something of the original that ferroflash does not have yet: to import it is no error, to use it is."""
 
-    @staticmethod
-    def forward(context, q, k, v, *options):
-        context.save_for_backward(q, k, v)
-        context.options = options
-        with torch.no_grad():
-            out, lse = ferroflash_attend(q, k, v, *options)
-        if lse is None:
-            lse = q.new_empty((0,), dtype=torch.float32)
-        context.mark_non_differentiable(lse)
-        return out, lse
+    def __init__(self, feature):
+        self.__feature = feature
 
-    @staticmethod
-    def backward(context, gradient, _):
-        of_sequences = []
-        for one in zip(*context.saved_tensors, gradient):
-            q, k, v = (x[None].detach().float().requires_grad_() for x in one[:3])
-            with torch.enable_grad():
-                out = by_definition(q, k, v, *context.options)
-                of_sequences.append(torch.autograd.grad(out, (q, k, v), one[3][None].float()))
-        gradients = (torch.cat(of_one).to(x.dtype) for of_one, x in zip(zip(*of_sequences), context.saved_tensors))
-        return (*gradients, *[None] * len(context.options))
+    def __call__(self, *arguments, **named):
+        raise ferroflash.MissingFeatureError(f"{self.__feature} is not supported by ferroflash yet")
 
-
-def by_definition(q, k, v, scale, causal, left, right, softcap, return_lse):
-    rows, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    distance = torch.arange(keys, device=q.device) - torch.arange(rows, device=q.device)[:, None] - (keys - rows)
-    hidden = torch.zeros_like(distance, dtype=torch.bool)
-    if left >= 0:
-        hidden |= distance < -left
-    if causal or right >= 0:
-        hidden |= distance > (0 if causal else right)
-    weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1).nan_to_num()
-    return (weights @ v).transpose(1, 2)
-
-
-def attend(q, k, v, *options):
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        out, lse = WithGradients.apply(q, k, v, *options)
-        return out, (lse if options[-1] else None)
-    return ferroflash_attend(q, k, v, *options)
-
-
-def waiting(feature):
-    def call(*arguments, **named):
-        raise ferroflash.MissingFeatureError(f"{feature} is not supported by ferroflash yet")
-
-    return call
+    def __getattr__(self, name):
+        self()
 
 
 def install():
@@ -80,44 +53,186 @@ def install():
     for name in ("flash_attn", "flash_attn_interface"):
         ferroflash.install_as(name)
     interface = sys.modules["flash_attn.flash_attn_interface"]
-    interface._get_block_size_n = waiting("dropout (dropout_p)")
+    interface._get_block_size_n = Waiting("dropout (dropout_p)")
+    interface._flash_attn_varlen_forward = Waiting("variable sequence lengths (cu_seqlens)")
+    interface.flash_attn_gpu = Waiting("the original's extension module (flash_attn_gpu)")
     interface.USE_TRITON_ROCM = False
+    torch.ops.flash_attn_3 = Waiting("the original's operations (torch.ops.flash_attn_3)")
     for name, contents in (
         ("flash_attn.layers", {"__path__": []}),
-        ("flash_attn.layers.rotary", {"apply_rotary_emb": waiting("rotary embedding")}),
+        ("flash_attn.layers.rotary", {"apply_rotary_emb": Waiting("rotary embedding")}),
     ):
         module = types.ModuleType(name)
         module.__dict__.update(contents)
         sys.modules[name] = module
 
 
-class Skips:
-    """Turns missing features into skips, and counts them."""
+def missing_feature(error):
+    """The feature that is behind an error, or None. Where a test expects an error with certain words, that of a missing feature has others, and
+    what comes out is pytest's complaint about them."""
+    while error is not None:
+        if isinstance(error, ferroflash.MissingFeatureError):
+            return str(error).rsplit(": ", 1)[-1]
+        error = error.__context__
+    return None
 
-    def __init__(self):
-        self.features = collections.Counter()
+
+def item_id(name, index, value):
+    """What pytest calls a value of a parameter, so that a drawn item has the name that it has among all."""
+    return str(value) if value is None or isinstance(value, (str, int, float, bool)) else f"{name}{index}"
+
+
+class Sampled:
+    """A plugin of pytest that draws items, shares them out and counts them.
+
+    Items are drawn before pytest makes them: a file has hundreds of thousands, and most of the time of a run would go to their names.
+    """
+
+    def __init__(self, options):
+        self.options = options
+        self.all = {}
+        self.drawn = collections.Counter()
+        self.outcomes = collections.Counter()
+        self.reasons = collections.Counter()
+        self.end = math.inf if options.seconds is None else time.monotonic() + options.seconds
+
+    def randomness(self, of):
+        return random.Random(f"{self.options.seed} {of}")
+
+    def wanted(self, function):
+        return self.options.samples.get(function, self.options.sample)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_generate_tests(self, metafunc):
+        """Makes of all marks `parametrize` of a function one with the drawn combinations."""
+        function = metafunc.definition
+        marks = [mark for mark in function.own_markers if mark.name == "parametrize"]
+        names, axes = [], []
+        for mark in marks:
+            of_mark, values = mark.args
+            of_mark = [name.strip() for name in of_mark.split(",")] if isinstance(of_mark, str) else list(of_mark)
+            values = [(value,) if len(of_mark) == 1 else tuple(value) for value in values]
+            named = ["-".join(map(item_id, of_mark, itertools.repeat(index), value)) for index, value in enumerate(values)]
+            names += of_mark
+            axes.append(list(zip(values, named)))
+        count = self.all[function.name] = math.prod(map(len, axes))
+        wanted = self.wanted(function.name)
+        if wanted is None or not marks:
+            return
+        drawn = []
+        for number in sorted(self.randomness(function.name).sample(range(count), min(wanted, count))):
+            combination = []
+            for axis in axes:
+                number, index = divmod(number, len(axis))
+                combination.append(axis[index])
+            drawn.append((sum((values for values, _ in combination), ()), "-".join(name for _, name in combination)))
+        function.own_markers[:] = [mark for mark in function.own_markers if mark not in marks]
+        metafunc.parametrize(names, [values for values, _ in drawn], ids=[name for _, name in drawn])
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        """The share of this process: a few head dims, each of which is kernels to compile, in an order that `--seconds` may cut anywhere."""
+        # pytest makes an item for no parameters, too.
+        items[:] = [item for item in items if self.wanted(item.originalname) != 0]
+        self.all = {name: count for name, count in self.all.items() if any(item.originalname == name for item in items)}
+        items.sort(key=lambda item: item.callspec.params.get("d", 0) if hasattr(item, "callspec") else 0)
+        index, processes = self.options.share or 0, self.options.processes
+        items[:] = items[len(items) * index // processes : len(items) * (index + 1) // processes]
+        self.randomness("order").shuffle(items)
+        self.drawn.update(item.originalname for item in items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem):
         try:
             return (yield)
-        except ferroflash.MissingFeatureError as error:
-            feature = str(error).rsplit(": ", 1)[-1]
-            self.features[feature] += 1
+        except Exception as error:
+            feature = missing_feature(error)
+            if feature is None:
+                raise
             pytest.skip(feature)
 
-    def pytest_terminal_summary(self, terminalreporter):
-        for feature, count in self.features.most_common():
-            terminalreporter.write_line(f"skipped {count:7}: {feature}")
+    def pytest_runtest_teardown(self):
+        if self.options.processes > 1:
+            # PyTorch keeps the memory that it has once asked for, which other processes then lack.
+            torch.cuda.empty_cache()
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            function = report.location[2].split("[", 1)[0]
+            self.outcomes[f"{function} {report.outcome}"] += 1
+            if report.outcome == "skipped":
+                self.reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        result = yield
+        if time.monotonic() > self.end:
+            item.session.shouldstop = f"{self.options.seconds} s are over"
+        return result
+
+
+def run(options):
+    """Runs the share of this process: `(exit code, counters)`."""
+    install()
+    plugin = Sampled(options)
+    code = pytest.main([*options.arguments, "-p", "no:cacheprovider", "--tb=short", "-q"], plugins=[plugin])
+    return int(code), [plugin.all, plugin.drawn, plugin.outcomes, plugin.reasons]
+
+
+def run_shares(processes):
+    """The same command once for every share, all at once: what `run` gives, for each. What they print is printed when they end."""
+    commands = [[sys.executable, *sys.argv, "--share", str(index)] for index in range(processes)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    # Read at once, because a full pipe would stop a process.
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        printed = list(pool.map(lambda process: process.communicate()[0], running))
+    results = []
+    for process, text in zip(running, printed):
+        text, _, last = text.rstrip().rpartition("\n")
+        print(text)
+        if process.returncode == 0:
+            results.append(json.loads(last))
+        else:
+            print(f"{last}\na process ended with {process.returncode}; its share is in no count")
+            results.append((pytest.ExitCode.INTERNAL_ERROR, ({}, {}, {}, {})))
+    return results
+
+
+def print_counts(counters):
+    every = {name: count for of_all, *_ in counters for name, count in of_all.items()}
+    drawn, outcomes, reasons = (sum(map(collections.Counter, of_kind), collections.Counter()) for of_kind in list(zip(*counters))[1:])
+    kinds = ("passed", "failed", "skipped")
+    print(f"{'':44} {'items':>8} {'drawn':>7} {'passed':>7} {'failed':>7} {'skipped':>7}  not reached")
+    total = collections.Counter()
+    for name, count in every.items():
+        row = [count, drawn[name], *(outcomes[f"{name} {kind}"] for kind in kinds)]
+        row.append(row[1] - sum(row[2:]))
+        total.update(dict(enumerate(row)))
+        print(f"{name:44} {row[0]:8}" + "".join(f" {number:7}" for number in row[1:]))
+    print(f"{'all':44} {total[0]:8}" + "".join(f" {total[index]:7}" for index in range(1, 6)))
+    for reason, count in reasons.most_common():
+        print(f"skipped {count:7}: {reason}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--sample", action="append", default=[], help="N or FUNCTION=N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--share", type=int, help="of the processes, the number of this one: for what --processes starts")
+    options, options.arguments = parser.parse_known_args()
+    samples = dict(("", sample) if "=" not in sample else sample.split("=", 1) for sample in options.sample)
+    options.samples = {name: int(count) for name, count in samples.items()}
+    options.sample = options.samples.pop("", None)
+    if options.share is not None:
+        print("\n" + json.dumps(run(options)))
+        return
+    results = [run(options)] if options.processes == 1 else run_shares(options.processes)
+    print(f"seed {options.seed}, {options.processes} processes")
+    print_counts([counters for _, counters in results])
+    sys.exit(max(code for code, _ in results))
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    ferroflash_attend = _torch.attend
-    if "--no-gradients" in arguments:
-        arguments.remove("--no-gradients")
-    else:
-        ferroflash.flash_attn_func  # imports the module
-        sys.modules["ferroflash.flash_attn_interface"]._attend = attend
-    install()
-    sys.exit(pytest.main([*arguments, "-p", "no:cacheprovider"], plugins=[Skips()]))
+    main()

@@ -1,6 +1,10 @@
-"""The functions of flash_attn on tensors of PyTorch, on the CPU: against the float64 reference, and as an operation of PyTorch."""
+"""The functions of flash_attn on tensors of PyTorch: against the float64 reference, and as an operation of PyTorch.
+
+On the CPU, unless FERROFLASH_TEST_DEVICE names another device, `cuda`.
+"""
 
 import inspect
+import os
 import subprocess
 import sys
 import unittest
@@ -17,6 +21,7 @@ except ImportError:
     torch = None
 
 PRECISIONS = {} if torch is None else {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
+DEVICE = os.environ.get("FERROFLASH_TEST_DEVICE", "cpu")
 
 
 def setUpModule():
@@ -24,13 +29,21 @@ def setUpModule():
 
 
 def inputs(dtype, batch=2, q_rows=40, kv_rows=45, q_heads=4, kv_heads=2, dim=32):
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)
     shapes = [(batch, q_rows, q_heads, dim), (batch, kv_rows, kv_heads, dim), (batch, kv_rows, kv_heads, dim)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [torch.randn(shape, generator=generator, device=DEVICE).to(dtype) for shape in shapes]
+
+
+def randn(*shape):
+    return torch.randn(shape, device=DEVICE)
+
+
+def array(tensor):
+    return tensor.detach().double().cpu().numpy()
 
 
 def arrays(tensors):
-    return [tensor.detach().double().numpy() for tensor in tensors]
+    return [array(tensor) for tensor in tensors]
 
 
 class WithoutTorch(unittest.TestCase):
@@ -63,7 +76,7 @@ class Results(unittest.TestCase):
                     tensors = inputs(dtype, dim=dim)
                     out, lse, dmask = ferroflash.flash_attn_func(*tensors, causal=True, return_attn_probs=True)
                     self.assertEqual((out.dtype, lse.dtype, dmask.numel()), (dtype, torch.float32, 0))
-                    check(self, out.double().numpy(), lse.numpy(), arrays(tensors), name, causal=True)
+                    check(self, array(out), array(lse), arrays(tensors), name, causal=True)
 
     def test_windows_and_softcap(self):
         tensors = inputs(torch.bfloat16)
@@ -72,7 +85,7 @@ class Results(unittest.TestCase):
                 out = ferroflash.flash_attn_func(*tensors, causal=causal, window_size=(left, right), softcap=20.0)
                 left_bound, right_bound = (None if bound < 0 else bound for bound in (left, right))
                 options = {"causal": causal, "left": left_bound, "right": 0 if causal else right_bound}
-                check(self, out.double().numpy(), None, arrays(tensors), "bf16", softcap=20.0, **options)
+                check(self, array(out), None, arrays(tensors), "bf16", softcap=20.0, **options)
         plain = ferroflash.flash_attn_func(*tensors)
         self.assertTrue(torch.equal(plain, ferroflash.flash_attn_func(*tensors, softcap=-1.0)))
 
@@ -83,17 +96,17 @@ class Results(unittest.TestCase):
         out, lse, _ = ferroflash.flash_attn_kvpacked_func(qkv[:, :, 0], qkv[:, :, 1:], 0.0, 0.3, True, return_attn_probs=True)
         self.assertTrue(torch.equal(out, expected))
         self.assertEqual(lse.shape, (2, 4, 40))
-        check(self, out.double().numpy(), lse.numpy(), arrays(qkv.unbind(2)), "f16", causal=True, scale=0.3)
+        check(self, array(out), array(lse), arrays(qkv.unbind(2)), "f16", causal=True, scale=0.3)
 
     def test_strides(self):
         """Other orders of axes in place; a last dim with gaps is copied, as flash_attn does."""
         q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(torch.float16, kv_rows=40, kv_heads=4))
         out = ferroflash.flash_attn_func(q, k, v)
         self.assertEqual(out.stride(), q.stride())
-        check(self, out.double().numpy(), None, arrays((q, k, v)), "f16")
-        wide = torch.randn(2, 40, 4, 64).half()
+        check(self, array(out), None, arrays((q, k, v)), "f16")
+        wide = randn(2, 40, 4, 64).half()
         gaps = wide[..., ::2]
-        check(self, ferroflash.flash_attn_func(gaps, k, v).double().numpy(), None, arrays((gaps, k, v)), "f16")
+        check(self, array(ferroflash.flash_attn_func(gaps, k, v)), None, arrays((gaps, k, v)), "f16")
 
     def test_a_whole_cache(self):
         q, k, v = inputs(torch.float16, q_rows=3)
@@ -105,13 +118,13 @@ class Results(unittest.TestCase):
     def test_forward_takes_tensors(self):
         q, k, v = inputs(torch.bfloat16)
         out = torch.full_like(q, float("nan"))
-        lse = torch.full((2, 4, 40), float("nan"))
+        lse = torch.full((2, 4, 40), float("nan"), device=DEVICE)
         returned = ferroflash.forward(q, k, v, causal=True, out=out, lse=lse, return_lse=True)
         self.assertIs(returned[0], out)
-        check(self, out.double().numpy(), lse.numpy(), arrays((q, k, v)), "bf16", causal=True)
+        check(self, array(out), array(lse), arrays((q, k, v)), "bf16", causal=True)
         self.assertTrue(torch.equal(ferroflash.forward(q, k, v, causal=True), out))
         q_array = np.zeros((2, 40, 4, 32), dtype=np.float32)
-        mixed = ferroflash.forward(q_array, *(x.float() for x in (k, v)))
+        mixed = ferroflash.forward(q_array, *(x.float().cpu() for x in (k, v)))
         self.assertIsInstance(mixed, np.ndarray)
 
     def test_arguments_are_those_of_flash_attn(self):
@@ -189,12 +202,12 @@ class Refusals(unittest.TestCase):
         self.refused(ferroflash.InputError, "attention takes tensors of 4 axes", lambda: f(q[0], k[0], v[0]))
         self.refused(ferroflash.InputError, "v has 44 rows, k has 45", lambda: f(q, k, v[:, 1:]))
         self.refused(ferroflash.InputError, "head_dim 264 is not supported", lambda: f(*inputs(torch.float16, dim=264)))
-        self.refused(ferroflash.InputTypeError, "k is a ndarray", lambda: ferroflash.forward(q, k.numpy(), v))
+        self.refused(ferroflash.InputTypeError, "k is a ndarray", lambda: ferroflash.forward(q, array(k), v))
         self.refused(ferroflash.InputError, "q is on device meta", lambda: ferroflash.forward(q.to("meta"), k.to("meta"), v.to("meta"), stream=0))
-        lse = torch.zeros(2, 4, 39)
+        lse = torch.zeros(2, 4, 39, device=DEVICE)
         self.refused(ferroflash.InputError, "lse has shape (2, 4, 39); (2, 4, 40)", lambda: ferroflash.forward(q, k, v, lse=lse))
         self.refused(ferroflash.InputTypeError, "lse holds torch.float16", lambda: ferroflash.forward(q, k, v, lse=lse.half()))
-        out = torch.full((2, 39, 4, 32), float("nan")).half()
+        out = torch.full((2, 39, 4, 32), float("nan"), device=DEVICE).half()
         self.refused(ferroflash.InputError, "out has 39 rows, q has 40", lambda: ferroflash.forward(q, k, v, out=out))
         self.assertTrue(out.isnan().all())
 
@@ -220,23 +233,20 @@ class Gradients(unittest.TestCase):
         out = call(*leaves)
         return torch.autograd.grad(out, leaves, dout)
 
-    def numbers(self, gradients):
-        return [gradient.double().numpy() for gradient in gradients]
-
     def test_types_and_head_dims(self):
         """Head dims that are no multiples of 8 are padded, and their gradients cut."""
         for name, dtype in PRECISIONS.items():
             for dim in (32, 59, 64):
                 with self.subTest(dtype=name, dim=dim):
                     tensors = inputs(dtype, dim=dim)
-                    dout = torch.randn(tensors[0].shape).to(dtype)
+                    dout = randn(*tensors[0].shape).to(dtype)
                     found = self.found(tensors, dout, lambda *x: ferroflash.flash_attn_func(*x, causal=True, deterministic=True))
                     self.assertEqual([x.dtype for x in found], [dtype] * 3)
-                    check_gradients(self, self.numbers(found), arrays(tensors), dout.double().numpy(), None, name, causal=True)
+                    check_gradients(self, arrays(found), arrays(tensors), array(dout), None, name, causal=True)
 
     def test_packed(self):
         qkv = torch.stack(inputs(torch.float16, kv_rows=40, kv_heads=4), dim=2).requires_grad_()
-        dout = torch.randn(2, 40, 4, 32).half()
+        dout = randn(2, 40, 4, 32).half()
         expected = self.found(qkv.unbind(2), dout, lambda *x: ferroflash.flash_attn_func(*x, causal=True))
         (packed,) = torch.autograd.grad(ferroflash.flash_attn_qkvpacked_func(qkv, causal=True), qkv, dout)
         self.assertTrue(torch.equal(packed, torch.stack(expected, dim=2)))
@@ -246,14 +256,14 @@ class Gradients(unittest.TestCase):
 
     def test_the_log_sum_exp_too(self):
         tensors = inputs(torch.float32)
-        dout, dlse = torch.randn(tensors[0].shape), torch.randn(2, 4, 40)
+        dout, dlse = randn(*tensors[0].shape), randn(2, 4, 40)
         leaves = [tensor.requires_grad_() for tensor in tensors]
         out, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True)
         found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
-        check_gradients(self, self.numbers(found), arrays(tensors), dout.numpy(), dlse.numpy(), "f32")
+        check_gradients(self, arrays(found), arrays(tensors), array(dout), array(dlse), "f32")
         _, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True)
         of_lse = torch.autograd.grad(lse, leaves, dlse)
-        check_gradients(self, self.numbers(of_lse), arrays(tensors), 0 * dout.numpy(), dlse.numpy(), "f32")
+        check_gradients(self, arrays(of_lse), arrays(tensors), 0 * array(dout), array(dlse), "f32")
 
     def test_gradients_of_any_layout(self):
         """A sum hands over one number with strides of 0; a transposition another order of axes. Both against the same values, laid out."""
@@ -262,7 +272,7 @@ class Gradients(unittest.TestCase):
         ones = self.found(tensors, torch.ones_like(tensors[0]), attend)
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         repeated = torch.autograd.grad(attend(*leaves).sum(), leaves)
-        dout = torch.randn(2, 32, 4, 40).half()
+        dout = randn(2, 32, 4, 40).half()
         turned = torch.autograd.grad(attend(*leaves).permute(0, 3, 2, 1), leaves, dout)
         laid_out = self.found(tensors, dout.permute(0, 3, 2, 1).contiguous(), attend)
         for a, b in zip((*ones, *laid_out), (*repeated, *turned)):
@@ -279,14 +289,14 @@ class Gradients(unittest.TestCase):
 
     def test_backward_takes_tensors(self):
         q, k, v = inputs(torch.bfloat16)
-        dout = torch.randn(q.shape).bfloat16()
+        dout = randn(*q.shape).bfloat16()
         out, lse = ferroflash.forward(q, k, v, return_lse=True)
         dk = torch.full_like(k, float("nan"))
         found = ferroflash.backward(q, k, v, out, lse, dout, dk=dk)
         self.assertIs(found[1], dk)
-        check_gradients(self, self.numbers(found), arrays((q, k, v)), dout.double().numpy(), None, "bf16")
+        check_gradients(self, arrays(found), arrays((q, k, v)), array(dout), None, "bf16")
         with self.assertRaisesRegex(ferroflash.InputTypeError, "dout is a ndarray"):
-            ferroflash.backward(q, k, v, out, lse, dout.float().numpy())
+            ferroflash.backward(q, k, v, out, lse, array(dout))
         with self.assertRaisesRegex(ferroflash.InputError, "lse has shape"):
             ferroflash.backward(q, k, v, out, lse[:, 1:], dout)
 
@@ -298,7 +308,7 @@ class Gradients(unittest.TestCase):
         ferroflash.flash_attn_func  # registers the operation
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
         for rows in (20, 33):
-            x, weight = torch.randn(2, rows, 64).half().requires_grad_(), (torch.randn(64, 192).half() / 8).requires_grad_()
+            x, weight = randn(2, rows, 64).half().requires_grad_(), (randn(64, 192).half() / 8).requires_grad_()
             both = [torch.autograd.grad(f(x, weight).float().square().sum(), (x, weight)) for f in (block, compiled)]
             for eager, by_graph in zip(*both):
                 self.assertTrue(torch.equal(eager, by_graph))
@@ -320,7 +330,7 @@ class AsAnOperation(unittest.TestCase):
 
     def test_gradients_of_the_operation_without_a_log_sum_exp(self):
         leaves = [tensor.requires_grad_() for tensor in inputs(torch.float16)]
-        dout = torch.randn(leaves[0].shape).half()
+        dout = randn(*leaves[0].shape).half()
         ferroflash.flash_attn_func  # registers the operation
         both = []
         for return_lse in (False, True):
@@ -334,11 +344,11 @@ class AsAnOperation(unittest.TestCase):
             qkv = (x @ weight).unflatten(-1, (3, 2, 32))
             return ferroflash.flash_attn_qkvpacked_func(qkv, causal=True).flatten(-2).relu()
 
-        x, weight = torch.randn(2, 20, 64).half(), torch.randn(64, 192).half() / 8
+        x, weight = randn(2, 20, 64).half(), randn(64, 192).half() / 8
         ferroflash.flash_attn_func  # registers the operation
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
         self.assertTrue(torch.equal(compiled(x, weight), block(x, weight)))
-        longer = torch.randn(2, 33, 64).half()
+        longer = randn(2, 33, 64).half()
         self.assertTrue(torch.equal(compiled(longer, weight), block(longer, weight)))
 
     def test_fake_tensors(self):
@@ -393,6 +403,7 @@ assert torch.equal(fa3.flash_attn_qkvpacked_func(packed), ferroflash.flash_attn_
 for words, call in (
     ("qv", lambda: fa3.flash_attn_func(q, q, q, qv=q)),
     ("fp8", lambda: fa3.flash_attn_func(q, q, q, k_descale=q)),
+    ("head dim of v", lambda: fa3.flash_attn_func(q, q, torch.cat((q, q), dim=3))),
     ("attention_chunk", lambda: fa3.flash_attn_func(q, q, q, attention_chunk=4)),
     ("cu_seqlens", lambda: fa3.flash_attn_varlen_func(q[0])),
     ("page_table", lambda: fa3.flash_attn_with_kvcache(q, q, q)),

@@ -109,10 +109,13 @@ pub(super) fn check_overlaps(
     lse: Option<(u64, &Sizes)>,
 ) -> Result<()> {
     check_itself(out)?;
-    let named = [Operand::Q, Operand::K, Operand::V].into_iter().zip(inputs.map(footprint));
-    let mut outputs = vec![(Operand::Out, footprint(out))];
-    outputs.extend(lse.map(|(address, sizes)| (Operand::Lse, row_footprint(address, sizes))));
-    check_apart(&outputs, &named.collect::<Vec<_>>())
+    let [q, k, v] = inputs.map(footprint);
+    let inputs = [(Operand::Q, q), (Operand::K, k), (Operand::V, v)];
+    let out = (Operand::Out, footprint(out));
+    match lse {
+        Some((address, sizes)) => check_apart(&[out, (Operand::Lse, row_footprint(address, sizes))], &inputs),
+        None => check_apart(&[out], &inputs),
+    }
 }
 
 /// That no element of an output lies at the place of another.

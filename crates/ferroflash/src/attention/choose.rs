@@ -75,16 +75,13 @@ fn row(request: &Request<'_>, pass: Pass) -> Result<Option<&'static Variant>> {
             let head_dim = variant.head_dim();
             Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: sizes.to_string() })
         }
-        _ => {
-            let keys = keys_per_row(request.attention.mask, sizes);
-            Ok(Variant::find(pass, sizes.dtype, [head_dim; 2], keys, features))
-        }
+        _ => Ok(Variant::find(pass, sizes.dtype, [head_dim; 2], request.keys_per_row, features)),
     }
 }
 
 /// Keys that a query row sees, on average over up to 64 rows evenly spread.
-fn keys_per_row(mask: Mask, sizes: &Sizes) -> u32 {
-    const SAMPLES: usize = 64;
+pub(super) fn keys_per_row(mask: Mask, sizes: &Sizes) -> u32 {
+    const SAMPLES: i64 = 64;
     let (q_rows, kv_rows) = (sizes.q_rows as i64, sizes.kv_rows as i64);
     let band = mask.band();
     let seen = |row: i64| {
@@ -93,8 +90,13 @@ fn keys_per_row(mask: Mask, sizes: &Sizes) -> u32 {
         let end = (diagonal + i64::from(band.right) + 1).min(kv_rows);
         (end - first).max(0)
     };
-    let samples = sizes.q_rows.min(SAMPLES) as i64;
-    let total: i64 = (0..samples).map(|i| seen((2 * i + 1) * q_rows / (2 * samples))).sum();
+    let samples = q_rows.min(SAMPLES);
+    // The middle of each of as many parts. Every call waits for this, and 64 divisions by a number that is not known take most of it.
+    let total: i64 = if q_rows <= SAMPLES {
+        (0..samples).map(seen).sum()
+    } else {
+        (0..SAMPLES).map(|i| seen((2 * i + 1) * q_rows / (2 * SAMPLES))).sum()
+    };
     // At most kv_rows, which validate bounds by MAX_ROWS.
     (total / samples.max(1)) as u32
 }

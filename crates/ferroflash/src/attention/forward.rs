@@ -267,9 +267,12 @@ impl<'a> Inputs<'a> {
         let span = tracing::debug_span!("attention", kernel = %plan.kernel, problem = %plan.problem);
         let _entered = span.enter();
         let inputs = [(Operand::Q, &self.q), (Operand::K, &self.k), (Operand::V, &self.v)];
-        let mut operands: Vec<_> = inputs.into_iter().map(|(operand, view)| (operand, view.address())).collect();
-        operands.push((Operand::Out, out));
-        operands.extend(lse.map(|lse| (Operand::Lse, lse)));
-        run(self.q.device(), stream, &plan.steps, &plan.buffers, &operands)
+        let [q, k, v] = inputs.map(|(operand, view)| (operand, view.address()));
+        let out = (Operand::Out, out);
+        let run = |operands: &[_]| run(self.q.device(), stream, &plan.steps, &plan.buffers, operands);
+        match lse {
+            Some(lse) => run(&[q, k, v, out, (Operand::Lse, lse)]),
+            None => run(&[q, k, v, out]),
+        }
     }
 }

@@ -95,7 +95,8 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
 pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes, tensors: Tensors) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
-    let request = Request { attention, sizes: *sizes, scale, softcap, tensors };
+    let keys_per_row = choose::keys_per_row(attention.mask, sizes);
+    let request = Request { attention, sizes: *sizes, scale, softcap, keys_per_row, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
     let rows = choose::rows(&request, device, kernel)?;
     let (buffers, needed) = params::buffers(kernel, sizes);

@@ -68,6 +68,8 @@ pub(crate) struct Request<'a> {
     pub(crate) sizes: Sizes,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    /// Keys that a row sees, on average.
+    pub(crate) keys_per_row: u32,
     pub(crate) tensors: Tensors,
 }
 

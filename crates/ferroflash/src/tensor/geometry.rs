@@ -188,9 +188,8 @@ impl Geometry {
     /// Axis `i` of the result is axis `order[i]`.
     pub(crate) fn permute(&self, order: &[usize]) -> Result<Geometry> {
         let rank = self.shape.len();
-        let mut sorted = order.to_vec();
-        sorted.sort_unstable();
-        if !sorted.iter().copied().eq(0..rank) {
+        // As many as there are axes, and every axis is among them.
+        if order.len() != rank || !(0..rank).all(|axis| order.contains(&axis)) {
             return Err(AxesError::Order { found: order.to_vec(), rank }.into());
         }
         let mut permuted = *self;

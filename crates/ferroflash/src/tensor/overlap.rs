@@ -1,5 +1,6 @@
 //! Which views share memory.
 
+use super::dims::{Dims, MAX_RANK};
 use super::geometry::Geometry;
 
 /// Whether two elements of one view may lie at the same place.
@@ -8,13 +9,15 @@ use super::geometry::Geometry;
 /// rule of nested loops: exact for every slice of a contiguous tensor in any order of axes, and on the safe side for strides that
 /// interleave without colliding. A view without elements has none at one place.
 pub(crate) fn overlaps_itself(geometry: &Geometry) -> bool {
-    let mut axes: Vec<_> = geometry.axes().collect();
-    if axes.iter().any(|&(extent, _)| extent == 0) {
+    if geometry.axes().any(|(extent, _)| extent == 0) {
         return false;
     }
+    let mut axes = [(0, 0); MAX_RANK];
+    let axes = &mut axes[..geometry.shape.len()];
+    axes.iter_mut().zip(geometry.axes()).for_each(|(place, axis)| *place = axis);
     axes.sort_unstable_by_key(|&(_, stride)| stride);
     let mut span = 1u128;
-    for (extent, stride) in axes.into_iter().filter(|&(extent, _)| extent > 1) {
+    for &(extent, stride) in axes.iter().filter(|&&(extent, _)| extent > 1) {
         if (stride as u128) < span {
             return true;
         }
@@ -23,37 +26,47 @@ pub(crate) fn overlaps_itself(geometry: &Geometry) -> bool {
     false
 }
 
-/// The bytes of a view: its first address and its axes as `(extent, stride in bytes)`.
+/// The bytes of a view. Held without an allocation, because every call looks at those of all its tensors.
 #[derive(Clone, Debug)]
 pub(crate) struct Footprint {
-    address: u128,
-    axes: Vec<(u128, u128)>,
+    /// Of the first byte, and of the byte behind the last: the same where there is none.
+    start: u128,
+    end: u128,
+    shape: Dims,
+    /// In elements.
+    strides: Dims,
+    /// Of an element.
+    bytes: u128,
 }
 
 impl Footprint {
     pub(crate) fn of(geometry: &Geometry, address: u64) -> Footprint {
-        let bytes = geometry.dtype.bytes() as u128;
-        let mut axes: Vec<_> = geometry.axes().map(|(n, stride)| (n as u128, stride as u128 * bytes)).collect();
-        axes.push((bytes, 1));
-        Footprint { address: address.into(), axes }
+        Footprint::new(address, geometry.shape, geometry.strides, geometry.dtype.bytes() as u128)
     }
 
     pub(crate) fn contiguous(address: u64, bytes: u128) -> Footprint {
-        Footprint { address: address.into(), axes: vec![(bytes, 1)] }
+        Footprint::new(address, Dims::from([]), Dims::from([]), bytes)
     }
 
-    fn is_empty(&self) -> bool {
-        self.axes.iter().any(|&(extent, _)| extent == 0)
+    fn new(address: u64, shape: Dims, strides: Dims, bytes: u128) -> Footprint {
+        let start = address.into();
+        let mut footprint = Footprint { start, end: start, shape, strides, bytes };
+        if footprint.axes().all(|(extent, _)| extent > 0) {
+            footprint.end += footprint.axes().map(|(extent, stride)| (extent - 1) * stride).sum::<u128>() + 1;
+        }
+        footprint
     }
 
-    fn span(&self) -> u128 {
-        self.axes.iter().map(|&(extent, stride)| (extent - 1) * stride).sum::<u128>() + 1
+    /// Axes as `(extent, stride in bytes)`, that of the bytes of an element last.
+    fn axes(&self) -> impl Iterator<Item = (u128, u128)> {
+        let axes = self.shape.iter().zip(self.strides.iter());
+        axes.map(|(&extent, &stride)| (extent as u128, stride as u128 * self.bytes)).chain([(self.bytes, 1)])
     }
 
     /// Bytes spanned within one period: by the axes whose stride is no multiple of it.
     fn span_within(&self, period: u128) -> u128 {
-        let within = self.axes.iter().filter(|&&(_, stride)| !stride.is_multiple_of(period));
-        within.map(|&(extent, stride)| (extent - 1) * stride).sum::<u128>() + 1
+        let within = self.axes().filter(|(_, stride)| !stride.is_multiple_of(period));
+        within.map(|(extent, stride)| (extent - 1) * stride).sum::<u128>() + 1
     }
 
     /// Whether the two may share a byte.
@@ -61,17 +74,16 @@ impl Footprint {
     /// Apart are views whose address ranges are apart, and views that repeat with a common period (such as the row of a packed
     /// q-k-v projection) and keep to different parts of it.
     pub(crate) fn overlaps(&self, other: &Footprint) -> bool {
-        if self.is_empty() || other.is_empty() {
+        if self.start == self.end || other.start == other.end {
             return false;
         }
-        if self.address + self.span() <= other.address || other.address + other.span() <= self.address {
+        if self.end <= other.start || other.end <= self.start {
             return false;
         }
-        let periods = self.axes.iter().chain(&other.axes).filter(|&&(extent, stride)| extent > 1 && stride > 1);
-        for &(_, period) in periods {
+        for (_, period) in self.axes().chain(other.axes()).filter(|&(extent, stride)| extent > 1 && stride > 1) {
             let (mine, theirs) = (self.span_within(period), other.span_within(period));
             // Where the other starts, counted from this one's start, modulo the period.
-            let start = (other.address % period + period - self.address % period) % period;
+            let start = (other.start % period + period - self.start % period) % period;
             if start >= mine && start + theirs <= period {
                 return false;
             }

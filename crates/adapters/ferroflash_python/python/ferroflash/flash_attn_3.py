@@ -4,7 +4,7 @@ Which kernel runs is ferroflash's choice: FlashAttention-3's on compute capabili
 """
 
 from . import flash_attn_interface as _interface
-from ._errors import missing
+from ._errors import InputError, missing
 
 __all__ = [
     "flash_attn_combine",
@@ -53,7 +53,13 @@ def flash_attn_func(
     """
     _check("flash_attn_func", qv, (q_descale, k_descale, v_descale), attention_chunk)
     left, right = window_size
-    out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
+    try:
+        out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
+    except InputError:
+        # The original takes them. Asked only now, because a call that is right is not to wait for it.
+        if v.shape[-1] != k.shape[-1]:
+            raise missing("flash_attn_func", "a head dim of v that is not that of q and k") from None
+        raise
     return (out, lse) if return_attn_probs else out
 
 

@@ -21,15 +21,15 @@ pub(crate) fn devices() -> Result<Vec<DeviceInfo>> {
 /// again would compile every kernel again.
 pub(crate) fn open(ordinal: usize) -> Result<Device> {
     static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
-    match count()? {
-        0 => return Err(Error::NoGpu),
-        count if ordinal >= count => return Err(Error::NoSuchGpu { ordinal, count }),
-        _ => {}
-    }
     // The map stays consistent when a thread panicked while it held the lock: entries are inserted whole.
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(device) = open.get(&ordinal) {
         return Ok(device.clone());
+    }
+    match count()? {
+        0 => return Err(Error::NoGpu),
+        count if ordinal >= count => return Err(Error::NoSuchGpu { ordinal, count }),
+        _ => {}
     }
     let span = tracing::info_span!("open", ordinal);
     let _entered = span.enter();
