@@ -12,6 +12,7 @@ mod api_errors;
 mod backward;
 mod backward_errors;
 mod backward_mutants;
+mod backward_naive;
 mod cli;
 mod cli_bench;
 mod cli_files;

@@ -10,6 +10,8 @@ use crate::parts::fragments::RegTile;
 use crate::parts::products::Probs;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 
+mod naive;
+
 macro_rules! entries {
     ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
        $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {

@@ -5,6 +5,7 @@ use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
+use super::naive;
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Params, Step};
@@ -12,7 +13,7 @@ use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::backward::{BackwardParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, FeatureSet, Features, Mask};
+use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
 use std::mem::offset_of;
 
 /// What a call of the backward pass will launch and allocate, and why. Prints as a few lines.
@@ -108,26 +109,42 @@ pub(super) fn plan(
     }
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let rows = Pass::ALL.map(|pass| row(pass, sizes, device));
     let params = params(attention, sizes, tensors, scale, padded_rows);
-    let steps = rows.into_iter().map(|row| {
-        let (variant, ctas) = row?;
-        let tile = format!("{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
-        let params = bind(variant.pass, &params, sizes.dtype, with_dlse);
+    let step = |pass, computes: Option<&str>, params| -> Result<Step> {
+        let (variant, ctas) = row(pass, sizes, device)?;
+        let equation = computes.map(|equation| format!("{equation}: ")).unwrap_or_default();
+        let tile = format!("{equation}{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
         Ok(Step::new(Specialised::with_features(&variant.entry, FeatureSet::NONE), ctas, tile, params))
-    });
-    let steps = steps.collect::<Result<Vec<_>>>()?;
+    };
+    let recomputing = |pass| step(pass, None, bind(pass, &params, sizes.dtype, with_dlse));
+    let mut steps = vec![recomputing(Pass::Delta)?];
     // Fits: the grid of the first pass did, whose thread blocks have four rows each.
     let bytes = (sizes.batch * sizes.q_heads * padded_rows) as u64 * u64::from(STATISTICS_BYTES);
     let reason = "the first step writes log-sum-exp and delta of every row, the others read them";
+    let mut buffers = vec![Buffer { name: "statistics", bytes, reason }];
+    let reason = match attention.kernel.kernel() {
+        Some(Kernel::Naive) => {
+            buffers.extend(naive::buffers(sizes, bytes.into(), device.memory_bytes)?);
+            let pieces = [params.aligned, params.dq_aligned, params.dkv_aligned].map(|a| pieces(a, sizes.dtype));
+            for launch in &naive::LAUNCHES {
+                let params = naive::bind(launch, &params, sizes, STATISTICS, pieces);
+                steps.push(step(launch.pass, Some(launch.computes), params)?);
+            }
+            "asked for naive: probabilities and their gradients in memory, each product a kernel of its own"
+        }
+        _ => {
+            steps.extend([recomputing(Pass::Keys)?, recomputing(Pass::Queries)?]);
+            "a kernel for keys and values and one for queries, each the only owner of its sums"
+        }
+    };
     let plan = BackwardPlan {
         problem: (*sizes).into(),
         mask: attention.mask,
         scale,
         steps,
-        buffers: vec![Buffer { name: "statistics", bytes, reason }],
+        buffers,
         deterministic: true,
-        reason: "a kernel for keys and values and one for queries, each the only owner of its sums".to_owned(),
+        reason: reason.to_owned(),
     };
     tracing::debug!(problem = %sizes, reason = plan.reason, "planned backward");
     Ok(plan)
@@ -196,10 +213,15 @@ fn lse_to_log2(scale: f32) -> [f32; 2] {
     [high, (factor - f64::from(high)) as f32]
 }
 
+/// What an address has to be a multiple of. Addresses that the call may have are those for which the kernel was told that rows move in
+/// pieces, or not.
+fn pieces(aligned: u32, dtype: DType) -> u64 {
+    (if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() }) as u64
+}
+
 /// The parameters of a pass, with holes for the addresses that it uses.
 fn bind(pass: Pass, params: &BackwardParams, dtype: DType, with_dlse: bool) -> Params {
-    // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
-    let pieces = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() } as u64;
+    let pieces = |aligned| pieces(aligned, dtype);
     let (inputs, elements, numbers) = (pieces(params.aligned), dtype.bytes() as u64, DType::F32.bytes() as u64);
     let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
     let tiles = [

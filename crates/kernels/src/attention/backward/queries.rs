@@ -100,7 +100,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             weights.mul_transposed(q, row, k, 0);
             weigh_rows(&mut weights, &mut dscores, statistics, p.scale_log2);
             if masked {
-                Scores::of(p).hide(&mut weights, &mut dscores, first_row + row, blocks.visit(i) * C::ROW.kv_block);
+                Scores::of(p).hide([&mut weights, &mut dscores], first_row + row, blocks.visit(i) * C::ROW.kv_block);
             }
             dq.mul_probs(&C::Dscores::round(&dscores), k, 0);
         };
