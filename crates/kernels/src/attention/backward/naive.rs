@@ -253,12 +253,7 @@ unsafe fn weigh<F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row
 /// Hands each pair of neighbours of a tile that exist to `store`, with the elements of the head that lie before it. Rows from `row`, columns
 /// from `col` on.
 #[inline(always)]
-fn for_each_pair<F: Fragments>(
-    tile: &F,
-    p: &NaiveBackwardParams,
-    [row, col]: [u32; 2],
-    store: impl Fn(u64, [f32; 2]),
-) {
+fn for_each_pair<F: Fragments>(tile: &F, p: &NaiveBackwardParams, [row, col]: [u32; 2], store: impl Fn(u64, [f32; 2])) {
     let lane = thread::lane();
     for m in 0..F::M {
         for half in 0..2 {
