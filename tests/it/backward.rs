@@ -13,43 +13,82 @@ use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// Makes one test for each element type.
+/// Makes one test for each element type, of what the library chooses or of another kernel.
 macro_rules! for_each_dtype {
     ($check:ident) => {
+        for_each_dtype!($check, ferroflash::Kernel::V2);
+    };
+    ($check:ident, $kernel:expr) => {
         mod $check {
             #[allow(unused_imports, reason = "f32 is a builtin")]
-            use super::{bf16, f16};
+            use $crate::support::{bf16, f16};
 
             #[test]
             fn f32() {
-                super::$check::<f32>();
+                super::$check::<f32>($kernel);
             }
 
             #[test]
             fn f16() {
-                super::$check::<f16>();
+                super::$check::<f16>($kernel);
             }
 
             #[test]
             fn bf16() {
-                super::$check::<bf16>();
+                super::$check::<bf16>($kernel);
             }
         }
     };
 }
+pub(crate) use for_each_dtype;
 
-fn check<T: Element>(case: &BackwardCase) {
+/// The same for the types of 16 bits.
+macro_rules! for_each_half {
+    ($check:ident, $kernel:expr) => {
+        mod $check {
+            use $crate::support::{bf16, f16};
+
+            #[test]
+            fn f16() {
+                super::$check::<f16>($kernel);
+            }
+
+            #[test]
+            fn bf16() {
+                super::$check::<bf16>($kernel);
+            }
+        }
+    };
+}
+pub(crate) use for_each_half;
+
+/// Whether the backward pass has such a kernel for a problem: v3 has rows up to 128 columns, and no use for a problem without keys.
+fn has(kernel: Kernel, head_dim: usize, kv_rows: usize) -> bool {
+    kernel != Kernel::V3 || (head_dim <= 128 && kv_rows > 0)
+}
+
+pub(crate) fn check<T: Element>(case: &BackwardCase) {
     case.check::<T>(&device::shared().device).unwrap_or_else(|wrong| panic!("{wrong}"));
 }
 
-fn sizes<T: Element>(q_rows: usize, kv_rows: usize, [q_heads, kv_heads]: [usize; 2], head_dim: usize) -> Sizes {
+pub(crate) fn sizes<T: Element>(
+    q_rows: usize,
+    kv_rows: usize,
+    [q_heads, kv_heads]: [usize; 2],
+    head_dim: usize,
+) -> Sizes {
     Sizes { batch: 1, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype: T::DTYPE }
 }
 
 /// One row less than a tile, exactly one tile, one row more, with masks that cut through it.
-fn every_row_at_its_tile_edges<T: Element>() {
-    for head_dim in COMPILED_HEAD_DIMS {
-        for pass in [Pass::Keys, Pass::Queries] {
+pub(crate) fn every_row_at_its_tile_edges<T: Element>(kernel: Kernel) {
+    let passes = match kernel {
+        Kernel::Naive => &[Pass::NaiveScores, Pass::NaiveQueries, Pass::NaiveKeys][..],
+        Kernel::V3 => &[Pass::Fused],
+        _ => &[Pass::Keys, Pass::Queries],
+    };
+    for head_dim in COMPILED_HEAD_DIMS.into_iter().filter(|&dim| has(kernel, dim as usize, 1)) {
+        for &pass in passes {
             let row = Variant::find(pass, T::DTYPE, head_dim).expect("a row of the list");
             let (q, kv) = (row.q_block as usize, row.kv_block as usize);
             let window = Mask::Window { left: Some(kv as u32 / 2), right: Some(3) };
@@ -60,7 +99,7 @@ fn every_row_at_its_tile_edges<T: Element>() {
                 (q + 1, 2 * kv + 1, window),
             ];
             for (i, (q_rows, kv_rows, mask)) in edges.into_iter().enumerate() {
-                let mut case = BackwardCase::new(sizes::<T>(q_rows, kv_rows, [2, 1], head_dim as usize), mask);
+                let mut case = BackwardCase::of(kernel, sizes::<T>(q_rows, kv_rows, [2, 1], head_dim as usize), mask);
                 case.forward = case.forward.with_layout(if i % 2 == 0 { Layout::Bshd } else { Layout::Bhsd });
                 case.forward.seed = i as u64;
                 let plan = case.forward.attention.backward_plan(&device::shared().device, case.forward.problem);
@@ -75,10 +114,10 @@ fn every_row_at_its_tile_edges<T: Element>() {
 for_each_dtype!(every_row_at_its_tile_edges);
 
 /// A case of the forward pass, whose memories also serve the gradients, with a gradient of the output that may be the same for all heads.
-fn cases(dtype: DType) -> impl Strategy<Value = BackwardCase> {
+fn cases(kernel: Kernel, dtype: DType) -> impl Strategy<Value = BackwardCase> {
     let memories =
         || prop_oneof![2 => Just(None), 1 => prop::array::uniform4(properties::memory(false)).prop_map(Some)];
-    (properties::cases(Kernel::V2, dtype), memories(), prop::bool::ANY, prop::bool::weighted(0.1)).prop_map(
+    (properties::cases(kernel, dtype), memories(), prop::bool::ANY, prop::bool::weighted(0.1)).prop_map(
         |(mut forward, memories, with_dlse, expanded)| {
             forward.attention.softcap = None;
             let [mut dout, dq, dk, dv] = memories.unwrap_or([Memory::contiguous(forward.q.layout); 4]);
@@ -88,8 +127,11 @@ fn cases(dtype: DType) -> impl Strategy<Value = BackwardCase> {
     )
 }
 
-fn random_problems_agree_with_the_reference<T: Element>() {
+pub(crate) fn random_problems_agree_with_the_reference<T: Element>(kernel: Kernel) {
     let shared = device::shared();
+    let cases = cases(kernel, T::DTYPE).prop_filter("a kernel of this problem", move |case| {
+        has(kernel, case.forward.problem.head_dim, case.forward.problem.kv_rows)
+    });
     let config = ProptestConfig {
         // Each is five kernels and two references that cost several times those of the forward pass.
         cases: device::cases().div_ceil(2),
@@ -99,16 +141,17 @@ fn random_problems_agree_with_the_reference<T: Element>() {
         ..ProptestConfig::default()
     };
     TestRunner::new(config)
-        .run(&cases(T::DTYPE), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
+        .run(&cases, |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
         .unwrap_or_else(|error| panic!("{error}"));
 }
 
 for_each_dtype!(random_problems_agree_with_the_reference);
 
 /// Logits of some hundreds: one key has nearly all the weight of a row, and everything stays finite.
-fn large_logits<T: Element>() {
-    for (head_dim, mask) in [(64, Mask::Full), (128, Mask::Causal), (256, Mask::Full)] {
-        let mut case = BackwardCase::new(sizes::<T>(70, 90, [4, 2], head_dim), mask);
+pub(crate) fn large_logits<T: Element>(kernel: Kernel) {
+    let dims = [(64, Mask::Full), (128, Mask::Causal), (256, Mask::Full)];
+    for (head_dim, mask) in dims.into_iter().filter(|&(dim, _)| has(kernel, dim, 1)) {
+        let mut case = BackwardCase::of(kernel, sizes::<T>(70, 90, [4, 2], head_dim), mask);
         case.forward.magnitudes = [5.0, 3.0, 3.0];
         check::<T>(&case);
     }
@@ -117,7 +160,7 @@ fn large_logits<T: Element>() {
 for_each_dtype!(large_logits);
 
 /// Rows that see no key get 0 and give nothing, keys that no row sees get 0, and so does everything where there are no keys.
-fn rows_and_keys_that_see_nothing<T: Element>() {
+pub(crate) fn rows_and_keys_that_see_nothing<T: Element>(kernel: Kernel) {
     let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };
     for with_dlse in [false, true] {
         for (q_rows, kv_rows, mask) in [
@@ -126,8 +169,11 @@ fn rows_and_keys_that_see_nothing<T: Element>() {
             (3, 150, window(0, 0)),
             (200, 70, window(5, 1)),
             (1, 1, Mask::Full),
-        ] {
-            let mut case = BackwardCase::new(sizes::<T>(q_rows, kv_rows, [2, 2], 40), mask);
+        ]
+        .into_iter()
+        .filter(|&(_, kv_rows, _)| has(kernel, 40, kv_rows))
+        {
+            let mut case = BackwardCase::of(kernel, sizes::<T>(q_rows, kv_rows, [2, 2], 40), mask);
             case.with_dlse = with_dlse;
             check::<T>(&case);
         }
@@ -151,9 +197,9 @@ fn nan_in_key_blocks_that_no_row_sees() {
 }
 
 /// The same bits from run to run, whatever the order in which warps and thread blocks come: there is one for every sum.
-fn repeats_have_the_same_bits<T: Element>() {
-    for head_dim in [64, 256] {
-        let mut case = BackwardCase::new(sizes::<T>(100, 150, [4, 2], head_dim), Mask::Causal);
+pub(crate) fn repeats_have_the_same_bits<T: Element>(kernel: Kernel) {
+    for head_dim in [64, 256].into_iter().filter(|&dim| has(kernel, dim, 1)) {
+        let mut case = BackwardCase::of(kernel, sizes::<T>(100, 150, [4, 2], head_dim), Mask::Causal);
         case.with_dlse = true;
         let given = case.inputs::<T>();
         let seeds: Vec<Device> = if device::is_gpu() {
@@ -176,9 +222,9 @@ fn repeats_have_the_same_bits<T: Element>() {
 for_each_dtype!(repeats_have_the_same_bits);
 
 /// From the forward pass to the gradients through the calls that allocate: within the rule, and no more memory than the plan says.
-fn forward_and_backward<T: Element>() {
+pub(crate) fn forward_and_backward<T: Element>(kernel: Kernel) {
     let device = &device::exclusive().device;
-    let case = BackwardCase::new(sizes::<T>(130, 100, [6, 2], 72), Mask::Causal);
+    let case = BackwardCase::of(kernel, sizes::<T>(130, 100, [6, 2], 72), Mask::Causal);
     let given = case.inputs::<T>();
     let (q_shape, kv_shape) = (case.forward.q_shape(), case.forward.kv_shape());
     let upload = |data: &[T], shape| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();

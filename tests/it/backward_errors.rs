@@ -2,8 +2,8 @@
 
 use crate::support::{device, f16};
 use ferroflash::{
-    Attention, DType, Device, Error, GradientsViewMut, Layout, Lse, LseShape, Operand, OutputGradients, RawTensor,
-    Shape, Sizes, Strides, Tensor, Unsupported,
+    Attention, DType, Device, Error, GradientsViewMut, Kernel, Layout, Lse, LseShape, Operand, OutputGradients,
+    RawTensor, Shape, Sizes, Strides, Tensor, Unsupported,
 };
 
 /// A call whose parts the tests spoil one at a time.
@@ -190,6 +190,23 @@ fn options_that_have_no_gradient_or_no_meaning() {
         Attention::new().backward_plan(&device::shared().device, rows).unwrap_err(),
         Error::GridTooLarge { .. }
     );
+}
+
+#[test]
+fn more_scores_than_the_device_holds() {
+    let device = &device::shared().device;
+    let naive = Attention::new().with_kernel(Kernel::Naive);
+    let rows = 1 << 22;
+    let found = naive.backward_plan(device, Sizes { q_rows: rows, kv_rows: rows - 1, ..SIZES }).unwrap_err();
+    // Six bytes a score, with rows of whole 16 bytes, and two numbers a row.
+    let expected = 2 * 4 * ((rows * rows) as u128 * 6 + rows as u128 * 8);
+    assert_error!(
+        found,
+        Error::WorkspaceTooLarge { kernel: Kernel::Naive, needed, available }
+            if (*needed, *available) == (expected, device.info().memory_bytes)
+    );
+    // Those who recompute hold none.
+    Attention::new().backward_plan(device, Sizes { q_rows: rows, kv_rows: rows - 1, ..SIZES }).unwrap();
 }
 
 /// Addresses that never hold anything: every call is refused before it looks.

@@ -3,8 +3,8 @@
 
 use crate::mutants::{DTYPE, MUTANT_SEEDS, Needless, data, judge, planner};
 use crate::support::device;
-use crate::support::edits::{Mutant, mutants};
-use ferroflash::{Attention, Mask, Operand, Sizes, Step};
+use crate::support::edits::{Edit, Mutant, mutants};
+use ferroflash::{Attention, Binding, Kernel, Mask, Operand, Sizes, Step};
 use kernel_spec::families::backward::{Pass, Variant};
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, Launch, Module};
 use std::time::Duration;
@@ -22,6 +22,7 @@ const KV_HEADS: usize = 2;
 
 /// A pass with its head dim.
 struct Subject {
+    kernel: Kernel,
     pass: Pass,
     head_dim: usize,
     /// Fewer broken copies mean that the edits no longer find what they look for.
@@ -40,12 +41,26 @@ const CALLS: [Call; 4] = [
 ];
 
 /// Weights in registers, two stages.
-const KEYS: Subject = Subject { pass: Pass::Keys, head_dim: 64, least_mutants: 8, needless: &[] };
+const KEYS: Subject = Subject { kernel: Kernel::V2, pass: Pass::Keys, head_dim: 64, least_mutants: 8, needless: &[] };
 /// Weights through shared memory, two stages.
 const KEYS_OF_TWO_PARTS: Subject = Subject { head_dim: 192, ..KEYS };
 /// Weights through shared memory, one stage.
 const KEYS_OF_ONE_STAGE: Subject = Subject { head_dim: 256, ..KEYS };
 const QUERIES: Subject = Subject { pass: Pass::Queries, ..KEYS };
+/// One tile, and nothing to take turns with.
+const NAIVE_SCORES: Subject =
+    Subject { kernel: Kernel::Naive, pass: Pass::NaiveScores, head_dim: 64, least_mutants: 2, needless: &[] };
+const NAIVE_QUERIES: Subject = Subject {
+    pass: Pass::NaiveQueries,
+    least_mutants: 6,
+    needless: &[(Edit::NoCopyCommit, 1, "in the branch around the loop, for sums of nothing: nobody waits there")],
+    ..NAIVE_SCORES
+};
+/// Two buffers of keys, all of the gradients' barriers.
+const FUSED: Subject = Subject { kernel: Kernel::V3, pass: Pass::Fused, least_mutants: 40, ..KEYS };
+/// One buffer of keys, and the other half of the shares.
+const FUSED_OF_ONE_BUFFER: Subject = Subject { head_dim: 128, ..FUSED };
+const NAIVE_KEYS: Subject = Subject { pass: Pass::NaiveKeys, ..NAIVE_QUERIES };
 
 impl Subject {
     fn variant(&self) -> &'static Variant {
@@ -57,12 +72,14 @@ impl Subject {
     }
 }
 
-/// A call with its first step and the one that is looked at.
+/// A call with the step that is looked at, and those that it needs before.
 struct Planned {
     call: Call,
     head_dim: usize,
-    delta: Step,
+    before: Vec<Step>,
     step: Step,
+    /// Bytes of the buffers.
+    buffers: Vec<u64>,
 }
 
 impl Planned {
@@ -70,16 +87,25 @@ impl Planned {
         let Call { q_rows, kv_rows, mask } = call;
         let (q_heads, kv_heads, head_dim) = (Q_HEADS, KV_HEADS, subject.head_dim);
         let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype: DTYPE };
-        let plan = Attention::new().with_mask(mask).backward_plan(&planner(), problem);
-        let mut steps = plan.unwrap_or_else(|error| panic!("{call:?}: {error}")).steps;
+        let attention = Attention::new().with_mask(mask).with_kernel(subject.kernel);
+        let plan = attention.backward_plan(&planner(), problem);
+        let plan = plan.unwrap_or_else(|error| panic!("{call:?}: {error}"));
+        let buffers = plan.buffers.iter().map(|buffer| buffer.bytes).collect();
+        let mut before = plan.steps;
         let symbol = subject.variant().entry.symbol;
-        let place = steps.iter().position(|step| step.kernel.entry.symbol == symbol).expect("a step of the plan");
-        let step = steps.swap_remove(place);
-        Planned { call, head_dim, delta: steps.swap_remove(0), step }
+        let place = before.iter().position(|step| step.kernel.entry.symbol == symbol).expect("a step of the plan");
+        before.truncate(place + 1);
+        let step = before.pop().expect("it is the last");
+        if subject.kernel != Kernel::Naive {
+            // Nothing but the statistics is passed on.
+            before.truncate(1);
+        }
+        Planned { call, head_dim, before, step, buffers }
     }
 
-    /// Launches the step with `module`, its text or an edited one, after the first one; the bytes of the gradients.
-    fn run(&self, delta: &Module, module: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
+    /// Launches the step with `module`, its text or an edited one, after those `before` it; the bytes of the gradients and of what the
+    /// step leaves in buffers.
+    fn run(&self, before: &[Module], module: &Module, seed: u64) -> Result<Vec<u8>, EmuError> {
         let options = EmulatorOptions::default()
             .with_seed(seed)
             // A hundred times what the kernels take: a mutant that runs away is none that was reported.
@@ -105,10 +131,10 @@ impl Planned {
         for (operand, elements) in gradients {
             operands.push((operand, upload(&vec![0; 2 * elements])?));
         }
-        let statistics = memory.alloc((q_rows.next_multiple_of(128) * Q_HEADS * 8) as u64)?;
-        for (step, module) in [(&self.delta, delta), (&self.step, module)] {
+        let buffers = self.buffers.iter().map(|&bytes| memory.alloc(bytes)).collect::<Result<Vec<_>, _>>()?;
+        for (step, module) in self.before.iter().zip(before).chain([(&self.step, module)]) {
             // The memory is not the planner's: nothing but addresses goes into the parameters.
-            let params = step.params(&planner(), &operands, &[statistics]);
+            let params = step.params(&planner(), &operands, &buffers);
             let params = params.unwrap_or_else(|error| panic!("{:?}: {error}", self.call));
             let entry = step.kernel.entry;
             let launch = Launch::new([step.ctas, 1, 1], [entry.threads, 1, 1])
@@ -123,7 +149,19 @@ impl Planned {
             memory.read(*address, &mut bytes)?;
             result.extend(bytes);
         }
+        for index in self.step.bindings().filter_map(|binding| match binding {
+            Binding::Buffer(index) => Some(index),
+            _ => None,
+        }) {
+            let mut bytes = vec![0; self.buffers[index] as usize];
+            memory.read(buffers[index], &mut bytes)?;
+            result.extend(bytes);
+        }
         Ok(result)
+    }
+
+    fn modules_before(&self) -> Vec<Module> {
+        self.before.iter().map(parse).collect()
     }
 }
 
@@ -132,11 +170,11 @@ fn parse(step: &Step) -> Module {
 }
 
 /// What the emulator said of a mutant: the first report, if there is one.
-fn report(launches: &[Planned], delta: &Module, mutant: &Mutant) -> Option<Box<Fault>> {
+fn report(launches: &[Planned], before: &[Module], mutant: &Mutant) -> Option<Box<Fault>> {
     let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
     for seed in 0..MUTANT_SEEDS {
         for launch in launches {
-            match launch.run(delta, &module, seed) {
+            match launch.run(before, &module, seed) {
                 Ok(_) => {}
                 Err(EmuError::Fault(fault)) => return Some(fault),
                 Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
@@ -152,9 +190,9 @@ fn check_mutants(subject: &Subject) {
     }
     let (launches, symbol) = (subject.launches(), subject.variant().entry.symbol);
     let text = launches[0].step.kernel.text().expect("this build holds every row of the list");
-    let (list, delta) = (mutants(&text), parse(&launches[0].delta));
+    let (list, before) = (mutants(&text), launches[0].modules_before());
     assert!(list.len() >= subject.least_mutants, "{} mutants of {symbol}", list.len());
-    let reports = list.iter().map(|mutant| report(&launches, &delta, mutant)).collect();
+    let reports = list.iter().map(|mutant| report(&launches, &before, mutant)).collect();
     judge(symbol, &list, reports, subject.needless);
 }
 
@@ -174,8 +212,33 @@ fn every_wait_of_keys_of_one_stage_is_needed() {
 }
 
 #[test]
+fn every_wait_of_the_fused_kernel_is_needed() {
+    check_mutants(&FUSED);
+}
+
+#[test]
+fn every_wait_of_the_fused_kernel_of_one_buffer_is_needed() {
+    check_mutants(&FUSED_OF_ONE_BUFFER);
+}
+
+#[test]
 fn every_wait_of_queries_is_needed() {
     check_mutants(&QUERIES);
+}
+
+#[test]
+fn every_wait_of_naive_scores_is_needed() {
+    check_mutants(&NAIVE_SCORES);
+}
+
+#[test]
+fn every_wait_of_naive_queries_is_needed() {
+    check_mutants(&NAIVE_QUERIES);
+}
+
+#[test]
+fn every_wait_of_naive_keys_is_needed() {
+    check_mutants(&NAIVE_KEYS);
 }
 
 /// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
@@ -184,10 +247,11 @@ fn the_seed_changes_nothing() {
     if device::is_gpu() {
         return;
     }
-    for subject in [&KEYS, &KEYS_OF_TWO_PARTS, &KEYS_OF_ONE_STAGE, &QUERIES] {
+    let naive = [&NAIVE_SCORES, &NAIVE_QUERIES, &NAIVE_KEYS];
+    for subject in [&KEYS, &KEYS_OF_TWO_PARTS, &KEYS_OF_ONE_STAGE, &QUERIES].into_iter().chain(naive) {
         for launch in subject.launches() {
-            let (delta, module) = (parse(&launch.delta), parse(&launch.step));
-            let run = |seed| launch.run(&delta, &module, seed).unwrap_or_else(|error| panic!("{error}"));
+            let (before, module) = (launch.modules_before(), parse(&launch.step));
+            let run = |seed| launch.run(&before, &module, seed).unwrap_or_else(|error| panic!("{error}"));
             let in_order = run(0);
             for seed in 1..=device::seeds(8).into() {
                 let symbol = subject.variant().entry.symbol;

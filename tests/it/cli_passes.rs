@@ -84,13 +84,38 @@ fn every_policy_of_the_cache_times_every_pass() {
     }
 }
 
+/// Naive beside what the library chooses: what each holds in memory, and how much is saved.
 #[test]
-fn kernels_are_for_the_forward_pass() {
+fn naive_is_measured_beside_the_choice() {
+    let (folder, device) = (folder(), device::name());
+    let json = folder.path().join("r.json");
+    let scores = HEADS * ROWS * KEYS;
+    for (pass, launches) in [("backward", 7), ("both", 10)] {
+        succeed(&[&cell(&device, pass, utf8(&json))[..], &["--kernel", "naive"]].concat());
+        let record = read(&json);
+        assert_eq!(record["sweep"]["kernels"], json!(["naive", "ferroflash"]));
+        let cell = &cells(&record)[0];
+        let [naive, chosen] = ["naive", "ferroflash"].map(|name| result(cell, name));
+        let bytes = |of: &Value| of["extra_bytes"].as_u64().unwrap() as usize;
+        // The log-sum-exp lives on from the forward pass, whose scores do not.
+        let lse_bytes = if pass == "both" { HEADS * ROWS * 4 } else { 0 };
+        assert_eq!(bytes(naive), 6 * scores + HEADS * 128 * 8 + lse_bytes, "{pass}");
+        let saved = 100.0 * (1.0 - bytes(chosen) as f64 / bytes(naive) as f64);
+        assert!((chosen["saved_percent"].as_f64().unwrap() - saved).abs() < 1e-9, "{chosen}");
+        assert_eq!((naive["symbols"].as_array().unwrap().len(), &naive["check"]["within"]), (launches, &json!(true)));
+    }
+}
+
+#[test]
+fn other_kernels_are_for_the_forward_pass() {
     let (folder, device) = (folder(), device::name());
     let json = folder.path().join("r.json");
     for pass in ["backward", "both"] {
-        let arguments = [&cell(&device, pass, utf8(&json))[..], &["--kernel", "v2"]].concat();
-        refuses(&arguments, &format!("kernels are not accepted with --pass {pass}, where the library chooses them"));
+        let arguments = [&cell(&device, pass, utf8(&json))[..], &["--kernel", "naive,v2"]].concat();
+        let expected = format!(
+            "kernel v2 is not accepted with --pass {pass}, where there is naive, and beside it always what the library chooses"
+        );
+        refuses(&arguments, &expected);
         let file = write_sweep(
             folder.path(),
             "kernels = [\"v2\"]\n[[group]]\ndtype = [\"bf16\"]\nhead_dim = [64]\nseq = [8]\nheads = 1\n",

@@ -11,7 +11,9 @@
 mod api_errors;
 mod backward;
 mod backward_errors;
+mod backward_fused;
 mod backward_mutants;
+mod backward_naive;
 mod cli;
 mod cli_bench;
 mod cli_files;

@@ -56,6 +56,7 @@ Examples:
   ferroflash bench --sweep mine.toml --l2 flush
   ferroflash bench --dtype f16 --head-dim 128 --seq 16384 --window 1023/0 --kv-heads 4 --peers fa3,fa4,cudnn
   ferroflash bench --pass backward --preset paper --peers flash,cudnn
+  ferroflash bench --pass both --kernel naive --preset memory
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
@@ -64,7 +65,7 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     sweep: SweepArgs,
-    /// What of a training step is measured. The library chooses the kernels of backward and both
+    /// What of a training step is measured. The library chooses the kernels of backward and both; `--kernel naive` adds naive
     #[arg(long, value_name = "PASS", value_enum, ignore_case = true, default_value_t = Pass::Forward)]
     pass: Pass,
     /// Device: best, cuda, cuda:N or emulator
@@ -277,18 +278,26 @@ impl BenchArgs {
         self.export.check(&self.json.iter().map(|path| ("--json", path.as_path())).collect::<Vec<_>>())
     }
 
-    /// What of ours is measured.
+    /// What of ours is measured. Backward passes are those of naive, where that is asked for, and what the library chooses.
     fn ours(&self, sweep: &Sweep) -> Result<Vec<Ours>> {
+        let mut ours: Vec<Ours> = sweep.kernels.iter().map(|&kernel| Ours::Kernel(kernel)).collect();
         if self.pass == Pass::Forward {
-            return Ok(sweep.kernels.iter().map(|&kernel| Ours::Kernel(kernel)).collect());
+            return Ok(ours);
         }
-        ensure!(
-            !sweep.kernels_named,
-            "kernels are not accepted with --pass {}, where the library chooses them; --pass forward takes {}",
-            self.pass,
-            Kernel::ALL.map(Kernel::name).join(", ")
-        );
-        Ok(vec![Ours::Chosen])
+        if !sweep.kernels_named {
+            ours.clear();
+        }
+        for one in &ours {
+            ensure!(
+                *one == Ours::Kernel(Kernel::Naive),
+                "kernel {one} is not accepted with --pass {}, where there is naive, and beside it always what the library chooses; \
+                 --pass forward takes {}",
+                self.pass,
+                Kernel::ALL.map(Kernel::name).join(", ")
+            );
+        }
+        ours.push(Ours::Chosen);
+        Ok(ours)
     }
 
     fn timing(&self) -> Timing {

@@ -3,7 +3,9 @@
 
 use crate::support::case::{Case, Inputs, Memory, to_f64};
 use ferroflash::reference::{self, ReferenceGradients};
-use ferroflash::{Device, Element, GradientsViewMut, Lse, LseShape, Mask, OutputGradients, Shape, Sizes, Tensor};
+use ferroflash::{
+    Device, Element, GradientsViewMut, Kernel, Lse, LseShape, Mask, OutputGradients, Shape, Sizes, Tensor,
+};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
@@ -52,9 +54,14 @@ const NAMES: [&str; 3] = ["dq", "dk", "dv"];
 const FACTORS: [f64; 3] = [2.0, 3.0, 3.0];
 
 impl BackwardCase {
-    /// A problem with contiguous tensors and the default scale.
+    /// A problem with contiguous tensors and the default scale, by what the library chooses.
     pub(crate) fn new(problem: Sizes, mask: Mask) -> BackwardCase {
-        let forward = Case::new(ferroflash::Kernel::V2, problem, mask);
+        BackwardCase::of(Kernel::V2, problem, mask)
+    }
+
+    /// The same by this kernel.
+    pub(crate) fn of(kernel: Kernel, problem: Sizes, mask: Mask) -> BackwardCase {
+        let forward = Case::new(kernel, problem, mask);
         let memory = forward.q;
         BackwardCase { forward, dout: memory, gradients: [memory; 3], with_dlse: false }
     }

@@ -13,6 +13,8 @@ use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, Te
 use plan::{BackwardPlan, Tensors};
 use std::ffi::c_void;
 
+mod fused;
+mod naive;
 pub(super) mod plan;
 
 /// What comes back to the backward pass: the gradients of a number with respect to what the forward pass gave. A view of the
@@ -97,7 +99,8 @@ impl Attention {
     /// # Errors
     /// Those of [`Problem::validate`], [`Error::Scale`](crate::Error::Scale), [`Error::Softcap`](crate::Error::Softcap),
     /// [`Error::Unsupported`](crate::Error::Unsupported), [`Error::GpuTooOld`](crate::Error::GpuTooOld),
-    /// [`Error::SharedMemory`](crate::Error::SharedMemory), [`Error::GridTooLarge`](crate::Error::GridTooLarge).
+    /// [`Error::SharedMemory`](crate::Error::SharedMemory), [`Error::GridTooLarge`](crate::Error::GridTooLarge),
+    /// [`Error::WorkspaceTooLarge`](crate::Error::WorkspaceTooLarge).
     pub fn backward_plan(&self, device: &Device, problem: impl Into<Problem>) -> Result<BackwardPlan> {
         let sizes = problem.into().sizes()?;
         sizes.validate()?;
@@ -129,9 +132,10 @@ impl Attention {
     /// Computes the gradients of a number with respect to q, k and v, given those with respect to what [`Attention::forward`] made of
     /// them, into new tensors on the default stream of q's device.
     ///
-    /// `out` and `lse` are what the forward pass gave for the same inputs and options, by whichever kernel: [`Attention::kernel`] is a
-    /// choice for the forward pass and plays no part here, nor does [`Attention::lse`]. The result has the same bits for the same inputs,
-    /// always: see [`BackwardPlan::deterministic`]. On CUDA the call returns before the work is done; reading a result waits for it.
+    /// `out` and `lse` are what the forward pass gave for the same inputs and options, by whichever kernel. With
+    /// [`Kernel::Naive`](kernel_spec::Kernel::Naive), probabilities and their gradients go through device memory, as frameworks without
+    /// fused attention have them: something to compare with. The other choices of [`Attention::kernel`] are for the forward pass and
+    /// make no difference here, nor does [`Attention::lse`]. The result has the same bits for the same inputs, always: see [`BackwardPlan::deterministic`]. On CUDA the call returns before the work is done; reading a result waits for it.
     ///
     /// A row whose log-sum-exp is minus infinity, because it sees no key, gives nothing and gets 0; plus infinity means the same, as other
     /// programs write it. A key that no row sees gets 0.

@@ -7,7 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
-use kernel_spec::families::backward::{BackwardParams, FusedParams};
+use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -236,6 +236,7 @@ plain! {
         scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
     FusedParams { q, k, v, dout, schedule, backward }
+    NaiveBackwardParams { probs, dprobs, score_stride, score_rows, with_dout, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

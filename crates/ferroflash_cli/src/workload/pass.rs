@@ -84,7 +84,7 @@ impl fmt::Display for Pass {
 /// One of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Ours {
-    /// This kernel of the forward pass.
+    /// This kernel, in every pass that is asked for.
     Kernel(Kernel),
     /// What the library chooses, in every pass that is asked for.
     Chosen,

@@ -1,24 +1,16 @@
 //! The entry points of the backward pass: one for every row of `kernel_spec::for_each_backward_row!`.
 
 use cuda_std::prelude::*;
-#[cfg(target_feature = "sm_90a")]
-use kernel_spec::families::backward::FusedParams;
 use kernel_spec::families::backward::{BackwardParams, Variant, policy};
 
-#[cfg(not(target_feature = "sm_90a"))]
-use super::F32;
-use super::{Bf16, F16};
-use crate::attention::backward::Config;
-#[cfg(not(target_feature = "sm_90a"))]
-use crate::attention::backward::{delta, keys, queries};
-#[cfg(target_feature = "sm_90a")]
-use crate::attention::backward::{fused, round};
-#[cfg(not(target_feature = "sm_90a"))]
+use super::{Bf16, F16, F32};
+use crate::attention::backward::{Config, delta, keys, queries};
 use crate::attention::stream::StreamConfig;
 use crate::parts::fragments::RegTile;
-#[cfg(not(target_feature = "sm_90a"))]
 use crate::parts::products::Probs;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
+
+mod naive;
 
 macro_rules! entries {
     ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
@@ -46,8 +38,7 @@ macro_rules! row {
 
 macro_rules! entry {
     (Delta $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        #[cfg(not(target_feature = "sm_90a"))]
-        #[doc = concat!("Statistics of the rows; this tile because: ", $reason)]
+                #[doc = concat!("Statistics of the rows; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
@@ -70,8 +61,7 @@ macro_rules! entry {
     };
     (@keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $stages:literal $columns:literal
      $reason:literal $weights:ty) => {
-        #[cfg(not(target_feature = "sm_90a"))]
-        #[doc = concat!("Gradients of keys and values; this tile because: ", $reason)]
+                #[doc = concat!("Gradients of keys and values; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
@@ -94,8 +84,7 @@ macro_rules! entry {
         }
     };
     (Queries $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        #[cfg(not(target_feature = "sm_90a"))]
-        #[doc = concat!("Gradients of queries; this tile because: ", $reason)]
+                #[doc = concat!("Gradients of queries; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
@@ -120,50 +109,6 @@ macro_rules! entry {
             pub unsafe fn $symbol(p: BackwardParams) {
                 // SAFETY: launched with this row's threads and shared memory.
                 unsafe { queries::gradients::<Row>(&p) }
-            }
-        }
-    };
-    (Fused $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        #[cfg(target_feature = "sm_90a")]
-        #[doc = concat!("All gradients; this tile because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            row! { $symbol $t $warps }
-
-            impl fused::Config for Row {
-                const POLICY: policy::Fused = policy::Fused $policy;
-                const DIM: usize = $d;
-                type Kv = SharedTile<$t, $kv, { <Self as Config>::ROW.tile_cols() as usize }>;
-                type Q = SharedTile<$t, $q, { <Self as Config>::ROW.tile_cols() as usize }>;
-                type Dscores = SharedTile<$t, $q, $kv>;
-                type Scores = RegTile<1, { $q / 8 }>;
-                type Weights = [[u32; 4]; $q / 16];
-                type Acc = RegTile<1, { $d / 8 }>;
-            }
-
-            #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
-            pub unsafe fn $symbol(p: FusedParams) {
-                let params = cuda_std::param_address!($symbol);
-                // SAFETY: launched with this row's threads and shared memory.
-                unsafe { fused::gradients::<Row>(&p, params) }
-            }
-        }
-    };
-    (Round $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        #[cfg(target_feature = "sm_90a")]
-        #[doc = concat!("Sums to gradients of queries; this tile because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            row! { $symbol $t $warps }
-
-            impl round::Config for Row {}
-
-            #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
-            pub unsafe fn $symbol(p: BackwardParams) {
-                // SAFETY: launched with this row's threads.
-                unsafe { round::gradients::<Row>(&p) }
             }
         }
     };

@@ -49,6 +49,12 @@ pub trait Element: Copy {
     /// The address is valid and aligned to both elements together.
     unsafe fn store_pair(shared: u32, pair: [f32; 2]);
 
+    /// Rounds two neighbours and writes them to global memory.
+    ///
+    /// # Safety
+    /// The address is valid and aligned to both elements together.
+    unsafe fn store_two(global: u64, two: [f32; 2]);
+
     /// Rounds four neighbours and writes them to global memory.
     ///
     /// # Safety
@@ -190,6 +196,12 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    unsafe fn store_two(global: u64, two: [f32; 2]) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u32(global, T::pack(two[0], two[1])) };
+    }
+
+    #[inline(always)]
     unsafe fn store_four(global: u64, four: [f32; 4]) {
         // SAFETY: passed on.
         unsafe { copy::store_u32x2(global, [T::pack(four[0], four[1]), T::pack(four[2], four[3])]) };
@@ -237,6 +249,12 @@ impl Element for f32 {
     unsafe fn store_pair(shared: u32, pair: [f32; 2]) {
         // SAFETY: passed on.
         unsafe { shared::store_f32x2(shared, pair) };
+    }
+
+    #[inline(always)]
+    unsafe fn store_two(global: u64, two: [f32; 2]) {
+        // SAFETY: passed on.
+        unsafe { copy::store_f32x2(global, two) };
     }
 
     #[inline(always)]

@@ -1,22 +1,19 @@
 //! What a call of the backward pass will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, V3_DRIVER, check_copies, check_device};
+use super::super::choose::{MAX_GRID, check_device};
 use super::super::options::{Attention, log2_of};
-use super::super::params::{bytes_of, geometry, hides_something, tensor_params};
+use super::super::params::{bytes_of, tensor_params};
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
-use crate::device::{DeviceInfo, DeviceKind};
-use crate::error::{Error, Operand, Result, Unsupported, Version};
+use super::{fused, naive};
+use crate::device::DeviceInfo;
+use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
-use kernel_spec::copy_engine::ALIGNMENT;
-use kernel_spec::families::backward::{
-    BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, VARIANTS, Variant,
-};
+use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::schedule::{MAX_TILES, Schedule, Work};
-use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask, TensorMap};
+use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
 use std::mem::offset_of;
 
 /// What a call of the backward pass will launch and allocate, and why. Prints as a few lines.
@@ -98,12 +95,6 @@ impl Tensors {
 /// The buffer of the rows' statistics.
 const STATISTICS: Binding = Binding::Buffer(0);
 
-/// The buffer of the sums of dq.
-const SUMS: Binding = Binding::Buffer(1);
-
-/// Key blocks that add to the same sums in any order with one result: of two numbers, and 0 before them.
-const ORDERLESS_BLOCKS: usize = 2;
-
 /// Plans a problem whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
 pub(super) fn plan(
     attention: &Attention,
@@ -118,36 +109,45 @@ pub(super) fn plan(
     }
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let (passes, fused, reason) = match fused(attention, sizes, tensors, device)? {
-        Ok(row) => {
-            let reason = "one kernel for all gradients, whose thread blocks add to the sums of dq: the fastest of those that run this";
-            (Pass::FUSED, Some(row), reason.to_owned())
-        }
-        Err(why) => {
-            let reason = "a kernel for keys and values and one for queries, each the only owner of its sums";
-            (Pass::TWO_SIDED, None, format!("{reason}: {why}"))
-        }
-    };
+    let choice = choose(attention, sizes, tensors, device)?;
     let mut params = params(attention, sizes, tensors, scale, padded_rows);
-    params.sum_cols = fused.map_or(0, |row| row.tile_cols().into());
-    let steps = passes.map(|pass| row(pass, sizes, device)).into_iter().map(|row| {
-        let (variant, ctas) = row?;
-        let tile = format!("{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
-        let ctas = if variant.pass == Pass::Fused { ctas.min(device.multiprocessors) } else { ctas };
-        let params = bind(variant, &params, sizes, with_dlse, tensors, ctas);
-        Ok(Step::new(Specialised::with_features(&variant.entry, FeatureSet::NONE), ctas, tile, params))
-    });
-    let steps = steps.collect::<Result<Vec<_>>>()?;
-    // Fits: the grid of the first pass did, whose thread blocks have four rows each.
-    let rows = (sizes.batch * sizes.q_heads * padded_rows) as u64;
-    let buffer = |name, bytes, reason| Buffer { name, bytes, reason };
-    let statistics = "the first step writes log-sum-exp and delta of every row, the others read them";
-    let mut buffers = vec![buffer("statistics", rows * u64::from(STATISTICS_BYTES), statistics)];
-    if let Some(row) = fused {
-        let bytes = rows * u64::from(row.tile_cols()) * DType::F32.bytes() as u64;
-        buffers.push(buffer("sums of dq", bytes, "the first step sets them to 0, the second adds, the third rounds"));
+    if let Choice::Fused(row) = choice {
+        params.sum_cols = row.tile_cols().into();
     }
-    let deterministic = fused.is_none_or(|row| sizes.kv_rows.div_ceil(row.kv_block as usize) <= ORDERLESS_BLOCKS);
+    let step = |pass, computes: Option<&str>, params: &dyn Fn(&Variant, u32) -> Params| -> Result<Step> {
+        let (variant, ctas) = row(pass, sizes, device)?;
+        let equation = computes.map(|equation| format!("{equation}: ")).unwrap_or_default();
+        let tile = format!("{equation}{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
+        // Persistent thread blocks share out the blocks of keys.
+        let ctas = if pass == Pass::Fused { ctas.min(device.multiprocessors) } else { ctas };
+        let kernel = Specialised::with_features(&variant.entry, FeatureSet::NONE);
+        Ok(Step::new(kernel, ctas, tile, params(variant, ctas)))
+    };
+    let recomputing =
+        |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
+    let mut steps = vec![recomputing(Pass::Delta)?];
+    // Fits: the grid of the first pass did.
+    let rows = (sizes.batch * sizes.q_heads * padded_rows) as u64;
+    let bytes = rows * u64::from(STATISTICS_BYTES);
+    let reason = "the first step writes log-sum-exp and delta of every row, the others read them";
+    let mut buffers = vec![Buffer { name: "statistics", bytes, reason }];
+    let (mut deterministic, reason) = (true, choice.reason());
+    match choice {
+        Choice::Naive => {
+            buffers.extend(naive::buffers(sizes, bytes.into(), device.memory_bytes)?);
+            let pieces = [params.aligned, params.dq_aligned, params.dkv_aligned].map(|a| pieces(a, sizes.dtype));
+            for launch in &naive::LAUNCHES {
+                let params = |_: &Variant, _| naive::bind(launch, &params, sizes, STATISTICS, pieces);
+                steps.push(step(launch.pass, Some(launch.computes), &params)?);
+            }
+        }
+        Choice::TwoSided(_) => steps.extend([recomputing(Pass::Keys)?, recomputing(Pass::Queries)?]),
+        Choice::Fused(row) => {
+            steps.extend([recomputing(Pass::Fused)?, recomputing(Pass::Round)?]);
+            buffers.push(fused::sums(row, rows));
+            deterministic = fused::is_deterministic(row, sizes);
+        }
+    }
     let plan = BackwardPlan {
         problem: (*sizes).into(),
         mask: attention.mask,
@@ -161,65 +161,49 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-/// The row of the pass that computes all gradients at once, or why another way is taken: an error where this one was asked for.
-fn fused(
-    attention: &Attention,
-    sizes: &Sizes,
-    tensors: &Tensors,
-    device: &DeviceInfo,
-) -> Result<std::result::Result<&'static Variant, String>> {
-    match (attention.kernel.kernel(), check_fused(sizes, tensors, device)) {
-        (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
-        (Some(Kernel::V3), Ok(row)) => Ok(Ok(row)),
-        (Some(_), _) => Ok(Err("asked for".to_owned())),
-        (None, _) if attention.deterministic => Ok(Err("the same bits from run to run were asked for".to_owned())),
-        (None, Ok(row)) => Ok(Ok(row)),
-        (None, Err(reason)) => Ok(Err(format!("without the fused kernel, {reason}"))),
+/// Which kernels compute the gradients.
+#[derive(Clone, Debug)]
+enum Choice {
+    /// Probabilities and their gradients in memory.
+    Naive,
+    /// One for keys and values and one for queries, for the reason given.
+    TwoSided(String),
+    /// One for all, with this row.
+    Fused(&'static Variant),
+}
+
+impl Choice {
+    /// The sentence of the plan.
+    fn reason(&self) -> String {
+        match self {
+            Choice::Naive => {
+                "asked for naive: probabilities and their gradients in memory, each product a kernel of its own".to_owned()
+            }
+            Choice::TwoSided(why) => {
+                format!("a kernel for keys and values and one for queries, each the only owner of its sums: {why}")
+            }
+            Choice::Fused(_) => {
+                "one kernel for all gradients, whose thread blocks add to the sums of dq: the fastest of those that run this"
+                    .to_owned()
+            }
+        }
     }
 }
 
-/// The row of the fused pass: the one place of its conditions.
-fn check_fused(sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> std::result::Result<&'static Variant, Unsupported> {
-    if !device.runs(Pass::Fused.arch()) {
-        let (major, minor) = Pass::Fused.arch().least_compute_capability();
-        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted: Version { major, minor } });
+/// The choice for a call: an error where a kernel was asked for that does not run it.
+fn choose(attention: &Attention, sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> Result<Choice> {
+    let two_sided = |why: &str| Ok(Choice::TwoSided(why.to_owned()));
+    match (attention.kernel.kernel(), fused::row(sizes, tensors, device)) {
+        (Some(Kernel::Naive), _) => Ok(Choice::Naive),
+        (Some(Kernel::V3), Ok(row)) if !attention.deterministic || fused::is_deterministic(row, sizes) => {
+            Ok(Choice::Fused(row))
+        }
+        (Some(Kernel::V3), Ok(_)) => two_sided("v3's varies from run to run, and equal bits were asked for"),
+        (Some(_), _) => two_sided("a portable kernel was asked for"),
+        (None, Ok(row)) if !attention.deterministic || fused::is_deterministic(row, sizes) => Ok(Choice::Fused(row)),
+        (None, Ok(_)) => two_sided("equal bits were asked for"),
+        (None, Err(why)) => two_sided(&format!("the fused one does not run this, {why}")),
     }
-    if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
-        && found < V3_DRIVER
-    {
-        return Err(Unsupported::Driver { found, least: V3_DRIVER });
-    }
-    if !VARIANTS.iter().any(|v| v.pass == Pass::Fused && v.dtype == sizes.dtype) {
-        return Err(Unsupported::DType { found: sizes.dtype });
-    }
-    let Some(row) = Variant::find(Pass::Fused, sizes.dtype, sizes.head_dim as u32) else {
-        return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_fused() });
-    };
-    if sizes.kv_rows == 0 {
-        return Err(Unsupported::NoKeys);
-    }
-    let blocks = sizes.kv_rows.div_ceil(row.kv_block as usize) as u128;
-    let found = (sizes.batch as u128 * sizes.kv_heads as u128).saturating_mul(blocks);
-    if found > MAX_TILES.into() {
-        return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });
-    }
-    let Tensors { q, k, v, dout, dq, dk, dv, .. } = tensors;
-    let named = [
-        (Operand::Q, q),
-        (Operand::K, k),
-        (Operand::V, v),
-        (Operand::Dout, dout),
-        (Operand::Dq, dq),
-        (Operand::Dk, dk),
-        (Operand::Dv, dv),
-    ];
-    named.iter().try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
-    Ok(row)
-}
-
-/// Largest head dim of the fused pass.
-fn largest_fused() -> usize {
-    VARIANTS.iter().filter(|v| v.pass == Pass::Fused).map(|v| v.dim as usize).max().unwrap_or(0)
 }
 
 /// The row that carries out a pass, and its thread blocks.
@@ -287,7 +271,13 @@ fn lse_to_log2(scale: f32) -> [f32; 2] {
     [high, (factor - f64::from(high)) as f32]
 }
 
-/// The parameters of a step, with holes for the addresses that it uses.
+/// What an address has to be a multiple of. Addresses that the call may have are those for which the kernel was told that rows move in
+/// pieces, or not.
+fn pieces(aligned: u32, dtype: DType) -> u64 {
+    (if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() }) as u64
+}
+
+/// The parameters of a step that recomputes scores, on `ctas` thread blocks, with holes for the addresses that it uses.
 fn bind(
     variant: &Variant,
     params: &BackwardParams,
@@ -296,11 +286,8 @@ fn bind(
     tensors: &Tensors,
     ctas: u32,
 ) -> Params {
-    let dtype = sizes.dtype;
-    // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
-    let pieces = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { dtype.bytes() } as u64;
-    let (elements, numbers, chunk) = (dtype.bytes() as u64, DType::F32.bytes() as u64, CHUNK_BYTES as u64);
-    let inputs = pieces(params.aligned);
+    let pieces = |aligned| pieces(aligned, sizes.dtype);
+    let (inputs, numbers, chunk) = (pieces(params.aligned), DType::F32.bytes() as u64, CHUNK_BYTES as u64);
     let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
     let tiles = [
         operand(offset_of!(BackwardParams, q.address), Operand::Q, inputs),
@@ -315,7 +302,7 @@ fn bind(
     let q_gradient = operand(offset_of!(BackwardParams, dq.address), Operand::Dq, pieces(params.dq_aligned));
     let mut holes = vec![(offset_of!(BackwardParams, statistics), STATISTICS, chunk)];
     if params.sum_cols > 0 {
-        holes.push((offset_of!(BackwardParams, sums), SUMS, chunk));
+        holes.push((offset_of!(BackwardParams, sums), fused::SUMS, chunk));
     }
     match variant.pass {
         Pass::Keys => {
@@ -338,47 +325,10 @@ fn bind(
         }
     }
     let (bytes, start) = match variant.pass {
-        Pass::Fused => (fused_params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward)),
+        Pass::Fused => (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward)),
         _ => (Params::new(bytes_of(params)), 0),
     };
     holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))
-}
-
-/// The parameters of the fused pass on `ctas` thread blocks, with its tensor maps.
-fn fused_params(
-    variant: &Variant,
-    backward: &BackwardParams,
-    sizes: &Sizes,
-    tensors: &Tensors,
-    ctas: u32,
-) -> Params {
-    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
-    // Blocks of keys in the place of queries: what their thread blocks share are queries, output gradients and the sums of dq.
-    let row_bytes = head_dim * 2 * dtype.bytes() + backward.sum_cols as usize * DType::F32.bytes();
-    let work = Work {
-        batch: batch as u32,
-        q_heads: kv_heads as u32,
-        group: 1,
-        packed: 1,
-        q_rows: backward.kv_rows,
-        q_block: variant.kv_block,
-        kv_head_bytes: (q_heads / kv_heads * q_rows * row_bytes) as u64,
-        uneven: hides_something(backward.band, q_rows, kv_rows),
-    };
-    let none = TensorMap([0; 16]);
-    let schedule = Schedule::new(&work, ctas);
-    let params = FusedParams { q: none, k: none, v: none, dout: none, schedule, backward: *backward };
-    let Tensors { q, k, v, dout, .. } = tensors;
-    [
-        (offset_of!(FusedParams, q), Operand::Q, geometry(q, variant.q_block, 1)),
-        (offset_of!(FusedParams, k), Operand::K, geometry(k, variant.kv_block, 1)),
-        (offset_of!(FusedParams, v), Operand::V, geometry(v, variant.kv_block, 1)),
-        (offset_of!(FusedParams, dout), Operand::Dout, geometry(dout, variant.q_block, 1)),
-    ]
-    .into_iter()
-    .fold(Params::new(bytes_of(&params)), |params, (offset, operand, geometry)| {
-        params.map(offset, Binding::Operand(operand), ALIGNMENT, geometry)
-    })
 }
 
 #[cfg(test)]

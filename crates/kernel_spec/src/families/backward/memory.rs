@@ -83,6 +83,56 @@ impl Queries {
     }
 }
 
+/// Of the naive probabilities and their gradients: a tile of queries or output gradients, and one of keys or values.
+#[derive(Clone, Copy, Debug)]
+pub struct NaiveScores {
+    /// Queries or output gradients.
+    pub q: u32,
+    /// Keys or values.
+    pub kv: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl NaiveScores {
+    /// For a row of this pass.
+    pub const fn of(row: &Variant) -> NaiveScores {
+        let mut carve = Carve::new();
+        let q = carve.take(row.q_tile_bytes(), TILE_ALIGN);
+        let kv = carve.take(row.kv_tile_bytes(), TILE_ALIGN);
+        NaiveScores { q, kv, total: carve.total() }
+    }
+}
+
+/// Of the naive gradients: slots, each with a tile of weights, which are probabilities or gradients of scores, and the rows that it is
+/// multiplied with. The gradients leave through the first.
+#[derive(Clone, Copy, Debug)]
+pub struct NaiveProduct {
+    /// Rows inside a slot, behind the weights.
+    pub rows: u32,
+    /// From one slot to the next.
+    pub slot_bytes: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl NaiveProduct {
+    /// For a row of one of these passes, and the bytes of the tile that it multiplies.
+    pub const fn of(row: &Variant, policy: policy::NaiveProduct, tile_bytes: u32) -> NaiveProduct {
+        let mut slot = Carve::new();
+        slot.take(row.q_block * row.kv_block * row.dtype.bytes() as u32, TILE_ALIGN);
+        let rows = slot.take(tile_bytes, TILE_ALIGN);
+        let mut carve = Carve::new();
+        carve.take(policy.slots * slot.total(), TILE_ALIGN);
+        let gradients = [row.q_tile_bytes(), row.kv_tile_bytes()];
+        assert!(
+            gradients[0] <= carve.total() && gradients[1] <= carve.total(),
+            "the gradients leave through the slots"
+        );
+        NaiveProduct { rows, slot_bytes: slot.total(), total: carve.total() }
+    }
+}
+
 /// Of all three gradients in one pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Fused {

@@ -3,6 +3,8 @@
 //! Three passes. [`Pass::Delta`] reduces each row of the output and its gradient to one number, [`Pass::Keys`] and [`Pass::Queries`]
 //! compute every score anew, once for the gradients of keys and values and once for those of the queries. Every sum has one owner that
 //! adds in one order: results are the same from run to run, and nothing but the rows' statistics is kept in memory.
+//!
+//! The passes of [`naive`] keep all scores in memory instead, as every framework did before 2022.
 
 use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
@@ -12,11 +14,14 @@ use crate::features::FeatureSet;
 use crate::layout;
 
 pub mod memory;
+#[macro_use]
+pub mod naive;
 mod params;
 pub mod policy;
 #[macro_use]
 mod rows;
 
+pub use naive::NaiveBackwardParams;
 pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams};
 
 /// What the rows of the statistics of a head are rounded up to: the blocks of queries divide it, so that whole blocks are read.
@@ -45,15 +50,25 @@ pub enum Pass {
     Fused,
     /// Rounds the sums.
     Round,
+    /// Naive: probabilities from scores and statistics, or their gradients `dout v^T`.
+    NaiveScores,
+    /// Naive: gradients of scores, in the place of the probabilities.
+    NaiveDscores,
+    /// Naive: gradients of queries.
+    NaiveQueries,
+    /// Naive: gradients of values, or of keys.
+    NaiveKeys,
 }
 
 impl Pass {
-    /// Every pass.
-    pub const ALL: [Pass; 5] = [Pass::Delta, Pass::Keys, Pass::Queries, Pass::Fused, Pass::Round];
     /// Those with an owner for every sum, in launch order.
-    pub const TWO_SIDED: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
+    pub const PORTABLE: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
+
     /// Those of Hopper, in launch order.
     pub const FUSED: [Pass; 3] = [Pass::Delta, Pass::Fused, Pass::Round];
+
+    /// Those that only the naive kernel has. They come after [`Pass::Delta`], some of them twice.
+    pub const NAIVE: [Pass; 4] = [Pass::NaiveScores, Pass::NaiveDscores, Pass::NaiveQueries, Pass::NaiveKeys];
 
     /// Instruction set that its entries are compiled for.
     pub const fn arch(self) -> Arch {
@@ -63,11 +78,16 @@ impl Pass {
         }
     }
 
-    const fn params_bytes(self) -> usize {
-        match self {
+    /// Bytes of its parameter struct.
+    pub const fn params_bytes(self) -> u32 {
+        let bytes = match self {
+            Pass::Delta | Pass::Keys | Pass::Queries | Pass::Round => size_of::<BackwardParams>(),
             Pass::Fused => size_of::<FusedParams>(),
-            _ => size_of::<BackwardParams>(),
-        }
+            Pass::NaiveScores | Pass::NaiveDscores | Pass::NaiveQueries | Pass::NaiveKeys => {
+                size_of::<NaiveBackwardParams>()
+            }
+        };
+        bytes as u32
     }
 }
 
@@ -80,6 +100,10 @@ pub enum Policy {
     Queries(policy::Queries),
     Fused(policy::Fused),
     Round(policy::Round),
+    NaiveScores(policy::NaiveScores),
+    NaiveDscores(policy::NaiveDscores),
+    NaiveQueries(policy::NaiveQueries),
+    NaiveKeys(policy::NaiveKeys),
 }
 
 /// One row of the list: an entry point, and what it computes with which tile.
@@ -116,7 +140,7 @@ macro_rules! variant_table {
                 // Known once the row is: see `with_shared_bytes`.
                 shared_bytes: 0,
                 min_ctas: $min_ctas,
-                params_bytes: Pass::$pass.params_bytes() as u32,
+                params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: BACKWARD_SLOTS,
                 accepts: FeatureSet::NONE,
             },
@@ -132,8 +156,29 @@ macro_rules! variant_table {
     };
 }
 
+/// The lists, one behind the other.
+const LISTS: [&[Variant]; 3] = [
+    for_each_backward_row!(variant_table),
+    for_each_fused_backward_row!(variant_table),
+    for_each_naive_backward_row!(variant_table),
+];
+
 /// Every compiled entry point.
-pub const VARIANTS: &[Variant] = for_each_backward_row!(variant_table);
+pub const VARIANTS: &[Variant] = &all_lists::<{ LISTS[0].len() + LISTS[1].len() + LISTS[2].len() }>();
+
+const fn all_lists<const N: usize>() -> [Variant; N] {
+    let mut all = [LISTS[0][0]; N];
+    let (mut list, mut filled) = (0, 0);
+    while list < LISTS.len() {
+        let mut i = 0;
+        while i < LISTS[list].len() {
+            all[filled] = LISTS[list][i];
+            (i, filled) = (i + 1, filled + 1);
+        }
+        list += 1;
+    }
+    all
+}
 
 impl Variant {
     /// The row of an entry point, for the kernel of that name.
@@ -162,8 +207,14 @@ impl Variant {
         match self.pass {
             // Rows that do not exist have statistics too.
             Pass::Delta => batch * q_heads * (q_rows.next_multiple_of(STATISTICS_ROWS as u64) / self.q_block as u64),
-            Pass::Keys | Pass::Fused => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
-            Pass::Queries | Pass::Round => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
+            Pass::Keys | Pass::Fused | Pass::NaiveKeys => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
+            Pass::Queries | Pass::Round | Pass::NaiveQueries => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
+            Pass::NaiveScores => {
+                batch * q_heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64)
+            }
+            // Without keys there are rows of no elements.
+            Pass::NaiveDscores if kv_rows == 0 => 0,
+            Pass::NaiveDscores => (batch * q_heads * q_rows).div_ceil(naive::DSCORES_ROWS as u64),
         }
     }
 
@@ -196,6 +247,10 @@ impl Variant {
             Policy::Fused(policy) => memory::Fused::of(&self, policy).total,
             Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
             Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
+            Policy::NaiveScores(_) => memory::NaiveScores::of(&self).total,
+            Policy::NaiveDscores(_) => 0,
+            Policy::NaiveQueries(policy) => memory::NaiveProduct::of(&self, policy, self.kv_tile_bytes()).total,
+            Policy::NaiveKeys(policy) => memory::NaiveProduct::of(&self, policy, self.q_tile_bytes()).total,
         };
         self
     }
@@ -215,6 +270,7 @@ impl Variant {
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
             Policy::Delta(_) => {}
+            Policy::NaiveDscores(_) => assert!(self.q_block == self.warps, "one warp a row"),
             Policy::Keys(policy::Keys { stages, columns }) => {
                 assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
                 assert!(columns == 1 || columns == 2, "columns are split by one bit of their number");
@@ -230,9 +286,14 @@ impl Variant {
             Policy::Round(_) => {
                 assert!(self.warps == 4 * self.shares(), "a warpgroup for each share, as those that added");
             }
-            Policy::Queries(_) => {
+            Policy::Queries(_) | Policy::NaiveScores(_) | Policy::NaiveQueries(_) => {
                 assert!(self.q_block.is_multiple_of(16 * self.warps), "warps own whole 16-row fragments");
                 assert!(self.kv_block.is_multiple_of(fragment_cols), "whole fragments of scores");
+            }
+            Policy::NaiveKeys(_) => {
+                assert!(self.kv_block.is_multiple_of(16 * self.warps), "warps own whole 16-row fragments");
+                let row_bytes = self.kv_block as usize * self.dtype.bytes();
+                assert!(row_bytes <= layout::PANEL_BYTES, "rows of weights in one panel, as the product takes them");
             }
         }
     }
@@ -254,15 +315,16 @@ mod tests {
 
     #[test]
     fn every_pass_covers_every_dtype_and_head_dim() {
-        for pass in Pass::ALL {
+        for pass in Pass::PORTABLE.into_iter().chain(Pass::NAIVE) {
+            let without_tile = matches!(pass, Pass::Delta | Pass::NaiveDscores);
             for dtype in DType::ALL {
                 for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
                     let v = Variant::find(pass, dtype, head_dim).unwrap();
                     let compiled = COMPILED_HEAD_DIMS.into_iter().find(|&d| d >= head_dim).unwrap();
-                    assert!(v.dim == compiled || pass == Pass::Delta, "{}", v.entry.symbol);
+                    assert!(v.dim == compiled || without_tile, "{}", v.entry.symbol);
                     assert_eq!((v.pass, v.dtype), (pass, dtype));
                 }
-                assert!(pass == Pass::Delta || Variant::find(pass, dtype, MAX_HEAD_DIM + 8).is_none());
+                assert!(without_tile || Variant::find(pass, dtype, MAX_HEAD_DIM + 8).is_none());
             }
         }
     }
@@ -273,8 +335,10 @@ mod tests {
         for v in VARIANTS {
             let expected = match v.pass {
                 Pass::Delta => 2 * 6 * 128 / 64,
-                Pass::Keys => 2 * 2 * 70_u64.div_ceil(v.kv_block.into()),
-                Pass::Queries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
+                Pass::Keys | Pass::Fused | Pass::NaiveKeys => 2 * 2 * 70_u64.div_ceil(v.kv_block.into()),
+                Pass::Queries | Pass::Round | Pass::NaiveQueries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
+                Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),
+                Pass::NaiveDscores => 2 * 6 * 100 / 4,
             };
             assert_eq!(v.ctas(2, 6, 2, 100, 70), expected, "{}", v.entry.symbol);
         }

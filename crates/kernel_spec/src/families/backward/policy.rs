@@ -36,3 +36,24 @@ pub struct Fused {
 /// Of the rounding of the sums that [`Fused`] leaves: none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Round {}
+
+/// None: a tile a thread block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NaiveScores {}
+
+/// None: one warp a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NaiveDscores {}
+
+/// Of the naive gradients, a product with what is in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NaiveProduct {
+    /// Places in shared memory that tiles pass through in turn.
+    pub slots: u32,
+}
+
+/// Of the gradients of queries.
+pub type NaiveQueries = NaiveProduct;
+
+/// Of the gradients of keys or values.
+pub type NaiveKeys = NaiveProduct;

@@ -40,6 +40,15 @@ macro_rules! for_each_backward_row {
             Queries 128 [F32 backward_queries_f32_d128] 64 x 32, 4, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 192 [F32 backward_queries_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 256 [F32 backward_queries_f32_d256] 32 x 16, 2, 2, { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+        }
+    };
+}
+
+/// Calls `$callback!` with every row of the backward pass that is Hopper's alone; see [`for_each_backward_row!`].
+#[macro_export]
+macro_rules! for_each_fused_backward_row {
+    ($callback:ident) => {
+        $callback! {
             // dq, dk and dv on Hopper: a block of keys walks over the queries that see it, and adds to the sums of dq.
             Fused 64 [F16 backward_fused_f16_d64, Bf16 backward_fused_bf16_d64] 128 x 128, 12, 1, { kv_stages: 2, stages: 2, dscores_stages: 2 }, "scores of 128 queries by 64 keys and both gradients of 64 keys fill the registers of a warpgroup";
             Fused 96 [F16 backward_fused_f16_d96, Bf16 backward_fused_bf16_d96] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "as d128";

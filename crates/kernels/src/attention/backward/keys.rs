@@ -187,9 +187,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             weigh_columns(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, p.scale_log2);
             if masked {
                 let first_query = blocks.visit(step.visit) * C::ROW.q_block + col;
-                for values in [&mut weights, &mut dscores] {
-                    Scores::transposed(p).hide(values, block.first_row + row, first_query);
-                }
+                Scores::transposed(p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
             }
             let weights = C::Weights::pass(&weights, shared::dynamic() + memory.weights, row, col);
             let dscores = C::Weights::pass(&dscores, shared::dynamic() + memory.dscores, row, col);

@@ -15,7 +15,7 @@
 //! | [`queries`] | a block of queries of one head | key blocks | `dq` |
 //!
 //! Scores and weights are computed twice, seven products instead of five. What that buys: nothing is added in memory, results are the
-//! same from run to run, and eight bytes a row are all the workspace.
+//! same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
 //!
 //! What the mask hides weighs 0 and moves nothing. So does every key of a row whose log-sum-exp is minus infinity, or plus infinity as
 //! others write it: such a row has no key, or none that weighs anything.
@@ -37,6 +37,7 @@ pub mod delta;
 pub mod fused;
 mod key_block;
 pub mod keys;
+pub mod naive;
 pub mod queries;
 #[cfg(target_feature = "sm_90a")]
 pub mod round;
@@ -121,6 +122,12 @@ impl Statistics {
     /// Of a row without weights: `2^(s - inf)` is 0, whatever number `s` is.
     const NONE: Statistics = Statistics { minus_lse_log2: f32::NEG_INFINITY, delta: 0.0 };
 
+    /// Whether the row has no weights.
+    #[inline(always)]
+    fn is_weightless(self) -> bool {
+        self.minus_lse_log2 == f32::NEG_INFINITY
+    }
+
     /// Of the lane's upper (`half = 0`) or lower row of a fragment, of the rows whose statistics are at a shared address.
     ///
     /// # Safety
@@ -134,10 +141,28 @@ impl Statistics {
         Statistics { minus_lse_log2, delta }
     }
 
+    /// Of a row of one head of all, from device memory.
+    ///
+    /// # Safety
+    /// The head has this row, or pads it.
+    #[inline(always)]
+    unsafe fn load(p: &BackwardParams, head: u32, row: u32) -> Statistics {
+        let address = statistics_of(p, head, row);
+        // SAFETY: passed on.
+        let [minus_lse_log2, delta] = unsafe { [copy::load_f32(address), copy::load_f32(address + DELTAS as u64)] };
+        Statistics { minus_lse_log2, delta }
+    }
+
+    /// The weight `p` of a score without scale.
+    #[inline(always)]
+    fn weight(self, score: f32, scale_log2: f32) -> f32 {
+        math::exp2(math::fma(score, scale_log2, self.minus_lse_log2))
+    }
+
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
     fn weigh(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
-        *score = math::exp2(math::fma(*score, scale_log2, self.minus_lse_log2));
+        *score = self.weight(*score, scale_log2);
         *dp = *score * (*dp - self.delta);
     }
 }
@@ -202,9 +227,9 @@ impl Scores {
         Scores { band: p.band.transposed(), rows: p.kv_rows, cols: p.q_rows }
     }
 
-    /// Sets what belongs to scores that the mask hides to 0: rows from `row` on, columns from `col` on.
+    /// Sets what the mask hides to 0, in weights and gradients of scores alike: rows from `row` on, columns from `col` on.
     #[inline(always)]
-    fn hide<F: Fragments>(&self, values: &mut F, row: u32, col: u32) {
+    fn hide<F: Fragments, const TILES: usize>(&self, mut tiles: [&mut F; TILES], row: u32, col: u32) {
         // Opaque: few blocks need a mask, so its limits must not live in registers in between.
         let [lane, rows, cols] = [thread::lane(), self.rows, self.cols].map(math::opaque);
         let (rows, cols) = (rows as i32, cols as i32);
@@ -220,8 +245,10 @@ impl Scores {
                 for n in 0..F::N {
                     let col = 8 * n as i32;
                     let hidden = col < first || col > last;
-                    let x = &mut values.at_mut(m, n)[i as usize];
-                    *x = if hidden { 0.0 } else { *x };
+                    for tile in &mut tiles {
+                        let x = &mut tile.at_mut(m, n)[i as usize];
+                        *x = if hidden { 0.0 } else { *x };
+                    }
                 }
             }
         }

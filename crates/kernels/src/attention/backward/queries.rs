@@ -100,7 +100,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             weights.mul_transposed(q, row, k, 0);
             weigh_rows(&mut weights, &mut dscores, statistics, p.scale_log2);
             if masked {
-                Scores::of(p).hide(&mut dscores, first_row + row, blocks.visit(i) * C::ROW.kv_block);
+                Scores::of(p).hide([&mut dscores], first_row + row, blocks.visit(i) * C::ROW.kv_block);
             }
             dq.mul_probs(&C::Dscores::round(&dscores), k, 0);
         };
@@ -118,7 +118,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
         for m in 0..C::Acc::M {
             for half in 0..2 {
                 // Not by a factor of 0: keys of minus infinity, which give a row no weight, are no numbers in the sum.
-                let weightless = Statistics::of_row(statistics, m, half).minus_lse_log2 == f32::NEG_INFINITY;
+                let weightless = Statistics::of_row(statistics, m, half).is_weightless();
                 for n in 0..C::Acc::N {
                     for x in &mut dq.at_mut(m, n)[2 * half..2 * half + 2] {
                         *x = if weightless { 0.0 } else { *x * p.scale };

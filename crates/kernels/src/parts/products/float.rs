@@ -176,4 +176,29 @@ impl Products for f32 {
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn transposed_mul<const M: usize, const N: usize, const K: usize, const AC: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<f32, K, AC>,
+        a_col: u32,
+        b: SharedTile<f32, K, D>,
+    ) {
+        const { assert!(AC <= F32_PANEL_COLS, "a window moves along one panel") };
+        let lane = fresh_lane();
+        // Of 16 columns, which are four chunks, a lane needs l / 4 and the one 8 further on.
+        let a = a.window(0, a_col / F32_CHUNK as u32 + lane / 16).inside_chunk(lane / 4 % 4 * 4);
+        let b = b.window(0, lane % 4 / 2).inside_chunk(lane % 2 * 8);
+        for row in 0..K {
+            let mut factors = [[0.0; 2]; M];
+            for (m, factors) in factors.iter_mut().enumerate() {
+                for (half, factor) in factors.iter_mut().enumerate() {
+                    // SAFETY: passed on; inside the tile.
+                    *factor = unsafe { shared::load_f32(a.at(row, 4 * m + 2 * half)) };
+                }
+            }
+            // SAFETY: passed on; inside the tile.
+            unsafe { mul_row(acc, &factors, |n| b.at(row, 2 * n)) };
+        }
+    }
 }

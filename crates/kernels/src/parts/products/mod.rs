@@ -68,6 +68,17 @@ pub trait Products: Element {
         v: SharedTile<Self, K, D>,
         part: u32,
     );
+
+    /// `acc += a^T b` for 16 M columns of `a` from `a_col` on, a multiple of 16 M.
+    ///
+    /// # Safety
+    /// As for [`Products::mul_transposed`].
+    unsafe fn transposed_mul<const M: usize, const N: usize, const K: usize, const AC: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<Self, K, AC>,
+        a_col: u32,
+        b: SharedTile<Self, K, D>,
+    );
 }
 
 /// Accumulators that hold `a b^T` of tiles `A` and `B`.
@@ -105,6 +116,25 @@ impl<T: Products, const M: usize, const N: usize, const AR: usize, const K: usiz
     unsafe fn mul(&mut self, a: SharedTile<T, AR, K>, a_row: u32, v: SharedTile<T, K, D>) {
         // SAFETY: passed on.
         unsafe { T::mul(self, a, a_row, v) }
+    }
+}
+
+/// Accumulators that hold `a^T b` of tiles `A` and `B`.
+pub trait TransposedMul<A, B> {
+    /// `self += a^T b`, see [`Products::transposed_mul`].
+    ///
+    /// # Safety
+    /// As for [`Products::mul_transposed`].
+    unsafe fn transposed_mul(&mut self, a: A, a_col: u32, b: B);
+}
+
+impl<T: Products, const M: usize, const N: usize, const K: usize, const AC: usize, const D: usize>
+    TransposedMul<SharedTile<T, K, AC>, SharedTile<T, K, D>> for RegTile<M, N>
+{
+    #[inline(always)]
+    unsafe fn transposed_mul(&mut self, a: SharedTile<T, K, AC>, a_col: u32, b: SharedTile<T, K, D>) {
+        // SAFETY: passed on.
+        unsafe { T::transposed_mul(self, a, a_col, b) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Products of 16-bit types on the tensor cores.
 
 use cuda_std::mma::{load_matrix_x4, load_matrix_x4_transposed};
+use kernel_spec::layout::PANEL_COLS;
 
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::RegTile;
@@ -141,6 +142,30 @@ impl<T: TensorCore> Products for T {
             }
             // SAFETY: passed on; inside the tile.
             unsafe { mul_step::<T, M, N>(acc, &fragments, |n| v.at(MMA_K * k, 2 * n * parts)) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transposed_mul<const M: usize, const N: usize, const K: usize, const AC: usize, const D: usize>(
+        acc: &mut RegTile<M, N>,
+        a: SharedTile<T, K, AC>,
+        a_col: u32,
+        b: SharedTile<T, K, D>,
+    ) {
+        const { assert!(AC <= PANEL_COLS, "a window moves along one panel") };
+        let lane = fresh_lane();
+        // As for `a` of `mul_transposed`, but each matrix lies transposed, which ldmatrix undoes: (k 0-7, columns 0-7),
+        // (k 0-7, columns 8-15), (k 8-15, columns 0-7), (k 8-15, columns 8-15).
+        let a = a.window(lane / 16 * 8 + lane % 8, a_col / 8 + lane / 8 % 2);
+        let b = b.window(lane % 16, lane / 16);
+        for k in 0..K / MMA_K {
+            let mut fragments = [[0; 4]; M];
+            for (m, fragment) in fragments.iter_mut().enumerate() {
+                // SAFETY: passed on; inside the tile.
+                *fragment = unsafe { load_matrix_x4_transposed(a.at(MMA_K * k, 2 * m)) };
+            }
+            // SAFETY: passed on; inside the tile.
+            unsafe { mul_step::<T, M, N>(acc, &fragments, |n| b.at(MMA_K * k, 2 * n)) };
         }
     }
 }

@@ -59,9 +59,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 differentiate(&scores, &mut dscores, statistics);
                 // One loop for all: a branch, while no product runs, costs less than the registers of two.
                 if i < blocks.count() - blocks.unmasked_count() {
-                    for values in [&mut scores, &mut dscores] {
-                        Scores::transposed(p).hide(values, warp_row, first_query);
-                    }
+                    Scores::transposed(p).hide([&mut scores, &mut dscores], warp_row, first_query);
                 }
                 let weights = C::Weights::round(&scores);
                 let operands = C::Weights::round(&dscores);

@@ -1,0 +1,99 @@
+//! What the naive kernel of the backward pass launches and allocates.
+
+use super::super::params::bytes_of;
+use super::super::problem::Sizes;
+use crate::error::{Error, Operand, Result};
+use crate::plan::{Binding, Buffer, Params};
+use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, Pass};
+use kernel_spec::layout::CHUNK_BYTES;
+use kernel_spec::{DType, Kernel};
+use std::mem::offset_of;
+
+/// One launch: a pass, and the product that it computes in it.
+pub(super) struct Launch {
+    pub(super) pass: Pass,
+    with_dout: bool,
+    /// The equation, for the plan.
+    pub(super) computes: &'static str,
+}
+
+/// The launches behind the one of the statistics, in their order: `dv` is made of the probabilities before the gradients of scores take
+/// their place.
+pub(super) const LAUNCHES: [Launch; 6] = [
+    Launch { pass: Pass::NaiveScores, with_dout: false, computes: "p = e^(scale q k^T - lse)" },
+    Launch { pass: Pass::NaiveKeys, with_dout: true, computes: "dv = p^T dout" },
+    Launch { pass: Pass::NaiveScores, with_dout: true, computes: "dp = dout v^T" },
+    Launch { pass: Pass::NaiveDscores, with_dout: false, computes: "ds = p (dp - delta)" },
+    Launch { pass: Pass::NaiveQueries, with_dout: false, computes: "dq = scale ds k" },
+    Launch { pass: Pass::NaiveKeys, with_dout: false, computes: "dk = scale ds^T q" },
+];
+
+/// The buffers of [`buffers`], behind that of the statistics.
+const PROBS: Binding = Binding::Buffer(1);
+const DPROBS: Binding = Binding::Buffer(2);
+
+/// Device memory for the probabilities and their gradients.
+///
+/// # Errors
+/// [`Error::WorkspaceTooLarge`] when the device does not hold them together with `others` bytes.
+pub(super) fn buffers(sizes: &Sizes, others: u128, available: u64) -> Result<[Buffer; 2]> {
+    let elements = sizes.score_rows() * sizes.score_stride() as u128;
+    let bytes = [sizes.dtype, DType::F32].map(|dtype| elements * dtype.bytes() as u128);
+    let needed = bytes[0] + bytes[1] + others;
+    if needed > available.into() {
+        return Err(Error::WorkspaceTooLarge { kernel: Kernel::Naive, needed, available });
+    }
+    // Nothing is lost: together they are no more than `available`.
+    let buffer = |name, bytes: u128, reason| Buffer { name, bytes: bytes as u64, reason };
+    Ok([
+        buffer("probabilities", bytes[0], "of dv, and then the gradients of scores, of dq and dk"),
+        buffer("gradients of probabilities", bytes[1], "the gradients of scores are made of both"),
+    ])
+}
+
+/// The parameters of a launch, with holes for the addresses that it uses. `statistics`: where those of the problem are. `inputs`, `dq` and
+/// `dkv` say what addresses of these tensors are multiples of.
+pub(super) fn bind(
+    launch: &Launch,
+    backward: &BackwardParams,
+    sizes: &Sizes,
+    statistics: Binding,
+    [inputs, dq, dkv]: [u64; 3],
+) -> Params {
+    let params = NaiveBackwardParams {
+        probs: 0,
+        dprobs: 0,
+        score_stride: sizes.score_stride() as u64,
+        // Fits: the buffers do, or there are no keys and this plays no part.
+        score_rows: sizes.score_rows() as u64,
+        with_dout: launch.with_dout.into(),
+        backward: *backward,
+    };
+    let piece = CHUNK_BYTES as u64;
+    let probs = (offset_of!(NaiveBackwardParams, probs), PROBS, piece);
+    let dprobs = (offset_of!(NaiveBackwardParams, dprobs), DPROBS, piece);
+    let statistics = (offset_of!(NaiveBackwardParams, backward.statistics), statistics, piece);
+    let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
+    let q = operand(offset_of!(NaiveBackwardParams, backward.q.address), Operand::Q, inputs);
+    let k = operand(offset_of!(NaiveBackwardParams, backward.k.address), Operand::K, inputs);
+    let v = operand(offset_of!(NaiveBackwardParams, backward.v.address), Operand::V, inputs);
+    let dout = operand(offset_of!(NaiveBackwardParams, backward.dout.address), Operand::Dout, inputs);
+    let holes = match (launch.pass, launch.with_dout) {
+        (Pass::NaiveScores, false) => vec![q, k, statistics, probs],
+        (Pass::NaiveScores, true) => vec![dout, v, dprobs],
+        (Pass::NaiveQueries, _) => {
+            let dq = operand(offset_of!(NaiveBackwardParams, backward.dq.address), Operand::Dq, dq);
+            vec![k, statistics, probs, dq]
+        }
+        (Pass::NaiveKeys, true) => {
+            vec![dout, probs, operand(offset_of!(NaiveBackwardParams, backward.dv.address), Operand::Dv, dkv)]
+        }
+        (Pass::NaiveKeys, false) => {
+            vec![q, probs, operand(offset_of!(NaiveBackwardParams, backward.dk.address), Operand::Dk, dkv)]
+        }
+        // The only other pass of `LAUNCHES`.
+        _ => vec![statistics, probs, dprobs],
+    };
+    let bytes = Params::new(bytes_of(&params));
+    holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(offset, binding, alignment))
+}

@@ -1,0 +1,64 @@
+//! The fused kernel of the backward pass on Hopper: the tests of the others, and what is its own.
+
+use crate::backward::{
+    check, every_row_at_its_tile_edges, for_each_half, forward_and_backward, large_logits,
+    random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
+};
+use crate::support::gradients::BackwardCase;
+use crate::support::{bf16, device, f16};
+use ferroflash::{Attention, Device, EmulatorConfig, Error, Kernel, Mask};
+use kernel_spec::families::backward::Pass;
+
+for_each_half!(every_row_at_its_tile_edges, ferroflash::Kernel::V3);
+for_each_half!(random_problems_agree_with_the_reference, ferroflash::Kernel::V3);
+for_each_half!(large_logits, ferroflash::Kernel::V3);
+for_each_half!(rows_and_keys_that_see_nothing, ferroflash::Kernel::V3);
+// Two blocks of keys: their sums are the same in any order.
+for_each_half!(repeats_have_the_same_bits, ferroflash::Kernel::V3);
+for_each_half!(forward_and_backward, ferroflash::Kernel::V3);
+
+/// Many blocks of keys on few multiprocessors, so that a thread block has several in turn, and sums of many parts, in whatever order.
+#[test]
+fn many_blocks_in_any_order() {
+    let shared = device::shared().device.clone();
+    for (mask, heads) in [(Mask::Full, [2, 1]), (Mask::Causal, [2, 2])] {
+        let case = BackwardCase::of(Kernel::V3, sizes::<bf16>(200, 700, heads, 64), mask);
+        if device::is_gpu() {
+            check::<bf16>(&case);
+            continue;
+        }
+        for seed in 0..device::seeds(3).into() {
+            let device = Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("it is built in");
+            case.check::<bf16>(&device).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"));
+        }
+    }
+    drop(shared);
+}
+
+#[test]
+fn the_library_chooses_it_where_it_runs_and_says_why_not() {
+    let device = &device::shared().device;
+    let is_fused = |attention: Attention, problem| {
+        let plan = attention.backward_plan(device, problem).unwrap();
+        let fused = plan.steps.len() == Pass::FUSED.len() && plan.symbols().any(|symbol| symbol.contains("fused"));
+        assert_eq!(fused, plan.buffers.iter().any(|buffer| buffer.name == "sums of dq"), "{plan}");
+        (fused, plan.deterministic, plan.reason)
+    };
+    let (auto, hopper) = (Attention::new(), device.info().runs(kernel_spec::Arch::Sm90a));
+    let problem = |kv_rows, head_dim| sizes::<f16>(100, kv_rows, [2, 1], head_dim);
+    assert_eq!(is_fused(auto, problem(600, 128)).0, hopper);
+    assert!(!is_fused(auto, sizes::<f32>(100, 600, [2, 1], 64)).0, "f32 has no such products");
+    let (fused, deterministic, why) = is_fused(auto, problem(600, 136));
+    assert!(!fused && deterministic && (!hopper || why.contains("the head dim is 136; up to 128 is accepted")), "{why}");
+    assert!(!is_fused(auto, problem(0, 64)).0, "without keys there is nothing to load");
+    if hopper {
+        let (_, deterministic, _) = is_fused(auto, problem(600, 64));
+        assert!(!deterministic, "five blocks of keys add to the same sums");
+        let (fused, deterministic, why) = is_fused(auto.with_deterministic(true), problem(600, 64));
+        assert!(!fused && deterministic && why.contains("equal bits were asked for"), "{why}");
+        let (fused, deterministic, _) = is_fused(auto.with_deterministic(true), problem(256, 64));
+        assert!(fused && deterministic, "two numbers have one sum");
+    }
+    let asked = auto.with_kernel(Kernel::V3).backward_plan(device, problem(600, 136));
+    assert!(matches!(asked, Err(Error::KernelUnsupported { kernel: Kernel::V3, .. })), "{asked:?}");
+}

@@ -1,0 +1,66 @@
+//! The naive kernel of the backward pass: the tests of the kernels that recompute, and what is its own.
+
+use crate::backward::{
+    every_row_at_its_tile_edges, for_each_dtype, forward_and_backward, large_logits,
+    random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
+};
+use crate::support::{bf16, device};
+use ferroflash::{Attention, Kernel, Layout, Shape, Tensor};
+
+for_each_dtype!(every_row_at_its_tile_edges, ferroflash::Kernel::Naive);
+for_each_dtype!(random_problems_agree_with_the_reference, ferroflash::Kernel::Naive);
+for_each_dtype!(large_logits, ferroflash::Kernel::Naive);
+for_each_dtype!(rows_and_keys_that_see_nothing, ferroflash::Kernel::Naive);
+for_each_dtype!(repeats_have_the_same_bits, ferroflash::Kernel::Naive);
+for_each_dtype!(forward_and_backward, ferroflash::Kernel::Naive);
+
+#[test]
+fn the_plan_says_what_lies_in_memory_and_why() {
+    let device = &device::shared().device;
+    let problem = sizes::<bf16>(100, 70, [4, 2], 40);
+    let plan = |kernel| Attention::new().with_kernel(kernel).backward_plan(device, problem).unwrap();
+    let naive = plan(Kernel::Naive);
+    // Rows of whole 16 bytes: 72 keys.
+    let (scores, statistics) = (4 * 100 * 72, 4 * 128 * 8);
+    let buffers: Vec<_> = naive.buffers.iter().map(|buffer| (buffer.name, buffer.bytes)).collect();
+    let expected =
+        [("statistics", statistics), ("probabilities", 2 * scores), ("gradients of probabilities", 4 * scores)];
+    assert_eq!(buffers, expected);
+    assert_eq!(naive.workspace_bytes(), statistics + 6 * scores);
+    assert!(naive.deterministic && naive.reason.starts_with("asked for naive"), "{naive}");
+    let symbols: Vec<_> = naive.symbols().collect();
+    let of_dim = |pass| format!("backward_naive_{pass}_bf16_d64");
+    let [scores, keys, queries] = ["scores", "keys", "queries"].map(of_dim);
+    let delta = "backward_delta_bf16";
+    assert_eq!(symbols, [delta, &scores, &keys, &scores, "backward_naive_dscores_bf16", &queries, &keys]);
+    for equation in ["p = e^(scale q k^T - lse)", "dv = p^T dout", "dp = dout v^T", "dk = scale ds^T q"] {
+        assert!(naive.to_string().contains(equation), "{naive}");
+    }
+    // The portable kernels of the forward pass that hold no scores have one counterpart.
+    assert_eq!(plan(Kernel::V1), plan(Kernel::V2));
+}
+
+/// Keys of minus infinity are numbers in no sum: the row that sees no other gets 0.
+#[test]
+fn a_row_whose_keys_are_minus_infinity_gets_nothing() {
+    const DIM: usize = 16;
+    let device = &device::shared().device;
+    let shape = Shape::new(1, 3, 1, DIM);
+    let upload = |data: &[f32]| Tensor::from_slice(device, data, shape, Layout::Bshd).unwrap();
+    let ones = upload(&[1.0; 3 * DIM]);
+    let mut keys = [1.0; 3 * DIM];
+    keys[..DIM].fill(f32::NEG_INFINITY);
+    let k = upload(&keys);
+    for kernel in [Kernel::Naive, Kernel::V2] {
+        let attention = Attention::new().causal().with_lse(true).with_kernel(kernel);
+        let (q, k, v) = (ones.view(), k.view(), ones.view());
+        let output = attention.forward(&q, &k, &v).unwrap();
+        let lse = output.lse.unwrap();
+        assert_eq!(lse.to_vec().unwrap()[0], f32::NEG_INFINITY);
+        let gradients = attention.backward(&q, &k, &v, &output.out.view(), &lse.view(), ones.view()).unwrap();
+        assert_eq!(gradients.dq.to_vec::<f32>().unwrap()[..DIM], [0.0; DIM], "{kernel}");
+        // The second and third row give the second key a half and a third.
+        let dv = gradients.dv.to_vec::<f32>().unwrap();
+        assert!((dv[DIM] - 1.5).abs() < 1e-6, "{kernel}: {}", dv[DIM]);
+    }
+}
