@@ -11,8 +11,9 @@ use candle_core::{CustomOp3, Result, Tensor};
 ///
 /// With `causal`, row `i` sees the keys up to `i + kv_rows - q_rows`: the mask ends at the last row and the last key.
 ///
-/// candle's `backward` gives the gradients of q, k and v, the same bits for the same tensors. A call of which one is wanted keeps the
-/// log-sum-exp for it, an `f32` for each row of each head.
+/// candle's `backward` gives the gradients of q, k and v: for the same tensors those of k and v have the same bits, and those of q may
+/// differ in the last bits from run to run on GPUs of compute capability 9.0. A call of which one is wanted keeps the log-sum-exp for it,
+/// an `f32` for each row of each head.
 ///
 /// # Errors
 /// [`crate::Error`], or candle's own for tensors on different devices or of different types.

@@ -51,7 +51,8 @@ impl<T> std::fmt::Debug for BackwardInputs<'_, T> {
 }
 
 /// Computes the gradients of a number with respect to q, k and v into `gradients`, given those with respect to what
-/// [`forward`](crate::forward()) made of them, on `stream`: see [`Attention::backward`]. The same inputs give the same bits, always.
+/// [`forward`](crate::forward()) made of them, on `stream`: see [`Attention::backward`]. The same inputs give the same
+/// bits with [`Attention::deterministic`]; without, dq may differ in the last bits from run to run on GPUs of compute capability 9.0.
 ///
 /// Streams, waits and what is recorded in the slices are as in [`forward`](crate::forward()). The call returns before the work is done.
 ///

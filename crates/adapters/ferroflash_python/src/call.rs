@@ -74,6 +74,8 @@ pub(crate) struct Options {
     pub(crate) right: i64,
     /// 0 is none.
     pub(crate) softcap: f64,
+    /// Of the backward pass; the forward pass always is.
+    pub(crate) deterministic: bool,
 }
 
 impl Options {
@@ -86,7 +88,7 @@ impl Options {
             (None, Some(0)) => Attention::new().causal(),
             (left, right) => Attention::new().window(left, right),
         };
-        let attention = attention.with_softcap(self.softcap as f32);
+        let attention = attention.with_softcap(self.softcap as f32).with_deterministic(self.deterministic);
         match self.scale {
             Some(scale) => attention.with_scale(scale as f32),
             None => attention,

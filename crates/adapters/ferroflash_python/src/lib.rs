@@ -37,7 +37,7 @@ fn launch(
     right: i64,
     softcap: f64,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap };
+    let options = Options { scale, causal, left, right, softcap, deterministic: false };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
@@ -85,7 +85,7 @@ fn forward(
     right: i64,
     softcap: f64,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap };
+    let options = Options { scale, causal, left, right, softcap, deterministic: false };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -99,7 +99,7 @@ fn forward(
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
 /// or 0 for `dlse`.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_backward(
     py: Python<'_>,
@@ -119,8 +119,9 @@ fn launch_backward(
     left: i64,
     right: i64,
     softcap: f64,
+    deterministic: bool,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap };
+    let options = Options { scale, causal, left, right, softcap, deterministic };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -135,7 +136,7 @@ fn launch_backward(
 /// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward(
     py: Python<'_>,
@@ -156,8 +157,9 @@ fn backward(
     left: i64,
     right: i64,
     softcap: f64,
+    deterministic: bool,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap };
+    let options = Options { scale, causal, left, right, softcap, deterministic };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);

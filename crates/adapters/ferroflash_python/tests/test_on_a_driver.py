@@ -131,6 +131,23 @@ class OnADriver(unittest.TestCase):
         self.assertGreaterEqual(len(launches), 2, log)
         self.assertTrue(all(f" stream {0x77} " in launch for launch in launches), launches)
 
+    def test_gradients_of_equal_bits_are_other_kernels(self):
+        """The fused kernel of compute capability 9.0 adds to dq in any order, unless equal bits are asked for."""
+        log = self.run_program("""
+            # More keys than the two blocks whose sums have one result in any order.
+            q, k, v, out, dout, dq, dk, dv = (Interface(0x70000000 + i * 0x100000, (1, 1000, 4, 64)) for i in range(8))
+            lse = Interface(0x71000000, (1, 4, 1000), "<f4")
+            f = lambda **options: ferroflash.backward(q, k, v, out, lse, dout, dq=dq, dk=dk, dv=dv, **options)
+            f(stream=0x11)
+            f(stream=0x22, deterministic=False)
+            f(stream=0x33, deterministic=True)
+        """)
+        # launch SYMBOL ..
+        symbols = [[line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in (0x11, 0x22, 0x33)]
+        fused = [any(symbol.startswith("backward_fused_") for symbol in of_call) for of_call in symbols]
+        self.assertEqual(fused, [True, True, False], symbols)
+        self.assertTrue(any(symbol.startswith("backward_queries_") for symbol in symbols[2]), symbols)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unittest
 import warnings
+from unittest import mock
 
 import numpy as np
 
@@ -300,10 +301,46 @@ class Gradients(unittest.TestCase):
         with self.assertRaisesRegex(ferroflash.InputError, "lse has shape"):
             ferroflash.backward(q, k, v, out, lse[:, 1:], dout)
 
+    def test_equal_bits_are_asked_of_the_backward_pass(self):
+        """By the argument of each function, and by PyTorch's own switch, which is read when the gradients are computed."""
+        from ferroflash import _torch, flash_attn_3
+
+        q, k, v = (tensor.requires_grad_() for tensor in inputs(torch.float16, kv_rows=40, kv_heads=4))
+        dout = randn(*q.shape).half()
+
+        def asked(differentiate):
+            with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
+                differentiate()
+            (call,) = launch.call_args_list
+            return call.args[-1]
+
+        def of(function, *tensors):
+            return lambda **options: function(*tensors, **options).sum().backward()
+
+        packed = [torch.stack(tensors, 2).detach().requires_grad_() for tensors in ((k, v), (q, k, v))]
+        read = [x.detach() for x in (q, k, v, *ferroflash.forward(q, k, v, return_lse=True))]
+        for name, call in (
+            ("flash_attn_func", of(ferroflash.flash_attn_func, q, k, v)),
+            ("flash_attn_kvpacked_func", of(ferroflash.flash_attn_kvpacked_func, q, packed[0])),
+            ("flash_attn_qkvpacked_func", of(ferroflash.flash_attn_qkvpacked_func, packed[1])),
+            ("flash_attn_func of version 3", of(flash_attn_3.flash_attn_func, q, k, v)),
+            ("flash_attn_qkvpacked_func of version 3", of(flash_attn_3.flash_attn_qkvpacked_func, packed[1])),
+            ("backward", lambda **options: ferroflash.backward(*read, dout, **options)),
+        ):
+            with self.subTest(name):
+                self.assertIs(asked(call), False)
+                self.assertIs(asked(lambda: call(deterministic=True)), True)
+
+        out = ferroflash.flash_attn_func(q, k, v)
+        self.addCleanup(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        torch.use_deterministic_algorithms(True)
+        self.assertIs(asked(lambda: out.sum().backward()), True)
+        self.assertIs(asked(lambda: ferroflash.backward(*read, dout)), True)
+
     def test_compiled_without_a_break(self):
         def block(x, weight):
             qkv = (x @ weight).unflatten(-1, (3, 2, 32))
-            return ferroflash.flash_attn_qkvpacked_func(qkv, causal=True).flatten(-2).relu()
+            return ferroflash.flash_attn_qkvpacked_func(qkv, causal=True, deterministic=True).flatten(-2).relu()
 
         ferroflash.flash_attn_func  # registers the operation
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
@@ -319,7 +356,7 @@ class AsAnOperation(unittest.TestCase):
     def test_opcheck(self):
         q, k, v = inputs(torch.float16)
         for return_lse in (False, True):
-            arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse)
+            arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse, return_lse)
             tests = ("test_schema", "test_faketensor", "test_autograd_registration")
             ferroflash.flash_attn_func  # registers the operation
             torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
@@ -334,7 +371,7 @@ class AsAnOperation(unittest.TestCase):
         ferroflash.flash_attn_func  # registers the operation
         both = []
         for return_lse in (False, True):
-            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, return_lse)
+            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse)
             both.append(torch.autograd.grad(out, leaves, dout))
         for without, with_lse in zip(*both):
             self.assertTrue(torch.equal(without, with_lse))

@@ -64,6 +64,7 @@ def backward(
     causal: bool = False,
     window: tuple[int | None, int | None] = (None, None),
     softcap: float = 0.0,
+    deterministic: bool = False,
     dq: Array | None = None,
     dk: Any = None,
     dv: Any = None,

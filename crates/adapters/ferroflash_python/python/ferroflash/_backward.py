@@ -19,6 +19,7 @@ def backward(
     causal=False,
     window=(None, None),
     softcap=0.0,
+    deterministic=False,
     dq=None,
     dk=None,
     dv=None,
@@ -27,13 +28,16 @@ def backward(
 ):
     """The gradients of a number with respect to q, k and v, given those with respect to what :func:`ferroflash.forward` made of them.
 
-    The same arrays give the same bits, always. Arrays are of the kinds that ``forward`` takes, and used in place.
+    The same arrays give the same bits of dk and dv, always; those of dq may differ in the last bits from run to run on GPUs of compute
+    capability 9.0, unless ``deterministic``. Arrays are of the kinds that ``forward`` takes, and used in place.
 
     Args:
         q, k, v, softmax_scale, causal, window, softcap: as in the call of ``forward``. A softcap other than 0 is a ``MissingFeatureError``.
         out, lse: what ``forward`` returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 of its shape; ``None`` is 0.
+        deterministic: whether the same arrays have to give the same bits of dq, too, by kernels that are slower on compute capability 9.0. For
+            tensors of PyTorch, ``torch.use_deterministic_algorithms(True)`` says the same.
         dq, dk, dv: arrays of the shapes and the type of q, k and v that the gradients are written to. ``None`` makes a new one, for arrays of
             PyTorch, NumPy and CuPy. Gradients of k and v are summed over the query heads that share a head.
         stream, device: as in ``forward``.
@@ -50,11 +54,11 @@ def backward(
         from . import _torch
 
         read, written = (q, k, v, out, lse, dout, dlse), (dq, dk, dv)
-        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, stream)
+        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, bool(deterministic), stream)
     dq, dk, dv = (
         _new_like(of, getattr(of, "shape", None), None, name, f"`d{name}`") if given is None else given
         for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
     )
     arrays = (q, k, v, out, lse, dout, dlse, dq, dk, dv)
-    _native.backward(*arrays, stream or 0, device, softmax_scale, bool(causal), left, right, softcap)
+    _native.backward(*arrays, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, bool(deterministic))
     return dq, dk, dv

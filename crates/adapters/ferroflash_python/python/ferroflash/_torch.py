@@ -14,6 +14,7 @@ _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 _empty_like = torch.empty_like
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
+_wants_determinism = torch.are_deterministic_algorithms_enabled
 _launch_native = _native.launch
 _launch_backward = _native.launch_backward
 # Modes that see every operation (fake tensors, counters): they see this one as an operation, too.
@@ -28,7 +29,7 @@ def _stream_of(ordinal):
 _stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
-def attend(q, k, v, scale, causal, left, right, softcap, return_lse):
+def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
     """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
 
     Plain tensors on a GPU, which is what nearly every call has, are seen to here without another call of Python: what it takes is what a
@@ -71,10 +72,10 @@ def attend(q, k, v, scale, causal, left, right, softcap, return_lse):
                 return out, lse
     except (IndexError, KeyError):
         pass  # fewer axes, or another type: what follows says so
-    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse)
+    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse)
 
 
-def _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse):
+def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
     """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
     with zeros. As an operation of PyTorch, where PyTorch has to know of it."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -94,7 +95,7 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, return_lse):
         out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
-        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, with_lse)
+        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, bool(deterministic), with_lse)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
@@ -167,7 +168,7 @@ def forward(tensors, scale, causal, left, right, softcap, return_lse, stream):
             # Nothing is copied here: what the library says of such tensors is raised.
             out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, return_lse, None)
         else:
-            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, return_lse)
+            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse)
         return (out, lse) if return_lse else out
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")
@@ -194,7 +195,7 @@ _READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
 _WRITTEN = ("dq", "dk", "dv")
 
 
-def backward(read, written, scale, causal, left, right, softcap, stream):
+def backward(read, written, scale, causal, left, right, softcap, deterministic, stream):
     """``ferroflash.backward`` for tensors of PyTorch: in place, no padding, no copies."""
     tensors = read + written
     for name, tensor in zip(_READ + _WRITTEN, tensors):
@@ -204,11 +205,13 @@ def backward(read, written, scale, causal, left, right, softcap, stream):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.backward", "a gradient of gradients")
-    return _run_backward(read, written, scale, causal, left, right, softcap, stream)
+    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, stream)
 
 
-def _run_backward(read, written, scale, causal, left, right, softcap, stream):
+def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, stream):
     """Launches, with new tensors for the gradients that are not given."""
+    # Asked when the gradients are computed, as PyTorch's own operations do: a program may set it after the forward pass or a compilation.
+    deterministic = deterministic or _wants_determinism()
     q, k, v, out, lse, dout, dlse = read
     _check_rows("lse", q, lse)
     if dlse is not None:
@@ -223,13 +226,13 @@ def _run_backward(read, written, scale, causal, left, right, softcap, stream):
     except KeyError:
         raise _dtype_error(*tensors, names=names) from None
     dlse_address = 0 if dlse is None else dlse.data_ptr()
-    options = (scale, causal, left, right, softcap)
+    options = (scale, causal, left, right, softcap, deterministic)
     _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options)
     return dq, dk, dv
 
 
 _library = torch.library.Library("ferroflash", "DEF")
-_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap"
+_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool deterministic"
 _library.define(
     f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -240,28 +243,29 @@ _library.define(
 )
 
 
-def _eager(q, k, v, scale, causal, left, right, softcap, return_lse):
+def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
+    # The forward pass gives the same bits by every kernel: `deterministic` is for the gradients.
     out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
-def _fake(q, k, v, scale, causal, left, right, softcap, return_lse):
+def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
     batch, rows, heads, _ = q.shape
     lse = q.new_empty((batch, heads, rows) if return_lse else (0,), dtype=torch.float32)
     return _empty_like(q), lse
 
 
-def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap):
+def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic):
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
     if dout.dim() == 4 and dout.stride(3) != 1:
         dout = dout.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
-    return _run_backward(read, (None, None, None), scale, causal, left, right, softcap, None)
+    return _run_backward(read, (None, None, None), scale, causal, left, right, softcap, deterministic, None)
 
 
-def _fake_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap):
+def _fake_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic):
     return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
@@ -283,7 +287,7 @@ def _gradients(ctx, dout, dlse):
     if dout is None:
         dout = torch.zeros_like(out)
     dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options)
-    return dq, dk, dv, None, None, None, None, None, None
+    return dq, dk, dv, None, None, None, None, None, None, None
 
 
 def _second_gradients(ctx, *gradients):

@@ -45,8 +45,8 @@ def flash_attn_func(
     sm_margin=0,
     return_attn_probs=False,
 ):
-    """Attention, as :func:`ferroflash.flash_attn_func`. ``num_splits``, ``pack_gqa``, ``sm_margin`` and ``deterministic`` change no result and
-    are not asked.
+    """Attention, as :func:`ferroflash.flash_attn_func`. ``num_splits``, ``pack_gqa`` and ``sm_margin`` change no result and are
+    not asked.
 
     Returns:
         ``out``, or ``(out, softmax_lse)`` with ``return_attn_probs``.
@@ -54,7 +54,7 @@ def flash_attn_func(
     _check("flash_attn_func", qv, (q_descale, k_descale, v_descale), attention_chunk)
     left, right = window_size
     try:
-        out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
+        out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), deterministic, return_attn_probs)
     except InputError:
         # The original takes them. Asked only now, because a call that is right is not to wait for it.
         if v.shape[-1] != k.shape[-1]:
@@ -87,7 +87,7 @@ def flash_attn_qkvpacked_func(
         kv_heads = (qkv.shape[2] - num_heads_q) // 2
         q, k, v = qkv.split((num_heads_q, kv_heads, kv_heads), dim=2)
     left, right = window_size
-    out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), return_attn_probs)
+    out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), deterministic, return_attn_probs)
     return (out, lse) if return_attn_probs else out
 
 

@@ -49,7 +49,9 @@ def flash_attn_func(
             a negative number is no bound.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 and below is no bound.
         alibi_slopes: ``None``, until there is ALiBi.
-        deterministic: of the backward pass, which gives the same bits whatever is said.
+        deterministic: whether the same tensors have to give the same gradients to the bit, by kernels that are slower on compute capability
+            9.0; else dq may differ there in the last bits from run to run. ``torch.use_deterministic_algorithms(True)`` says the same. The
+            forward pass gives the same bits, always.
         return_attn_probs: whether to return the log-sum-exp, too.
 
     Differentiable, the log-sum-exp too: q, k and v get gradients where they require one. A softcap has none as yet.
@@ -63,7 +65,7 @@ def flash_attn_func(
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -86,7 +88,7 @@ def flash_attn_kvpacked_func(
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -108,7 +110,7 @@ def flash_attn_qkvpacked_func(
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, return_attn_probs)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -209,7 +211,7 @@ def flash_attn_with_kvcache(
         if argument is not None:
             raise missing("flash_attn_with_kvcache", feature)
     left, right = window_size
-    out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, max(softcap, 0.0), return_softmax_lse)
+    out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, max(softcap, 0.0), False, return_softmax_lse)
     return (out, lse) if return_softmax_lse else out
 
 
