@@ -68,7 +68,7 @@ pub(crate) fn memory(may_broadcast: bool) -> impl Strategy<Value = Memory> {
 }
 
 /// A tensor in 16-byte pieces of a 2-byte type, with gaps between its rows, heads and sequences.
-fn memory_in_pieces() -> impl Strategy<Value = Memory> {
+pub(crate) fn memory_in_pieces() -> impl Strategy<Value = Memory> {
     let gap = || prop_oneof![2 => Just(0usize), 1 => (1usize..=9).prop_map(|n| 8 * n)];
     let layout = prop::sample::select(vec![Layout::Bshd, Layout::Bhsd]);
     (layout, gap(), gap(), gap(), gap()).prop_map(|(layout, offset, inner_gap, outer_gap, batch_gap)| Memory {

@@ -28,6 +28,12 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Whether all rows of a tensor of a 2-byte type start at multiples of 16 bytes, and none is there twice.
+    pub(crate) fn is_in_pieces(&self) -> bool {
+        let gaps = [self.offset, self.inner_gap, self.outer_gap, self.batch_gap];
+        gaps.into_iter().all(|elements| elements.is_multiple_of(8)) && !self.one_batch && !self.one_head
+    }
+
     pub(crate) fn contiguous(layout: Layout) -> Memory {
         Memory { layout, ..Memory::default() }
     }

@@ -89,8 +89,12 @@ impl Attention {
     /// let device = Device::emulator()?;
     /// let problem = Problem::new(Sequences::Uniform { batch: 1, q_rows: 1000, kv_rows: 1000 }, 8, 2, 64, DType::Bf16);
     /// let plan = Attention::new().causal().backward_plan(&device, &problem)?;
-    /// // Two numbers for every row of every head, in whole blocks of 128 rows.
-    /// assert_eq!(plan.workspace_bytes(), 8 * 8 * 1024);
+    /// // Two numbers for every row of every head, in whole blocks of 128 rows, and a sum for every number of dq.
+    /// assert_eq!(plan.workspace_bytes(), 8 * 1024 * (8 + 4 * 64));
+    /// // Thread blocks add to those sums in any order.
+    /// assert!(!plan.deterministic);
+    /// let plan = Attention::new().causal().with_deterministic(true).backward_plan(&device, &problem)?;
+    /// assert_eq!(plan.workspace_bytes(), 8 * 1024 * 8);
     /// assert!(plan.deterministic);
     /// # }
     /// # Ok::<(), ferroflash::Error>(())
@@ -134,8 +138,13 @@ impl Attention {
     ///
     /// `out` and `lse` are what the forward pass gave for the same inputs and options, by whichever kernel. With
     /// [`Kernel::Naive`](kernel_spec::Kernel::Naive), probabilities and their gradients go through device memory, as frameworks without
-    /// fused attention have them: something to compare with. The other choices of [`Attention::kernel`] are for the forward pass and
-    /// make no difference here, nor does [`Attention::lse`]. The result has the same bits for the same inputs, always: see [`BackwardPlan::deterministic`]. On CUDA the call returns before the work is done; reading a result waits for it.
+    /// fused attention have them: something to compare with. [`Kernel::V3`](kernel_spec::Kernel::V3) is the fused kernel of Hopper, for
+    /// f16 and bf16 up to 128 dims, which the library takes where it runs; v1 and v2 are the portable kernels. [`Attention::lse`]
+    /// plays no part. On CUDA the call returns before the work is done; reading a result waits for it.
+    ///
+    /// # Bits
+    /// dk and dv have the same bits for the same inputs, always, and so has dq but in the fused kernel with more than 256 keys, where
+    /// its sums are added in any order: see [`BackwardPlan::deterministic`], and [`Attention::deterministic`] for the choice.
     ///
     /// A row whose log-sum-exp is minus infinity, because it sees no key, gives nothing and gets 0; plus infinity means the same, as other
     /// programs write it. A key that no row sees gets 0.

@@ -199,6 +199,7 @@ fn choose(attention: &Attention, sizes: &Sizes, tensors: &Tensors, device: &Devi
             Ok(Choice::Fused(row))
         }
         (Some(Kernel::V3), Ok(_)) => two_sided("v3's varies from run to run, and equal bits were asked for"),
+        (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
         (Some(_), _) => two_sided("a portable kernel was asked for"),
         (None, Ok(row)) if !attention.deterministic || fused::is_deterministic(row, sizes) => Ok(Choice::Fused(row)),
         (None, Ok(_)) => two_sided("equal bits were asked for"),

@@ -1,5 +1,6 @@
 //! The backward pass (Dao et al., "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", 2022, algorithm 4 and
-//! appendix B), with a kernel for each side that owns gradients, so that no two thread blocks add to the same sum.
+//! appendix B), in two ways: with a kernel for each side that owns gradients, so that no two thread blocks add to the same sum, and, on
+//! Hopper, with one kernel whose thread blocks own keys and add to the sums of the queries.
 //!
 //! With scores `s = q k^T`, weights `p = e^(scale s - lse)` and `dp = dout v^T`:
 //!
@@ -13,9 +14,11 @@
 //! | [`delta`] | a row of the output | its columns | the row's [statistics](Statistics) |
 //! | [`keys`] | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv` |
 //! | [`queries`] | a block of queries of one head | key blocks | `dq` |
+//! | `fused` | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv`, its part of the sums of `dq` |
+//! | `round` | a block of queries of one head | | `dq`, from the sums |
 //!
-//! Scores and weights are computed twice, seven products instead of five. What that buys: nothing is added in memory, results are the
-//! same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
+//! [`keys`] and [`queries`] compute scores and weights twice, seven products instead of five. What that buys: nothing is added in memory,
+//! results are the same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
 //!
 //! What the mask hides weighs 0 and moves nothing. So does every key of a row whose log-sum-exp is minus infinity, or plus infinity as
 //! others write it: such a row has no key, or none that weighs anything.

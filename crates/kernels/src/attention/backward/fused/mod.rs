@@ -28,7 +28,7 @@
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
 //! | `full` of a k, v, q or dout buffer | load warp and copy engine | warpgroups that read it |
-//! | `empty` of a q or dout buffer | each of their warps, after the last product that reads it | load warp |
+//! | `empty` of a k, v, q or dout buffer | each of their warps, after the last product that reads it | load warp |
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
 //! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
 
