@@ -247,16 +247,17 @@ def gradients():
         dout, dlse = torch.randn_like(leaves[0]), torch.randn(size[0], size[3], size[1], device=DEVICE)
         for causal, left, right in masks:
             bounds = {"left": None if left < 0 else left, "right": 0 if causal else None if right < 0 else right}
-            options = {"causal": causal, "window_size": (left, right), "deterministic": True}
+            # Every second problem is left to the kernels that the library chooses, whose bits may differ from run to run.
+            options = {"causal": causal, "window_size": (left, right), "deterministic": not count % 2}
             out, lse, _ = ferroflash.flash_attn_func(*leaves, return_attn_probs=True, **options)
             results, of_results = ((out, lse), (dout, dlse)) if count % 2 else ((out,), (dout,))
             found = torch.autograd.grad(results, leaves, of_results)
             check_gradients(f"{dtype} {size} {dim} {options}", found, leaves, (dout, dlse if count % 2 else None), causal, **bounds)
-            again = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, **options), leaves, dout)
-            if not count % 2:
+            if options["deterministic"]:
+                again = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, **options), leaves, dout)
                 assert all(torch.equal(a, b) for a, b in zip(found, again)), "other bits the second time"
             count += 1
-    print(f"gradients  {count} problems, every second with a gradient of the log-sum-exp; the same bits twice")
+    print(f"gradients  {count} problems, every second with a gradient of the log-sum-exp; the others the same bits twice")
 
     rows = 150 if ON_GPU else 20
     qkv = torch.randn(2, rows, 3, 4, 64, device=DEVICE).half().requires_grad_()
