@@ -49,7 +49,10 @@ fn the_library_chooses_it_where_it_runs_and_says_why_not() {
     assert_eq!(is_fused(auto, problem(600, 128)).0, hopper);
     assert!(!is_fused(auto, sizes::<f32>(100, 600, [2, 1], 64)).0, "f32 has no such products");
     let (fused, deterministic, why) = is_fused(auto, problem(600, 136));
-    assert!(!fused && deterministic && (!hopper || why.contains("the head dim is 136; up to 128 is accepted")), "{why}");
+    assert!(
+        !fused && deterministic && (!hopper || why.contains("the head dim is 136; up to 128 is accepted")),
+        "{why}"
+    );
     assert!(!is_fused(auto, problem(0, 64)).0, "without keys there is nothing to load");
     if hopper {
         let (_, deterministic, _) = is_fused(auto, problem(600, 64));

@@ -65,7 +65,8 @@ impl PtxVersion {
     /// The text of a module, which starts with its version, with this version in its place. rustc has target features for it and warns of
     /// them; all that they change is this line, for what younger versions add is written in `asm!`.
     pub(crate) fn set_in(self, ptx: &str) -> String {
-        let line = |line: &str| if line.starts_with(".version ") { format!(".version {self}\n") } else { format!("{line}\n") };
+        let line =
+            |line: &str| if line.starts_with(".version ") { format!(".version {self}\n") } else { format!("{line}\n") };
         ptx.lines().map(line).collect()
     }
 }

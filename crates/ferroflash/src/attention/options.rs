@@ -80,7 +80,14 @@ pub struct Attention {
 
 impl Default for Attention {
     fn default() -> Self {
-        Attention { mask: Mask::Full, scale: None, softcap: None, kernel: KernelChoice::Auto, lse: false, deterministic: false }
+        Attention {
+            mask: Mask::Full,
+            scale: None,
+            softcap: None,
+            kernel: KernelChoice::Auto,
+            lse: false,
+            deterministic: false,
+        }
     }
 }
 

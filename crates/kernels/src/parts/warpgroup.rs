@@ -197,7 +197,11 @@ pub unsafe fn start_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulat
 /// # Safety
 /// As for [`start_out`].
 #[inline(always)]
-pub unsafe fn start_weighted<T, B: SharedMatrix, S, W: Operands<S, T>, A: Accumulator<T>>(acc: &mut A, weights: &W, b: u32) {
+pub unsafe fn start_weighted<T, B: SharedMatrix, S, W: Operands<S, T>, A: Accumulator<T>>(
+    acc: &mut A,
+    weights: &W,
+    b: u32,
+) {
     let columns = |b: u32| Descriptor::columns(b, (B::ROWS * PANEL_BYTES) as u32);
     let first = columns(b);
     for step in 0..W::STEPS {

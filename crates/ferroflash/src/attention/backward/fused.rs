@@ -38,7 +38,10 @@ pub(super) fn row(
 ) -> std::result::Result<&'static Variant, Unsupported> {
     if !device.runs(Pass::Fused.arch()) {
         let (major, minor) = Pass::Fused.arch().least_compute_capability();
-        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted: Version { major, minor } });
+        return Err(Unsupported::ComputeCapability {
+            found: device.compute_capability(),
+            accepted: Version { major, minor },
+        });
     }
     if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
         && found < V3_DRIVER

@@ -123,8 +123,7 @@ pub(super) fn plan(
         let kernel = Specialised::with_features(&variant.entry, FeatureSet::NONE);
         Ok(Step::new(kernel, ctas, tile, params(variant, ctas)))
     };
-    let recomputing =
-        |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
+    let recomputing = |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
     let mut steps = vec![recomputing(Pass::Delta)?];
     // Fits: the grid of the first pass did.
     let rows = (sizes.batch * sizes.q_heads * padded_rows) as u64;
@@ -148,15 +147,8 @@ pub(super) fn plan(
             deterministic = fused::is_deterministic(row, sizes);
         }
     }
-    let plan = BackwardPlan {
-        problem: (*sizes).into(),
-        mask: attention.mask,
-        scale,
-        steps,
-        buffers,
-        deterministic,
-        reason,
-    };
+    let plan =
+        BackwardPlan { problem: (*sizes).into(), mask: attention.mask, scale, steps, buffers, deterministic, reason };
     tracing::debug!(problem = %sizes, reason = plan.reason, "planned backward");
     Ok(plan)
 }
@@ -329,7 +321,9 @@ fn bind(
         Pass::Fused => (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward)),
         _ => (Params::new(bytes_of(params)), 0),
     };
-    holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))
+    holes
+        .into_iter()
+        .fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))
 }
 
 #[cfg(test)]

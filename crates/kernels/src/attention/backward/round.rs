@@ -4,8 +4,8 @@ use cuda_std::thread;
 use kernel_spec::families::backward::{BackwardParams, SHARE_COLS, SHARE_ROWS};
 use kernel_spec::layout::fragment_row;
 
-use crate::attention::backward::fused::sums::{self, Share};
 use crate::attention::backward::fused::store;
+use crate::attention::backward::fused::sums::{self, Share};
 use crate::attention::backward::{self, Statistics, target};
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::Fragments;

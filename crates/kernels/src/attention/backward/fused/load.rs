@@ -37,7 +37,13 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
                     let full = rings.q.announce(elected);
                     load::<C::Q>(rings.q.buffer(), q_map, rows.coordinates(row), full, elected);
                     let statistics = statistics_of(p, block.batch * p.q_heads + q_head, row);
-                    tma::load_bytes_if(rings.statistics(), statistics, Rings::<C>::MEMORY.statistics_bytes, full, elected);
+                    tma::load_bytes_if(
+                        rings.statistics(),
+                        statistics,
+                        Rings::<C>::MEMORY.statistics_bytes,
+                        full,
+                        elected,
+                    );
                     rings.q.advance();
                     if first {
                         load_next::<C::Kv, Values<C>>(&mut rings.v, v_map, kv_rows, elected);

@@ -2,8 +2,8 @@
 //! those of the queries.
 
 use cuda_std::{math, mma, shared, thread, tma, warp, wgmma};
-use kernel_spec::families::backward::{FusedParams, SHARE_ROWS, STATISTICS_BYTES};
 use kernel_spec::families::backward::memory::Fused as Memory;
+use kernel_spec::families::backward::{FusedParams, SHARE_ROWS, STATISTICS_BYTES};
 use kernel_spec::layout::{CHUNK_BYTES, PANEL_BYTES, PANEL_COLS, fragment_col, swizzle};
 
 use crate::attention::backward::fused::store;
@@ -76,7 +76,11 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 rings.dscores.announce_none(elected);
                 if !first {
                     before.wait();
-                    start_shared::<C::T, C::Dscores, C::Kv, _>(&mut share, before.buffer() + share_rows, k + share_keys);
+                    start_shared::<C::T, C::Dscores, C::Kv, _>(
+                        &mut share,
+                        before.buffer() + share_rows,
+                        k + share_keys,
+                    );
                 }
                 start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dk, &operands, rings.q.buffer());
                 if first {
