@@ -56,10 +56,6 @@ const NAIVE_QUERIES: Subject = Subject {
     needless: &[(Edit::NoCopyCommit, 1, "in the branch around the loop, for sums of nothing: nobody waits there")],
     ..NAIVE_SCORES
 };
-/// Two buffers of keys, all of the gradients' barriers.
-const FUSED: Subject = Subject { kernel: Kernel::V3, pass: Pass::Fused, least_mutants: 40, ..KEYS };
-/// One buffer of keys, and the other half of the shares.
-const FUSED_OF_ONE_BUFFER: Subject = Subject { head_dim: 128, ..FUSED };
 const NAIVE_KEYS: Subject = Subject { pass: Pass::NaiveKeys, ..NAIVE_QUERIES };
 
 impl Subject {
@@ -209,16 +205,6 @@ fn every_wait_of_keys_of_two_parts_is_needed() {
 #[test]
 fn every_wait_of_keys_of_one_stage_is_needed() {
     check_mutants(&KEYS_OF_ONE_STAGE);
-}
-
-#[test]
-fn every_wait_of_the_fused_kernel_is_needed() {
-    check_mutants(&FUSED);
-}
-
-#[test]
-fn every_wait_of_the_fused_kernel_of_one_buffer_is_needed() {
-    check_mutants(&FUSED_OF_ONE_BUFFER);
 }
 
 #[test]

@@ -10,12 +10,14 @@ use crate::device::{Device, Stream};
 use crate::error::{Operand, Result};
 use crate::plan::run;
 use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
-use plan::{BackwardPlan, Tensors};
+use plan::BackwardPlan;
 use std::ffi::c_void;
+use tensors::Tensors;
 
 mod fused;
 mod naive;
 pub(super) mod plan;
+mod tensors;
 
 /// What comes back to the backward pass: the gradients of a number with respect to what the forward pass gave. A view of the
 /// gradient with respect to the output is one without the other.

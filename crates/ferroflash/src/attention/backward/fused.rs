@@ -3,7 +3,7 @@
 use super::super::choose::{V3_DRIVER, check_copies};
 use super::super::params::{bytes_of, geometry, hides_something};
 use super::super::problem::Sizes;
-use super::plan::Tensors;
+use super::tensors::Tensors;
 use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Operand, Unsupported, Version};
 use crate::plan::{Binding, Buffer, Params};

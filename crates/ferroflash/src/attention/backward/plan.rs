@@ -5,12 +5,12 @@ use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
+use super::tensors::Tensors;
 use super::{fused, naive};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
-use crate::tensor::{Layout, Shape};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
@@ -66,29 +66,6 @@ impl std::fmt::Display for BackwardPlan {
         }
         let word = if self.deterministic { "the same bits" } else { "sums in any order" };
         write!(f, "  memory     {} bytes of workspace; from run to run {word}", self.workspace_bytes())
-    }
-}
-
-/// The tensors of a call.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tensors {
-    pub(super) q: Placed,
-    pub(super) k: Placed,
-    pub(super) v: Placed,
-    pub(super) out: Placed,
-    pub(super) dout: Placed,
-    pub(super) dq: Placed,
-    pub(super) dk: Placed,
-    pub(super) dv: Placed,
-}
-
-impl Tensors {
-    /// Contiguous tensors of a problem, `[batch, row, head, dim]`.
-    pub(super) fn contiguous(sizes: &Sizes) -> Tensors {
-        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
-        let placed = |rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
-        let (q, k) = (placed(q_rows, q_heads), placed(kv_rows, kv_heads));
-        Tensors { q, k, v: k, out: q, dout: q, dq: q, dk: k, dv: k }
     }
 }
 

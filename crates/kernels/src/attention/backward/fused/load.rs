@@ -4,7 +4,8 @@ use cuda_std::{thread, tma};
 use kernel_spec::TensorMap;
 use kernel_spec::families::backward::FusedParams;
 
-use crate::attention::backward::fused::{Config, Douts, Keys, Rings, Tiles, Values};
+use crate::attention::backward::fused::config::{Config, Douts, Keys, Rings, Values};
+use crate::attention::backward::fused::tiles::Tiles;
 use crate::attention::backward::statistics_of;
 use crate::parts::boxes::{load, load_next};
 use crate::parts::rows::{BoxSource, HeadRows};

@@ -6,9 +6,10 @@ use kernel_spec::families::backward::memory::Fused as Memory;
 use kernel_spec::families::backward::{FusedParams, SHARE_ROWS, STATISTICS_BYTES};
 use kernel_spec::layout::{CHUNK_BYTES, PANEL_BYTES, PANEL_COLS, fragment_col, swizzle};
 
+use crate::attention::backward::fused::config::{Config, Rings};
 use crate::attention::backward::fused::store;
 use crate::attention::backward::fused::sums::{self, Share};
-use crate::attention::backward::fused::{Config, Rings, Tiles};
+use crate::attention::backward::fused::tiles::Tiles;
 use crate::attention::backward::{DELTAS, Scores, target};
 use crate::parts::fragments::Fragments;
 use crate::parts::shared_tile::SharedMatrix;

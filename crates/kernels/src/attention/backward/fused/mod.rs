@@ -32,117 +32,21 @@
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
 //! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
 
-use core::marker::PhantomData;
-
-use cuda_std::{mbarrier, shared, sync, thread, warp, wgmma};
+use cuda_std::{mbarrier, sync, thread, warp, wgmma};
+use kernel_spec::families::backward::FusedParams;
 use kernel_spec::families::backward::memory::Fused as Memory;
-use kernel_spec::families::backward::{FusedParams, STATISTICS_BYTES, policy};
 
-use crate::attention::backward;
-use crate::attention::backward::key_block::KeyBlock;
-use crate::parts::element::TensorCore;
-use crate::parts::ring::{BARRIER_PAIR, Buffers, Ring};
-use crate::parts::shared_tile::SharedMatrix;
-use crate::parts::warpgroup::{Accumulator, Operands, WARPGROUP};
+use crate::attention::backward::fused::config::Rings;
+use crate::parts::warpgroup::WARPGROUP;
 
+mod config;
 mod load;
 mod math;
 pub(super) mod store;
 pub(super) mod sums;
+mod tiles;
 
-/// What a row makes of this kernel.
-pub trait Config: backward::Config<T: TensorCore + wgmma::WarpgroupMma<{ sums::SHARE_FRAGMENTS }>> {
-    /// The choices of the row.
-    const POLICY: policy::Fused;
-    /// Columns that are multiplied; the tiles have whole panels.
-    const DIM: usize;
-    /// A tile of keys or of values.
-    type Kv: SharedMatrix<Element = Self::T>;
-    /// A tile of queries or output gradients.
-    type Q: SharedMatrix<Element = Self::T>;
-    /// Gradients of the scores of a step, queries by keys.
-    type Dscores: SharedMatrix<Element = Self::T>;
-    /// Scores of a warpgroup: its keys by all queries.
-    type Scores: Accumulator<Self::T>;
-    /// The same as operands.
-    type Weights: Operands<Self::Scores, Self::T>;
-    /// A gradient of a warpgroup's keys.
-    type Acc: Accumulator<Self::T>;
-    /// Warpgroups that have keys.
-    const WARPGROUPS: u32 = Self::ROW.kv_block / Memory::WARPGROUP_ROWS;
-}
-
-/// Buffers of keys.
-struct Keys<C>(PhantomData<C>);
-/// Buffers of values.
-struct Values<C>(PhantomData<C>);
-/// Buffers of queries, with their statistics.
-struct Queries<C>(PhantomData<C>);
-/// Buffers of output gradients.
-struct Douts<C>(PhantomData<C>);
-/// Buffers of gradients of scores.
-struct Dscores<C>(PhantomData<C>);
-
-impl<C: Config> Buffers for Keys<C> {
-    const STAGES: u32 = C::POLICY.kv_stages;
-    const BYTES: u32 = C::Kv::BYTES;
-}
-
-impl<C: Config> Buffers for Values<C> {
-    const STAGES: u32 = C::POLICY.kv_stages;
-    const BYTES: u32 = C::Kv::BYTES;
-}
-
-impl<C: Config> Buffers for Queries<C> {
-    const STAGES: u32 = C::POLICY.stages;
-    const BYTES: u32 = C::Q::BYTES;
-    const EXPECTED: u32 = C::Q::BYTES + C::ROW.q_block * STATISTICS_BYTES;
-}
-
-impl<C: Config> Buffers for Douts<C> {
-    const STAGES: u32 = C::POLICY.stages;
-    const BYTES: u32 = C::Q::BYTES;
-}
-
-impl<C: Config> Buffers for Dscores<C> {
-    const STAGES: u32 = C::POLICY.dscores_stages;
-    const BYTES: u32 = C::Dscores::BYTES;
-}
-
-/// The rings of a thread block, with the first buffer of statistics.
-struct Rings<C> {
-    k: Ring<Keys<C>>,
-    v: Ring<Values<C>>,
-    q: Ring<Queries<C>>,
-    dout: Ring<Douts<C>>,
-    dscores: Ring<Dscores<C>>,
-    statistics: u32,
-}
-
-impl<C: Config> Rings<C> {
-    const MEMORY: Memory = Memory::of(C::ROW, C::POLICY);
-
-    #[inline(always)]
-    fn new() -> Self {
-        const { assert!(BARRIER_PAIR == Memory::BARRIER_PAIR_BYTES, "rings lie as the row says") };
-        let at = |offset: u32| shared::dynamic() + offset;
-        let memory = Self::MEMORY;
-        Rings {
-            k: Ring::new(at(memory.k), at(memory.k_barriers)),
-            v: Ring::new(at(memory.v), at(memory.v_barriers)),
-            q: Ring::new(at(memory.q), at(memory.q_barriers)),
-            dout: Ring::new(at(memory.dout), at(memory.dout_barriers)),
-            dscores: Ring::new(at(memory.dscores), at(memory.dscores_barriers)),
-            statistics: at(memory.statistics),
-        }
-    }
-
-    /// Where the statistics of the current buffer of queries lie.
-    #[inline(always)]
-    fn statistics(&self) -> u32 {
-        self.statistics + self.q.stage() * Self::MEMORY.statistics_bytes
-    }
-}
+pub use config::Config;
 
 /// Registers of the loading warpgroup.
 struct LoadRegisters;
@@ -155,28 +59,6 @@ impl wgmma::Registers for LoadRegisters {
 
 impl wgmma::Registers for MathRegisters {
     const COUNT: u32 = Memory::KEY_REGISTERS;
-}
-
-/// The blocks of keys of a thread block, one after the other.
-struct Tiles {
-    /// Round of the schedule that comes next.
-    round: u32,
-}
-
-impl Tiles {
-    /// The next block, if there is one.
-    #[inline(always)]
-    fn next<C: Config>(&mut self, p: &FusedParams) -> Option<KeyBlock> {
-        let schedule = &p.schedule;
-        loop {
-            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
-            self.round += 1;
-            let Some(tile) = schedule.tile(slot) else { continue };
-            let (batch, kv_head) = schedule.sequence_heads.split(tile.head);
-            // A schedule takes the last rows first, which are the longest tiles where rows are queries. Of keys, the first are.
-            return Some(KeyBlock::at::<C>(&p.backward, batch, kv_head, schedule.q_blocks - 1 - tile.q_block));
-        }
-    }
 }
 
 /// The warp of the first warpgroup that loads.
