@@ -17,6 +17,16 @@ for_each_half!(rows_and_keys_that_see_nothing, ferroflash::Kernel::V3);
 for_each_half!(repeats_have_the_same_bits, ferroflash::Kernel::V3);
 for_each_half!(forward_and_backward, ferroflash::Kernel::V3);
 
+/// Behind the last key lie zeros, whose scores are 0: next to very negative ones their weights would be infinite.
+#[test]
+fn keys_that_do_not_exist_weigh_nothing() {
+    for (kv_rows, mask) in [(1, Mask::Full), (130, Mask::Causal)] {
+        let mut case = BackwardCase::of(Kernel::V3, sizes::<bf16>(128, kv_rows, [1, 1], 8), mask);
+        case.forward.magnitudes = [30.0, 30.0, 1.0];
+        check::<bf16>(&case);
+    }
+}
+
 /// Many blocks of keys on few multiprocessors, so that a thread block has several in turn, and sums of many parts, in whatever order.
 #[test]
 fn many_blocks_in_any_order() {

@@ -35,6 +35,9 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
             let (p, blocks) = (&p.backward, block.q_blocks);
             let warp_row = block.first_row + group_row + thread / 32 * 16;
             let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
+            // Keys that do not exist have weights too, however large: here they would reach the sums of their queries.
+            let is_partial = block.first_row + C::ROW.kv_block > p.kv_rows;
+            let tested = blocks.count() - if is_partial { 0 } else { blocks.unmasked_count() };
             // The gradients of scores of the step before, and where the sums of its queries are.
             let (mut before, mut sums) = (rings.dscores, 0);
             if blocks.count() > 0 {
@@ -59,7 +62,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 wgmma::wait::<0>();
                 differentiate(&scores, &mut dscores, statistics);
                 // One loop for all: a branch, while no product runs, costs less than the registers of two.
-                if i < blocks.count() - blocks.unmasked_count() {
+                if i < tested {
                     Scores::transposed(p).hide([&mut scores, &mut dscores], warp_row, first_query);
                 }
                 let weights = C::Weights::round(&scores);
@@ -101,6 +104,8 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 sums = sums::address(p, q_head, first_query, group, thread);
                 rings.dscores.advance();
                 wgmma::wait::<0>();
+                // All lanes have read the statistics.
+                warp::sync();
                 rings.q.release(elected);
                 rings.q.advance();
             };
