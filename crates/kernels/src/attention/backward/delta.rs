@@ -31,11 +31,15 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
     // SAFETY: every warp walks along whole, and every address below is inside that row of a tensor that has it.
     unsafe {
         for first in (0..C::ROW.q_block).step_by((ROWS as u32 * per_pass) as usize) {
-            let rows: [u32; ROWS] = core::array::from_fn(|i| first + i as u32 * per_pass + thread::index() / lanes);
+            let row = |i: usize| first + i as u32 * per_pass + thread::index() / lanes;
             // All loads of all rows first: they take a microsecond, whatever their number.
-            let sums = rows.map(|row| product::<C>(p, head, first_row + row, lanes));
-            for (row, sum) in rows.into_iter().zip(sums) {
-                let found = of_row(p, head, first_row + row, sum_of_lanes(sum, lanes));
+            let mut sums = [0.0; ROWS];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = product::<C>(p, head, first_row + row(i), lanes);
+            }
+            for (i, sum) in sums.iter().enumerate() {
+                let row = row(i);
+                let found = of_row(p, head, first_row + row, sum_of_lanes(*sum, lanes));
                 if thread::index() % lanes == 0 && row < C::ROW.q_block {
                     let to = statistics_of(p, head, first_row + row);
                     copy::store_f32(to, found.minus_lse_log2);
