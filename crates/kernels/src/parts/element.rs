@@ -162,10 +162,12 @@ impl<T: TensorCore> Element for T {
     #[inline(always)]
     unsafe fn dot_chunk(a: u64, b: u64, mut sum: f32) -> f32 {
         // SAFETY: passed on.
-        let words = unsafe { [copy::load_u32x4(a), copy::load_u32x4(b)] };
-        for (a, b) in words[0].into_iter().zip(words[1]) {
-            for half in [0, 16] {
-                sum = math::fma(T::widen((a >> half) as u16), T::widen((b >> half) as u16), sum);
+        let (a, b) = unsafe { (copy::load_u32x4(a), copy::load_u32x4(b)) };
+        // By index: iterators over arrays would put them into local memory.
+        for i in 0..4 {
+            for half in 0..2 {
+                let [a, b] = [a[i], b[i]].map(|word| T::widen((word >> (16 * half)) as u16));
+                sum = math::fma(a, b, sum);
             }
         }
         sum
@@ -221,10 +223,13 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    unsafe fn dot_chunk(a: u64, b: u64, sum: f32) -> f32 {
+    unsafe fn dot_chunk(a: u64, b: u64, mut sum: f32) -> f32 {
         // SAFETY: passed on.
         let (a, b) = unsafe { (copy::load_f32x4(a), copy::load_f32x4(b)) };
-        a.into_iter().zip(b).fold(sum, |sum, (a, b)| math::fma(a, b, sum))
+        for i in 0..4 {
+            sum = math::fma(a[i], b[i], sum);
+        }
+        sum
     }
 
     #[inline(always)]
