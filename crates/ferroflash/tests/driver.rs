@@ -279,7 +279,7 @@ fn a_driver_that_is_too_old_for_v3() {
         let device = Device::cuda(0).unwrap();
         let q = Tensor::zeros(&device, DType::F16, SHAPE, Layout::Bshd).unwrap();
         let plan = Attention::new().forward(&q.view(), &q.view(), &q.view()).unwrap().plan;
-        assert!(plan.reason.ends_with("the driver supports CUDA 11.8; at least CUDA 12.0 is needed"), "{plan}");
+        assert!(plan.reason.ends_with("the driver supports CUDA 11.8; at least CUDA 12.1 is needed"), "{plan}");
     });
 }
 

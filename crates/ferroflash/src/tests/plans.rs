@@ -255,7 +255,7 @@ fn two_rows() -> (DeviceInfo, Sizes) {
 #[test]
 fn the_first_driver_with_v3() {
     let (mut info, sizes) = two_rows();
-    for (major, minor, expected) in [(11, 8, Kernel::V2), (12, 0, Kernel::V3)] {
+    for (major, minor, expected) in [(11, 8, Kernel::V2), (12, 0, Kernel::V2), (12, 1, Kernel::V3)] {
         let DeviceKind::Cuda { driver_version, .. } = &mut info.kind else { panic!("a GPU") };
         *driver_version = Version { major, minor };
         assert_eq!(plan(&Attention::new(), &info, &sizes).unwrap().kernel, expected, "CUDA {major}.{minor}");
