@@ -123,9 +123,11 @@ fn compute_capability(arch: Arch) -> String {
 
 const NO_RESULTS: &str = "No results are committed for this version; `cargo xtask bench` measures on your machine.\n";
 
-/// The picture that says most: speed over the most problems and, of records with as many, beside the peers that come closest.
+/// The picture that says most of forward attention: speed over the most problems and, of records with as many, beside the peers that come closest.
 fn hero(entries: &[Entry]) -> String {
-    let of_gpus = entries.iter().filter(|entry| entry.record.environment.backend == "cuda");
+    let of_gpus = entries.iter().filter(|entry| {
+        entry.record.environment.backend == "cuda" && entry.record.method.pass == crate::workload::Pass::Forward
+    });
     let entry = of_gpus.min_by(|a, b| {
         let cells = |entry: &Entry| entry.record.cells.len();
         cells(b).cmp(&cells(a)).then(lead(a).total_cmp(&lead(b)))
