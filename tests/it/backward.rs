@@ -164,6 +164,18 @@ pub(crate) fn large_logits<T: Element>(kernel: Kernel) {
 
 for_each_dtype!(large_logits);
 
+/// One key, which has all the weight of every row, whatever its score: nothing of a score of hundreds may be left in the weight.
+pub(crate) fn one_key_of_large_scores<T: Element>(kernel: Kernel) {
+    for (scale, mask) in [(1.7, Mask::Full), (-1.3, Mask::Causal)] {
+        let mut case = BackwardCase::of(kernel, Sizes { batch: 2, ..sizes::<T>(16, 1, [1, 1], 96) }, mask);
+        case.forward.attention.scale = Some(scale);
+        case.forward.deviation = 3.0;
+        check::<T>(&case);
+    }
+}
+
+for_each_dtype!(one_key_of_large_scores);
+
 /// Rows that see no key get 0 and give nothing, keys that no row sees get 0, and so does everything where there are no keys.
 pub(crate) fn rows_and_keys_that_see_nothing<T: Element>(kernel: Kernel) {
     let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };

@@ -1,7 +1,7 @@
 //! The fused kernel of the backward pass on Hopper: the tests of the others, and what is its own.
 
 use crate::backward::{
-    check, every_row_at_its_tile_edges, for_each_half, forward_and_backward, large_logits,
+    check, every_row_at_its_tile_edges, for_each_half, forward_and_backward, large_logits, one_key_of_large_scores,
     random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
 };
 use crate::support::gradients::BackwardCase;
@@ -12,6 +12,7 @@ use kernel_spec::families::backward::Pass;
 for_each_half!(every_row_at_its_tile_edges, ferroflash::Kernel::V3);
 for_each_half!(random_problems_agree_with_the_reference, ferroflash::Kernel::V3);
 for_each_half!(large_logits, ferroflash::Kernel::V3);
+for_each_half!(one_key_of_large_scores, ferroflash::Kernel::V3);
 for_each_half!(rows_and_keys_that_see_nothing, ferroflash::Kernel::V3);
 // Two blocks of keys: their sums are the same in any order.
 for_each_half!(repeats_have_the_same_bits, ferroflash::Kernel::V3);

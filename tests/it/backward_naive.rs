@@ -1,7 +1,7 @@
 //! The naive kernel of the backward pass: the tests of the kernels that recompute, and what is its own.
 
 use crate::backward::{
-    every_row_at_its_tile_edges, for_each_dtype, forward_and_backward, large_logits,
+    every_row_at_its_tile_edges, for_each_dtype, forward_and_backward, large_logits, one_key_of_large_scores,
     random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
 };
 use crate::support::{bf16, device};
@@ -10,6 +10,7 @@ use ferroflash::{Attention, Kernel, Layout, Shape, Tensor};
 for_each_dtype!(every_row_at_its_tile_edges, ferroflash::Kernel::Naive);
 for_each_dtype!(random_problems_agree_with_the_reference, ferroflash::Kernel::Naive);
 for_each_dtype!(large_logits, ferroflash::Kernel::Naive);
+for_each_dtype!(one_key_of_large_scores, ferroflash::Kernel::Naive);
 for_each_dtype!(rows_and_keys_that_see_nothing, ferroflash::Kernel::Naive);
 for_each_dtype!(repeats_have_the_same_bits, ferroflash::Kernel::Naive);
 for_each_dtype!(forward_and_backward, ferroflash::Kernel::Naive);

@@ -33,8 +33,9 @@ pub struct BackwardParams {
     pub lse: u64,
     /// Device address of the gradient with respect to it, likewise, or 0 when that is 0.
     pub dlse: u64,
-    /// Device address of the rows' statistics, `[batch, q_heads, padded_rows]` pairs of `f32`: the log-sum-exp in powers of two, plus
-    /// infinity for a row whose keys all weigh nothing, and `delta`, the sum of `dout out` without the gradient of the log-sum-exp.
+    /// Device address of the rows' statistics, `[batch, q_heads, padded_rows]` two `f32` each: minus the log-sum-exp, natural
+    /// for f32 tensors and in powers of two for others, minus infinity for a row whose keys all weigh nothing, and `delta`, the sum of
+    /// `dout out` without the gradient of the log-sum-exp. Rows lie in pairs, both log-sum-exps and then both deltas.
     pub statistics: u64,
     /// Device address of the sums of dq, `f32 [batch, q_heads, padded_rows, sum_cols]` in the order of the fused pass, or 0 for none: the
     /// first pass sets them to 0, the second adds, the third rounds.

@@ -10,7 +10,7 @@ use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
 use kernel_spec::layout::CHUNK_BYTES;
 
-use crate::attention::backward::{Config, DELTAS, Statistics, head_address, statistics_of};
+use crate::attention::backward::{Config, DELTAS, Statistics, Weigh, head_address, statistics_of};
 use crate::parts::element::Element;
 
 /// One thread block: `q_block` rows of one head.
@@ -39,10 +39,10 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
             }
             for (i, sum) in sums.iter().enumerate() {
                 let row = row(i);
-                let found = of_row(p, head, first_row + row, sum_of_lanes(*sum, lanes));
+                let found = of_row::<C::T>(p, head, first_row + row, sum_of_lanes(*sum, lanes));
                 if thread::index() % lanes == 0 && row < C::ROW.q_block {
                     let to = statistics_of(p, head, first_row + row);
-                    copy::store_f32(to, found.minus_lse_log2);
+                    copy::store_f32(to, found.minus_lse);
                     copy::store_f32(to + DELTAS as u64, found.delta);
                 }
             }
@@ -121,7 +121,7 @@ unsafe fn sum_of_lanes(mut sum: f32, lanes: u32) -> f32 {
 /// # Safety
 /// Any thread.
 #[inline(always)]
-unsafe fn of_row(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
+unsafe fn of_row<T: Weigh>(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
     if row >= p.q_rows {
         return Statistics::NONE;
     }
@@ -133,7 +133,6 @@ unsafe fn of_row(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistic
             return Statistics::NONE;
         }
         let dlse = if p.dlse == 0 { 0.0 } else { copy::load_f32(p.dlse + index * 4) };
-        let [high, low] = p.lse_to_log2;
-        Statistics { minus_lse_log2: math::fma(-lse, high, -lse * low), delta: sum - dlse }
+        Statistics { minus_lse: T::minus_lse(lse, p.lse_to_log2), delta: sum - dlse }
     }
 }

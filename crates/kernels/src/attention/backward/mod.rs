@@ -30,7 +30,7 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant}
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
 
-use crate::parts::element::Element;
+use crate::parts::element::{Element, TensorCore};
 use crate::parts::fragments::Fragments;
 use crate::parts::rows::GlobalRows;
 use crate::parts::shared_tile::ThreadBlock;
@@ -50,7 +50,7 @@ pub trait Config: ThreadBlock {
     /// The row.
     const ROW: &'static Variant;
     /// Element type of all tensors.
-    type T: Element;
+    type T: Weigh;
 }
 
 /// One head's rows of a tensor that tiles are loaded from.
@@ -113,22 +113,59 @@ fn offset_of_row(row: u32) -> u32 {
     row / 2 * 2 * STATISTICS_BYTES + row % 2 * 4
 }
 
-/// What the backward pass has to know of a query row: minus its log-sum-exp in powers of two, minus infinity where no key weighs
+/// An element type, with how weights are made of scores where tensors are of this type.
+pub trait Weigh: Element {
+    /// What [`Self::weight`] takes of a log-sum-exp that is a number.
+    fn minus_lse(lse: f32, lse_to_log2: [f32; 2]) -> f32;
+
+    /// The weight of a score without scale in a row with this [`minus_lse`](Self::minus_lse).
+    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32;
+}
+
+/// In powers of two: one instruction and the exponential. What rounding leaves of large scores is far below a unit of these types.
+impl<T: TensorCore> Weigh for T {
+    #[inline(always)]
+    fn minus_lse(lse: f32, [high, low]: [f32; 2]) -> f32 {
+        math::fma(-lse, high, -lse * low)
+    }
+
+    #[inline(always)]
+    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32 {
+        math::exp2(math::fma(score, scale_log2, minus_lse))
+    }
+}
+
+/// Rounded where the forward pass rounds a log-sum-exp: a score that has all the weight is then equal to it, whatever its size, and the
+/// difference of two large numbers is exact. In powers of two, scores of 500 have weights that are wrong by up to 6e-5.
+impl Weigh for f32 {
+    #[inline(always)]
+    fn minus_lse(lse: f32, _: [f32; 2]) -> f32 {
+        -lse
+    }
+
+    #[inline(always)]
+    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32 {
+        let natural = score * scale_log2 * core::f32::consts::LN_2;
+        math::exp2((natural + minus_lse) * core::f32::consts::LOG2_E)
+    }
+}
+
+/// What the backward pass has to know of a query row: minus its log-sum-exp as [`Weigh`] has it, minus infinity where no key weighs
 /// anything, and delta.
 #[derive(Clone, Copy)]
 struct Statistics {
-    minus_lse_log2: f32,
+    minus_lse: f32,
     delta: f32,
 }
 
 impl Statistics {
     /// Of a row without weights: `2^(s - inf)` is 0, whatever number `s` is.
-    const NONE: Statistics = Statistics { minus_lse_log2: f32::NEG_INFINITY, delta: 0.0 };
+    const NONE: Statistics = Statistics { minus_lse: f32::NEG_INFINITY, delta: 0.0 };
 
     /// Whether the row has no weights.
     #[inline(always)]
     fn is_weightless(self) -> bool {
-        self.minus_lse_log2 == f32::NEG_INFINITY
+        self.minus_lse == f32::NEG_INFINITY
     }
 
     /// Of the lane's upper (`half = 0`) or lower row of a fragment, of the rows whose statistics are at a shared address.
@@ -140,8 +177,8 @@ impl Statistics {
         let row = 16 * m as u32 + fragment_row(math::opaque(thread::lane()), 2 * half as u32);
         let at = statistics + offset_of_row(row);
         // SAFETY: passed on.
-        let [minus_lse_log2, delta] = unsafe { [shared::load_f32(at), shared::load_f32(at + DELTAS)] };
-        Statistics { minus_lse_log2, delta }
+        let [minus_lse, delta] = unsafe { [shared::load_f32(at), shared::load_f32(at + DELTAS)] };
+        Statistics { minus_lse, delta }
     }
 
     /// Of a row of one head of all, from device memory.
@@ -152,20 +189,14 @@ impl Statistics {
     unsafe fn load(p: &BackwardParams, head: u32, row: u32) -> Statistics {
         let address = statistics_of(p, head, row);
         // SAFETY: passed on.
-        let [minus_lse_log2, delta] = unsafe { [copy::load_f32(address), copy::load_f32(address + DELTAS as u64)] };
-        Statistics { minus_lse_log2, delta }
-    }
-
-    /// The weight `p` of a score without scale.
-    #[inline(always)]
-    fn weight(self, score: f32, scale_log2: f32) -> f32 {
-        math::exp2(math::fma(score, scale_log2, self.minus_lse_log2))
+        let [minus_lse, delta] = unsafe { [copy::load_f32(address), copy::load_f32(address + DELTAS as u64)] };
+        Statistics { minus_lse, delta }
     }
 
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
-    fn weigh(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
-        *score = self.weight(*score, scale_log2);
+    fn weigh<T: Weigh>(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
+        *score = T::weight(*score, scale_log2, self.minus_lse);
         *dp = *score * (*dp - self.delta);
     }
 }
@@ -175,14 +206,14 @@ impl Statistics {
 /// # Safety
 /// Those of all rows are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_rows<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+unsafe fn weigh_rows<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
     for m in 0..F::M {
         for half in 0..2 {
             // SAFETY: passed on.
             let row = unsafe { Statistics::of_row(statistics, m, half) };
             for n in 0..F::N {
                 for i in 2 * half..2 * half + 2 {
-                    row.weigh(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
                 }
             }
         }
@@ -194,16 +225,16 @@ unsafe fn weigh_rows<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, 
 /// # Safety
 /// Those of all columns are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_columns<F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+unsafe fn weigh_columns<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
     let first = statistics + fragment_col(math::opaque(thread::lane()), 0) * STATISTICS_BYTES;
     for n in 0..F::N {
         // A lane's two columns are neighbours.
         // SAFETY: passed on; columns come in pairs, 16 bytes.
         let [lse0, lse1, delta0, delta1] = unsafe { shared::load_f32x4(first + 8 * n as u32 * STATISTICS_BYTES) };
-        let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse_log2, delta)| Statistics { minus_lse_log2, delta });
+        let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse, delta)| Statistics { minus_lse, delta });
         for m in 0..F::M {
             for i in 0..4 {
-                cols[i % 2].weigh(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
             }
         }
     }

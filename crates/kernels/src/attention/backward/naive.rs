@@ -20,7 +20,7 @@ use kernel_spec::families::backward::memory::{NaiveProduct, NaiveScores};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{Config, Scores, Statistics, source, target};
+use crate::attention::backward::{Config, Scores, Statistics, Weigh, source, target};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{Mul, MulTransposed, TransposedMul};
@@ -92,7 +92,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
                 copy::store_f32x2(p.dprobs + (before + element) * 4, pair);
             });
         } else {
-            weigh(&mut scores, problem, head, row);
+            weigh::<C::T, _>(&mut scores, problem, head, row);
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
             for_each_pair(&scores, p, [row, first_key], |element, pair| {
@@ -235,7 +235,7 @@ unsafe fn assume_not_empty(p: &BackwardParams) {
 /// # Safety
 /// The rows have statistics.
 #[inline(always)]
-unsafe fn weigh<F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row: u32) {
+unsafe fn weigh<T: Weigh, F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row: u32) {
     for m in 0..F::M {
         for half in 0..2 {
             let row = row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half);
@@ -243,7 +243,7 @@ unsafe fn weigh<F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row
             let statistics = unsafe { Statistics::load(p, head, row) };
             for n in 0..F::N {
                 for x in &mut scores.at_mut(m, n)[2 * half as usize..][..2] {
-                    *x = statistics.weight(*x, p.scale_log2);
+                    *x = T::weight(*x, p.scale_log2, statistics.minus_lse);
                 }
             }
         }
