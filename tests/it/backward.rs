@@ -13,31 +13,31 @@ use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-/// Makes one test for each element type, of what the library chooses or of another kernel.
+/// Makes one test for each of some element types, of what a kernel gives.
+macro_rules! for_each_type {
+    ($check:ident, $kernel:expr, $($type:ident)+) => {
+        mod $check {
+            #[allow(unused_imports, reason = "f32 is a builtin")]
+            use $crate::support::{bf16, f16};
+
+            $(
+                #[test]
+                fn $type() {
+                    super::$check::<$type>($kernel);
+                }
+            )+
+        }
+    };
+}
+pub(crate) use for_each_type;
+
+/// The same for every element type, of the portable kernels or of another.
 macro_rules! for_each_dtype {
     ($check:ident) => {
         for_each_dtype!($check, ferroflash::Kernel::V2);
     };
     ($check:ident, $kernel:expr) => {
-        mod $check {
-            #[allow(unused_imports, reason = "f32 is a builtin")]
-            use $crate::support::{bf16, f16};
-
-            #[test]
-            fn f32() {
-                super::$check::<f32>($kernel);
-            }
-
-            #[test]
-            fn f16() {
-                super::$check::<f16>($kernel);
-            }
-
-            #[test]
-            fn bf16() {
-                super::$check::<bf16>($kernel);
-            }
-        }
+        $crate::backward::for_each_type!($check, $kernel, f32 f16 bf16);
     };
 }
 pub(crate) use for_each_dtype;
@@ -45,19 +45,7 @@ pub(crate) use for_each_dtype;
 /// The same for the types of 16 bits.
 macro_rules! for_each_half {
     ($check:ident, $kernel:expr) => {
-        mod $check {
-            use $crate::support::{bf16, f16};
-
-            #[test]
-            fn f16() {
-                super::$check::<f16>($kernel);
-            }
-
-            #[test]
-            fn bf16() {
-                super::$check::<bf16>($kernel);
-            }
-        }
+        $crate::backward::for_each_type!($check, $kernel, f16 bf16);
     };
 }
 pub(crate) use for_each_half;

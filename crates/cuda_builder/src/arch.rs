@@ -62,12 +62,15 @@ impl fmt::Display for Arch {
 pub struct PtxVersion(pub(crate) u32);
 
 impl PtxVersion {
-    /// The text of a module, which starts with its version, with this version in its place. rustc has target features for it and warns of
+    /// The text of a module with this version in the place of its own. rustc has target features for it and warns of
     /// them; all that they change is this line, for what younger versions add is written in `asm!`.
     pub(crate) fn set_in(self, ptx: &str) -> String {
-        let line =
-            |line: &str| if line.starts_with(".version ") { format!(".version {self}\n") } else { format!("{line}\n") };
-        ptx.lines().map(line).collect()
+        match ptx.split_once(".version ") {
+            Some((before, after)) => {
+                format!("{before}.version {self}{}", &after[after.find('\n').unwrap_or(after.len())..])
+            }
+            None => ptx.to_owned(),
+        }
     }
 }
 

@@ -238,7 +238,8 @@ impl CudaBuilder {
         };
 
         let ptx = fs::read_to_string(&ptx_path).map_err(at(&ptx_path))?;
-        let ptx = self.ptx_version_of(arch).map_or(ptx.clone(), |version| version.set_in(&ptx));
+        let asked = self.ptx_versions.iter().find(|(of, _)| *of == arch);
+        let ptx = if let Some((_, version)) = asked { version.set_in(&ptx) } else { ptx };
         let kernels = module::split(arch, &ptx)?;
         if kernels.is_empty() {
             return Err(Error::NoKernels { package: package.name.clone(), arch });
@@ -265,10 +266,6 @@ impl CudaBuilder {
         // Apart from builds: other flags of rustc would evict `core` from their folder.
         let dir = self.root(&package).join(format!("{arch}-lint"));
         self.cargo(&toolchain, &package, &rustflags, &dir, &flags::cargo_arguments("clippy"), flags)
-    }
-
-    fn ptx_version_of(&self, arch: Arch) -> Option<PtxVersion> {
-        self.ptx_versions.iter().find(|(of, _)| *of == arch).map(|&(_, version)| version)
     }
 
     /// Folder of everything that is built from the package.

@@ -102,6 +102,31 @@ macro_rules! fragment_operands {
     };
 }
 
+/// A product of two operands in shared memory: `$accumulate` is 1 where it adds to the accumulator (`inout`), 0 where it overwrites it
+/// (`out`); `$transposes` are the flags of A and B.
+macro_rules! shared_product {
+    ($name:ident $class:ident $accumulate:literal $transposes:literal
+     $type:ident $fragments:literal $columns:literal $($fragment:literal)+) => {
+        #[inline(always)]
+        unsafe fn $name(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
+            // SAFETY: the caller keeps the module's order.
+            unsafe {
+                ptx!(
+                    concat!(
+                        "{{ .reg .pred p; setp.ne.b32 p, ", $accumulate, ", 0; wgmma.mma_async.sync.aligned.m64n", $columns,
+                        "k16.f32.", stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}",
+                        $(fragment_operands!($fragment),)+ "}}, {a}, {b}, p, 1, 1, ", $transposes, "; }}"
+                    ),
+                    $class(reg32) acc[0][0], $class(reg32) acc[0][1], $class(reg32) acc[0][2], $class(reg32) acc[0][3],
+                    $($class(reg32) acc[$fragment][0], $class(reg32) acc[$fragment][1],
+                      $class(reg32) acc[$fragment][2], $class(reg32) acc[$fragment][3],)+
+                    a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
+                );
+            }
+        }
+    };
+}
+
 macro_rules! warpgroup_mma {
     ($type:ident, $fragments:literal, $columns:literal, $($fragment:literal)+) => {
         impl WarpgroupMma<$fragments> for $type {
@@ -123,59 +148,9 @@ macro_rules! warpgroup_mma {
                 }
             }
 
-            #[inline(always)]
-            unsafe fn overwrite_transposed(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
-                // SAFETY: the caller keeps the module's order.
-                unsafe {
-                    ptx!(
-                        concat!(
-                            "{{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
-                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
-                            "}}, {a}, {b}, p, 1, 1, 0, 0; }}"
-                        ),
-                        out(reg32) acc[0][0], out(reg32) acc[0][1], out(reg32) acc[0][2], out(reg32) acc[0][3],
-                        $(out(reg32) acc[$fragment][0], out(reg32) acc[$fragment][1],
-                          out(reg32) acc[$fragment][2], out(reg32) acc[$fragment][3],)+
-                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
-                    );
-                }
-            }
-
-            #[inline(always)]
-            unsafe fn multiply_shared(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
-                // SAFETY: the caller keeps the module's order.
-                unsafe {
-                    ptx!(
-                        concat!(
-                            "{{ .reg .pred p; setp.ne.b32 p, 1, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
-                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
-                            "}}, {a}, {b}, p, 1, 1, 0, 1; }}"
-                        ),
-                        inout(reg32) acc[0][0], inout(reg32) acc[0][1], inout(reg32) acc[0][2], inout(reg32) acc[0][3],
-                        $(inout(reg32) acc[$fragment][0], inout(reg32) acc[$fragment][1],
-                          inout(reg32) acc[$fragment][2], inout(reg32) acc[$fragment][3],)+
-                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
-                    );
-                }
-            }
-
-            #[inline(always)]
-            unsafe fn overwrite_shared(acc: &mut [[f32; 4]; $fragments], a: Descriptor, b: Descriptor) {
-                // SAFETY: the caller keeps the module's order.
-                unsafe {
-                    ptx!(
-                        concat!(
-                            "{{ .reg .pred p; setp.ne.b32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n", $columns, "k16.f32.",
-                            stringify!($type), ".", stringify!($type), " {{{}, {}, {}, {}", $(fragment_operands!($fragment),)+
-                            "}}, {a}, {b}, p, 1, 1, 0, 1; }}"
-                        ),
-                        out(reg32) acc[0][0], out(reg32) acc[0][1], out(reg32) acc[0][2], out(reg32) acc[0][3],
-                        $(out(reg32) acc[$fragment][0], out(reg32) acc[$fragment][1],
-                          out(reg32) acc[$fragment][2], out(reg32) acc[$fragment][3],)+
-                        a = in(reg64) a.bits(), b = in(reg64) b.bits(), options(nostack)
-                    );
-                }
-            }
+            shared_product! { overwrite_transposed out 0 "0, 0" $type $fragments $columns $($fragment)+ }
+            shared_product! { multiply_shared inout 1 "0, 1" $type $fragments $columns $($fragment)+ }
+            shared_product! { overwrite_shared out 0 "0, 1" $type $fragments $columns $($fragment)+ }
 
             #[inline(always)]
             unsafe fn multiply(acc: &mut [[f32; 4]; $fragments], a: &[u32; 4], b: Descriptor) {

@@ -22,10 +22,7 @@ use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 #[cfg(target_feature = "sm_90a")]
 use crate::parts::warpgroup::WarpgroupTiles;
 
-#[cfg(not(target_feature = "sm_90a"))]
 mod backward;
-#[cfg(target_feature = "sm_90a")]
-mod fused_backward;
 
 // The rows name element types as `kernel_spec::DType` does.
 #[cfg(not(target_feature = "sm_90a"))]

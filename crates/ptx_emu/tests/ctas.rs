@@ -396,3 +396,32 @@ fn atomics_race_with_plain_accesses_only() {
     let read = "setp.eq.u32 %p0, %r0, 3;\n@%p0 ld.global.u32 %r4, [%rd0];\n@!%p0 st.global.u32 [%rd0], 0;";
     always(&kernel(read), 1, 32, FaultKind::GlobalRace);
 }
+
+/// `red` of several floats adds each to its own place, atomically, at an address that is aligned to all of them.
+#[test]
+fn reductions_of_several_floats() {
+    let red = |address: &str, values: &str| {
+        kernel(&format!(
+            "mov.b32 %r5, 0f3F000000;\nred.relaxed.gpu.global.add.{values};",
+            values = values.replace("@", address)
+        ))
+    };
+    let four = "v4.f32 [@], {%r5, 0f3F800000, 0f40000000, %r5}";
+    for seed in 0..4 {
+        let sums = run(&red("%rd0+32", four), 7, 96, seed).unwrap();
+        let threads = (7 * 96) as f32;
+        let expected = [0.5, 1.0, 2.0, 0.5].map(|x: f32| (x * threads).to_bits());
+        assert_eq!((&sums[..8], &sums[8..12], sums[12]), (&[0; 8][..], &expected[..], 0));
+    }
+    assert_eq!(
+        run(&red("%rd0+8", "v2.f32 [@], {%r5, %r5}"), 1, 4, 0).unwrap()[2..5],
+        [2f32.to_bits(), 2f32.to_bits(), 0]
+    );
+    always(&red("%rd0+8", four), 1, 1, FaultKind::Misaligned);
+    // Atomic among themselves, and no more than one float each: a plain access to any of them races.
+    let m = kernel(
+        "setp.eq.u32 %p0, %r1, 3;\n@%p0 bra plain;\nmov.b32 %r5, 0;\nred.relaxed.gpu.global.add.v4.f32 [%rd0], {%r5, %r5, %r5, %r5};\nret;\n\
+         plain:\nst.global.u32 [%rd0+12], 1;",
+    );
+    always(&m, 7, 1, FaultKind::GlobalRace);
+}

@@ -7,13 +7,13 @@ use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
 use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{Entry, Kernel, Mask, Pass, VARIANTS, Variant};
+use kernel_spec::{Arch, Entry, Kernel, Mask, Pass, VARIANTS, Variant};
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 pub(super) const MAX_GRID: u64 = (1 << 31) - 1;
 
 /// Least CUDA version of a driver that compiles the PTX of Hopper's kernels, version 8.1 (PTX ISA, release notes).
-pub(super) const V3_DRIVER: Version = Version { major: 12, minor: 1 };
+const HOPPER_DRIVER: Version = Version { major: 12, minor: 1 };
 
 /// The kernel that runs a request, and why.
 pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kernel, String)> {
@@ -101,18 +101,24 @@ pub(super) fn keys_per_row(mask: Mask, sizes: &Sizes) -> u32 {
     (total / samples.max(1)) as u32
 }
 
-/// Whether v3 runs this: the one place of its conditions.
-fn check_v3(request: &Request<'_>, device: &DeviceInfo) -> Result<(), Unsupported> {
-    if !device.runs(Pass::V3.arch()) {
-        let (major, minor) = Pass::V3.arch().least_compute_capability();
+/// Whether Hopper's kernels run on the device, and its driver compiles them.
+pub(super) fn check_hopper(device: &DeviceInfo) -> Result<(), Unsupported> {
+    if !device.runs(Arch::Sm90a) {
+        let (major, minor) = Arch::Sm90a.least_compute_capability();
         let accepted = Version { major, minor };
         return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted });
     }
-    if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
-        && found < V3_DRIVER
-    {
-        return Err(Unsupported::Driver { found, least: V3_DRIVER });
+    match device.kind {
+        DeviceKind::Cuda { driver_version: found, .. } if found < HOPPER_DRIVER => {
+            Err(Unsupported::Driver { found, least: HOPPER_DRIVER })
+        }
+        _ => Ok(()),
     }
+}
+
+/// Whether v3 runs this: the one place of its conditions.
+fn check_v3(request: &Request<'_>, device: &DeviceInfo) -> Result<(), Unsupported> {
+    check_hopper(device)?;
     let sizes = &request.sizes;
     // validated: at most MAX_HEAD_DIM, for which every type that v3 has at all has a row.
     if !VARIANTS.iter().any(|v| v.pass == Pass::V3 && v.dtype == sizes.dtype) {

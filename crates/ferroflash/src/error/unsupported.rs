@@ -38,11 +38,19 @@ pub enum Unsupported {
         /// Largest head dim.
         largest: usize,
     },
+    /// Sums are added in any order, and equal bits were asked for.
+    #[error("{keys} keys make sums of dq whose order varies, and equal bits were asked for; up to {most} are accepted")]
+    Order {
+        /// Keys of a sequence.
+        keys: usize,
+        /// Most keys whose sums are the same in any order.
+        most: usize,
+    },
     /// There is nothing to describe to the copy engine.
     #[error("k and v have no rows; at least 1 is needed")]
     NoKeys,
     /// More tiles than a schedule counts.
-    #[error("the problem has {found} blocks of query rows; at most {limit} are accepted")]
+    #[error("the problem has {found} blocks of rows; at most {limit} are accepted")]
     TooManyTiles {
         /// Blocks of query rows, over all heads.
         found: u128,

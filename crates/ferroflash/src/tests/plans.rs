@@ -160,7 +160,7 @@ fn what_v3_does_not_run() {
     check(
         &hopper,
         Sizes { batch: (1 << 27) + 1, q_heads: 2, q_rows: 200, ..many },
-        "the problem has 536870916 blocks of query rows; at most 536870912 are accepted",
+        "the problem has 536870916 blocks of rows; at most 536870912 are accepted",
     );
 }
 

@@ -150,8 +150,24 @@ impl<T: TensorCore, const N: usize, const P: usize> Operands<RegTile<1, N>, T> f
 /// All threads of the warpgroup, converged, after a fence; both operands are complete.
 #[inline(always)]
 pub unsafe fn start_scores<C: WarpgroupTiles>(acc: &mut C::Scores, q: u32, k: u32) {
+    let (first_q, first_k) = (Descriptor::rows(q), Descriptor::rows(k));
+    for step in 0..C::DIM_QK / WGMMA_K {
+        let (q_bytes, k_bytes) = (step_bytes::<C::Q>(step), step_bytes::<C::K>(step));
+        // Whole descriptors of `q` up to 128 columns: ptxas 13.0 then interleaves the softmax a little better (H200, 128 dims: 0.2 to 0.9 %).
+        let q = if C::DIM_QK <= 128 { Descriptor::rows(q + q_bytes) } else { first_q.advanced(q_bytes) };
+        let k = first_k.advanced(k_bytes);
+        // The first product overwrites: the accumulator needs no zeroing.
+        // SAFETY: passed on.
+        unsafe { acc.multiply_transposed(q, k, step > 0) };
+    }
     // SAFETY: passed on.
-    unsafe { start_transposed::<C::Operand, C::Q, C::K, _>(acc, q, k, C::DIM_QK) }
+    unsafe { wgmma::commit() };
+}
+
+/// Bytes from a row of a tile to what product `step` along its columns reads of it.
+#[inline(always)]
+fn step_bytes<M: SharedMatrix>(step: usize) -> u32 {
+    (step / PANEL_STEPS * M::ROWS * PANEL_BYTES + step % PANEL_STEPS * WGMMA_K_BYTES) as u32
 }
 
 /// Starts `acc += p v` for probabilities in registers and the value tile at shared address `v`.
@@ -162,34 +178,6 @@ pub unsafe fn start_scores<C: WarpgroupTiles>(acc: &mut C::Scores, q: u32, k: u3
 pub unsafe fn start_out<C: WarpgroupTiles>(acc: &mut C::Acc, probs: &C::Probs, v: u32) {
     // SAFETY: passed on.
     unsafe { start_weighted::<C::Operand, C::V, _, _, _>(acc, probs, v) }
-}
-
-/// Starts `acc = a b^T` over `dim` columns: 64 rows of a tile `A` from shared address `a` on, all rows of the tile `B` at `b`.
-///
-/// # Safety
-/// As for [`start_scores`].
-#[inline(always)]
-pub unsafe fn start_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(
-    acc: &mut S,
-    a: u32,
-    b: u32,
-    dim: usize,
-) {
-    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
-    for step in 0..dim / WGMMA_K {
-        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
-        let a_bytes = (panel * A::ROWS * PANEL_BYTES + inside) as u32;
-        let b_bytes = (panel * B::ROWS * PANEL_BYTES + inside) as u32;
-        // Whole descriptors of `a` up to 128 columns: ptxas 13.0 then interleaves the softmax a little better (H200, forward pass, 128
-        // dims: 0.2 to 0.9 %).
-        let a = if dim <= 128 { Descriptor::rows(a + a_bytes) } else { first_a.advanced(a_bytes) };
-        let b = first_b.advanced(b_bytes);
-        // The first product overwrites: the accumulator needs no zeroing.
-        // SAFETY: passed on.
-        unsafe { acc.multiply_transposed(a, b, step > 0) };
-    }
-    // SAFETY: passed on.
-    unsafe { wgmma::commit() };
 }
 
 /// Starts `acc += w b` for operands in registers and all columns of the tile `B` at shared address `b`.
@@ -216,12 +204,13 @@ pub unsafe fn start_weighted<T, B: SharedMatrix, S, W: Operands<S, T>, A: Accumu
     unsafe { wgmma::commit() };
 }
 
-/// Starts `acc = a b^T` as [`start_transposed`] does, whatever `acc` holds.
+/// Starts `acc = a b^T` over `dim` columns, whatever `acc` holds: 64 rows of a tile `A` from shared address `a` on, all rows of the tile `B`
+/// at `b`.
 ///
 /// # Safety
 /// As for [`start_scores`].
 #[inline(always)]
-pub unsafe fn start_new_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(
+pub unsafe fn start_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(
     acc: &mut S,
     a: u32,
     b: u32,
@@ -229,9 +218,7 @@ pub unsafe fn start_new_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accum
 ) {
     let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
     for step in 0..dim / WGMMA_K {
-        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
-        let a = first_a.advanced((panel * A::ROWS * PANEL_BYTES + inside) as u32);
-        let b = first_b.advanced((panel * B::ROWS * PANEL_BYTES + inside) as u32);
+        let (a, b) = (first_a.advanced(step_bytes::<A>(step)), first_b.advanced(step_bytes::<B>(step)));
         // SAFETY: passed on.
         unsafe { if step == 0 { acc.overwrite_transposed(a, b) } else { acc.multiply_transposed(a, b, true) } };
     }
@@ -248,8 +235,7 @@ pub unsafe fn start_new_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accum
 pub unsafe fn start_shared<T, A: SharedMatrix, B: SharedMatrix, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32) {
     let (first_a, first_b) = (Descriptor::rows(a), Descriptor::columns(b, (B::ROWS * PANEL_BYTES) as u32));
     for step in 0..A::COLS / WGMMA_K {
-        let (panel, inside) = (step / PANEL_STEPS, step % PANEL_STEPS * WGMMA_K_BYTES);
-        let a = first_a.advanced((panel * A::ROWS * PANEL_BYTES + inside) as u32);
+        let a = first_a.advanced(step_bytes::<A>(step));
         let b = first_b.advanced((step * WGMMA_K * PANEL_BYTES) as u32);
         // SAFETY: passed on.
         unsafe { if step == 0 { acc.overwrite_shared(a, b) } else { acc.multiply_shared(a, b) } };

@@ -125,9 +125,7 @@ impl<'a> Lower<'a> {
         if !ok || (red && matches!(op, AtomOp::Exch | AtomOp::Cas)) {
             return Err(m.bad("an operation that is not known for this type"));
         }
-        if count > 1
-            && !(red && op == AtomOp::Add && ty == Ty::F32 && matches!(space, MemSpace::Global | MemSpace::Generic))
-        {
+        if count > 1 && !(red && op == AtomOp::Add && ty == Ty::F32 && space == MemSpace::Global) {
             return Err(m.bad("several elements for other than `red.global.add.f32`"));
         }
         let n = if op == AtomOp::Cas { 3 } else { 2 };

@@ -1,11 +1,11 @@
 //! What the fused pass of Hopper runs, allocates and is told: all gradients in one pass, those of the queries as sums.
 
-use super::super::choose::{V3_DRIVER, check_copies};
+use super::super::choose::{check_copies, check_hopper};
 use super::super::params::{bytes_of, geometry, hides_something};
 use super::super::problem::Sizes;
 use super::tensors::Tensors;
-use crate::device::{DeviceInfo, DeviceKind};
-use crate::error::{Operand, Unsupported, Version};
+use crate::device::DeviceInfo;
+use crate::error::{Operand, Unsupported};
 use crate::plan::{Binding, Buffer, Params};
 use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, VARIANTS, Variant};
@@ -21,7 +21,11 @@ const ORDERLESS_BLOCKS: usize = 2;
 
 /// Whether the sums are the same in whatever order thread blocks add to them.
 pub(super) fn is_deterministic(row: &Variant, sizes: &Sizes) -> bool {
-    sizes.kv_rows.div_ceil(row.kv_block as usize) <= ORDERLESS_BLOCKS
+    sizes.kv_rows <= orderless_keys(row)
+}
+
+fn orderless_keys(row: &Variant) -> usize {
+    ORDERLESS_BLOCKS * row.kv_block as usize
 }
 
 /// The buffer of the sums, for so many rows of all heads.
@@ -30,24 +34,14 @@ pub(super) fn sums(row: &Variant, rows: u64) -> Buffer {
     Buffer { name: "sums of dq", bytes, reason: "the first step sets them to 0, the second adds, the third rounds" }
 }
 
-/// The row of the pass, or what rules it out: the one place of its conditions.
+/// The row of the pass, or what rules it out: the one place of its conditions. `deterministic`: equal inputs have to give equal bits.
 pub(super) fn row(
+    deterministic: bool,
     sizes: &Sizes,
     tensors: &Tensors,
     device: &DeviceInfo,
 ) -> std::result::Result<&'static Variant, Unsupported> {
-    if !device.runs(Pass::Fused.arch()) {
-        let (major, minor) = Pass::Fused.arch().least_compute_capability();
-        return Err(Unsupported::ComputeCapability {
-            found: device.compute_capability(),
-            accepted: Version { major, minor },
-        });
-    }
-    if let DeviceKind::Cuda { driver_version: found, .. } = device.kind
-        && found < V3_DRIVER
-    {
-        return Err(Unsupported::Driver { found, least: V3_DRIVER });
-    }
+    check_hopper(device)?;
     if !VARIANTS.iter().any(|v| v.pass == Pass::Fused && v.dtype == sizes.dtype) {
         return Err(Unsupported::DType { found: sizes.dtype });
     }
@@ -56,6 +50,9 @@ pub(super) fn row(
     };
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);
+    }
+    if deterministic && !is_deterministic(row, sizes) {
+        return Err(Unsupported::Order { keys: sizes.kv_rows, most: orderless_keys(row) });
     }
     let blocks = sizes.kv_rows.div_ceil(row.kv_block as usize) as u128;
     let found = (sizes.batch as u128 * sizes.kv_heads as u128).saturating_mul(blocks);

@@ -161,18 +161,12 @@ impl Choice {
 
 /// The choice for a call: an error where a kernel was asked for that does not run it.
 fn choose(attention: &Attention, sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> Result<Choice> {
-    let two_sided = |why: &str| Ok(Choice::TwoSided(why.to_owned()));
-    match (attention.kernel.kernel(), fused::row(sizes, tensors, device)) {
+    match (attention.kernel.kernel(), fused::row(attention.deterministic, sizes, tensors, device)) {
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
-        (Some(Kernel::V3), Ok(row)) if !attention.deterministic || fused::is_deterministic(row, sizes) => {
-            Ok(Choice::Fused(row))
-        }
-        (Some(Kernel::V3), Ok(_)) => two_sided("v3's varies from run to run, and equal bits were asked for"),
+        (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
-        (Some(_), _) => two_sided("a portable kernel was asked for"),
-        (None, Ok(row)) if !attention.deterministic || fused::is_deterministic(row, sizes) => Ok(Choice::Fused(row)),
-        (None, Ok(_)) => two_sided("equal bits were asked for"),
-        (None, Err(why)) => two_sided(&format!("the fused one does not run this, {why}")),
+        (None, Err(why)) => Ok(Choice::TwoSided(format!("the fused one does not run this, {why}"))),
+        (Some(_), _) => Ok(Choice::TwoSided("a portable kernel was asked for".to_owned())),
     }
 }
 

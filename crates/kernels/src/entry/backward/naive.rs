@@ -8,31 +8,14 @@ use crate::entry::{Bf16, F16, F32};
 use crate::parts::fragments::RegTile;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 
-macro_rules! entries {
-    ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {
-        $($(entry! { $pass $dim $dtype $symbol $q_block $kv_block $warps $min_ctas $policy $reason })+)*
-    };
-}
-
 /// A row: its type with what `$config` asks of it beyond every kernel, and the entry point, which hands it to `$kernel`.
-macro_rules! row {
+macro_rules! naive_entry {
     ($symbol:ident $t:ident $warps:literal $ctas:literal $reason:literal $kernel:ident { $($config:item)? }) => {
         #[doc = concat!("`", stringify!($kernel), "` of naive; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
-            /// The row.
-            pub struct Row;
-
-            impl ThreadBlock for Row {
-                const THREADS: usize = 32 * $warps;
-            }
-
-            impl Config for Row {
-                const ROW: &'static Variant = Variant::named(stringify!($symbol));
-                type T = $t;
-            }
+            row! { $symbol $t $warps }
 
             $($config)?
 
@@ -47,7 +30,7 @@ macro_rules! row {
 
 macro_rules! entry {
     (NaiveScores $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        row! { $symbol $t $warps $ctas $reason scores {
+        naive_entry! { $symbol $t $warps $ctas $reason scores {
             impl naive::ScoresConfig for Row {
                 type Q = SharedTile<$t, $q, $d>;
                 type Kv = SharedTile<$t, $kv, $d>;
@@ -56,10 +39,10 @@ macro_rules! entry {
         } }
     };
     (NaiveDscores $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        row! { $symbol $t $warps $ctas $reason dscores {} }
+        naive_entry! { $symbol $t $warps $ctas $reason dscores {} }
     };
     (NaiveQueries $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        row! { $symbol $t $warps $ctas $reason queries {
+        naive_entry! { $symbol $t $warps $ctas $reason queries {
             impl naive::ProductConfig for Row {
                 const POLICY: policy::NaiveProduct = policy::NaiveProduct $policy;
                 type Weights = SharedTile<$t, $q, $kv>;
@@ -70,7 +53,7 @@ macro_rules! entry {
         } }
     };
     (NaiveKeys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        row! { $symbol $t $warps $ctas $reason keys {
+        naive_entry! { $symbol $t $warps $ctas $reason keys {
             impl naive::ProductConfig for Row {
                 const POLICY: policy::NaiveProduct = policy::NaiveProduct $policy;
                 type Weights = SharedTile<$t, $q, $kv>;

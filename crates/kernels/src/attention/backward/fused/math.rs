@@ -13,7 +13,7 @@ use crate::attention::backward::fused::tiles::Tiles;
 use crate::attention::backward::{DELTAS, Scores, target};
 use crate::parts::fragments::Fragments;
 use crate::parts::shared_tile::SharedMatrix;
-use crate::parts::warpgroup::{Operands, WARPGROUP, start_new_transposed, start_shared, start_weighted};
+use crate::parts::warpgroup::{Operands, WARPGROUP, start_shared, start_transposed, start_weighted};
 
 /// All steps of warpgroup `group`, counted without the one that loads.
 ///
@@ -53,9 +53,9 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 let (mut scores, mut dscores, mut share) = (C::Scores::zero(), C::Scores::zero(), Share::zero());
                 rings.q.wait();
                 wgmma::fence();
-                start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut scores, k + group_rows, rings.q.buffer(), C::DIM);
+                start_transposed::<C::T, C::Kv, C::Q, _>(&mut scores, k + group_rows, rings.q.buffer(), C::DIM);
                 rings.dout.wait();
-                start_new_transposed::<C::T, C::Kv, C::Q, _>(&mut dscores, v + group_rows, rings.dout.buffer(), C::DIM);
+                start_transposed::<C::T, C::Kv, C::Q, _>(&mut dscores, v + group_rows, rings.dout.buffer(), C::DIM);
                 wgmma::wait::<1>();
                 let statistics = rings.statistics();
                 weigh(&mut scores, statistics, p.scale_log2);

@@ -1,36 +1,12 @@
-//! The entry points of the backward pass on Hopper: one for every row of `kernel_spec::for_each_fused_backward_row!`.
+//! The entry points of Hopper's kernels: one for every row of `kernel_spec::for_each_fused_backward_row!`.
 
 use cuda_std::prelude::*;
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Variant, policy};
 
-use super::{Bf16, F16};
 use crate::attention::backward::{Config, fused, round};
+use crate::entry::{Bf16, F16};
 use crate::parts::fragments::RegTile;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
-
-macro_rules! entries {
-    ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {
-        $($(entry! { $pass $dim $dtype $symbol $q_block $kv_block $warps $min_ctas $policy $reason })+)*
-    };
-}
-
-/// The type of a row, with what every kernel asks of it.
-macro_rules! row {
-    ($symbol:ident $t:ident $warps:literal) => {
-        /// The row.
-        pub struct Row;
-
-        impl ThreadBlock for Row {
-            const THREADS: usize = 32 * $warps;
-        }
-
-        impl Config for Row {
-            const ROW: &'static Variant = Variant::named(stringify!($symbol));
-            type T = $t;
-        }
-    };
-}
 
 macro_rules! entry {
     (Fused $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {

@@ -1,0 +1,91 @@
+//! The entry points of the portable kernels: one for every row of `kernel_spec::for_each_backward_row!`.
+
+use cuda_std::prelude::*;
+use kernel_spec::families::backward::{BackwardParams, Variant, policy};
+
+use crate::attention::backward::{Config, delta, keys, queries};
+use crate::attention::stream::StreamConfig;
+use crate::entry::{Bf16, F16, F32};
+use crate::parts::fragments::RegTile;
+use crate::parts::products::Probs;
+use crate::parts::shared_tile::{SharedTile, ThreadBlock};
+
+macro_rules! entry {
+    (Delta $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[doc = concat!("Statistics of the rows; this tile because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            row! { $symbol $t $warps }
+
+            #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
+            pub unsafe fn $symbol(p: BackwardParams) {
+                // SAFETY: launched with this row's threads.
+                unsafe { delta::statistics::<Row>(&p) }
+            }
+        }
+    };
+    (Keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
+     { stages: $stages:literal, columns: 1 } $reason:literal) => {
+        entry! { @keys $d $t $symbol $q $kv $warps $ctas $stages 1 $reason Probs<$t, { $kv / 16 / $warps }, { $q / 8 }> }
+    };
+    (Keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
+     { stages: $stages:literal, columns: $columns:literal } $reason:literal) => {
+        entry! { @keys $d $t $symbol $q $kv $warps $ctas $stages $columns $reason SharedTile<$t, $kv, $q> }
+    };
+    (@keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $stages:literal $columns:literal
+     $reason:literal $weights:ty) => {
+        #[doc = concat!("Gradients of keys and values; this tile because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            row! { $symbol $t $warps }
+
+            impl keys::Config for Row {
+                const POLICY: policy::Keys = policy::Keys { stages: $stages, columns: $columns };
+                type Kv = SharedTile<$t, $kv, $d>;
+                type Q = SharedTile<$t, $q, $d>;
+                type Scores = RegTile<{ $kv * $columns / 16 / $warps }, { $q / 8 / $columns }>;
+                type Weights = $weights;
+                type Acc = RegTile<{ $kv * $columns / 16 / $warps }, { $d / 8 / $columns }>;
+            }
+
+            #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
+            pub unsafe fn $symbol(p: BackwardParams) {
+                // SAFETY: launched with this row's threads and shared memory.
+                unsafe { keys::gradients::<Row>(&p) }
+            }
+        }
+    };
+    (Queries $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[doc = concat!("Gradients of queries; this tile because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            row! { $symbol $t $warps }
+
+            impl StreamConfig for Row {
+                type K = SharedTile<$t, $kv, $d>;
+                type V = SharedTile<$t, $kv, $d>;
+                const SLOTS: u32 = <Self as queries::Config>::POLICY.slots;
+            }
+
+            impl queries::Config for Row {
+                const POLICY: policy::Queries = policy::Queries $policy;
+                type Kv = SharedTile<$t, $kv, $d>;
+                type Q = SharedTile<$t, $q, $d>;
+                type Scores = RegTile<{ $q / 16 / $warps }, { $kv / 8 }>;
+                type Dscores = Probs<$t, { $q / 16 / $warps }, { $kv / 8 }>;
+                type Acc = RegTile<{ $q / 16 / $warps }, { $d / 8 }>;
+            }
+
+            #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
+            pub unsafe fn $symbol(p: BackwardParams) {
+                // SAFETY: launched with this row's threads and shared memory.
+                unsafe { queries::gradients::<Row>(&p) }
+            }
+        }
+    };
+}
+
+kernel_spec::for_each_backward_row!(entries);
