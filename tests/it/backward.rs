@@ -164,6 +164,20 @@ pub(crate) fn one_key_of_large_scores<T: Element>(kernel: Kernel) {
 
 for_each_dtype!(one_key_of_large_scores);
 
+/// Scores of some hundreds between which the weight is shared: what f32 loses of them is lost once, and no conversion of the scores or of
+/// the log-sum-exp adds to it.
+pub(crate) fn shared_weight_of_large_scores<T: Element>(kernel: Kernel) {
+    for seed in 0..device::seeds(3).into() {
+        let mut case = BackwardCase::of(kernel, sizes::<T>(174, 191, [4, 2], 8), Mask::Full);
+        case.forward.attention.scale = Some(1.7);
+        case.forward.deviation = 3.0;
+        case.forward.seed = seed;
+        check::<T>(&case);
+    }
+}
+
+for_each_dtype!(shared_weight_of_large_scores);
+
 /// Rows that see no key get 0 and give nothing, keys that no row sees get 0, and so does everything where there are no keys.
 pub(crate) fn rows_and_keys_that_see_nothing<T: Element>(kernel: Kernel) {
     let window = |left, right| Mask::Window { left: Some(left), right: Some(right) };

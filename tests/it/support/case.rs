@@ -322,13 +322,19 @@ impl Case {
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| to_f64(data));
         let exact = reference::forward(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
         let rounded = reference::forward_rounded(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
-        // In 16-bit types the rounding of weights and outputs decides, in every row. In f32 it is the errors of the scores, which cancel
-        // in a row that gives all the weight to one key.
-        let telling_rows = match T::DTYPE {
-            DType::F32 => self.sharing_rows(&q, &k, &v, &exact.lse),
-            _ => exact.lse.len(),
-        };
+        let telling_rows = self.telling_rows([&q, &k, &v], &exact.lse);
         Draw { exact, rounded, telling_rows }
+    }
+
+    /// Rows that can tell the error of the precision, given their log-sum-exps.
+    ///
+    /// In 16-bit types the rounding of weights and outputs decides, in every row. In f32 it is the errors of the scores, which cancel in
+    /// a row that gives all the weight to one key.
+    pub(crate) fn telling_rows(&self, [q, k, v]: [&[f64]; 3], lse: &[f64]) -> usize {
+        match self.problem.dtype {
+            DType::F32 => self.sharing_rows(q, k, v, lse),
+            _ => lse.len(),
+        }
     }
 
     /// Rows in which keys share the weight.

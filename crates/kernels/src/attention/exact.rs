@@ -17,6 +17,7 @@ use kernel_spec::ForwardParams;
 use kernel_spec::layout::fragment_row;
 
 use crate::attention::Config;
+use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score;
 use crate::parts::element::Element;
@@ -41,7 +42,7 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
             let (max, sum) = (max.at(m, half), sum.at(m, half));
             // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
             // tells which they are.
-            let carried = math::fma(sum, 0.0, math::abs(max)) <= C::T::LARGEST_MAX_LOG2;
+            let carried = math::fma(sum, 0.0, math::abs(max)) <= C::T::scale(C::T::LARGEST_MAX_LOG2);
             let factor = if carried { math::reciprocal(sum) } else { f32::NAN };
             let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
             *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };

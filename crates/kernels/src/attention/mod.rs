@@ -9,12 +9,14 @@
 
 use kernel_spec::Variant;
 
+use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 use crate::parts::shared_tile::ThreadBlock;
 
 pub mod backward;
 pub mod exact;
 pub mod exchange;
+pub mod exponent;
 pub mod naive;
 pub mod online_softmax;
 pub mod query_block;
@@ -34,7 +36,7 @@ pub trait Config: ThreadBlock {
     /// The row.
     const ROW: &'static Variant;
     /// Element type of q, k and v.
-    type T: Element;
+    type T: Exponent;
     /// Element type of the output.
     type Out: Element;
 }

@@ -16,6 +16,7 @@ use kernel_spec::NaiveParams;
 use kernel_spec::families::forward::{memory, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
+use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryBlock;
 use crate::attention::{Config, exact};
 use crate::parts::element::Element;
@@ -48,7 +49,7 @@ pub trait OutputConfig: Config {
     type Acc: Fragments + Mul<Self::P, Self::V>;
 }
 
-/// One tile of the scores, in log2 units.
+/// One tile of the scores, as [exponents](Exponent).
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
@@ -76,8 +77,8 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
         let mut scores = C::Scores::zero();
         scores.mul_transposed(q, row, k, 0);
         block.modify(&mut scores, block.first_row + row, key);
-        let scale_log2 = if block.negative_scale { -block.scale_log2 } else { block.scale_log2 };
-        scores.scale_rows(&PerRow::splat(scale_log2));
+        let scale = if block.negative_scale { -block.scale } else { block.scale };
+        scores.scale_rows(&PerRow::splat(scale));
         block.hide(&mut scores, block.first_row + row, key);
 
         let lane = thread::lane();
@@ -103,7 +104,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
 /// # Safety
 /// Kernel entry: all threads of the block.
 #[inline(always)]
-pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
+pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
     // SAFETY: a whole warp works on one row, and every address below is inside that row of a buffer.
     unsafe {
         let row = thread::block_index() as u64 * (thread::block_size() / 32) as u64 + thread::warp_index() as u64;
@@ -125,10 +126,10 @@ pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
         let offset = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let mut sum = 0.0;
         for col in (4 * lane..stride).step_by(128) {
-            sum = load(col).into_iter().fold(sum, |sum, s| sum + math::exp2(s - offset));
+            sum = load(col).into_iter().fold(sum, |sum, s| sum + T::power(s - offset));
         }
         let sum = warp::sum(sum);
-        let inverse = if (math::abs(max) <= f32::LARGEST_MAX_LOG2) & (sum < f32::INFINITY) {
+        let inverse = if (math::abs(max) <= T::scale(f32::LARGEST_MAX_LOG2)) & (sum < f32::INFINITY) {
             math::reciprocal(sum)
         } else {
             // A row without keys is 0. One with scores that f32 does not carry becomes NaN, and `output` computes it again.
@@ -139,12 +140,11 @@ pub unsafe fn softmax<T: Element>(p: &NaiveParams) {
         };
         for col in (4 * lane..stride).step_by(128) {
             let [a, b, c, d] = load(col);
-            let p = |s: f32| math::exp2(s - offset) * inverse;
+            let p = |s: f32| T::power(s - offset) * inverse;
             T::store_four(probs + (col as usize * T::BYTES) as u64, [p(a), p(b), p(c), p(d)]);
         }
         if p.forward.lse != 0 && lane == 0 {
-            let lse = (max + math::log2(sum)) * core::f32::consts::LN_2;
-            copy::store_f32(p.forward.lse + row * 4, lse);
+            copy::store_f32(p.forward.lse + row * 4, T::lse(max, sum));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! The online softmax, on scores in registers.
 //!
-//! Scores are unscaled, `scale_log2` turns them into powers of two. Maxima are scaled and rounded once, by [`row_max`]: whatever is
+//! Scores are unscaled, `scale` turns them into [exponents](Exponent). Maxima are scaled and rounded once, by [`row_max`]: whatever is
 //! measured against a maximum, weights, sums, outputs and the log-sum-exp, is measured against the same number.
 
 use cuda_std::{math, warp};
 
+use crate::attention::exponent::Exponent;
+use crate::parts::element::TensorCore;
 use crate::parts::fragments::{Fragments, PerRow};
 
 /// The running maximum and sum of every row.
@@ -84,10 +86,10 @@ impl<R: PerRow> OnlineSoftmax<R> {
     /// # Safety
     /// All threads of the warp, converged.
     #[inline(always)]
-    pub unsafe fn first<F: Fragments<Rows = R>>(scores: &mut F, scale_log2: f32) -> Self {
+    pub unsafe fn first<T: Exponent, F: Fragments<Rows = R>>(scores: &mut F, scale: f32) -> Self {
         // SAFETY: passed on.
-        let max = unsafe { row_max(scores, scale_log2) };
-        let sum = exponentiate(scores, &base(&max, true), scale_log2);
+        let max = unsafe { row_max(scores, scale) };
+        let sum = exponentiate::<T, _>(scores, &base(&max, true), scale);
         OnlineSoftmax { max, sum, limit: max }
     }
 
@@ -96,18 +98,18 @@ impl<R: PerRow> OnlineSoftmax<R> {
     /// # Safety
     /// All threads of the warps that share the rows, converged.
     #[inline(always)]
-    pub unsafe fn step<F: Fragments<Rows = R>>(
+    pub unsafe fn step<T: Exponent, F: Fragments<Rows = R>>(
         &mut self,
         scores: &mut F,
-        scale_log2: f32,
+        scale: f32,
         masked: bool,
         warps: &impl AcrossWarps<R>,
     ) -> Step<R> {
         // SAFETY: passed on.
-        let new_max = unsafe { self.max.zip(&warps.max(row_max(scores, scale_log2)), f32::max) };
+        let new_max = unsafe { self.max.zip(&warps.max(row_max(scores, scale)), f32::max) };
         let base = base(&new_max, masked);
-        let rescale = rescale(&self.max, &base);
-        let weights = exponentiate(scores, &base, scale_log2);
+        let rescale = rescale::<T, _>(&self.max, &base);
+        let weights = exponentiate::<T, _>(scores, &base, scale);
         // SAFETY: passed on.
         let sum = unsafe { warps.sum(weights) };
         self.max = new_max;
@@ -121,19 +123,19 @@ impl<R: PerRow> OnlineSoftmax<R> {
     /// # Safety
     /// All threads of the warp, converged.
     #[inline(always)]
-    pub unsafe fn lazy_step<F: Fragments<Rows = R>>(
+    pub unsafe fn lazy_step<T: TensorCore, F: Fragments<Rows = R>>(
         &self,
         scores: &mut F,
-        scale_log2: f32,
+        scale: f32,
         masked: bool,
     ) -> LazyStep<R> {
         // SAFETY: passed on.
         unsafe {
-            let block_max = row_max(scores, scale_log2);
+            let block_max = row_max(scores, scale);
             let max = lazy_max(&self.max, &block_max, &self.limit);
             let grown = any_changed(&self.max, &max);
             let base = base(&max, masked);
-            let sum = exponentiate(scores, &base, scale_log2);
+            let sum = exponentiate::<T, _>(scores, &base, scale);
             LazyStep { max, base, sum, grown }
         }
     }
@@ -143,9 +145,9 @@ impl<R: PerRow> OnlineSoftmax<R> {
     /// # Safety
     /// As for [`Self::lazy_step`].
     #[inline(always)]
-    pub unsafe fn take_in<F: Fragments<Rows = R>>(&mut self, step: &LazyStep<R>, out: &mut F) {
+    pub unsafe fn take_in<T: TensorCore, F: Fragments<Rows = R>>(&mut self, step: &LazyStep<R>, out: &mut F) {
         if step.grown {
-            let rescale = rescale(&self.max, &step.base);
+            let rescale = rescale::<T, _>(&self.max, &step.base);
             self.sum = self.sum.zip(&rescale, |l, alpha| l * alpha);
             out.scale_rows(&rescale);
             // SAFETY: passed on; the vote was the same for the whole warp.
@@ -161,7 +163,7 @@ impl<R: PerRow> OnlineSoftmax<R> {
 /// # Safety
 /// All threads of the warp, converged.
 #[inline(always)]
-unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
+unsafe fn row_max<F: Fragments>(scores: &F, scale: f32) -> F::Rows {
     let mut max = F::Rows::splat(f32::NEG_INFINITY);
     for m in 0..F::M {
         for n in 0..F::N {
@@ -173,10 +175,10 @@ unsafe fn row_max<F: Fragments>(scores: &F, scale_log2: f32) -> F::Rows {
         }
     }
     // SAFETY: passed on.
-    max.map(|x| unsafe { warp::quad_max(x) } * scale_log2)
+    max.map(|x| unsafe { warp::quad_max(x) } * scale)
 }
 
-/// What weights are measured against: the maximum, or 0 in a row that has seen no key, whose weights are then `2^-inf = 0`, not NaN.
+/// What weights are measured against: the maximum, or 0 in a row that has seen no key, whose weights are then `e^-inf = 0`, not NaN.
 /// Only a `masked` block can leave a row without a key.
 #[inline(always)]
 fn base<R: PerRow>(max: &R, masked: bool) -> R {
@@ -219,21 +221,21 @@ unsafe fn any_changed<R: PerRow>(old: &R, new: &R) -> bool {
     unsafe { warp::any(changed) }
 }
 
-/// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`: `2^(old - base)`.
+/// The factor that turns sums and outputs relative to maximum `old` into ones relative to `base`.
 #[inline(always)]
-fn rescale<R: PerRow>(old: &R, base: &R) -> R {
-    old.zip(base, |old, base| math::exp2(old - base))
+fn rescale<T: Exponent, R: PerRow>(old: &R, base: &R) -> R {
+    old.zip(base, |old, base| T::power(old - base))
 }
 
-/// Turns scores into `p = 2^(scale s - base)` in place and returns the sum of every row over the keys of this *lane*.
+/// Turns scores into weights `e^(scale s - base)`, or powers of two, in place and returns the sum of every row over the keys of this *lane*.
 #[inline(always)]
-fn exponentiate<F: Fragments>(scores: &mut F, base: &F::Rows, scale_log2: f32) -> F::Rows {
+fn exponentiate<T: Exponent, F: Fragments>(scores: &mut F, base: &F::Rows, scale: f32) -> F::Rows {
     let mut sum = F::Rows::splat(0.0);
     for m in 0..F::M {
         for n in 0..F::N {
             let p = scores.at_mut(m, n);
             for i in 0..4 {
-                p[i] = math::exp2(math::fma(p[i], scale_log2, -base.at(m, i / 2)));
+                p[i] = T::weight(p[i], scale, -base.at(m, i / 2));
             }
             for half in 0..2 {
                 // Neighbours first: the chain through the running value is half as long.

@@ -6,14 +6,12 @@ use cuda_std::{copy, math, sync, thread, warp};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
+use crate::attention::exponent::Exponent;
 use crate::attention::{Config, score};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::GlobalRows;
 use crate::parts::shared_tile::{SharedMatrix, ThreadBlock};
-
-/// `ln 2`: the kernels work in powers of two, the log-sum-exp is natural.
-const LN_2: f32 = core::f32::consts::LN_2;
 
 /// A block of query rows of one head of one batch entry.
 ///
@@ -39,8 +37,8 @@ pub struct QueryBlock<C: Config> {
     out_head_bytes: u64,
     lse: u64,
     band: Band,
-    /// `|scale| * log2(e)`, above 0.
-    pub scale_log2: f32,
+    /// What makes exponents of scores, above 0.
+    pub scale: f32,
     /// Whether the scale is negative. The running maximum is taken before scaling, which needs a positive scale: the kernels
     /// negate the queries instead.
     pub negative_scale: bool,
@@ -132,7 +130,7 @@ impl<C: Config> QueryBlock<C> {
             out_head_bytes: p.out.head_stride * C::Out::BYTES as u64,
             lse: p.lse,
             band: p.band,
-            scale_log2: p.scale_log2,
+            scale: C::T::scale(p.scale_log2),
             negative_scale: p.negate != 0,
             features: p.features,
         }
@@ -214,7 +212,7 @@ impl<C: Config> QueryBlock<C> {
         for m in 0..R::M {
             for half in 0..2 {
                 let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
-                let lse = (max.at(m, half as usize) + math::log2(sum.at(m, half as usize))) * LN_2;
+                let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
                     let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;

@@ -165,10 +165,9 @@ impl<T: TensorCore> Element for T {
         let (a, b) = unsafe { (copy::load_u32x4(a), copy::load_u32x4(b)) };
         // By index: iterators over arrays would put them into local memory.
         for i in 0..4 {
-            for half in 0..2 {
-                let [a, b] = [a[i], b[i]].map(|word| T::widen((word >> (16 * half)) as u16));
-                sum = math::fma(a, b, sum);
-            }
+            let (a, b) = (a[i], b[i]);
+            sum = math::fma(T::widen(a as u16), T::widen(b as u16), sum);
+            sum = math::fma(T::widen((a >> 16) as u16), T::widen((b >> 16) as u16), sum);
         }
         sum
     }

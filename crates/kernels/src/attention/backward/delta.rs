@@ -10,7 +10,8 @@ use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
 use kernel_spec::layout::CHUNK_BYTES;
 
-use crate::attention::backward::{Config, DELTAS, Statistics, Weigh, head_address, statistics_of};
+use crate::attention::backward::{Config, DELTAS, Statistics, head_address, statistics_of};
+use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 
 /// One thread block: `q_block` rows of one head.
@@ -34,12 +35,12 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
             let row = |i: usize| first + i as u32 * per_pass + thread::index() / lanes;
             // All loads of all rows first: they take a microsecond, whatever their number.
             let mut sums = [0.0; ROWS];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = product::<C>(p, head, first_row + row(i), lanes);
+            for i in 0..ROWS {
+                sums[i] = product::<C>(p, head, first_row + row(i), lanes);
             }
-            for (i, sum) in sums.iter().enumerate() {
+            for i in 0..ROWS {
                 let row = row(i);
-                let found = of_row::<C::T>(p, head, first_row + row, sum_of_lanes(*sum, lanes));
+                let found = of_row::<C::T>(p, head, first_row + row, sum_of_lanes(sums[i], lanes));
                 if thread::index() % lanes == 0 && row < C::ROW.q_block {
                     let to = statistics_of(p, head, first_row + row);
                     copy::store_f32(to, found.minus_lse);
@@ -121,7 +122,7 @@ unsafe fn sum_of_lanes(mut sum: f32, lanes: u32) -> f32 {
 /// # Safety
 /// Any thread.
 #[inline(always)]
-unsafe fn of_row<T: Weigh>(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
+unsafe fn of_row<T: Exponent>(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
     if row >= p.q_rows {
         return Statistics::NONE;
     }
@@ -133,6 +134,8 @@ unsafe fn of_row<T: Weigh>(p: &BackwardParams, head: u32, row: u32, sum: f32) ->
             return Statistics::NONE;
         }
         let dlse = if p.dlse == 0 { 0.0 } else { copy::load_f32(p.dlse + index * 4) };
-        Statistics { minus_lse: T::minus_lse(lse, p.lse_to_log2), delta: sum - dlse }
+        // By element: as a whole, the compiler keeps the array in local memory.
+        let [high, low] = p.lse_to_log2;
+        Statistics { minus_lse: T::minus_lse(lse, high, low), delta: sum - dlse }
     }
 }

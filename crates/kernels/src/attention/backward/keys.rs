@@ -25,6 +25,7 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::key_block::KeyBlock;
 use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
+use crate::attention::exponent::Exponent;
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile};
@@ -188,7 +189,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
                 &mut weights,
                 &mut dscores,
                 statistics(count) + col * STATISTICS_BYTES,
-                p.scale_log2,
+                C::T::scale(p.scale_log2),
             );
             if masked {
                 let first_query = blocks.visit(step.visit) * C::ROW.q_block + col;

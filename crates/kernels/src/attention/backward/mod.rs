@@ -30,7 +30,8 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant}
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
 
-use crate::parts::element::{Element, TensorCore};
+use crate::attention::exponent::Exponent;
+use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::rows::GlobalRows;
 use crate::parts::shared_tile::ThreadBlock;
@@ -50,7 +51,7 @@ pub trait Config: ThreadBlock {
     /// The row.
     const ROW: &'static Variant;
     /// Element type of all tensors.
-    type T: Weigh;
+    type T: Exponent;
 }
 
 /// One head's rows of a tensor that tiles are loaded from.
@@ -113,44 +114,7 @@ fn offset_of_row(row: u32) -> u32 {
     row / 2 * 2 * STATISTICS_BYTES + row % 2 * 4
 }
 
-/// An element type, with how weights are made of scores where tensors are of this type.
-pub trait Weigh: Element {
-    /// What [`Self::weight`] takes of a log-sum-exp that is a number.
-    fn minus_lse(lse: f32, lse_to_log2: [f32; 2]) -> f32;
-
-    /// The weight of a score without scale in a row with this [`minus_lse`](Self::minus_lse).
-    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32;
-}
-
-/// In powers of two: one instruction and the exponential. What rounding leaves of large scores is far below a unit of these types.
-impl<T: TensorCore> Weigh for T {
-    #[inline(always)]
-    fn minus_lse(lse: f32, [high, low]: [f32; 2]) -> f32 {
-        math::fma(-lse, high, -lse * low)
-    }
-
-    #[inline(always)]
-    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32 {
-        math::exp2(math::fma(score, scale_log2, minus_lse))
-    }
-}
-
-/// Rounded where the forward pass rounds a log-sum-exp: a score that has all the weight is then equal to it, whatever its size, and the
-/// difference of two large numbers is exact. In powers of two, scores of 500 have weights that are wrong by up to 6e-5.
-impl Weigh for f32 {
-    #[inline(always)]
-    fn minus_lse(lse: f32, _: [f32; 2]) -> f32 {
-        -lse
-    }
-
-    #[inline(always)]
-    fn weight(score: f32, scale_log2: f32, minus_lse: f32) -> f32 {
-        let natural = score * scale_log2 * core::f32::consts::LN_2;
-        math::exp2((natural + minus_lse) * core::f32::consts::LOG2_E)
-    }
-}
-
-/// What the backward pass has to know of a query row: minus its log-sum-exp as [`Weigh`] has it, minus infinity where no key weighs
+/// What the backward pass has to know of a query row: minus its log-sum-exp as [`Exponent`] has it, minus infinity where no key weighs
 /// anything, and delta.
 #[derive(Clone, Copy)]
 struct Statistics {
@@ -159,7 +123,7 @@ struct Statistics {
 }
 
 impl Statistics {
-    /// Of a row without weights: `2^(s - inf)` is 0, whatever number `s` is.
+    /// Of a row without weights: `e^(s - inf)` is 0, whatever number `s` is.
     const NONE: Statistics = Statistics { minus_lse: f32::NEG_INFINITY, delta: 0.0 };
 
     /// Whether the row has no weights.
@@ -195,8 +159,8 @@ impl Statistics {
 
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
-    fn weigh<T: Weigh>(self, score: &mut f32, dp: &mut f32, scale_log2: f32) {
-        *score = T::weight(*score, scale_log2, self.minus_lse);
+    fn weigh<T: Exponent>(self, score: &mut f32, dp: &mut f32, scale: f32) {
+        *score = T::weight(*score, scale, self.minus_lse);
         *dp = *score * (*dp - self.delta);
     }
 }
@@ -206,14 +170,14 @@ impl Statistics {
 /// # Safety
 /// Those of all rows are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_rows<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+unsafe fn weigh_rows<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale: f32) {
     for m in 0..F::M {
         for half in 0..2 {
             // SAFETY: passed on.
             let row = unsafe { Statistics::of_row(statistics, m, half) };
             for n in 0..F::N {
                 for i in 2 * half..2 * half + 2 {
-                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale);
                 }
             }
         }
@@ -225,7 +189,7 @@ unsafe fn weigh_rows<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, statist
 /// # Safety
 /// Those of all columns are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_columns<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale_log2: f32) {
+unsafe fn weigh_columns<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale: f32) {
     let first = statistics + fragment_col(math::opaque(thread::lane()), 0) * STATISTICS_BYTES;
     for n in 0..F::N {
         // A lane's two columns are neighbours.
@@ -234,7 +198,7 @@ unsafe fn weigh_columns<T: Weigh, F: Fragments>(scores: &mut F, dp: &mut F, stat
         let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse, delta)| Statistics { minus_lse, delta });
         for m in 0..F::M {
             for i in 0..4 {
-                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale_log2);
+                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale);
             }
         }
     }

@@ -20,7 +20,8 @@ use kernel_spec::families::backward::memory::{NaiveProduct, NaiveScores};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{Config, Scores, Statistics, Weigh, source, target};
+use crate::attention::backward::{Config, Scores, Statistics, source, target};
+use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{Mul, MulTransposed, TransposedMul};
@@ -235,7 +236,7 @@ unsafe fn assume_not_empty(p: &BackwardParams) {
 /// # Safety
 /// The rows have statistics.
 #[inline(always)]
-unsafe fn weigh<T: Weigh, F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row: u32) {
+unsafe fn weigh<T: Exponent, F: Fragments>(scores: &mut F, p: &BackwardParams, head: u32, row: u32) {
     for m in 0..F::M {
         for half in 0..2 {
             let row = row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half);
@@ -243,7 +244,7 @@ unsafe fn weigh<T: Weigh, F: Fragments>(scores: &mut F, p: &BackwardParams, head
             let statistics = unsafe { Statistics::load(p, head, row) };
             for n in 0..F::N {
                 for x in &mut scores.at_mut(m, n)[2 * half as usize..][..2] {
-                    *x = T::weight(*x, p.scale_log2, statistics.minus_lse);
+                    *x = T::weight(*x, T::scale(p.scale_log2), statistics.minus_lse);
                 }
             }
         }

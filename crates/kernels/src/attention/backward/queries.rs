@@ -18,6 +18,7 @@ use kernel_spec::families::backward::memory::Queries as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::{self, Scores, Statistics, load_statistics, source, target, weigh_rows};
+use crate::attention::exponent::Exponent;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -98,7 +99,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             let k = stream.values(i);
             let mut weights = C::Scores::zero();
             weights.mul_transposed(q, row, k, 0);
-            weigh_rows::<C::T, _>(&mut weights, &mut dscores, statistics, p.scale_log2);
+            weigh_rows::<C::T, _>(&mut weights, &mut dscores, statistics, C::T::scale(p.scale_log2));
             if masked {
                 Scores::of(p).hide([&mut dscores], first_row + row, blocks.visit(i) * C::ROW.kv_block);
             }

@@ -76,7 +76,7 @@ pub unsafe fn run<C: Config>(
                 let key = tile.blocks.visit(steps - 1 - mine.first_step()) * C::ROW.kv_block;
                 block.hide(scores, tile.first_row + warp_row, key);
             }
-            OnlineSoftmax::first(scores, scale_log2)
+            OnlineSoftmax::first::<C::T, _>(scores, scale_log2)
         };
         let mut met = NotFinite::<1>::NONE;
         // The end of a tile. `under_scores`: the first scores of the next one are being computed. They are awaited before the output
@@ -161,13 +161,13 @@ pub unsafe fn run<C: Config>(
                         v_ring.advance();
                     };
                     if C::POLICY.lazy {
-                        let found = online.lazy_step(&mut scores, scale_log2, masked);
+                        let found = online.lazy_step::<C::T, _>(&mut scores, scale_log2, masked);
                         wait_for_out();
                         // Before the branch: packing and exponentials interleave, and the vote has long been counted.
                         probs = C::Probs::round(&scores);
-                        online.take_in(&found, &mut out);
+                        online.take_in::<C::T, _>(&found, &mut out);
                     } else {
-                        let found = online.step(&mut scores, scale_log2, masked, &Alone);
+                        let found = online.step::<C::T, _>(&mut scores, scale_log2, masked, &Alone);
                         wait_for_out();
                         out.scale_rows(&found.rescale);
                         probs = C::Probs::round(&scores);
