@@ -63,9 +63,30 @@ pub(crate) fn build(profile: Profile, out: &Path) -> Result<PathBuf> {
     let mut maturin = Command::new(environment.program("maturin"));
     maturin.current_dir(package()).args(["build", "--quiet", "--interpreter"]).arg(environment.program("python"));
     maturin.arg("--out").arg(out).args(["--profile", if profile == Profile::Dev { "dev" } else { "release" }]);
+    if profile == Profile::Release {
+        maturin.env("CARGO_ENCODED_RUSTFLAGS", without_paths()?);
+    }
     // The folder that the adapters' own configuration names.
     workspace::run(maturin.arg("--target-dir").arg(workspace::target_dir()?))?;
     wheels(out)?.pop().with_context(|| format!("maturin left no wheel in {}", out.display()))
+}
+
+/// Flags of rustc, as cargo takes them in one variable: the names of source files, which panics carry, begin with what they belong to
+/// instead of with folders of this machine.
+fn without_paths() -> Result<OsString> {
+    let home = std::env::home_dir().context("this user has no home")?;
+    let cargo = std::env::var_os("CARGO_HOME").map_or_else(|| home.join(".cargo"), PathBuf::from);
+    let mut flags = OsString::new();
+    // The last that fits is taken: the project may lie in the home.
+    for (folder, name) in [(home.as_path(), "home"), (cargo.as_path(), "cargo"), (workspace::root(), "ferroflash")] {
+        if !flags.is_empty() {
+            flags.push("\x1f");
+        }
+        flags.push("--remap-path-prefix=");
+        flags.push(folder);
+        flags.push(format!("={name}"));
+    }
+    Ok(flags)
 }
 
 /// Builds the wheel, installs it and runs its tests; without a python3 it says so, which in CI is a failure.

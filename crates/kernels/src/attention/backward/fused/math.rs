@@ -87,12 +87,6 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                     );
                 }
                 start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dk, &operands, rings.q.buffer());
-                if first {
-                    wgmma::wait::<1>();
-                } else {
-                    wgmma::wait::<2>();
-                }
-                rings.dout.release(elected);
                 rings.dout.advance();
                 if !first {
                     wgmma::wait::<1>();
@@ -104,8 +98,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 sums = sums::address(p, q_head, first_query, group, thread);
                 rings.dscores.advance();
                 wgmma::wait::<0>();
-                // All lanes have read the statistics.
-                warp::sync();
+                // All lanes have read the statistics: they have met since, to pass the gradients of the scores on.
                 rings.q.release(elected);
                 rings.q.advance();
             };
@@ -122,7 +115,6 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                     step(head, i, false);
                     i += 1;
                 }
-                rings.v.release(elected);
                 rings.v.advance();
                 let mut share = Share::zero();
                 before.wait();

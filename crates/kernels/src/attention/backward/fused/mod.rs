@@ -28,9 +28,11 @@
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
 //! | `full` of a k, v, q or dout buffer | load warp and copy engine | warpgroups that read it |
-//! | `empty` of a k, v, q or dout buffer | each of their warps, after the last product that reads it | load warp |
+//! | `empty` of a k or q buffer | each of their warps, after the last product that reads it | load warp |
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
-//! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
+//! | `empty` of one of two buffers of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
+//!
+//! dout and v have no `empty` barriers, nor have three buffers of `ds`: q and k are freed after them ([`config`]).
 
 use cuda_std::{mbarrier, sync, thread, warp, wgmma};
 use kernel_spec::families::backward::FusedParams;
