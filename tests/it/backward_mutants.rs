@@ -86,11 +86,11 @@ const FUSED: Subject = Subject {
     seeds: 4,
     least_mutants: 45,
     needless: &[
-        (
-            Edit::NoWgmmaFence,
-            2,
-            "before the scores of the first step and the last gradients of queries, whose registers nothing was in: the manual asks for it",
-        ),
+        (Edit::NoMbarrierWait, 3, FREED_BEFORE),
+        DOUT_IS_READ,
+        DOUT_IS_READ_LATE,
+        STATISTICS_ARE_READ,
+        FRESH_REGISTERS,
         (
             Edit::NoWgmmaCommit,
             2,
@@ -100,7 +100,34 @@ const FUSED: Subject = Subject {
     ..KEYS
 };
 /// One buffer of keys, three of the gradients of scores.
-const FUSED_OF_ONE_BUFFER: Subject = Subject { head_dim: 128, ..FUSED };
+const FUSED_OF_ONE_BUFFER: Subject = Subject {
+    head_dim: 128,
+    needless: &[
+        // Of the gradients of scores too: their third buffer was read in the step before the one whose queries make room for this step's.
+        (Edit::NoMbarrierWait, 5, FREED_BEFORE),
+        DOUT_IS_READ,
+        DOUT_IS_READ_LATE,
+        STATISTICS_ARE_READ,
+        FRESH_REGISTERS,
+        FUSED.needless[5],
+    ],
+    ..FUSED
+};
+/// Once for a block, and in the two places of a step.
+const FREED_BEFORE: &str = "for room for v and dout: keys and queries are freed after them, and waited for before. Without these waits 64 dims lose 2 %";
+const DOUT_IS_READ: Needless =
+    (Edit::NoWgmmaWait, 2, "for the last product that reads dout: see the waits for its room");
+const DOUT_IS_READ_LATE: Needless = (Edit::LateWgmmaWait, 2, DOUT_IS_READ.2);
+const STATISTICS_ARE_READ: Needless = (
+    Edit::NoWarpSync,
+    2,
+    "before a buffer of queries is freed: the warp has met since it read the statistics, to pass ds on",
+);
+const FRESH_REGISTERS: Needless = (
+    Edit::NoWgmmaFence,
+    2,
+    "before the scores of the first step and the last gradients of queries, whose registers nothing was in: the manual asks for it",
+);
 
 impl Subject {
     fn variant(&self) -> &'static Variant {

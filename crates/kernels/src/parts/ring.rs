@@ -4,9 +4,6 @@
 //! | --- | --- | --- |
 //! | full | the loading thread, once, and the copy engine with its bytes | readers, before they read |
 //! | empty | every reader, once, after its last read | the loading warp, before it loads again |
-//!
-//! Readers that go through two rings side by side, and are done with the buffers of one first, free those of the other alone: see
-//! [`Buffers::FOLLOWS`].
 
 use core::marker::PhantomData;
 
@@ -20,9 +17,6 @@ pub trait Buffers {
     const BYTES: u32;
     /// Bytes that arrive for one: its own, and those that lie elsewhere.
     const EXPECTED: u32 = Self::BYTES;
-    /// Whether readers free no buffer, and writers wait for none: a buffer of another ring, for which they have waited by then, was freed
-    /// after the last access to this one.
-    const FOLLOWS: bool = false;
 }
 
 /// Buffers that every role walks over in the same order, each with its own copy of this struct.
@@ -78,9 +72,7 @@ impl<B: Buffers> Ring<B> {
             // SAFETY: passed on.
             unsafe {
                 mbarrier::init(full, writers);
-                if !B::FOLLOWS {
-                    mbarrier::init(full + EMPTY, readers);
-                }
+                mbarrier::init(full + EMPTY, readers);
             }
         }
     }
@@ -108,10 +100,8 @@ impl<B: Buffers> Ring<B> {
     /// The loading warp, converged.
     #[inline(always)]
     pub unsafe fn wait_free(&self) {
-        if !B::FOLLOWS {
-            // SAFETY: passed on. In the first round the wait returns at once: a fresh barrier has completed parity 1.
-            unsafe { mbarrier::wait(self.full() + EMPTY, self.parity ^ 1) };
-        }
+        // SAFETY: passed on. In the first round the wait returns at once: a fresh barrier has completed parity 1.
+        unsafe { mbarrier::wait(self.full() + EMPTY, self.parity ^ 1) };
     }
 
     /// Loader: announces the bytes that are about to fill the current buffer; returns the barrier to complete them on.
@@ -151,10 +141,8 @@ impl<B: Buffers> Ring<B> {
     /// After the reader's last access.
     #[inline(always)]
     pub unsafe fn release(&self, elected: bool) {
-        if !B::FOLLOWS {
-            // SAFETY: passed on.
-            unsafe { mbarrier::arrive_if(self.full() + EMPTY, elected) };
-        }
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_if(self.full() + EMPTY, elected) };
     }
 
     /// Moves on to the next buffer.

@@ -54,8 +54,6 @@ impl<C: Config> Buffers for Keys<C> {
 impl<C: Config> Buffers for Values<C> {
     const STAGES: u32 = C::POLICY.kv_stages;
     const BYTES: u32 = C::Kv::BYTES;
-    // The keys of a block are read last, by its last product, and loaded first.
-    const FOLLOWS: bool = true;
 }
 
 impl<C: Config> Buffers for Queries<C> {
@@ -67,15 +65,11 @@ impl<C: Config> Buffers for Queries<C> {
 impl<C: Config> Buffers for Douts<C> {
     const STAGES: u32 = C::POLICY.stages;
     const BYTES: u32 = C::Q::BYTES;
-    // The queries of a step are read last, by its last product, and loaded first.
-    const FOLLOWS: bool = true;
 }
 
 impl<C: Config> Buffers for Dscores<C> {
     const STAGES: u32 = C::POLICY.dscores_stages;
     const BYTES: u32 = C::Dscores::BYTES;
-    // Step `i` has its queries only after everybody is done with step `i - stages`, and thereby with the buffer of the step before that one.
-    const FOLLOWS: bool = Self::STAGES > C::POLICY.stages;
 }
 
 /// The rings of a thread block, with the first buffer of statistics.

@@ -87,6 +87,12 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                     );
                 }
                 start_weighted::<C::T, C::Q, C::Scores, _, _>(&mut dk, &operands, rings.q.buffer());
+                if first {
+                    wgmma::wait::<1>();
+                } else {
+                    wgmma::wait::<2>();
+                }
+                rings.dout.release(elected);
                 rings.dout.advance();
                 if !first {
                     wgmma::wait::<1>();
@@ -98,7 +104,8 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 sums = sums::address(p, q_head, first_query, group, thread);
                 rings.dscores.advance();
                 wgmma::wait::<0>();
-                // All lanes have read the statistics: they have met since, to pass the gradients of the scores on.
+                // All lanes have read the statistics.
+                warp::sync();
                 rings.q.release(elected);
                 rings.q.advance();
             };
@@ -115,6 +122,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                     step(head, i, false);
                     i += 1;
                 }
+                rings.v.release(elected);
                 rings.v.advance();
                 let mut share = Share::zero();
                 before.wait();

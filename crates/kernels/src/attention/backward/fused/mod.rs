@@ -28,11 +28,12 @@
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
 //! | `full` of a k, v, q or dout buffer | load warp and copy engine | warpgroups that read it |
-//! | `empty` of a k or q buffer | each of their warps, after the last product that reads it | load warp |
+//! | `empty` of a k, v, q or dout buffer | each of their warps, after the last product that reads it | load warp |
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
-//! | `empty` of one of two buffers of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
+//! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
 //!
-//! dout and v have no `empty` barriers, nor have three buffers of `ds`: q and k are freed after them ([`config`]).
+//! The `empty` barriers of v, of dout and of three buffers of `ds` order nothing that those of k and q do not: these are freed later and
+//! waited for earlier. They stay because without them, and the wait for dv in front of one, 64 dims are 2 % slower.
 
 use cuda_std::{mbarrier, sync, thread, warp, wgmma};
 use kernel_spec::families::backward::FusedParams;
