@@ -26,6 +26,8 @@ struct Subject {
     pass: Pass,
     head_dim: usize,
     calls: &'static [Call],
+    /// Of the device.
+    multiprocessors: u32,
     /// Seeds that a mutant is tried under.
     seeds: u64,
     /// Fewer broken copies mean that the edits no longer find what they look for.
@@ -58,6 +60,7 @@ const KEYS: Subject = Subject {
     pass: Pass::Keys,
     head_dim: 64,
     calls: &CALLS,
+    multiprocessors: 1,
     seeds: MUTANT_SEEDS,
     least_mutants: 8,
     needless: &[],
@@ -129,6 +132,19 @@ const FRESH_REGISTERS: Needless = (
     "before the scores of the first step and the last gradients of queries, whose registers nothing was in: the manual asks for it",
 );
 
+/// Sums in order, on as many multiprocessors as one head has blocks of keys and a few, so that a head is in two rounds: what orders them.
+const ORDERED: Subject = Subject {
+    pass: Pass::Ordered,
+    calls: &ORDERED_CALLS,
+    multiprocessors: 5,
+    least_mutants: 8,
+    needless: &[],
+    ..FUSED
+};
+
+const ORDERED_CALLS: [Call; 2] =
+    [Call { q_rows: 260, kv_rows: 390, mask: Mask::Causal }, Call { q_rows: 390, kv_rows: 390, mask: Mask::Full }];
+
 impl Subject {
     fn variant(&self) -> &'static Variant {
         Variant::find(self.pass, DTYPE, self.head_dim as u32).expect("a row of the list")
@@ -154,8 +170,9 @@ impl Planned {
         let Call { q_rows, kv_rows, mask } = call;
         let (q_heads, kv_heads, head_dim) = (Q_HEADS, KV_HEADS, subject.head_dim);
         let problem = Sizes { batch: 1, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype: DTYPE };
-        let attention = Attention::new().with_mask(mask).with_kernel(subject.kernel);
-        let plan = attention.backward_plan(&planner(), problem);
+        let in_order = subject.pass == Pass::Ordered;
+        let attention = Attention::new().with_mask(mask).with_kernel(subject.kernel).with_deterministic(in_order);
+        let plan = attention.backward_plan(&planner(subject.multiprocessors), problem);
         let plan = plan.unwrap_or_else(|error| panic!("{call:?}: {error}"));
         let buffers = plan.buffers.iter().map(|buffer| buffer.bytes).collect();
         let mut before = plan.steps;
@@ -201,7 +218,7 @@ impl Planned {
         let buffers = self.buffers.iter().map(|&bytes| memory.alloc(bytes)).collect::<Result<Vec<_>, _>>()?;
         for (step, module) in self.before.iter().zip(before).chain([(&self.step, module)]) {
             // The memory is not the planner's: nothing but addresses goes into the parameters.
-            let params = step.params(&planner(), &operands, &buffers);
+            let params = step.params(&planner(1), &operands, &buffers);
             let params = params.unwrap_or_else(|error| panic!("{:?}: {error}", self.call));
             let entry = step.kernel.entry;
             let launch = Launch::new([step.ctas, 1, 1], [entry.threads, 1, 1])
@@ -308,6 +325,53 @@ fn every_wait_of_naive_keys_is_needed() {
     check_mutants(&NAIVE_KEYS);
 }
 
+/// Whatever is left out of the turns to add to a sum: the emulator reports it, or the sums have other bits under some seed. But for the
+/// meeting of a warp before one lane says that all have added, in the two places of a step: in the emulator all lanes add at once.
+#[test]
+fn every_turn_of_ordered_is_needed() {
+    if device::is_gpu() {
+        return;
+    }
+    let launches = ORDERED.launches();
+    let text = launches[0].step.kernel.text().expect("this build holds every row of the list");
+    let before = launches[0].modules_before();
+    let module = Module::parse(&text).expect("the kernel loads");
+    let sound: Vec<_> = launches.iter().map(|launch| launch.run(&before, &module, 0).expect("no report")).collect();
+    // What is not about turns is in the plain kernel too, which has the same source.
+    let lines: Vec<&str> = text.lines().collect();
+    let is_about_turns = |mutant: &&Mutant| {
+        let near = mutant.line.saturating_sub(LINES_BEHIND)..(mutant.line + LINES_BEFORE).min(lines.len());
+        TURNS.iter().any(|turn| lines[near.clone()].iter().any(|line| line.contains(turn)))
+    };
+    let list = mutants(&text);
+    let list: Vec<_> = list.iter().filter(is_about_turns).collect();
+    assert!(list.len() >= ORDERED.least_mutants, "{} mutants", list.len());
+    let mut unnoticed = Vec::new();
+    for mutant in list {
+        let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
+        let is_noticed = (0..16).any(|seed| {
+            launches.iter().zip(&sound).any(|(launch, sound)| match launch.run(&before, &module, seed) {
+                Ok(result) => result != *sound,
+                Err(EmuError::Fault(_)) => true,
+                Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
+            })
+        });
+        if !is_noticed {
+            unnoticed.push(mutant);
+        }
+    }
+    let is_expected = unnoticed.iter().all(|mutant| mutant.edit == Edit::NoWarpSync) && unnoticed.len() == 2;
+    let list: Vec<_> = unnoticed.iter().map(|Mutant { edit, line, .. }| format!("{edit:?} of line {line}")).collect();
+    assert!(is_expected, "{}", list.join(", "));
+}
+
+/// Statements of the turns: the wait for a counter, the sums, and counting.
+const TURNS: [&str; 3] = ["ld.acquire.gpu", "red.relaxed.gpu.global.add.v4", "red.release.gpu"];
+
+/// How far behind them the statements are that order them, and how far before.
+const LINES_BEHIND: usize = 18;
+const LINES_BEFORE: usize = 4;
+
 /// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
 #[test]
 fn the_seed_changes_nothing() {
@@ -315,7 +379,7 @@ fn the_seed_changes_nothing() {
         return;
     }
     let naive = [&NAIVE_SCORES, &NAIVE_QUERIES, &NAIVE_KEYS];
-    let recomputing = [&KEYS, &KEYS_OF_TWO_PARTS, &KEYS_OF_ONE_STAGE, &QUERIES, &FUSED, &FUSED_OF_ONE_BUFFER];
+    let recomputing = [&KEYS, &KEYS_OF_TWO_PARTS, &KEYS_OF_ONE_STAGE, &QUERIES, &FUSED, &FUSED_OF_ONE_BUFFER, &ORDERED];
     for subject in recomputing.into_iter().chain(naive) {
         for launch in subject.launches() {
             let (before, module) = (launch.modules_before(), parse(&launch.step));

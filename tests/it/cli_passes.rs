@@ -106,6 +106,29 @@ fn naive_is_measured_beside_the_choice() {
     }
 }
 
+/// Equal bits beside what the library chooses: of more blocks of keys than two, by the kernel that adds in order where there is one.
+#[test]
+fn equal_bits_are_measured_beside_the_choice() {
+    let (folder, device) = (folder(), device::name());
+    let json = folder.path().join("r.json");
+    let options = "--pass backward --deterministic --dtype bf16 --head-dim 64 --causal --seq 300 --batch 1 --heads 2";
+    let arguments =
+        [&["bench", "--device", &device, "--json", utf8(&json)][..], &options.split(' ').collect::<Vec<_>>()];
+    succeed(&arguments.concat());
+    let record = read(&json);
+    assert_eq!(record["sweep"]["kernels"], json!(["ferroflash", "deterministic"]));
+    let [chosen, ours] = ["ferroflash", "deterministic"].map(|name| result(&cells(&record)[0], name).clone());
+    assert_eq!((&chosen["check"]["within"], &ours["check"]["within"]), (&json!(true), &json!(true)));
+    // Hopper and the emulator have the fused kernels.
+    if chosen["symbols"][1] == "backward_fused_bf16_d64" {
+        assert_eq!(ours["symbols"][1], "backward_ordered_bf16_d64");
+        // Two heads of 384 rows, a counter for every 32.
+        let counters = 2 * 384 / 32 * 4;
+        assert_eq!(ours["extra_bytes"].as_u64().unwrap(), chosen["extra_bytes"].as_u64().unwrap() + counters);
+    }
+    refuses(&["bench", "--device", &device, "--deterministic"], "--deterministic is not accepted with --pass forward");
+}
+
 #[test]
 fn other_kernels_are_for_the_forward_pass() {
     let (folder, device) = (folder(), device::name());

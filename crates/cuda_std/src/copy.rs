@@ -200,6 +200,39 @@ pub unsafe fn add_f32x4(global: u64, value: [f32; 4]) {
     }
 }
 
+/// Waits until the number at an address of global memory is `value`, and takes up what was done before it was counted so far.
+///
+/// PTX `ld.acquire.gpu.global.u32` in a loop, least SM 7.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 4; threads that run at the same time count it up, see [`count_if`].
+#[allow(named_asm_labels, reason = "inside braces a PTX label is local to the statement")]
+#[inline(always)]
+pub unsafe fn wait_for_u32(global: u64, value: u32) {
+    // The loop is inside the statement: LLVM must not copy a wait into two arms of a branch.
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; .reg .u32 n; WAIT: ld.acquire.gpu.global.u32 n, [{0}]; setp.ne.u32 p, n, {1}; @p bra WAIT; }}",
+            in(reg64) global, in(reg32) value, options(nostack));
+    }
+}
+
+/// Adds 1 to a number in global memory, if `condition`, and hands over what was done before: what the thread did, and what it knows of
+/// others.
+///
+/// PTX `@p red.release.gpu.global.add.u32`, least SM 7.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 4.
+#[inline(always)]
+pub unsafe fn count_if(global: u64, condition: bool) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; @p red.release.gpu.global.add.u32 [{0}], 1; }}",
+            in(reg64) global, in(reg32) condition as u32, options(nostack));
+    }
+}
+
 /// Writes four floats to global memory.
 ///
 /// PTX `st.global.v4.f32`, any SM, any thread.

@@ -78,12 +78,22 @@ pub struct Launch<'a> {
     cluster: [u32; 3],
     shared_bytes: u32,
     programmatic: bool,
+    cooperative: bool,
 }
 
 impl<'a> Launch<'a> {
     /// A launch of one thread, without dynamic shared memory.
     pub fn new(function: &'a Function, stream: &'a Stream) -> Launch<'a> {
-        Launch { function, stream, grid: [1; 3], block: [1; 3], cluster: [1; 3], shared_bytes: 0, programmatic: false }
+        Launch {
+            function,
+            stream,
+            grid: [1; 3],
+            block: [1; 3],
+            cluster: [1; 3],
+            shared_bytes: 0,
+            programmatic: false,
+            cooperative: false,
+        }
     }
 
     /// Sets the blocks.
@@ -118,6 +128,13 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// Cooperative launch: all blocks run at the same time, so that they may wait for each other. A grid that the GPU does not hold at once is
+    /// an error (drivers for CUDA 11.8 and later).
+    pub fn cooperative(mut self, cooperative: bool) -> Self {
+        self.cooperative = cooperative;
+        self
+    }
+
     /// Queues the launch with these parameters.
     ///
     /// # Safety
@@ -125,8 +142,8 @@ impl<'a> Launch<'a> {
     /// is not sound: addresses are valid for as long as it runs and nobody else writes there meanwhile.
     ///
     /// # Errors
-    /// [`Error::EmptyLaunch`], [`Error::OtherContext`], [`Error::MissingSymbols`] where clusters or programmatic launches are asked for
-    /// and the driver has no `cuLaunchKernelEx`, or [`Error::Call`].
+    /// [`Error::EmptyLaunch`], [`Error::OtherContext`], [`Error::MissingSymbols`] where clusters, programmatic or cooperative launches
+    /// are asked for and the driver has no `cuLaunchKernelEx`, or [`Error::Call`].
     pub unsafe fn run(self, params: impl Params) -> Result<()> {
         // SAFETY: the pointers are valid for the call; the caller vouches for the rest.
         params.with_pointers(|pointers| unsafe { self.run_pointers(pointers) })
@@ -140,14 +157,15 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// As for [`run`](Launch::run).
     pub unsafe fn run_pointers(self, params: &mut [*mut c_void]) -> Result<()> {
-        let Launch { function, stream, grid, block, cluster, shared_bytes, programmatic } = self;
+        let Launch { function, stream, grid, block, cluster, shared_bytes, .. } = self;
         if [grid, block, cluster].as_flattened().contains(&0) {
             return Err(Error::EmptyLaunch { grid, block, cluster });
         }
         function.context().check_stream(stream)?;
         let cuda = function.context().enter()?;
         let (raw, params) = (function.as_raw(), params.as_mut_ptr());
-        if cluster == [1; 3] && !programmatic {
+        let mut attributes = self.attributes();
+        if attributes.is_empty() {
             let [[gx, gy, gz], [bx, by, bz]] = [grid, block];
             // SAFETY: kernel and stream are live and of the current context; the caller vouches for the parameters.
             return unsafe {
@@ -168,7 +186,6 @@ impl<'a> Launch<'a> {
         }
         let launch_ex =
             cuda.cuLaunchKernelEx.ok_or_else(|| Error::MissingSymbols { symbols: vec!["cuLaunchKernelEx"] })?;
-        let mut attributes = attributes(cluster, programmatic);
         let config = CUlaunchConfig {
             grid,
             block,
@@ -186,7 +203,7 @@ impl<'a> Launch<'a> {
     /// # Errors
     /// [`Error::EmptyLaunch`], [`Error::OtherContext`], [`Error::MissingSymbols`] for a driver before CUDA 11.8, or [`Error::Call`].
     pub fn max_active_clusters(self) -> Result<u32> {
-        let Launch { function, stream, grid, block, cluster, shared_bytes, programmatic } = self;
+        let Launch { function, stream, grid, block, cluster, shared_bytes, .. } = self;
         if [grid, block, cluster].as_flattened().contains(&0) {
             return Err(Error::EmptyLaunch { grid, block, cluster });
         }
@@ -194,7 +211,7 @@ impl<'a> Launch<'a> {
         let cuda = function.context().enter()?;
         let symbol = "cuOccupancyMaxActiveClusters";
         let ask = cuda.cuOccupancyMaxActiveClusters.ok_or_else(|| Error::MissingSymbols { symbols: vec![symbol] })?;
-        let mut attributes = attributes(cluster, programmatic);
+        let mut attributes = self.attributes();
         let config = CUlaunchConfig {
             grid,
             block,
@@ -208,24 +225,27 @@ impl<'a> Launch<'a> {
         crate::error::check(symbol, unsafe { ask(&mut clusters, function.as_raw(), &config) })?;
         Ok(clusters.unsigned_abs())
     }
+
+    /// What the launch is told beyond its extents.
+    fn attributes(self) -> Vec<CUlaunchAttribute> {
+        let Launch { cluster: [x, y, z], programmatic, cooperative, .. } = self;
+        [
+            (cooperative, CUlaunchAttributeID::COOPERATIVE, [1, 0, 0, 0]),
+            ([x, y, z] != [1; 3], CUlaunchAttributeID::CLUSTER_DIMENSION, [x, y, z, 0]),
+            (programmatic, CUlaunchAttributeID::PROGRAMMATIC_STREAM_SERIALIZATION, [1, 0, 0, 0]),
+        ]
+        .into_iter()
+        .filter(|(wanted, ..)| *wanted)
+        .map(|(_, id, words)| attribute(id, words))
+        .collect()
+    }
 }
 
-/// What a launch is told beyond its extents. Values are unions of 64 bytes, of which each attribute uses the first words.
-fn attributes(cluster: [u32; 3], programmatic: bool) -> Vec<CUlaunchAttribute> {
-    let attribute = |id, words: [u32; 4]| {
-        let mut value = [0; 8];
-        value[..2].copy_from_slice(bytemuck::cast_slice(&words));
-        CUlaunchAttribute { id, pad: [0; 4], value }
-    };
-    let mut attributes = Vec::new();
-    if cluster != [1; 3] {
-        let [x, y, z] = cluster;
-        attributes.push(attribute(CUlaunchAttributeID::CLUSTER_DIMENSION, [x, y, z, 0]));
-    }
-    if programmatic {
-        attributes.push(attribute(CUlaunchAttributeID::PROGRAMMATIC_STREAM_SERIALIZATION, [1, 0, 0, 0]));
-    }
-    attributes
+/// An attribute. Values are unions of 64 bytes, of which each attribute uses the first words.
+fn attribute(id: CUlaunchAttributeID, words: [u32; 4]) -> CUlaunchAttribute {
+    let mut value = [0; 8];
+    value[..2].copy_from_slice(bytemuck::cast_slice(&words));
+    CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 /// Launches a kernel: `launch!(function<<<grid, block, shared_bytes, stream>>>(a, b, ..))`, with a [`Function`], extents ([`Extents`]), a
@@ -253,13 +273,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_are_those_that_were_asked_for() {
-        assert!(attributes([1; 3], false).is_empty());
-        let both = attributes([4, 2, 1], true);
-        assert_eq!(both.iter().map(|attribute| attribute.id.0).collect::<Vec<_>>(), [4, 6]);
+    fn an_attribute_holds_its_words() {
+        let cluster = attribute(CUlaunchAttributeID::CLUSTER_DIMENSION, [4, 2, 1, 0]);
         // Little-endian words, as on every platform that has a driver.
-        assert_eq!(both[0].value[..3], [2 << 32 | 4, 1, 0]);
-        assert_eq!(both[1].value[..2], [1, 0]);
+        assert_eq!((cluster.id.0, &cluster.value[..3]), (4, &[2 << 32 | 4, 1, 0][..]));
     }
 
     /// Each pointer of the list leads to its value.

@@ -217,6 +217,13 @@ fn launches() {
         unsafe { launch.programmatic_dependent(true).run((data.as_device_ptr(),)) }.unwrap();
         let expected = "launch double grid [8, 2, 1] block [32, 4, 1] shared 16 cluster [4, 1, 1] programmatic 1 ";
         assert!(last().starts_with(expected), "{}", last());
+        // SAFETY: as above.
+        unsafe { Launch::new(&double, &stream).grid(7).cooperative(true).run((data.as_device_ptr(),)) }.unwrap();
+        assert!(
+            last().starts_with("launch double grid [7, 1, 1] block [1, 1, 1] shared 0 cooperative 1 "),
+            "{}",
+            last()
+        );
 
         // SAFETY: neither is launched.
         let refused = |launch: Launch<'_>| unsafe { launch.run((0u64,)) }.unwrap_err();
@@ -226,7 +233,7 @@ fn launches() {
         );
         let elsewhere = Stream::legacy(&Context::new(Device::get(1).unwrap()).unwrap());
         assert_eq!(refused(Launch::new(&double, &elsewhere)), Error::OtherContext { what: "the stream" });
-        assert_eq!(count("launch"), 2);
+        assert_eq!(count("launch"), 3);
     });
 }
 

@@ -56,6 +56,7 @@ Examples:
   ferroflash bench --sweep mine.toml --l2 flush
   ferroflash bench --dtype f16 --head-dim 128 --seq 16384 --window 1023/0 --kv-heads 4 --peers fa3,fa4,cudnn
   ferroflash bench --pass backward --preset paper --peers flash,cudnn
+  ferroflash bench --pass backward --deterministic --head-dim 64,128
   ferroflash bench --pass both --kernel naive --preset memory
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
@@ -68,6 +69,9 @@ pub(crate) struct BenchArgs {
     /// What of a training step is measured. The library chooses the kernels of backward and both; `--kernel naive` adds naive
     #[arg(long, value_name = "PASS", value_enum, ignore_case = true, default_value_t = Pass::Forward)]
     pass: Pass,
+    /// With backward or both: measure, beside what the library chooses, what it chooses where equal inputs have to give equal bits
+    #[arg(long)]
+    deterministic: bool,
     /// Device: best, cuda, cuda:N or emulator
     #[arg(long, value_name = "DEVICE", default_value = "best", value_parser = crate::usage::device_name)]
     device: String,
@@ -282,6 +286,10 @@ impl BenchArgs {
     fn ours(&self, sweep: &Sweep) -> Result<Vec<Ours>> {
         let mut ours: Vec<Ours> = sweep.kernels.iter().map(|&kernel| Ours::Kernel(kernel)).collect();
         if self.pass == Pass::Forward {
+            ensure!(
+                !self.deterministic,
+                "--deterministic is not accepted with --pass forward, whose bits are the same from run to run"
+            );
             return Ok(ours);
         }
         if !sweep.kernels_named {
@@ -297,6 +305,9 @@ impl BenchArgs {
             );
         }
         ours.push(Ours::Chosen);
+        if self.deterministic {
+            ours.push(Ours::Deterministic);
+        }
         Ok(ours)
     }
 

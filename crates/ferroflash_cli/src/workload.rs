@@ -369,9 +369,10 @@ impl GradientSet {
 fn attention(case: &Case, ours: Ours) -> Attention {
     let kernel = match ours {
         Ours::Kernel(kernel) => kernel.into(),
-        Ours::Chosen => KernelChoice::Auto,
+        Ours::Chosen | Ours::Deterministic => KernelChoice::Auto,
     };
-    Attention::new().with_mask(case.mask).with_kernel(kernel).with_lse(true)
+    let deterministic = ours == Ours::Deterministic;
+    Attention::new().with_mask(case.mask).with_kernel(kernel).with_deterministic(deterministic).with_lse(true)
 }
 
 /// Runs a pass on one set of tensors, with `dout` in the place of its own where one is given.

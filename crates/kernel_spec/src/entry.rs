@@ -21,6 +21,8 @@ pub struct Entry {
     pub feature_slots: u32,
     /// The features that it runs with, each and together: `cargo xtask build` assembles all their combinations and fails on a spill.
     pub accepts: FeatureSet,
+    /// Whether its thread blocks wait for each other, so that all of a launch have to fit on the GPU at a time.
+    pub cooperative: bool,
 }
 
 /// Instruction set that an entry is compiled for.

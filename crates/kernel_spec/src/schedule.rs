@@ -33,6 +33,9 @@ pub struct Work {
     pub kv_head_bytes: u64,
     /// Whether a mask makes tiles differ in length.
     pub uneven: bool,
+    /// Heads of a section of even tiles, whole groups of them, as far as the cache holds their keys and values: 1 for one group after the
+    /// other.
+    pub together: u32,
 }
 
 /// How persistent thread blocks share out the tiles: blocks of query rows of every head, or of every few heads that are packed
@@ -159,8 +162,11 @@ impl Schedule {
         let section_heads = if uneven {
             section_heads(heads, q_blocks, group, kv_head_bytes, ctas)
         } else {
-            // Equal tiles need no balance: one group of heads after the other.
-            group
+            // Equal tiles need no balance.
+            let cached = CACHED_BYTES / if kv_head_bytes == 0 { 1 } else { kv_head_bytes };
+            let most = if cached < heads as u64 { cached as u32 } else { heads };
+            let together = if work.together < most { work.together } else { most };
+            if together > group { together / group * group } else { group }
         };
         let (sections, last_heads) = split(heads, section_heads);
         let last_section = sections - 1;
@@ -202,6 +208,32 @@ impl Schedule {
         }
         Some(Tile { head: section * self.section_heads.value + head, q_block: self.q_blocks - 1 - from_last })
     }
+
+    /// The tiles of the head of a slot that are worked on in the same round as it, `round`, by `ctas` thread blocks: `[first, end]`, counted
+    /// from the head's last tile. The slot is not idle.
+    ///
+    /// Finds section and head anew: shared with [`Self::tile`], the steps to them would be other machine code there.
+    #[inline(always)]
+    pub const fn same_round(&self, slot: u32, round: u32, ctas: u32) -> [u32; 2] {
+        let (section, _) = self.section_slots.split(slot);
+        let is_last = section >= self.last_section;
+        let section = if is_last { self.last_section } else { section };
+        let heads = if is_last { &self.last_heads } else { &self.section_heads };
+        let start = section * self.section_slots.value;
+        let (_, head) = heads.split(slot - start);
+        let first = self.tiles_before(round * ctas, start + head, heads);
+        [first, self.tiles_before((round + 1) * ctas, start + head, heads)]
+    }
+
+    /// Tiles of a head in slots before `slot`. The first has slot `start`, and the heads of a section take turns.
+    #[inline(always)]
+    const fn tiles_before(&self, slot: u32, start: u32, heads: &Divisor) -> u32 {
+        if slot <= start {
+            return 0;
+        }
+        let (tiles, _) = heads.split(slot - start + heads.value - 1);
+        if tiles < self.q_blocks { tiles } else { self.q_blocks }
+    }
 }
 
 #[cfg(test)]
@@ -214,8 +246,8 @@ mod tests {
 
     /// Blocks of one row, and 1 MiB of keys and values a head.
     fn work(batch: u32, q_heads: u32, group: u32, q_blocks: u32) -> Work {
-        let (packed, q_rows, q_block, kv_head_bytes, uneven) = (1, q_blocks, 1, 1 << 20, false);
-        Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }
+        let (packed, q_rows, q_block, kv_head_bytes, uneven, together) = (1, q_blocks, 1, 1 << 20, false, 1);
+        Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven, together }
     }
 
     fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> Vec<Tile> {

@@ -184,6 +184,7 @@ mod tests {
         params_bytes: 16 + 3 * 8,
         feature_slots: 2,
         accepts: FeatureSet::of(0).union(FeatureSet::of(1)),
+        cooperative: false,
     };
 
     fn edited(line: &str, features: FeatureSet) -> Result<String> {

@@ -37,6 +37,10 @@ pub(crate) enum Edit {
     LateCopyWait,
     /// A group of cp.async is not closed.
     NoCopyCommit,
+    /// The wait for a counter in global memory is taken out.
+    NoTurn,
+    /// A counter in global memory is not counted up.
+    NoCount,
     /// The fence between generic writes and the async proxy is taken out.
     NoProxyFence,
     /// The fence after the initialisation of the mbarriers is taken out.
@@ -110,6 +114,12 @@ fn edits(line: &str) -> Vec<(Edit, String)> {
         out
     };
     let gone = |edit| vec![(edit, none())];
+    if has("ld.acquire.gpu") {
+        return gone(Edit::NoTurn);
+    }
+    if has("red.release.gpu") {
+        return gone(Edit::NoCount);
+    }
     // The longer names first: some are the beginning of others.
     if has("cp.async.wait_group") {
         with_late(Edit::NoCopyWait, Edit::LateCopyWait, "cp.async.wait_group")

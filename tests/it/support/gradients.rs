@@ -224,6 +224,17 @@ impl BackwardCase {
         backward([&q, &k, &v], &dout, dlse.as_deref(), *problem, attention).expect("a legal problem")
     }
 
+    /// Sums of the squared errors of dq: of what was computed, and of the same formula in the tensors' precision.
+    pub(crate) fn squared_errors_of_dq<T: Element>(
+        &self,
+        given: &BackwardInputs<T>,
+        computed: &Computed<T>,
+    ) -> [f64; 2] {
+        let exact = self.reference(given, reference::backward).dq;
+        let rounded = self.reference(given, reference::backward_rounded).dq;
+        [to_f64(&computed[0]), rounded].map(|found| found.iter().zip(&exact).map(|(a, b)| (a - b).powi(2)).sum())
+    }
+
     /// Query rows that can tell the error of the precision.
     fn telling_rows<T: Element>(&self, given: &BackwardInputs<T>) -> usize {
         let Case { problem, attention, .. } = &self.forward;

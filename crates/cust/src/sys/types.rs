@@ -213,6 +213,8 @@ enumerations! {
     }
     /// `CUlaunchAttributeID`: what a launch is told beyond its extents.
     CUlaunchAttributeID {
+        /// All blocks of the launch run at the same time, or it is an error.
+        COOPERATIVE = 2
         /// Blocks of a cluster, along x, y and z.
         CLUSTER_DIMENSION = 4
         /// The kernel may start before the one ahead of it in the stream is done, and waits for it itself (`griddepcontrol.wait`).

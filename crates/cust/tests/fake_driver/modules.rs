@@ -76,6 +76,7 @@ driver! {
             .map(|i| {
                 let Attribute { id, value, .. } = *attributes.add(i);
                 match id {
+                    2 => format!("cooperative {}", value[0]),
                     4 => format!("cluster {:?}", &value[..3]),
                     6 => format!("programmatic {}", value[0]),
                     _ => panic!("attribute {id}"),

@@ -80,6 +80,7 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
         q_block: variant.q_block,
         kv_head_bytes: 2 * (kv_rows * head_dim * dtype.bytes()) as u64,
         uneven: hides_something(forward.band, q_rows, kv_rows),
+        together: 1,
     };
     let none = TensorMap([0; 16]);
     let params = V3Params { q: none, k: none, v: none, forward, schedule: Schedule::new(&work, row.ctas) };
@@ -232,7 +233,7 @@ plain! {
     }
     V3Params { q, k, v, schedule, forward }
     BackwardParams {
-        q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, sums, sum_cols, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v,
+        q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, sums, counters, sum_cols, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v,
         scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
     FusedParams { q, k, v, dout, schedule, backward }

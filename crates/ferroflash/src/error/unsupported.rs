@@ -38,14 +38,6 @@ pub enum Unsupported {
         /// Largest head dim.
         largest: usize,
     },
-    /// Sums are added in any order, and equal bits were asked for.
-    #[error("{keys} keys make sums of dq whose order varies, and equal bits were asked for; up to {most} are accepted")]
-    Order {
-        /// Keys of a sequence.
-        keys: usize,
-        /// Most keys whose sums are the same in any order.
-        most: usize,
-    },
     /// There is nothing to describe to the copy engine.
     #[error("k and v have no rows; at least 1 is needed")]
     NoKeys,

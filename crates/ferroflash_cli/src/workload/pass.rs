@@ -88,6 +88,8 @@ pub(crate) enum Ours {
     Kernel(Kernel),
     /// What the library chooses, in every pass that is asked for.
     Chosen,
+    /// What it chooses where equal inputs have to give equal bits.
+    Deterministic,
 }
 
 impl Ours {
@@ -96,6 +98,7 @@ impl Ours {
         match self {
             Ours::Kernel(kernel) => kernel.name(),
             Ours::Chosen => "ferroflash",
+            Ours::Deterministic => "deterministic",
         }
     }
 }

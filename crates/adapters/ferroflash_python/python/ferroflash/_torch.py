@@ -1,6 +1,6 @@
 """Attention on tensors of PyTorch: straight to the library where nothing of PyTorch has to know of it, and as the operation
-``ferroflash::forward`` where it has to: under torch.compile, for tensors that are none of the plain kind, and for gradients, which are the
-operation ``ferroflash::backward``."""
+``ferroflash::forward`` where it has to: under torch.compile and torch.func, and for tensors that are none of the plain kind. Gradients of
+those are the operation ``ferroflash::backward``."""
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ _launch_native = _native.launch
 _launch_backward = _native.launch_backward
 # Modes that see every operation (fake tensors, counters): they see this one as an operation, too.
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+# Whether torch.func looks on, which wants an operation, too.
+_transforms = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def _stream_of(ordinal):
@@ -91,7 +93,10 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, 
         q, k, v = (torch.nn.functional.pad(tensor, (0, -head_dim % 8)) for tensor in (q, k, v))
     # The backward pass reads the log-sum-exp, whether the caller does or not.
     with_gradient = _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if type(q) is type(k) is type(v) is Tensor and not (with_gradient or _is_compiling() or _modes()):
+    is_plain = type(q) is type(k) is type(v) is Tensor and not (_is_compiling() or _modes() or _transforms())
+    if is_plain and with_gradient:
+        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic))
+    elif is_plain:
         out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
@@ -288,6 +293,28 @@ def _gradients(ctx, dout, dlse):
         dout = torch.zeros_like(out)
     dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options)
     return dq, dk, dv, None, None, None, None, None, None, None
+
+
+class _WithGradient(torch.autograd.Function):
+    """The operation for plain tensors: the same two launches, without the 300 us that an operation of torch.library takes for its gradient."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, *options):
+        scale, causal, left, right, softcap, _ = options
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, True, None)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
+        compute = torch.ops.ferroflash.backward if _is_grad_enabled() else _eager_backward
+        return *compute(q, k, v, out, lse, dout, dlse, *ctx.options), None, None, None, None, None, None
 
 
 def _second_gradients(ctx, *gradients):

@@ -8,6 +8,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Operand, Unsupported};
 use crate::plan::{Binding, Buffer, Params};
 use kernel_spec::copy_engine::ALIGNMENT;
+use kernel_spec::families::backward::order::{COUNTER_ROWS, SPACING};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, VARIANTS, Variant};
 use kernel_spec::schedule::{MAX_TILES, Schedule, Work};
 use kernel_spec::{DType, TensorMap};
@@ -16,22 +17,28 @@ use std::mem::offset_of;
 /// The buffer of the sums of dq, behind that of the statistics.
 pub(super) const SUMS: Binding = Binding::Buffer(1);
 
+/// The buffer of the counters of their parts, where these are added in order.
+pub(super) const COUNTERS: Binding = Binding::Buffer(2);
+
 /// Key blocks that add to the same sums in any order with one result: of two numbers, and 0 before them.
 const ORDERLESS_BLOCKS: usize = 2;
 
-/// Whether the sums are the same in whatever order thread blocks add to them.
+/// Whether equal inputs give equal bits: sums get their parts in order, or are the same in any.
 pub(super) fn is_deterministic(row: &Variant, sizes: &Sizes) -> bool {
-    sizes.kv_rows <= orderless_keys(row)
+    row.pass == Pass::Ordered || sizes.kv_rows <= ORDERLESS_BLOCKS * row.kv_block as usize
 }
 
-fn orderless_keys(row: &Variant) -> usize {
-    ORDERLESS_BLOCKS * row.kv_block as usize
-}
-
-/// The buffer of the sums, for so many rows of all heads.
-pub(super) fn sums(row: &Variant, rows: u64) -> Buffer {
+/// The buffers of the sums and of what orders them, for so many rows of all heads.
+pub(super) fn buffers(row: &Variant, rows: u64) -> Vec<Buffer> {
     let bytes = rows * u64::from(row.tile_cols()) * DType::F32.bytes() as u64;
-    Buffer { name: "sums of dq", bytes, reason: "the first step sets them to 0, the second adds, the third rounds" }
+    let reason = "the first step sets them to 0, the second adds, the third rounds";
+    let mut buffers = vec![Buffer { name: "sums of dq", bytes, reason }];
+    if row.pass == Pass::Ordered {
+        let bytes = rows / u64::from(COUNTER_ROWS) * size_of::<u32>() as u64;
+        let reason = "thread blocks add to the sums in order, which takes counting";
+        buffers.push(Buffer { name: "counters of dq", bytes, reason });
+    }
+    buffers
 }
 
 /// The row of the pass, or what rules it out: the one place of its conditions. `deterministic`: equal inputs have to give equal bits.
@@ -45,14 +52,13 @@ pub(super) fn row(
     if !VARIANTS.iter().any(|v| v.pass == Pass::Fused && v.dtype == sizes.dtype) {
         return Err(Unsupported::DType { found: sizes.dtype });
     }
-    let Some(row) = Variant::find(Pass::Fused, sizes.dtype, sizes.head_dim as u32) else {
+    let find = |pass| Variant::find(pass, sizes.dtype, sizes.head_dim as u32);
+    let row = find(Pass::Fused).filter(|row| !deterministic || is_deterministic(row, sizes));
+    let Some(row) = row.or_else(|| find(Pass::Ordered)) else {
         return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_dim() });
     };
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);
-    }
-    if deterministic && !is_deterministic(row, sizes) {
-        return Err(Unsupported::Order { keys: sizes.kv_rows, most: orderless_keys(row) });
     }
     let blocks = sizes.kv_rows.div_ceil(row.kv_block as usize) as u128;
     let found = (sizes.batch as u128 * sizes.kv_heads as u128).saturating_mul(blocks);
@@ -98,6 +104,10 @@ pub(super) fn params(
         q_block: variant.kv_block,
         kv_head_bytes: (q_heads / kv_heads * q_rows * row_bytes) as u64,
         uneven: hides_something(backward.band, q_rows, kv_rows),
+        together: match variant.pass {
+            Pass::Ordered => (SPACING * ctas).div_ceil(backward.q_rows.div_ceil(variant.q_block)),
+            _ => 1,
+        },
     };
     let none = TensorMap([0; 16]);
     let schedule = Schedule::new(&work, ctas);

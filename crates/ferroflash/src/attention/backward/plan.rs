@@ -90,13 +90,15 @@ pub(super) fn plan(
     let mut params = params(attention, sizes, tensors, scale, padded_rows);
     if let Choice::Fused(row) = choice {
         params.sum_cols = row.tile_cols().into();
+        // Not 0 where there are any, until the address is known.
+        params.counters = (row.pass == Pass::Ordered).into();
     }
     let step = |pass, computes: Option<&str>, params: &dyn Fn(&Variant, u32) -> Params| -> Result<Step> {
         let (variant, ctas) = row(pass, sizes, device)?;
         let equation = computes.map(|equation| format!("{equation}: ")).unwrap_or_default();
         let tile = format!("{equation}{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
         // Persistent thread blocks share out the blocks of keys.
-        let ctas = if pass == Pass::Fused { ctas.min(device.multiprocessors) } else { ctas };
+        let ctas = if matches!(pass, Pass::Fused | Pass::Ordered) { ctas.min(device.multiprocessors) } else { ctas };
         let kernel = Specialised::with_features(&variant.entry, FeatureSet::NONE);
         Ok(Step::new(kernel, ctas, tile, params(variant, ctas)))
     };
@@ -119,8 +121,8 @@ pub(super) fn plan(
         }
         Choice::TwoSided(_) => steps.extend([recomputing(Pass::Keys)?, recomputing(Pass::Queries)?]),
         Choice::Fused(row) => {
-            steps.extend([recomputing(Pass::Fused)?, recomputing(Pass::Round)?]);
-            buffers.push(fused::sums(row, rows));
+            steps.extend([recomputing(row.pass)?, recomputing(Pass::Round)?]);
+            buffers.extend(fused::buffers(row, rows));
             deterministic = fused::is_deterministic(row, sizes);
         }
     }
@@ -146,14 +148,17 @@ impl Choice {
     fn reason(&self) -> String {
         match self {
             Choice::Naive => {
-                "asked for naive: probabilities and their gradients in memory, each product a kernel of its own".to_owned()
+                "asked for naive: probabilities and their gradients in memory, each product a kernel of its own"
+                    .to_owned()
             }
             Choice::TwoSided(why) => {
                 format!("a kernel for keys and values and one for queries, each the only owner of its sums: {why}")
             }
-            Choice::Fused(_) => {
-                "one kernel for all gradients, whose thread blocks add to the sums of dq: the fastest of those that run this"
-                    .to_owned()
+            Choice::Fused(row) => {
+                let order = if row.pass == Pass::Ordered { " in order, for equal bits" } else { "" };
+                format!(
+                    "one kernel for all gradients, whose thread blocks add to the sums of dq{order}: the fastest of those that run this"
+                )
             }
         }
     }
@@ -207,6 +212,7 @@ fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, p
         dlse: 0,
         statistics: 0,
         sums: 0,
+        counters: 0,
         sum_cols: 0,
         q_rows: q_rows as u32,
         kv_rows: kv_rows as u32,
@@ -268,6 +274,9 @@ fn bind(
     if params.sum_cols > 0 {
         holes.push((offset_of!(BackwardParams, sums), fused::SUMS, chunk));
     }
+    if params.counters != 0 {
+        holes.push((offset_of!(BackwardParams, counters), fused::COUNTERS, numbers));
+    }
     match variant.pass {
         Pass::Keys => {
             holes.extend(tiles);
@@ -277,7 +286,7 @@ fn bind(
             holes.extend(tiles);
             holes.push(q_gradient);
         }
-        Pass::Fused => holes.extend(kv_gradients),
+        Pass::Fused | Pass::Ordered => holes.extend(kv_gradients),
         Pass::Round => holes.push(q_gradient),
         // The only other pass that the list has.
         _ => {
@@ -289,7 +298,9 @@ fn bind(
         }
     }
     let (bytes, start) = match variant.pass {
-        Pass::Fused => (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward)),
+        Pass::Fused | Pass::Ordered => {
+            (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward))
+        }
         _ => (Params::new(bytes_of(params)), 0),
     };
     holes

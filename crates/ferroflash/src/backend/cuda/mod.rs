@@ -176,7 +176,8 @@ impl Backend for Cuda {
         let launch = cust::Launch::new(&function, &stream)
             .grid(launch.ctas)
             .block(entry.threads)
-            .shared_bytes(entry.shared_bytes);
+            .shared_bytes(entry.shared_bytes)
+            .cooperative(entry.cooperative);
         // SAFETY: the function takes one parameter, the struct that `params` holds (the contract in kernel_spec); block and shared
         // memory are those of the entry; the addresses in it were checked by the caller.
         Ok(unsafe { launch.run_pointers(&mut params) }?)

@@ -1,6 +1,6 @@
 //! Where the pieces of a thread block's shared memory lie, for each pass: the kernels' addresses, and the sizes of the launches.
 
-use super::{STATISTICS_BYTES, Variant, policy};
+use super::{Pass, STATISTICS_BYTES, Variant, policy};
 use crate::shared::Carve;
 
 /// What a tile starts at a multiple of, in bytes: the swizzle repeats after eight rows of 128.
@@ -160,6 +160,8 @@ pub struct Fused {
     pub dout_barriers: u32,
     /// See [`Self::k_barriers`].
     pub dscores_barriers: u32,
+    /// A pair of barriers for each share of the sums, where they are added to in order.
+    pub turn_barriers: u32,
     /// All of it.
     pub total: u32,
 }
@@ -191,6 +193,8 @@ impl Fused {
         let q_barriers = carve.take(policy.stages * pair, pair);
         let dout_barriers = carve.take(policy.stages * pair, pair);
         let dscores_barriers = carve.take(policy.dscores_stages * pair, pair);
+        let turns = if matches!(row.pass, Pass::Ordered) { row.shares() } else { 0 };
+        let turn_barriers = carve.take(turns * pair, pair);
         Fused {
             k,
             v,
@@ -204,6 +208,7 @@ impl Fused {
             q_barriers,
             dout_barriers,
             dscores_barriers,
+            turn_barriers,
             total: carve.total(),
         }
     }

@@ -16,6 +16,7 @@ use crate::layout;
 pub mod memory;
 #[macro_use]
 pub mod naive;
+pub mod order;
 mod params;
 pub mod policy;
 #[macro_use]
@@ -48,6 +49,8 @@ pub enum Pass {
     Queries,
     /// All three gradients, those of queries as sums.
     Fused,
+    /// The same, with sums that do not depend on which thread block is faster, see [`order`].
+    Ordered,
     /// Rounds the sums.
     Round,
     /// Naive: probabilities from scores and statistics, or their gradients `dout v^T`.
@@ -67,22 +70,30 @@ impl Pass {
     /// Those of Hopper, in launch order.
     pub const FUSED: [Pass; 3] = [Pass::Delta, Pass::Fused, Pass::Round];
 
+    /// The same with sums in order.
+    pub const ORDERED: [Pass; 3] = [Pass::Delta, Pass::Ordered, Pass::Round];
+
     /// Those that only the naive kernel has. They come after [`Pass::Delta`], some of them twice.
     pub const NAIVE: [Pass; 4] = [Pass::NaiveScores, Pass::NaiveDscores, Pass::NaiveQueries, Pass::NaiveKeys];
 
     /// Instruction set that its entries are compiled for.
     pub const fn arch(self) -> Arch {
         match self {
-            Pass::Fused | Pass::Round => Arch::Sm90a,
+            Pass::Fused | Pass::Ordered | Pass::Round => Arch::Sm90a,
             _ => Arch::Sm80,
         }
+    }
+
+    /// Whether its thread blocks wait for each other.
+    pub const fn is_cooperative(self) -> bool {
+        matches!(self, Pass::Ordered)
     }
 
     /// Bytes of its parameter struct.
     pub const fn params_bytes(self) -> u32 {
         let bytes = match self {
             Pass::Delta | Pass::Keys | Pass::Queries | Pass::Round => size_of::<BackwardParams>(),
-            Pass::Fused => size_of::<FusedParams>(),
+            Pass::Fused | Pass::Ordered => size_of::<FusedParams>(),
             Pass::NaiveScores | Pass::NaiveDscores | Pass::NaiveQueries | Pass::NaiveKeys => {
                 size_of::<NaiveBackwardParams>()
             }
@@ -99,6 +110,7 @@ pub enum Policy {
     Keys(policy::Keys),
     Queries(policy::Queries),
     Fused(policy::Fused),
+    Ordered(policy::Ordered),
     Round(policy::Round),
     NaiveScores(policy::NaiveScores),
     NaiveDscores(policy::NaiveDscores),
@@ -143,6 +155,7 @@ macro_rules! variant_table {
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: BACKWARD_SLOTS,
                 accepts: FeatureSet::NONE,
+                cooperative: Pass::$pass.is_cooperative(),
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,
@@ -207,7 +220,9 @@ impl Variant {
         match self.pass {
             // Rows that do not exist have statistics too.
             Pass::Delta => batch * q_heads * (q_rows.next_multiple_of(STATISTICS_ROWS as u64) / self.q_block as u64),
-            Pass::Keys | Pass::Fused | Pass::NaiveKeys => batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64),
+            Pass::Keys | Pass::Fused | Pass::Ordered | Pass::NaiveKeys => {
+                batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64)
+            }
             Pass::Queries | Pass::Round | Pass::NaiveQueries => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
             Pass::NaiveScores => {
                 batch * q_heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64)
@@ -236,7 +251,7 @@ impl Variant {
     /// Columns that a row of a tile has room for: the copy engine moves whole panels.
     pub const fn tile_cols(&self) -> u32 {
         match self.pass {
-            Pass::Fused | Pass::Round => self.dim.next_multiple_of(BOX_COLS),
+            Pass::Fused | Pass::Ordered | Pass::Round => self.dim.next_multiple_of(BOX_COLS),
             _ => self.dim,
         }
     }
@@ -244,7 +259,7 @@ impl Variant {
     const fn with_shared_bytes(mut self) -> Variant {
         self.entry.shared_bytes = match self.policy {
             Policy::Delta(_) | Policy::Round(_) => 0,
-            Policy::Fused(policy) => memory::Fused::of(&self, policy).total,
+            Policy::Fused(policy) | Policy::Ordered(policy) => memory::Fused::of(&self, policy).total,
             Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
             Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
             Policy::NaiveScores(_) => memory::NaiveScores::of(&self).total,
@@ -278,7 +293,7 @@ impl Variant {
                 assert!(self.q_block.is_multiple_of(fragment_cols * columns), "warps own whole fragments of scores");
                 assert!(self.dim.is_multiple_of(16 * columns), "warps own whole pairs of 8 columns");
             }
-            Policy::Fused(_) => {
+            Policy::Fused(_) | Policy::Ordered(_) => {
                 let key_warpgroups = self.kv_block / memory::Fused::WARPGROUP_ROWS;
                 assert!(self.warps == 4 * (1 + key_warpgroups), "a warpgroup loads, the others have keys");
                 assert!(self.shares() == key_warpgroups, "each has a share of the gradients of queries");
@@ -335,7 +350,9 @@ mod tests {
         for v in VARIANTS {
             let expected = match v.pass {
                 Pass::Delta => 2 * 6 * 128 / 64,
-                Pass::Keys | Pass::Fused | Pass::NaiveKeys => 2 * 2 * 70_u64.div_ceil(v.kv_block.into()),
+                Pass::Keys | Pass::Fused | Pass::Ordered | Pass::NaiveKeys => {
+                    2 * 2 * 70_u64.div_ceil(v.kv_block.into())
+                }
                 Pass::Queries | Pass::Round | Pass::NaiveQueries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
                 Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),
                 Pass::NaiveDscores => 2 * 6 * 100 / 4,

@@ -40,6 +40,10 @@ pub struct BackwardParams {
     /// Device address of the sums of dq, `f32 [batch, q_heads, padded_rows, sum_cols]` in the order of the fused pass, or 0 for none: the
     /// first pass sets them to 0, the second adds, the third rounds.
     pub sums: u64,
+    /// Device address of the counters of the parts that sums have, where these are added in order, `u32 [batch, q_heads, padded_rows /
+    /// COUNTER_ROWS]`, or 0 for none: the first pass sets them to 0. A share of the sums of a block of queries counts in that of its
+    /// first row and its own number.
+    pub counters: u64,
     /// Columns of a row of the sums.
     pub sum_cols: u64,
     /// Rows of q, `1..MAX_ROWS`.

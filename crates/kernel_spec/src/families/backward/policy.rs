@@ -33,6 +33,9 @@ pub struct Fused {
     pub dscores_stages: u32,
 }
 
+/// The same.
+pub type Ordered = Fused;
+
 /// Of the rounding of the sums that [`Fused`] leaves: none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Round {}

@@ -53,6 +53,10 @@ macro_rules! for_each_fused_backward_row {
             Fused 64 [F16 backward_fused_f16_d64, Bf16 backward_fused_bf16_d64] 128 x 128, 12, 1, { kv_stages: 2, stages: 2, dscores_stages: 2 }, "scores of 128 queries by 64 keys, their gradients, and those of 64 keys and values fill the registers of a warpgroup; a second buffer of keys, +7 % at 512 rows";
             Fused 96 [F16 backward_fused_f16_d96, Bf16 backward_fused_bf16_d96] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "as d128";
             Fused 128 [F16 backward_fused_f16_d128, Bf16 backward_fused_bf16_d128] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "as d64, with half of the queries; a third buffer of the gradients of scores, +3 % at 2048 rows causal, leaves no room for a second of keys";
+            // The same, for equal bits from run to run.
+            Ordered 64 [F16 backward_ordered_f16_d64, Bf16 backward_ordered_bf16_d64] 128 x 128, 12, 1, { kv_stages: 2, stages: 2, dscores_stages: 2 }, "the tile of the fused pass";
+            Ordered 96 [F16 backward_ordered_f16_d96, Bf16 backward_ordered_bf16_d96] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "the tile of the fused pass";
+            Ordered 128 [F16 backward_ordered_f16_d128, Bf16 backward_ordered_bf16_d128] 64 x 128, 12, 1, { kv_stages: 1, stages: 2, dscores_stages: 3 }, "the tile of the fused pass";
             // From the sums to dq.
             Round 64 [F16 backward_round_f16_d64, Bf16 backward_round_bf16_d64] 128 x 0, 8, 2, {}, "the tile of the fused pass";
             Round 96 [F16 backward_round_f16_d96, Bf16 backward_round_bf16_d96] 64 x 0, 8, 2, {}, "the tile of the fused pass";

@@ -176,6 +176,7 @@ macro_rules! variant_table {
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: FORWARD_SLOTS,
                 accepts: variant_table!(@ $features),
+                cooperative: false,
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,

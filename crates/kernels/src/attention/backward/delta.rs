@@ -1,5 +1,5 @@
-//! The statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two; and the sums of `dq` set to 0, where
-//! there are any.
+//! The statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two; and the sums of `dq` and the counters
+//! of their parts set to 0, where there are any.
 //!
 //! As many neighbouring lanes as a row has pieces of 16 bytes share it, 32 at most, so that a warp reads several short rows at a time.
 //!
@@ -8,9 +8,10 @@
 
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
+use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::layout::CHUNK_BYTES;
 
-use crate::attention::backward::{Config, DELTAS, Statistics, head_address, statistics_of};
+use crate::attention::backward::{Config, DELTAS, Statistics, counter_of, head_address, statistics_of};
 use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 
@@ -55,6 +56,9 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
             for chunk in (thread::index()..(bytes / CHUNK_BYTES as u64) as u32).step_by(C::THREADS) {
                 copy::store_f32x4(from + chunk as u64 * CHUNK_BYTES as u64, [0.0; 4]);
             }
+        }
+        if p.counters != 0 && thread::index() < const { C::ROW.q_block / COUNTER_ROWS } {
+            copy::store_u32(counter_of(p, head, first_row, thread::index()), 0);
         }
     }
 }

@@ -26,6 +26,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, thread};
+use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
@@ -106,6 +107,13 @@ const DELTAS: u32 = 8;
 #[inline(always)]
 fn statistics_of(p: &BackwardParams, head: u32, row: u32) -> u64 {
     p.statistics + head as u64 * p.padded_rows as u64 * STATISTICS_BYTES as u64 + offset_of_row(row) as u64
+}
+
+/// Address of the counter of the parts that share `share` of the sums of the rows from `first_row` on has, of one head of all.
+#[inline(always)]
+fn counter_of(p: &BackwardParams, head: u32, first_row: u32, share: u32) -> u64 {
+    let row = head as u64 * p.padded_rows as u64 + first_row as u64;
+    p.counters + (row / COUNTER_ROWS as u64 + share as u64) * 4
 }
 
 /// Bytes from the first statistics of a head, or of a block of rows, to those of one of its rows.

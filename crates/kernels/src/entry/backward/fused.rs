@@ -35,6 +35,9 @@ macro_rules! entry {
             }
         }
     };
+    (Ordered $($row:tt)*) => {
+        entry! { Fused $($row)* }
+    };
     (Round $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
         #[doc = concat!("Sums to gradients of queries; this tile because: ", $reason)]
         pub mod $symbol {

@@ -4,7 +4,7 @@ use core::marker::PhantomData;
 
 use cuda_std::{shared, wgmma};
 use kernel_spec::families::backward::memory::Fused as Memory;
-use kernel_spec::families::backward::{STATISTICS_BYTES, policy};
+use kernel_spec::families::backward::{Pass, STATISTICS_BYTES, policy};
 
 use crate::attention::backward;
 use crate::attention::backward::fused::sums;
@@ -31,6 +31,8 @@ pub trait Config: backward::Config<T: TensorCore + wgmma::WarpgroupMma<{ sums::S
     type Weights: Operands<Self::Scores, Self::T>;
     /// A gradient of a warpgroup's keys.
     type Acc: Accumulator<Self::T>;
+    /// Whether the sums of dq get their parts in an order that does not depend on time.
+    const IN_ORDER: bool = matches!(Self::ROW.pass, Pass::Ordered);
     /// Warpgroups that have keys.
     const WARPGROUPS: u32 = Self::ROW.kv_block / Memory::WARPGROUP_ROWS;
 }
@@ -72,6 +74,14 @@ impl<C: Config> Buffers for Dscores<C> {
     const BYTES: u32 = C::Dscores::BYTES;
 }
 
+/// Turns to add to the sums of dq, which have no buffers.
+pub struct Turns;
+
+impl Buffers for Turns {
+    const STAGES: u32 = 1;
+    const BYTES: u32 = 0;
+}
+
 /// The rings of a thread block, with the first buffer of statistics.
 pub struct Rings<C> {
     /// Of keys.
@@ -84,6 +94,8 @@ pub struct Rings<C> {
     pub dout: Ring<Douts<C>>,
     /// Of gradients of scores.
     pub dscores: Ring<Dscores<C>>,
+    /// Of the first warpgroup's turns.
+    turns: u32,
     statistics: u32,
 }
 
@@ -102,8 +114,15 @@ impl<C: Config> Rings<C> {
             q: Ring::new(at(memory.q), at(memory.q_barriers)),
             dout: Ring::new(at(memory.dout), at(memory.dout_barriers)),
             dscores: Ring::new(at(memory.dscores), at(memory.dscores_barriers)),
+            turns: at(memory.turn_barriers),
             statistics: at(memory.statistics),
         }
+    }
+
+    /// The turns of a warpgroup.
+    #[inline(always)]
+    pub fn turns(&self, group: u32) -> Ring<Turns> {
+        Ring::new(0, self.turns + group * BARRIER_PAIR)
     }
 
     /// Where the statistics of the current buffer of queries lie.

@@ -22,15 +22,15 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
         // A whole warp walks along, one thread of it acts: addresses then live in uniform registers.
         let elected = thread::lane() == 0;
         let mut tiles = Tiles { round: 0 };
-        while let Some(block) = tiles.next::<C>(p) {
-            let p = &p.backward;
+        while let Some(walk) = tiles.next::<C>(p) {
+            let (p, block) = (&p.backward, &walk.keys);
             let kv_rows = HeadRows { head: block.kv_head, batch: block.batch }.coordinates(block.first_row);
             let mut first = true;
             for head in 0..p.group {
                 let q_head = block.kv_head * p.group + head;
                 let rows = HeadRows { head: q_head, batch: block.batch };
                 for i in 0..block.q_blocks.count() {
-                    let row = block.q_blocks.step(i) * C::ROW.q_block;
+                    let row = walk.q_block(i) * C::ROW.q_block;
                     if first {
                         load_next::<C::Kv, Keys<C>>(&mut rings.k, k_map, kv_rows, elected);
                     }

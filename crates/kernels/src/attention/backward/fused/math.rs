@@ -6,12 +6,14 @@ use kernel_spec::families::backward::memory::Fused as Memory;
 use kernel_spec::families::backward::{FusedParams, SHARE_ROWS, STATISTICS_BYTES};
 use kernel_spec::layout::{CHUNK_BYTES, PANEL_BYTES, PANEL_COLS, fragment_col, swizzle};
 
-use crate::attention::backward::fused::config::{Config, Rings};
+use crate::attention::backward::fused::config::{Config, Rings, Turns};
 use crate::attention::backward::fused::store;
 use crate::attention::backward::fused::sums::{self, Share};
 use crate::attention::backward::fused::tiles::Tiles;
 use crate::attention::backward::{DELTAS, Scores, target};
+use crate::attention::exponent::Exponent;
 use crate::parts::fragments::Fragments;
+use crate::parts::ring::Ring;
 use crate::parts::shared_tile::SharedMatrix;
 use crate::parts::warpgroup::{Operands, WARPGROUP, start_shared, start_transposed, start_weighted};
 
@@ -31,8 +33,9 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
     unsafe {
         let place = dscores_place::<C>(group, thread / 32);
         let mut tiles = Tiles { round: 0 };
-        while let Some(block) = tiles.next::<C>(p) {
-            let (p, blocks) = (&p.backward, block.q_blocks);
+        let mut turns = rings.turns(group);
+        while let Some(walk) = tiles.next::<C>(p) {
+            let (p, block, blocks) = (&p.backward, &walk.keys, walk.keys.q_blocks);
             let warp_row = block.first_row + group_row + thread / 32 * 16;
             let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
             // Keys that do not exist have weights too, however large: here they would reach the sums of their queries.
@@ -46,7 +49,8 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
             }
             let mut step = #[inline(always)]
             |head: u32, i: u32, first: bool| {
-                let first_query = blocks.step(i) * C::ROW.q_block;
+                let q_block = walk.q_block(i);
+                let first_query = q_block * C::ROW.q_block;
                 // Opaque: computed anew in every step, the descriptors of a tile stay out of the registers of the loop.
                 let [k, v] = [rings.k.buffer(), rings.v.buffer()].map(math::opaque);
                 let group_rows = group_row * PANEL_BYTES as u32;
@@ -58,11 +62,15 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 start_transposed::<C::T, C::Kv, C::Q, _>(&mut dscores, v + group_rows, rings.dout.buffer(), C::DIM);
                 wgmma::wait::<1>();
                 let statistics = rings.statistics();
-                weigh(&mut scores, statistics, p.scale_log2);
+                weigh::<C::T, _>(&mut scores, statistics, C::T::scale(p.scale_log2));
                 wgmma::wait::<0>();
                 differentiate(&scores, &mut dscores, statistics);
                 // One loop for all: a branch, while no product runs, costs less than the registers of two.
-                if i < tested {
+                let is_tested = match &walk.order {
+                    Some(order) => is_partial | order.is_tested(q_block),
+                    None => i < tested,
+                };
+                if is_tested {
                     Scores::transposed(p).hide([&mut scores, &mut dscores], warp_row, first_query);
                 }
                 let weights = C::Weights::round(&scores);
@@ -98,7 +106,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                     wgmma::wait::<1>();
                     before.release(elected);
                     before.advance();
-                    sums::add(&share, sums);
+                    add::<C>(&share, sums, &mut turns, elected);
                 }
                 let q_head = block.batch * p.q_heads + block.kv_head * p.group + head;
                 sums = sums::address(p, q_head, first_query, group, thread);
@@ -133,11 +141,32 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 before.release(elected);
                 rings.k.release(elected);
                 rings.k.advance();
-                sums::add(&share, sums);
+                add::<C>(&share, sums, &mut turns, elected);
             }
             let rows = [block.batch, block.kv_head, p.kv_rows];
             store::rows::<C::T, _>(&dk, p.scale, &target::<C>(&p.dk, rows, p.dim_qk, true), warp_row, 0);
             store::rows::<C::T, _>(&dv, 1.0, &target::<C>(&p.dv, rows, p.dim_v, true), warp_row, 0);
+        }
+    }
+}
+
+/// Adds a share to its sums, where they are in order when it is its turn.
+///
+/// # Safety
+/// As for [`sums::add`]; all threads of the warpgroup, converged.
+#[inline(always)]
+unsafe fn add<C: Config>(share: &Share, sums: u64, turns: &mut Ring<Turns>, elected: bool) {
+    // SAFETY: passed on.
+    unsafe {
+        if C::IN_ORDER {
+            turns.wait();
+        }
+        sums::add(share, sums);
+        if C::IN_ORDER {
+            // All lanes have added.
+            warp::sync();
+            turns.release(elected);
+            turns.advance();
         }
     }
 }
@@ -160,15 +189,15 @@ fn dscores_place<C: Config>(group: u32, warp: u32) -> u32 {
 /// # Safety
 /// They are there.
 #[inline(always)]
-unsafe fn weigh<F: Fragments>(scores: &mut F, statistics: u32, scale_log2: f32) {
+unsafe fn weigh<T: Exponent, F: Fragments>(scores: &mut F, statistics: u32, scale: f32) {
     let first = statistics + fragment_col(thread::lane(), 0) * STATISTICS_BYTES;
     for n in 0..F::N {
         // SAFETY: passed on; a lane's two columns are a pair.
-        let lse = unsafe { shared::load_f32x2(first + 8 * n as u32 * STATISTICS_BYTES) };
+        let minus_lse = unsafe { shared::load_f32x2(first + 8 * n as u32 * STATISTICS_BYTES) };
         for m in 0..F::M {
             for i in 0..4 {
                 let x = &mut scores.at_mut(m, n)[i];
-                *x = math::exp2(math::fma(*x, scale_log2, lse[i % 2]));
+                *x = T::weight(*x, scale, minus_lse[i % 2]);
             }
         }
     }

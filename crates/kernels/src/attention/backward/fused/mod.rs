@@ -18,7 +18,8 @@
 //!
 //! | who | does | registers |
 //! | --- | --- | --- |
-//! | warp 0 of warpgroup 0, [`load`] | starts all loads (TMA); its neighbours do nothing | 24 |
+//! | warp 0 of warpgroup 0, [`load`] | starts all loads (TMA) | 24 |
+//! | warp `g` of warpgroup 0, [`turns`] | where sums are added to in order, tells warpgroup `g` when it is its turn; else nothing | 24 |
 //! | warpgroup `g >= 1`, [`math`] | key rows `64 (g - 1) ..` of the block; of `dq`, 64 rows and 64 columns | 240 |
 //!
 //! `dq` needs the gradients of all scores of a step, and therefore all warpgroups. FlashAttention-3 (Shah et al., 2024) has them meet for
@@ -31,6 +32,8 @@
 //! | `empty` of a k, v, q or dout buffer | each of their warps, after the last product that reads it | load warp |
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
 //! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
+//! | `full` of a turn | the warp of the turns, once the sums have all parts that come before | its warpgroup, before it adds |
+//! | `empty` of a turn | each warp of the warpgroup, once it has added | the warp of the turns, before it tells the other thread blocks |
 //!
 //! The `empty` barriers of v, of dout and of three buffers of `ds` order nothing that those of k and q do not: these are freed later and
 //! waited for earlier. They stay because without them, and the wait for dv in front of one, 64 dims are 2 % slower.
@@ -48,6 +51,7 @@ mod math;
 pub(super) mod store;
 pub(super) mod sums;
 mod tiles;
+mod turns;
 
 pub use config::Config;
 
@@ -85,14 +89,22 @@ pub unsafe fn gradients<C: Config>(p: &FusedParams, params: u64) {
             rings.q.init(warps);
             rings.dout.init(warps);
             rings.dscores.init_shared(warps, warps);
+            if C::IN_ORDER {
+                for group in 0..C::WARPGROUPS {
+                    rings.turns(group).init(WARPGROUP / 32);
+                }
+            }
             mbarrier::fence_init();
         }
         sync::block();
 
         if group == 0 {
             wgmma::release_registers::<LoadRegisters>();
-            if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
+            let warp = warp::broadcast(thread::index() / 32, 0);
+            if warp == LOAD_WARP {
                 load::run(p, params, &mut rings);
+            } else if C::IN_ORDER && warp - 1 < C::WARPGROUPS {
+                turns::run::<C>(p, warp - 1, rings.turns(warp - 1));
             }
         } else {
             wgmma::take_registers::<MathRegisters>();
