@@ -92,7 +92,6 @@ const FUSED: Subject = Subject {
         (Edit::NoMbarrierWait, 3, FREED_BEFORE),
         DOUT_IS_READ,
         DOUT_IS_READ_LATE,
-        STATISTICS_ARE_READ,
         FRESH_REGISTERS,
         (
             Edit::NoWgmmaCommit,
@@ -110,9 +109,8 @@ const FUSED_OF_ONE_BUFFER: Subject = Subject {
         (Edit::NoMbarrierWait, 5, FREED_BEFORE),
         DOUT_IS_READ,
         DOUT_IS_READ_LATE,
-        STATISTICS_ARE_READ,
         FRESH_REGISTERS,
-        FUSED.needless[5],
+        FUSED.needless[4],
     ],
     ..FUSED
 };
@@ -121,11 +119,6 @@ const FREED_BEFORE: &str = "for room for v and dout: keys and queries are freed 
 const DOUT_IS_READ: Needless =
     (Edit::NoWgmmaWait, 2, "for the last product that reads dout: see the waits for its room");
 const DOUT_IS_READ_LATE: Needless = (Edit::LateWgmmaWait, 2, DOUT_IS_READ.2);
-const STATISTICS_ARE_READ: Needless = (
-    Edit::NoWarpSync,
-    2,
-    "before a buffer of queries is freed: the warp has met since it read the statistics, to pass ds on",
-);
 const FRESH_REGISTERS: Needless = (
     Edit::NoWgmmaFence,
     2,

@@ -33,9 +33,6 @@ pub struct Work {
     pub kv_head_bytes: u64,
     /// Whether a mask makes tiles differ in length.
     pub uneven: bool,
-    /// Heads of a section of even tiles, whole groups of them, as far as the cache holds their keys and values: 1 for one group after the
-    /// other.
-    pub together: u32,
 }
 
 /// How persistent thread blocks share out the tiles: blocks of query rows of every head, or of every few heads that are packed
@@ -162,11 +159,8 @@ impl Schedule {
         let section_heads = if uneven {
             section_heads(heads, q_blocks, group, kv_head_bytes, ctas)
         } else {
-            // Equal tiles need no balance.
-            let cached = CACHED_BYTES / if kv_head_bytes == 0 { 1 } else { kv_head_bytes };
-            let most = if cached < heads as u64 { cached as u32 } else { heads };
-            let together = if work.together < most { work.together } else { most };
-            if together > group { together / group * group } else { group }
+            // Equal tiles need no balance: one group of heads after the other.
+            group
         };
         let (sections, last_heads) = split(heads, section_heads);
         let last_section = sections - 1;
@@ -246,8 +240,8 @@ mod tests {
 
     /// Blocks of one row, and 1 MiB of keys and values a head.
     fn work(batch: u32, q_heads: u32, group: u32, q_blocks: u32) -> Work {
-        let (packed, q_rows, q_block, kv_head_bytes, uneven, together) = (1, q_blocks, 1, 1 << 20, false, 1);
-        Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven, together }
+        let (packed, q_rows, q_block, kv_head_bytes, uneven) = (1, q_blocks, 1, 1 << 20, false);
+        Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }
     }
 
     fn tiles(schedule: &Schedule, cta: u32, ctas: u32) -> Vec<Tile> {

@@ -96,7 +96,8 @@ impl Attention {
     /// // Thread blocks add to those sums in any order.
     /// assert!(!plan.deterministic);
     /// let plan = Attention::new().causal().with_deterministic(true).backward_plan(&device, &problem)?;
-    /// assert_eq!(plan.workspace_bytes(), 8 * 1024 * 8);
+    /// // In order, which takes a counter for every 32 rows.
+    /// assert_eq!(plan.workspace_bytes(), 8 * 1024 * (8 + 4 * 64) + 8 * 1024 / 32 * 4);
     /// assert!(plan.deterministic);
     /// # }
     /// # Ok::<(), ferroflash::Error>(())
@@ -146,7 +147,8 @@ impl Attention {
     ///
     /// # Bits
     /// dk and dv have the same bits for the same inputs, always, and so has dq but in the fused kernel with more than 256 keys, where
-    /// its sums are added in any order: see [`BackwardPlan::deterministic`], and [`Attention::deterministic`] for the choice.
+    /// its sums are added in any order: see [`BackwardPlan::deterministic`], and [`Attention::deterministic`] for sums in order, whose bits
+    /// are equal on GPUs with as many multiprocessors.
     ///
     /// A row whose log-sum-exp is minus infinity, because it sees no key, gives nothing and gets 0; plus infinity means the same, as other
     /// programs write it. A key that no row sees gets 0.

@@ -74,7 +74,7 @@ pub struct Attention {
     /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
     pub lse: bool,
     /// Whether equal inputs have to give equal bits, whatever else the device does. All forward kernels do; so does the backward pass
-    /// when this is set, by kernels that are slower on Hopper.
+    /// when this is set: on Hopper its fused kernel then adds to the sums of dq in order, which takes 5 to 25 % longer.
     pub deterministic: bool,
 }
 

@@ -80,7 +80,6 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
         q_block: variant.q_block,
         kv_head_bytes: 2 * (kv_rows * head_dim * dtype.bytes()) as u64,
         uneven: hides_something(forward.band, q_rows, kv_rows),
-        together: 1,
     };
     let none = TensorMap([0; 16]);
     let params = V3Params { q: none, k: none, v: none, forward, schedule: Schedule::new(&work, row.ctas) };

@@ -152,7 +152,6 @@ fn parameters_of_v3() {
         q_block: variant.q_block,
         kv_head_bytes: 2 * 900 * 40 * 2,
         uneven: true,
-        together: 1,
     };
     assert_eq!(params.schedule, Schedule::new(&work, *ctas));
     assert_eq!(output.plan.extra_bytes(), 24 * 700 * 4);
@@ -183,7 +182,6 @@ fn few_rows_share_tiles_of_v3() {
         q_block: 128,
         kv_head_bytes: 2 * 900 * 64 * 2,
         uneven: false,
-        together: 1,
     };
     assert_eq!(params.schedule, Schedule::new(&work, 24));
 }
@@ -202,7 +200,7 @@ fn schedules_of_v3_follow_the_mask() {
     let window = |left, right| Mask::Window { left, right };
     let of_bytes = |q_rows: u32, kv_head_bytes: u64, uneven| {
         let (batch, q_heads, group, packed, q_block) = (1, 300, 1, 1, 128);
-        Schedule::new(&Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven, together: 1 }, 132)
+        Schedule::new(&Work { batch, q_heads, group, packed, q_rows, q_block, kv_head_bytes, uneven }, 132)
     };
     // Two bytes an element, keys and values.
     let expected = |q_rows, kv_rows: u64, uneven| of_bytes(q_rows, kv_rows * 64 * 2 * 2, uneven);

@@ -8,7 +8,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Operand, Unsupported};
 use crate::plan::{Binding, Buffer, Params};
 use kernel_spec::copy_engine::ALIGNMENT;
-use kernel_spec::families::backward::order::{COUNTER_ROWS, SPACING};
+use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, VARIANTS, Variant};
 use kernel_spec::schedule::{MAX_TILES, Schedule, Work};
 use kernel_spec::{DType, TensorMap};
@@ -104,10 +104,6 @@ pub(super) fn params(
         q_block: variant.kv_block,
         kv_head_bytes: (q_heads / kv_heads * q_rows * row_bytes) as u64,
         uneven: hides_something(backward.band, q_rows, kv_rows),
-        together: match variant.pass {
-            Pass::Ordered => (SPACING * ctas).div_ceil(backward.q_rows.div_ceil(variant.q_block)),
-            _ => 1,
-        },
     };
     let none = TensorMap([0; 16]);
     let schedule = Schedule::new(&work, ctas);

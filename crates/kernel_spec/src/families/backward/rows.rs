@@ -21,10 +21,10 @@ macro_rules! for_each_backward_row {
             Keys 128 [F16 backward_keys_f16_d128, Bf16 backward_keys_bf16_d128] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d96; 64 KiB, two thread blocks on sm_80";
             Keys 192 [F16 backward_keys_f16_d192, Bf16 backward_keys_bf16_d192] 32 x 32, 4, 2, { stages: 2, columns: 2 }, "as d256; 76 KiB, two thread blocks on sm_80";
             Keys 256 [F16 backward_keys_f16_d256, Bf16 backward_keys_bf16_d256] 32 x 32, 4, 2, { stages: 1, columns: 2 }, "a warp has registers for half of the columns; a second stage would need 100 KiB";
-            Keys 32 [F32 backward_keys_f32_d32] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d128";
-            Keys 64 [F32 backward_keys_f32_d64] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d128";
-            Keys 96 [F32 backward_keys_f32_d96] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "as d128";
-            Keys 128 [F32 backward_keys_f32_d128] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "96 KiB fits sm_86 and sm_89";
+            Keys 32 [F32 backward_keys_f32_d32] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d96";
+            Keys 64 [F32 backward_keys_f32_d64] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d96";
+            Keys 96 [F32 backward_keys_f32_d96] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "two 8-query fragments a warp reuse each fragment of keys; 72 KiB fits sm_86 and sm_89";
+            Keys 128 [F32 backward_keys_f32_d128] 16 x 64, 4, 2, { stages: 1, columns: 1 }, "80 KiB fits sm_86 and sm_89; the scores of 32 queries spill";
             Keys 192 [F32 backward_keys_f32_d192] 16 x 32, 4, 2, { stages: 1, columns: 2 }, "76 KiB; a second stage would need 100";
             Keys 256 [F32 backward_keys_f32_d256] 16 x 16, 2, 2, { stages: 1, columns: 2 }, "66 KiB; 32 keys would need 100";
             // dq: a block of queries walks over the keys that it sees.

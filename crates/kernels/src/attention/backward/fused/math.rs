@@ -112,9 +112,8 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, group: u32, rings: &mut Rin
                 sums = sums::address(p, q_head, first_query, group, thread);
                 rings.dscores.advance();
                 wgmma::wait::<0>();
-                // All lanes have read the statistics.
-                warp::sync();
-                rings.q.release(elected);
+                // By every thread: each has read statistics of its own, which lie there too.
+                rings.q.release(true);
                 rings.q.advance();
             };
             if blocks.count() > 0 {

@@ -29,7 +29,8 @@
 //! | barrier | arrives | waits |
 //! | --- | --- | --- |
 //! | `full` of a k, v, q or dout buffer | load warp and copy engine | warpgroups that read it |
-//! | `empty` of a k, v, q or dout buffer | each of their warps, after the last product that reads it | load warp |
+//! | `empty` of a k, v or dout buffer | each of their warps, after the last product that reads it | load warp |
+//! | `empty` of a q buffer | each of their threads, which read statistics there | load warp |
 //! | `full` of a buffer of `ds` | each of their warps, once it has written its part | warpgroups, a step later |
 //! | `empty` of a buffer of `ds` | each of their warps, after the product that reads it | warpgroups, before they write |
 //! | `full` of a turn | the warp of the turns, once the sums have all parts that come before | its warpgroup, before it adds |
@@ -86,7 +87,7 @@ pub unsafe fn gradients<C: Config>(p: &FusedParams, params: u64) {
         if thread::index() == 0 {
             rings.k.init(warps);
             rings.v.init(warps);
-            rings.q.init(warps);
+            rings.q.init(32 * warps);
             rings.dout.init(warps);
             rings.dscores.init_shared(warps, warps);
             if C::IN_ORDER {
