@@ -79,7 +79,6 @@ mod tests {
     use crate::mask::Mask;
     use crate::schedule::{Schedule, Work};
 
-    const SPACING: u32 = 4;
     use std::collections::HashMap;
     use std::vec::Vec;
 
