@@ -6,10 +6,11 @@ use crate::support::case::Memory;
 use crate::support::gradients::BackwardCase;
 use crate::support::{bf16, device, f16};
 use ferroflash::{
-    Attention, DType, Device, Element, EmulatorConfig, Kernel, Layout, Lse, Mask, RawTensor, Shape, Sizes, Tensor,
+    Attention, DType, Device, Element, EmulatorConfig, Kernel, Layout, Lse, Mask, RawTensor, Shape, Sizes, Step, Tensor,
 };
-use kernel_spec::COMPILED_HEAD_DIMS;
 use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
+use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
@@ -105,6 +106,35 @@ pub(crate) fn every_row_at_its_tile_edges<T: Element>(kernel: Kernel) {
 
 for_each_dtype!(every_row_at_its_tile_edges);
 
+/// Every row with a softcap: strong, so that most scores are bent, and weak; scales of both signs.
+pub(crate) fn every_row_with_a_softcap<T: Element>(kernel: Kernel) {
+    let passes = match kernel {
+        Kernel::Naive => &[Pass::NaiveScores, Pass::NaiveDscores][..],
+        _ => &[Pass::Keys, Pass::Queries],
+    };
+    for head_dim in COMPILED_HEAD_DIMS {
+        for (i, (cap, scale, mask)) in [(1.5, -0.4, Mask::Full), (20.0, 0.7, Mask::Causal)].into_iter().enumerate() {
+            let mut case = BackwardCase::of(kernel, sizes::<T>(70, 75, [2, 1], head_dim as usize), mask);
+            case.forward.attention.softcap = Some(cap);
+            case.forward.attention.scale = Some(scale);
+            case.forward.seed = i as u64;
+            case.with_dlse = true;
+            let plan = case.forward.attention.backward_plan(&device::shared().device, case.forward.problem);
+            let plan = plan.expect("a legal problem");
+            for &pass in passes {
+                let row = Variant::find_with(pass, T::DTYPE, head_dim, pass.accepts()).expect("a row of the list");
+                let is_capped = |step: &Step| {
+                    step.kernel.entry.symbol == row.entry.symbol && step.kernel.features == FeatureSet::of(SOFTCAP)
+                };
+                assert!(plan.steps.iter().any(is_capped), "{}: {plan}", row.entry.symbol);
+            }
+            check::<T>(&case);
+        }
+    }
+}
+
+for_each_dtype!(every_row_with_a_softcap);
+
 /// A case of the forward pass, whose memories also serve the gradients, with a gradient of the output that may be the same for all heads.
 fn cases(kernel: Kernel, dtype: DType) -> impl Strategy<Value = BackwardCase> {
     // v3 takes 16-byte pieces alone, and nothing that repeats.
@@ -113,8 +143,10 @@ fn cases(kernel: Kernel, dtype: DType) -> impl Strategy<Value = BackwardCase> {
     let memories = prop_oneof![2 => Just(None), 1 => prop::array::uniform4(memory).prop_map(Some)];
     let expanded = if v3 { Just(false).boxed() } else { prop::bool::weighted(0.1).boxed() };
     (properties::cases(kernel, dtype), memories, prop::bool::ANY, expanded, prop::bool::ANY).prop_map(
-        |(mut forward, memories, with_dlse, expanded, deterministic)| {
-            forward.attention.softcap = None;
+        move |(mut forward, memories, with_dlse, expanded, deterministic)| {
+            if v3 {
+                forward.attention.softcap = None;
+            }
             forward.attention.deterministic = deterministic;
             let [mut dout, dq, dk, dv] = memories.unwrap_or([Memory::contiguous(forward.q.layout); 4]);
             dout.one_head |= expanded;

@@ -1,14 +1,15 @@
 //! The naive kernel of the backward pass: the tests of the kernels that recompute, and what is its own.
 
 use crate::backward::{
-    every_row_at_its_tile_edges, for_each_dtype, for_each_type, forward_and_backward, large_logits,
-    large_scores_lose_what_the_formula_loses, one_key_of_large_scores, random_problems_agree_with_the_reference,
-    repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
+    every_row_at_its_tile_edges, every_row_with_a_softcap, for_each_dtype, for_each_type, forward_and_backward,
+    large_logits, large_scores_lose_what_the_formula_loses, one_key_of_large_scores,
+    random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
 };
 use crate::support::{bf16, device};
 use ferroflash::{Attention, Kernel, Layout, Shape, Tensor};
 
 for_each_dtype!(every_row_at_its_tile_edges, ferroflash::Kernel::Naive);
+for_each_dtype!(every_row_with_a_softcap, ferroflash::Kernel::Naive);
 for_each_dtype!(random_problems_agree_with_the_reference, ferroflash::Kernel::Naive);
 for_each_dtype!(large_logits, ferroflash::Kernel::Naive);
 for_each_dtype!(one_key_of_large_scores, ferroflash::Kernel::Naive);

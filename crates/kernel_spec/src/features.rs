@@ -29,6 +29,11 @@ impl FeatureSet {
         FeatureSet(self.0 | other.0)
     }
 
+    /// Features that are in both.
+    pub const fn intersection(self, other: FeatureSet) -> FeatureSet {
+        FeatureSet(self.0 & other.0)
+    }
+
     /// Whether all features of `other` are in this set.
     #[inline(always)]
     pub const fn contains(self, other: FeatureSet) -> bool {

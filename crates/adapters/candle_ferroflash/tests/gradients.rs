@@ -3,7 +3,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_ferroflash::{
-    Error, FlashAttn, emulate_cpu, flash_attn, flash_attn_alibi_windowed_softcap, flash_attn_windowed, v3,
+    FlashAttn, emulate_cpu, flash_attn, flash_attn_alibi_windowed_softcap, flash_attn_windowed, v3,
 };
 use ferroflash::reference;
 use ferroflash::{Attention, Problem, Sequences};
@@ -19,8 +19,9 @@ fn f64s(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Attention by candle's operations: `softmax(scale q k^T + mask) v`, where `group` heads of q share one of k and v.
-fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, causal: bool) -> Result<Tensor> {
+/// Attention by candle's operations: `softmax(scale q k^T + mask) v`, where `group` heads of q share one of k and v, with scores `s` bounded
+/// to `softcap * tanh(s / softcap)`.
+fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, softcap: Option<f64>, causal: bool) -> Result<Tensor> {
     let group = q.dim(2)? / k.dim(2)?;
     let shared = |t: &Tensor| {
         let (batch, rows, heads, dim) = t.dims4()?;
@@ -29,6 +30,9 @@ fn by_candle(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, causal: bool) -> Re
     let by_head = |t: &Tensor| t.transpose(1, 2)?.contiguous();
     let (q, k, v) = (by_head(q)?, by_head(&shared(k)?)?, by_head(&shared(v)?)?);
     let mut scores = (q.matmul(&k.t()?.contiguous()?)? * scale)?;
+    if let Some(cap) = softcap {
+        scores = ((scores / cap)?.tanh()? * cap)?;
+    }
     if causal {
         let (rows, keys) = (q.dim(2)?, k.dim(2)?);
         let hidden = |i: usize| if i % keys > i / keys + keys - rows { f32::NEG_INFINITY } else { 0.0 };
@@ -69,7 +73,7 @@ fn candle_finds_the_same() {
         let shapes = [(30, q_heads, 1), (41, kv_heads, 2), (41, kv_heads, 3)];
         let qkv = shapes.map(|(rows, heads, seed)| Var::from_tensor(&values(&[2, rows, heads, 32], seed)).unwrap());
         let weights = values(&[2, 30, q_heads, 32], 4);
-        let expected = gradients(&qkv, &weights, |q, k, v| by_candle(q, k, v, 0.2, causal));
+        let expected = gradients(&qkv, &weights, |q, k, v| by_candle(q, k, v, 0.2, None, causal));
         let right = causal.then_some(0);
         let op = FlashAttn {
             softmax_scale: 0.2,
@@ -150,7 +154,7 @@ fn gradients_of_any_layout() {
         (turned + repeated).unwrap().backward().unwrap().get(&x).unwrap().clone()
     };
     let found = of(&|x| flash_attn(x, x, x, 0.3, true));
-    let expected = of(&|x| by_candle(x, x, x, 0.3, true));
+    let expected = of(&|x| by_candle(x, x, x, 0.3, None, true));
     let scale = expected.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
     let difference = largest_difference(&found, &expected);
     assert!(difference < 1e-5 * scale, "{difference} of {scale}");
@@ -167,14 +171,21 @@ fn only_what_is_wanted() {
     assert!(!flash_attn(&q, &q, &q, 0.3, false).unwrap().track_op());
 }
 
+/// A strong softcap, which bends most scores, and none.
 #[test]
-fn a_softcap_is_refused_by_name() {
+fn a_softcap_has_gradients() {
     emulate_cpu(true);
-    let q = Var::from_tensor(&values(&[1, 4, 2, 64], 1)).unwrap();
-    let attend = |softcap| flash_attn_alibi_windowed_softcap(&q, &q, &q, None, 0.125, None, None, softcap).unwrap();
-    let error = attend(5.0).sum_all().unwrap().backward().unwrap_err();
-    let unsupported = |error: &Error| matches!(error, Error::Ferroflash(ferroflash::Error::Unsupported(_)));
-    assert!(Error::find(&error).is_some_and(unsupported), "{error}");
-    assert!(error.to_string().contains("the backward pass does not take a softcap"), "{error}");
-    assert!(attend(0.0).sum_all().unwrap().backward().is_ok());
+    let qkv =
+        [(30, 1), (41, 2), (41, 3)].map(|(rows, seed)| Var::from_tensor(&values(&[1, rows, 2, 64], seed)).unwrap());
+    let weights = values(&[1, 30, 2, 64], 4);
+    for (given, softcap) in [(2.5, Some(2.5)), (0.0, None)] {
+        let expected = gradients(&qkv, &weights, |q, k, v| by_candle(q, k, v, 0.2, softcap, true));
+        let found = gradients(&qkv, &weights, |q, k, v| {
+            flash_attn_alibi_windowed_softcap(q, k, v, None, 0.2, None, Some(0), given)
+        });
+        for (found, expected) in found.iter().zip(&expected) {
+            let difference = largest_difference(found, expected);
+            assert!(difference < 1e-4, "{softcap:?}: {difference}");
+        }
+    }
 }

@@ -56,22 +56,26 @@ def attention(q, k, v, mask, scale, softcap=0.0, precision=None):
     return (out if precision is None else round_to(out, precision)).astype(np.float64), lse.astype(np.float64)
 
 
-def gradients(q, k, v, dout, dlse, mask, scale, precision=None):
+def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None):
     """`(dq, dk, dv)` of `sum(dout * out) + sum(dlse * lse)`, in float64, or as a straightforward program in the precision rounds them: weights
     and gradients of scores where they meet a tensor, the output that they are compared with, and the results."""
     number = np.float64 if precision is None else np.float32
     stored = (lambda x: x) if precision is None else (lambda x: round_to(x, precision).astype(number))
-    out, lse = attention(q, k, v, mask, scale, precision=precision)
+    out, lse = attention(q, k, v, mask, scale, softcap, precision)
     q, k, v, dout, out = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v, dout, out))
     batch, kv_heads, keys, dim = k.shape
     group = q.shape[1] // kv_heads
     wide_k, wide_v = (np.repeat(x, group, axis=1) for x in (k, v))
-    scores = np.where(mask, (q @ wide_k.transpose(0, 1, 3, 2)) * number(scale), number(-np.inf))
+    scores, slopes = (q @ wide_k.transpose(0, 1, 3, 2)) * number(scale), number(1)
+    if softcap:
+        bent = np.tanh(scores / number(softcap))
+        scores, slopes = number(softcap) * bent, 1 - bent * bent
+    scores = np.where(mask, scores, number(-np.inf))
     weights = np.exp(scores - np.where(np.isfinite(lse), lse, 0)[..., None].astype(number))
     of_rows = (dout * out).sum(axis=3, keepdims=True)
     if dlse is not None:
         of_rows = of_rows - np.asarray(dlse, dtype=number)[..., None]
-    of_scores = stored(weights * (dout @ wide_v.transpose(0, 1, 3, 2) - of_rows))
+    of_scores = stored(weights * (dout @ wide_v.transpose(0, 1, 3, 2) - of_rows) * slopes)
     dq = number(scale) * (of_scores @ wide_k)
     summed = lambda x: x.reshape(batch, kv_heads, group, keys, dim).sum(axis=2)
     dk = number(scale) * summed(of_scores.transpose(0, 1, 3, 2) @ q)
@@ -79,14 +83,14 @@ def gradients(q, k, v, dout, dlse, mask, scale, precision=None):
     return [stored(x).astype(np.float64).transpose(0, 2, 1, 3) for x in (dq, dk, dv)]
 
 
-def check_gradients(test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None):
+def check_gradients(test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
     """Fails the test where a gradient is outside the bound, whose factor is 2 for dq and 3 for the sums over groups, as in FlashAttention's
     own tests."""
     q, k, v, dout = (np.asarray(x, dtype=np.float64) for x in (*inputs, dout))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact = gradients(q, k, v, dout, dlse, mask, scale)
-    rounded = gradients(q, k, v, dout, dlse, mask, scale, precision)
+    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap)
+    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision)
     for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
         ours = np.asarray(ours, dtype=np.float64)
         test.assertEqual(ours.shape, truth.shape)

@@ -41,19 +41,21 @@ class Reference(unittest.TestCase):
         k, v = rng.standard_normal((2, 1, 6, 2, 3))
         dlse, mask = rng.standard_normal((1, 4, 5)), visible(5, 6, causal=True)
 
-        def number(*tensors):
-            out, lse = attention(*tensors, mask, 0.7)
-            return (out * dout).sum() + (lse * dlse).sum()
+        for softcap in (0.0, 1.5):
 
-        found = gradients(q, k, v, dout, dlse, mask, 0.7)
-        for which, gradient in enumerate(found):
-            for index in np.ndindex(gradient.shape):
-                both = []
-                for step in (1e-6, -1e-6):
-                    moved = [x.copy() for x in (q, k, v)]
-                    moved[which][index] += step
-                    both.append(number(*moved))
-                self.assertAlmostEqual((both[0] - both[1]) / 2e-6, gradient[index], delta=1e-7)
+            def number(*tensors):
+                out, lse = attention(*tensors, mask, 0.7, softcap)
+                return (out * dout).sum() + (lse * dlse).sum()
+
+            found = gradients(q, k, v, dout, dlse, mask, 0.7, softcap)
+            for which, gradient in enumerate(found):
+                for index in np.ndindex(gradient.shape):
+                    both = []
+                    for step in (1e-6, -1e-6):
+                        moved = [x.copy() for x in (q, k, v)]
+                        moved[which][index] += step
+                        both.append(number(*moved))
+                    self.assertAlmostEqual((both[0] - both[1]) / 2e-6, gradient[index], delta=1e-7)
 
 
 class Results(unittest.TestCase):
@@ -75,6 +77,13 @@ class Results(unittest.TestCase):
                     found = differentiate(*qkv, dout, dlse=dlse, causal=causal, window=(left, right), softmax_scale=scale)
                     options = {"causal": causal, "left": left, "right": 0 if causal else right, "scale": scale}
                     check_gradients(self, found, qkv, dout, dlse, "f16", **options)
+
+    def test_softcap(self):
+        *qkv, dout = inputs(np.float16)
+        for softcap in (2.0, 30.0):
+            with self.subTest(softcap=softcap):
+                found = differentiate(*qkv, dout, causal=True, softmax_scale=0.6, softcap=softcap)
+                check_gradients(self, found, qkv, dout, None, "f16", causal=True, scale=0.6, softcap=softcap)
 
     def test_grouped_heads(self):
         for q_heads, kv_heads in ((3, 3), (6, 2), (4, 1)):
@@ -171,7 +180,7 @@ class Refusals(unittest.TestCase):
             ferroflash.backward(self.q, self.k, self.v, self.out, self.lse, self.dout, dq=frozen)
 
     def test_options(self):
-        self.refused(ferroflash.MissingFeatureError, "the backward pass does not take a softcap", softcap=20.0)
+        self.refused(ferroflash.InputError, "softcap -1 is not accepted", softcap=-1.0)
         self.refused(ferroflash.InputError, "scale inf is not accepted", softmax_scale=float("inf"))
         self.refused(ferroflash.InputError, "the left bound is -1", window=(-1, None))
 

@@ -146,7 +146,7 @@ class OnADriver(unittest.TestCase):
         symbols = [[line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in (0x11, 0x22, 0x33)]
         fused = [any(symbol.startswith("backward_fused_") for symbol in of_call) for of_call in symbols]
         self.assertEqual(fused, [True, True, False], symbols)
-        self.assertTrue(any(symbol.startswith("backward_queries_") for symbol in symbols[2]), symbols)
+        self.assertTrue(any(symbol.startswith("backward_ordered_") for symbol in symbols[2]), symbols)
 
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""

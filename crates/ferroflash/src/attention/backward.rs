@@ -142,7 +142,7 @@ impl Attention {
     /// `out` and `lse` are what the forward pass gave for the same inputs and options, by whichever kernel. With
     /// [`Kernel::Naive`](kernel_spec::Kernel::Naive), probabilities and their gradients go through device memory, as frameworks without
     /// fused attention have them: something to compare with. [`Kernel::V3`](kernel_spec::Kernel::V3) is the fused kernel of Hopper, for
-    /// f16 and bf16 up to 128 dims, which the library takes where it runs; v1 and v2 are the portable kernels. [`Attention::lse`]
+    /// f16 and bf16 up to 128 dims without a softcap, which the library takes where it runs; v1 and v2 are the portable kernels. [`Attention::lse`]
     /// plays no part. On CUDA the call returns before the work is done; reading a result waits for it.
     ///
     /// # Bits
@@ -180,8 +180,7 @@ impl Attention {
     /// for rows of a weightless query. What lies between rows, or behind the last, is never read.
     ///
     /// # Errors
-    /// Bad input gives the error that names it, before anything is launched. A softcap is
-    /// [`Error::Unsupported`](crate::Error::Unsupported) as yet. [`Error::OutOfMemory`](crate::Error::OutOfMemory),
+    /// Bad input gives the error that names it, before anything is launched. [`Error::OutOfMemory`](crate::Error::OutOfMemory),
     /// [`Error::MissingVariant`](crate::Error::MissingVariant), [`Error::PtxRejected`](crate::Error::PtxRejected),
     /// [`Error::Cuda`](crate::Error::Cuda) and [`Error::Emulator`](crate::Error::Emulator) come from the device.
     pub fn backward<'a>(

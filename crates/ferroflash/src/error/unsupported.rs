@@ -92,12 +92,6 @@ pub enum Unsupported {
         /// Element type of the inputs.
         accepted: DType,
     },
-    /// The backward pass has no derivative of the feature.
-    #[error("the backward pass does not take {feature}; plain scores are accepted")]
-    Backward {
-        /// The feature: `a softcap`.
-        feature: &'static str,
-    },
     /// No compiled entry computes the feature on this problem.
     #[error("no compiled entry accepts {feature} for {dtype} and head dim {head_dim}")]
     Feature {

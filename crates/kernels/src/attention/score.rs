@@ -99,7 +99,7 @@ impl ScoreMod for Program {
 
 /// `tanh(x)` with an absolute error below `1e-7`.
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+pub fn tanh(x: f32) -> f32 {
     // Near 0, where the difference below cancels: the Taylor series up to x^9, whose next term is below 2^-28 there.
     const SMALL: f32 = 0.25;
     let square = x * x;

@@ -32,7 +32,7 @@ def backward(
     capability 9.0, unless ``deterministic``. Arrays are of the kinds that ``forward`` takes, and used in place.
 
     Args:
-        q, k, v, softmax_scale, causal, window, softcap: as in the call of ``forward``. A softcap other than 0 is a ``MissingFeatureError``.
+        q, k, v, softmax_scale, causal, window, softcap: as in the call of ``forward``.
         out, lse: what ``forward`` returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 of its shape; ``None`` is 0.

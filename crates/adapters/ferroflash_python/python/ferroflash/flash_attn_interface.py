@@ -54,7 +54,7 @@ def flash_attn_func(
             forward pass gives the same bits, always.
         return_attn_probs: whether to return the log-sum-exp, too.
 
-    Differentiable, the log-sum-exp too: q, k and v get gradients where they require one. A softcap has none as yet.
+    Differentiable, the log-sum-exp too: q, k and v get gradients where they require one.
 
     Returns:
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``: ``softmax_lse`` float32 ``(batch, nheads,

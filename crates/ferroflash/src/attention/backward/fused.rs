@@ -44,6 +44,7 @@ pub(super) fn buffers(row: &Variant, rows: u64) -> Vec<Buffer> {
 /// The row of the pass, or what rules it out: the one place of its conditions. `deterministic`: equal inputs have to give equal bits.
 pub(super) fn row(
     deterministic: bool,
+    softcap: Option<f32>,
     sizes: &Sizes,
     tensors: &Tensors,
     device: &DeviceInfo,
@@ -57,6 +58,10 @@ pub(super) fn row(
     let Some(row) = row.or_else(|| find(Pass::Ordered)) else {
         return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_dim() });
     };
+    if softcap.is_some() {
+        let Sizes { dtype, head_dim, .. } = *sizes;
+        return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
+    }
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);
     }

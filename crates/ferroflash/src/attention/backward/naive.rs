@@ -5,6 +5,7 @@ use super::super::problem::Sizes;
 use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, Pass};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, Kernel};
 use std::mem::offset_of;
@@ -13,19 +14,35 @@ use std::mem::offset_of;
 pub(super) struct Launch {
     pub(super) pass: Pass,
     with_dout: bool,
+    computes: &'static str,
+    /// The same with a softcap, with `t = tanh(scale q k^T / cap)`.
+    computes_bounded: &'static str,
+}
+
+impl Launch {
+    const fn new(pass: Pass, with_dout: bool, computes: &'static str) -> Launch {
+        Launch { pass, with_dout, computes, computes_bounded: computes }
+    }
+
+    const fn bounded(self, computes_bounded: &'static str) -> Launch {
+        Launch { computes_bounded, ..self }
+    }
+
     /// The equation, for the plan.
-    pub(super) computes: &'static str,
+    pub(super) fn computes(&self, softcap: Option<f32>) -> &'static str {
+        if softcap.is_some() { self.computes_bounded } else { self.computes }
+    }
 }
 
 /// The launches behind the one of the statistics, in their order: `dv` is made of the probabilities before the gradients of scores take
 /// their place.
 pub(super) const LAUNCHES: [Launch; 6] = [
-    Launch { pass: Pass::NaiveScores, with_dout: false, computes: "p = e^(scale q k^T - lse)" },
-    Launch { pass: Pass::NaiveKeys, with_dout: true, computes: "dv = p^T dout" },
-    Launch { pass: Pass::NaiveScores, with_dout: true, computes: "dp = dout v^T" },
-    Launch { pass: Pass::NaiveDscores, with_dout: false, computes: "ds = p (dp - delta)" },
-    Launch { pass: Pass::NaiveQueries, with_dout: false, computes: "dq = scale ds k" },
-    Launch { pass: Pass::NaiveKeys, with_dout: false, computes: "dk = scale ds^T q" },
+    Launch::new(Pass::NaiveScores, false, "p = e^(scale q k^T - lse)").bounded("p = e^(cap t - lse), and 1 - t^2"),
+    Launch::new(Pass::NaiveKeys, true, "dv = p^T dout"),
+    Launch::new(Pass::NaiveScores, true, "dp = dout v^T").bounded("dp = (dout v^T - delta) (1 - t^2)"),
+    Launch::new(Pass::NaiveDscores, false, "ds = p (dp - delta)").bounded("ds = p dp"),
+    Launch::new(Pass::NaiveQueries, false, "dq = scale ds k"),
+    Launch::new(Pass::NaiveKeys, false, "dk = scale ds^T q"),
 ];
 
 /// The buffers of [`buffers`], behind that of the statistics.
@@ -69,6 +86,7 @@ pub(super) fn bind(
         with_dout: launch.with_dout.into(),
         backward: *backward,
     };
+    let bounded = backward.features.has(SOFTCAP);
     let piece = CHUNK_BYTES as u64;
     let probs = (offset_of!(NaiveBackwardParams, probs), PROBS, piece);
     let dprobs = (offset_of!(NaiveBackwardParams, dprobs), DPROBS, piece);
@@ -79,6 +97,9 @@ pub(super) fn bind(
     let v = operand(offset_of!(NaiveBackwardParams, backward.v.address), Operand::V, inputs);
     let dout = operand(offset_of!(NaiveBackwardParams, backward.dout.address), Operand::Dout, inputs);
     let holes = match (launch.pass, launch.with_dout) {
+        // With a softcap the gradients of probabilities are there from the start: as the slopes of the scores.
+        (Pass::NaiveScores, false) if bounded => vec![q, k, statistics, probs, dprobs],
+        (Pass::NaiveScores, true) if bounded => vec![dout, v, statistics, dprobs],
         (Pass::NaiveScores, false) => vec![q, k, statistics, probs],
         (Pass::NaiveScores, true) => vec![dout, v, dprobs],
         (Pass::NaiveQueries, _) => {
@@ -92,6 +113,7 @@ pub(super) fn bind(
             vec![q, probs, operand(offset_of!(NaiveBackwardParams, backward.dk.address), Operand::Dk, dkv)]
         }
         // The only other pass of `LAUNCHES`.
+        _ if bounded => vec![probs, dprobs],
         _ => vec![statistics, probs, dprobs],
     };
     let bytes = Params::new(bytes_of(&params));

@@ -8,10 +8,13 @@ use super::super::request::Placed;
 use super::tensors::Tensors;
 use super::{fused, naive};
 use crate::device::DeviceInfo;
-use crate::error::{Error, Operand, Result, Unsupported};
+use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
-use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant};
+use kernel_spec::families::backward::{
+    BACKWARD_SLOTS, BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant,
+};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
 use std::mem::offset_of;
@@ -26,6 +29,8 @@ pub struct BackwardPlan {
     pub mask: Mask,
     /// Factor on the scores.
     pub scale: f32,
+    /// Bound of the scores, if there is one.
+    pub softcap: Option<f32>,
     /// The launches in order.
     pub steps: Vec<Step>,
     /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
@@ -57,7 +62,11 @@ impl AsRef<[Step]> for BackwardPlan {
 impl std::fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "backward: {}", self.reason)?;
-        writeln!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
+        write!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
+        match self.softcap {
+            Some(cap) => writeln!(f, ", softcap {cap}")?,
+            None => writeln!(f)?,
+        }
         for step in &self.steps {
             writeln!(f, "{step}")?;
         }
@@ -81,25 +90,24 @@ pub(super) fn plan(
     with_dlse: bool,
 ) -> Result<BackwardPlan> {
     let scale = attention.scale_for(sizes.head_dim)?;
-    if attention.softcap_for(scale)?.is_some() {
-        return Err(Error::Unsupported(Unsupported::Backward { feature: "a softcap" }));
-    }
+    let softcap = attention.softcap_for(scale)?;
+    let features = features(scale, softcap);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let choice = choose(attention, sizes, tensors, device)?;
-    let mut params = params(attention, sizes, tensors, scale, padded_rows);
+    let choice = choose(attention, softcap, sizes, tensors, device)?;
+    let mut params = BackwardParams { features, ..params(attention, sizes, tensors, scale, softcap, padded_rows) };
     if let Choice::Fused(row) = choice {
         params.sum_cols = row.tile_cols().into();
         // Not 0 where there are any, until the address is known.
         params.counters = (row.pass == Pass::Ordered).into();
     }
     let step = |pass, computes: Option<&str>, params: &dyn Fn(&Variant, u32) -> Params| -> Result<Step> {
-        let (variant, ctas) = row(pass, sizes, device)?;
+        let (variant, ctas) = row(pass, features.set(), sizes, device)?;
         let equation = computes.map(|equation| format!("{equation}: ")).unwrap_or_default();
         let tile = format!("{equation}{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
         // Persistent thread blocks share out the blocks of keys.
         let ctas = if matches!(pass, Pass::Fused | Pass::Ordered) { ctas.min(device.multiprocessors) } else { ctas };
-        let kernel = Specialised::with_features(&variant.entry, FeatureSet::NONE);
+        let kernel = Specialised::with_features(&variant.entry, features.set().intersection(pass.accepts()));
         Ok(Step::new(kernel, ctas, tile, params(variant, ctas)))
     };
     let recomputing = |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
@@ -116,7 +124,7 @@ pub(super) fn plan(
             let pieces = [params.aligned, params.dq_aligned, params.dkv_aligned].map(|a| pieces(a, sizes.dtype));
             for launch in &naive::LAUNCHES {
                 let params = |_: &Variant, _| naive::bind(launch, &params, sizes, STATISTICS, pieces);
-                steps.push(step(launch.pass, Some(launch.computes), &params)?);
+                steps.push(step(launch.pass, Some(launch.computes(softcap)), &params)?);
             }
         }
         Choice::TwoSided(_) => steps.extend([recomputing(Pass::Keys)?, recomputing(Pass::Queries)?]),
@@ -126,8 +134,16 @@ pub(super) fn plan(
             deterministic = fused::is_deterministic(row, sizes);
         }
     }
-    let plan =
-        BackwardPlan { problem: (*sizes).into(), mask: attention.mask, scale, steps, buffers, deterministic, reason };
+    let plan = BackwardPlan {
+        problem: (*sizes).into(),
+        mask: attention.mask,
+        scale,
+        softcap,
+        steps,
+        buffers,
+        deterministic,
+        reason,
+    };
     tracing::debug!(problem = %sizes, reason = plan.reason, "planned backward");
     Ok(plan)
 }
@@ -165,8 +181,14 @@ impl Choice {
 }
 
 /// The choice for a call: an error where a kernel was asked for that does not run it.
-fn choose(attention: &Attention, sizes: &Sizes, tensors: &Tensors, device: &DeviceInfo) -> Result<Choice> {
-    match (attention.kernel.kernel(), fused::row(attention.deterministic, sizes, tensors, device)) {
+fn choose(
+    attention: &Attention,
+    softcap: Option<f32>,
+    sizes: &Sizes,
+    tensors: &Tensors,
+    device: &DeviceInfo,
+) -> Result<Choice> {
+    match (attention.kernel.kernel(), fused::row(attention.deterministic, softcap, sizes, tensors, device)) {
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
         (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
@@ -176,10 +198,11 @@ fn choose(attention: &Attention, sizes: &Sizes, tensors: &Tensors, device: &Devi
 }
 
 /// The row that carries out a pass, and its thread blocks.
-fn row(pass: Pass, sizes: &Sizes, device: &DeviceInfo) -> Result<(&'static Variant, u32)> {
+fn row(pass: Pass, features: FeatureSet, sizes: &Sizes, device: &DeviceInfo) -> Result<(&'static Variant, u32)> {
     let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
     // validated: at most MAX_HEAD_DIM, which every pass has rows for.
-    let variant = Variant::find(pass, dtype, head_dim as u32).ok_or(Error::HeadDim { found: head_dim })?;
+    let variant = Variant::find_with(pass, dtype, head_dim as u32, features);
+    let variant = variant.ok_or(Error::HeadDim { found: head_dim })?;
     check_device(&variant.entry, device)?;
     let too_large = |needed| Error::GridTooLarge { symbol: variant.entry.symbol, needed, limit: MAX_GRID };
     // A bound that cannot overflow first: each head needs at least one thread block. Then, with at most 2^31 heads and 2^29 rows, 64 bits
@@ -194,7 +217,25 @@ fn row(pass: Pass, sizes: &Sizes, device: &DeviceInfo) -> Result<(&'static Varia
     Ok((variant, fits.ok_or_else(|| too_large(ctas.into()))?))
 }
 
-fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, padded_rows: usize) -> BackwardParams {
+/// The features of a call.
+fn features(scale: f32, softcap: Option<f32>) -> Features<{ BACKWARD_SLOTS as usize }> {
+    match softcap {
+        Some(cap) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
+        None => Features::OFF,
+    }
+}
+
+/// Without its features.
+fn params(
+    attention: &Attention,
+    sizes: &Sizes,
+    tensors: &Tensors,
+    scale: f32,
+    softcap: Option<f32>,
+    padded_rows: usize,
+) -> BackwardParams {
+    // With a softcap the kernels multiply tanh(scores scale / cap) with it, where they multiply scores with the scale otherwise.
+    let factor = softcap.unwrap_or(scale);
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = *sizes;
     let Tensors { q, k, v, out, dout, dq, dk, dv } = tensors;
     let aligned = |tensors: &[&Placed]| tensors.iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into();
@@ -222,8 +263,8 @@ fn params(attention: &Attention, sizes: &Sizes, tensors: &Tensors, scale: f32, p
         dim_qk: head_dim as u32,
         dim_v: head_dim as u32,
         scale,
-        scale_log2: log2_of(scale),
-        lse_to_log2: lse_to_log2(scale),
+        scale_log2: log2_of(factor),
+        lse_to_log2: lse_to_log2(factor),
         band: attention.mask.band(),
         aligned: aligned(&[q, k, v, out, dout]),
         dq_aligned: aligned(&[dq]),

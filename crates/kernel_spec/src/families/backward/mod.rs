@@ -9,6 +9,7 @@
 use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
+use crate::families::forward::features::SOFTCAP;
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
@@ -84,6 +85,14 @@ impl Pass {
         }
     }
 
+    /// The features that its entries run with.
+    pub const fn accepts(self) -> FeatureSet {
+        match self {
+            Pass::Keys | Pass::Queries | Pass::NaiveScores | Pass::NaiveDscores => FeatureSet::of(SOFTCAP),
+            _ => FeatureSet::NONE,
+        }
+    }
+
     /// Whether its thread blocks wait for each other.
     pub const fn is_cooperative(self) -> bool {
         matches!(self, Pass::Ordered)
@@ -154,7 +163,8 @@ macro_rules! variant_table {
                 min_ctas: $min_ctas,
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: BACKWARD_SLOTS,
-                accepts: FeatureSet::NONE,
+                // Where no other row has them: see `all_lists`.
+                accepts: Pass::$pass.accepts(),
                 cooperative: Pass::$pass.is_cooperative(),
             },
             pass: Pass::$pass,
@@ -190,6 +200,18 @@ const fn all_lists<const N: usize>() -> [Variant; N] {
         }
         list += 1;
     }
+    // A row whose pass, type and dim come again leaves the features to the other.
+    let mut row = 0;
+    while row < N {
+        let mut other = row + 1;
+        while other < N {
+            if all[row].is_as(&all[other]) {
+                all[row].entry.accepts = FeatureSet::NONE;
+            }
+            other += 1;
+        }
+        row += 1;
+    }
     all
 }
 
@@ -209,10 +231,22 @@ impl Variant {
         panic!("no row has this symbol")
     }
 
+    /// Whether it computes what another row does.
+    const fn is_as(&self, other: &Variant) -> bool {
+        self.pass as u8 == other.pass as u8 && self.dtype as u8 == other.dtype as u8 && self.dim == other.dim
+    }
+
     /// The entry for `pass` on tensors of `dtype` of `head_dim` columns; `None` when no compiled head dim holds them.
     pub fn find(pass: Pass, dtype: DType, head_dim: u32) -> Option<&'static Variant> {
+        Variant::find_with(pass, dtype, head_dim, FeatureSet::NONE)
+    }
+
+    /// The same for calls with features, as far as the pass [accepts](Pass::accepts) them.
+    pub fn find_with(pass: Pass, dtype: DType, head_dim: u32, features: FeatureSet) -> Option<&'static Variant> {
+        let features = features.intersection(pass.accepts());
         let holds = |v: &&Variant| v.pass == pass && v.dtype == dtype && (v.dim == 0 || v.dim >= head_dim);
-        VARIANTS.iter().filter(holds).min_by_key(|v| v.dim)
+        // Of equal dims the first: plain rows stand before those that have features as well.
+        VARIANTS.iter().filter(holds).filter(|v| v.entry.accepts.contains(features)).min_by_key(|v| v.dim)
     }
 
     /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.

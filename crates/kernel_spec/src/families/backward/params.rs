@@ -6,8 +6,8 @@ use crate::features::Features;
 use crate::mask::Band;
 use crate::schedule::Schedule;
 
-/// Slots for features of the backward pass: it has none yet.
-pub const BACKWARD_SLOTS: u32 = 0;
+/// Slots for features of the backward pass: the softcap, as in the [forward pass](crate::families::forward::features::SOFTCAP).
+pub const BACKWARD_SLOTS: u32 = 1;
 
 /// Parameters of all passes of attention's backward pass.
 #[repr(C)]
@@ -62,7 +62,7 @@ pub struct BackwardParams {
     pub dim_v: u32,
     /// Factor on the scores, of any sign.
     pub scale: f32,
-    /// `scale * log2(e)`: the kernels work in powers of two.
+    /// `scale * log2(e)`: the kernels work in powers of two. With a softcap `cap * log2(e)`.
     pub scale_log2: f32,
     /// What turns a log-sum-exp into the powers of two in which the kernels have scores: `scale_log2 / scale`, nearly `log2(e)`, as the
     /// sum of two numbers. A large score and its log-sum-exp cancel in the weight, and have to be rounded by the same factor.

@@ -7,6 +7,7 @@
 /// - `dtype`: element type of all tensors.
 /// - `q_block`, `kv_block`: rows of the tiles of queries and output gradients, and of keys and values.
 /// - `min_ctas`: thread blocks that must fit on a multiprocessor, which bounds the registers of a thread.
+/// - of rows of one pass, type and dim, the last has the features of the [pass](crate::families::backward::Pass::accepts), the others none.
 /// - the policies are the fields of the pass's struct in [`policy`](crate::families::backward::policy), which says what each gains.
 #[macro_export]
 macro_rules! for_each_backward_row {
@@ -17,6 +18,7 @@ macro_rules! for_each_backward_row {
             // dk and dv: a block of keys walks over the queries that see it.
             Keys 32 [F16 backward_keys_f16_d32, Bf16 backward_keys_bf16_d32] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "as d64";
             Keys 64 [F16 backward_keys_f16_d64, Bf16 backward_keys_bf16_d64] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "two 16-key fragments a warp reuse each fragment of queries and output gradients";
+            Keys 64 [F16 backward_keys_f16_d64_narrow, Bf16 backward_keys_bf16_d64_narrow] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "the registers of two fragments do not hold a softcap as well";
             Keys 96 [F16 backward_keys_f16_d96, Bf16 backward_keys_bf16_d96] 64 x 64, 4, 2, { stages: 2, columns: 1 }, "the accumulators of one 16-key fragment fit; 73 KiB, two thread blocks on sm_80";
             Keys 128 [F16 backward_keys_f16_d128, Bf16 backward_keys_bf16_d128] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as d96; 64 KiB, two thread blocks on sm_80";
             Keys 192 [F16 backward_keys_f16_d192, Bf16 backward_keys_bf16_d192] 32 x 32, 4, 2, { stages: 2, columns: 2 }, "as d256; 76 KiB, two thread blocks on sm_80";
@@ -30,6 +32,7 @@ macro_rules! for_each_backward_row {
             // dq: a block of queries walks over the keys that it sees.
             Queries 32 [F16 backward_queries_f16_d32, Bf16 backward_queries_bf16_d32] 128 x 64, 4, 2, { slots: 2 }, "as d128";
             Queries 64 [F16 backward_queries_f16_d64, Bf16 backward_queries_bf16_d64] 128 x 64, 4, 2, { slots: 2 }, "as d128";
+            Queries 64 [F16 backward_queries_f16_d64_narrow, Bf16 backward_queries_bf16_d64_narrow] 64 x 64, 4, 2, { slots: 2 }, "the registers of two fragments do not hold a softcap as well";
             Queries 96 [F16 backward_queries_f16_d96, Bf16 backward_queries_bf16_d96] 128 x 32, 4, 2, { slots: 2 }, "as d128";
             Queries 128 [F16 backward_queries_f16_d128, Bf16 backward_queries_bf16_d128] 128 x 32, 4, 2, { slots: 2 }, "two 16-row fragments a warp reuse each fragment of keys and values; 80 KiB, two thread blocks on sm_80";
             Queries 192 [F16 backward_queries_f16_d192, Bf16 backward_queries_bf16_d192] 64 x 32, 4, 2, { slots: 2 }, "as d256";

@@ -185,12 +185,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             let (mut weights, mut dscores) = (C::Scores::zero(), C::Scores::zero());
             weights.mul_transposed(k, row, q, col);
             dscores.mul_transposed(v, row, dout, col);
-            weigh_columns::<C::T, _>(
-                &mut weights,
-                &mut dscores,
-                statistics(count) + col * STATISTICS_BYTES,
-                C::T::scale(p.scale_log2),
-            );
+            weigh_columns::<C::T, _>(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, p);
             if masked {
                 let first_query = blocks.visit(step.visit) * C::ROW.q_block + col;
                 Scores::transposed(p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);

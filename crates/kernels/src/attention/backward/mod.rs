@@ -9,6 +9,9 @@
 //! dv = p^T dout                             dk = scale ds^T q            dq = scale ds k
 //! ```
 //!
+//! With a softcap `t = tanh(scale s / cap)`: `p = e^(cap t - lse)` and `ds = p (dp - delta) (1 - t^2)`. The portable and the naive kernels
+//! have it.
+//!
 //! | module | owns | walks over | computes |
 //! | --- | --- | --- | --- |
 //! | [`delta`] | a row of the output | its columns | the row's [statistics](Statistics) |
@@ -28,10 +31,12 @@ use core::marker::PhantomData;
 use cuda_std::{copy, math, shared, thread};
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
 
 use crate::attention::exponent::Exponent;
+use crate::attention::score::tanh;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::rows::GlobalRows;
@@ -167,9 +172,49 @@ impl Statistics {
 
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
-    fn weigh<T: Exponent>(self, score: &mut f32, dp: &mut f32, scale: f32) {
-        *score = T::weight(*score, scale, self.minus_lse);
-        *dp = *score * (*dp - self.delta);
+    fn weigh<T: Exponent>(self, score: &mut f32, dp: &mut f32, scale: f32, bounds: impl Bounds) {
+        let [bounded, slope] = bounds.apply(*score);
+        *score = T::weight(bounded, scale, self.minus_lse);
+        *dp = *score * (*dp - self.delta) * slope;
+    }
+}
+
+/// What becomes of a score before its weight is taken.
+trait Bounds: Copy {
+    /// What takes the place of a score without scale, and how that grows with the score.
+    fn apply(self, score: f32) -> [f32; 2];
+}
+
+/// Nothing.
+#[derive(Clone, Copy)]
+struct Unbounded;
+
+impl Bounds for Unbounded {
+    #[inline(always)]
+    fn apply(self, score: f32) -> [f32; 2] {
+        [score, 1.0]
+    }
+}
+
+/// `t = tanh(score * ratio)`; the scale that follows holds the cap. It grows by `1 - t^2`, times what the scale of the gradients holds.
+#[derive(Clone, Copy)]
+struct Softcap {
+    ratio: f32,
+}
+
+impl Softcap {
+    /// That of a call that has one.
+    #[inline(always)]
+    fn of(p: &BackwardParams) -> Softcap {
+        Softcap { ratio: f32::from_bits(p.features.value(SOFTCAP) as u32) }
+    }
+}
+
+impl Bounds for Softcap {
+    #[inline(always)]
+    fn apply(self, score: f32) -> [f32; 2] {
+        let t = tanh(score * self.ratio);
+        [t, math::fma(-t, t, 1.0)]
     }
 }
 
@@ -178,14 +223,33 @@ impl Statistics {
 /// # Safety
 /// Those of all rows are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_rows<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale: f32) {
+unsafe fn weigh_rows<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, p: &BackwardParams) {
+    let scale = T::scale(p.scale_log2);
+    // SAFETY: passed on.
+    unsafe {
+        if p.features.has(SOFTCAP) {
+            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Softcap::of(p));
+        } else {
+            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Unbounded);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh_bounded_rows<T: Exponent, F: Fragments>(
+    scores: &mut F,
+    dp: &mut F,
+    statistics: u32,
+    scale: f32,
+    bounds: impl Bounds,
+) {
     for m in 0..F::M {
         for half in 0..2 {
             // SAFETY: passed on.
             let row = unsafe { Statistics::of_row(statistics, m, half) };
             for n in 0..F::N {
                 for i in 2 * half..2 * half + 2 {
-                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale);
+                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds);
                 }
             }
         }
@@ -197,7 +261,26 @@ unsafe fn weigh_rows<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, stat
 /// # Safety
 /// Those of all columns are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_columns<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, scale: f32) {
+unsafe fn weigh_columns<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, p: &BackwardParams) {
+    let scale = T::scale(p.scale_log2);
+    // SAFETY: passed on.
+    unsafe {
+        if p.features.has(SOFTCAP) {
+            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Softcap::of(p));
+        } else {
+            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Unbounded);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
+    scores: &mut F,
+    dp: &mut F,
+    statistics: u32,
+    scale: f32,
+    bounds: impl Bounds,
+) {
     let first = statistics + fragment_col(math::opaque(thread::lane()), 0) * STATISTICS_BYTES;
     for n in 0..F::N {
         // A lane's two columns are neighbours.
@@ -206,7 +289,7 @@ unsafe fn weigh_columns<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, s
         let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse, delta)| Statistics { minus_lse, delta });
         for m in 0..F::M {
             for i in 0..4 {
-                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale);
+                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds);
             }
         }
     }

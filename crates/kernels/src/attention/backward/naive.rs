@@ -9,6 +9,9 @@
 //! dk = scale ds^T q                               [`keys`]
 //! ```
 //!
+//! With a softcap, the slopes `1 - t^2` of the scores wait in the place of `dp` for it, and `ds` is finished there: `dp` becomes
+//! `(dp - delta) (1 - t^2)`.
+//!
 //! The statistics, log-sum-exp and delta, are those of [`delta`](super::delta). All five products run on the tensor cores, in f32 on the
 //! float units, so that the distance to the kernels that recompute is what the memory traffic costs. Masked blocks are computed like any
 //! other, as a framework's matrix product does.
@@ -18,9 +21,10 @@ use core::marker::PhantomData;
 use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::families::backward::memory::{NaiveProduct, NaiveScores};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, policy};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{Config, Scores, Statistics, source, target};
+use crate::attention::backward::{Bounds, Config, Scores, Softcap, Statistics, source, target};
 use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
@@ -88,11 +92,27 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
         let row = first_row + row;
         // Elements in front of the head's own.
         let before = head as u64 * problem.q_rows as u64 * p.score_stride;
+        let is_bounded = problem.features.has(SOFTCAP);
         if with_dout {
             for_each_pair(&scores, p, [row, first_key], |element, pair| {
-                copy::store_f32x2(p.dprobs + (before + element) * 4, pair);
+                let at = p.dprobs + (before + element) * 4;
+                if is_bounded {
+                    let row = (element / p.score_stride) as u32;
+                    let Statistics { delta, .. } = Statistics::load(problem, head, row);
+                    let [left, right] = [copy::load_f32(at), copy::load_f32(at + 4)];
+                    copy::store_f32x2(at, [(pair[0] - delta) * left, (pair[1] - delta) * right]);
+                } else {
+                    copy::store_f32x2(at, pair);
+                }
             });
         } else {
+            if is_bounded {
+                let mut slopes = C::Scores::zero();
+                bound(&mut scores, &mut slopes, Softcap::of(problem));
+                for_each_pair(&slopes, p, [row, first_key], |element, pair| {
+                    copy::store_f32x2(p.dprobs + (before + element) * 4, pair);
+                });
+            }
             weigh::<C::T, _>(&mut scores, problem, head, row);
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
@@ -117,7 +137,12 @@ pub unsafe fn dscores<C: Config>(p: &NaiveBackwardParams) {
             return;
         }
         let q_rows = p.backward.q_rows as u64;
-        let Statistics { delta, .. } = Statistics::load(&p.backward, (row / q_rows) as u32, (row % q_rows) as u32);
+        // With a softcap it is in the other factor already.
+        let delta = if p.backward.features.has(SOFTCAP) {
+            0.0
+        } else {
+            Statistics::load(&p.backward, (row / q_rows) as u32, (row % q_rows) as u32).delta
+        };
         let first = row * p.score_stride;
         for col in (thread::lane()..p.score_stride as u32).step_by(32) {
             let element = first + col as u64;
@@ -229,6 +254,18 @@ where
 unsafe fn assume_not_empty(p: &BackwardParams) {
     // SAFETY: passed on.
     unsafe { core::hint::assert_unchecked(p.q_rows > 0 && p.q_heads > 0 && p.group > 0) };
+}
+
+/// Bounds scores, and says how each grows.
+#[inline(always)]
+fn bound<F: Fragments>(scores: &mut F, slopes: &mut F, softcap: Softcap) {
+    for m in 0..F::M {
+        for n in 0..F::N {
+            for i in 0..4 {
+                [scores.at_mut(m, n)[i], slopes.at_mut(m, n)[i]] = softcap.apply(scores.at(m, n)[i]);
+            }
+        }
+    }
 }
 
 /// Turns scores without scale into probabilities: rows from `row` on of a head.

@@ -99,7 +99,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
             let k = stream.values(i);
             let mut weights = C::Scores::zero();
             weights.mul_transposed(q, row, k, 0);
-            weigh_rows::<C::T, _>(&mut weights, &mut dscores, statistics, C::T::scale(p.scale_log2));
+            weigh_rows::<C::T, _>(&mut weights, &mut dscores, statistics, p);
             if masked {
                 Scores::of(p).hide([&mut dscores], first_row + row, blocks.visit(i) * C::ROW.kv_block);
             }
