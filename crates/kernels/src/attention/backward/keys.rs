@@ -25,7 +25,6 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::key_block::KeyBlock;
 use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
-use crate::attention::exponent::Exponent;
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile};

@@ -18,7 +18,6 @@ use kernel_spec::families::backward::memory::Queries as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::{self, Scores, Statistics, load_statistics, source, target, weigh_rows};
-use crate::attention::exponent::Exponent;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
