@@ -30,5 +30,6 @@ mod numbers;
 mod properties;
 mod readme;
 mod regressions;
+mod sequences;
 mod streams;
 mod support;

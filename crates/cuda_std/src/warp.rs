@@ -99,6 +99,24 @@ pub unsafe fn any(condition: bool) -> bool {
     result != 0
 }
 
+/// The lanes in which `condition` holds: bit `i` is lane `i`.
+///
+/// PTX `vote.sync.ballot.b32 d, a, 0xffffffff`, least SM 3.0.
+///
+/// # Safety
+/// All threads of the warp call it, converged.
+#[inline(always)]
+pub unsafe fn ballot(condition: bool) -> u32 {
+    let result: u32;
+    // No `pure`, as for `any`.
+    // SAFETY: the caller guarantees convergence.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {1}, 0; vote.sync.ballot.b32 {0}, p, 0xffffffff; }}",
+            out(reg32) result, in(reg32) condition as u32, options(nomem, nostack));
+    }
+    result
+}
+
 /// Maximum over the warp, in every lane.
 ///
 /// # Safety

@@ -20,8 +20,8 @@ mod tensor_map;
 mod tests;
 
 pub use attention::{
-    Attention, BackwardPlan, Gradients, GradientsViewMut, KernelChoice, Output, OutputGradients, Plan, Problem,
-    RawTensor, Sequences, Sizes,
+    Attention, BackwardPlan, Gradients, GradientsViewMut, KernelChoice, KvCache, KvCacheMut, NewRows, Output,
+    OutputGradients, PackedRows, PageTable, Plan, Problem, QueryRows, RawTensor, Rotary, Sequences, Sizes, Splits,
 };
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
 pub use error::{AxesError, BindError, Error, Operand, Result, Unsupported, Version};
@@ -32,7 +32,7 @@ pub use plan::{Binding, Buffer, Step};
 pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;
 pub use tensor::{
-    Dims, Element, HeadsView, Layout, Lse, LseShape, LseView, LseViewMut, MAX_RANK, Shape, Strides, Tensor, TensorView,
+    Dims, Element, HeadsView, Indices, IndicesView, Layout, Lse, LseShape, LseView, LseViewMut, MAX_RANK, Shape, Strides, Tensor, TensorView,
     TensorViewMut,
 };
 

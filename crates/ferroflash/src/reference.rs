@@ -33,12 +33,14 @@ use inputs::Inputs;
 mod compare;
 mod gradients;
 mod inputs;
+mod sequences;
 #[cfg(test)]
 mod tests;
 
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
+pub use sequences::{SequenceRows, forward_sequences, forward_sequences_rounded};
 
 /// Attention in `f64`.
 ///

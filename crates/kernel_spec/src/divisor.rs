@@ -22,6 +22,12 @@ impl Divisor {
         Divisor { value, multiplier, shift }
     }
 
+    /// Quotient of `number`, which is below `2^31 - value`, rounded up.
+    #[inline(always)]
+    pub const fn ceil(&self, number: u32) -> u32 {
+        self.split(number + self.value - 1).0
+    }
+
     /// Quotient and remainder of `number`, which is below `2^31`.
     #[inline(always)]
     pub const fn split(&self, number: u32) -> (u32, u32) {

@@ -192,6 +192,26 @@ impl KvBlocks {
         }
     }
 
+    /// Those of blocks `from..end` that are visited.
+    #[inline(always)]
+    pub const fn between(self, from: u32, end: u32) -> KvBlocks {
+        const fn inside(x: u32, from: u32, end: u32) -> u32 {
+            if x < from {
+                from
+            } else if x > end {
+                end
+            } else {
+                x
+            }
+        }
+        KvBlocks {
+            first: inside(self.first, from, end),
+            unmasked_first: inside(self.unmasked_first, from, end),
+            unmasked_end: inside(self.unmasked_end, from, end),
+            end: inside(self.end, from, end),
+        }
+    }
+
     /// The block of step `i` of `0..count()`: the visits from the last to the first, so that those with element tests come first.
     #[inline(always)]
     pub const fn step(self, i: u32) -> u32 {

@@ -461,7 +461,7 @@ pub(crate) fn to_f64<T: Element>(data: &[T]) -> Vec<f64> {
 }
 
 /// The NaN whose bytes are all 0xff.
-fn nan<T: Element>() -> T {
+pub(crate) fn nan<T: Element>() -> T {
     bytemuck::pod_read_unaligned(&[0xff; 4][..size_of::<T>()])
 }
 

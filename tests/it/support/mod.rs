@@ -6,6 +6,7 @@ pub(crate) mod edits;
 pub(crate) mod gradients;
 pub(crate) mod json;
 pub(crate) mod program;
+pub(crate) mod sequences;
 pub(crate) mod stub_driver;
 
 /// The element types of the test macros, as types.

@@ -53,7 +53,7 @@ fn check_against_q(q: &HeadsView<'_>, tensor: Operand, view: &HeadsView<'_>) -> 
     Ok(())
 }
 
-fn check_same_device(q: &HeadsView<'_>, tensor: Operand, device: &Device) -> Result<()> {
+pub(super) fn check_same_device(q: &HeadsView<'_>, tensor: Operand, device: &Device) -> Result<()> {
     if device == q.device() {
         return Ok(());
     }
@@ -61,7 +61,7 @@ fn check_same_device(q: &HeadsView<'_>, tensor: Operand, device: &Device) -> Res
     Err(Error::DeviceMismatch { what: tensor.to_string(), found, expected })
 }
 
-fn check_last_dim(tensor: Operand, view: &HeadsView<'_>) -> Result<()> {
+pub(super) fn check_last_dim(tensor: Operand, view: &HeadsView<'_>) -> Result<()> {
     match view.strides().dim {
         1 => Ok(()),
         stride => Err(Error::LastDimNotContiguous { tensor, stride }),

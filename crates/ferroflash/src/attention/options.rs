@@ -76,6 +76,8 @@ pub struct Attention {
     /// Whether equal inputs have to give equal bits, whatever else the device does. All forward kernels do; so does the backward pass
     /// when this is set: on Hopper its fused kernel then adds to the sums of dq in order, which takes 5 to 25 % longer.
     pub deterministic: bool,
+    /// How the keys of sequences are split, so that more of the GPU works on few query rows. Plays no part for uniform sequences.
+    pub splits: Splits,
 }
 
 impl Default for Attention {
@@ -87,6 +89,7 @@ impl Default for Attention {
             kernel: KernelChoice::Auto,
             lse: false,
             deterministic: false,
+            splits: Splits::Auto,
         }
     }
 }
@@ -144,6 +147,12 @@ impl Attention {
         self
     }
 
+    /// Sets how the keys of sequences are split.
+    pub fn with_splits(mut self, splits: Splits) -> Attention {
+        self.splits = splits;
+        self
+    }
+
     /// The factor on the scores for this head dim, checked.
     pub(crate) fn scale_for(&self, head_dim: usize) -> Result<f32> {
         let scale = self.scale.unwrap_or_else(|| (1.0 / (head_dim as f64).sqrt()) as f32);
@@ -158,6 +167,20 @@ impl Attention {
             Some(found) => Err(Error::Softcap { found, scale }),
         }
     }
+}
+
+/// How the keys of sequences are split among thread blocks, whose results are then merged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Splits {
+    /// As many as make good use of the GPU. The bits of a result may then depend on how many sequences a call has.
+    #[default]
+    Auto,
+    /// So many for each sequence, of equal length.
+    Count(u32),
+    /// So many keys each, a multiple of 64, counted from the first key of a sequence: the bits of a result do not depend on the other
+    /// sequences of the call.
+    Keys(u32),
 }
 
 /// `x log2(e)`: the kernels work in powers of two, `2^(x log2(e)) = e^x`.

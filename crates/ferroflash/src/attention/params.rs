@@ -8,6 +8,7 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
+use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -116,7 +117,7 @@ impl Params {
 /// from 1e31 on, scores times it are more than the log-sum-exp's tolerance.
 const SMALLEST_SCALE: f32 = f32::from_bits(1);
 
-fn forward_params(request: &Request<'_>) -> ForwardParams {
+pub(super) fn forward_params(request: &Request<'_>) -> ForwardParams {
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = request.sizes;
     let Tensors { q, k, v, out } = &request.tensors;
     // With a softcap the kernels multiply tanh(scores |scale| / cap) with it, where they multiply scores with it otherwise.
@@ -236,6 +237,17 @@ plain! {
         scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
     FusedParams { q, k, v, dout, schedule, backward }
+    SequenceTable {
+        q_starts, q_used, kv_starts, kv_used, kv_first, kv_entries, pages, table_stride, batch, kv_entry_count, new_starts, page_rows,
+        new_rows
+    }
+    SequencesParams {
+        table, partial, statistics, tokens, split_keys, splits, q_tiles, head_tiles, group_tiles, packed_log2, q_block, forward
+    }
+    AppendParams {
+        table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
+        position_count, q_advances, features
+    }
     NaiveBackwardParams { probs, dprobs, score_stride, score_rows, with_dout, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.

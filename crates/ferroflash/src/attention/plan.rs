@@ -1,9 +1,9 @@
 //! What a call of attention will do, decided before it does it.
 
 use super::options::Attention;
-use super::problem::{Problem, Sizes};
+use super::problem::{Problem, Sequences, Sizes};
 use super::request::{Request, Tensors};
-use super::{choose, params};
+use super::{choose, params, sequences};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result};
 use crate::plan::{Buffer, Step};
@@ -30,6 +30,8 @@ pub struct Plan {
     pub buffers: Vec<Buffer>,
     /// Query heads of a group that share a tile: above 1 where rows are few and several query heads share a key-value head.
     pub packed_heads: u32,
+    /// Parts that the keys are split into, which different thread blocks visit: 1 but for sequences.
+    pub splits: u32,
     /// Bytes of the log-sum-exp, when it is asked for.
     pub lse_bytes: u64,
     /// Why this kernel.
@@ -77,6 +79,9 @@ impl std::fmt::Display for Plan {
                 self.packed_heads
             )?;
         }
+        if self.splits > 1 {
+            writeln!(f, "  splits     {} parts of the keys, each for thread blocks of its own", self.splits)?;
+        }
         for buffer in &self.buffers {
             writeln!(f, "{buffer}")?;
         }
@@ -86,6 +91,10 @@ impl std::fmt::Display for Plan {
 
 /// Plans a problem for contiguous tensors.
 pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+    if !matches!(problem.sequences, Sequences::Uniform { .. }) {
+        problem.check_one_dim_and_type()?;
+        return sequences::plan_contiguous(attention, device, problem);
+    }
     let sizes = problem.sizes()?;
     sizes.validate()?;
     plan_for(attention, device, &sizes, Tensors::contiguous(&sizes))
@@ -121,6 +130,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
         steps: steps.collect(),
         buffers,
         packed_heads,
+        splits: 1,
         lse_bytes,
         reason,
     };

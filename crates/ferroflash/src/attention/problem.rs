@@ -16,7 +16,8 @@ pub enum Sequences {
         /// Rows of k and v of each. May be 0.
         kv_rows: usize,
     },
-    /// Sequences of any lengths one after the other: tensors are `[row, head, dim]`. No kernel takes them yet.
+    /// Sequences of any lengths one after the other: tensors are `[row, head, dim]`, see
+    /// [`Attention::forward_packed`](crate::Attention::forward_packed).
     Packed {
         /// Sequences.
         batch: usize,
@@ -25,26 +26,48 @@ pub enum Sequences {
         /// Rows of k and v, over all sequences.
         kv_rows: usize,
     },
-    /// Keys and values in a cache with room for more rows than are there, a number for each sequence. No kernel takes them yet.
+    /// Keys and values in a cache with room for more rows than are there, a number for each sequence, see
+    /// [`Attention::forward_cached`](crate::Attention::forward_cached).
     Cached {
         /// Sequences.
         batch: usize,
-        /// Rows of q and out of each.
-        q_rows: usize,
+        /// Rows of q and out.
+        q_rows: QueryRows,
         /// Rows of k and v that there is room for in each.
         capacity: usize,
     },
-    /// Keys and values in pages that sequences own through a table. No kernel takes them yet.
+    /// Keys and values in pages that sequences own through a table.
     Paged {
         /// Sequences.
         batch: usize,
-        /// Rows of q and out of each.
-        q_rows: usize,
+        /// Rows of q and out.
+        q_rows: QueryRows,
         /// Pages, over all sequences.
         pages: usize,
         /// Rows of k and v in a page.
         page_rows: usize,
+        /// Pages of a sequence that the table has room for.
+        width: usize,
     },
+}
+
+/// Rows of q and out where keys are in a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QueryRows {
+    /// Of each sequence: q is `[batch, row, head, dim]`.
+    Each(usize),
+    /// Of all sequences, packed: q is `[row, head, dim]`.
+    Packed(usize),
+}
+
+impl std::fmt::Display for QueryRows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            QueryRows::Each(rows) => write!(f, "q_rows {rows}"),
+            QueryRows::Packed(rows) => write!(f, "{rows} packed q_rows"),
+        }
+    }
 }
 
 /// An attention problem: everything about a call but its options and where its tensors lie.
@@ -99,17 +122,24 @@ impl Problem {
     /// # Errors
     /// [`Error::Unsupported`] for every other kind.
     pub fn sizes(&self) -> Result<Sizes> {
-        let Problem { sequences, q_heads, kv_heads, dim_qk, dim_v, dtype, out_dtype } = *self;
+        let Problem { sequences, q_heads, kv_heads, dim_qk, dtype, .. } = *self;
         let Sequences::Uniform { batch, q_rows, kv_rows } = sequences else {
             return Err(Error::Unsupported(Unsupported::Sequences { found: sequences.name() }));
         };
+        self.check_one_dim_and_type()?;
+        Ok(Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim: dim_qk, dtype })
+    }
+
+    /// That v and out are as q and k are.
+    pub(crate) fn check_one_dim_and_type(&self) -> Result<()> {
+        let Problem { dim_qk, dim_v, dtype, out_dtype, .. } = *self;
         if dim_v != dim_qk {
             return Err(Error::Unsupported(Unsupported::ValueDim { dim_v, dim_qk }));
         }
         if out_dtype != dtype {
             return Err(Error::Unsupported(Unsupported::OutDType { found: out_dtype, accepted: dtype }));
         }
-        Ok(Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim: dim_qk, dtype })
+        Ok(())
     }
 
     /// Checks everything about the problem that does not depend on a device.
@@ -132,10 +162,10 @@ impl std::fmt::Display for Problem {
                 write!(f, "{batch} packed sequences, q_rows {q_rows}, kv_rows {kv_rows}")?;
             }
             Sequences::Cached { batch, q_rows, capacity } => {
-                write!(f, "batch {batch}, q_rows {q_rows}, cache of {capacity} rows")?;
+                write!(f, "batch {batch}, {q_rows}, cache of {capacity} rows")?;
             }
-            Sequences::Paged { batch, q_rows, pages, page_rows } => {
-                write!(f, "batch {batch}, q_rows {q_rows}, {pages} pages of {page_rows} rows")?;
+            Sequences::Paged { batch, q_rows, pages, page_rows, width } => {
+                write!(f, "batch {batch}, {q_rows}, {pages} pages of {page_rows} rows, at most {width} a sequence")?;
             }
         }
         write!(f, ", heads {q_heads}/{kv_heads}, head_dim {dim_qk}")?;
@@ -149,7 +179,7 @@ impl std::fmt::Display for Problem {
 
 impl Sequences {
     /// The kind of sequences, for messages.
-    fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Sequences::Uniform { .. } => "uniform",
             Sequences::Packed { .. } => "packed",

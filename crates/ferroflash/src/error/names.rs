@@ -24,6 +24,32 @@ pub enum Operand {
     Dk,
     /// Gradient with respect to the values.
     Dv,
+    /// First row of each packed sequence of q.
+    QStarts,
+    /// Rows of q in use.
+    QUsed,
+    /// First row of each packed sequence of k and v.
+    KvStarts,
+    /// Rows of k and v in use: the lengths of a cache.
+    KvUsed,
+    /// First row of k and v in use.
+    KvFirst,
+    /// Entry of the cache of each sequence.
+    KvEntries,
+    /// Pages of each sequence.
+    Pages,
+    /// Keys to append.
+    NewK,
+    /// Values to append.
+    NewV,
+    /// First new row of each sequence.
+    NewStarts,
+    /// Cosines.
+    Cos,
+    /// Sines.
+    Sin,
+    /// Position of the first new row of each sequence.
+    Positions,
 }
 
 impl std::fmt::Display for Operand {
@@ -39,6 +65,19 @@ impl std::fmt::Display for Operand {
             Operand::Dq => "dq",
             Operand::Dk => "dk",
             Operand::Dv => "dv",
+            Operand::QStarts => "the starts of q",
+            Operand::QUsed => "the rows of q in use",
+            Operand::KvStarts => "the starts of k and v",
+            Operand::KvUsed => "the lengths of k and v",
+            Operand::KvFirst => "the first rows of the cache",
+            Operand::KvEntries => "the entries of the cache",
+            Operand::Pages => "the table of pages",
+            Operand::NewK => "the new k",
+            Operand::NewV => "the new v",
+            Operand::NewStarts => "the starts of the new rows",
+            Operand::Cos => "cos",
+            Operand::Sin => "sin",
+            Operand::Positions => "the positions",
         })
     }
 }

@@ -204,6 +204,11 @@ impl<'a> TensorViewMut<'a> {
         self.0
     }
 
+    /// The same tensor, whoever writes it from now on.
+    pub(crate) fn into_view(self) -> TensorView<'a> {
+        self.0
+    }
+
     /// The device that holds it.
     pub fn device(&self) -> &Device {
         self.0.device

@@ -7,10 +7,12 @@ use crate::entry::Entry;
 
 pub mod backward;
 pub mod forward;
+#[macro_use]
+pub mod sequences;
 
 /// Every compiled entry point, of all families.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
-    let forward = forward::VARIANTS.iter().map(|variant| &variant.entry);
+    let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
     forward.chain(backward::VARIANTS.iter().map(|variant| &variant.entry))
 }
 

@@ -39,16 +39,21 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
     let mut factors = *max;
     for m in 0..R::M {
         for half in 0..2 {
-            let (max, sum) = (max.at(m, half), sum.at(m, half));
-            // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
-            // tells which they are.
-            let carried = math::fma(sum, 0.0, math::abs(max)) <= C::T::scale(C::T::LARGEST_MAX_LOG2);
-            let factor = if carried { math::reciprocal(sum) } else { f32::NAN };
+            let factor = factor::<C::T>(max.at(m, half), sum.at(m, half));
             let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
             *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };
         }
     }
     factors
+}
+
+/// `1 / sum`, or NaN for a row that has to be computed again.
+#[inline(always)]
+pub fn factor<T: Exponent>(max: f32, sum: f32) -> f32 {
+    // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
+    // tells which they are.
+    let carried = math::fma(sum, 0.0, math::abs(max)) <= T::scale(T::LARGEST_MAX_LOG2);
+    if carried { math::reciprocal(sum) } else { f32::NAN }
 }
 
 /// Whether any of these is NaN.
@@ -107,7 +112,6 @@ unsafe fn block_rows<C: Config>(params: u64) {
 /// All threads of the warp, converged. They have written the rows, or met a barrier with those who have, and nobody else touches them.
 #[inline(always)]
 pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u32, end: u32, step: u32) {
-    let lane = thread::lane();
     // Rolled, here and below: this code is there for few.
     for index in (first..math::opaque(end)).step_by(math::opaque(step) as usize) {
         let at = block.row(index);
@@ -117,36 +121,78 @@ pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u
         let out = block.out_row(at);
         // SAFETY: converged; a row of the output, whose columns exist.
         unsafe {
-            let mut finite = true;
-            for col in (lane..block.out.cols).step_by(32) {
-                finite &= C::Out::load(out + (col as usize * C::Out::BYTES) as u64).is_finite();
-            }
-            if warp::any(!finite) {
+            if holds_no_number::<C::Out>(out, block.out.cols) {
                 Row::of_block(block, p, at).attend::<C::Out>(out);
             }
         }
     }
 }
 
-/// One query row and the keys that it sees.
-struct Row<'a, T> {
+/// Whether an element of a row of the output is no finite number, for every lane.
+///
+/// # Safety
+/// All threads of the warp, converged; the row's columns exist.
+#[inline(always)]
+pub unsafe fn holds_no_number<O: Element>(out: u64, cols: u32) -> bool {
+    let mut finite = true;
+    for col in (thread::lane()..cols).step_by(32) {
+        // SAFETY: passed on.
+        finite &= unsafe { O::load(out + (col as usize * O::BYTES) as u64) }.is_finite();
+    }
+    // SAFETY: passed on.
+    unsafe { warp::any(!finite) }
+}
+
+/// Where the keys and values of a head are.
+pub trait Places {
+    /// Address of a key.
+    fn key(&self, key: u32) -> u64;
+
+    /// Address of a value.
+    fn value(&self, key: u32) -> u64;
+}
+
+/// Keys and values at equal distances, from these addresses on.
+pub struct Affine<'a, T> {
     p: &'a ForwardParams,
-    /// Address of the queries.
-    q: u64,
-    /// Address of the first key of its head.
     k: u64,
-    /// Address of the first value.
     v: u64,
-    /// Address of the log-sum-exp, or 0.
-    lse: u64,
-    row: u32,
-    /// Keys `first..end`.
-    first: u32,
-    end: u32,
     element: PhantomData<T>,
 }
 
-impl<'a, T: Element> Row<'a, T> {
+impl<T: Element> Places for Affine<'_, T> {
+    #[inline(always)]
+    fn key(&self, key: u32) -> u64 {
+        self.k + key as u64 * self.p.k.row_stride * T::BYTES as u64
+    }
+
+    #[inline(always)]
+    fn value(&self, key: u32) -> u64 {
+        self.v + key as u64 * self.p.v.row_stride * T::BYTES as u64
+    }
+}
+
+/// One query row and the keys that it sees.
+pub struct Row<'a, T, S> {
+    /// The problem.
+    pub p: &'a ForwardParams,
+    /// Address of the queries.
+    pub q: u64,
+    /// The keys and values of its head.
+    pub places: S,
+    /// Address of the log-sum-exp, or 0.
+    pub lse: u64,
+    /// Row of the head.
+    pub row: u32,
+    /// First key that it sees.
+    pub first: u32,
+    /// One past the last.
+    pub end: u32,
+    /// The element type.
+    pub element: PhantomData<T>,
+}
+
+impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
     /// A row of a query block.
     #[inline(always)]
     fn of_block<C: Config<T = T>>(block: &QueryBlock<C>, p: &'a ForwardParams, at: QueryRow) -> Self {
@@ -156,8 +202,7 @@ impl<'a, T: Element> Row<'a, T> {
         Row {
             p,
             q: block.q.address + elements * T::BYTES as u64,
-            k: block.k.address,
-            v: block.v.address,
+            places: Affine { p, k: block.k.address, v: block.v.address, element: PhantomData },
             lse: if p.lse == 0 { 0 } else { p.lse + lse * 4 },
             row: at.row,
             first,
@@ -165,14 +210,16 @@ impl<'a, T: Element> Row<'a, T> {
             element: PhantomData,
         }
     }
+}
 
+impl<T: Element, S: Places> Row<'_, T, S> {
     /// The score of a key, without scale.
     ///
     /// # Safety
     /// The row sees the key.
     #[inline(always)]
     unsafe fn score(&self, key: u32) -> f64 {
-        let k = self.k + key as u64 * self.p.k.row_stride * T::BYTES as u64;
+        let k = self.places.key(key);
         let mut sum = 0.0;
         for col in 0..self.p.dim_qk {
             let offset = (col as usize * T::BYTES) as u64;
@@ -240,7 +287,7 @@ impl<'a, T: Element> Row<'a, T> {
     /// # Safety
     /// All threads of the warp, converged; the address is the row's own.
     #[inline(always)]
-    unsafe fn attend<O: Element>(&self, out: u64) {
+    pub unsafe fn attend<O: Element>(&self, out: u64) {
         let lane = thread::lane();
         // SAFETY: converged: every loop below takes the whole warp along; addresses are inside rows.
         unsafe {
@@ -256,7 +303,7 @@ impl<'a, T: Element> Row<'a, T> {
                         continue;
                     }
                     sum += weight;
-                    let v = self.v + (first + other) as u64 * self.p.v.row_stride * T::BYTES as u64;
+                    let v = self.places.value(first + other);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let col = lane + 32 * i as u32;
                         if col < self.p.dim_v {

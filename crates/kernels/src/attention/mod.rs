@@ -21,6 +21,8 @@ pub mod naive;
 pub mod online_softmax;
 pub mod query_block;
 pub mod score;
+#[cfg(not(target_feature = "sm_90a"))]
+pub mod sequences;
 pub mod stream;
 pub mod v1;
 pub mod v2;

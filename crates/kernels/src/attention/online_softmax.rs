@@ -117,6 +117,23 @@ impl<R: PerRow> OnlineSoftmax<R> {
         Step { rescale, sum }
     }
 
+    /// Puts the maxima and sums of warps together that have had other keys of the same rows. What is returned is the factor on what this warp
+    /// has summed up.
+    ///
+    /// # Safety
+    /// All threads of the warps that share the rows, converged.
+    #[inline(always)]
+    pub unsafe fn join<T: Exponent>(&mut self, warps: &impl AcrossWarps<R>) -> R {
+        // SAFETY: passed on.
+        unsafe {
+            let max = warps.max(self.max);
+            let rescale = rescale::<T, _>(&self.max, &base(&max, true));
+            self.sum = warps.sum(self.sum.zip(&rescale, |l, alpha| l * alpha));
+            self.max = max;
+            rescale
+        }
+    }
+
     /// Turns the scores of a block into weights, measured against the old maximum unless that has been passed by more than its limit.
     /// [`Self::take_in`] has to follow.
     ///

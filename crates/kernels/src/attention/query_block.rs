@@ -10,7 +10,7 @@ use crate::attention::exponent::Exponent;
 use crate::attention::{Config, score};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
-use crate::parts::rows::GlobalRows;
+use crate::parts::rows::{GlobalRows, RowSource};
 use crate::parts::shared_tile::{SharedMatrix, ThreadBlock};
 
 /// A block of query rows of one head of one batch entry.
@@ -235,6 +235,23 @@ impl<C: Config> QueryBlock<C> {
         col: u32,
         out: &impl Fragments,
     ) {
+        // SAFETY: passed on.
+        unsafe { self.store_tile::<B, S>(tile, &self.out, row, col, out) };
+    }
+
+    /// [`Self::store_out`] to rows of `target`, as the block counts them.
+    ///
+    /// # Safety
+    /// As for [`Self::store_out`].
+    #[inline(always)]
+    pub unsafe fn store_tile<B: ThreadBlock, S: SharedMatrix<Element = C::Out>>(
+        &self,
+        tile: S,
+        target: &impl RowSource,
+        row: u32,
+        col: u32,
+        out: &impl Fragments,
+    ) {
         // SAFETY: the barriers stand between the last read of the queries, the writes and the reads of other threads.
         unsafe {
             // A block without keys never waited for its queries.
@@ -242,7 +259,7 @@ impl<C: Config> QueryBlock<C> {
             sync::block();
             tile.write(row, col, out);
             sync::block();
-            tile.store::<B>(&self.out, self.first_row);
+            tile.store::<B>(target, self.first_row);
         }
     }
 }

@@ -7,11 +7,13 @@
 //! | load | all threads | start copying `SLOTS - 1` tiles ahead, into the slot that just became free |
 //! | use | warps | multiply |
 //!
+//! The threads are those of a thread block, or of a warp that has keys of its own.
+//!
 //! With two slots, keys and values alternate: `v_j` arrives under `q k_j^T`, `k_{j+1}` under the softmax and `p v_j`.
 
 use core::marker::PhantomData;
 
-use cuda_std::{copy, sync};
+use cuda_std::copy;
 use kernel_spec::KvBlocks;
 
 use crate::parts::rows::RowSource;
@@ -23,7 +25,7 @@ pub trait StreamConfig: ThreadBlock {
     type K: SharedMatrix;
     /// A tile of values, of as many rows.
     type V: SharedMatrix;
-    /// Slots, from 2 to 4.
+    /// Slots, from 2 to 6.
     const SLOTS: u32;
     /// Bytes from one slot to the next: either tile fits.
     const SLOT_BYTES: u32 = if Self::K::BYTES > Self::V::BYTES { Self::K::BYTES } else { Self::V::BYTES };
@@ -49,7 +51,7 @@ impl<C: StreamConfig, K: RowSource, V: RowSource> KvStream<C, K, V> {
     /// All threads of the block, converged; `slots` is the shared address of the slots.
     #[inline(always)]
     pub unsafe fn start(k: K, v: V, slots: u32, blocks: KvBlocks) -> Self {
-        const { assert!(C::SLOTS >= 2 && C::SLOTS <= 4, "one slot is read while the next is written; waits count to 2") };
+        const { assert!(C::SLOTS >= 2 && C::SLOTS <= 6, "one slot is read while the next is written; waits count to 4") };
         const { assert!(C::K::ROWS == C::V::ROWS, "keys and values come in pairs") };
         let stream = KvStream { k, v, slots, blocks, config: PhantomData };
         for tile in 0..C::SLOTS - 1 {
@@ -81,17 +83,31 @@ impl<C: StreamConfig, K: RowSource, V: RowSource> KvStream<C, K, V> {
         C::V::at(self.slot(i, VALUES))
     }
 
+    /// Waits for the copies that this thread had started before the stream, and committed.
+    #[inline(always)]
+    pub fn wait_for_older(&self) {
+        match C::SLOTS {
+            2 => copy::wait_group::<1>(),
+            3 => copy::wait_group::<2>(),
+            4 => copy::wait_group::<3>(),
+            5 => copy::wait_group::<4>(),
+            _ => copy::wait_group::<5>(),
+        }
+    }
+
     #[inline(always)]
     unsafe fn turn(&self, i: u32, place: u32) {
         // SLOTS - 1 groups are on their way; the oldest is the tile wanted now.
         match C::SLOTS {
             2 => copy::wait_group::<0>(),
             3 => copy::wait_group::<1>(),
-            _ => copy::wait_group::<2>(),
+            4 => copy::wait_group::<2>(),
+            5 => copy::wait_group::<3>(),
+            _ => copy::wait_group::<4>(),
         }
         // SAFETY: passed on.
         unsafe {
-            sync::block();
+            C::meet();
             self.load(i, place + C::SLOTS - 1);
         }
     }

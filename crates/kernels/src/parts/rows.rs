@@ -26,8 +26,14 @@ pub trait RowSource {
     /// Addresses of every so many rows.
     type Walk: RowWalk;
 
-    /// Rows that exist.
+    /// Rows that exist, or the end of those that may.
     fn rows(&self) -> u32;
+
+    /// Whether a row exists.
+    #[inline(always)]
+    fn has(&self, row: u32) -> bool {
+        row < self.rows()
+    }
 
     /// Columns that exist.
     fn cols(&self) -> u32;

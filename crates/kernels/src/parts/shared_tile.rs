@@ -2,17 +2,33 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{copy, math, shared, thread};
+use cuda_std::{copy, math, shared, sync, thread};
 use kernel_spec::layout::{CHUNK_BYTES, chunk_offset, fragment_col, fragment_row, panel_bytes, swizzle};
 
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
-use crate::parts::rows::{GlobalRows, RowSource, RowWalk};
+use crate::parts::rows::{RowSource, RowWalk};
 
-/// The threads that work together on a thread block's tiles.
+/// The threads that work together on tiles: a thread block, unless it is said otherwise.
 pub trait ThreadBlock {
     /// How many there are.
     const THREADS: usize;
+
+    /// Which of them this one is.
+    #[inline(always)]
+    fn thread() -> u32 {
+        thread::index()
+    }
+
+    /// Waits for all of them; what they have written to shared memory is then there for all.
+    ///
+    /// # Safety
+    /// All of them call it, converged.
+    #[inline(always)]
+    unsafe fn meet() {
+        // SAFETY: passed on.
+        unsafe { sync::block() };
+    }
 }
 
 /// `ROWS x COLS` elements in shared memory, swizzled as `kernel_spec::layout` says.
@@ -28,6 +44,63 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedTile<T, ROWS, COLS>
     const PANEL_CHUNKS: usize = Self::PANEL_BYTES / CHUNK_BYTES;
     const PANELS: usize = Self::ROW_BYTES / Self::PANEL_BYTES;
     const CHUNK_ELEMENTS: usize = CHUNK_BYTES / T::BYTES;
+
+    /// [`SharedMatrix::load`] by a team whose passes are no multiple of 8 rows, so that the swizzle of a thread changes from pass to pass, or
+    /// that has more threads than the tile has pieces.
+    ///
+    /// # Safety
+    /// As for [`SharedMatrix::load`].
+    #[inline(always)]
+    unsafe fn load_small<B: ThreadBlock>(self, source: &impl RowSource, first_row: u32) {
+        let (passes, rows_per_pass) = const {
+            let rows = B::THREADS / Self::PANEL_CHUNKS;
+            assert!(ROWS.is_multiple_of(rows) || ROWS < rows, "threads load whole rows in whole passes");
+            (ROWS.div_ceil(rows), rows)
+        };
+        let thread = math::opaque(B::thread());
+        let chunk = thread % Self::PANEL_CHUNKS as u32;
+        let row = thread / Self::PANEL_CHUNKS as u32;
+        if ROWS < rows_per_pass && row >= ROWS as u32 {
+            return;
+        }
+        let mut from = source.walk(first_row + row, rows_per_pass as u32, chunk as u64 * CHUNK_BYTES as u64);
+        if source.whole() && first_row + ROWS as u32 <= source.rows() {
+            let window = self.window(row, chunk);
+            for pass in 0..passes {
+                let address = from.address();
+                for panel in 0..Self::PANELS {
+                    let to = window.at(pass * rows_per_pass, panel * Self::PANEL_CHUNKS);
+                    // SAFETY: inside both tiles, 16-byte aligned.
+                    unsafe { copy::async_16(to, address + (panel * Self::PANEL_BYTES) as u64) };
+                }
+                from.advance();
+            }
+            return;
+        }
+        // Rolled, as there.
+        for pass in 0..math::opaque(passes as u32) {
+            let row = row + pass * rows_per_pass as u32;
+            let (to, address) = (self.window(row, chunk).address, from.ahead(pass));
+            let inside = source.has(first_row + row);
+            for panel in 0..math::opaque(Self::PANELS as u32) {
+                let to = to + panel * (ROWS * Self::PANEL_BYTES) as u32;
+                let col = (panel * Self::PANEL_CHUNKS as u32 + chunk) * Self::CHUNK_ELEMENTS as u32;
+                let cols = source.cols().saturating_sub(col).min(Self::CHUNK_ELEMENTS as u32);
+                let cols = if inside { cols } else { 0 };
+                let from = address + panel as u64 * Self::PANEL_BYTES as u64;
+                if source.aligned() {
+                    // SAFETY: aligned; nothing is read when the chunk lies outside.
+                    unsafe { copy::async_16_or_zero(to, from, cols * T::BYTES as u32) };
+                } else {
+                    for i in 0..math::opaque(Self::CHUNK_ELEMENTS as u32) {
+                        let offset = i * T::BYTES as u32;
+                        // SAFETY: inside the source (`i < cols`) and the tile.
+                        unsafe { T::copy_or_zero(to + offset, from + offset as u64, i < cols) };
+                    }
+                }
+            }
+        }
+    }
 
     /// One lane's view from row `row` and chunk `chunk` on; see [`Window::at`] for what it can reach.
     #[inline(always)]
@@ -80,7 +153,7 @@ pub trait SharedMatrix: Copy {
     ///
     /// # Safety
     /// All `THREADS` threads of the block call it, after a barrier behind the writes to the tile.
-    unsafe fn store<B: ThreadBlock>(self, target: &GlobalRows<Self::Element>, first_row: u32);
+    unsafe fn store<B: ThreadBlock>(self, target: &impl RowSource, first_row: u32);
 }
 
 impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTile<T, ROWS, COLS> {
@@ -96,12 +169,20 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
 
     #[inline(always)]
     unsafe fn load<B: ThreadBlock>(self, source: &impl RowSource, first_row: u32) {
-        const { assert!(ROWS.is_multiple_of(B::THREADS / Self::PANEL_CHUNKS), "threads load whole rows in whole passes") };
+        let is_small = const {
+            let rows = B::THREADS / Self::PANEL_CHUNKS;
+            assert!(ROWS.is_multiple_of(rows) || ROWS < rows, "threads load whole rows in whole passes");
+            !rows.is_multiple_of(8) || ROWS < rows
+        };
+        if is_small {
+            // SAFETY: passed on.
+            return unsafe { self.load_small::<B>(source, first_row) };
+        }
         let rows_per_pass = B::THREADS / Self::PANEL_CHUNKS;
         // Neighbouring threads take the neighbouring 16-byte chunks of a row; the swizzle of a thread never changes, because a
         // pass is a multiple of 8 rows.
         // Opaque: computed anew for every tile, these addresses stay out of the registers of the loop around it.
-        let thread = math::opaque(thread::index());
+        let thread = math::opaque(B::thread());
         let chunk = thread % Self::PANEL_CHUNKS as u32;
         let row = thread / Self::PANEL_CHUNKS as u32;
         let to = self.window(row, chunk).address;
@@ -109,10 +190,11 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
         let whole = source.whole() && first_row + ROWS as u32 <= source.rows();
         if whole {
             for pass in 0..ROWS / rows_per_pass {
+                let row = from.address();
                 for panel in 0..Self::PANELS {
                     let to = to + ((panel * ROWS + pass * rows_per_pass) * Self::PANEL_BYTES) as u32;
                     // SAFETY: inside both tiles, 16-byte aligned.
-                    unsafe { copy::async_16(to, from.address() + (panel * Self::PANEL_BYTES) as u64) };
+                    unsafe { copy::async_16(to, row + (panel * Self::PANEL_BYTES) as u64) };
                 }
                 from.advance();
             }
@@ -126,7 +208,7 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
                 for pass in 0..math::opaque((ROWS / rows_per_pass) as u32) {
                     let to = to + (panel * ROWS as u32 + pass * rows_per_pass as u32) * Self::PANEL_BYTES as u32;
                     let from = from.ahead(pass) + panel as u64 * Self::PANEL_BYTES as u64;
-                    let inside = first_row + row + pass * (rows_per_pass as u32) < source.rows();
+                    let inside = source.has(first_row + row + pass * (rows_per_pass as u32));
                     let cols = if inside { cols } else { 0 };
                     if source.aligned() {
                         // `cols` is 0 or a whole chunk: head dims are multiples of 8.
@@ -197,20 +279,26 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
     }
 
     #[inline(always)]
-    unsafe fn store<B: ThreadBlock>(self, target: &GlobalRows<T>, first_row: u32) {
-        const { assert!((ROWS * Self::ROW_BYTES / CHUNK_BYTES).is_multiple_of(B::THREADS), "threads store in whole passes") };
+    unsafe fn store<B: ThreadBlock>(self, target: &impl RowSource, first_row: u32) {
+        let (chunks, are_whole_passes) = const {
+            let chunks = ROWS * Self::ROW_BYTES / CHUNK_BYTES;
+            (chunks as u32, chunks.is_multiple_of(B::THREADS))
+        };
         let row_chunks = (Self::ROW_BYTES / CHUNK_BYTES) as u32;
-        for i in 0..math::opaque(ROWS as u32 * row_chunks / B::THREADS as u32) {
-            let index = i * B::THREADS as u32 + thread::index();
+        for i in 0..math::opaque(chunks.div_ceil(B::THREADS as u32)) {
+            let index = i * B::THREADS as u32 + B::thread();
+            if !are_whole_passes && index >= chunks {
+                continue;
+            }
             let (row, chunk) = (index / row_chunks, index % row_chunks);
-            let cols = target.cols.saturating_sub(chunk * Self::CHUNK_ELEMENTS as u32).min(Self::CHUNK_ELEMENTS as u32);
-            if first_row + row < target.rows && cols > 0 {
+            let col = chunk * Self::CHUNK_ELEMENTS as u32;
+            let cols = target.cols().saturating_sub(col).min(Self::CHUNK_ELEMENTS as u32);
+            if target.has(first_row + row) && cols > 0 {
                 let from = self.address + chunk_offset(row as usize, chunk as usize, ROWS, Self::ROW_BYTES) as u32;
-                let to =
-                    target.address + (first_row + row) as u64 * target.row_bytes + chunk as u64 * CHUNK_BYTES as u64;
+                let to = target.walk(first_row + row, 1, chunk as u64 * CHUNK_BYTES as u64).address();
                 // SAFETY: inside the tile and inside the target's rows and columns.
                 unsafe {
-                    if target.aligned {
+                    if target.aligned() {
                         copy::store_u32x4(to, shared::load_u32x4(from));
                     } else {
                         for e in 0..math::opaque(cols) {

@@ -11,3 +11,7 @@ pub const SOFTCAP: u32 = 0;
 ///
 /// The value is the program's own.
 pub const PROGRAM: u32 = 1;
+
+/// Keys and values lie in pages, which a table names, see [`SequenceTable`](crate::families::sequences::SequenceTable). The value plays no
+/// part.
+pub const PAGED: u32 = 2;

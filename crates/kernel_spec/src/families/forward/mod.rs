@@ -2,6 +2,7 @@
 
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
+use crate::families::sequences::{self, AppendParams, SequencesParams};
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
@@ -86,14 +87,22 @@ pub enum Pass {
     V2,
     /// All of v3.
     V3,
+    /// Sequences of few query rows, see [`sequences`](crate::families::sequences).
+    Decode,
+    /// Sequences of more.
+    Prefill,
+    /// Splits of the keys, put together.
+    Merge,
+    /// New keys and values, written to a cache.
+    Append,
 }
 
 impl Pass {
     /// The instruction set that it is compiled for.
     pub const fn arch(self) -> Arch {
         match self {
-            Pass::Scores | Pass::Softmax | Pass::Output | Pass::V1 | Pass::V2 => Arch::Sm80,
             Pass::V3 => Arch::Sm90a,
+            _ => Arch::Sm80,
         }
     }
 
@@ -103,6 +112,8 @@ impl Pass {
             Pass::Scores | Pass::Softmax | Pass::Output => size_of::<NaiveParams>(),
             Pass::V1 | Pass::V2 => size_of::<ForwardParams>(),
             Pass::V3 => size_of::<V3Params>(),
+            Pass::Decode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
+            Pass::Append => size_of::<AppendParams>(),
         };
         bytes as u32
     }
@@ -112,7 +123,8 @@ impl Pass {
         match self {
             Pass::Scores | Pass::Softmax | Pass::Output => Kernel::Naive,
             Pass::V1 => Kernel::V1,
-            Pass::V2 => Kernel::V2,
+            // Those of sequences have its algorithm.
+            Pass::V2 | Pass::Decode | Pass::Prefill | Pass::Merge | Pass::Append => Kernel::V2,
             Pass::V3 => Kernel::V3,
         }
     }
@@ -128,6 +140,10 @@ pub enum Policy {
     V1(policy::V1),
     V2(policy::V2),
     V3(policy::V3),
+    Decode(sequences::policy::Decode),
+    Prefill(sequences::policy::Prefill),
+    Merge(sequences::policy::Merge),
+    Append(sequences::policy::Append),
 }
 
 /// One row of the list: an entry point, and what it computes with which tile.
@@ -293,6 +309,7 @@ impl Variant {
                 let tiles = heads * q_rows.div_ceil(self.q_block as u64);
                 if tiles < multiprocessors as u64 { tiles } else { multiprocessors as u64 }
             }
+            Pass::Decode | Pass::Prefill | Pass::Merge | Pass::Append => panic!("sequences have lengths of their own"),
         }
     }
 
@@ -324,7 +341,7 @@ impl Variant {
         self.q_block * self.dim_v * self.out_dtype.bytes() as u32
     }
 
-    const fn with_shared_bytes(mut self) -> Variant {
+    pub(super) const fn with_shared_bytes(mut self) -> Variant {
         self.entry.shared_bytes = match self.policy {
             Policy::Scores(_) => memory::Scores::of(&self).total,
             Policy::Softmax(_) => 0,
@@ -333,21 +350,24 @@ impl Variant {
                 memory::Stream::of(&self, slots).total
             }
             Policy::V3(policy) => memory::V3::of(&self, policy).total,
+            Policy::Decode(policy) => sequences::memory::Decode::of(&self, policy).total,
+            Policy::Prefill(sequences::policy::Prefill { slots, .. }) => memory::Stream::of(&self, slots).total,
+            Policy::Merge(_) | Policy::Append(_) => 0,
         };
         self
     }
 
     /// Panics, at compile time, when the row fits neither its GPUs nor the instructions of its pass.
-    const fn check(&self) {
+    pub(super) const fn check(&self) {
         assert!(
             self.entry.shared_bytes <= self.entry.arch.shared_bytes(),
             "a variant needs more shared memory than its GPUs have"
         );
-        if matches!(self.pass, Pass::Softmax) {
+        if matches!(self.pass, Pass::Softmax | Pass::Merge | Pass::Append) {
             return;
         }
         let warps_of_rows = match self.pass {
-            Pass::V1 => 1,
+            Pass::V1 | Pass::Decode => 1,
             Pass::V3 => self.warps - memory::WARPGROUP_WARPS,
             _ => self.warps,
         };
@@ -396,6 +416,7 @@ mod tests {
                 Pass::Softmax => 600_u64.div_ceil(SOFTMAX_ROWS_PER_CTA.into()),
                 Pass::Output | Pass::V1 | Pass::V2 => 6 * q_blocks,
                 Pass::V3 => (6 * q_blocks).min(4),
+                other => unreachable!("{other:?} is no pass of these rows"),
             };
             assert_eq!(v.ctas(2, 3, 100, 70, 4), expected, "{}", v.entry.symbol);
             // More multiprocessors than tiles.

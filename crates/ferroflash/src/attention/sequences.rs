@@ -1,0 +1,10 @@
+//! Attention over sequences of different lengths: packed one behind the other, with keys in caches, contiguous or in pages.
+
+mod call;
+mod check;
+mod describe;
+mod params;
+mod plan;
+
+pub use describe::{KvCache, KvCacheMut, NewRows, PackedRows, PageTable, Rotary};
+pub(crate) use plan::plan_contiguous;

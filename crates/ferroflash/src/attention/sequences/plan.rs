@@ -1,0 +1,306 @@
+//! What a call over sequences will do, decided before it does it.
+
+use super::super::choose::{MAX_GRID, check_device};
+use super::super::options::{Attention, KernelChoice, Splits};
+use super::super::plan::Plan;
+use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
+use super::super::request::{Placed, Request, Tensors};
+use super::check::SequenceSizes;
+use super::params::{self, Arrays, Cut};
+use crate::device::DeviceInfo;
+use crate::error::{Error, Result, Unsupported};
+use crate::plan::{Binding, Buffer, Step};
+use crate::error::Operand;
+use crate::specialise::Specialised;
+use crate::tensor::{Layout, Shape};
+use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
+use kernel_spec::families::sequences::{self, MAX_SPLITS};
+use kernel_spec::{DType, FeatureSet, Kernel, Mask, Pass, Variant};
+
+/// Keys that splits are counted in: every kernel visits a divisor of it at a time.
+const SPLIT_UNIT: usize = 64;
+
+/// Query rows, over the heads of a group, up to which a tile of decode holds them.
+const DECODE_ROWS: usize = 16;
+
+/// Rows of a thread block of append: one a warp.
+const APPEND_ROWS: u64 = 4;
+
+/// Tensors that a call appends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewTensors {
+    pub(super) k: Placed,
+    pub(super) v: Placed,
+}
+
+/// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
+pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+    let Problem { q_heads, kv_heads, dim_qk: head_dim, dtype, .. } = *problem;
+    let none = SequenceSizes {
+        batch: 0,
+        q_rows: 0,
+        packed_q: false,
+        kv_rows: 0,
+        kv_entries: 1,
+        page_rows: None,
+        packed_kv: false,
+        q_heads,
+        kv_heads,
+        head_dim,
+        dtype,
+        longest_q: 0,
+        longest_kv: 0,
+        new_rows: 0,
+        packed_new: false,
+    };
+    let with_queries = |sizes: SequenceSizes, rows: QueryRows| match rows {
+        QueryRows::Each(q_rows) => SequenceSizes { q_rows, longest_q: q_rows, ..sizes },
+        QueryRows::Packed(q_rows) => SequenceSizes { q_rows, longest_q: q_rows, packed_q: true, ..sizes },
+    };
+    let (sizes, arrays) = match problem.sequences {
+        Sequences::Packed { batch, q_rows, kv_rows } => (
+            SequenceSizes {
+                batch,
+                kv_rows,
+                packed_kv: true,
+                longest_kv: kv_rows,
+                ..with_queries(none, QueryRows::Packed(q_rows))
+            },
+            Arrays { q_starts: true, kv_starts: true, ..Arrays::default() },
+        ),
+        Sequences::Cached { batch, q_rows, capacity } => (
+            SequenceSizes {
+                batch,
+                kv_entries: batch,
+                kv_rows: capacity,
+                longest_kv: capacity,
+                ..with_queries(none, q_rows)
+            },
+            Arrays { kv_used: true, ..Arrays::default() },
+        ),
+        Sequences::Paged { batch, q_rows, pages, page_rows, width } => {
+            let kv_rows = width.saturating_mul(page_rows);
+            let sizes = SequenceSizes { batch, kv_entries: pages, kv_rows, longest_kv: kv_rows, ..none };
+            let sizes = SequenceSizes { page_rows: Some(page_rows), ..with_queries(sizes, q_rows) };
+            (sizes, Arrays { kv_used: true, pages: Some(width), ..Arrays::default() })
+        }
+        Sequences::Uniform { .. } => unreachable!("has a plan of its own"),
+    };
+    sizes.validate()?;
+    let arrays = Arrays { q_starts: sizes.packed_q, ..arrays };
+    let batch = |packed| if packed { 1 } else { sizes.batch };
+    let placed = |batch, rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
+    let q = placed(batch(sizes.packed_q), sizes.q_rows, q_heads);
+    let k = placed(sizes.kv_entries, sizes.page_rows.unwrap_or(sizes.kv_rows), kv_heads);
+    plan(attention, device, &sizes, &arrays, Tensors { q, k, v: k, out: q }, None)
+}
+
+/// Plans a call whose sizes have been validated, for these tensors.
+pub(super) fn plan(
+    attention: &Attention,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    arrays: &Arrays,
+    tensors: Tensors,
+    new: Option<NewTensors>,
+) -> Result<Plan> {
+    let scale = attention.scale_for(sizes.head_dim)?;
+    let softcap = attention.softcap_for(scale)?;
+    // As a problem of one sequence or equal ones: what parameters and checks take of it.
+    let whole = Sizes {
+        batch: sizes.batch,
+        q_rows: sizes.q_rows,
+        kv_rows: sizes.kv_rows,
+        q_heads: sizes.q_heads,
+        kv_heads: sizes.kv_heads,
+        head_dim: sizes.head_dim,
+        dtype: sizes.dtype,
+    };
+    let mut request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
+    let (row, reason) = choose(attention, sizes, arrays, softcap.is_some())?;
+    let features = row.entry.accepts.intersection(features(arrays, softcap.is_some()));
+    check_device(&row.entry, device)?;
+    let cut = split(attention, device, sizes, row)?;
+    let places = cut.places(sizes);
+    let ctas = places.saturating_mul(cut.splits.into());
+    if ctas > MAX_GRID {
+        return Err(Error::GridTooLarge { symbol: row.entry.symbol, needed: ctas.into(), limit: MAX_GRID });
+    }
+
+    let mut buffers = Vec::new();
+    let mut steps = Vec::new();
+    let mut q = Binding::Operand(Operand::Q);
+    if let Some(NewTensors { k, v }) = new {
+        let turned = arrays.rotary.map(|_| {
+            let shape = Shape::new(if sizes.packed_q { 1 } else { sizes.batch }, sizes.q_rows, sizes.q_heads, sizes.head_dim);
+            Placed::contiguous(shape, Layout::Bshd, sizes.dtype)
+        });
+        let turned_at = Binding::Buffer(buffers.len());
+        let params = params::append(&request, sizes, arrays, [&k, &v], turned.as_ref().map(|placed| (placed, turned_at)));
+        let mut rows = 2 * (sizes.new_tokens() * sizes.kv_heads) as u64;
+        if let Some(placed) = turned {
+            let elements = (sizes.tokens() * sizes.q_heads * sizes.head_dim) as u64;
+            rows += (sizes.tokens() * sizes.q_heads) as u64;
+            let (bytes, reason) = (elements * sizes.dtype.bytes() as u64, "the first step writes them, the next reads them");
+            buffers.push(Buffer { name: "turned queries", bytes, reason });
+            (q, request.tensors.q) = (turned_at, placed);
+        }
+        let pass = find(Pass::Append, sizes, FeatureSet::NONE)?;
+        let ctas = rows.div_ceil(APPEND_ROWS);
+        if ctas > MAX_GRID {
+            return Err(Error::GridTooLarge { symbol: pass.entry.symbol, needed: ctas.into(), limit: MAX_GRID });
+        }
+        let kernel = Specialised::with_features(&pass.entry, features.intersection(pass.entry.accepts));
+        steps.push(Step::new(kernel, ctas as u32, pass.reason.to_owned(), params));
+    }
+    let partial = (cut.splits > 1).then(|| {
+        let rows = cut.splits as u128 * sizes.q_heads as u128 * sizes.tokens() as u128;
+        let reason = "the splits of the keys write them, the last step puts them together";
+        let (first, bytes) = (buffers.len(), [rows * sizes.head_dim as u128 * 4, rows * 8]);
+        buffers.extend(["sums of splits", "maxima and sums of weights"].into_iter().zip(bytes).map(|(name, bytes)| {
+            Buffer { name, bytes: u64::try_from(bytes).unwrap_or(u64::MAX), reason }
+        }));
+        [Binding::Buffer(first), Binding::Buffer(first + 1)]
+    });
+    let needed: u128 = buffers.iter().map(|buffer: &Buffer| u128::from(buffer.bytes)).sum();
+    if needed > device.memory_bytes.into() {
+        return Err(Error::WorkspaceTooLarge { kernel: Kernel::V2, needed, available: device.memory_bytes });
+    }
+    let bind = || params::attend(&request, sizes, arrays, &cut, q, partial).1;
+    // Nothing to do where there are no queries.
+    let ctas = if sizes.tokens() == 0 { 0 } else { ctas as u32 };
+    let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
+    steps.push(Step::new(Specialised::with_features(&row.entry, features), ctas, tile, bind()));
+    if partial.is_some() {
+        let merge = find(Pass::Merge, sizes, features)?;
+        let ctas = if sizes.tokens() == 0 { 0 } else { places as u32 };
+        steps.push(Step::new(Specialised::with_features(&merge.entry, features), ctas, merge.reason.to_owned(), bind()));
+    }
+    let problem = describe(sizes);
+    let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
+    let plan = Plan {
+        problem,
+        mask: attention.mask,
+        scale,
+        softcap,
+        kernel: Kernel::V2,
+        steps,
+        buffers,
+        packed_heads: 1 << cut.packed_log2,
+        splits: cut.splits,
+        lse_bytes,
+        reason,
+    };
+    tracing::debug!(problem = %plan.problem, splits = plan.splits, reason = plan.reason, "planned");
+    Ok(plan)
+}
+
+/// The problem of a call, for plans and messages.
+fn describe(sizes: &SequenceSizes) -> Problem {
+    let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
+    let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
+    let sequences = match sizes.page_rows {
+        _ if sizes.packed_kv => Sequences::Packed { batch, q_rows, kv_rows },
+        Some(page_rows) => {
+            Sequences::Paged { batch, q_rows: rows, pages: sizes.kv_entries, page_rows, width: kv_rows / page_rows }
+        }
+        None => Sequences::Cached { batch, q_rows: rows, capacity: kv_rows },
+    };
+    Problem::new(sequences, q_heads, kv_heads, head_dim, dtype)
+}
+
+/// The features of a call.
+fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
+    let on = [(softcap, SOFTCAP), (arrays.pages.is_some(), PAGED)].into_iter().filter(|(on, _)| *on);
+    on.fold(FeatureSet::NONE, |set, (_, slot)| set.union(FeatureSet::of(slot)))
+}
+
+fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {
+    // validated: at most MAX_HEAD_DIM
+    sequences::find(pass, sizes.dtype, sizes.head_dim as u32, features).ok_or(Error::HeadDim { found: sizes.head_dim })
+}
+
+/// The row that attends, and why.
+fn choose(
+    attention: &Attention,
+    sizes: &SequenceSizes,
+    arrays: &Arrays,
+    softcap: bool,
+) -> Result<(&'static Variant, String)> {
+    let features = features(arrays, softcap);
+    match attention.kernel {
+        KernelChoice::Auto | KernelChoice::Kernel(Kernel::V2) => {}
+        KernelChoice::Variant(row) if matches!(row.pass, Pass::Decode | Pass::Prefill) => {
+            if row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) {
+                return Ok((row, "asked for".to_owned()));
+            }
+            let (symbol, dtype, head_dim) = (row.entry.symbol, row.dtype, row.head_dim());
+            return Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: describe(sizes).to_string() });
+        }
+        other => {
+            let kernel = other.kernel().expect("a choice");
+            let reason = Unsupported::Sequences { found: describe(sizes).sequences.name() };
+            return Err(Error::KernelUnsupported { kernel, reason });
+        }
+    }
+    let group = sizes.q_heads / sizes.kv_heads;
+    let rows = sizes.longest_q.saturating_mul(group);
+    if rows <= DECODE_ROWS || sizes.longest_q == 1 {
+        let reason = format!("{rows} query rows of a group share its keys: a tile of {DECODE_ROWS}, bound by reading the keys");
+        return Ok((find(Pass::Decode, sizes, features)?, reason));
+    }
+    let reason = format!("{rows} query rows of a group share its keys: v2's tiles");
+    Ok((find(Pass::Prefill, sizes, features)?, reason))
+}
+
+/// Keys that a query row of the longest sequence may see.
+fn keys(attention: &Attention, sizes: &SequenceSizes) -> usize {
+    match attention.mask {
+        Mask::Window { left: Some(left), right } => {
+            let right = right.map_or(sizes.longest_kv, |right| right as usize);
+            sizes.longest_kv.min((left as usize).saturating_add(right).saturating_add(sizes.longest_q))
+        }
+        _ => sizes.longest_kv,
+    }
+}
+
+/// How the work is cut, splits included.
+fn split(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> Result<Cut> {
+    let cut = Cut::of(row, sizes);
+    let refused = |found, needed| Err(Error::Splits { found, needed, most: MAX_SPLITS });
+    match attention.splits {
+        Splits::Count(count) if count == 0 || count > MAX_SPLITS => refused(format!("{count} splits"), count as usize),
+        Splits::Count(splits) => Ok(Cut { splits, ..cut }),
+        Splits::Keys(keys) => {
+            let fits = keys > 0 && (keys as usize).is_multiple_of(SPLIT_UNIT);
+            let splits = sizes.longest_kv.div_ceil((keys as usize).max(1)).max(1);
+            if !fits || splits > MAX_SPLITS as usize {
+                return refused(format!("splits of {keys} keys"), splits);
+            }
+            Ok(Cut { splits: splits as u32, split_keys: keys, ..cut })
+        }
+        Splits::Auto => {
+            let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
+            let resident = u64::from(device.multiprocessors) * u64::from(row.entry.min_ctas);
+            Ok(Cut { splits: fewest_splits(cut.places(sizes), units, resident), ..cut })
+        }
+    }
+}
+
+/// Splits of `units` times 64 keys for which a model of the time is least: rounds of `resident` thread blocks at a time, each of which starts,
+/// reads its share and ends, and a merge.
+fn fewest_splits(places: u64, units: u64, resident: u64) -> u32 {
+    /// What a thread block's start and end cost, in units of 64 keys read.
+    const ENDS: u64 = 6;
+    /// What the merge costs, and what it costs more for each split.
+    const MERGE: u64 = 4;
+    const MERGE_SPLITS: u64 = 8;
+    let cost = |splits: u64| {
+        let rounds = (places * splits).div_ceil(resident);
+        let merge = if splits > 1 { MERGE + splits / MERGE_SPLITS } else { 0 };
+        rounds * (units.div_ceil(splits) + ENDS) + merge
+    };
+    let most = units.clamp(1, MAX_SPLITS.into());
+    // The first of equals: fewer splits.
+    (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1) as u32
+}

@@ -1,0 +1,51 @@
+//! Where the pieces of a thread block's shared memory lie.
+
+use super::policy;
+use crate::families::forward::Variant;
+use crate::shared::Carve;
+
+/// What a tile starts at a multiple of, in bytes: the swizzle repeats after eight rows of 128.
+const TILE_ALIGN: u32 = 1024;
+
+/// What everything else starts at a multiple of, for accesses of 16 bytes.
+const ALIGN: u32 = 16;
+
+/// Of decode: queries, whose place the output leaves through, and a ring of slots for each warp. What the warps tell each other at the
+/// end takes the place of the slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Decode {
+    /// Queries, and then the output.
+    pub q: u32,
+    /// First slot of the first warp.
+    pub slots: u32,
+    /// From one warp's slots to the next one's.
+    pub warp_bytes: u32,
+    /// The warps' partial outputs, in `f32`.
+    pub partial: u32,
+    /// Their maxima and sums.
+    pub statistics: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Decode {
+    /// For a row of decode.
+    pub const fn of(row: &Variant, policy: policy::Decode) -> Decode {
+        let mut carve = Carve::new();
+        let q = carve.take(max(row.q_tile_bytes(), row.out_tile_bytes()), TILE_ALIGN);
+        let slot_bytes = max(row.k_tile_bytes(), row.v_tile_bytes()).next_multiple_of(TILE_ALIGN);
+        let warp_bytes = policy.slots * slot_bytes;
+        let slots = carve.take(row.warps * warp_bytes, TILE_ALIGN);
+        let warp_rows = row.warps * row.q_block;
+        let mut after = Carve::new();
+        after.take(slots, TILE_ALIGN);
+        let partial = after.take(warp_rows * row.dim_v * 4, ALIGN);
+        let statistics = after.take(2 * warp_rows * 4, ALIGN);
+        Decode { q, slots, warp_bytes, partial, statistics, total: max(carve.total(), after.total()) }
+    }
+}
+
+// `Ord::max` is no const fn.
+const fn max(a: u32, b: u32) -> u32 {
+    if a > b { a } else { b }
+}

@@ -1,0 +1,135 @@
+//! Attention over sequences of different lengths: packed one behind the other, with keys and values in caches, contiguous or in pages.
+//!
+//! | pass | who has which keys | for |
+//! | --- | --- | --- |
+//! | [`Pass::Decode`] | each warp keys of its own, all query rows | up to 16 query rows, those of a group's heads together |
+//! | [`Pass::Prefill`] | all warps the same keys, each its query rows, as in v2 | more |
+//! | [`Pass::Merge`] | | several splits of the keys, put together |
+//! | [`Pass::Append`] | | new keys and values, written to the cache, and queries turned with them |
+//!
+//! The rows are [`Variant`]s of forward attention: they take the same features, and share masks, softmax and tiles with it.
+
+use super::forward::{FORWARD_SLOTS, Pass, Policy, Variant, features};
+use super::same;
+use crate::dtype::DType;
+use crate::entry::Entry;
+use crate::features::FeatureSet;
+
+pub mod memory;
+mod params;
+pub mod policy;
+#[macro_use]
+mod rows;
+
+pub use params::{AppendParams, SequenceTable, SequencesParams};
+
+/// Splits of the keys, at most: a warp of the merge has four of them a lane.
+pub const MAX_SPLITS: u32 = 128;
+
+macro_rules! variant_table {
+    ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
+       $warps:literal, $min_ctas:literal, $from_keys:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
+        &[$($(Variant {
+            entry: Entry {
+                symbol: stringify!($symbol),
+                arch: Pass::$pass.arch(),
+                threads: 32 * $warps,
+                // Known once the row is: see `with_shared_bytes`.
+                shared_bytes: 0,
+                min_ctas: $min_ctas,
+                params_bytes: Pass::$pass.params_bytes(),
+                feature_slots: FORWARD_SLOTS,
+                accepts: variant_table!(@ $features),
+                cooperative: false,
+            },
+            pass: Pass::$pass,
+            dtype: DType::$dtype,
+            out_dtype: DType::$dtype,
+            dim_qk: $dim_qk,
+            dim_v: $dim_v,
+            q_block: $q_block,
+            kv_block: $kv_block,
+            warps: $warps,
+            policy: Policy::$pass(policy::$pass $policy),
+            from_keys: $from_keys,
+            reason: $reason,
+        }.with_shared_bytes(),)+)*]
+    };
+    (@ [$($feature:ident),*]) => { FeatureSet::NONE$(.union(FeatureSet::of(features::$feature)))* };
+}
+
+/// Every compiled entry point.
+pub const VARIANTS: &[Variant] = for_each_sequences_row!(variant_table);
+
+/// The row of an entry point, for the kernel of that name.
+///
+/// # Panics
+/// At compile time when there is none.
+pub const fn named(symbol: &str) -> &'static Variant {
+    let mut i = 0;
+    while i < VARIANTS.len() {
+        if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
+            return &VARIANTS[i];
+        }
+        i += 1;
+    }
+    panic!("no row has this symbol")
+}
+
+/// The row for `pass` on tensors of `dtype` with so many columns, with `features`; `None` when no compiled head dim holds them.
+pub fn find(pass: Pass, dtype: DType, dim: u32, features: FeatureSet) -> Option<&'static Variant> {
+    VARIANTS
+        .iter()
+        .filter(|v| v.pass == pass && v.holds(dtype, [dim; 2]) && v.entry.accepts.contains(features))
+        .min_by_key(|v| v.dim_qk)
+}
+
+/// Query heads of a group that share a tile of `q_block` rows with `q_rows` rows each, as a logarithm to base 2. With few rows, all of
+/// them: heads that a group does not have are rows that do not exist. With many, as many as divide the group.
+pub const fn packed_log2(q_rows: u32, group: u32, q_block: u32) -> u32 {
+    let all = group.next_power_of_two();
+    if q_rows as u64 * all as u64 <= q_block as u64 {
+        return all.trailing_zeros();
+    }
+    if q_rows == 1 {
+        // A group of more heads than a tile has rows.
+        return q_block.trailing_zeros();
+    }
+    super::super::schedule::packed_heads(q_rows, group, q_block).trailing_zeros()
+}
+
+// A row that does not fit is a compile error, not a failed launch.
+const _: () = {
+    let mut i = 0;
+    while i < VARIANTS.len() {
+        VARIANTS[i].check();
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_dtype_and_head_dim_has_rows_with_every_feature() {
+        let all = VARIANTS[0].entry.accepts;
+        for pass in [Pass::Decode, Pass::Prefill, Pass::Merge] {
+            for dtype in DType::ALL {
+                for dim in (8..=256).step_by(8) {
+                    let row = find(pass, dtype, dim, all).expect("a row");
+                    assert!(row.dim_qk == 0 || (row.dim_qk >= dim && row.dim_qk - dim < 64), "{}", row.entry.symbol);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn heads_of_a_group_share_tiles_of_few_rows() {
+        for (q_rows, group, q_block, expected) in
+            [(1, 1, 16, 0), (1, 4, 16, 2), (1, 7, 16, 3), (1, 64, 16, 4), (4, 4, 16, 2), (4, 5, 16, 0), (16, 4, 64, 2), (500, 8, 64, 3), (512, 8, 64, 0)]
+        {
+            assert_eq!(packed_log2(q_rows, group, q_block), expected, "{q_rows} rows, groups of {group}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The structs that the host writes and the kernels read.
+
+use crate::divisor::Divisor;
+use crate::families::forward::{ForwardParams, TensorParams};
+
+/// Which rows belong to which sequence: addresses of numbers on the device, 0 where there are none.
+///
+/// All numbers are `i32`. Whatever they are, kernels stay inside the tensors: a length or a place outside them is taken for the nearest
+/// inside.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceTable {
+    /// First row of each sequence in q and out, and the end of the last, `[batch + 1]`. 0: sequence `b` is batch entry `b`.
+    pub q_starts: u64,
+    /// Rows of q in use, `[batch]`. 0: all.
+    pub q_used: u64,
+    /// First row of each sequence in k and v, and the end of the last, `[batch + 1]`. 0: a sequence is a batch entry.
+    pub kv_starts: u64,
+    /// Rows of k and v in use, `[batch]`, without those that the call appends. 0: all.
+    pub kv_used: u64,
+    /// First row in use ("left padding"), `[batch]`. 0: the first.
+    pub kv_first: u64,
+    /// Batch entry of k and v that belongs to a sequence, `[batch]`. 0: the same.
+    pub kv_entries: u64,
+    /// Page of each run of rows, `[batch, table_stride]`. 0: k and v are no pages.
+    pub pages: u64,
+    /// Entries from one sequence's pages to the next one's.
+    pub table_stride: u64,
+    /// Sequences.
+    pub batch: u32,
+    /// Batch entries of k and v, or pages.
+    pub kv_entry_count: u32,
+    /// First row of what is appended to each sequence, and the end of the last, `[batch + 1]`. 0: it is in batch entry `b`.
+    pub new_starts: u64,
+    /// Rows of a page; 1 where there are none.
+    pub page_rows: Divisor,
+    /// Rows that the call appends behind those in use: of each sequence, or of all. 0: none.
+    pub new_rows: u32,
+}
+
+/// Parameters of attention over sequences: [`Decode`], [`Prefill`] and [`Merge`].
+///
+/// `forward.q_rows` are those of a batch entry, or of all sequences where they are packed; `forward.kv_rows` likewise, or the rows that all
+/// pages of one sequence hold.
+///
+/// [`Decode`]: crate::Pass::Decode
+/// [`Prefill`]: crate::Pass::Prefill
+/// [`Merge`]: crate::Pass::Merge
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SequencesParams {
+    /// The sequences.
+    pub table: SequenceTable,
+    /// Sums of weighted values of each split, not yet divided, `f32 [split, q_head, token, dim_v]`; 0 with one split.
+    pub partial: u64,
+    /// Maximum and sum of the weights of each split, `f32 [split, q_head, token, 2]`.
+    pub statistics: u64,
+    /// Rows of q over all sequences.
+    pub tokens: u32,
+    /// Keys of a split, counted from the first: a multiple of 64, or 0 for as many as make all splits of a sequence equal.
+    pub split_keys: u32,
+    /// Splits of the keys.
+    pub splits: Divisor,
+    /// Tiles of query rows of a sequence, where all have the same number of rows.
+    pub q_tiles: Divisor,
+    /// Tiles of heads: for each key-value head, as many as hold the group's query heads.
+    pub head_tiles: Divisor,
+    /// Tiles of heads of a group.
+    pub group_tiles: Divisor,
+    /// Logarithm to base 2 of the query heads of a tile.
+    pub packed_log2: u32,
+    /// Rows of a tile, which the kernels know and the merge does not.
+    pub q_block: u32,
+    /// The problem.
+    pub forward: ForwardParams,
+}
+
+/// Parameters of [`Append`](crate::Pass::Append): new rows of keys and values go behind those in use, and queries are turned with them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AppendParams {
+    /// The sequences; `q_starts`, `q_used` are those of the queries.
+    pub table: SequenceTable,
+    /// Queries, `[batch, q_rows, q_heads, dim]`; address 0: nothing to turn.
+    pub q: TensorParams,
+    /// Where turned queries go, of the same shape.
+    pub turned: TensorParams,
+    /// New keys, `[batch, new_rows, kv_heads, dim]`.
+    pub new_k: TensorParams,
+    /// New values.
+    pub new_v: TensorParams,
+    /// Keys: batch entries, or pages.
+    pub k: TensorParams,
+    /// Values.
+    pub v: TensorParams,
+    /// Cosines, `[position, turned_dims / 2]` in the element type, or 0: nothing is turned.
+    pub cos: u64,
+    /// Sines, likewise.
+    pub sin: u64,
+    /// Position of the first new row of a sequence, `i32 [batch]`; 0: the rows in use.
+    pub positions: u64,
+    /// Rows of q of a sequence, or of all.
+    pub q_rows: u32,
+    /// Rows of a batch entry of k and v, or of all pages of a sequence.
+    pub kv_rows: u32,
+    /// Heads of q.
+    pub q_heads: u32,
+    /// Heads of k and v.
+    pub kv_heads: u32,
+    /// Columns.
+    pub dim: u32,
+    /// Columns that are turned, from the first on: an even number.
+    pub turned_dims: u32,
+    /// 1: pairs are neighbours, `(2 i, 2 i + 1)`; 0: columns `i` and `turned_dims / 2 + i`.
+    pub interleaved: u32,
+    /// 1: query row `i` is turned by the position of the first new row plus `i`; 0: all by that of the first.
+    pub q_advances: u32,
+    /// Positions that there are cosines of.
+    pub position_count: u64,
+    /// None yet.
+    pub features: crate::families::forward::ForwardFeatures,
+}

@@ -1,0 +1,44 @@
+//! The rows of attention over sequences. Data, and nothing that computes.
+
+/// Calls `$callback!` with every row of attention over sequences, laid out as those of
+/// [`for_each_forward_row!`](crate::for_each_forward_row).
+///
+/// - of `Decode`, `kv_block` are the keys that one warp takes at a time;
+/// - `Merge` and `Append` have no tiles: `q_block` are the rows of a thread block of `Append`.
+#[macro_export]
+macro_rules! for_each_sequences_row {
+    ($callback:ident) => {
+        $callback! {
+            // Decode: few query rows, those of a group's heads together. Each warp streams keys of its own.
+            Decode 32/32 [F16 decode_f16_d32, Bf16 decode_bf16_d32] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128";
+            Decode 64/64 [F16 decode_f16_d64, Bf16 decode_bf16_d64] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128";
+            Decode 96/96 [F16 decode_f16_d96, Bf16 decode_bf16_d96] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
+            Decode 128/128 [F16 decode_f16_d128, Bf16 decode_bf16_d128] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "three thread blocks of a multiprocessor have 144 KiB on the way";
+            Decode 192/192 [F16 decode_f16_d192, Bf16 decode_bf16_d192] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "as d256";
+            Decode 256/256 [F16 decode_f16_d256, Bf16 decode_bf16_d256] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "72 KiB: fits the 99 KiB of sm_86 and sm_89";
+            Decode 32/32 [F32 decode_f32_d32] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
+            Decode 64/64 [F32 decode_f32_d64] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
+            Decode 96/96 [F32 decode_f32_d96] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "as d128";
+            Decode 128/128 [F32 decode_f32_d128] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "72 KiB";
+            Decode 192/192 [F32 decode_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "84 KiB";
+            Decode 256/256 [F32 decode_f32_d256] 16 x 8, 4, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "80 KiB: fits the 99 KiB of sm_86 and sm_89";
+            // Prefill: v2's tiles over sequences.
+            Prefill 32/32 [F16 prefill_f16_d32, Bf16 prefill_bf16_d32] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 64/64 [F16 prefill_f16_d64, Bf16 prefill_bf16_d64] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 96/96 [F16 prefill_f16_d96, Bf16 prefill_bf16_d96] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 128/128 [F16 prefill_f16_d128, Bf16 prefill_bf16_d128] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "16 rows a warp: addresses of pages find room in the registers";
+            Prefill 192/192 [F16 prefill_f16_d192, Bf16 prefill_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d256";
+            Prefill 256/256 [F16 prefill_f16_d256, Bf16 prefill_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            Prefill 32/32 [F32 prefill_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 64/64 [F32 prefill_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 96/96 [F32 prefill_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
+            Prefill 128/128 [F32 prefill_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: false }, "64 KiB";
+            Prefill 192/192 [F32 prefill_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            Prefill 256/256 [F32 prefill_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: false }, "96 KiB fits sm_86 and sm_89";
+            // Merge of the splits.
+            Merge 0/0 [F16 merge_f16, Bf16 merge_bf16, F32 merge_f32] 0 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, PAGED], {}, "a warp a row: bound by reading the splits";
+            // Append.
+            Append 0/0 [F16 append_f16, Bf16 append_bf16, F32 append_f32] 4 x 0, 4, 4, 0, [PAGED], {}, "a warp a row of a head: bound by moving it";
+        }
+    };
+}

@@ -1,0 +1,123 @@
+//! Splits of the keys, put together: `m = max m_i`, `l = sum e^(m_i - m) l_i`, `o = sum e^(m_i - m) o_i / l`. A warp a row.
+
+use cuda_std::{copy, thread, warp};
+use kernel_spec::families::sequences::{MAX_SPLITS, SequencesParams};
+
+use crate::attention::exact;
+use crate::attention::exponent::Exponent;
+use crate::attention::query_block::QueryRow;
+use crate::attention::sequences::{Place, Sequence, lse_address, mend_row, partial_index, row_address};
+
+/// Splits whose statistics a lane reads, at most.
+const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;
+
+/// Pieces of four columns of a lane, at most: 256 columns.
+const LANE_PIECES: usize = 2;
+
+/// One thread block of the merge, of `WARPS` warps: the rows of a tile of the kernel before.
+///
+/// # Safety
+/// Kernel entry: all threads of the block.
+#[inline(always)]
+pub unsafe fn merge<T: Exponent, const WARPS: u32>(p: &SequencesParams) {
+    // SAFETY: every warp takes the same path, and other rows.
+    unsafe {
+        let Some(place) = Place::of(p, thread::block_index(), p.q_block) else { return };
+        let sequence = Sequence::of(p, place.sequence, T::BYTES);
+        let rows = sequence.problem.q_rows;
+        let first_row = place.tile * p.q_block;
+        for index in (thread::warp_index()..p.q_block).step_by(WARPS as usize) {
+            let row = first_row + index;
+            let at = QueryRow { head: row & ((1 << p.packed_log2) - 1), row: row >> p.packed_log2 };
+            if at.row < rows && at.head < place.heads {
+                merge_row::<T>(p, &sequence, &place, at);
+            }
+        }
+    }
+}
+
+/// One row.
+///
+/// # Safety
+/// All threads of the warp, converged; the row exists, and nobody else touches it.
+#[inline(always)]
+unsafe fn merge_row<T: Exponent>(p: &SequencesParams, sequence: &Sequence, place: &Place, at: QueryRow) {
+    let lane = thread::lane();
+    let splits = p.splits.value;
+    let index = |split: u32| partial_index(p, split, place.q_head + at.head, sequence.first_token + at.row);
+    // SAFETY: inside the buffers and the output; collectives are called by all lanes.
+    unsafe {
+        let mut max = [f32::NEG_INFINITY; LANE_SPLITS];
+        let mut sum = [0.0; LANE_SPLITS];
+        for i in 0..LANE_SPLITS {
+            let split = 32 * i as u32 + lane;
+            // Every lane reads, so that all of them stay together.
+            let statistics = p.statistics + index(split.min(splits - 1)) * 8;
+            let found = [copy::load_f32(statistics), copy::load_f32(statistics + 4)];
+            [max[i], sum[i]] = if split < splits { found } else { [f32::NEG_INFINITY, 0.0] };
+        }
+        let mut largest = max[0];
+        for i in 1..LANE_SPLITS {
+            largest = largest.max(max[i]);
+        }
+        let largest = warp::max(largest);
+        let base = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
+        let mut weights = [0.0; LANE_SPLITS];
+        let mut total = 0.0;
+        for i in 0..LANE_SPLITS {
+            weights[i] = T::power(max[i] - base);
+            total += weights[i] * sum[i];
+        }
+        let total = warp::sum(total);
+
+        let mut acc = [[0.0_f32; 4]; LANE_PIECES];
+        for i in 0..LANE_SPLITS {
+            for other in 0..(splits.saturating_sub(32 * i as u32)).min(32) {
+                let weight = warp::shuffle(weights[i], other);
+                // A split without keys has written nothing.
+                if weight == 0.0 {
+                    continue;
+                }
+                let from = p.partial + index(32 * i as u32 + other) * p.forward.dim_v as u64 * 4;
+                for piece in 0..LANE_PIECES {
+                    let col = (lane + 32 * piece as u32) * 4;
+                    if col < p.forward.dim_v {
+                        let part = copy::load_f32x4(from + col as u64 * 4);
+                        for c in 0..4 {
+                            acc[piece][c] += weight * part[c];
+                        }
+                    }
+                }
+            }
+        }
+
+        let without_keys = sequence.problem.band.rows_without_keys(sequence.problem.q_rows, sequence.problem.kv_rows);
+        let factor = if (at.row as i32) < without_keys { 0.0 } else { exact::factor::<T>(largest, total) };
+        let out = row_address::<T>(&sequence.problem.out, place, at);
+        let mut finite = true;
+        for piece in 0..LANE_PIECES {
+            let col = (lane + 32 * piece as u32) * 4;
+            if col < p.forward.dim_v {
+                let four = acc[piece].map(|x| x * factor);
+                for x in four {
+                    finite &= x.is_finite();
+                }
+                let to = out + (col as usize * T::BYTES) as u64;
+                if p.forward.out_aligned != 0 {
+                    T::store_four(to, four);
+                } else {
+                    for (c, x) in four.into_iter().enumerate() {
+                        T::store(to + (c * T::BYTES) as u64, x);
+                    }
+                }
+            }
+        }
+        if lane == 0 && sequence.problem.lse != 0 {
+            copy::store_f32(lse_address(sequence.problem.lse, p, place.q_head, at), T::lse(largest, total));
+        }
+        // Rounding to 16 bits may make infinity of a finite number: f16 ends at 65504. That is what it is.
+        if warp::any(!finite) {
+            mend_row::<T>(p, sequence, place, at);
+        }
+    }
+}
