@@ -36,7 +36,8 @@ fn splits() -> impl Strategy<Value = Splits> {
 
 /// Row counts around the edges of tiles, none among them.
 fn rows(most: usize) -> impl Strategy<Value = usize> {
-    let edges: Vec<usize> = [0, 1, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129].into_iter().filter(|&n| n <= most).collect();
+    let edges: Vec<usize> =
+        [0, 1, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129].into_iter().filter(|&n| n <= most).collect();
     prop_oneof![2 => prop::sample::select(edges), 1 => 0..=most]
 }
 
@@ -58,47 +59,73 @@ fn cases<T: Element>() -> impl Strategy<Value = SequenceCase> {
     let lengths = prop::collection::vec((rows(40), rows(200)).prop_map(|(q, kv)| [q, kv]), 1..5);
     let heads = prop::sample::select(vec![[1usize, 1], [2, 1], [4, 2], [7, 1], [3, 3], [20, 1]]);
     let head_dim = prop_oneof![3 => prop::sample::select(vec![64usize, 128]), 1 => (1usize..=32).prop_map(|n| 8 * n)];
-    let call = (mask(), splits(), prop::option::weighted(0.2, 0.5f32..20.0), any::<bool>(), prop::sample::select(vec![None, Some(-0.3f32)]));
+    let call = (
+        mask(),
+        splits(),
+        prop::option::weighted(0.2, 0.5f32..20.0),
+        any::<bool>(),
+        prop::sample::select(vec![None, Some(-0.3f32)]),
+    );
     let appending = prop::option::weighted(0.3, (0usize..=4, any::<bool>()));
-    (lengths, keys(), heads, head_dim, call, (any::<bool>(), 0usize..3, appending), (0usize..3, any::<u64>(), 0usize..4)).prop_map(
-        |(mut lengths, keys, [q_heads, kv_heads], head_dim, (mask, splits, softcap, lse, scale), (packed, q_slack, appending), (gap, seed, tile))| {
-            let packed_q = packed || matches!(keys, Keys::Packed { .. });
-            if !packed_q {
-                // As many rows of q for each sequence.
-                let rows = lengths[0][0].max(1);
-                lengths.iter_mut().for_each(|length| length[0] = rows);
-            }
-            let appending = appending.filter(|_| !matches!(keys, Keys::Packed { .. })).map(|(quarter, interleaved)| Appending {
-                // A multiple of 2, up to the head dim.
-                turned_dims: head_dim / 8 * quarter * 2,
-                interleaved,
-            });
-            if appending.is_some() && !packed_q {
-                // As many new rows for each sequence: all of them have room for those of q.
-                lengths.iter_mut().for_each(|length| length[1] = length[1].max(length[0]));
-            }
-            let attention = Attention::new().with_mask(mask).with_softcap(softcap);
-            let attention = scale.map_or(attention, |scale| attention.with_scale(scale));
-            let attention = attention.with_splits(splits).with_lse(lse);
-            let tiles = tiles(T::DTYPE, head_dim);
-            let attention = if tile < 2 { attention } else { attention.with_kernel(tiles[tile % tiles.len()]) };
-            SequenceCase {
-                lengths,
-                packed_q,
-                q_slack: if packed_q { q_slack } else { 0 },
-                keys,
-                appending,
-                q_heads,
-                kv_heads,
-                head_dim,
-                attention,
-                // 8: rows in pieces of 16 bytes; 3: elements.
-                row_gap: [0, 8, 3][gap],
-                deviation: 1.0,
-                seed,
-            }
-        },
+    (
+        lengths,
+        keys(),
+        heads,
+        head_dim,
+        call,
+        (any::<bool>(), 0usize..3, appending),
+        (0usize..3, any::<u64>(), 0usize..4),
     )
+        .prop_map(
+            |(
+                mut lengths,
+                keys,
+                [q_heads, kv_heads],
+                head_dim,
+                (mask, splits, softcap, lse, scale),
+                (packed, q_slack, appending),
+                (gap, seed, tile),
+            )| {
+                let packed_q = packed || matches!(keys, Keys::Packed { .. });
+                if !packed_q {
+                    // As many rows of q for each sequence.
+                    let rows = lengths[0][0].max(1);
+                    lengths.iter_mut().for_each(|length| length[0] = rows);
+                }
+                let appending =
+                    appending.filter(|_| !matches!(keys, Keys::Packed { .. })).map(|(quarter, interleaved)| {
+                        Appending {
+                            // A multiple of 2, up to the head dim.
+                            turned_dims: head_dim / 8 * quarter * 2,
+                            interleaved,
+                        }
+                    });
+                if appending.is_some() && !packed_q {
+                    // As many new rows for each sequence: all of them have room for those of q.
+                    lengths.iter_mut().for_each(|length| length[1] = length[1].max(length[0]));
+                }
+                let attention = Attention::new().with_mask(mask).with_softcap(softcap);
+                let attention = scale.map_or(attention, |scale| attention.with_scale(scale));
+                let attention = attention.with_splits(splits).with_lse(lse);
+                let tiles = tiles(T::DTYPE, head_dim);
+                let attention = if tile < 2 { attention } else { attention.with_kernel(tiles[tile % tiles.len()]) };
+                SequenceCase {
+                    lengths,
+                    packed_q,
+                    q_slack: if packed_q { q_slack } else { 0 },
+                    keys,
+                    appending,
+                    q_heads,
+                    kv_heads,
+                    head_dim,
+                    attention,
+                    // 8: rows in pieces of 16 bytes; 3: elements.
+                    row_gap: [0, 8, 3][gap],
+                    deviation: 1.0,
+                    seed,
+                }
+            },
+        )
 }
 
 fn random_sequences_agree_with_the_reference<T: Element>() {
@@ -133,9 +160,13 @@ fn random_sequences_agree_with_the_reference_f32() {
 fn every_tile<T: Element>() {
     let shared = device::shared();
     for row in VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::Prefill) && v.dtype == T::DTYPE) {
-        for keys in [Keys::Packed { slack: 1 }, Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: true }] {
+        for keys in [
+            Keys::Packed { slack: 1 },
+            Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: true },
+        ] {
             for splits in [Splits::Count(1), Splits::Count(3)] {
-                let mut case = SequenceCase::new(vec![[3, 150], [0, 20], [70, 70], [5, 0]], keys.clone()).with_kernel(row);
+                let mut case =
+                    SequenceCase::new(vec![[3, 150], [0, 20], [70, 70], [5, 0]], keys.clone()).with_kernel(row);
                 (case.q_heads, case.kv_heads, case.head_dim) = (6, 2, row.dim_qk as usize);
                 case.attention = case.attention.with_splits(splits);
                 case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", row.entry.symbol));

@@ -185,7 +185,9 @@ pub enum Error {
         expected: usize,
     },
     /// A table of pages has fewer numbers than its sequences need.
-    #[error("the table of pages holds {found} numbers; {batch} sequences of {width} pages, {stride} apart, need more, or overlap")]
+    #[error(
+        "the table of pages holds {found} numbers; {batch} sequences of {width} pages, {stride} apart, need more, or overlap"
+    )]
     PageTable {
         /// Numbers of the table.
         found: usize,
@@ -197,7 +199,9 @@ pub enum Error {
         stride: usize,
     },
     /// Pages and entries both say where a sequence's keys are.
-    #[error("a cache of pages takes no cache entries: the table of pages says where a sequence's keys are; give one of the two")]
+    #[error(
+        "a cache of pages takes no cache entries: the table of pages says where a sequence's keys are; give one of the two"
+    )]
     PagesAndEntries,
     /// Tables of cosines and sines that do not fit.
     #[error(
@@ -214,7 +218,9 @@ pub enum Error {
         head_dim: usize,
     },
     /// A split of the keys that is no multiple of what kernels visit at a time, or more splits than are merged.
-    #[error("{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need {needed}")]
+    #[error(
+        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need {needed}"
+    )]
     Splits {
         /// What was asked for.
         found: String,

@@ -3,8 +3,8 @@
 use crate::support::case::{largest, nan, to_f64};
 use ferroflash::reference::{self, SequenceRows};
 use ferroflash::{
-    Attention, Device, Element, Indices, KvCache, KvCacheMut, KernelChoice, Layout, NewRows, PackedRows, PageTable,
-    Rotary, Sizes, Tensor,
+    Attention, Device, Element, Indices, KernelChoice, KvCache, KvCacheMut, Layout, Mask, NewRows, PackedRows,
+    PageTable, Rotary, Sizes, Tensor,
 };
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -165,8 +165,11 @@ impl SequenceCase {
                 (places.collect(), vec![batch + spare_entries, capacity])
             }
             Keys::Pages { page_rows, spare_pages, stride_gap, left_padding } => {
-                let padding: Vec<usize> =
-                    self.lengths.iter().map(|_| if left_padding { rng.random_range(0..=2 * page_rows) } else { 0 }).collect();
+                let padding: Vec<usize> = self
+                    .lengths
+                    .iter()
+                    .map(|_| if left_padding { rng.random_range(0..=2 * page_rows) } else { 0 })
+                    .collect();
                 let needed = |b: usize| (padding[b] + self.lengths[b][1]).div_ceil(page_rows);
                 let pages = (0..batch).map(needed).sum::<usize>() + spare_pages.max(1);
                 let mut all: Vec<usize> = (0..pages).collect();
@@ -204,7 +207,8 @@ impl SequenceCase {
             kv_used.push(first[b] + old as i32);
         }
         let turned = self.appending.as_ref().map_or(0, |appending| appending.turned_dims);
-        let positions = 1 + kv_used.iter().max().unwrap_or(&0).unsigned_abs() as usize
+        let positions = 1
+            + kv_used.iter().max().unwrap_or(&0).unsigned_abs() as usize
             + self.lengths.iter().map(|[q, _]| *q).max().unwrap_or(0);
         let angles: Vec<f64> = (0..positions * turned / 2)
             .map(|i| (i / (turned / 2)) as f64 / 100f64.powf((i % (turned / 2)) as f64 / (turned / 2) as f64))
@@ -212,12 +216,38 @@ impl SequenceCase {
         let cos = angles.iter().map(|x| T::from_f64(x.cos())).collect();
         let sin = angles.iter().map(|x| T::from_f64(x.sin())).collect();
         let rows = q_starts.iter().zip(&self.lengths).zip(places);
-        let rows = rows.map(|((&start, [q, _]), kv)| SequenceRows { q: start as usize..start as usize + q, kv }).collect();
-        Laid { q, k, v, rows, q_starts, q_used, kv_starts, kv_used, first, entries, table, width, kv_shape, new_k, new_v, new_starts, cos, sin }
+        let rows =
+            rows.map(|((&start, [q, _]), kv)| SequenceRows { q: start as usize..start as usize + q, kv }).collect();
+        Laid {
+            q,
+            k,
+            v,
+            rows,
+            q_starts,
+            q_used,
+            kv_starts,
+            kv_used,
+            first,
+            entries,
+            table,
+            width,
+            kv_shape,
+            new_k,
+            new_v,
+            new_starts,
+            cos,
+            sin,
+        }
     }
 
     /// A tensor of these extents before heads and dims, with a gap of NaN between its rows.
-    fn upload<T: Element>(&self, device: &Device, shape: &[usize], heads: usize, data: &[T]) -> ferroflash::Result<Tensor> {
+    fn upload<T: Element>(
+        &self,
+        device: &Device,
+        shape: &[usize],
+        heads: usize,
+        data: &[T],
+    ) -> ferroflash::Result<Tensor> {
         let row = heads * self.head_dim;
         let stride = row + self.row_gap;
         let mut storage = vec![nan::<T>(); (data.len() / row) * stride + 64];
@@ -274,7 +304,14 @@ impl SequenceCase {
                 let (q, k, v) = (q.view(), k.view(), v.view());
                 splits = self.attention.plan_packed(&q, &k, &v, &q_rows, &kv_rows)?.splits;
                 self.attention.forward_packed_into(
-                    &stream, &q, &k, &v, &q_rows, &kv_rows, &mut out.view_mut(), Some(&mut lse.view_mut()),
+                    &stream,
+                    &q,
+                    &k,
+                    &v,
+                    &q_rows,
+                    &kv_rows,
+                    &mut out.view_mut(),
+                    Some(&mut lse.view_mut()),
                 )?;
             }
             Keys::Cache { left_padding, .. } | Keys::Pages { left_padding, .. } => {
@@ -283,7 +320,8 @@ impl SequenceCase {
                     PageTable::new(table.view(), laid.width).with_stride(laid.width + stride_gap)
                 });
                 let q_rows = self.packed_q.then_some(&q_rows);
-                let (first, entries) = (left_padding.then(|| first.view()), (!laid.entries.is_empty()).then(|| entries.view()));
+                let (first, entries) =
+                    (left_padding.then(|| first.view()), (!laid.entries.is_empty()).then(|| entries.view()));
                 match &self.appending {
                     None => {
                         let cache = KvCache::new(&k.view(), &v.view())
@@ -293,19 +331,28 @@ impl SequenceCase {
                             .with_pages(pages);
                         splits = self.attention.plan_cached(&q.view(), q_rows, &cache, None)?.splits;
                         self.attention.forward_cached_into(
-                            &stream, &q.view(), q_rows, &cache, &mut out.view_mut(), Some(&mut lse.view_mut()),
+                            &stream,
+                            &q.view(),
+                            q_rows,
+                            &cache,
+                            &mut out.view_mut(),
+                            Some(&mut lse.view_mut()),
                         )?;
                     }
                     Some(appending) => {
                         let new_rows = laid.new_starts.last().unwrap().unsigned_abs() as usize;
-                        let shape: &[usize] = &if self.packed_q { vec![new_rows] } else { vec![batch, new_rows / batch] };
+                        let shape: &[usize] =
+                            &if self.packed_q { vec![new_rows] } else { vec![batch, new_rows / batch] };
                         let new_k = self.upload(device, shape, self.kv_heads, &laid.new_k)?;
                         let new_v = self.upload(device, shape, self.kv_heads, &laid.new_v)?;
                         let half = appending.turned_dims / 2;
-                        let table_of = |data: &[T]| Tensor::from_slice(device, data, [data.len() / half.max(1), half], Layout::RowMajor);
+                        let table_of = |data: &[T]| {
+                            Tensor::from_slice(device, data, [data.len() / half.max(1), half], Layout::RowMajor)
+                        };
                         let (cos, sin) = (table_of(&laid.cos)?, table_of(&laid.sin)?);
                         let (cos, sin) = (cos.view(), sin.view());
-                        let rotary = (half > 0).then(|| Rotary::new(&cos, &sin).with_interleaved(appending.interleaved));
+                        let rotary =
+                            (half > 0).then(|| Rotary::new(&cos, &sin).with_interleaved(appending.interleaved));
                         let (new_k, new_v) = (new_k.view(), new_v.view());
                         let new = NewRows::new(&new_k, &new_v)
                             .with_starts(self.packed_q.then(|| new_starts.view()))
@@ -315,7 +362,13 @@ impl SequenceCase {
                         });
                         splits = self.attention.plan_cached(&q.view(), q_rows, &cache.view(), Some(&new))?.splits;
                         self.attention.forward_appending_into(
-                            &stream, &q.view(), q_rows, &mut cache, &new, &mut out.view_mut(), Some(&mut lse.view_mut()),
+                            &stream,
+                            &q.view(),
+                            q_rows,
+                            &mut cache,
+                            &new,
+                            &mut out.view_mut(),
+                            Some(&mut lse.view_mut()),
                         )?;
                     }
                 }
@@ -352,7 +405,7 @@ impl SequenceCase {
                 k[place * kv_row..][..kv_row].copy_from_slice(&row);
                 v[place * kv_row..][..kv_row].copy_from_slice(&laid.new_v[token * kv_row..][..kv_row]);
             }
-            let advances = self.attention.mask != ferroflash::Mask::Full;
+            let advances = !matches!(self.attention.mask, Mask::Full | Mask::Window { left: None, right: None });
             for (i, token) in q_rows.clone().enumerate() {
                 let row = &mut q[token * self.q_heads * self.head_dim..][..self.q_heads * self.head_dim];
                 turn(row, used + if advances { i } else { 0 });
@@ -377,7 +430,11 @@ impl SequenceCase {
             let close = |(a, b): (&T, &T)| (a.to_f64() - b.to_f64()).abs() <= 0.02 * (1.0 + b.to_f64().abs());
             let turned = self.appending.as_ref().is_some_and(|appending| appending.turned_dims > 0) && name == "k";
             if let Some(place) = found.iter().zip(expected).position(|pair| !(same(pair) || turned && close(pair))) {
-                return Err(format!("element {place} of {name} in the cache is {}, not {}", found[place].to_f64(), expected[place].to_f64()));
+                return Err(format!(
+                    "element {place} of {name} in the cache is {}, not {}",
+                    found[place].to_f64(),
+                    expected[place].to_f64()
+                ));
             }
         }
         let sizes = self.sizes::<T>();
@@ -385,7 +442,8 @@ impl SequenceCase {
             let tensors = [to_f64(q), to_f64(k), to_f64(v)];
             let tensors = [&tensors[0][..], &tensors[1], &tensors[2]];
             let exact = reference::forward_sequences(tensors, &laid.rows, sizes, &self.attention).expect("legal");
-            let rounded = reference::forward_sequences_rounded(tensors, &laid.rows, sizes, &self.attention).expect("legal");
+            let rounded =
+                reference::forward_sequences_rounded(tensors, &laid.rows, sizes, &self.attention).expect("legal");
             (exact, rounded)
         };
         // With the cache as the kernel left it: rotations rounded the other way are no error of attention.
@@ -416,11 +474,15 @@ impl SequenceCase {
             };
             if wrong {
                 let (row, column) = (i / (self.q_heads * self.head_dim), i % (self.q_heads * self.head_dim));
-                return Err(format!("row {row}, column {column}: {found}, not {expected} within {bound:e} ({} splits)", result.splits));
+                return Err(format!(
+                    "row {row}, column {column}: {found}, not {expected} within {bound:e} ({} splits)",
+                    result.splits
+                ));
             }
         }
         let largest = exact.lse.iter().filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
-        let lse_bound = reference::tolerance(lse_error) * if turned { 2.0 } else { 1.0 } + 16.0 * f64::from(f32::EPSILON) * largest;
+        let lse_bound =
+            reference::tolerance(lse_error) * if turned { 2.0 } else { 1.0 } + 16.0 * f64::from(f32::EPSILON) * largest;
         let tokens = *laid.q_starts.last().unwrap() as usize;
         for (i, &found) in result.lse.iter().enumerate() {
             // `[batch, head, row]` where queries are not packed.

@@ -3,6 +3,7 @@
 use super::super::forward::Output;
 use super::super::options::Attention;
 use super::super::plan::Plan;
+use super::super::request::Placed;
 use super::check::{Call, New, Rows};
 use super::describe::{KvCache, KvCacheMut, NewRows, PackedRows, Rotary};
 use super::params::{Arrays, RotaryShape};
@@ -12,7 +13,6 @@ use crate::device::Stream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
 use crate::tensor::{HeadsView, IndicesView, Layout, Lse, LseViewMut, Tensor, TensorView, TensorViewMut};
-use super::super::request::Placed;
 use kernel_spec::Mask;
 
 impl Attention {

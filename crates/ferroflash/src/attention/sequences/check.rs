@@ -123,9 +123,7 @@ fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<
             view.reshape(Dims::from([1, rows, heads, dim]))?.as_heads(Layout::Bshd)
         }
         (false, 4) => view.as_heads(Layout::Bshd),
-        (_, found) => {
-            Err(Error::AxisCount { tensor, found, accepted: if is_packed { 3 } else { 4 }, is_packed })
-        }
+        (_, found) => Err(Error::AxisCount { tensor, found, accepted: if is_packed { 3 } else { 4 }, is_packed }),
     }
 }
 
@@ -244,7 +242,8 @@ impl<'a> Call<'a> {
             }
         };
         let new = new.map(|new| check_new(&q, &k, new, batch)).transpose()?;
-        let longest_q = q_rows.map_or(q.shape().rows, |rows| rows.longest.unwrap_or(q.shape().rows).min(q.shape().rows));
+        let longest_q =
+            q_rows.map_or(q.shape().rows, |rows| rows.longest.unwrap_or(q.shape().rows).min(q.shape().rows));
         let sizes = SequenceSizes {
             batch,
             packed_q: q_rows.is_some(),
@@ -297,11 +296,8 @@ impl<'a> Call<'a> {
     /// What a call writes must not be what it reads. Without `out` it is a new tensor.
     pub(super) fn check_overlaps(&self, out: Option<&HeadsView<'_>>, lse: Option<u64>) -> Result<()> {
         let footprint = |view: &HeadsView<'_>| Footprint::of(view.geometry(), view.address());
-        let mut inputs = vec![
-            (Operand::Q, footprint(&self.q)),
-            (Operand::K, footprint(&self.k)),
-            (Operand::V, footprint(&self.v)),
-        ];
+        let mut inputs =
+            vec![(Operand::Q, footprint(&self.q)), (Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
         if let Some(New { k, v, rows }) = &self.new {
             inputs.extend([(Operand::NewK, footprint(k)), (Operand::NewV, footprint(v))]);
             if let Some(Rotary { cos, sin, .. }) = &rows.rotary {
@@ -321,8 +317,7 @@ impl<'a> Call<'a> {
             let cache = [(Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
             check_itself(&self.k)?;
             check_itself(&self.v)?;
-            let others: Vec<_> =
-                inputs.into_iter().filter(|(of, _)| !matches!(of, Operand::K | Operand::V)).collect();
+            let others: Vec<_> = inputs.into_iter().filter(|(of, _)| !matches!(of, Operand::K | Operand::V)).collect();
             super::super::check::check_apart(&cache, &others)?;
         }
         Ok(())

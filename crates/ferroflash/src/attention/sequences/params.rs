@@ -5,10 +5,10 @@ use super::super::request::{Placed, Request};
 use super::check::SequenceSizes;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
+use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, packed_log2};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, Divisor, ForwardParams, FORWARD_SLOTS, Features, Variant};
-use kernel_spec::families::forward::features::PAGED;
+use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, Variant};
 use std::mem::offset_of;
 
 /// The arrays of numbers that a call has.
@@ -154,9 +154,11 @@ pub(super) fn attend(
         holes = holes.address(lse, Binding::Operand(Operand::Lse), DType::F32.bytes() as u64);
     }
     if let Some([partial, statistics]) = buffers {
-        holes = holes
-            .address(offset_of!(SequencesParams, partial), partial, CHUNK_BYTES as u64)
-            .address(offset_of!(SequencesParams, statistics), statistics, CHUNK_BYTES as u64);
+        holes = holes.address(offset_of!(SequencesParams, partial), partial, CHUNK_BYTES as u64).address(
+            offset_of!(SequencesParams, statistics),
+            statistics,
+            CHUNK_BYTES as u64,
+        );
     }
     (forward, holes)
 }

@@ -8,9 +8,9 @@ use super::super::request::{Placed, Request, Tensors};
 use super::check::SequenceSizes;
 use super::params::{self, Arrays, Cut};
 use crate::device::DeviceInfo;
+use crate::error::Operand;
 use crate::error::{Error, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Step};
-use crate::error::Operand;
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
@@ -132,16 +132,19 @@ pub(super) fn plan(
     let mut q = Binding::Operand(Operand::Q);
     if let Some(NewTensors { k, v }) = new {
         let turned = arrays.rotary.map(|_| {
-            let shape = Shape::new(if sizes.packed_q { 1 } else { sizes.batch }, sizes.q_rows, sizes.q_heads, sizes.head_dim);
+            let shape =
+                Shape::new(if sizes.packed_q { 1 } else { sizes.batch }, sizes.q_rows, sizes.q_heads, sizes.head_dim);
             Placed::contiguous(shape, Layout::Bshd, sizes.dtype)
         });
         let turned_at = Binding::Buffer(buffers.len());
-        let params = params::append(&request, sizes, arrays, [&k, &v], turned.as_ref().map(|placed| (placed, turned_at)));
+        let params =
+            params::append(&request, sizes, arrays, [&k, &v], turned.as_ref().map(|placed| (placed, turned_at)));
         let mut rows = 2 * (sizes.new_tokens() * sizes.kv_heads) as u64;
         if let Some(placed) = turned {
             let elements = (sizes.tokens() * sizes.q_heads * sizes.head_dim) as u64;
             rows += (sizes.tokens() * sizes.q_heads) as u64;
-            let (bytes, reason) = (elements * sizes.dtype.bytes() as u64, "the first step writes them, the next reads them");
+            let (bytes, reason) =
+                (elements * sizes.dtype.bytes() as u64, "the first step writes them, the next reads them");
             buffers.push(Buffer { name: "turned queries", bytes, reason });
             (q, request.tensors.q) = (turned_at, placed);
         }
@@ -157,9 +160,13 @@ pub(super) fn plan(
         let rows = cut.splits as u128 * sizes.q_heads as u128 * sizes.tokens() as u128;
         let reason = "the splits of the keys write them, the last step puts them together";
         let (first, bytes) = (buffers.len(), [rows * sizes.head_dim as u128 * 4, rows * 8]);
-        buffers.extend(["sums of splits", "maxima and sums of weights"].into_iter().zip(bytes).map(|(name, bytes)| {
-            Buffer { name, bytes: u64::try_from(bytes).unwrap_or(u64::MAX), reason }
-        }));
+        buffers.extend(
+            ["sums of splits", "maxima and sums of weights"].into_iter().zip(bytes).map(|(name, bytes)| Buffer {
+                name,
+                bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+                reason,
+            }),
+        );
         [Binding::Buffer(first), Binding::Buffer(first + 1)]
     });
     let needed: u128 = buffers.iter().map(|buffer: &Buffer| u128::from(buffer.bytes)).sum();
@@ -174,7 +181,12 @@ pub(super) fn plan(
     if partial.is_some() {
         let merge = find(Pass::Merge, sizes, features)?;
         let ctas = if sizes.tokens() == 0 { 0 } else { places as u32 };
-        steps.push(Step::new(Specialised::with_features(&merge.entry, features), ctas, merge.reason.to_owned(), bind()));
+        steps.push(Step::new(
+            Specialised::with_features(&merge.entry, features),
+            ctas,
+            merge.reason.to_owned(),
+            bind(),
+        ));
     }
     let problem = describe(sizes);
     let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
@@ -246,7 +258,8 @@ fn choose(
     let group = sizes.q_heads / sizes.kv_heads;
     let rows = sizes.longest_q.saturating_mul(group);
     if rows <= DECODE_ROWS || sizes.longest_q == 1 {
-        let reason = format!("{rows} query rows of a group share its keys: a tile of {DECODE_ROWS}, bound by reading the keys");
+        let reason =
+            format!("{rows} query rows of a group share its keys: a tile of {DECODE_ROWS}, bound by reading the keys");
         return Ok((find(Pass::Decode, sizes, features)?, reason));
     }
     let reason = format!("{rows} query rows of a group share its keys: v2's tiles");

@@ -2,8 +2,8 @@
 
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
-use crate::families::sequences::{self, AppendParams, SequencesParams};
 use crate::families::same;
+use crate::families::sequences::{self, AppendParams, SequencesParams};
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
 

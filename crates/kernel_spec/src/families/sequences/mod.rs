@@ -126,9 +126,17 @@ mod tests {
 
     #[test]
     fn heads_of_a_group_share_tiles_of_few_rows() {
-        for (q_rows, group, q_block, expected) in
-            [(1, 1, 16, 0), (1, 4, 16, 2), (1, 7, 16, 3), (1, 64, 16, 4), (4, 4, 16, 2), (4, 5, 16, 0), (16, 4, 64, 2), (500, 8, 64, 3), (512, 8, 64, 0)]
-        {
+        for (q_rows, group, q_block, expected) in [
+            (1, 1, 16, 0),
+            (1, 4, 16, 2),
+            (1, 7, 16, 3),
+            (1, 64, 16, 4),
+            (4, 4, 16, 2),
+            (4, 5, 16, 0),
+            (16, 4, 64, 2),
+            (500, 8, 64, 3),
+            (512, 8, 64, 0),
+        ] {
             assert_eq!(packed_log2(q_rows, group, q_block), expected, "{q_rows} rows, groups of {group}");
         }
     }

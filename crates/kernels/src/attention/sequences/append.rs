@@ -77,7 +77,8 @@ unsafe fn sequence_of(p: &AppendParams, starts: u64, rows: u32, token: u32) -> O
 /// Address of a row of a head.
 #[inline(always)]
 fn at<T: Element>(tensor: &TensorParams, entry: u32, row: u32, head: u32) -> u64 {
-    let elements = entry as u64 * tensor.batch_stride + row as u64 * tensor.row_stride + head as u64 * tensor.head_stride;
+    let elements =
+        entry as u64 * tensor.batch_stride + row as u64 * tensor.row_stride + head as u64 * tensor.head_stride;
     tensor.address + elements * T::BYTES as u64
 }
 
@@ -105,7 +106,8 @@ unsafe fn move_new<T: Element>(p: &AppendParams, what: What, token: u32, head: u
             return;
         }
         let (new, tensor) = if what == What::Keys { (&p.new_k, &p.k) } else { (&p.new_v, &p.v) };
-        let from = if p.table.new_starts == 0 { at::<T>(new, sequence, row, head) } else { at::<T>(new, 0, token, head) };
+        let from =
+            if p.table.new_starts == 0 { at::<T>(new, sequence, row, head) } else { at::<T>(new, 0, token, head) };
         let to = if p.features.has(PAGED) {
             let (entry, row) = p.table.page_rows.split(to);
             let table = p.table.pages + (sequence as u64 * p.table.table_stride + entry as u64) * 4;
@@ -155,7 +157,8 @@ unsafe fn move_row<T: Element>(p: &AppendParams, from: u64, to: u64, position: O
             // Behind the table there are no cosines: the call's contract, but nothing outside is touched.
             let place = (position as u64).min(p.position_count - 1) * (p.turned_dims / 2) as u64;
             for pair in (thread::lane()..p.turned_dims / 2).step_by(32) {
-                let [x, y] = if p.interleaved != 0 { [2 * pair, 2 * pair + 1] } else { [pair, p.turned_dims / 2 + pair] };
+                let [x, y] =
+                    if p.interleaved != 0 { [2 * pair, 2 * pair + 1] } else { [pair, p.turned_dims / 2 + pair] };
                 let angle = (place + pair as u64) * T::BYTES as u64;
                 let [cos, sin] = [T::load(p.cos + angle), T::load(p.sin + angle)];
                 let [a, b] = [T::load(from + byte(x)), T::load(from + byte(y))];

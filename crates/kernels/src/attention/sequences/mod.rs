@@ -228,8 +228,7 @@ impl Place {
             let (mut first, mut before) = (0, 0);
             while first < table.batch {
                 let own = first + thread::lane();
-                let own_tiles =
-                    if own < table.batch { tiles(query_rows(table, p.forward.q_rows, own)[1]) } else { 0 };
+                let own_tiles = if own < table.batch { tiles(query_rows(table, p.forward.q_rows, own)[1]) } else { 0 };
                 let end = before + sum_up_to(own_tiles);
                 let found = warp::ballot(tile < end);
                 if found != 0 {
