@@ -11,7 +11,7 @@ use proptest::test_runner::TestRunner;
 
 /// The tiles that attend, of a type and head dim.
 fn tiles(dtype: DType, head_dim: usize) -> Vec<KernelChoice> {
-    let rows = VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::Prefill));
+    let rows = VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill));
     let rows = rows.filter(|v| v.holds(dtype, [head_dim as u32; 2]) && v.dim_qk < head_dim as u32 + 64);
     rows.map(KernelChoice::Variant).collect()
 }
@@ -159,7 +159,7 @@ fn random_sequences_agree_with_the_reference_f32() {
 /// Every compiled tile, on packed sequences and on pages, whole and split.
 fn every_tile<T: Element>() {
     let shared = device::shared();
-    for row in VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::Prefill) && v.dtype == T::DTYPE) {
+    for row in VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill) && v.dtype == T::DTYPE) {
         for keys in [
             Keys::Packed { slack: 1 },
             Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: true },

@@ -24,6 +24,7 @@ macro_rules! ptx {
     }};
 }
 
+pub mod cluster;
 pub mod copy;
 mod float;
 pub mod math;

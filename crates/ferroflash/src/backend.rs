@@ -40,6 +40,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) kernel: &'a Specialised,
     /// Thread blocks along x; the other axes are 1.
     pub(crate) ctas: u32,
+    /// Thread blocks of a cluster.
+    pub(crate) cluster: u32,
     /// Bytes of the only kernel parameter, a struct passed by value.
     pub(crate) params: &'a [u8],
     #[cfg_attr(not(cuda), allow(dead_code, reason = "launches of the emulator run to their end"))]

@@ -55,6 +55,8 @@ pub struct Step {
     pub kernel: Specialised,
     /// Thread blocks, all along x. 0: there is nothing to do, and it is not launched.
     pub ctas: u32,
+    /// Thread blocks of a cluster: neighbours that are on the GPU together and read each other's shared memory. 1: there are no clusters.
+    pub cluster: u32,
     /// How the work is cut into thread blocks, and why so.
     pub tile: String,
     params: Params,
@@ -63,13 +65,16 @@ pub struct Step {
 /// Two lines of a plan.
 impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Step { kernel, ctas, tile, .. } = self;
+        let Step { kernel, ctas, cluster, tile, .. } = self;
         let Entry { symbol, arch, threads, shared_bytes, .. } = kernel.entry;
         writeln!(
             f,
             "  launch     {symbol} ({}): {ctas} thread blocks of {threads} threads, {shared_bytes} bytes of shared memory",
             arch.name(),
         )?;
+        if *cluster > 1 {
+            writeln!(f, "  clusters   of {cluster} thread blocks")?;
+        }
         write!(f, "  this tile  {tile}")
     }
 }
@@ -82,7 +87,13 @@ impl Step {
             "{} takes other parameters",
             kernel.entry.symbol
         );
-        Step { kernel, ctas, tile, params }
+        Step { kernel, ctas, cluster: 1, tile, params }
+    }
+
+    /// The same in clusters of so many thread blocks, which divide them.
+    pub(crate) fn in_clusters(self, cluster: u32) -> Step {
+        assert!(cluster <= self.kernel.entry.max_cluster && self.ctas.is_multiple_of(cluster), "whole clusters that the entry takes");
+        Step { cluster, ..self }
     }
 
     /// What its parameters hold the addresses of, in the order of the parameter struct. One may be there twice.
@@ -179,7 +190,8 @@ pub(crate) fn run(
     for step in steps.iter().filter(|step| step.ctas > 0) {
         let params = step.params(device, operands, &addresses)?;
         tracing::trace!(symbol = step.kernel.entry.symbol, ctas = step.ctas, "launch");
-        device.backend().launch(&Launch { kernel: &step.kernel, ctas: step.ctas, params: &params, stream })?;
+        let Step { ctas, cluster, .. } = *step;
+        device.backend().launch(&Launch { kernel: &step.kernel, ctas, cluster, params: &params, stream })?;
     }
     Ok(())
 }

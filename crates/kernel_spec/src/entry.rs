@@ -23,6 +23,8 @@ pub struct Entry {
     pub accepts: FeatureSet,
     /// Whether its thread blocks wait for each other, so that all of a launch have to fit on the GPU at a time.
     pub cooperative: bool,
+    /// Thread blocks of a cluster, at most; 1 for an entry that knows nothing of clusters.
+    pub max_cluster: u32,
 }
 
 /// Instruction set that an entry is compiled for.

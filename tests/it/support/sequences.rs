@@ -3,7 +3,7 @@
 use crate::support::case::{largest, nan, to_f64};
 use ferroflash::reference::{self, SequenceRows};
 use ferroflash::{
-    Attention, Device, Element, Indices, KernelChoice, KvCache, KvCacheMut, Layout, Mask, NewRows, PackedRows,
+    Attention, DType, Device, Element, Indices, KernelChoice, KvCache, KvCacheMut, Layout, Mask, NewRows, PackedRows,
     PageTable, Rotary, Sizes, Tensor,
 };
 use rand::rngs::SmallRng;
@@ -390,8 +390,8 @@ impl SequenceCase {
                     let [x, y] = if appending.interleaved { [2 * pair, 2 * pair + 1] } else { [pair, half + pair] };
                     let [cos, sin] = [&laid.cos, &laid.sin].map(|table| table[position * half + pair].to_f64() as f32);
                     let [a, b] = [head[x], head[y]].map(|x| x.to_f64() as f32);
-                    head[x] = T::from_f64((a * cos - b * sin).into());
-                    head[y] = T::from_f64((a * sin + b * cos).into());
+                    head[x] = nearest(a.mul_add(cos, -(b * sin)));
+                    head[y] = nearest(a.mul_add(sin, b * cos));
                 }
             }
         };
@@ -426,10 +426,7 @@ impl SequenceCase {
         // The cache: what was appended, and everything else as it was, NaN included.
         for (name, found, expected) in [("k", &result.k, &k), ("v", &result.v, &v)] {
             let same = |(a, b): (&T, &T)| bytemuck::bytes_of(a) == bytemuck::bytes_of(b);
-            // Turned by a compiler that may fuse, once: a unit in the last place.
-            let close = |(a, b): (&T, &T)| (a.to_f64() - b.to_f64()).abs() <= 0.02 * (1.0 + b.to_f64().abs());
-            let turned = self.appending.as_ref().is_some_and(|appending| appending.turned_dims > 0) && name == "k";
-            if let Some(place) = found.iter().zip(expected).position(|pair| !(same(pair) || turned && close(pair))) {
+            if let Some(place) = found.iter().zip(expected).position(|pair| !same(pair)) {
                 return Err(format!(
                     "element {place} of {name} in the cache is {}, not {}",
                     found[place].to_f64(),
@@ -462,8 +459,7 @@ impl SequenceCase {
             error = error.max(reference::max_abs_difference(&known(&rounded.out), &known(&exact.out)));
             lse_error = lse_error.max(reference::max_abs_difference(&known(&rounded.lse), &known(&exact.lse)));
         }
-        let turned = self.appending.as_ref().is_some_and(|appending| appending.turned_dims > 0);
-        let bound = reference::tolerance(error) * if turned { 2.0 } else { 1.0 };
+        let bound = reference::tolerance(error);
         let out = to_f64(&result.out);
         for (i, (&found, &expected)) in out.iter().zip(&exact.out).enumerate() {
             let wrong = if expected.is_nan() {
@@ -482,7 +478,7 @@ impl SequenceCase {
         }
         let largest = exact.lse.iter().filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
         let lse_bound =
-            reference::tolerance(lse_error) * if turned { 2.0 } else { 1.0 } + 16.0 * f64::from(f32::EPSILON) * largest;
+            reference::tolerance(lse_error) + 16.0 * f64::from(f32::EPSILON) * largest;
         let tokens = *laid.q_starts.last().unwrap() as usize;
         for (i, &found) in result.lse.iter().enumerate() {
             // `[batch, head, row]` where queries are not packed.
@@ -510,5 +506,15 @@ impl SequenceCase {
     pub(crate) fn with_kernel(mut self, kernel: impl Into<KernelChoice>) -> SequenceCase {
         self.attention = self.attention.with_kernel(kernel);
         self
+    }
+}
+
+/// The nearest element, ties to even. `Element::from_f64` is off for one number in some thousand, whose last bits it does not look at.
+fn nearest<T: Element>(x: f32) -> T {
+    match T::DTYPE {
+        DType::F32 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&x)),
+        DType::F16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&f16::from_f32(x))),
+        DType::Bf16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&bf16::from_f32(x))),
+        other => unreachable!("no test has {other}"),
     }
 }

@@ -145,6 +145,7 @@ impl Backend for Emulated {
         let request = ptx_emu::Launch::new([launch.ctas, 1, 1], [entry.threads, 1, 1])
             .with_dynamic_shared_bytes(entry.shared_bytes)
             .with_param(launch.params);
+        let request = if launch.cluster > 1 { request.with_cluster([launch.cluster, 1, 1]) } else { request };
         let report = self.emulator.launch(&module, entry.symbol, &request).map_err(failed)?;
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.add(&report.counters);

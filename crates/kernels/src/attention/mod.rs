@@ -21,7 +21,6 @@ pub mod naive;
 pub mod online_softmax;
 pub mod query_block;
 pub mod score;
-#[cfg(not(target_feature = "sm_90a"))]
 pub mod sequences;
 pub mod stream;
 pub mod v1;

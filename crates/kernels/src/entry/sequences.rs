@@ -3,12 +3,18 @@
 use cuda_std::prelude::*;
 use cuda_std::{thread, warp};
 use kernel_spec::Variant;
-use kernel_spec::families::sequences::{self as spec, AppendParams, SequencesParams, policy};
+use kernel_spec::families::sequences::{self as spec, SequencesParams};
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::sequences::{AppendParams, policy};
 
 use crate::attention::Config;
-use crate::attention::sequences::{append, decode, merge, prefill};
+use crate::attention::sequences::decode;
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::attention::sequences::{append, merge, prefill};
 use crate::attention::stream::StreamConfig;
-use crate::entry::{Bf16, F16, F32};
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::entry::F32;
+use crate::entry::{Bf16, F16};
 use crate::parts::fragments::RegTile;
 use crate::parts::products::Probs;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
@@ -39,7 +45,16 @@ macro_rules! row {
 }
 
 macro_rules! entry {
-    (Decode $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+    (Decode $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal { slots: $slots:literal } $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
+        entry! { @decode $d $t $symbol $q $kv $warps $ctas $slots $reason false }
+    };
+    (ClusterDecode $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal { slots: $slots:literal } $reason:literal) => {
+        #[cfg(target_feature = "sm_90a")]
+        entry! { @decode $d $t $symbol $q $kv $warps $ctas $slots $reason true }
+    };
+    (@decode $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $slots:literal $reason:literal
+     $cluster:literal) => {
         #[doc = concat!("Decode; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
@@ -67,11 +82,12 @@ macro_rules! entry {
             impl StreamConfig for Warp {
                 type K = SharedTile<$t, $kv, $d>;
                 type V = SharedTile<$t, $kv, $d>;
-                const SLOTS: u32 = <Row as decode::Config>::POLICY.slots;
+                const SLOTS: u32 = $slots;
             }
 
             impl decode::Config for Row {
-                const POLICY: policy::Decode = policy::Decode $policy;
+                const SLOTS: u32 = $slots;
+                const CLUSTER: bool = $cluster;
                 type Stream = Warp;
                 type Q = SharedTile<$t, $q, $d>;
                 type OutTile = SharedTile<$t, $q, $d>;
@@ -89,6 +105,7 @@ macro_rules! entry {
         }
     };
     (Prefill $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Prefill; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
@@ -118,6 +135,7 @@ macro_rules! entry {
         }
     };
     (Merge $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Merge of the splits; this shape because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: SequencesParams) {
@@ -126,6 +144,7 @@ macro_rules! entry {
         }
     };
     (Append $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Append; this shape because: ", $reason)]
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: AppendParams) {

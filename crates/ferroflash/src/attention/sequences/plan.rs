@@ -1,6 +1,6 @@
 //! What a call over sequences will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, check_device};
+use super::super::choose::{MAX_GRID, check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::plan::Plan;
 use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
@@ -117,7 +117,7 @@ pub(super) fn plan(
         dtype: sizes.dtype,
     };
     let mut request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
-    let (row, reason) = choose(attention, sizes, arrays, softcap.is_some())?;
+    let (row, reason) = choose(attention, device, sizes, arrays, softcap.is_some())?;
     let features = row.entry.accepts.intersection(features(arrays, softcap.is_some()));
     check_device(&row.entry, device)?;
     let cut = split(attention, device, sizes, row)?;
@@ -156,7 +156,8 @@ pub(super) fn plan(
         let kernel = Specialised::with_features(&pass.entry, features.intersection(pass.entry.accepts));
         steps.push(Step::new(kernel, ctas as u32, pass.reason.to_owned(), params));
     }
-    let partial = (cut.splits > 1).then(|| {
+    let in_clusters = row.pass == Pass::ClusterDecode;
+    let partial = (cut.splits > 1 && !in_clusters).then(|| {
         let rows = cut.splits as u128 * sizes.q_heads as u128 * sizes.tokens() as u128;
         let reason = "the splits of the keys write them, the last step puts them together";
         let (first, bytes) = (buffers.len(), [rows * sizes.head_dim as u128 * 4, rows * 8]);
@@ -177,7 +178,8 @@ pub(super) fn plan(
     // Nothing to do where there are no queries.
     let ctas = if sizes.tokens() == 0 { 0 } else { ctas as u32 };
     let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
-    steps.push(Step::new(Specialised::with_features(&row.entry, features), ctas, tile, bind()));
+    let step = Step::new(Specialised::with_features(&row.entry, features), ctas, tile, bind());
+    steps.push(if in_clusters { step.in_clusters(cut.splits) } else { step });
     if partial.is_some() {
         let merge = find(Pass::Merge, sizes, features)?;
         let ctas = if sizes.tokens() == 0 { 0 } else { places as u32 };
@@ -235,6 +237,7 @@ fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'sta
 /// The row that attends, and why.
 fn choose(
     attention: &Attention,
+    device: &DeviceInfo,
     sizes: &SequenceSizes,
     arrays: &Arrays,
     softcap: bool,
@@ -242,7 +245,7 @@ fn choose(
     let features = features(arrays, softcap);
     match attention.kernel {
         KernelChoice::Auto | KernelChoice::Kernel(Kernel::V2) => {}
-        KernelChoice::Variant(row) if matches!(row.pass, Pass::Decode | Pass::Prefill) => {
+        KernelChoice::Variant(row) if matches!(row.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill) => {
             if row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) {
                 return Ok((row, "asked for".to_owned()));
             }
@@ -260,7 +263,12 @@ fn choose(
     if rows <= DECODE_ROWS || sizes.longest_q == 1 {
         let reason =
             format!("{rows} query rows of a group share its keys: a tile of {DECODE_ROWS}, bound by reading the keys");
-        return Ok((find(Pass::Decode, sizes, features)?, reason));
+        let cluster = sequences::find(Pass::ClusterDecode, sizes.dtype, sizes.head_dim as u32, features)
+            .filter(|row| check_hopper(device).is_ok() && clusters(attention, device, sizes, row) > 1);
+        return match cluster {
+            Some(row) => Ok((row, format!("{reason}; few of them, so a cluster splits the keys"))),
+            None => Ok((find(Pass::Decode, sizes, features)?, reason)),
+        };
     }
     let reason = format!("{rows} query rows of a group share its keys: v2's tiles");
     Ok((find(Pass::Prefill, sizes, features)?, reason))
@@ -280,23 +288,41 @@ fn keys(attention: &Attention, sizes: &SequenceSizes) -> usize {
 /// How the work is cut, splits included.
 fn split(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> Result<Cut> {
     let cut = Cut::of(row, sizes);
-    let refused = |found, needed| Err(Error::Splits { found, needed, most: MAX_SPLITS });
+    let in_clusters = row.pass == Pass::ClusterDecode;
+    let most = if in_clusters { row.entry.max_cluster } else { MAX_SPLITS };
+    let refused = |found, needed| Err(Error::Splits { found, needed, most });
     match attention.splits {
-        Splits::Count(count) if count == 0 || count > MAX_SPLITS => refused(format!("{count} splits"), count as usize),
+        Splits::Count(count) if count == 0 || count > most => refused(format!("{count} splits"), count as usize),
         Splits::Count(splits) => Ok(Cut { splits, ..cut }),
         Splits::Keys(keys) => {
             let fits = keys > 0 && (keys as usize).is_multiple_of(SPLIT_UNIT);
             let splits = sizes.longest_kv.div_ceil((keys as usize).max(1)).max(1);
-            if !fits || splits > MAX_SPLITS as usize {
+            if !fits || splits > most as usize {
                 return refused(format!("splits of {keys} keys"), splits);
             }
             Ok(Cut { splits: splits as u32, split_keys: keys, ..cut })
         }
+        Splits::Auto if in_clusters => Ok(Cut { splits: clusters(attention, device, sizes, row), ..cut }),
         Splits::Auto => {
             let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
             let resident = u64::from(device.multiprocessors) * u64::from(row.entry.min_ctas);
             Ok(Cut { splits: fewest_splits(cut.places(sizes), units, resident), ..cut })
         }
+    }
+}
+
+/// Thread blocks of a cluster: a power of two, as many as give every multiprocessor one, and no more than the keys are worth. 1: no clusters.
+fn clusters(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> u32 {
+    if attention.splits != Splits::Auto {
+        return 1;
+    }
+    let places = Cut::of(row, sizes).places(sizes).max(1);
+    let most = (u64::from(device.multiprocessors) / places).min(row.entry.max_cluster.into());
+    let worth = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
+    // Both are below 2^32.
+    match most.min(worth) as u32 {
+        0 => 1,
+        splits => 1 << splits.ilog2(),
     }
 }
 

@@ -3,12 +3,15 @@
 use super::error::version;
 use crate::error::{Error, Result};
 use crate::specialise::Specialised;
-use cust::{CaptureStatus, Context, Function, JitOptions, Module, Stream};
+use cust::{CaptureStatus, Context, Function, FunctionAttribute, JitOptions, Module, Stream};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 /// Dynamic shared memory that a kernel gets without asking, on every GPU.
 const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
+
+/// Thread blocks of a cluster that every GPU with clusters has; a kernel with more has to ask.
+const EVERY_CLUSTER: u32 = 8;
 
 /// Kernels are loaded when they are first needed, once, and never unloaded.
 pub(super) struct Kernels {
@@ -62,6 +65,9 @@ impl Kernels {
         let function = module.get_function(symbol)?;
         if entry.shared_bytes > DEFAULT_SHARED_BYTES {
             function.set_max_dynamic_shared_bytes(entry.shared_bytes)?;
+        }
+        if entry.max_cluster > EVERY_CLUSTER {
+            function.set_attribute(FunctionAttribute::NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)?;
         }
         tracing::debug!(ptx_bytes = text.len(), shared_bytes = entry.shared_bytes, "kernel loaded");
         Ok(function)

@@ -177,6 +177,7 @@ impl Backend for Cuda {
             .grid(launch.ctas)
             .block(entry.threads)
             .shared_bytes(entry.shared_bytes)
+            .cluster(launch.cluster)
             .cooperative(entry.cooperative);
         // SAFETY: the function takes one parameter, the struct that `params` holds (the contract in kernel_spec); block and shared
         // memory are those of the entry; the addresses in it were checked by the caller.

@@ -166,6 +166,7 @@ macro_rules! variant_table {
                 // Where no other row has them: see `all_lists`.
                 accepts: Pass::$pass.accepts(),
                 cooperative: Pass::$pass.is_cooperative(),
+                max_cluster: 1,
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,

@@ -89,6 +89,8 @@ pub enum Pass {
     V3,
     /// Sequences of few query rows, see [`sequences`](crate::families::sequences).
     Decode,
+    /// The same, whose splits of the keys are the thread blocks of a cluster.
+    ClusterDecode,
     /// Sequences of more.
     Prefill,
     /// Splits of the keys, put together.
@@ -101,7 +103,7 @@ impl Pass {
     /// The instruction set that it is compiled for.
     pub const fn arch(self) -> Arch {
         match self {
-            Pass::V3 => Arch::Sm90a,
+            Pass::V3 | Pass::ClusterDecode => Arch::Sm90a,
             _ => Arch::Sm80,
         }
     }
@@ -112,10 +114,16 @@ impl Pass {
             Pass::Scores | Pass::Softmax | Pass::Output => size_of::<NaiveParams>(),
             Pass::V1 | Pass::V2 => size_of::<ForwardParams>(),
             Pass::V3 => size_of::<V3Params>(),
-            Pass::Decode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
+            Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
             Pass::Append => size_of::<AppendParams>(),
         };
         bytes as u32
+    }
+
+    /// Thread blocks of a cluster, at most.
+    pub const fn max_cluster(self) -> u32 {
+        // The most of Hopper: more than the 8 that every GPU with clusters has.
+        if matches!(self, Pass::ClusterDecode) { 16 } else { 1 }
     }
 
     /// The kernel that this pass belongs to.
@@ -124,7 +132,7 @@ impl Pass {
             Pass::Scores | Pass::Softmax | Pass::Output => Kernel::Naive,
             Pass::V1 => Kernel::V1,
             // Those of sequences have its algorithm.
-            Pass::V2 | Pass::Decode | Pass::Prefill | Pass::Merge | Pass::Append => Kernel::V2,
+            Pass::V2 | Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge | Pass::Append => Kernel::V2,
             Pass::V3 => Kernel::V3,
         }
     }
@@ -141,6 +149,7 @@ pub enum Policy {
     V2(policy::V2),
     V3(policy::V3),
     Decode(sequences::policy::Decode),
+    ClusterDecode(sequences::policy::ClusterDecode),
     Prefill(sequences::policy::Prefill),
     Merge(sequences::policy::Merge),
     Append(sequences::policy::Append),
@@ -193,6 +202,7 @@ macro_rules! variant_table {
                 feature_slots: FORWARD_SLOTS,
                 accepts: variant_table!(@ $features),
                 cooperative: false,
+                max_cluster: 1,
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,
@@ -309,7 +319,7 @@ impl Variant {
                 let tiles = heads * q_rows.div_ceil(self.q_block as u64);
                 if tiles < multiprocessors as u64 { tiles } else { multiprocessors as u64 }
             }
-            Pass::Decode | Pass::Prefill | Pass::Merge | Pass::Append => panic!("sequences have lengths of their own"),
+            Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge | Pass::Append => panic!("sequences have lengths of their own"),
         }
     }
 
@@ -350,7 +360,10 @@ impl Variant {
                 memory::Stream::of(&self, slots).total
             }
             Policy::V3(policy) => memory::V3::of(&self, policy).total,
-            Policy::Decode(policy) => sequences::memory::Decode::of(&self, policy).total,
+            Policy::Decode(sequences::policy::Decode { slots })
+            | Policy::ClusterDecode(sequences::policy::ClusterDecode { slots }) => {
+                sequences::memory::Decode::of(&self, slots).total
+            }
             Policy::Prefill(sequences::policy::Prefill { slots, .. }) => memory::Stream::of(&self, slots).total,
             Policy::Merge(_) | Policy::Append(_) => 0,
         };
@@ -367,7 +380,7 @@ impl Variant {
             return;
         }
         let warps_of_rows = match self.pass {
-            Pass::V1 | Pass::Decode => 1,
+            Pass::V1 | Pass::Decode | Pass::ClusterDecode => 1,
             Pass::V3 => self.warps - memory::WARPGROUP_WARPS,
             _ => self.warps,
         };

@@ -1,6 +1,5 @@
 //! Where the pieces of a thread block's shared memory lie.
 
-use super::policy;
 use crate::families::forward::Variant;
 use crate::shared::Carve;
 
@@ -24,24 +23,31 @@ pub struct Decode {
     pub partial: u32,
     /// Their maxima and sums.
     pub statistics: u32,
+    /// What a thread block of a cluster has found, for the others: the sums of its queries, in `f32`.
+    pub found: u32,
+    /// Its maximum and sum of weights of each query row.
+    pub found_statistics: u32,
     /// All of it.
     pub total: u32,
 }
 
 impl Decode {
-    /// For a row of decode.
-    pub const fn of(row: &Variant, policy: policy::Decode) -> Decode {
+    /// For a row of decode with so many slots.
+    pub const fn of(row: &Variant, slots: u32) -> Decode {
         let mut carve = Carve::new();
         let q = carve.take(max(row.q_tile_bytes(), row.out_tile_bytes()), TILE_ALIGN);
         let slot_bytes = max(row.k_tile_bytes(), row.v_tile_bytes()).next_multiple_of(TILE_ALIGN);
-        let warp_bytes = policy.slots * slot_bytes;
+        let warp_bytes = slots * slot_bytes;
         let slots = carve.take(row.warps * warp_bytes, TILE_ALIGN);
         let warp_rows = row.warps * row.q_block;
         let mut after = Carve::new();
         after.take(slots, TILE_ALIGN);
         let partial = after.take(warp_rows * row.dim_v * 4, ALIGN);
         let statistics = after.take(2 * warp_rows * 4, ALIGN);
-        Decode { q, slots, warp_bytes, partial, statistics, total: max(carve.total(), after.total()) }
+        let found = after.take(row.q_block * row.dim_v * 4, ALIGN);
+        let found_statistics = after.take(row.q_block * 8, ALIGN);
+        let total = max(carve.total(), after.total());
+        Decode { q, slots, warp_bytes, partial, statistics, found, found_statistics, total }
     }
 }
 

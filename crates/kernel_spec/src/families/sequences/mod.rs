@@ -3,6 +3,7 @@
 //! | pass | who has which keys | for |
 //! | --- | --- | --- |
 //! | [`Pass::Decode`] | each warp keys of its own, all query rows | up to 16 query rows, those of a group's heads together |
+//! | [`Pass::ClusterDecode`] | the same, and the splits are a cluster that merges them itself | few sequences (Hopper) |
 //! | [`Pass::Prefill`] | all warps the same keys, each its query rows, as in v2 | more |
 //! | [`Pass::Merge`] | | several splits of the keys, put together |
 //! | [`Pass::Append`] | | new keys and values, written to the cache, and queries turned with them |
@@ -41,6 +42,7 @@ macro_rules! variant_table {
                 feature_slots: FORWARD_SLOTS,
                 accepts: variant_table!(@ $features),
                 cooperative: false,
+                max_cluster: Pass::$pass.max_cluster(),
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,

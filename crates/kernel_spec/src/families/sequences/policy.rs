@@ -7,6 +7,13 @@ pub struct Decode {
     pub slots: u32,
 }
 
+/// Of decode in clusters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterDecode {
+    /// As of [`Decode`].
+    pub slots: u32,
+}
+
 /// Of prefill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefill {

@@ -5,7 +5,7 @@
 //! (x, y) of a pair, at position t:   x' = x cos(t) - y sin(t)      y' = x sin(t) + y cos(t)
 //! ```
 
-use cuda_std::{copy, thread, warp};
+use cuda_std::{copy, math, thread, warp};
 use kernel_spec::TensorParams;
 use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences::AppendParams;
@@ -162,8 +162,8 @@ unsafe fn move_row<T: Element>(p: &AppendParams, from: u64, to: u64, position: O
                 let angle = (place + pair as u64) * T::BYTES as u64;
                 let [cos, sin] = [T::load(p.cos + angle), T::load(p.sin + angle)];
                 let [a, b] = [T::load(from + byte(x)), T::load(from + byte(y))];
-                T::store(to + byte(x), a * cos - b * sin);
-                T::store(to + byte(y), a * sin + b * cos);
+                T::store(to + byte(x), math::fma(a, cos, -(b * sin)));
+                T::store(to + byte(y), math::fma(a, sin, b * cos));
             }
         }
         for col in (turned + thread::lane()..p.dim).step_by(32) {

@@ -11,11 +11,14 @@
 //! enough here, and lets them meet at every tile. Here each warp streams keys of its own through slots of its own, meets nobody until the
 //! end, and has several tiles on the way; the query rows of all heads that share the keys fill its product ("PackGQA" of FlashAttention-3).
 //! Where sequences and heads are too few for the GPU, the keys are split further, over thread blocks ("Flash-Decoding", Dao et al., 2023),
-//! and [`merge`](super::merge) puts the splits together.
+//! and [`merge`](super::merge) puts the splits together. On Hopper the splits of a row may be a cluster: each leaves what it has found
+//! in its shared memory, and takes some of the rows to put together, so that no second kernel follows.
 
 use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::KvBlocks;
-use kernel_spec::families::sequences::{SequencesParams, memory, policy};
+use kernel_spec::families::sequences::{SequencesParams, memory};
+#[cfg(doc)]
+use kernel_spec::families::sequences::policy;
 
 use crate::attention::exchange::Exchange;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax};
@@ -28,8 +31,10 @@ use crate::parts::shared_tile::SharedMatrix;
 
 /// What a row makes of decode.
 pub trait Config: attention::Config<Out = <Self as attention::Config>::T> {
-    /// The choices of the row.
-    const POLICY: policy::Decode;
+    /// Places that each warp's tiles pass through, see [`policy::Decode`].
+    const SLOTS: u32;
+    /// Whether the splits are the thread blocks of a cluster.
+    const CLUSTER: bool;
     /// The tiles of a warp.
     type Stream: StreamConfig;
     /// A tile of queries.
@@ -61,14 +66,15 @@ fn share(all: KvBlocks, warp: u32, warps: u32) -> KvBlocks {
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn forward<C: Config>(p: &SequencesParams) {
-    let memory = const { memory::Decode::of(C::ROW, C::POLICY) };
+    let memory = const { memory::Decode::of(C::ROW, C::SLOTS) };
     let at = |offset: u32| shared::dynamic() + offset;
     // SAFETY: every thread of the block takes the same path, and every thread of a warp in the loop; the barriers order shared memory.
     unsafe {
         let Some(own) = SequenceBlock::<C>::of(p, thread::block_index()) else { return };
         let block = &own.block;
         let is_split = p.splits.value > 1;
-        if is_split && own.kv_blocks.count() == 0 {
+        // A cluster waits for all of its thread blocks.
+        if is_split && !C::CLUSTER && own.kv_blocks.count() == 0 {
             return own.store_empty_split(p);
         }
         let warp = thread::warp_index();
@@ -116,6 +122,10 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
         partial.scale_rows(&softmax.join::<C::T>(&exchange));
         let mut out: C::Acc = exchange.columns(&partial);
         let (first_row, first_col) = (block.first_row, warp * 8 * C::Acc::N as u32);
+        if C::CLUSTER {
+            let found = [memory.found, memory.found_statistics].map(at);
+            return own.merge_in_cluster(p, found, first_col, &out, [&softmax.max, &softmax.sum]);
+        }
         if is_split {
             return own.store_split(p, first_row, first_col, &out, [&softmax.max, &softmax.sum], warp == 0);
         }

@@ -1,6 +1,6 @@
 //! Splits of the keys, put together: `m = max m_i`, `l = sum e^(m_i - m) l_i`, `o = sum e^(m_i - m) o_i / l`. A warp a row.
 
-use cuda_std::{copy, thread, warp};
+use cuda_std::{cluster, copy, thread, warp};
 use kernel_spec::families::sequences::{MAX_SPLITS, SequencesParams};
 
 use crate::attention::exact;
@@ -13,6 +13,73 @@ const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;
 
 /// Pieces of four columns of a lane, at most: 256 columns.
 const LANE_PIECES: usize = 2;
+
+/// What the splits have found for one row.
+pub trait Found {
+    /// Maximum and sum of the weights of a split.
+    ///
+    /// # Safety
+    /// There is such a split, and it has written them.
+    unsafe fn statistics(&self, split: u32) -> [f32; 2];
+
+    /// Four columns of the sum of a split, from `col` on.
+    ///
+    /// # Safety
+    /// As for [`Self::statistics`], and the columns exist.
+    unsafe fn four(&self, split: u32, col: u32) -> [f32; 4];
+}
+
+/// In the buffers between two kernels.
+struct InBuffers<'a> {
+    p: &'a SequencesParams,
+    q_head: u32,
+    token: u32,
+}
+
+impl InBuffers<'_> {
+    #[inline(always)]
+    fn index(&self, split: u32) -> u64 {
+        partial_index(self.p, split, self.q_head, self.token)
+    }
+}
+
+impl Found for InBuffers<'_> {
+    #[inline(always)]
+    unsafe fn statistics(&self, split: u32) -> [f32; 2] {
+        let address = self.p.statistics + self.index(split) * 8;
+        // SAFETY: passed on.
+        unsafe { [copy::load_f32(address), copy::load_f32(address + 4)] }
+    }
+
+    #[inline(always)]
+    unsafe fn four(&self, split: u32, col: u32) -> [f32; 4] {
+        let row = self.p.partial + self.index(split) * self.p.forward.dim_v as u64 * 4;
+        // SAFETY: passed on.
+        unsafe { copy::load_f32x4(row + col as u64 * 4) }
+    }
+}
+
+/// In the shared memory of the thread blocks of a cluster, at the same addresses of each.
+pub struct InCluster {
+    /// Address of the row's sums.
+    pub row: u32,
+    /// Address of its statistics.
+    pub statistics: u32,
+}
+
+impl Found for InCluster {
+    #[inline(always)]
+    unsafe fn statistics(&self, split: u32) -> [f32; 2] {
+        // SAFETY: passed on.
+        unsafe { cluster::load_f32x2(cluster::map(self.statistics, split)) }
+    }
+
+    #[inline(always)]
+    unsafe fn four(&self, split: u32, col: u32) -> [f32; 4] {
+        // SAFETY: passed on.
+        unsafe { cluster::load_f32x4(cluster::map(self.row, split) + col * 4) }
+    }
+}
 
 /// One thread block of the merge, of `WARPS` warps: the rows of a tile of the kernel before.
 ///
@@ -30,21 +97,29 @@ pub unsafe fn merge<T: Exponent, const WARPS: u32>(p: &SequencesParams) {
             let row = first_row + index;
             let at = QueryRow { head: row & ((1 << p.packed_log2) - 1), row: row >> p.packed_log2 };
             if at.row < rows && at.head < place.heads {
-                merge_row::<T>(p, &sequence, &place, at);
+                let found = InBuffers { p, q_head: place.q_head + at.head, token: sequence.first_token + at.row };
+                if merge_row::<T>(p, &sequence, &place, at, &found) {
+                    mend_row::<T>(p, &sequence, &place, at);
+                }
             }
         }
     }
 }
 
-/// One row.
+/// Writes one row. Says, to every lane, whether it has to be computed again.
 ///
 /// # Safety
 /// All threads of the warp, converged; the row exists, and nobody else touches it.
 #[inline(always)]
-unsafe fn merge_row<T: Exponent>(p: &SequencesParams, sequence: &Sequence, place: &Place, at: QueryRow) {
+pub unsafe fn merge_row<T: Exponent>(
+    p: &SequencesParams,
+    sequence: &Sequence,
+    place: &Place,
+    at: QueryRow,
+    found: &impl Found,
+) -> bool {
     let lane = thread::lane();
     let splits = p.splits.value;
-    let index = |split: u32| partial_index(p, split, place.q_head + at.head, sequence.first_token + at.row);
     // SAFETY: inside the buffers and the output; collectives are called by all lanes.
     unsafe {
         let mut max = [f32::NEG_INFINITY; LANE_SPLITS];
@@ -52,9 +127,8 @@ unsafe fn merge_row<T: Exponent>(p: &SequencesParams, sequence: &Sequence, place
         for i in 0..LANE_SPLITS {
             let split = 32 * i as u32 + lane;
             // Every lane reads, so that all of them stay together.
-            let statistics = p.statistics + index(split.min(splits - 1)) * 8;
-            let found = [copy::load_f32(statistics), copy::load_f32(statistics + 4)];
-            [max[i], sum[i]] = if split < splits { found } else { [f32::NEG_INFINITY, 0.0] };
+            let statistics = found.statistics(split.min(splits - 1));
+            [max[i], sum[i]] = if split < splits { statistics } else { [f32::NEG_INFINITY, 0.0] };
         }
         let mut largest = max[0];
         for i in 1..LANE_SPLITS {
@@ -78,11 +152,10 @@ unsafe fn merge_row<T: Exponent>(p: &SequencesParams, sequence: &Sequence, place
                 if weight == 0.0 {
                     continue;
                 }
-                let from = p.partial + index(32 * i as u32 + other) * p.forward.dim_v as u64 * 4;
                 for piece in 0..LANE_PIECES {
                     let col = (lane + 32 * piece as u32) * 4;
                     if col < p.forward.dim_v {
-                        let part = copy::load_f32x4(from + col as u64 * 4);
+                        let part = found.four(32 * i as u32 + other, col);
                         for c in 0..4 {
                             acc[piece][c] += weight * part[c];
                         }
@@ -116,8 +189,6 @@ unsafe fn merge_row<T: Exponent>(p: &SequencesParams, sequence: &Sequence, place
             copy::store_f32(lse_address(sequence.problem.lse, p, place.q_head, at), T::lse(largest, total));
         }
         // Rounding to 16 bits may make infinity of a finite number: f16 ends at 65504. That is what it is.
-        if warp::any(!finite) {
-            mend_row::<T>(p, sequence, place, at);
-        }
+        warp::any(!finite)
     }
 }

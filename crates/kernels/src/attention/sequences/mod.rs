@@ -12,7 +12,7 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{copy, math, shared, sync, thread, warp};
+use cuda_std::{cluster, copy, math, shared, sync, thread, warp};
 use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences::{SequenceTable, SequencesParams};
 use kernel_spec::layout::fragment_row;
@@ -20,6 +20,7 @@ use kernel_spec::{ForwardParams, KvBlocks, TensorParams};
 
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
+use crate::attention::sequences::merge::{InCluster, merge_row};
 use crate::attention::sequences::rows::{HeadRows, Pages, SequenceRows};
 use crate::attention::{Config, exact};
 use crate::parts::element::Element;
@@ -259,7 +260,7 @@ unsafe fn sum_up_to(mut value: u32) -> u32 {
 }
 
 /// The query rows of a [`Place`], and the keys of a split that they see.
-pub struct SequenceBlock<C: Config> {
+pub struct SequenceBlock<C: Config<Out = <C as Config>::T>> {
     /// Rows, mask and scale, as the kernels of uniform sequences have them.
     pub block: QueryBlock<C>,
     /// Queries, as the block counts rows.
@@ -278,7 +279,7 @@ pub struct SequenceBlock<C: Config> {
     lse: u64,
 }
 
-impl<C: Config> SequenceBlock<C> {
+impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
     /// The share of thread block `cta`: splits are neighbours. `None`: there is nothing to do.
     ///
     /// # Safety
@@ -378,6 +379,53 @@ impl<C: Config> SequenceBlock<C> {
                     }
                 }
             }
+        }
+    }
+
+    /// Leaves what this thread block has found in its shared memory, at the addresses `[sums, statistics]`, and puts the rows together that
+    /// are its own: one in as many as the cluster has thread blocks.
+    ///
+    /// # Safety
+    /// All threads of all thread blocks of the cluster, converged.
+    #[inline(always)]
+    pub unsafe fn merge_in_cluster<F: Fragments>(
+        &self,
+        p: &SequencesParams,
+        [sums, statistics]: [u32; 2],
+        first_col: u32,
+        out: &F,
+        [max, sum]: [&F::Rows; 2],
+    ) {
+        let lane = thread::lane();
+        // SAFETY: inside both places; the cluster's barriers stand between writes, reads and the end of whoever is read from.
+        unsafe {
+            let warp = thread::warp_index();
+            for m in 0..F::M {
+                for half in 0..2 {
+                    let row = 16 * m as u32 + fragment_row(lane, 2 * half as u32);
+                    if warp == 0 && lane % 4 == 0 {
+                        shared::store_f32x2(statistics + row * 8, [max.at(m, half), sum.at(m, half)]);
+                    }
+                    for n in 0..F::N {
+                        let col = first_col + 8 * n as u32 + lane % 4 * 2;
+                        let pair = [out.at(m, n)[2 * half], out.at(m, n)[2 * half + 1]];
+                        shared::store_f32x2(sums + (row * C::ROW.dim_v + col) * 4, pair);
+                    }
+                }
+            }
+            cluster::sync();
+            let mut again = false;
+            let sequence = Sequence::of(p, self.place.sequence, C::T::BYTES);
+            // A warp of each thread block in turn, so that few rows are many thread blocks' work.
+            let first = cluster::rank() + warp * p.splits.value;
+            for row in (first..C::ROW.q_block).step_by((C::ROW.warps * p.splits.value) as usize) {
+                if let Some(at) = self.row(self.block.first_row + row) {
+                    let found = InCluster { row: sums + row * C::ROW.dim_v * 4, statistics: statistics + row * 8 };
+                    again |= merge_row::<C::T>(p, &sequence, &self.place, at, &found);
+                }
+            }
+            cluster::sync();
+            mend::<C>(p, again);
         }
     }
 
@@ -511,12 +559,16 @@ unsafe fn mend_block<C: Config<Out = <C as Config>::T>>(params: u64) {
     // SAFETY: every warp takes other rows.
     unsafe {
         let p = &*(params as *const SequencesParams);
-        let Some(place) = Place::of(p, thread::block_index(), C::ROW.q_block) else { return };
+        // In a cluster, each thread block has rows of its own to look at.
+        let (index, split) = p.splits.split(thread::block_index());
+        let Some(place) = Place::of(p, index, C::ROW.q_block) else { return };
         let sequence = Sequence::of(p, place.sequence, C::T::BYTES);
         let rows = sequence.problem.q_rows;
         let tiles = (rows << p.packed_log2).div_ceil(C::ROW.q_block);
         let first_row = (tiles - 1 - place.tile) * C::ROW.q_block;
-        for index in (thread::warp_index()..math::opaque(C::ROW.q_block)).step_by(math::opaque(C::ROW.warps) as usize) {
+        let step = math::opaque(C::ROW.warps) * p.splits.value;
+        let first = split + thread::warp_index() * p.splits.value;
+        for index in (first..math::opaque(C::ROW.q_block)).step_by(step as usize) {
             let row = first_row + index;
             let at = QueryRow { head: row & ((1 << p.packed_log2) - 1), row: row >> p.packed_log2 };
             if at.row < rows && at.head < place.heads {

@@ -1,0 +1,77 @@
+//! Clusters of thread blocks, which read each other's shared memory (least SM 9.0).
+
+/// Which thread block of its cluster this one is.
+///
+/// PTX `mov.u32 d, %cluster_ctarank`, least SM 9.0.
+#[inline(always)]
+pub fn rank() -> u32 {
+    let result: u32;
+    // SAFETY: reads a register.
+    unsafe {
+        ptx!("mov.u32 {}, %cluster_ctarank;", out(reg32) result, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// Waits for all threads of the cluster; what they have written before is then there for all.
+///
+/// PTX `barrier.cluster.arrive.release.aligned`, `barrier.cluster.wait.acquire.aligned`, least SM 9.0.
+///
+/// # Safety
+/// All threads of all thread blocks of the cluster call it, converged.
+#[inline(always)]
+pub unsafe fn sync() {
+    // SAFETY: the caller guarantees convergence.
+    unsafe {
+        ptx!("barrier.cluster.arrive.release.aligned;", options(nostack));
+        ptx!("barrier.cluster.wait.acquire.aligned;", options(nostack));
+    }
+}
+
+/// The address, in the cluster's shared memory, of what is at `shared` in the thread block `rank`.
+///
+/// PTX `mapa.shared::cluster.u32 d, a, b`, least SM 9.0.
+#[inline(always)]
+pub fn map(shared: u32, rank: u32) -> u32 {
+    let result: u32;
+    // SAFETY: computes an address.
+    unsafe {
+        ptx!("mapa.shared::cluster.u32 {}, {}, {};",
+            out(reg32) result, in(reg32) shared, in(reg32) rank, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// Reads two floats.
+///
+/// PTX `ld.shared::cluster.v2.f32`, least SM 9.0.
+///
+/// # Safety
+/// An address of [`map`], a multiple of 8, of a thread block that has not exited.
+#[inline(always)]
+pub unsafe fn load_f32x2(address: u32) -> [f32; 2] {
+    let (a, b): (f32, f32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.shared::cluster.v2.f32 {{{}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, in(reg32) address, options(nostack, readonly));
+    }
+    [a, b]
+}
+
+/// Reads four floats.
+///
+/// PTX `ld.shared::cluster.v4.f32`, least SM 9.0.
+///
+/// # Safety
+/// As for [`load_f32x2`], a multiple of 16.
+#[inline(always)]
+pub unsafe fn load_f32x4(address: u32) -> [f32; 4] {
+    let (a, b, c, d): (f32, f32, f32, f32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.shared::cluster.v4.f32 {{{}, {}, {}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg32) address, options(nostack, readonly));
+    }
+    [a, b, c, d]
+}
