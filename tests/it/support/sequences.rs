@@ -513,8 +513,8 @@ impl SequenceCase {
 fn nearest<T: Element>(x: f32) -> T {
     match T::DTYPE {
         DType::F32 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&x)),
-        DType::F16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&f16::from_f32(x))),
-        DType::Bf16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&bf16::from_f32(x))),
+        DType::F16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&ferroflash::f16::from_f32(x))),
+        DType::Bf16 => bytemuck::pod_read_unaligned(bytemuck::bytes_of(&ferroflash::bf16::from_f32(x))),
         other => unreachable!("no test has {other}"),
     }
 }
