@@ -2,9 +2,10 @@
 
 Making an instance imports what the peer needs, or raises what is missing.
 `forward(problem)` returns a function of q, k, v and out that runs the peer on such tensors and returns the output. Tensors are
-[batch, row, head, dim], or [batch, head, row, dim] where `heads_first`; `out` is there only where `takes_out`. Masks are aligned to the
-last row and the last key, as ferroflash counts; a problem that the peer has no function for is a `NoResult`. A backward pass is PyTorch's, by
-the function that the peer registered for it; `no_backward` says why there is none.
+[batch, row, head, dim], or [batch, head, row, dim] where `heads_first`; `out` is there only where `takes_out`. Pages and packed sequences
+are as Problem says; a contiguous cache, all of whose rows are in use, is a problem like any other for a peer without a function for it.
+Masks are aligned to the last row and the last key, as ferroflash counts; a problem that the peer has no function for is a `NoResult`. A
+backward pass is PyTorch's, by the function that the peer registered for it; `no_backward` says why there is none.
 """
 
 import importlib.metadata
@@ -40,9 +41,12 @@ class Sdpa(Attention):
 
         if problem.windowed:
             raise NoResult("PyTorch's scaled_dot_product_attention has no windows")
-        if problem.causal and problem.seq != problem.kv_seq:
+        no_sequences(problem)
+        # One row sees all keys.
+        causal = problem.causal and problem.seq > 1
+        if causal and problem.seq != problem.kv_seq:
             raise NoResult("PyTorch's causal mask starts at the first key; this problem's ends at the last")
-        backend, causal, gqa = self.sdp_backend, problem.causal, problem.gqa
+        backend, gqa = self.sdp_backend, problem.gqa
 
         def run(q, k, v, out):
             with sdpa_kernel(backend):
@@ -97,6 +101,7 @@ class Flex(Attention):
         self.create_block_mask, self.flex_attention = create_block_mask, flex_attention
 
     def forward(self, problem):
+        no_sequences(problem)
         if self.compiled is None:
             # Past the limit it would run uncompiled, which is another implementation.
             torch._dynamo.config.recompile_limit = 256
@@ -139,56 +144,68 @@ class FlashAttention3(Attention):
     needs = "flash_attn_3 (flash_attn_interface), or the library of vLLM's build in FERROFLASH_FA3_LIBRARY"
 
     def __init__(self):
-        self.function = None
+        self.module = None
         if not os.environ.get("FERROFLASH_FA3_LIBRARY") and importlib.util.find_spec("flash_attn_interface"):
-            from flash_attn_interface import flash_attn_func
+            import flash_attn_interface
 
-            self.function = flash_attn_func
+            self.module = flash_attn_interface
             self.version = importlib.metadata.version("flash_attn_3")
         else:
             path = load_library("FERROFLASH_FA3_LIBRARY", "vllm_flash_attn/_vllm_fa3_C*.so")
             self.version = library_version(path)
         # The functions of flash_attn_interface take no memory for the output.
-        self.takes_out = self.function is None
-        if self.function is None:
+        self.takes_out = self.module is None
+        if self.module is None:
             self.no_backward = "vLLM's build of FlashAttention-3 has no backward pass"
 
     def forward(self, problem):
         half_types_only(problem)
         splits = 0 if problem.seq <= FEW_ROWS else 1
         left, right = (-1 if bound is None else bound for bound in problem.window)
-        if self.function is None:
+        if problem.causal:
+            left, right = -1, -1
+        if self.module is None:
             return vllm_forward(problem, left, right, splits)
-        function, causal = self.function, problem.causal
-        window = (-1, -1) if causal else (left, right)
-
-        def run(q, k, v, out):
-            return output_of(function(q, k, v, causal=causal, window_size=window, num_splits=splits))
-
-        return run
+        function, more = self.module.flash_attn_func, {"num_splits": splits}
+        if problem.lengths is not None:
+            function = self.module.flash_attn_with_kvcache
+            more.update(cache_seqlens=problem.lengths, page_table=problem.page_table)
+        if problem.starts is not None:
+            function = self.module.flash_attn_varlen_func
+            more.update(packed_arguments(problem))
+        more.update(causal=problem.causal, window_size=(left, right))
+        packed = problem.starts is not None
+        return lambda q, k, v, out: call(function, packed, (q, k, v), more)
 
 
 def vllm_forward(problem, left, right, splits):
     """FlashAttention-3 by vLLM's operator, which leaves the kernels for equal lengths out: the batch goes as packed sequences."""
     fwd = torch.ops._vllm_fa3_C.fwd
     batch, seq, kv_seq, causal, scale = problem.batch, problem.seq, problem.kv_seq, problem.causal, problem.head_dim**-0.5
-    if causal:
-        left, right = -1, -1
 
     def starts(rows):
         return torch.arange(0, batch * rows + 1, rows, dtype=torch.int32, device=problem.device)
 
-    q_starts, kv_starts = starts(seq), starts(kv_seq)
+    cached, q_starts, kv_starts = problem.lengths is not None, None, None
+    if problem.starts is not None:
+        q_starts = kv_starts = problem.starts
+        seq = kv_seq = problem.longest
+    elif cached:
+        # q keeps its batch, and the numbers of rows in use say the rest.
+        seq = kv_seq = None
+    else:
+        q_starts, kv_starts = starts(seq), starts(kv_seq)
 
     def run(q, k, v, out):
+        rows = (lambda tensor: tensor) if cached else (lambda tensor: tensor.flatten(0, 1))
         fwd(
-            *(tensor.flatten(0, 1) for tensor in (q, k, v)),
+            *(rows(tensor) for tensor in (q, k, v)),
             *(None, None, None),  # k_new, v_new, q_v
-            out.flatten(0, 1),
+            rows(out),
             *(q_starts, kv_starts, None),  # cu_seqlens_q, cu_seqlens_k, cu_seqlens_k_new
-            *(None, None),  # seqused_q, seqused_k
+            *(None, problem.lengths),  # seqused_q, seqused_k
             *(seq, kv_seq),  # max_seqlen_q, max_seqlen_k
-            *(None, None, None),  # page_table, kv_batch_idx, leftpad_k
+            *(problem.page_table, None, None),  # page_table, kv_batch_idx, leftpad_k
             *(None, None, None),  # rotary_cos, rotary_sin, seqlens_rotary
             *(None, None, None),  # q_descale, k_descale, v_descale
             *(scale, causal, left, right),  # softmax_scale, is_causal, window_size_left, window_size_right
@@ -207,16 +224,21 @@ class FlashAttention4(Attention):
     needs = "flash-attn-4 (flash_attn.cute) with nvidia-cutlass-dsl and quack-kernels"
 
     def __init__(self):
-        from flash_attn.cute import flash_attn_func
+        from flash_attn.cute import flash_attn_func, flash_attn_varlen_func
 
-        self.function = flash_attn_func
+        self.function, self.packed_function = flash_attn_func, flash_attn_varlen_func
         self.version = importlib.metadata.version("flash-attn-4")
 
     def forward(self, problem):
         half_types_only(problem)
-        function, causal = self.function, problem.causal
-        window = (None, None) if causal else problem.window
-        return lambda q, k, v, out: output_of(function(q, k, v, causal=causal, window_size=window))
+        if problem.page_table is not None:
+            raise NoResult("its pages are not measured here")
+        function, packed = self.function, problem.starts is not None
+        more = {"causal": problem.causal, "window_size": (None, None) if problem.causal else problem.window}
+        if packed:
+            function = self.packed_function
+            more.update(packed_arguments(problem))
+        return lambda q, k, v, out: call(function, packed, (q, k, v), more)
 
 
 def half_types_only(problem):
@@ -224,9 +246,22 @@ def half_types_only(problem):
         raise NoResult("it takes f16 and bf16")
 
 
-def output_of(result):
-    """The output, which some versions return with the log-sum-exp."""
-    return result[0] if isinstance(result, tuple) else result
+def no_sequences(problem):
+    if problem.page_table is not None or problem.starts is not None:
+        raise NoResult("it is measured neither with pages nor with packed sequences")
+
+
+def packed_arguments(problem):
+    """What functions of packed sequences want to know of them, by the names that FlashAttention-3 and -4 share."""
+    starts, longest = problem.starts, problem.longest
+    return {"cu_seqlens_q": starts, "cu_seqlens_k": starts, "max_seqlen_q": longest, "max_seqlen_k": longest}
+
+
+def call(function, packed, tensors, more):
+    """The output, which some versions return with the log-sum-exp. Packed sequences go as [row, head, dim] and return in a batch entry."""
+    result = function(*(tensor[0] if packed else tensor for tensor in tensors), **more)
+    out = result[0] if isinstance(result, tuple) else result
+    return out[None] if packed else out
 
 
 # By the names that the protocol and the command line have for them.

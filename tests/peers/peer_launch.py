@@ -42,10 +42,28 @@ class Timer:
 
 
 class Problem:
-    """One problem: its sizes, its mask, what of a training step is run, and its tensors on the GPU, [batch, row, head, dim]."""
+    """One problem: its sizes, its mask, what of a training step is run, and its tensors on the GPU, [batch, row, head, dim].
+
+    With a `page_table`, k and v are [page, row, head, dim]. Packed sequences are one batch entry, with the rows of all.
+    """
 
     def __init__(
-        self, folder, dtype, head_dim, seq, kv_seq, batch, q_heads, kv_heads, window_left, window_right, sets, flush_bytes, **passes
+        self,
+        folder,
+        dtype,
+        head_dim,
+        seq,
+        kv_seq,
+        batch,
+        q_heads,
+        kv_heads,
+        window_left,
+        window_right,
+        sets,
+        flush_bytes,
+        calls=1,
+        sequences=None,
+        **passes,
     ):
         # Its name in the protocol is a word of Python.
         self.training = passes.pop("pass")
@@ -55,18 +73,36 @@ class Problem:
         self.seq, self.kv_seq, self.gqa = seq, kv_seq, q_heads != kv_heads
         # Keys that a row sees before and after its own place, which counts from the last row and the last key; None: all of them.
         self.window_left, self.window_right = window_left, window_right
+        # Launches of one graph.
+        self.calls = calls
 
-        def load(name, rows, heads):
-            shape = (batch, rows, heads, head_dim)
-            data = torch.from_file(os.path.join(folder, name), size=math.prod(shape), dtype=self.dtype)
+        def load(name, *shape, dtype=self.dtype):
+            data = torch.from_file(os.path.join(folder, name), size=math.prod(shape), dtype=dtype)
             return data.cuda().view(shape)
 
-        first = load("q", seq, q_heads), load("k", kv_seq, kv_heads), load("v", kv_seq, kv_heads)
+        def numbers(name, *shape):
+            return load(name, *shape, dtype=torch.int32)
+
+        # Of a cache the rows in use, of packed sequences the first rows, the end of the last, and the rows of the longest.
+        self.lengths = self.page_table = self.starts = self.longest = None
+        pages, page_rows = batch, kv_seq
+        packed = sequences.get("packed") if isinstance(sequences, dict) else None
+        if packed:
+            self.starts, self.longest = numbers("starts", packed["sequences"] + 1), packed["longest"]
+        elif sequences:
+            self.lengths = numbers("lengths", batch)
+            if sequences != "cache":
+                page_rows = sequences["pages"]
+                width = -(-kv_seq // page_rows)
+                pages = batch * width
+                self.page_table = numbers("pages", batch, width)
+        keys = (pages, page_rows, kv_heads, head_dim)
+        first = load("q", batch, seq, q_heads, head_dim), load("k", *keys), load("v", *keys)
         self.checked_dout = None
         if self.backward:
             # Gradients that come in: for launches that are timed, and for those that are compared with the reference.
-            first += (load("dout", seq, q_heads),)
-            self.checked_dout = load("checked_dout", seq, q_heads)
+            first += (load("dout", batch, seq, q_heads, head_dim),)
+            self.checked_dout = load("checked_dout", batch, seq, q_heads, head_dim)
         self.sets = [first] + [tuple(tensor.clone() for tensor in first) for _ in range(sets - 1)]
         self.timer = Timer(flush_bytes)
         self.launchers = {}
@@ -129,6 +165,8 @@ class Launcher:
                 with torch.enable_grad():
                     self.kept.append(self.run(*self.sets[i][:3], self.outs[i]))
         self.graphs, self.captured = [], []
+        # Calls of one launch.
+        self.calls = 1
         # What is compared with the reference, and the memory of one call.
         self.checked = self.extra_bytes = None
         # Compiles and chooses.
@@ -169,23 +207,33 @@ class Launcher:
         torch.cuda.synchronize()
         if problem.timer(self.launch, 3) / 3 > GRAPH_MS:
             return
-        graphs, captured = [], []
+        # A graph for each set; or one of several calls, in turns on the sets, of which the last on each set is checked.
+        rounds = [[i] for i in range(len(self.sets))]
+        if problem.calls > 1:
+            rounds = [[i % len(self.sets) for i in range(problem.calls)]]
+        graphs, captured = [], [None] * len(self.sets)
         try:
-            for i in range(len(self.sets)):
+            for sets in rounds:
                 graphs.append(torch.cuda.CUDAGraph())
                 with torch.cuda.graph(graphs[-1], stream=problem.stream):
-                    captured.append(self.call(i))
+                    for i in sets:
+                        captured[i] = self.call(i)
         except RuntimeError as error:
             print(f"{name} is not captured: {error}", file=sys.stderr)
             torch.cuda.synchronize()
             return
-        self.graphs, self.captured = graphs, captured
+        self.graphs, self.captured, self.calls = graphs, captured, problem.calls
 
     def launch(self, i):
         if self.graphs:
             self.graphs[i % len(self.graphs)].replay()
         else:
             self.call(i)
+
+    def time(self, launches, lead):
+        """Milliseconds of so many calls: their share of as many launches as hold them."""
+        count = -(-launches // self.calls)
+        return self.problem.timer(self.launch, count, lead) * launches / (count * self.calls)
 
     def results(self):
         """What comes out for each set, of a launch like those that are timed, over memory full of NaN."""

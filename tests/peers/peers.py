@@ -5,8 +5,8 @@
 imports the PEERS (comma separated) that it can. Then it reads one JSON object a line from standard input and answers each with one line;
 crates/ferroflash_cli/src/bench/peers.rs holds the protocol. While this process has work on the GPU, ferroflash waits for its answer, and
 while ferroflash has, this one waits for a question. Inputs come from files and outputs go to files, [batch, row, head, dim] like the
-tensors of ferroflash; who wants the heads first takes them as views, without a copy. The end of the input ends the program. With `-` for
-DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
+tensors of ferroflash, or [page, row, head, dim]; who wants the heads first takes them as views, without a copy. The end of the input ends
+the program. With `-` for DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
 
 peer_attention.py has the peers of attention, peer_packages.py those of other operations, peer_launch.py problems and launches.
 """
@@ -78,7 +78,7 @@ def trim():
 class Server:
     def __init__(self, peers, folders):
         self.peers = peers
-        self.problem = self.matrices = None
+        self.problem = self.matrices = self.summed = None
         # To tidy up: where tensors are, and may come to be.
         self.folders = set(folders)
 
@@ -113,7 +113,7 @@ class Server:
 
     def time(self, peer, launches, lead):
         with torch.no_grad(), self.problem.on_stream():
-            return {"ms": self.problem.timer(self.launcher(peer).launch, launches, lead)}
+            return {"ms": self.launcher(peer).time(launches, lead)}
 
     def verify(self, peer):
         """Whether the launches that were timed still give what was checked, for every set."""
@@ -133,12 +133,19 @@ class Server:
         a, b, c = self.matrices
         return {"ms": Timer(0)(lambda i: torch.matmul(a, b, out=c), launches)}
 
+    def read(self, bytes, launches):
+        count = bytes // 4
+        if self.summed is None or len(self.summed) != count:
+            self.summed = torch.randn(count, device="cuda")
+            torch.cuda.synchronize()
+        return {"ms": Timer(0)(lambda i: self.summed.sum(), launches)}
+
     def trim(self):
         trim()
         return {"trimmed": True}
 
     def release(self):
-        self.problem = self.matrices = None
+        self.problem = self.matrices = self.summed = None
         trim()
         return {"released": True}
 
@@ -146,7 +153,8 @@ class Server:
         (name, arguments), = json.loads(line).items()
         if name in ("trim", "release"):
             return getattr(self, name)()
-        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "verify": self.verify, "matmul": self.matmul}
+        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "verify": self.verify}
+        call.update(matmul=self.matmul, read=self.read)
         return call[name](**arguments)
 
 

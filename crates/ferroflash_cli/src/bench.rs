@@ -10,33 +10,32 @@ mod preset;
 mod print;
 mod ratios;
 pub(crate) mod record;
+mod sequences;
 pub(crate) mod stats;
 mod sweep;
 mod sweep_file;
 mod table;
+mod visit;
 
 use crate::compare::CompareArgs;
 use crate::export::ExportArgs;
+use crate::files;
 use crate::output::{self, say, status, warning};
 use crate::usage::OrUnusable;
 use crate::values::Values;
-use crate::workload::{Case, L2, Ours, Pass};
-use crate::{files, format, terminal};
+use crate::workload::{L2, Ours, Pass};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 pub(crate) use environment::commit;
 use ferroflash::{DType, Device, Kernel};
-use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Bench, Timing};
 use nvml::{Gpu, Probe, Sampler};
 use peers::{Operation, Outcome, PeerName, Peers};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
 use record::{BENCH_KIND, Record, SCHEMA_VERSION, SweepRecord};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use sweep::{Sweep, SweepArgs};
+use visit::{check_size, run_sweep};
 
 /// Measures the kernels and checks every result.
 #[derive(Args, Debug)]
@@ -58,6 +57,8 @@ Examples:
   ferroflash bench --pass backward --preset paper --peers flash,cudnn
   ferroflash bench --pass backward --deterministic --head-dim 64,128
   ferroflash bench --pass both --kernel naive --preset memory
+  ferroflash bench --preset decode --pages none,16,64 --cold --peers fa3,cudnn,flash
+  ferroflash bench --preset varlen --peers fa3,fa4
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
@@ -98,6 +99,9 @@ pub(crate) struct BenchArgs {
     /// What a timed launch finds in the level-two cache
     #[arg(long, value_name = "POLICY", value_enum, ignore_case = true, default_value_t = L2::Warm)]
     l2: L2,
+    /// Short for `--l2 rotate`: caches of decode that the level-two cache does not hold
+    #[arg(long, conflicts_with = "l2")]
+    cold: bool,
     /// Measure only what the device reaches at most, and no cell
     #[arg(long, conflicts_with_all = ["resume", "plot", "html", "csv", "markdown"])]
     ceilings: bool,
@@ -204,7 +208,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
                 dtypes.push(case.problem.dtype);
             }
         }
-        record.ceilings = Some(ceilings::measure(&device, &dtypes, peers.as_mut(), sampler.as_ref())?);
+        let reads = sweep.cases.iter().any(|case| case.rows.cached());
+        record.ceilings = Some(ceilings::measure(&device, &dtypes, reads, peers.as_mut(), sampler.as_ref())?);
     }
     if let Some(ceilings) = &record.ceilings {
         print::ceilings(ceilings)?;
@@ -284,13 +289,22 @@ impl BenchArgs {
 
     /// What of ours is measured. Backward passes are those of naive, where that is asked for, and what the library chooses.
     fn ours(&self, sweep: &Sweep) -> Result<Vec<Ours>> {
+        if sweep.kernels.is_empty() {
+            let (name, pass) = (&sweep.name, self.pass);
+            ensure!(
+                pass == Pass::Forward,
+                "--pass {pass} is not accepted with the sweep {name}, which is of forward passes"
+            );
+            // A copy that empties the cache before each call would be in the time of a graph of several.
+            ensure!(self.l2 != L2::Flush, "--l2 flush is not accepted with the sweep {name}; --l2 rotate is");
+        }
         let mut ours: Vec<Ours> = sweep.kernels.iter().map(|&kernel| Ours::Kernel(kernel)).collect();
         if self.pass == Pass::Forward {
             ensure!(
                 !self.deterministic,
                 "--deterministic is not accepted with --pass forward, whose bits are the same from run to run"
             );
-            return Ok(ours);
+            return Ok(if ours.is_empty() { vec![Ours::Chosen] } else { ours });
         }
         if !sweep.kernels_named {
             ours.clear();
@@ -311,13 +325,17 @@ impl BenchArgs {
         Ok(ours)
     }
 
+    fn l2(&self) -> L2 {
+        if self.cold { L2::Rotate } else { self.l2 }
+    }
+
     fn timing(&self) -> Timing {
         Timing {
             repeats: self.repeats,
             warmup: Duration::from_millis(self.warmup),
             sample_ms: self.sample,
             rest: Duration::from_millis(self.rest),
-            l2: self.l2,
+            l2: self.l2(),
             order_seed: self.order_seed,
         }
     }
@@ -376,55 +394,4 @@ impl BenchArgs {
         }
         Ok(())
     }
-}
-
-/// Finds out before the run that a cell is too large: a library limit, or tensors that the device does not hold.
-fn check_size(case: &Case, pass: Pass, device: &Device) -> Result<()> {
-    case.problem.validate().with_context(|| measure::cell_problem(case).to_string())?;
-    let (needed, available) = (pass.tensor_bytes(case), device.info().memory_bytes);
-    ensure!(
-        needed <= available,
-        "{}: q, k, v and out{} take {}, the device has {}",
-        measure::cell_problem(case),
-        if pass.has_backward() { ", and their gradients," } else { "" },
-        format::bytes(needed),
-        format::bytes(available)
-    );
-    Ok(())
-}
-
-/// Measures what the record lacks, and keeps each cell as soon as it is done.
-fn run_sweep(mut bench: Bench<'_>, sweep: &Sweep, args: &BenchArgs, record: &mut Record) -> Result<()> {
-    let done = |record: &Record, i: usize| record.cells.iter().any(|cell| cell.problem == record.sweep.problems[i]);
-    let mut todo: Vec<usize> = (0..sweep.cases.len()).filter(|&i| !done(record, i)).collect();
-    if bench.timing.is_some() {
-        // What drifts in the course of a run then does not look like an effect of the length.
-        todo.shuffle(&mut SmallRng::seed_from_u64(args.order_seed));
-    }
-    let steps = todo.len() as u64;
-    let bar = console::user_attended_stderr() && terminal::stderr_escapes() && !output::is_quiet();
-    let bar = if bar { ProgressBar::new(steps) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cells, {eta} left: {msg}")
-        .context("the template of the progress bar")?;
-    bar.set_style(style);
-    let start = Instant::now();
-    for (count, i) in todo.into_iter().enumerate() {
-        let case = sweep.cases[i];
-        let problem = measure::cell_problem(&case);
-        // A seed of its own for each cell: no cell sees the inputs of another.
-        let seed = args.seed.wrapping_mul(sweep.cases.len() as u64).wrapping_add(i as u64);
-        let (cell, pair) = bench
-            .measure(case, seed, |step| bar.set_message(format!("{problem}: {step}")))
-            .with_context(|| problem.to_string())?;
-        bar.inc(1);
-        let count = count as u64 + 1;
-        let left = start.elapsed().mul_f64((steps - count) as f64 / count as f64);
-        let line = print::progress(&cell, count, steps, left);
-        record.insert(cell, pair);
-        // Before anything is printed: a reader who left does not cost a cell.
-        args.keep(record)?;
-        bar.suspend(|| status!("{line}"));
-    }
-    bar.finish_and_clear();
-    Ok(())
 }

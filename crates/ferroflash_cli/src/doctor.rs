@@ -152,7 +152,7 @@ fn time_to_first_result(device: &str, kernel: Kernel) -> Result<f64> {
 /// Computes a small problem, says so as soon as the result is on the host, and then checks it.
 fn first_result(device: &str, kernel: Kernel) -> Result<()> {
     let device = Device::open(device)?;
-    let case = Case { problem: FIRST_PROBLEM, mask: Mask::Causal };
+    let case = Case::new(FIRST_PROBLEM, Mask::Causal);
     let mut workload = Workload::new(&device, case, Pass::Forward, Values::Normal, 0)?;
     let check = workload.check(Ours::Kernel(kernel))?;
     say!("{FIRST_RESULT}")?;

@@ -1,14 +1,17 @@
 //! One attention problem on a device, with random inputs and a reference to compare results with.
 
 mod case;
+mod exchange;
 mod gradients;
 mod output;
 mod pass;
+mod rows;
+mod sequences;
 
 use crate::bench::record::Check;
 use crate::names::with_element;
 use crate::values::Values;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 pub(crate) use case::Case;
 use clap::ValueEnum;
 use ferroflash::{
@@ -17,9 +20,10 @@ use ferroflash::{
 use kernel_spec::DType;
 pub(crate) use pass::{Ours, Pass};
 use rayon::prelude::*;
+pub(crate) use rows::{Lengths, Rows};
+use sequences::{Numbers, Replay};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::path::{Path, PathBuf};
 
 /// What a timed launch finds in the level-two cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -73,6 +77,10 @@ pub(crate) struct Workload {
     /// Never empty. Results are taken from the first.
     sets: Vec<Set>,
     lse: Lse,
+    /// Which rows are whose, where sequences are not equal tensors.
+    numbers: Option<Numbers>,
+    /// What is timed in the place of single calls, where these take microseconds; made for the first sample.
+    replay: Option<Replay>,
     /// Where there is a forward pass.
     reference: Option<output::Reference>,
     /// Where there is a backward pass.
@@ -129,23 +137,6 @@ impl Workload {
         Ok(self)
     }
 
-    /// Writes q, k and v as files of that name, element after element in the order `[batch, row, head, dim]`; for a backward pass also
-    /// `dout`, and `checked_dout`, which takes its place when results are compared.
-    pub(crate) fn write_inputs(&self, folder: &Path) -> Result<()> {
-        let Set { q, k, v, gradients, .. } = &self.sets[0];
-        let mut inputs = vec![("q", q), ("k", k), ("v", v)];
-        if let Some(GradientSet { dout, .. }) = gradients {
-            inputs.extend([("dout", dout), ("checked_dout", self.checked_dout.as_ref().unwrap_or(dout))]);
-        }
-        for (name, tensor) in inputs {
-            let path = folder.join(name);
-            let write = |bytes: &[u8]| std::fs::write(&path, bytes);
-            with_element!(self.case.problem.dtype, T => write(bytemuck::cast_slice(&tensor.to_vec::<T>()?)))
-                .with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
     fn with<T: Element>(device: &Device, case: Case, pass: Pass, values: Values, seed: u64) -> Result<Workload> {
         let draw = |shape: Shape, seed: u64| {
             let elements = shape.elements().context("the tensors are larger than the address space")?;
@@ -156,7 +147,9 @@ impl Workload {
         let (k, v) = (draw(case.kv_shape(), of_tensor(1))?, draw(case.kv_shape(), of_tensor(2))?);
         // Far from the seeds of all cells, whose inputs are those of a run without a backward pass.
         let dout = if pass.has_backward() { Some(draw(case.q_shape(), !seed)?) } else { None };
-        let forward = pass.has_forward().then(|| output::Reference::new(&case, &q.0, &k.0, &v.0, seed));
+        let table = sequences::page_table(&case, seed);
+        let forward =
+            pass.has_forward().then(|| output::Reference::new(&case, [&q.0, &k.0, &v.0], table.as_deref(), seed));
         let gradients = dout.as_ref().map(|dout| gradients::Reference::new(&case, [&q.0, &k.0, &v.0], &dout.0, seed));
         let (of_gradients, checked) = gradients.transpose()?.unzip();
         let upload = |(data, shape): &(Vec<T>, Shape)| Tensor::from_slice(device, data, *shape, Layout::Bshd);
@@ -179,6 +172,8 @@ impl Workload {
                 gradients,
             }],
             lse: Lse::uninit(device, LseShape { batch, heads, rows })?,
+            numbers: Numbers::new(device, &case, table.as_deref())?,
+            replay: None,
             reference: forward.transpose()?,
             of_gradients,
             checked_dout: checked.transpose()?,
@@ -196,7 +191,7 @@ impl Workload {
         }
         let attention = attention(&self.case, Ours::Chosen);
         for set in &mut self.sets[first..] {
-            launch(&attention, Pass::Forward, &self.stream, set, &mut self.lse, None)?;
+            launch(&attention, Pass::Forward, &self.stream, set, &mut self.lse, self.numbers.as_ref(), None)?;
         }
         self.stream.synchronize()
     }
@@ -206,7 +201,11 @@ impl Workload {
         let (attention, sizes) = (attention(&self.case, ours), self.case.problem);
         let mut symbols = Vec::new();
         if self.pass.has_forward() {
-            symbols.extend(attention.plan(&self.device, sizes)?.symbols());
+            let plan = match &self.numbers {
+                Some(numbers) => numbers.plan(&attention, &self.sets[0])?,
+                None => attention.plan(&self.device, sizes)?,
+            };
+            symbols.extend(plan.symbols());
         }
         if self.pass.has_backward() {
             symbols.extend(attention.backward_plan(&self.device, sizes)?.symbols());
@@ -214,25 +213,48 @@ impl Workload {
         Ok(symbols)
     }
 
+    /// Parts that the keys are split into, where sequences are packed or in a cache.
+    pub(crate) fn splits(&self, ours: Ours) -> ferroflash::Result<Option<u32>> {
+        let plan = |numbers: &Numbers| numbers.plan(&attention(&self.case, ours), &self.sets[0]);
+        Ok(self.numbers.as_ref().map(plan).transpose()?.map(|plan| plan.splits))
+    }
+
+    /// Calls that are launched together when they are timed: those of a graph, where a call takes microseconds. The emulator has no graphs.
+    pub(crate) fn calls(&self) -> u32 {
+        let replayed = self.case.rows.cached() && !self.device.info().is_emulator();
+        if replayed { sequences::graph_calls(self.sets.len()) } else { 1 }
+    }
+
     /// Milliseconds on the device for `launches` of the pass in a row, together. `lead`: one more goes ahead, outside of the time,
-    /// so that a device at rest does not wait for the host inside of it.
+    /// so that a device at rest does not wait for the host inside of it. Where [several](Self::calls) are launched together, it is their
+    /// share of as many as hold so many.
     pub(crate) fn time_ms(&mut self, ours: Ours, launches: u32, lead: bool) -> ferroflash::Result<f64> {
+        let calls = self.calls();
         let attention = attention(&self.case, ours);
-        let Workload { device, stream, sets, lse, flush, pass, .. } = self;
-        let mut launch = |i: u32| {
-            let count = sets.len();
-            launch(&attention, *pass, stream, &mut sets[i as usize % count], lse, None)
-        };
-        if lead {
-            launch(launches)?;
+        let Workload { device, stream, sets, lse, numbers, replay, flush, pass, .. } = self;
+        if let (2.., None, Some(numbers)) = (calls, &replay, &numbers) {
+            *replay = Some(numbers.capture(&attention, device, calls, sets, lse)?);
         }
-        let elapsed = match flush {
-            None => device.time(stream, || (0..launches).try_for_each(&mut launch))?,
-            Some([to, from]) => {
-                device.time_each(stream, launches, || to.copy_from(stream, from), || launch(0))?.iter().sum()
+        let mut launch = |i: u32| match replay {
+            // SAFETY: the sets, the log-sum-exp and the numbers that were captured live as long as the graph, and the stream is the only one.
+            Some(replay) => unsafe { replay.launch(stream) },
+            None => {
+                let count = sets.len();
+                launch(&attention, *pass, stream, &mut sets[i as usize % count], lse, numbers.as_ref(), None)
             }
         };
-        Ok(elapsed.as_secs_f64() * 1e3)
+        let count = launches.div_ceil(calls);
+        if lead {
+            launch(count)?;
+        }
+        let elapsed = match flush {
+            None => device.time(stream, || (0..count).try_for_each(&mut launch))?,
+            Some([to, from]) => {
+                device.time_each(stream, count, || to.copy_from(stream, from), || launch(0))?.iter().sum()
+            }
+        };
+        let share = f64::from(launches) / f64::from(count * calls);
+        Ok(elapsed.as_secs_f64() * 1e3 * share)
     }
 
     /// Device memory at the peak of one allocating call of each pass, beyond what goes in and the tensors that come out: measured, not
@@ -242,11 +264,15 @@ impl Workload {
         self.device.reset_peak();
         let Set { q, k, v, out, gradients } = &self.sets[0];
         let attention = attention(&self.case, ours);
-        let output = match self.pass.has_forward() {
-            true => Some(attention.forward(&q.view(), &k.view(), &v.view())?),
-            false => None,
+        let output = match (self.pass.has_forward(), &self.numbers) {
+            (true, Some(numbers)) => Some(numbers.forward(&attention, &self.sets[0])?),
+            (true, None) => {
+                let output = attention.forward(&q.view(), &k.view(), &v.view())?;
+                Some((output.out, output.lse))
+            }
+            (false, _) => None,
         };
-        let of_forward = output.as_ref().and_then(|output| Some((output.out.view(), output.lse.as_ref()?.view())));
+        let of_forward = output.as_ref().and_then(|(out, lse)| Some((out.view(), lse.as_ref()?.view())));
         let (out, lse) = of_forward.unwrap_or((out.view(), self.lse.view()));
         let gradients = match gradients {
             Some(given) => Some(attention.backward(&q.view(), &k.view(), &v.view(), &out, &lse, given.dout.view())?),
@@ -254,7 +280,7 @@ impl Workload {
         };
         self.device.synchronize()?;
         let of_backward = gradients.iter().flat_map(|gradients| [&gradients.dq, &gradients.dk, &gradients.dv]);
-        let returned = output.iter().map(|output| &output.out).chain(of_backward);
+        let returned = output.iter().map(|(out, _)| out).chain(of_backward);
         let returned: usize = returned.map(|tensor| tensor.storage_elements() * tensor.dtype().bytes()).sum();
         Ok(self.device.memory().peak_bytes - before - returned as u64)
     }
@@ -275,7 +301,14 @@ impl Workload {
         if let Some(GradientSet { dq, dk, dv, .. }) = &mut set.gradients {
             [dq, dk, dv].into_iter().try_for_each(|tensor| tensor.fill_bytes(0xff))?;
         }
-        launch(&attention, self.pass, &self.stream, set, &mut self.lse, self.checked_dout.as_ref())?;
+        match &self.replay {
+            // What was timed. SAFETY: as there.
+            Some(replay) => unsafe { replay.launch(&self.stream) }?,
+            None => {
+                let (numbers, dout) = (self.numbers.as_ref(), self.checked_dout.as_ref());
+                launch(&attention, self.pass, &self.stream, set, &mut self.lse, numbers, dout)?;
+            }
+        }
         self.stream.synchronize()?;
         let set = &self.sets[0];
         let forward = match self.pass.has_forward() {
@@ -323,38 +356,6 @@ impl Workload {
         let plan = attention(&self.case, ours).backward_plan(&self.device, self.case.problem)?;
         Ok(self.pass.has_backward() && !plan.deterministic && check.within)
     }
-
-    /// Where another program writes what a pass gives, when it was told this file: the output there, gradients beside it, with their names
-    /// behind its own.
-    pub(crate) fn result_files(&self, file: &Path) -> Vec<PathBuf> {
-        let out = self.pass.has_forward().then(|| file.to_owned());
-        let gradients = if self.pass.has_backward() { &gradients::NAMES[..] } else { &[] };
-        out.into_iter().chain(gradients.iter().map(|name| file.with_extension(name))).collect()
-    }
-
-    /// Compares what another program wrote to [those files](Self::result_files), in the order `[batch, row, head, dim]`, with the reference.
-    pub(crate) fn check_files(&self, file: &Path) -> Result<Check> {
-        with_element!(self.case.problem.dtype, T => self.check_files_of::<T>(file))
-    }
-
-    fn check_files_of<T: Element>(&self, file: &Path) -> Result<Check> {
-        let read = |path: &Path, shape: Shape| {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let expected = shape.elements().unwrap_or(usize::MAX).saturating_mul(size_of::<T>());
-            ensure!(bytes.len() == expected, "the output has {} bytes instead of {expected}", bytes.len());
-            anyhow::Ok(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect::<Vec<T>>())
-        };
-        let (q, kv) = (self.case.q_shape(), self.case.kv_shape());
-        let out = if self.pass.has_forward() { Some(read(file, q)?) } else { None };
-        let gradients = match self.pass.has_backward() {
-            true => {
-                let [dq, dk, dv] = gradients::NAMES.map(|name| file.with_extension(name));
-                Some([read(&dq, q)?, read(&dk, kv)?, read(&dv, kv)?])
-            }
-            false => None,
-        };
-        Ok(self.compare(out.as_ref().map(|out| (&out[..], None)), gradients.as_ref()))
-    }
 }
 
 impl GradientSet {
@@ -375,15 +376,19 @@ fn attention(case: &Case, ours: Ours) -> Attention {
     Attention::new().with_mask(case.mask).with_kernel(kernel).with_deterministic(deterministic).with_lse(true)
 }
 
-/// Runs a pass on one set of tensors, with `dout` in the place of its own where one is given.
+/// Runs a pass on one set of tensors, of sequences with their numbers, with `dout` in the place of its own where one is given.
 fn launch(
     attention: &Attention,
     pass: Pass,
     stream: &Stream,
     set: &mut Set,
     lse: &mut Lse,
+    numbers: Option<&Numbers>,
     dout: Option<&Tensor>,
 ) -> ferroflash::Result<()> {
+    if let Some(numbers) = numbers {
+        return numbers.launch(attention, stream, set, lse);
+    }
     let Set { q, k, v, out, gradients } = set;
     let (q, k, v) = (q.view(), k.view(), v.view());
     if pass.has_forward() {

@@ -34,10 +34,11 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// arithmetic throughputs of NVIDIA's CUDA C++ Programming Guide, for compute capabilities 7.x to 12.0.
 const EXP2_PER_CYCLE: f64 = 16.0;
 
-/// Measures the ceilings of a GPU, for these element types.
+/// Measures the ceilings of a GPU, for these element types; of reading alone, where a cell `reads` a cache and there are peers.
 pub(crate) fn measure(
     device: &Device,
     dtypes: &[DType],
+    reads: bool,
     mut peers: Option<&mut Peers>,
     sampler: Option<&Sampler>,
 ) -> Result<Ceilings> {
@@ -56,10 +57,17 @@ pub(crate) fn measure(
             matmul_flops.insert(dtype.name().to_owned(), ceiling);
         }
     }
+    let mut read_bytes_per_second = None;
     if let Some(peers) = peers {
+        read_bytes_per_second = reads.then(|| read(peers).ok()).flatten();
         peers.release();
     }
-    Ok(Ceilings { copy_bytes_per_second, matmul_flops, exp2_per_second: exp2(device.info(), &under_load) })
+    Ok(Ceilings {
+        copy_bytes_per_second,
+        read_bytes_per_second,
+        matmul_flops,
+        exp2_per_second: exp2(device.info(), &under_load),
+    })
 }
 
 fn copy(device: &Device) -> Result<Ceiling> {
@@ -90,6 +98,15 @@ fn copy(device: &Device) -> Result<Ceiling> {
             "copy of {} MiB of random data on the device, reads and writes counted, median of {SAMPLES}",
             bytes >> 20
         ),
+    })
+}
+
+fn read(peers: &mut Peers) -> Result<Ceiling> {
+    let ms = sampled(|launches| peers.read_ms(COPY_BYTES, launches).map_err(anyhow::Error::msg))?;
+    Ok(Ceiling {
+        value: COPY_BYTES as f64 / (ms * 1e-3),
+        measured: true,
+        how: format!("torch.sum of {} MiB of random data, median of {SAMPLES}", COPY_BYTES >> 20),
     })
 }
 
@@ -196,13 +213,14 @@ mod tests {
 
     fn case(seq: usize, head_dim: usize, dtype: DType, mask: Mask) -> Case {
         let problem = Sizes { batch: 2, q_rows: seq, kv_rows: seq, q_heads: 8, kv_heads: 2, head_dim, dtype };
-        Case { problem, mask }
+        Case::new(problem, mask)
     }
 
     fn ceilings() -> Ceilings {
         let ceiling = |value| Ceiling { value, measured: true, how: String::new() };
         Ceilings {
             copy_bytes_per_second: ceiling(4e12),
+            read_bytes_per_second: None,
             matmul_flops: BTreeMap::from([("bf16".to_owned(), ceiling(8e14)), ("f32".to_owned(), ceiling(5e13))]),
             exp2_per_second: ceiling(4e12),
         }

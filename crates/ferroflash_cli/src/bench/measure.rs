@@ -36,11 +36,12 @@ pub(crate) struct Timing {
 }
 
 impl Timing {
-    /// How many launches fill a sample, when `launches` took `ms`.
-    fn launches(&self, launches: u32, ms: f64) -> u32 {
+    /// How many launches fill a sample, when `launches` took `ms`, and so many go `together`.
+    fn launches(&self, launches: u32, ms: f64, together: u32) -> u32 {
         // As many as a queue of launches holds without stalling the host; with two events and a copy for each, fewer.
         let most = if self.l2 == L2::Flush { 100.0 } else { 1000.0 };
-        (self.sample_ms * f64::from(launches) / ms).ceil().clamp(1.0, most) as u32
+        let launches = (self.sample_ms * f64::from(launches) / ms).ceil().clamp(1.0, most) as u32;
+        launches.next_multiple_of(together)
     }
 }
 
@@ -116,7 +117,7 @@ impl Bench<'_> {
             telemetry = self.sampler.and_then(|sampler| summary(&sampler.take()));
             pair = noise(&contestants, &case);
             for contestant in contestants {
-                keep(&mut results, contestant, self.pass.flops(&case));
+                keep(&mut results, contestant, self.pass.flops(&case), case.kv_bytes());
             }
         }
         drop(workload);
@@ -129,7 +130,8 @@ impl Bench<'_> {
         ratios::beside_the_roofline(&mut results, roofline.as_ref());
         ratios::beside_naive(&mut results);
         ratios::beside_peers(&mut results);
-        Ok((Cell { problem: cell_problem(&case), flops: self.pass.flops(&case), roofline, telemetry, results }, pair))
+        let (problem, flops, kv_bytes) = (cell_problem(&case), self.pass.flops(&case), case.kv_bytes());
+        Ok((Cell { problem, flops, kv_bytes, roofline, telemetry, results }, pair))
     }
 
     /// Memory, correctness and, on the emulator, counters.
@@ -138,6 +140,7 @@ impl Bench<'_> {
         let mut result = Measurement::new(ours.name(), false);
         let measured = || -> ferroflash::Result<()> {
             result.symbols = workload.symbols(ours)?.into_iter().map(str::to_owned).collect();
+            result.splits = workload.splits(ours)?;
             result.extra_bytes = Some(workload.extra_bytes(ours)?);
             device.reset_counters();
             result.check = Some(workload.check(ours)?);
@@ -240,11 +243,12 @@ impl Bench<'_> {
     ) -> Result<Vec<Contestant>> {
         let new = |&who| Contestant { who, launches: 1, samples: Vec::new(), failed: None };
         let mut contestants: Vec<Contestant> = who.iter().map(new).collect();
+        let together = workload.calls();
         for contestant in &mut contestants {
             let start = Instant::now();
             while contestant.failed.is_none() {
                 match self.sample(workload, contestant.who, contestant.launches, timing.rest)? {
-                    Ok(ms) => contestant.launches = timing.launches(contestant.launches, ms),
+                    Ok(ms) => contestant.launches = timing.launches(contestant.launches, ms, together),
                     Err(reason) => contestant.failed = Some(reason),
                 }
                 if start.elapsed() >= timing.warmup {
@@ -294,7 +298,7 @@ impl Bench<'_> {
 }
 
 /// Puts the samples of one contestant where they belong.
-fn keep(results: &mut [Measurement], contestant: Contestant, flops: f64) {
+fn keep(results: &mut [Measurement], contestant: Contestant, flops: f64, kv_bytes: Option<u64>) {
     let Contestant { who, launches, samples, failed } = contestant;
     if matches!(who, Who::Again(_)) {
         return;
@@ -310,6 +314,7 @@ fn keep(results: &mut [Measurement], contestant: Contestant, flops: f64) {
     let quartiles = Quartiles::of(&result.samples_ms);
     result.time_ms = Some(quartiles);
     result.tflops = Some(tflops(flops, quartiles.median));
+    result.kv_bytes_per_second = kv_bytes.map(|bytes| bytes as f64 / (quartiles.median * 1e-3));
 }
 
 /// 10^12 operations per second, of so many operations in `ms` milliseconds.
@@ -342,9 +347,10 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
         mask: MaskName(case.mask),
         seq: case.problem.q_rows,
         kv_seq: case.problem.kv_rows,
-        batch: case.problem.batch,
+        batch: case.sequences(),
         q_heads: case.problem.q_heads,
         kv_heads: case.problem.kv_heads,
+        sequences: case.rows.name(),
     }
 }
 
@@ -365,7 +371,7 @@ mod tests {
     fn noise_is_how_far_the_slower_of_a_pair_is_behind() {
         let problem =
             Sizes { batch: 1, q_rows: 8, kv_rows: 8, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: DType::F16 };
-        let case = Case { problem, mask: Mask::Full };
+        let case = Case::new(problem, Mask::Full);
         let of = |who, ms: f64| Contestant { who, launches: 1, samples: vec![9.0 * ms, ms, 0.5 * ms], failed: None };
         // Another kernel is no part of the pair, and it does not matter which of the two is slower.
         for (first, again) in [(2.0, 2.5), (2.5, 2.0)] {
@@ -385,10 +391,13 @@ mod tests {
     fn a_sample_is_as_many_launches_as_fill_it() {
         let timing =
             |l2| Timing { repeats: 3, warmup: Duration::ZERO, sample_ms: 5.0, rest: Duration::ZERO, l2, order_seed: 0 };
-        assert_eq!(timing(L2::Warm).launches(10, 20.0), 3);
-        assert_eq!(timing(L2::Warm).launches(1, 100.0), 1);
-        assert_eq!(timing(L2::Warm).launches(1, 0.001), 1000);
-        assert_eq!(timing(L2::Flush).launches(1, 0.001), 100);
+        assert_eq!(timing(L2::Warm).launches(10, 20.0, 1), 3);
+        assert_eq!(timing(L2::Warm).launches(1, 100.0, 1), 1);
+        assert_eq!(timing(L2::Warm).launches(1, 0.001, 1), 1000);
+        assert_eq!(timing(L2::Flush).launches(1, 0.001, 1), 100);
+        // Those of a graph go together.
+        assert_eq!([10.0, 1000.0].map(|ms| timing(L2::Rotate).launches(40, ms, 24)), [24, 24]);
+        assert_eq!(timing(L2::Warm).launches(20, 1.0, 20), 100);
         assert_eq!(rounded(0.123_456_789), 0.123_457);
     }
 }

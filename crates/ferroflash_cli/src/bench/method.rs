@@ -3,7 +3,7 @@
 use super::record::Method;
 use super::sweep::Sweep;
 use super::{BenchArgs, Clock};
-use crate::workload::Pass;
+use crate::workload::{Pass, Rows};
 use ferroflash::Mask;
 
 pub(super) fn method(args: &BenchArgs, timed: bool, sweep: &Sweep) -> Method {
@@ -20,12 +20,16 @@ pub(super) fn method(args: &BenchArgs, timed: bool, sweep: &Sweep) -> Method {
     };
     Method {
         pass: args.pass,
-        timer: timer.to_owned(),
+        timer: if timed && sweep.cases.iter().any(|case| case.rows.cached()) {
+            format!("{timer}; calls on a cache are replayed from graphs of 20 or more on a GPU")
+        } else {
+            timer.to_owned()
+        },
         repeats: if timed { args.repeats } else { 0 },
         sample_ms: if timed { args.sample } else { 0.0 },
         rest_ms: if timed { args.rest } else { 0 },
         warmup_seconds: if timed { args.warmup as f64 / 1e3 } else { 0.0 },
-        l2: args.l2.name().to_owned(),
+        l2: args.l2().name().to_owned(),
         order: order.to_owned(),
         order_seed: args.order_seed,
         seed: args.seed,
@@ -40,7 +44,14 @@ pub(super) fn method(args: &BenchArgs, timed: bool, sweep: &Sweep) -> Method {
 fn flop_rule(pass: Pass, sweep: &Sweep) -> String {
     let windows = sweep.cases.iter().any(|case| matches!(case.mask, Mask::Window { .. }));
     let of_windows = if windows { "; of windows 4 * batch * heads * visible scores * head_dim" } else { "" };
-    let forward = format!("4 * batch * heads * seq * kv_seq * head_dim, half of it when causal{of_windows}");
+    let sequences = sweep.cases.iter().any(|case| case.rows != Rows::Equal);
+    let of_sequences = if sequences {
+        "; of caches and packed sequences 4 * heads * visible scores * head_dim, over all sequences"
+    } else {
+        ""
+    };
+    let forward =
+        format!("4 * batch * heads * seq * kv_seq * head_dim, half of it when causal{of_windows}{of_sequences}");
     match pass {
         Pass::Forward => forward,
         Pass::Backward => format!("{forward}; {} times that, for five products instead of two", pass.flop_factor()),

@@ -257,7 +257,7 @@ impl Peers {
             self.data = tempfile::tempdir().context("a temporary folder")?;
             workload.write_inputs(self.data.path())?;
         }
-        let prepare = match Prepare::new(case, pass, self.data.path(), l2, l2_bytes) {
+        let prepare = match Prepare::new(case, pass, self.data.path(), l2, l2_bytes, workload.calls()) {
             Ok(prepare) => prepare,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -306,6 +306,11 @@ impl Peers {
     /// Milliseconds of this many products of two square matrices, together.
     pub(crate) fn matmul_ms(&mut self, dtype: &str, size: usize, launches: u32) -> Outcome<f64> {
         self.milliseconds(&Request::Matmul { dtype, size, launches })
+    }
+
+    /// Milliseconds of this many sums over so many bytes, together.
+    pub(crate) fn read_ms(&mut self, bytes: u64, launches: u32) -> Outcome<f64> {
+        self.milliseconds(&Request::Read { bytes, launches })
     }
 
     fn milliseconds(&mut self, request: &Request<'_>) -> Outcome<f64> {

@@ -21,6 +21,10 @@ pub(crate) enum Preset {
     Seqlen,
     /// A first impression in under a minute
     Quick,
+    /// Decoding: one row or a few on the keys of a cache, contiguous and in pages (--pages)
+    Decode,
+    /// Packed sequences of unequal lengths, and a batch of equal ones beside them
+    Varlen,
 }
 
 impl Preset {
@@ -30,6 +34,8 @@ impl Preset {
             Preset::Memory => "memory",
             Preset::Seqlen => "seqlen",
             Preset::Quick => "quick",
+            Preset::Decode => "decode",
+            Preset::Varlen => "varlen",
         }
     }
 
@@ -47,6 +53,14 @@ impl Preset {
                 Some("32 to 1024 rows and one head; on a GPU 128 to 65536 rows and a model width of 2048")
             }
             Preset::Quick => None,
+            Preset::Decode => Some(
+                "keys of a cache are those of a GPU over 64, sequences those over 8, key-value heads those over 4; as many query \
+                 heads share one",
+            ),
+            Preset::Varlen => Some(
+                "1x256+7x16, 16x32 and the first 16 lengths of the trace over 64; 2 heads, and 4 on 1; on a GPU 1x32k+63x512, \
+                 64x1024 and all 96 lengths, with 16 heads, and 32 on 8",
+            ),
         }
     }
 }
@@ -54,7 +68,7 @@ impl Preset {
 /// Element types of a preset, or of the default sweep of a GPU.
 pub(crate) fn dtypes(preset: Option<Preset>, emulator: bool) -> Vec<DType> {
     match preset {
-        Some(Preset::Paper | Preset::Memory | Preset::Seqlen) => vec![DType::Bf16],
+        Some(Preset::Paper | Preset::Memory | Preset::Seqlen | Preset::Decode | Preset::Varlen) => vec![DType::Bf16],
         Some(Preset::Quick) if !emulator => vec![DType::Bf16],
         Some(Preset::Quick) | None => vec![DType::Bf16, DType::F16, DType::F32],
     }
@@ -93,6 +107,7 @@ pub(crate) fn axes(preset: Option<Preset>, dtype: DType, emulator: bool) -> Axes
             axes(&[64, 128], doubling(512, 2048), Batch::Tokens(PAPER_TOKENS / 4), width)
         }
         (None, false) => axes(&[64, 128], doubling(512, 16384), Batch::Tokens(PAPER_TOKENS), width),
+        (Some(Preset::Decode | Preset::Varlen), _) => unreachable!("lists its cells"),
     }
 }
 

@@ -72,9 +72,13 @@ pub(super) fn heading(record: &Record, timed: bool, throttled: &[&str]) -> Resul
 
 /// What the device reaches at most.
 pub(super) fn ceilings(ceilings: &Ceilings) -> Result<()> {
-    let Ceilings { copy_bytes_per_second: copy, matmul_flops, exp2_per_second: exp2 } = ceilings;
+    let Ceilings { copy_bytes_per_second: copy, read_bytes_per_second: read, matmul_flops, exp2_per_second: exp2 } =
+        ceilings;
     say!("Ceilings:")?;
     say!("  copy            {} GB/s  {}", format::significant(copy.value / 1e9), copy.how)?;
+    if let Some(read) = read {
+        say!("  read            {} GB/s  {}", format::significant(read.value / 1e9), read.how)?;
+    }
     for (dtype, matmul) in matmul_flops {
         say!("  product, {dtype:<4}   {} TFLOP/s  {}", format::significant(matmul.value / 1e12), matmul.how)?;
     }
@@ -83,13 +87,18 @@ pub(super) fn ceilings(ceilings: &Ceilings) -> Result<()> {
 
 /// One line for a cell that is done.
 pub(super) fn progress(cell: &Cell, count: u64, steps: u64, left: Duration) -> String {
-    let speeds = cell
-        .results
-        .iter()
-        .filter(|result| !result.peer)
-        .filter_map(|result| Some(format!("{} {}", result.name, format::significant(result.tflops?))));
-    let speeds: Vec<_> = speeds.collect();
-    let speeds = if speeds.is_empty() { String::new() } else { format!(": {} TFLOP/s", speeds.join(", ")) };
+    let ours = cell.results.iter().filter(|result| !result.peer);
+    let (speeds, unit): (Vec<String>, _) = if cell.kv_bytes.is_some() {
+        let times = ours.filter_map(|result| {
+            let (time, rate) = (result.time_ms?.median, result.kv_bytes_per_second? / 1e9);
+            Some(format!("{} {}, {}", result.name, format::milliseconds(time), format::significant(rate)))
+        });
+        (times.collect(), "GB/s")
+    } else {
+        let speeds = ours.filter_map(|result| Some(format!("{} {}", result.name, format::significant(result.tflops?))));
+        (speeds.collect(), "TFLOP/s")
+    };
+    let speeds = if speeds.is_empty() { String::new() } else { format!(": {} {unit}", speeds.join(", ")) };
     let best = table::beside_the_best_peer(cell).map_or(String::new(), |text| format!("; {text}"));
     let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
     format!("[{count}/{steps}, {left} left] {}{speeds}{best}", cell.problem)
@@ -97,16 +106,22 @@ pub(super) fn progress(cell: &Cell, count: u64, steps: u64, left: Duration) -> S
 
 /// The tables, what is missing in them, and what to know of the times.
 pub(super) fn results(record: &Record, timed: bool) -> Result<()> {
-    for cells in record.cells.chunk_by(|a, b| table::same_group(&a.problem, &b.problem)) {
+    let of_sequences = timed && record.sweep.problems.iter().any(|problem| problem.sequences.is_some());
+    let same = if of_sequences { table::same_sequences } else { table::same_group };
+    for cells in record.cells.chunk_by(|a, b| same(&a.problem, &b.problem)) {
         let pass = match record.method.pass {
             Pass::Forward => String::new(),
             pass => format!(", {}", pass.title()),
         };
-        say!("\n{}{pass}", table::title(&cells[0].problem))?;
-        say!(
-            "{}",
-            if timed { table::timed(cells, record.method.pass, &record.sweep.peers) } else { table::counted(cells) }
-        )?;
+        let title = if of_sequences { table::sequences_title } else { table::title };
+        say!("\n{}{pass}", title(&cells[0].problem))?;
+        let peers = &record.sweep.peers;
+        let sheet = match timed {
+            true if of_sequences => table::of_sequences(cells, record.ceilings.as_ref(), peers),
+            true => table::timed(cells, record.method.pass, peers),
+            false => table::counted(cells),
+        };
+        say!("{sheet}")?;
         table::skipped(cells).iter().try_for_each(|line| say!("{line}"))?;
     }
     // A record that was taken over may hold none.

@@ -162,6 +162,9 @@ pub(crate) struct SweepRecord {
 pub(crate) struct Ceilings {
     /// Bytes per second of a large copy within device memory, reads and writes counted.
     pub(crate) copy_bytes_per_second: Ceiling,
+    /// Bytes per second of a large sum; `null` where no cell reads a cache, without peers, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) read_bytes_per_second: Option<Ceiling>,
     /// Floating-point operations per second of a large matrix product, by element type: `bf16`, `f16`, `f32`.
     pub(crate) matmul_flops: BTreeMap<String, Ceiling>,
     /// Base-2 exponentials per second.
@@ -210,6 +213,9 @@ pub(crate) struct Cell {
     pub(crate) problem: CellProblem,
     /// Floating-point operations of one launch by the rule of the method.
     pub(crate) flops: f64,
+    /// Bytes of the keys and values in a cache; `null` where there is no cache, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kv_bytes: Option<u64>,
     /// Least times of this problem by the ceilings; `null` without ceilings.
     pub(crate) roofline: Option<Roofline>,
     /// The GPU while this cell was timed; `null` without NVML.
@@ -237,6 +243,10 @@ pub(crate) struct CellProblem {
     pub(crate) q_heads: usize,
     /// Heads of k and v.
     pub(crate) kv_heads: usize,
+    /// Where the rows are: `cache` and `pages of 64` of keys and values, or the lengths of `packed` sequences, whose rows are counted
+    /// together; `null` of tensors of equal sequences, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sequences: Option<String>,
 }
 
 /// The least time of one problem, were each unit of the device busy without a pause and all of them at once.
@@ -306,6 +316,12 @@ pub(crate) struct Measurement {
     pub(crate) time_ms: Option<Quartiles>,
     /// At the median time.
     pub(crate) tflops: Option<f64>,
+    /// Bytes of the cache per second, at the median time; `null` where there is no cache, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) kv_bytes_per_second: Option<f64>,
+    /// Parts that the keys are split into; `null` of peers, of tensors of equal sequences, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) splits: Option<u32>,
     /// The median time of `naive` divided by this one's.
     pub(crate) speedup_over_naive: Option<f64>,
     /// The median time of the fastest peer whose result is right divided by this one's: above 1, this is faster. `null` for peers.

@@ -1,7 +1,10 @@
 //! Which cells a run visits.
 
+mod listed;
+
 use super::preset::{self, Preset};
 use super::record::MaskName;
+use super::sequences::Pages;
 use super::sweep_file;
 use crate::names::Named;
 use crate::workload::Case;
@@ -16,14 +19,18 @@ use std::str::FromStr;
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
-    /// A sweep with a name; the options below replace parts of it [default: on a GPU the defaults below; emulator: quick]
+    /// A sweep with a name; the options below replace parts of it, or choose among the cells of decode and varlen [default: on a GPU the
+    /// defaults below; emulator: quick]
     #[arg(long, value_name = "NAME", ignore_case = true)]
     preset: Option<Preset>,
+    /// Where the keys of decode are, comma separated: pages of so many rows, or `none` for a contiguous cache [default: none,64]
+    #[arg(long, value_delimiter = ',', value_name = "ROWS")]
+    pages: Vec<Pages>,
     /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file; - is standard input
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["preset", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full", "window"]
+        conflicts_with_all = ["preset", "pages", "dtype", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full", "window"]
     )]
     sweep: Option<PathBuf>,
     /// Kernels of --pass forward, comma separated [default: all that the device runs]
@@ -133,6 +140,7 @@ pub(crate) struct Sweep {
     pub(crate) name: String,
     /// How a preset was made smaller for the emulator.
     pub(crate) scaled: Option<String>,
+    /// None where the library chooses.
     pub(crate) kernels: Vec<Kernel>,
     /// Whether the kernels were named; otherwise they are all that the device runs.
     pub(crate) kernels_named: bool,
@@ -143,6 +151,10 @@ pub(crate) struct Sweep {
 impl SweepArgs {
     /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
     pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
+        ensure!(self.pages.is_empty() || self.preset == Some(Preset::Decode), "--pages is for --preset decode");
+        if let Some(preset) = self.listed() {
+            return self.choose(preset, emulator);
+        }
         let named = unique("--kernel", self.kernel.iter().map(|kernel| kernel.0))?;
         if let Some(path) = &self.sweep {
             let file = sweep_file::read(path)?;
@@ -273,7 +285,7 @@ impl Axes {
             name("heads")
         );
         let problem = Sizes { batch, q_rows: seq, kv_rows, q_heads, kv_heads, head_dim, dtype };
-        Ok(Case { problem, mask })
+        Ok(Case::new(problem, mask))
     }
 }
 

@@ -1,28 +1,43 @@
 //! What a run prints: one table for each element type, mask and head dim.
 
+mod sequences;
+
 use super::record::{Cell, CellProblem, Check, Measurement};
 use super::stats::Quartiles;
 use crate::sheet::Sheet;
 use crate::workload::Pass;
 use crate::{format, terminal};
 use comfy_table::{Attribute, Cell as TableCell, Color};
+pub(crate) use sequences::{of_sequences, same_sequences, sequences_title};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// Cells that belong into one table: they share everything but the sequence length and the batch.
 pub(crate) fn same_group(a: &CellProblem, b: &CellProblem) -> bool {
     let key = |problem: &CellProblem| {
-        let CellProblem { dtype, mask, head_dim, q_heads, kv_heads, .. } = problem;
-        (dtype.clone(), *mask, *head_dim, *q_heads, *kv_heads)
+        let CellProblem { dtype, mask, head_dim, q_heads, kv_heads, sequences, .. } = problem;
+        (dtype.clone(), *mask, *head_dim, *q_heads, *kv_heads, sequences.clone())
     };
     key(a) == key(b)
 }
 
 /// The line above a table.
 pub(crate) fn title(problem: &CellProblem) -> String {
-    let CellProblem { dtype, head_dim, mask, q_heads, kv_heads, .. } = problem;
-    let heads = if kv_heads == q_heads { q_heads.to_string() } else { format!("{q_heads}/{kv_heads}") };
-    format!("{dtype}, {mask}, head_dim {head_dim}, heads {heads}")
+    let CellProblem { dtype, head_dim, mask, sequences, .. } = problem;
+    let sequences = sequences.as_ref().map_or(String::new(), |sequences| format!(", {sequences}"));
+    format!("{dtype}, {mask}, head_dim {head_dim}, heads {}{sequences}", heads(problem))
+}
+
+/// Query heads, and the heads that they share.
+fn heads(problem: &CellProblem) -> String {
+    let CellProblem { q_heads, kv_heads, .. } = problem;
+    if kv_heads == q_heads { q_heads.to_string() } else { format!("{q_heads}/{kv_heads}") }
+}
+
+/// Rows of q, and those of k where these are others.
+fn rows(problem: &CellProblem) -> String {
+    let CellProblem { seq, kv_seq, .. } = problem;
+    if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") }
 }
 
 /// Columns that name a row: seq, batch, kernel.
@@ -93,8 +108,11 @@ pub(crate) fn beside_the_best_peer(cell: &Cell) -> Option<String> {
         Ordering::Less if colored => ("\x1b[31m", "\x1b[39m"),
         _ => ("", ""),
     };
-    let tflops = best.tflops.map(format::significant).unwrap_or_default();
-    Some(format!("{name} {on}{ratio:.2}x{off} {} ({tflops})", best.name))
+    let speed = match best.time_ms {
+        Some(time) if cell.kv_bytes.is_some() => format::milliseconds(time.median),
+        _ => best.tflops.map(format::significant).unwrap_or_default(),
+    };
+    Some(format!("{name} {on}{ratio:.2}x{off} {} ({speed})", best.name))
 }
 
 /// Counters that are printed, with their headings; a record holds all.
@@ -153,15 +171,16 @@ fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measur
 fn add_row(table: &mut Sheet, cell: &Cell, result: &Measurement, columns: Vec<TableCell>) {
     let first = std::ptr::eq(result, &cell.results[0]);
     let once = |value: String| if first { value } else { String::new() };
-    let CellProblem { seq, kv_seq, batch, .. } = &cell.problem;
-    let rows = if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") };
-    let mut row: Vec<TableCell> = vec![once(rows).into(), once(batch.to_string()).into(), result.title().into()];
+    let batch = cell.problem.batch.to_string();
+    let mut row: Vec<TableCell> = vec![once(rows(&cell.problem)).into(), once(batch).into(), result.title().into()];
     row.extend(columns);
-    row.push(match &result.check {
-        Some(check) => verdict(check),
-        None => TableCell::from("not run"),
-    });
+    row.push(error(result));
     table.add_row(row);
+}
+
+/// The largest error, where there is a result.
+fn error(result: &Measurement) -> TableCell {
+    result.check.as_ref().map_or_else(|| TableCell::from("not run"), verdict)
 }
 
 /// The largest error beside what is accepted.
@@ -179,7 +198,11 @@ pub(crate) fn skipped(cells: &[Cell]) -> Vec<String> {
     let mut lines = Vec::new();
     each_result(cells, |cell, result| {
         if let Some(reason) = &result.skipped {
-            lines.push(format!("not run: {} at seq {}: {reason}", result.name, cell.problem.seq));
+            let place = match &cell.problem.sequences {
+                None => format!("seq {}", cell.problem.seq),
+                Some(_) => cell.problem.to_string(),
+            };
+            lines.push(format!("not run: {} at {place}: {reason}", result.name));
         }
     });
     lines

@@ -1,6 +1,8 @@
 //! Output and log-sum-exp of a workload, and what they are compared with.
 
-use super::Case;
+mod gathered;
+
+use super::{Case, Rows};
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
 use anyhow::Result;
 use ferroflash::reference::{self, Comparison, ReferenceOutput, Row};
@@ -24,9 +26,19 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    pub(super) fn new<T: Element>(case: &Case, q: &[T], k: &[T], v: &[T], seed: u64) -> Result<Reference> {
+    /// Of these tensors; `table` has the pages of the sequences, one after the other, where there are pages.
+    pub(super) fn new<T: Element>(
+        case: &Case,
+        tensors: [&[T]; 3],
+        table: Option<&[i32]>,
+        seed: u64,
+    ) -> Result<Reference> {
         let rows = compared_rows(case, seed);
-        let [q, k, v] = [q, k, v].map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+        if case.rows != Rows::Equal {
+            let [exact, rounded] = gathered::forward_rows(case, tensors, table, &rows)?;
+            return Ok(Reference { rows, exact, rounded });
+        }
+        let [q, k, v] = tensors.map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
         let attention = Attention::new().with_mask(case.mask);
         let exact = reference::forward_rows(&q, &k, &v, case.problem, &attention, &rows)?;
         let rounded = reference::forward_rounded_rows(&q, &k, &v, case.problem, &attention, &rows)?;

@@ -10,13 +10,14 @@
 //! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
 //! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
 //! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
+//! {"read": {"bytes": 1073741824, "launches": 3}}             {"ms": 0.8}            of all sums together
 //! {"trim": true}                                             {"trimmed": true}      kept memory goes back to the driver
 //! {"release": true}                                          {"released": true}     the tensors too
 //! ```
 //! What a peer cannot do is answered with `{"skipped": "why"}`.
 
 use super::Outcome;
-use crate::workload::{Case, L2, Pass};
+use crate::workload::{Case, L2, Pass, Rows};
 use ferroflash::{Mask, Sizes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub(super) enum Request<'a> {
     Time { peer: &'a str, launches: u32, lead: bool },
     Verify { peer: &'a str },
     Matmul { dtype: &'a str, size: usize, launches: u32 },
+    Read { bytes: u64, launches: u32 },
     Trim(bool),
     Release(bool),
 }
@@ -56,11 +58,33 @@ pub(super) struct Prepare {
     pub(super) sets: u64,
     /// Bytes that are written between two launches.
     pub(super) flush_bytes: u64,
+    /// Launches of one graph.
+    pub(super) calls: u32,
+    /// Where the rows are; nothing of equal sequences.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sequences: Option<Sequences>,
+}
+
+/// Which rows are whose.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Sequences {
+    /// k and v are `[batch, row, head, dim]`; `lengths` is the file of the rows in use.
+    Cache,
+    /// k and v are `[page, row, head, dim]` with so many rows; `pages` is the file of the pages of the sequences, and `lengths` as above.
+    Pages(usize),
+    /// q, k and v have one batch entry; `starts` is the file of the first rows of the sequences, and the end of the last.
+    Packed {
+        /// How many there are.
+        sequences: usize,
+        /// Rows of the longest.
+        longest: usize,
+    },
 }
 
 impl Prepare {
     /// The problem of `case`, whose inputs are in `folder`; a mask that the protocol has no words for is the reason for none.
-    pub(super) fn new(case: &Case, pass: Pass, folder: &Path, l2: L2, l2_bytes: u64) -> Outcome<Prepare> {
+    pub(super) fn new(case: &Case, pass: Pass, folder: &Path, l2: L2, l2_bytes: u64, calls: u32) -> Outcome<Prepare> {
         let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = case.problem;
         let (window_left, window_right) = match case.mask {
             Mask::Full => (None, None),
@@ -82,6 +106,15 @@ impl Prepare {
             window_right,
             sets: if l2 == L2::Rotate { case.rotated_sets(l2_bytes) } else { 1 },
             flush_bytes: if l2 == L2::Flush { 2 * l2_bytes } else { 0 },
+            calls,
+            sequences: match case.rows {
+                Rows::Equal => None,
+                Rows::Cache => Some(Sequences::Cache),
+                Rows::Pages(rows) => Some(Sequences::Pages(rows)),
+                Rows::Packed(lengths) => {
+                    Some(Sequences::Packed { sequences: lengths.rows.len(), longest: lengths.longest() })
+                }
+            },
         })
     }
 }
@@ -111,14 +144,33 @@ pub(super) enum Import {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Lengths;
     use ferroflash::DType;
     use serde_json::{Value, json};
 
     fn prepare(mask: Mask, l2: L2) -> Value {
         let problem =
             Sizes { batch: 2, q_rows: 3, kv_rows: 5, q_heads: 8, kv_heads: 4, head_dim: 64, dtype: DType::Bf16 };
-        let prepare = Prepare::new(&Case { problem, mask }, Pass::Forward, Path::new("inputs"), l2, 1 << 16).unwrap();
+        of(&Case::new(problem, mask), l2, 1)
+    }
+
+    fn of(case: &Case, l2: L2, calls: u32) -> Value {
+        let prepare = Prepare::new(case, Pass::Forward, Path::new("inputs"), l2, 1 << 16, calls).unwrap();
         serde_json::to_value(Request::Prepare(prepare)).unwrap()
+    }
+
+    #[test]
+    fn sequences_say_where_their_rows_are() {
+        let problem =
+            Sizes { batch: 1, q_rows: 4, kv_rows: 4, q_heads: 8, kv_heads: 4, head_dim: 64, dtype: DType::Bf16 };
+        let found = |rows| {
+            let found = of(&Case { rows, ..Case::new(problem, Mask::Causal) }, L2::Warm, 20);
+            assert_eq!(found["prepare"]["calls"], 20);
+            found["prepare"]["sequences"].clone()
+        };
+        assert_eq!([found(Rows::Cache), found(Rows::Pages(16))], [json!("cache"), json!({"pages": 16})]);
+        let lengths = Lengths { name: "two", rows: &[3, 1] };
+        assert_eq!(found(Rows::Packed(lengths)), json!({"packed": {"sequences": 2, "longest": 3}}));
     }
 
     #[test]
@@ -126,7 +178,7 @@ mod tests {
         let expected = json!({"prepare": {
             "folder": "inputs", "pass": "forward", "dtype": "bf16", "head_dim": 64, "seq": 3, "kv_seq": 5, "batch": 2,
             "q_heads": 8, "kv_heads": 4,
-            "window_left": 7, "window_right": 1, "sets": 1, "flush_bytes": 0
+            "window_left": 7, "window_right": 1, "sets": 1, "flush_bytes": 0, "calls": 1
         }});
         assert_eq!(prepare(Mask::Window { left: Some(7), right: Some(1) }, L2::Warm), expected);
         for (mask, left, right) in [

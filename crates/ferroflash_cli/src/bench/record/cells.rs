@@ -17,6 +17,8 @@ impl Measurement {
             samples_ms: Vec::new(),
             time_ms: None,
             tflops: None,
+            kv_bytes_per_second: None,
+            splits: None,
             speedup_over_naive: None,
             ratio_to_best_peer: None,
             bound_fraction: None,
@@ -76,13 +78,16 @@ impl Record {
 
 impl std::fmt::Display for CellProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CellProblem { dtype, head_dim, mask, seq, kv_seq, batch, q_heads, kv_heads } = self;
+        let CellProblem { dtype, head_dim, mask, seq, kv_seq, batch, q_heads, kv_heads, sequences } = self;
         write!(f, "{dtype} {mask} head_dim {head_dim} seq {seq}")?;
         if kv_seq != seq {
             write!(f, "/{kv_seq}")?;
         }
         write!(f, " batch {batch} heads {q_heads}")?;
-        if kv_heads != q_heads { write!(f, "/{kv_heads}") } else { Ok(()) }
+        if kv_heads != q_heads {
+            write!(f, "/{kv_heads}")?;
+        }
+        sequences.as_ref().map_or(Ok(()), |sequences| write!(f, " {sequences}"))
     }
 }
 

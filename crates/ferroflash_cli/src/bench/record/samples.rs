@@ -77,6 +77,7 @@ pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cel
         batch: 2,
         q_heads: 4,
         kv_heads: 4,
+        sequences: None,
     };
     let flops = 4.0 * 2.0 * 4.0 * (seq * seq * 64) as f64;
     let results = times.iter().map(|&(name, ms)| {
@@ -99,5 +100,5 @@ pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cel
         });
         result
     });
-    Cell { problem, flops, roofline: None, telemetry: None, results: results.collect() }
+    Cell { problem, flops, kv_bytes: None, roofline: None, telemetry: None, results: results.collect() }
 }

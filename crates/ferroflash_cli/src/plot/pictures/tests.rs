@@ -35,6 +35,7 @@ fn full() -> Record {
     Record {
         ceilings: Some(Ceilings {
             copy_bytes_per_second: ceiling(4e12),
+            read_bytes_per_second: None,
             matmul_flops: BTreeMap::from([("bf16".to_owned(), ceiling(8e14))]),
             exp2_per_second: ceiling(4e12),
         }),
