@@ -14,6 +14,9 @@ const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;
 /// Pieces of four columns of a lane, at most: 256 columns.
 const LANE_PIECES: usize = 2;
 
+/// Splits that a warp reads at a time.
+const AT_A_TIME: usize = 8;
+
 /// What the splits have found for one row.
 pub trait Found {
     /// Maximum and sum of the weights of a split.
@@ -145,19 +148,27 @@ pub unsafe fn merge_row<T: Exponent>(
         let total = warp::sum(total);
 
         let mut acc = [[0.0_f32; 4]; LANE_PIECES];
-        for i in 0..LANE_SPLITS {
-            for other in 0..(splits.saturating_sub(32 * i as u32)).min(32) {
-                let weight = warp::shuffle(weights[i], other);
-                // A split without keys has written nothing.
-                if weight == 0.0 {
-                    continue;
-                }
-                for piece in 0..LANE_PIECES {
-                    let col = (lane + 32 * piece as u32) * 4;
-                    if col < p.forward.dim_v {
-                        let part = found.four(32 * i as u32 + other, col);
+        for piece in 0..LANE_PIECES {
+            if 128 * piece as u32 >= p.forward.dim_v {
+                break;
+            }
+            // Lanes behind the last column read it again: all of them stay together.
+            let col = ((lane + 32 * piece as u32) * 4).min(p.forward.dim_v - 4);
+            for i in 0..LANE_SPLITS {
+                let splits = splits.saturating_sub(32 * i as u32).min(32);
+                for first in (0..splits).step_by(AT_A_TIME) {
+                    // Reads first, and then the sums: one after the other, each split would wait for the memory.
+                    let mut parts = [[0.0; 4]; AT_A_TIME];
+                    for (j, part) in parts.iter_mut().enumerate() {
+                        *part = found.four(32 * i as u32 + (first + j as u32).min(splits - 1), col);
+                    }
+                    for (j, part) in parts.iter().enumerate() {
+                        let other = first + j as u32;
+                        let weight = warp::shuffle(weights[i], other % 32);
+                        // What a split without weight has summed up may be infinite or NaN, and plays no part.
+                        let counts = other < splits && weight != 0.0;
                         for c in 0..4 {
-                            acc[piece][c] += weight * part[c];
+                            acc[piece][c] += if counts { weight * part[c] } else { 0.0 };
                         }
                     }
                 }

@@ -273,10 +273,9 @@ pub struct SequenceBlock<C: Config<Out = <C as Config>::T>> {
     pub v: SequenceRows<C::T>,
     /// The key blocks of the split that the rows visit.
     pub kv_blocks: KvBlocks,
+    sequence: Sequence,
     place: Place,
     split: u32,
-    first_token: u32,
-    lse: u64,
 }
 
 impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
@@ -294,7 +293,9 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
     #[inline(always)]
     unsafe fn at(p: &SequencesParams, place: Place, split: u32) -> Option<Self> {
         // SAFETY: passed on.
-        let Sequence { problem, first_token, pages } = unsafe { Sequence::of(p, place.sequence, C::T::BYTES) };
+        let sequence = unsafe { Sequence::of(p, place.sequence, C::T::BYTES) };
+        let Sequence { problem, pages, .. } = &sequence;
+        let pages = *pages;
         let packed_log2 = p.packed_log2;
         let tiles = (problem.q_rows << packed_log2).div_ceil(C::ROW.q_block);
         if place.tile >= tiles {
@@ -305,12 +306,12 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> packed_log2);
         let all = problem.band.kv_blocks(first, rows, problem.q_rows, problem.kv_rows, C::ROW.kv_block);
         let kv_blocks = part(all, split, p, C::ROW.kv_block);
-        let mut block = QueryBlock::at(&problem, 0, place.q_head, place.kv_head, first_row, kv_blocks);
+        let mut block = QueryBlock::at(problem, 0, place.q_head, place.kv_head, first_row, kv_blocks);
         block.packed_log2 = packed_log2;
         let q = HeadRows::new(&block.q, problem.q.head_stride, packed_log2, place.heads);
         let out = HeadRows::new(&block.out, problem.out.head_stride, packed_log2, place.heads);
         let (k, v) = (SequenceRows::new(&block.k, pages, &problem.k), SequenceRows::new(&block.v, pages, &problem.v));
-        Some(SequenceBlock { block, q, out, k, v, kv_blocks, place, split, first_token, lse: problem.lse })
+        Some(SequenceBlock { block, q, out, k, v, kv_blocks, sequence, place, split })
     }
 
     /// Whether the block has a row, and which.
@@ -326,7 +327,7 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
     /// All threads of the warp, converged; no other warp writes these rows.
     #[inline(always)]
     pub unsafe fn store_lse<R: PerRow>(&self, p: &SequencesParams, row: u32, max: &R, sum: &R) {
-        if self.lse == 0 {
+        if self.sequence.problem.lse == 0 {
             return;
         }
         let lane = thread::lane();
@@ -338,7 +339,7 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
                     && lane % 4 == 0
                 {
                     // SAFETY: inside the log-sum-exp.
-                    unsafe { copy::store_f32(lse_address(self.lse, p, self.place.q_head, at), lse) };
+                    unsafe { copy::store_f32(lse_address(self.sequence.problem.lse, p, self.place.q_head, at), lse) };
                 }
             }
         }
@@ -363,7 +364,7 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         for m in 0..F::M {
             for half in 0..2 {
                 let Some(at) = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half as u32)) else { continue };
-                let index = partial_index(p, self.split, self.place.q_head + at.head, self.first_token + at.row);
+                let index = partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
                 let half = half as usize;
                 // SAFETY: inside both buffers.
                 unsafe {
@@ -415,13 +416,12 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
             }
             cluster::sync();
             let mut again = false;
-            let sequence = Sequence::of(p, self.place.sequence, C::T::BYTES);
             // A warp of each thread block in turn, so that few rows are many thread blocks' work.
             let first = cluster::rank() + warp * p.splits.value;
             for row in (first..C::ROW.q_block).step_by((C::ROW.warps * p.splits.value) as usize) {
                 if let Some(at) = self.row(self.block.first_row + row) {
                     let found = InCluster { row: sums + row * C::ROW.dim_v * 4, statistics: statistics + row * 8 };
-                    again |= merge_row::<C::T>(p, &sequence, &self.place, at, &found);
+                    again |= merge_row::<C::T>(p, &self.sequence, &self.place, at, &found);
                 }
             }
             cluster::sync();
@@ -429,17 +429,26 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         }
     }
 
-    /// Writes that a split has no keys for the block's rows, of which every thread takes some.
+    /// Writes that a split has no keys for the block's rows: no weights, and sums of 0, because the merge reads before it asks.
     ///
     /// # Safety
     /// All threads of the block.
     #[inline(always)]
     pub unsafe fn store_empty_split(&self, p: &SequencesParams) {
-        for row in (thread::index()..C::ROW.q_block).step_by(C::THREADS) {
+        let pieces = p.forward.dim_v / 4;
+        // SAFETY: there are columns. Without this, a division could panic.
+        unsafe { core::hint::assert_unchecked(pieces > 0) };
+        for index in (thread::index()..C::ROW.q_block * pieces).step_by(C::THREADS) {
+            let (row, piece) = (index / pieces, index % pieces);
             if let Some(at) = self.row(self.block.first_row + row) {
-                let index = partial_index(p, self.split, self.place.q_head + at.head, self.first_token + at.row);
-                // SAFETY: inside the buffer.
-                unsafe { copy::store_f32x2(p.statistics + index * 8, [f32::NEG_INFINITY, 0.0]) };
+                let index = partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
+                // SAFETY: inside both buffers.
+                unsafe {
+                    if piece == 0 {
+                        copy::store_f32x2(p.statistics + index * 8, [f32::NEG_INFINITY, 0.0]);
+                    }
+                    copy::store_u32x4(p.partial + (index * p.forward.dim_v as u64 + piece as u64 * 4) * 4, [0; 4]);
+                }
             }
         }
     }
