@@ -175,6 +175,36 @@ pub unsafe fn set_bits_if(shared: u32, bits: u32, condition: bool) {
     }
 }
 
+/// Adds to a word, atomic with what other threads of the block do so. Returns what it held before.
+///
+/// PTX `atom.shared.add.u32`, least SM 2.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and aligned.
+#[inline(always)]
+pub unsafe fn fetch_add(shared: u32, value: u32) -> u32 {
+    let before: u32;
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("atom.shared.add.u32 {}, [{}], {};", out(reg32) before, in(reg32) shared, in(reg32) value, options(nostack));
+    }
+    before
+}
+
+/// Raises a word to at least this value, atomic with what other threads of the block do so.
+///
+/// PTX `red.shared.max.u32`, least SM 2.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and aligned.
+#[inline(always)]
+pub unsafe fn raise(shared: u32, value: u32) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("red.shared.max.u32 [{}], {};", in(reg32) shared, in(reg32) value, options(nostack));
+    }
+}
+
 /// The generic address of shared memory, for code that takes any address.
 ///
 /// PTX `cvta.shared.u64`, least SM 2.0, any thread.

@@ -9,6 +9,8 @@ use kernel_spec::DType;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TensorGeometry {
     pub(crate) address: u64,
+    /// Bytes by which the coordinates' origin lies before the address.
+    pub(crate) before: u64,
     pub(crate) dtype: DType,
     pub(crate) extents: [u64; 4],
     /// Bytes from one element to the next along all axes but the first.

@@ -80,7 +80,7 @@ pub struct Tile {
 /// Keys and values of a section, which are to stay in the L2 cache: a little over half of the 50 to 60 MB of Hopper, as either half
 /// caches for its own multiprocessors. 33 MiB, of 33 heads of 2048 rows and 128 dims, cost nothing, 64 MiB 1 % and 128 MiB 5 % (H200,
 /// after a rest, docs/perf-log.md).
-const CACHED_BYTES: u64 = 34 << 20;
+pub const CACHED_BYTES: u64 = 34 << 20;
 
 /// Minimum section size in heads, whatever the cache holds, as are the heads that fill two rounds. At 256 dims and 11500 rows (90 blocks) the
 /// mean thread block is then busy 98 % of the busiest one's time, computed as the tests do; in sections of two heads 70 %.

@@ -8,7 +8,7 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
-use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams};
+use kernel_spec::families::sequences::{AppendParams, PackedV3Params, SequenceTable, SequencesParams, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -96,7 +96,7 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
 
 impl Params {
     /// The holes of the struct that every kernel's parameters hold, `offset` bytes from their start.
-    fn with_forward(self, offset: usize, request: &Request<'_>, forward: &ForwardParams) -> Params {
+    pub(super) fn with_forward(self, offset: usize, request: &Request<'_>, forward: &ForwardParams) -> Params {
         // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
         let bytes = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { request.sizes.dtype.bytes() } as u64;
         let (inputs, out) = (bytes(forward.aligned), bytes(forward.out_aligned));
@@ -170,10 +170,25 @@ pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeo
     let [inner, outer, last] = axes.map(|(extent, _)| extent as u64);
     TensorGeometry {
         address: 0,
+        before: 0,
         dtype: tensor.dtype,
         extents: [dims as u64, inner, outer, last],
         byte_strides: axes.map(stride),
         box_extents: [BOX_COLS, box_extents[0], box_extents[1], 1],
+    }
+}
+
+/// [`geometry`] of packed sequences, of which each box reads its own: the rows are there twice, see [`PackedV3Params`].
+pub(super) fn packed_geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
+    let whole = geometry(tensor, box_rows, packed);
+    let (rows, row_axis) = (tensor.axes[1].0 as u64, if packed == 1 { 0 } else { 1 });
+    let row_bytes = whole.byte_strides[row_axis];
+    let [heads_and_rows @ .., _] = whole.byte_strides;
+    TensorGeometry {
+        before: rows * row_bytes,
+        extents: [whole.extents[0], whole.extents[1], whole.extents[2], rows + 1],
+        byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes],
+        ..whole
     }
 }
 
@@ -244,6 +259,8 @@ plain! {
     SequencesParams {
         table, partial, statistics, tokens, split_keys, splits, q_tiles, head_tiles, group_tiles, packed_log2, q_block, forward
     }
+    TilesParams { table, tiles, q_rows, kv_rows, q_block, kv_block, band, packed_log2, room, features }
+    PackedV3Params { q, k, v, tiles, sections, packed_log2, section_heads, group, forward }
     AppendParams {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features

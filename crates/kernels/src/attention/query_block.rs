@@ -36,6 +36,8 @@ pub struct QueryBlock<C: Config> {
     /// Bytes from one head's output to the next.
     out_head_bytes: u64,
     lse: u64,
+    /// Elements from one head's log-sum-exp to the next one's: the rows of a head, or of all sequences.
+    pub lse_rows: u32,
     band: Band,
     /// What makes exponents of scores, above 0.
     pub scale: f32,
@@ -129,6 +131,7 @@ impl<C: Config> QueryBlock<C> {
             packed_log2: 0,
             out_head_bytes: p.out.head_stride * C::Out::BYTES as u64,
             lse: p.lse,
+            lse_rows: p.q_rows,
             band: p.band,
             scale: C::T::scale(p.scale_log2),
             negative_scale: p.negate != 0,
@@ -215,7 +218,7 @@ impl<C: Config> QueryBlock<C> {
                 let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
-                    let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;
+                    let index = (self.head + head as u64) * self.lse_rows as u64 + row as u64;
                     // SAFETY: inside `[batch, q_heads, q_rows]`.
                     unsafe { copy::store_f32(self.lse + index * 4, lse) };
                 }

@@ -3,21 +3,27 @@
 use cuda_std::prelude::*;
 use cuda_std::{thread, warp};
 use kernel_spec::Variant;
-use kernel_spec::families::sequences::{self as spec, SequencesParams};
+#[cfg(target_feature = "sm_90a")]
+use kernel_spec::families::sequences::PackedV3Params;
+use kernel_spec::families::sequences::{self as spec, SequencesParams, policy};
 #[cfg(not(target_feature = "sm_90a"))]
-use kernel_spec::families::sequences::{AppendParams, policy};
+use kernel_spec::families::sequences::{AppendParams, TilesParams};
 
 use crate::attention::Config;
 use crate::attention::sequences::decode;
 #[cfg(not(target_feature = "sm_90a"))]
-use crate::attention::sequences::{append, merge, prefill};
+use crate::attention::sequences::{append, merge, prefill, tiles};
 use crate::attention::stream::StreamConfig;
+#[cfg(target_feature = "sm_90a")]
+use crate::attention::v3;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::entry::F32;
 use crate::entry::{Bf16, F16};
 use crate::parts::fragments::RegTile;
 use crate::parts::products::Probs;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
+#[cfg(target_feature = "sm_90a")]
+use crate::parts::warpgroup::WarpgroupTiles;
 
 macro_rules! entries {
     ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
@@ -132,6 +138,47 @@ macro_rules! entry {
                 // SAFETY: launched with this row's threads and shared memory.
                 unsafe { prefill::forward::<Row>(&p) }
             }
+        }
+    };
+    (PackedV3 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(target_feature = "sm_90a")]
+        #[doc = concat!("v3 over packed sequences; this tile because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            row! { $symbol $t $warps }
+
+            impl WarpgroupTiles for Row {
+                type Operand = $t;
+                type Q = SharedTile<$t, $q, { <Row as Config>::ROW.tile_cols($d) as usize }>;
+                type K = SharedTile<$t, $kv, { <Row as Config>::ROW.tile_cols($d) as usize }>;
+                type V = SharedTile<$t, $kv, { <Row as Config>::ROW.tile_cols($d) as usize }>;
+                type Scores = RegTile<1, { $kv / 8 }>;
+                type Probs = [[u32; 4]; $kv / 16];
+                type Acc = RegTile<1, { $d / 8 }>;
+                const DIM_QK: usize = $d;
+            }
+
+            impl v3::Config for Row {
+                type Tiling = v3::tiling::Packed;
+                const POLICY: policy::PackedV3 = policy::PackedV3 $policy;
+            }
+
+            #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
+            pub unsafe fn $symbol(p: PackedV3Params) {
+                let params = cuda_std::param_address!($symbol);
+                // SAFETY: launched with this row's threads and shared memory.
+                unsafe { v3::forward::<Row>(&p, params) }
+            }
+        }
+    };
+    (Tiles $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
+        #[doc = concat!("The list of tiles; this shape because: ", $reason)]
+        #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
+        pub unsafe fn $symbol(p: TilesParams) {
+            // SAFETY: launched with this row's threads and shared memory.
+            unsafe { tiles::list::<$warps>(&p) }
         }
     };
     (Merge $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {

@@ -46,6 +46,12 @@ pub trait RowSource {
 
     /// The addresses of rows `first`, `first + step`, `first + 2 step`, .., each moved by `offset` bytes.
     fn walk(&self, first: u32, step: u32, offset: u64) -> Self::Walk;
+
+    /// The same for a thread that takes such rows of a tile from its row `own` on: all of the tile's `rows` rows from `first` on exist.
+    #[inline(always)]
+    fn walk_tile(&self, first: u32, _rows: u32, own: u32, step: u32, offset: u64) -> Self::Walk {
+        self.walk(first + own, step, offset)
+    }
 }
 
 /// Addresses of every so many rows, see [`RowSource::walk`].
@@ -111,27 +117,5 @@ impl RowWalk for AffineWalk {
     #[inline(always)]
     fn advance(&mut self) {
         self.address += self.step_bytes;
-    }
-}
-
-/// Rows that the copy engine loads: where in a tensor map a box of them lies.
-pub trait BoxSource {
-    /// Coordinates of the box from row `first` on, outside of the columns and inside out.
-    fn coordinates(&self, first: u32) -> [u32; 3];
-}
-
-/// The rows of one head, in a map of `[batch, head, row, dim]`.
-#[derive(Clone, Copy)]
-pub struct HeadRows {
-    /// Head.
-    pub head: u32,
-    /// Batch entry.
-    pub batch: u32,
-}
-
-impl BoxSource for HeadRows {
-    #[inline(always)]
-    fn coordinates(&self, first: u32) -> [u32; 3] {
-        [first, self.head, self.batch]
     }
 }

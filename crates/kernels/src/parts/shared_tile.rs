@@ -63,8 +63,9 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedTile<T, ROWS, COLS>
         if ROWS < rows_per_pass && row >= ROWS as u32 {
             return;
         }
-        let mut from = source.walk(first_row + row, rows_per_pass as u32, chunk as u64 * CHUNK_BYTES as u64);
+        let offset = chunk as u64 * CHUNK_BYTES as u64;
         if source.whole() && first_row + ROWS as u32 <= source.rows() {
+            let mut from = source.walk_tile(first_row, ROWS as u32, row, rows_per_pass as u32, offset);
             let window = self.window(row, chunk);
             for pass in 0..passes {
                 let address = from.address();
@@ -77,6 +78,7 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedTile<T, ROWS, COLS>
             }
             return;
         }
+        let from = source.walk(first_row + row, rows_per_pass as u32, offset);
         // Rolled, as there.
         for pass in 0..math::opaque(passes as u32) {
             let row = row + pass * rows_per_pass as u32;
@@ -186,9 +188,11 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
         let chunk = thread % Self::PANEL_CHUNKS as u32;
         let row = thread / Self::PANEL_CHUNKS as u32;
         let to = self.window(row, chunk).address;
-        let mut from = source.walk(first_row + row, rows_per_pass as u32, chunk as u64 * CHUNK_BYTES as u64);
+        let from = source.walk(first_row + row, rows_per_pass as u32, chunk as u64 * CHUNK_BYTES as u64);
         let whole = source.whole() && first_row + ROWS as u32 <= source.rows();
         if whole {
+            let offset = chunk as u64 * CHUNK_BYTES as u64;
+            let mut from = source.walk_tile(first_row, ROWS as u32, row, rows_per_pass as u32, offset);
             for pass in 0..ROWS / rows_per_pass {
                 let row = from.address();
                 for panel in 0..Self::PANELS {

@@ -1,6 +1,6 @@
 //! What a call over sequences will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, check_device, check_hopper};
+use super::super::choose::{MAX_GRID, check_copies, check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::plan::Plan;
 use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
@@ -14,7 +14,8 @@ use crate::plan::{Binding, Buffer, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
-use kernel_spec::families::sequences::{self, MAX_SPLITS};
+use kernel_spec::families::sequences::{self, MAX_SPLITS, TileEntry};
+use kernel_spec::schedule::{self, MAX_TILES};
 use kernel_spec::{DType, FeatureSet, Kernel, Mask, Pass, Variant};
 
 /// Keys that splits are counted in: every kernel visits a divisor of it at a time.
@@ -116,6 +117,10 @@ pub(super) fn plan(
         head_dim: sizes.head_dim,
         dtype: sizes.dtype,
     };
+    if let Some(row) = v3_row(attention, device, sizes, &tensors, softcap.is_some())? {
+        let request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
+        return packed(&request, device, sizes, arrays, row);
+    }
     let mut request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
     let (row, reason) = choose(attention, device, sizes, arrays, softcap.is_some())?;
     let features = row.entry.accepts.intersection(features(arrays, softcap.is_some()));
@@ -206,6 +211,95 @@ pub(super) fn plan(
         reason,
     };
     tracing::debug!(problem = %plan.problem, splits = plan.splits, reason = plan.reason, "planned");
+    Ok(plan)
+}
+
+/// The row of v3 that runs a call over packed sequences, or why there is none, where v3 is asked for.
+fn v3_row(
+    attention: &Attention,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    tensors: &Tensors,
+    softcap: bool,
+) -> Result<Option<&'static Variant>> {
+    let asked = match attention.kernel {
+        KernelChoice::Variant(row) if row.pass == Pass::PackedV3 => Some(row),
+        KernelChoice::Auto | KernelChoice::Kernel(Kernel::V3) => None,
+        _ => return Ok(None),
+    };
+    let Tensors { q, k, v, out } = tensors;
+    let check = || {
+        check_hopper(device)?;
+        if !(sizes.packed_q && sizes.packed_kv) {
+            return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() });
+        }
+        if softcap {
+            let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
+            return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
+        }
+        if sizes.kv_rows == 0 {
+            return Err(Unsupported::NoKeys);
+        }
+        [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out)]
+            .iter()
+            .try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
+        let row = asked.or_else(|| sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, FeatureSet::NONE));
+        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2])).ok_or(Unsupported::DType { found: sizes.dtype })
+    };
+    match check() {
+        Ok(row) => Ok(Some(row)),
+        Err(_) if attention.kernel == KernelChoice::Auto => Ok(None),
+        Err(reason) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+    }
+}
+
+/// The plan of v3 over packed sequences: a list of their tiles, and the tiles.
+fn packed(
+    request: &Request<'_>,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    arrays: &Arrays,
+    row: &'static Variant,
+) -> Result<Plan> {
+    let attention = request.attention;
+    check_device(&row.entry, device)?;
+    let group = (sizes.q_heads / sizes.kv_heads) as u32;
+    let packed_heads = schedule::packed_heads(sizes.longest_q.max(1) as u32, group, row.q_block);
+    let room = params::packed_tiles(sizes, row, packed_heads);
+    let found = u128::from(room) * sizes.q_heads as u128;
+    if found > MAX_TILES.into() {
+        let reason = Unsupported::TooManyTiles { found, limit: MAX_TILES };
+        return Err(Error::KernelUnsupported { kernel: Kernel::V3, reason });
+    }
+    let bytes = (room + 1) * size_of::<TileEntry>() as u64;
+    let reason = "the first step lists the tiles of the sequences, the longest first, the next takes them in turn";
+    let buffers = vec![Buffer { name: "tiles", bytes, reason }];
+    let list = find(Pass::Tiles, &SequenceSizes { dtype: DType::F32, ..*sizes }, FeatureSet::NONE)?;
+    let [list_params, row_params] = params::packed(request, sizes, arrays, row, Binding::Buffer(0));
+    // Nothing to do where there are no queries.
+    let ctas = |ctas: u64| if sizes.tokens() == 0 { 0 } else { ctas as u32 };
+    let tiles = (room * sizes.q_heads as u64 / u64::from(packed_heads)).min(device.multiprocessors.into());
+    let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
+    let steps = vec![
+        Step::new(Specialised::plain(&list.entry), ctas(1), list.reason.to_owned(), list_params),
+        Step::new(Specialised::plain(&row.entry), ctas(tiles), tile, row_params),
+    ];
+    let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
+    let reason = "packed sequences: asynchronous copies and products, and tiles in the order of their length".to_owned();
+    let plan = Plan {
+        problem: describe(sizes),
+        mask: attention.mask,
+        scale: request.scale,
+        softcap: None,
+        kernel: Kernel::V3,
+        steps,
+        buffers,
+        packed_heads,
+        splits: 1,
+        lse_bytes,
+        reason,
+    };
+    tracing::debug!(problem = %plan.problem, reason = plan.reason, "planned");
     Ok(plan)
 }
 

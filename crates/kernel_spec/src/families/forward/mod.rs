@@ -3,7 +3,7 @@
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::families::same;
-use crate::families::sequences::{self, AppendParams, SequencesParams};
+use crate::families::sequences::{self, AppendParams, PackedV3Params, SequencesParams, TilesParams};
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
 
@@ -93,6 +93,10 @@ pub enum Pass {
     ClusterDecode,
     /// Sequences of more.
     Prefill,
+    /// All of v3, over packed sequences.
+    PackedV3,
+    /// The list of their tiles.
+    Tiles,
     /// Splits of the keys, put together.
     Merge,
     /// New keys and values, written to a cache.
@@ -103,7 +107,7 @@ impl Pass {
     /// The instruction set that it is compiled for.
     pub const fn arch(self) -> Arch {
         match self {
-            Pass::V3 | Pass::ClusterDecode => Arch::Sm90a,
+            Pass::V3 | Pass::PackedV3 | Pass::ClusterDecode => Arch::Sm90a,
             _ => Arch::Sm80,
         }
     }
@@ -116,6 +120,8 @@ impl Pass {
             Pass::V3 => size_of::<V3Params>(),
             Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
             Pass::Append => size_of::<AppendParams>(),
+            Pass::PackedV3 => size_of::<PackedV3Params>(),
+            Pass::Tiles => size_of::<TilesParams>(),
         };
         bytes as u32
     }
@@ -133,7 +139,7 @@ impl Pass {
             Pass::V1 => Kernel::V1,
             // Those of sequences have its algorithm.
             Pass::V2 | Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge | Pass::Append => Kernel::V2,
-            Pass::V3 => Kernel::V3,
+            Pass::V3 | Pass::PackedV3 | Pass::Tiles => Kernel::V3,
         }
     }
 }
@@ -151,6 +157,8 @@ pub enum Policy {
     Decode(sequences::policy::Decode),
     ClusterDecode(sequences::policy::ClusterDecode),
     Prefill(sequences::policy::Prefill),
+    PackedV3(sequences::policy::PackedV3),
+    Tiles(sequences::policy::Tiles),
     Merge(sequences::policy::Merge),
     Append(sequences::policy::Append),
 }
@@ -319,14 +327,14 @@ impl Variant {
                 let tiles = heads * q_rows.div_ceil(self.q_block as u64);
                 if tiles < multiprocessors as u64 { tiles } else { multiprocessors as u64 }
             }
-            Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge | Pass::Append => panic!("sequences have lengths of their own"),
+            _ => panic!("sequences have lengths of their own"),
         }
     }
 
     /// Columns of a tile of `dim` columns in shared memory. The copy engine moves whole panels.
     pub const fn tile_cols(&self, dim: u32) -> u32 {
         match self.pass {
-            Pass::V3 => dim.next_multiple_of(PANEL_COLS as u32),
+            Pass::V3 | Pass::PackedV3 => dim.next_multiple_of(PANEL_COLS as u32),
             _ => dim,
         }
     }
@@ -359,7 +367,8 @@ impl Variant {
             Policy::V1(policy::V1 { slots }) | Policy::V2(policy::V2 { slots, .. }) => {
                 memory::Stream::of(&self, slots).total
             }
-            Policy::V3(policy) => memory::V3::of(&self, policy).total,
+            Policy::V3(policy) | Policy::PackedV3(policy) => memory::V3::of(&self, policy).total,
+            Policy::Tiles(_) => sequences::memory::Tiles::new().total,
             Policy::Decode(sequences::policy::Decode { slots })
             | Policy::ClusterDecode(sequences::policy::ClusterDecode { slots }) => {
                 sequences::memory::Decode::of(&self, slots).total
@@ -376,18 +385,18 @@ impl Variant {
             self.entry.shared_bytes <= self.entry.arch.shared_bytes(),
             "a variant needs more shared memory than its GPUs have"
         );
-        if matches!(self.pass, Pass::Softmax | Pass::Merge | Pass::Append) {
+        if matches!(self.pass, Pass::Softmax | Pass::Merge | Pass::Append | Pass::Tiles) {
             return;
         }
         let warps_of_rows = match self.pass {
             Pass::V1 | Pass::Decode | Pass::ClusterDecode => 1,
-            Pass::V3 => self.warps - memory::WARPGROUP_WARPS,
+            Pass::V3 | Pass::PackedV3 => self.warps - memory::WARPGROUP_WARPS,
             _ => self.warps,
         };
         assert!(self.q_block.is_multiple_of(16 * warps_of_rows), "warps own whole 16-row fragments");
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());
-        if let Policy::V3(policy) = self.policy {
+        if let Policy::V3(policy) | Policy::PackedV3(policy) = self.policy {
             let hidden_blocks = memory::WARPGROUP_ROWS + self.kv_block <= self.q_block;
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
         }

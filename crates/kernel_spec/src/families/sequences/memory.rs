@@ -51,6 +51,30 @@ impl Decode {
     }
 }
 
+/// Of the list of tiles: how many tiles there are of each of so many lengths, and the longest.
+#[derive(Clone, Copy, Debug)]
+pub struct Tiles {
+    /// First count.
+    pub counts: u32,
+    /// The longest.
+    pub longest: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Tiles {
+    /// Lengths that are told apart.
+    pub const LENGTHS: u32 = 256;
+
+    /// The places.
+    pub const fn new() -> Tiles {
+        let mut carve = Carve::new();
+        let counts = carve.take(Tiles::LENGTHS * 4, ALIGN);
+        let longest = carve.take(4, 4);
+        Tiles { counts, longest, total: carve.total() }
+    }
+}
+
 // `Ord::max` is no const fn.
 const fn max(a: u32, b: u32) -> u32 {
     if a > b { a } else { b }

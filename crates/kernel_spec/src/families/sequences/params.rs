@@ -1,7 +1,9 @@
 //! The structs that the host writes and the kernels read.
 
+use crate::copy_engine::TensorMap;
 use crate::divisor::Divisor;
-use crate::families::forward::{ForwardParams, TensorParams};
+use crate::families::forward::{ForwardFeatures, ForwardParams, TensorParams};
+use crate::mask::Band;
 
 /// Which rows belong to which sequence: addresses of numbers on the device, 0 where there are none.
 ///
@@ -118,5 +120,74 @@ pub struct AppendParams {
     /// Positions that there are cosines of.
     pub position_count: u64,
     /// None yet.
-    pub features: crate::families::forward::ForwardFeatures,
+    pub features: ForwardFeatures,
+}
+
+/// One entry of the list of tiles: where its sequence lies, and its first row as [`SequencesParams`] counts them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileEntry {
+    /// First row of the sequence in q and out.
+    pub q_first: u32,
+    /// Rows of q in use.
+    pub q_rows: u32,
+    /// First row in k and v.
+    pub kv_first: u32,
+    /// Rows of k and v in use.
+    pub kv_rows: u32,
+    /// First row of the tile: rows of the sequence times the heads that share a tile.
+    pub first_row: u32,
+    /// Nothing.
+    pub unused: [u32; 3],
+}
+
+/// Parameters of [`Tiles`](crate::Pass::Tiles), which lists the tiles of packed sequences, the longest first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TilesParams {
+    /// The sequences.
+    pub table: SequenceTable,
+    /// Where the list goes: how many there are, in the place of an entry, and then the [`TileEntry`]s.
+    pub tiles: u64,
+    /// Rows of q of all sequences.
+    pub q_rows: u32,
+    /// Rows of k and v of all sequences.
+    pub kv_rows: u32,
+    /// Rows of a tile.
+    pub q_block: u32,
+    /// Keys of a step.
+    pub kv_block: u32,
+    /// Which keys a row sees.
+    pub band: Band,
+    /// Logarithm to base 2 of the query heads that share a tile.
+    pub packed_log2: u32,
+    /// Entries that there is room for.
+    pub room: u32,
+    /// None yet.
+    pub features: ForwardFeatures,
+}
+
+/// Parameters of [`PackedV3`](crate::Pass::PackedV3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PackedV3Params {
+    /// Map of q, as of [`V3Params`](crate::V3Params), but that its rows are there twice: as an axis as long as all sequences, which starts so
+    /// many rows before the tensor, and as one of the same stride that moves it.
+    pub q: TensorMap,
+    /// Map of k, likewise.
+    pub k: TensorMap,
+    /// Map of v, likewise.
+    pub v: TensorMap,
+    /// The list of tiles.
+    pub tiles: u64,
+    /// Sections of heads: whole groups, whose keys stay in the L2 cache.
+    pub sections: u32,
+    /// Logarithm to base 2 of the query heads that share a tile.
+    pub packed_log2: u32,
+    /// Heads of a section, those that share a tile counted as one.
+    pub section_heads: Divisor,
+    /// Heads of a group, likewise.
+    pub group: Divisor,
+    /// The problem of all sequences together.
+    pub forward: ForwardParams,
 }

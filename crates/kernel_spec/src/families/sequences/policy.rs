@@ -30,3 +30,9 @@ pub struct Merge {}
 /// None: a warp a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Append {}
+
+/// None.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tiles {}
+
+pub use crate::families::forward::policy::V3 as PackedV3;

@@ -16,9 +16,9 @@
 
 use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::KvBlocks;
-use kernel_spec::families::sequences::{SequencesParams, memory};
 #[cfg(doc)]
 use kernel_spec::families::sequences::policy;
+use kernel_spec::families::sequences::{SequencesParams, memory};
 
 use crate::attention::exchange::Exchange;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax};

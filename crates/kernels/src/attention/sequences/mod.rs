@@ -7,6 +7,7 @@
 //! | --- | --- | --- |
 //! | [`decode`] | each warp keys of its own, all query rows | up to 16 query rows, those of a group's heads together |
 //! | [`prefill`] | all warps the same keys, each its query rows | more |
+//! | [`tiles`] | | the list of tiles of [`v3`](super::v3) over packed sequences |
 //! | [`merge`] | | several splits of the keys, put together |
 //! | [`append`] | | new keys and values, written to the cache, and queries turned with them |
 
@@ -32,6 +33,7 @@ pub mod decode;
 pub mod merge;
 pub mod prefill;
 pub mod rows;
+pub mod tiles;
 
 /// One sequence: the problem that it poses on its own.
 pub struct Sequence {
@@ -364,7 +366,8 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         for m in 0..F::M {
             for half in 0..2 {
                 let Some(at) = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half as u32)) else { continue };
-                let index = partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
+                let index =
+                    partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
                 let half = half as usize;
                 // SAFETY: inside both buffers.
                 unsafe {
@@ -441,7 +444,8 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         for index in (thread::index()..C::ROW.q_block * pieces).step_by(C::THREADS) {
             let (row, piece) = (index / pieces, index % pieces);
             if let Some(at) = self.row(self.block.first_row + row) {
-                let index = partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
+                let index =
+                    partial_index(p, self.split, self.place.q_head + at.head, self.sequence.first_token + at.row);
                 // SAFETY: inside both buffers.
                 unsafe {
                     if piece == 0 {

@@ -43,7 +43,10 @@ impl<T: Element> SequenceRows<T> {
 #[derive(Clone, Copy)]
 pub struct SequenceWalk<T> {
     source: SequenceRows<T>,
+    /// Where the rows are at equal distances.
     affine: AffineWalk,
+    /// Whether each row's page has to be looked up.
+    scattered: bool,
     row: u32,
     step: u32,
     offset: u64,
@@ -74,7 +77,35 @@ impl<T: Element> RowSource for SequenceRows<T> {
 
     #[inline(always)]
     fn walk(&self, first: u32, step: u32, offset: u64) -> SequenceWalk<T> {
-        SequenceWalk { source: *self, affine: self.rows.walk(first, step, offset), row: first, step, offset }
+        let affine = self.rows.walk(first, step, offset);
+        SequenceWalk { source: *self, affine, scattered: self.pages.exist, row: first, step, offset }
+    }
+
+    /// A tile that lies in one page needs one look at the table.
+    #[inline(always)]
+    fn walk_tile(&self, first: u32, rows: u32, own: u32, step: u32, offset: u64) -> SequenceWalk<T> {
+        let walk = self.walk(first + own, step, offset);
+        if !self.pages.exist {
+            return walk;
+        }
+        let (entry, row) = self.pages.rows.split(self.pages.first + first);
+        if row + rows > self.pages.rows.value {
+            return walk;
+        }
+        let from = self.rows.address + self.page(entry) as u64 * self.page_bytes;
+        let affine = GlobalRows { address: from, ..self.rows }.walk(row + own, step, offset);
+        SequenceWalk { affine, scattered: false, ..walk }
+    }
+}
+
+impl<T: Element> SequenceRows<T> {
+    /// The page of an entry of the table that exists.
+    #[inline(always)]
+    fn page(&self, entry: u32) -> u32 {
+        // SAFETY: passed on.
+        let page = unsafe { copy::load_u32(self.pages.table + entry as u64 * 4) };
+        // A number that is no page's is a mistake of the caller's, who reads a page of somebody else then, but nothing outside.
+        page.min(self.pages.count - 1)
     }
 }
 
@@ -84,13 +115,7 @@ impl<T: Element> SequenceWalk<T> {
     fn paged(&self, row: u32) -> u64 {
         let SequenceRows { rows, pages, page_bytes } = &self.source;
         let (entry, row_in_page) = pages.rows.split(pages.first + row);
-        let mut page = 0;
-        if row < rows.rows {
-            // SAFETY: the table has an entry for every row that exists.
-            page = unsafe { copy::load_u32(pages.table + entry as u64 * 4) };
-        }
-        // A number that is no page's is a mistake of the caller's, who reads a page of somebody else then, but nothing outside.
-        let page = page.min(pages.count - 1);
+        let page = if row < rows.rows { self.source.page(entry) } else { 0 };
         rows.address + page as u64 * page_bytes + row_in_page as u64 * rows.row_bytes + self.offset
     }
 }
@@ -98,12 +123,12 @@ impl<T: Element> SequenceWalk<T> {
 impl<T: Element> RowWalk for SequenceWalk<T> {
     #[inline(always)]
     fn address(&self) -> u64 {
-        if self.source.pages.exist { self.paged(self.row) } else { self.affine.address() }
+        if self.scattered { self.paged(self.row) } else { self.affine.address() }
     }
 
     #[inline(always)]
     fn ahead(&self, steps: u32) -> u64 {
-        if self.source.pages.exist { self.paged(self.row + steps * self.step) } else { self.affine.ahead(steps) }
+        if self.scattered { self.paged(self.row + steps * self.step) } else { self.affine.ahead(steps) }
     }
 
     #[inline(always)]

@@ -2,13 +2,13 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{math, shared, thread, warp};
+use cuda_std::{math, shared, warp};
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
-use kernel_spec::{KvBlocks, Steps, V3Params};
+use kernel_spec::{KvBlocks, Steps};
 
 use crate::attention::query_block::QueryBlock;
-use crate::attention::v3::config::Config;
-use crate::parts::rows::HeadRows;
+use crate::attention::v3::config::{Config, Params};
+use crate::attention::v3::tiling::Tiling;
 
 /// What the load warp tells the others with a buffer of queries: the tile that they belong to.
 #[derive(Clone, Copy)]
@@ -25,11 +25,17 @@ impl TileNotes {
     /// # Safety
     /// The load warp, converged, between waiting for the buffer and announcing its bytes.
     #[inline(always)]
-    pub unsafe fn write<C: Config>(self, stage: u32, tile: Option<&QueryTile>, p: &V3Params, elected: bool) {
+    pub unsafe fn write<C: Config>(
+        self,
+        stage: u32,
+        tile: Option<&QueryTile<C::Tiling>>,
+        p: &Params<C>,
+        elected: bool,
+    ) {
         let warpgroups = const { C::ROW.q_block / WARPGROUP_ROWS };
         let at = self.address + stage * self.bytes;
         let (place, blocks) = match tile {
-            Some(QueryTile { batch, q_head, kv_head, first_row, blocks: b }) => {
+            Some(QueryTile { batch, q_head, kv_head, first_row, blocks: b, .. }) => {
                 ([*batch, *q_head, *kv_head, *first_row], [b.first, b.unmasked_first, b.unmasked_end, b.end])
             }
             // A tile has a block at least.
@@ -40,10 +46,11 @@ impl TileNotes {
             unsafe {
                 shared::store_u32x4(at, place);
                 shared::store_u32x4(at + 16, blocks);
+                C::Tiling::write(tile.map(|tile| &tile.sequence), at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
                 if C::POLICY.skips {
                     // Rolled: one computation at a time fits the registers of a load warp.
                     for warpgroup in 0..math::opaque(warpgroups) {
-                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps(p, warpgroup, C::ROW.kv_block));
+                        let steps = tile.map_or(Steps::NONE, |tile| tile.steps::<C>(p, warpgroup));
                         let at = at + Memory::NOTE_TILE_BYTES + warpgroup * Memory::NOTE_STEPS_BYTES;
                         shared::store_u32(at, steps.first);
                         shared::store_u32(at + 4, steps.tested_end);
@@ -61,14 +68,15 @@ impl TileNotes {
     pub unsafe fn read<C: Config>(self, stage: u32, warpgroup: u32) -> Option<WarpgroupTile<C>> {
         let at = self.address + stage * self.bytes;
         // SAFETY: inside the note; converged.
-        let (place, blocks, steps) = unsafe {
+        let (place, blocks, steps, sequence) = unsafe {
             let steps = if C::POLICY.skips {
                 let at = at + Memory::NOTE_TILE_BYTES + warpgroup * Memory::NOTE_STEPS_BYTES;
                 Steps { first: shared::load_u32(at), tested_end: shared::load_u32(at + 4) }
             } else {
                 Steps::NONE
             };
-            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps);
+            let sequence = C::Tiling::read(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
+            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps, sequence);
             // Without it, ptxas takes what depends on a note for different from lane to lane, keeps addresses of buffers out of uniform
             // registers, and moves them there in every step: 3 to 4 % (H200, 128 dims).
             warp::sync();
@@ -77,15 +85,15 @@ impl TileNotes {
         let [batch, q_head, kv_head, first_row] = place;
         let [first, unmasked_first, unmasked_end, end] = blocks;
         let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
-        let tile = QueryTile { batch, q_head, kv_head, first_row, blocks };
+        let tile = QueryTile { batch, q_head, kv_head, first_row, blocks, sequence };
         if blocks.count() == 0 { None } else { Some(WarpgroupTile { tile, steps, config: PhantomData }) }
     }
 }
 
 /// A tile as one warpgroup takes part in it. All do the same steps unless they skip blocks that their own rows do not see.
-pub struct WarpgroupTile<C> {
+pub struct WarpgroupTile<C: Config> {
     /// The tile.
-    pub tile: QueryTile,
+    pub tile: QueryTile<C::Tiling>,
     steps: Steps,
     config: PhantomData<C>,
 }
@@ -127,7 +135,7 @@ pub struct Tiles {
 
 /// A block of query rows and the key blocks that it visits, at least one.
 #[derive(Clone, Copy)]
-pub struct QueryTile {
+pub struct QueryTile<S> {
     /// Batch entry.
     pub batch: u32,
     /// Query head, or the first of those that are packed together.
@@ -138,17 +146,19 @@ pub struct QueryTile {
     pub first_row: u32,
     /// Key blocks to visit.
     pub blocks: KvBlocks,
+    /// What it knows of its sequence.
+    pub sequence: S,
 }
 
-impl QueryTile {
+impl<S: Tiling> QueryTile<S> {
     /// What warpgroup `warpgroup` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
     /// after values whose buffers it has not freed.
     #[inline(always)]
-    pub fn steps(&self, p: &V3Params, warpgroup: u32, kv_block: u32) -> Steps {
-        let f = &p.forward;
+    pub fn steps<C: Config<Tiling = S>>(&self, p: &S::Params, warpgroup: u32) -> Steps {
+        let [q_rows, kv_rows] = self.sequence.rows(p);
         let first = self.first_row + warpgroup * WARPGROUP_ROWS;
-        let [first, rows] = [first, WARPGROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
-        let steps = f.band.steps(self.blocks, first, rows, f.q_rows, f.kv_rows, kv_block);
+        let [first, rows] = [first, WARPGROUP_ROWS].map(|rows| rows >> S::packed_log2(p));
+        let steps = S::forward(p).band.steps(self.blocks, first, rows, q_rows, kv_rows, C::ROW.kv_block);
         Steps { first: steps.first.min(1), ..steps }
     }
 
@@ -158,50 +168,9 @@ impl QueryTile {
         self.blocks.step(i) * kv_block
     }
 
-    /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
-    #[inline(always)]
-    pub fn query_rows(&self, p: &V3Params) -> [u32; 3] {
-        let packed_log2 = p.schedule.packed_log2;
-        let row = self.first_row >> packed_log2;
-        let [outer, inner] = if packed_log2 == 0 { [self.q_head, row] } else { [row, self.q_head] };
-        [inner, outer, self.batch]
-    }
-
-    /// Where its keys and values come from.
-    #[inline(always)]
-    pub fn kv_rows(&self) -> HeadRows {
-        HeadRows { head: self.kv_head, batch: self.batch }
-    }
-
     /// The query block of the tile.
     #[inline(always)]
-    pub fn block<C: Config>(&self, p: &V3Params) -> QueryBlock<C> {
-        let mut block = QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
-        block.packed_log2 = p.schedule.packed_log2;
-        block
-    }
-}
-
-impl Tiles {
-    /// The next tile, if there is one.
-    #[inline(always)]
-    pub fn next<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
-        let (f, schedule) = (&p.forward, &p.schedule);
-        loop {
-            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
-            self.round += 1;
-            let Some(tile) = schedule.tile(slot) else { continue };
-            let (batch, head) = schedule.sequence_heads.split(tile.head);
-            let (kv_head, _) = schedule.group.split(head);
-            let first_row = tile.q_block * C::ROW.q_block;
-            let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
-            let mut blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, C::ROW.kv_block);
-            if blocks.count() == 0 {
-                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
-                let past = f.kv_rows.div_ceil(C::ROW.kv_block);
-                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
-            }
-            return Some(QueryTile { batch, q_head: head << schedule.packed_log2, kv_head, first_row, blocks });
-        }
+    pub fn block<C: Config<Tiling = S>>(&self, p: &S::Params) -> QueryBlock<C> {
+        S::block(self, p)
     }
 }

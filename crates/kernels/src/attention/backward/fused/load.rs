@@ -8,7 +8,6 @@ use crate::attention::backward::fused::config::{Config, Douts, Keys, Rings, Valu
 use crate::attention::backward::fused::tiles::Tiles;
 use crate::attention::backward::statistics_of;
 use crate::parts::boxes::{load, load_next};
-use crate::parts::rows::{BoxSource, HeadRows};
 
 /// All loads of the thread block. `maps` is the address of the tensor maps of q, k, v and dout.
 ///
@@ -24,11 +23,10 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
         let mut tiles = Tiles { round: 0 };
         while let Some(walk) = tiles.next::<C>(p) {
             let (p, block) = (&p.backward, &walk.keys);
-            let kv_rows = HeadRows { head: block.kv_head, batch: block.batch }.coordinates(block.first_row);
+            let kv_rows = [block.first_row, block.kv_head, block.batch];
             let mut first = true;
             for head in 0..p.group {
                 let q_head = block.kv_head * p.group + head;
-                let rows = HeadRows { head: q_head, batch: block.batch };
                 for i in 0..block.q_blocks.count() {
                     let row = walk.q_block(i) * C::ROW.q_block;
                     if first {
@@ -36,7 +34,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
                     }
                     rings.q.wait_free();
                     let full = rings.q.announce(elected);
-                    load::<C::Q>(rings.q.buffer(), q_map, rows.coordinates(row), full, elected);
+                    load::<C::Q>(rings.q.buffer(), q_map, [row, q_head, block.batch], full, elected);
                     let statistics = statistics_of(p, block.batch * p.q_heads + q_head, row);
                     tma::load_bytes_if(
                         rings.statistics(),
@@ -50,7 +48,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
                         load_next::<C::Kv, Values<C>>(&mut rings.v, v_map, kv_rows, elected);
                         first = false;
                     }
-                    load_next::<C::Q, Douts<C>>(&mut rings.dout, dout_map, rows.coordinates(row), elected);
+                    load_next::<C::Q, Douts<C>>(&mut rings.dout, dout_map, [row, q_head, block.batch], elected);
                 }
             }
         }
