@@ -24,6 +24,12 @@ const SPLIT_UNIT: usize = 64;
 /// Query rows, over the heads of a group, up to which a tile of decode holds them.
 const DECODE_ROWS: usize = 16;
 
+/// The GPU counts as idle where one in so many multiprocessors has a thread block.
+const IDLE: u64 = 4;
+
+/// Units of keys of a thread block up to which it does not matter.
+const FEW_UNITS: u64 = 8;
+
 /// Rows of a thread block of append: one a warp.
 const APPEND_ROWS: u64 = 4;
 
@@ -224,6 +230,8 @@ fn v3_row(
 ) -> Result<Option<&'static Variant>> {
     let asked = match attention.kernel {
         KernelChoice::Variant(row) if row.pass == Pass::PackedV3 => Some(row),
+        // A step of generation for every sequence.
+        KernelChoice::Auto if is_decode(sizes) => return Ok(None),
         KernelChoice::Auto | KernelChoice::Kernel(Kernel::V3) => None,
         _ => return Ok(None),
     };
@@ -243,7 +251,10 @@ fn v3_row(
         [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out)]
             .iter()
             .try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
-        let row = asked.or_else(|| sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, FeatureSet::NONE));
+        let seen = keys_per_row(attention, sizes);
+        let row = asked.or_else(|| {
+            sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE)
+        });
         row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2])).ok_or(Unsupported::DType { found: sizes.dtype })
     };
     match check() {
@@ -325,7 +336,7 @@ fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
 
 fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {
     // validated: at most MAX_HEAD_DIM
-    sequences::find(pass, sizes.dtype, sizes.head_dim as u32, features).ok_or(Error::HeadDim { found: sizes.head_dim })
+    sequences::find(pass, sizes.dtype, sizes.head_dim as u32, 0, features).ok_or(Error::HeadDim { found: sizes.head_dim })
 }
 
 /// The row that attends, and why.
@@ -354,10 +365,10 @@ fn choose(
     }
     let group = sizes.q_heads / sizes.kv_heads;
     let rows = sizes.longest_q.saturating_mul(group);
-    if rows <= DECODE_ROWS || sizes.longest_q == 1 {
+    if is_decode(sizes) {
         let reason =
             format!("{rows} query rows of a group share its keys: a tile of {DECODE_ROWS}, bound by reading the keys");
-        let cluster = sequences::find(Pass::ClusterDecode, sizes.dtype, sizes.head_dim as u32, features)
+        let cluster = sequences::find(Pass::ClusterDecode, sizes.dtype, sizes.head_dim as u32, 0, features)
             .filter(|row| check_hopper(device).is_ok() && clusters(attention, device, sizes, row) > 1);
         return match cluster {
             Some(row) => Ok((row, format!("{reason}; few of them, so a cluster splits the keys"))),
@@ -366,6 +377,19 @@ fn choose(
     }
     let reason = format!("{rows} query rows of a group share its keys: v2's tiles");
     Ok((find(Pass::Prefill, sizes, features)?, reason))
+}
+
+/// Whether a tile of decode holds the query rows of a sequence.
+fn is_decode(sizes: &SequenceSizes) -> bool {
+    let group = sizes.q_heads / sizes.kv_heads;
+    sizes.longest_q == 1 || sizes.longest_q.saturating_mul(group) <= DECODE_ROWS
+}
+
+/// Keys that a row of the longest sequence sees, on average: half of all under a causal mask.
+fn keys_per_row(attention: &Attention, sizes: &SequenceSizes) -> u32 {
+    let seen = keys(attention, sizes);
+    // Below MAX_ROWS.
+    (if attention.mask == Mask::Causal { seen / 2 } else { seen }) as u32
 }
 
 /// Keys that a query row of the longest sequence may see.
@@ -399,41 +423,34 @@ fn split(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row:
         Splits::Auto if in_clusters => Ok(Cut { splits: clusters(attention, device, sizes, row), ..cut }),
         Splits::Auto => {
             let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
-            let resident = u64::from(device.multiprocessors) * u64::from(row.entry.min_ctas);
-            Ok(Cut { splits: fewest_splits(cut.places(sizes), units, resident), ..cut })
+            // Decode is bound by reading, which one thread block a multiprocessor keeps busy; prefill by its products and their waits.
+            let each = if row.pass == Pass::Decode { 1 } else { row.entry.min_ctas };
+            Ok(Cut { splits: splits(cut.places(sizes), units, device.multiprocessors, each), ..cut })
         }
     }
 }
 
-/// Thread blocks of a cluster: a power of two, as many as give every multiprocessor one, and no more than the keys are worth. 1: no clusters.
+/// Thread blocks of a cluster: the largest power of two of which all clusters are on the GPU at a time, and no more than the keys are worth.
+/// 1: no clusters.
 fn clusters(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> u32 {
     if attention.splits != Splits::Auto {
         return 1;
     }
     let places = Cut::of(row, sizes).places(sizes).max(1);
-    let most = (u64::from(device.multiprocessors) / places).min(row.entry.max_cluster.into());
-    let worth = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
-    // Both are below 2^32.
-    match most.min(worth) as u32 {
-        0 => 1,
-        splits => 1 << splits.ilog2(),
-    }
+    let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
+    let multiprocessors = u64::from(device.multiprocessors);
+    // A cluster lies within a part of the GPU, of which some have too few multiprocessors for two clusters of 8.
+    let fits = |size: u64| places * (size + size / 8) <= multiprocessors;
+    let size = (0..=row.entry.max_cluster.ilog2()).map(|log2| 1 << log2).rfind(|&size| fits(size) && size <= units);
+    let size = size.unwrap_or(1);
+    // So few that most of the GPU would have nothing to do: more splits, and a merge, are worth it for many keys.
+    let is_idle = places * size * IDLE < multiprocessors && units > size * FEW_UNITS;
+    if is_idle { 1 } else { size as u32 }
 }
 
-/// Splits of `units` times 64 keys for which a model of the time is least: rounds of `resident` thread blocks at a time, each of which starts,
-/// reads its share and ends, and a merge.
-fn fewest_splits(places: u64, units: u64, resident: u64) -> u32 {
-    /// What a thread block's start and end cost, in units of 64 keys read.
-    const ENDS: u64 = 6;
-    /// What the merge costs, and what it costs more for each split.
-    const MERGE: u64 = 4;
-    const MERGE_SPLITS: u64 = 8;
-    let cost = |splits: u64| {
-        let rounds = (places * splits).div_ceil(resident);
-        let merge = if splits > 1 { MERGE + splits / MERGE_SPLITS } else { 0 };
-        rounds * (units.div_ceil(splits) + ENDS) + merge
-    };
-    let most = units.clamp(1, MAX_SPLITS.into());
-    // The first of equals: fewer splits.
-    (1..=most).min_by_key(|&splits| cost(splits)).unwrap_or(1) as u32
+/// Splits that give every multiprocessor `each` thread blocks, and no more than the keys are worth.
+fn splits(places: u64, units: u64, multiprocessors: u32, each: u32) -> u32 {
+    let wanted = u64::from(multiprocessors) * u64::from(each) / places.max(1);
+    // Below 2^32.
+    wanted.min(units).clamp(1, MAX_SPLITS.into()) as u32
 }

@@ -128,8 +128,8 @@ impl Pass {
 
     /// Thread blocks of a cluster, at most.
     pub const fn max_cluster(self) -> u32 {
-        // The most of Hopper: more than the 8 that every GPU with clusters has.
-        if matches!(self, Pass::ClusterDecode) { 16 } else { 1 }
+        // Hopper has up to 16, but few places for them: of 10 on, 8 clusters took 1.5 times as long as of 8 (H200, docs/perf-log.md).
+        if matches!(self, Pass::ClusterDecode) { 8 } else { 1 }
     }
 
     /// The kernel that this pass belongs to.

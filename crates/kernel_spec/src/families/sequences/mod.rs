@@ -79,12 +79,14 @@ pub const fn named(symbol: &str) -> &'static Variant {
     panic!("no row has this symbol")
 }
 
-/// The row for `pass` on tensors of `dtype` with so many columns, with `features`; `None` when no compiled head dim holds them.
-pub fn find(pass: Pass, dtype: DType, dim: u32, features: FeatureSet) -> Option<&'static Variant> {
+/// The row for `pass` on tensors of `dtype` with so many columns, whose rows see `keys` keys, with `features`; `None` when no compiled head
+/// dim holds them.
+pub fn find(pass: Pass, dtype: DType, dim: u32, keys: u32, features: FeatureSet) -> Option<&'static Variant> {
     VARIANTS
         .iter()
         .filter(|v| v.pass == pass && v.holds(dtype, [dim; 2]) && v.entry.accepts.contains(features))
-        .min_by_key(|v| v.dim_qk)
+        .filter(|v| v.from_keys <= keys)
+        .min_by_key(|v| (v.dim_qk, core::cmp::Reverse(v.from_keys)))
 }
 
 /// Query heads of a group that share a tile of `q_block` rows with `q_rows` rows each, as a logarithm to base 2. With few rows, all of
@@ -120,7 +122,7 @@ mod tests {
         for pass in [Pass::Decode, Pass::Prefill, Pass::Merge] {
             for dtype in DType::ALL {
                 for dim in (8..=256).step_by(8) {
-                    let row = find(pass, dtype, dim, all).expect("a row");
+                    let row = find(pass, dtype, dim, 0, all).expect("a row");
                     assert!(row.dim_qk == 0 || (row.dim_qk >= dim && row.dim_qk - dim < 64), "{}", row.entry.symbol);
                 }
             }

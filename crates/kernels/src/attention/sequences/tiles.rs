@@ -6,6 +6,7 @@
 //! computed does not depend on it.
 
 use cuda_std::{copy, shared, sync, thread, warp};
+use kernel_spec::MAX_ROWS;
 use kernel_spec::families::sequences::memory::Tiles as Memory;
 use kernel_spec::families::sequences::{TileEntry, TilesParams};
 
@@ -14,8 +15,8 @@ use crate::attention::sequences::{CachePlace, query_rows, sum_up_to};
 /// Calls `visit` with the entry of every tile, and the steps that it takes. A warp has sequences of its own, and a lane tiles of these.
 #[inline(always)]
 unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut(TileEntry, u32)) {
-    // SAFETY: no row has a tile without rows. Without this, divisions could panic.
-    unsafe { core::hint::assert_unchecked(p.q_block > 0 && p.kv_block > 0) };
+    // SAFETY: tiles have rows, and fewer than a tensor. Without this, divisions could panic, by -1 too, and lanes would part before it.
+    unsafe { core::hint::assert_unchecked(p.q_block > 0 && p.kv_block > 0 && p.kv_block < MAX_ROWS) };
     // SAFETY: sequences below the number of them.
     unsafe {
         for sequence in (thread::index() / 32..p.table.batch).step_by(WARPS as usize) {

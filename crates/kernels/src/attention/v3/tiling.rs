@@ -91,10 +91,20 @@ impl Tiling for Uniform {
             let (kv_head, _) = schedule.group.split(head);
             let first_row = tile.q_block * C::ROW.q_block;
             let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
-            let blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, C::ROW.kv_block);
-            let blocks = at_least_one(blocks, f.kv_rows, C::ROW.kv_block);
-            let q_head = head << schedule.packed_log2;
-            return Some(QueryTile { batch, q_head, kv_head, first_row, blocks, sequence: Uniform });
+            let mut blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, C::ROW.kv_block);
+            if blocks.count() == 0 {
+                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
+                let past = f.kv_rows.div_ceil(C::ROW.kv_block);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
+            return Some(QueryTile {
+                batch,
+                q_head: head << schedule.packed_log2,
+                kv_head,
+                first_row,
+                blocks,
+                sequence: Uniform,
+            });
         }
     }
 
@@ -208,8 +218,12 @@ impl Tiling for Packed {
             let (kv_head, _) = p.group.split(head);
             let sequence = Packed { q_first, q_rows, kv_first, kv_rows };
             let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> p.packed_log2);
-            let blocks = p.forward.band.kv_blocks(first, rows, q_rows, kv_rows, C::ROW.kv_block);
-            let blocks = at_least_one(blocks, kv_rows, C::ROW.kv_block);
+            let mut blocks = p.forward.band.kv_blocks(first, rows, q_rows, kv_rows, C::ROW.kv_block);
+            if blocks.count() == 0 {
+                // As above.
+                let past = kv_rows.div_ceil(C::ROW.kv_block);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
             Some(QueryTile { batch: 0, q_head: head << p.packed_log2, kv_head, first_row, blocks, sequence })
         }
     }
@@ -264,14 +278,4 @@ impl Tiling for Packed {
         let [q_first, q_rows, kv_first, kv_rows] = unsafe { shared::load_u32x4(at) };
         Packed { q_first, q_rows, kv_first, kv_rows }
     }
-}
-
-/// Every tile takes one step: where there is nothing to visit, the block past the last key reads as zeros, all hidden.
-#[inline(always)]
-fn at_least_one(blocks: KvBlocks, kv_rows: u32, kv_block: u32) -> KvBlocks {
-    if blocks.count() == 0 {
-        let past = kv_rows.div_ceil(kv_block);
-        return KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
-    }
-    blocks
 }
