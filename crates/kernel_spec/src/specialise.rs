@@ -185,7 +185,7 @@ mod tests {
         feature_slots: 2,
         accepts: FeatureSet::of(0).union(FeatureSet::of(1)),
         cooperative: false,
-                max_cluster: 1,
+        max_cluster: 1,
     };
 
     fn edited(line: &str, features: FeatureSet) -> Result<String> {

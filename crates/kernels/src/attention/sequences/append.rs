@@ -10,7 +10,7 @@ use kernel_spec::TensorParams;
 use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences::AppendParams;
 
-use crate::attention::sequences::{CachePlace, count, query_rows, span};
+use crate::attention::sequences::sequence::{CachePlace, count, query_rows, span};
 use crate::parts::element::Element;
 
 /// Which new rows a warp moves.

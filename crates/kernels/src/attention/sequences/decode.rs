@@ -22,7 +22,8 @@ use kernel_spec::families::sequences::{SequencesParams, memory};
 
 use crate::attention::exchange::Exchange;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax};
-use crate::attention::sequences::{SequenceBlock, mend};
+use crate::attention::sequences::block::SequenceBlock;
+use crate::attention::sequences::mend::mend;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::attention::{self, exact};
 use crate::parts::fragments::Fragments;

@@ -6,7 +6,9 @@ use kernel_spec::families::sequences::{MAX_SPLITS, SequencesParams};
 use crate::attention::exact;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryRow;
-use crate::attention::sequences::{Place, Sequence, lse_address, mend_row, partial_index, row_address};
+use crate::attention::sequences::mend::mend_row;
+use crate::attention::sequences::place::{Place, lse_address, partial_index, row_address};
+use crate::attention::sequences::sequence::Sequence;
 
 /// Splits whose statistics a lane reads, at most.
 const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;

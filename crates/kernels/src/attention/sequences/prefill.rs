@@ -9,7 +9,8 @@ use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::sequences::{SequencesParams, policy};
 
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
-use crate::attention::sequences::{SequenceBlock, mend};
+use crate::attention::sequences::block::SequenceBlock;
+use crate::attention::sequences::mend::mend;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::attention::{self, exact};
 use crate::parts::fragments::Fragments;

@@ -10,7 +10,8 @@ use kernel_spec::MAX_ROWS;
 use kernel_spec::families::sequences::memory::Tiles as Memory;
 use kernel_spec::families::sequences::{TileEntry, TilesParams};
 
-use crate::attention::sequences::{CachePlace, query_rows, sum_up_to};
+use crate::attention::sequences::place::sum_up_to;
+use crate::attention::sequences::sequence::{CachePlace, query_rows};
 
 /// Calls `visit` with the entry of every tile, and the steps that it takes. A warp has sequences of its own, and a lane tiles of these.
 #[inline(always)]
