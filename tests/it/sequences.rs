@@ -159,7 +159,10 @@ fn random_sequences_agree_with_the_reference_f32() {
 /// Every compiled tile, on packed sequences and on pages, whole and split.
 fn every_tile<T: Element>() {
     let shared = device::shared();
-    for row in VARIANTS.iter().filter(|v| matches!(v.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill) && v.dtype == T::DTYPE) {
+    for row in VARIANTS
+        .iter()
+        .filter(|v| matches!(v.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill) && v.dtype == T::DTYPE)
+    {
         for keys in [
             Keys::Packed { slack: 1 },
             Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: true },

@@ -477,8 +477,7 @@ impl SequenceCase {
             }
         }
         let largest = exact.lse.iter().filter(|x| x.is_finite()).fold(0.0, |most: f64, x| most.max(x.abs()));
-        let lse_bound =
-            reference::tolerance(lse_error) + 16.0 * f64::from(f32::EPSILON) * largest;
+        let lse_bound = reference::tolerance(lse_error) + 16.0 * f64::from(f32::EPSILON) * largest;
         let tokens = *laid.q_starts.last().unwrap() as usize;
         for (i, &found) in result.lse.iter().enumerate() {
             // `[batch, head, row]` where queries are not packed.
