@@ -4,7 +4,7 @@
 use crate::support::device;
 use ferroflash::{
     Attention, DType, Device, Error, Indices, KvCache, KvCacheMut, Layout, Lse, LseShape, NewRows, Operand, PackedRows,
-    PageTable, Rotary, Splits, Tensor,
+    PageTable, Rotary, SequencesError, Splits, Tensor,
 };
 use kernel_spec::Pass;
 use kernel_spec::families::sequences::VARIANTS;
@@ -236,26 +236,26 @@ fn tensors_of_other_numbers_of_axes() {
     for operand in [Operand::Q, Operand::K, Operand::V, Operand::Out] {
         assert_error!(
             with(packed, operand, &CACHE),
-            Error::AxisCount { tensor, found: 4, accepted: 3, is_packed: true } if *tensor == operand,
+            Error::Sequences(SequencesError::AxisCount { tensor, found: 4, accepted: 3, is_packed: true }) if *tensor == operand,
             format!("{operand} has 4 axes; 3 are accepted where rows are packed (row, head, dim)")
         );
         assert_error!(
             with(cached, operand, &PACKED_Q),
-            Error::AxisCount { tensor, found: 3, accepted: 4, is_packed: false } if *tensor == operand,
+            Error::Sequences(SequencesError::AxisCount { tensor, found: 3, accepted: 4, is_packed: false }) if *tensor == operand,
             format!("{operand} has 3 axes; 4 are accepted (batch or page, row, head, dim)")
         );
     }
     for operand in [Operand::Q, Operand::Out] {
         assert_error!(
             with(cached_packed, operand, &Q),
-            Error::AxisCount { tensor, found: 4, accepted: 3, is_packed: true } if *tensor == operand,
+            Error::Sequences(SequencesError::AxisCount { tensor, found: 4, accepted: 3, is_packed: true }) if *tensor == operand,
             format!("{operand} has 4 axes; 3 are accepted where rows are packed (row, head, dim)")
         );
     }
     for operand in [Operand::NewK, Operand::NewV] {
         assert_error!(
             with(Call::appending, operand, &[3, 2, 32]),
-            Error::AxisCount { tensor, found: 3, accepted: 4, is_packed: false } if *tensor == operand,
+            Error::Sequences(SequencesError::AxisCount { tensor, found: 3, accepted: 4, is_packed: false }) if *tensor == operand,
             format!("{operand} has 3 axes; 4 are accepted (batch or page, row, head, dim)")
         );
     }
@@ -263,7 +263,7 @@ fn tensors_of_other_numbers_of_axes() {
         error(Call::appending, |device, call| {
             call.new.as_mut().unwrap().starts = Some(numbers(device, &[0, 3, 6]));
         }),
-        Error::AxisCount { tensor: Operand::NewK, found: 4, accepted: 3, is_packed: true },
+        Error::Sequences(SequencesError::AxisCount { tensor: Operand::NewK, found: 4, accepted: 3, is_packed: true }),
         "the new k has 4 axes; 3 are accepted where rows are packed (row, head, dim)"
     );
 }
@@ -287,7 +287,7 @@ fn arrays_of_other_lengths() {
         for wrong in [0, right - 1, right + 1] {
             assert_error!(
                 error(make, |device, call| *of(call) = numbers(device, &vec![0; wrong])),
-                Error::IndexCount { what, found, expected }
+                Error::Sequences(SequencesError::IndexCount { what, found, expected })
                     if (*what, *found, *expected) == (operand, wrong, right),
                 format!("{operand} holds {wrong} numbers; {right} are needed for the sequences of this call")
             );
@@ -296,7 +296,7 @@ fn arrays_of_other_lengths() {
     // The starts of q say how many sequences there are: it is the others that are too few then.
     assert_error!(
         error(packed, |device, call| call.q_starts = numbers(device, &[0, 3, 4, 5])),
-        Error::IndexCount { what: Operand::QUsed, found: 2, expected: 3 },
+        Error::Sequences(SequencesError::IndexCount { what: Operand::QUsed, found: 2, expected: 3 }),
         "the rows of q in use holds 2 numbers; 3 are needed for the sequences of this call"
     );
     assert_error!(
@@ -305,7 +305,7 @@ fn arrays_of_other_lengths() {
             (new.k, new.v) = (tensor(device, &[6, 2, 32]), tensor(device, &[6, 2, 32]));
             new.starts = Some(numbers(device, &[0, 6]));
         }),
-        Error::IndexCount { what: Operand::NewStarts, found: 2, expected: 3 },
+        Error::Sequences(SequencesError::IndexCount { what: Operand::NewStarts, found: 2, expected: 3 }),
         "the starts of the new rows holds 2 numbers; 3 are needed for the sequences of this call"
     );
     for starts in [&[][..], &[0]] {
@@ -357,7 +357,7 @@ fn tables_of_pages_that_are_too_small() {
     {
         assert_error!(
             error(Call::paged, |device, call| call.pages = Some((numbers(device, &vec![0; count]), width, stride))),
-            Error::PageTable { found, batch: 2, width: w, stride: s } if (*found, *w, *s) == (count, width, stride),
+            Error::Sequences(SequencesError::PageTable { found, batch: 2, width: w, stride: s }) if (*found, *w, *s) == (count, width, stride),
             format!(
                 "the table of pages holds {count} numbers; 2 sequences of {width} pages, {stride} apart, need more, or overlap"
             )
@@ -375,7 +375,7 @@ fn tables_of_pages_that_are_too_small() {
 fn pages_and_entries() {
     assert_error!(
         error(Call::paged, |device, call| call.entries = Some(numbers(device, &[0, 1]))),
-        Error::PagesAndEntries,
+        Error::Sequences(SequencesError::PagesAndEntries),
         "a cache of pages takes no cache entries: the table of pages says where a sequence's keys are; give one of the two"
     );
 }
@@ -387,7 +387,7 @@ fn rotary_tables_that_do_not_fit() {
     };
     let is_refused = |found: Error, operand: Operand, shape: &[usize]| {
         assert!(
-            matches!(&found, Error::RotaryTable { tensor, shape: s, head_dim: 32, .. } if *tensor == operand && s == shape),
+            matches!(&found, Error::Sequences(SequencesError::RotaryTable { tensor, shape: s, head_dim: 32, .. }) if *tensor == operand && s == shape),
             "{found:?}"
         );
         let words = found.to_string();
@@ -436,7 +436,7 @@ fn splits_that_are_not_merged() {
         for make in [packed, cached, Call::paged] {
             assert_error!(
                 with(make, Splits::Count(count)),
-                Error::Splits { most: 128, needed, .. } if *needed == count as usize,
+                Error::Sequences(SequencesError::Splits { most: 128, needed, .. }) if *needed == count as usize,
                 format!(
                     "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would \
                      need {count}"
@@ -447,7 +447,7 @@ fn splits_that_are_not_merged() {
     for (keys, needed) in [(0, 16), (1, 16), (63, 1), (65, 1), (u32::MAX, 1)] {
         assert_error!(
             with(cached, Splits::Keys(keys)),
-            Error::Splits { most: 128, needed: found, .. } if *found == needed,
+            Error::Sequences(SequencesError::Splits { most: 128, needed: found, .. }) if *found == needed,
             format!(
                 "splits of {keys} keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would \
                  need {needed}"
@@ -465,7 +465,7 @@ fn splits_that_are_not_merged() {
     let spoil = |_: &Device, call: &mut Call| call.attention = Attention::new().with_splits(Splits::Keys(64));
     assert_error!(
         error(large(128 * 64 + 1), spoil),
-        Error::Splits { most: 128, needed: 129, .. },
+        Error::Sequences(SequencesError::Splits { most: 128, needed: 129, .. }),
         "splits of 64 keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would need 129"
     );
     let shared = device::shared();
@@ -479,7 +479,7 @@ fn splits_that_are_not_merged() {
         let attention = Attention::new().with_kernel(row).with_splits(Splits::Count(count));
         assert_error!(
             error(cached, |_, call| call.attention = attention),
-            Error::Splits { .. },
+            Error::Sequences(SequencesError::Splits { .. }),
             format!(
                 "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need \
                  {count}"

@@ -6,11 +6,13 @@ use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 mod axes;
 mod bind;
 mod names;
+mod sequences;
 mod unsupported;
 
 pub use axes::AxesError;
 pub use bind::BindError;
 pub use names::{Operand, Version};
+pub use sequences::SequencesError;
 pub use unsupported::Unsupported;
 
 /// Result of every fallible function of this crate.
@@ -159,76 +161,9 @@ pub enum Error {
         /// Number of axes given.
         found: usize,
     },
-    /// A tensor of a call over sequences has another number of axes.
-    #[error(
-        "{tensor} has {found} axes; {accepted} are accepted {}",
-        if *.is_packed { "where rows are packed (row, head, dim)" } else { "(batch or page, row, head, dim)" }
-    )]
-    AxisCount {
-        /// The tensor.
-        tensor: Operand,
-        /// Number of its axes.
-        found: usize,
-        /// Number that is accepted.
-        accepted: usize,
-        /// Whether its rows are packed.
-        is_packed: bool,
-    },
-    /// An array of numbers on the device has another length.
-    #[error("{what} holds {found} numbers; {expected} are needed for the sequences of this call")]
-    IndexCount {
-        /// The array.
-        what: Operand,
-        /// Numbers of it.
-        found: usize,
-        /// Numbers needed: one for each sequence, or one more.
-        expected: usize,
-    },
-    /// A table of pages has fewer numbers than its sequences need.
-    #[error(
-        "the table of pages holds {found} numbers; {batch} sequences of {width} pages, {stride} apart, need more, or overlap"
-    )]
-    PageTable {
-        /// Numbers of the table.
-        found: usize,
-        /// Sequences.
-        batch: usize,
-        /// Pages of a sequence.
-        width: usize,
-        /// Numbers from one sequence's to the next one's.
-        stride: usize,
-    },
-    /// Pages and entries both say where a sequence's keys are.
-    #[error(
-        "a cache of pages takes no cache entries: the table of pages says where a sequence's keys are; give one of the two"
-    )]
-    PagesAndEntries,
-    /// Tables of cosines and sines that do not fit.
-    #[error(
-        "{tensor} has shape {shape:?} and strides {strides:?}; contiguous [positions, turned_dims / 2] is accepted, the same for both, with          1 to {} columns", .head_dim / 2
-    )]
-    RotaryTable {
-        /// `cos` or `sin`.
-        tensor: Operand,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// Its strides.
-        strides: Vec<usize>,
-        /// Columns of q and k.
-        head_dim: usize,
-    },
-    /// A split of the keys that is no multiple of what kernels visit at a time, or more splits than are merged.
-    #[error(
-        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need {needed}"
-    )]
-    Splits {
-        /// What was asked for.
-        found: String,
-        /// Splits that it would make.
-        needed: usize,
-        /// Most splits.
-        most: u32,
-    },
+    /// What a call says of its sequences does not fit together.
+    #[error(transparent)]
+    Sequences(#[from] SequencesError),
     /// Axes that do not fit together, or that a tensor does not have.
     #[error(transparent)]
     Axes(#[from] AxesError),

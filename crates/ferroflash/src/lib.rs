@@ -24,7 +24,7 @@ pub use attention::{
     OutputGradients, PackedRows, PageTable, Plan, Problem, QueryRows, RawTensor, Rotary, Sequences, Sizes, Splits,
 };
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
-pub use error::{AxesError, BindError, Error, Operand, Result, Unsupported, Version};
+pub use error::{AxesError, BindError, Error, Operand, Result, SequencesError, Unsupported, Version};
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.
 pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant, entries};

@@ -92,7 +92,10 @@ impl Step {
 
     /// The same in clusters of so many thread blocks, which divide them.
     pub(crate) fn in_clusters(self, cluster: u32) -> Step {
-        assert!(cluster <= self.kernel.entry.max_cluster && self.ctas.is_multiple_of(cluster), "whole clusters that the entry takes");
+        assert!(
+            cluster <= self.kernel.entry.max_cluster && self.ctas.is_multiple_of(cluster),
+            "whole clusters that the entry takes"
+        );
         Step { cluster, ..self }
     }
 

@@ -4,7 +4,7 @@ use super::super::check::{check_itself, check_last_dim, check_same_device};
 use super::super::request::Placed;
 use super::describe::{KvCache, NewRows, PackedRows, PageTable, Rotary};
 use crate::device::Device;
-use crate::error::{Error, Operand, Result};
+use crate::error::{Error, Operand, Result, SequencesError};
 use crate::tensor::overlap::Footprint;
 use crate::tensor::{Dims, HeadsView, IndicesView, Layout, LseShape, TensorView};
 use kernel_spec::{DType, MAX_HEAD_DIM, MAX_ROWS};
@@ -123,7 +123,10 @@ fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<
             view.reshape(Dims::from([1, rows, heads, dim]))?.as_heads(Layout::Bshd)
         }
         (false, 4) => view.as_heads(Layout::Bshd),
-        (_, found) => Err(Error::AxisCount { tensor, found, accepted: if is_packed { 3 } else { 4 }, is_packed }),
+        (_, found) => {
+            let accepted = if is_packed { 3 } else { 4 };
+            Err(Error::Sequences(SequencesError::AxisCount { tensor, found, accepted, is_packed }))
+        }
     }
 }
 
@@ -131,7 +134,7 @@ fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<
 fn indices(q: &HeadsView<'_>, operand: Operand, view: &IndicesView<'_>, expected: usize) -> Result<()> {
     check_same_device(q, operand, view.device())?;
     if view.len() != expected {
-        return Err(Error::IndexCount { what: operand, found: view.len(), expected });
+        return Err(Error::Sequences(SequencesError::IndexCount { what: operand, found: view.len(), expected }));
     }
     Ok(())
 }
@@ -229,7 +232,7 @@ impl<'a> Call<'a> {
             Some(pages) => {
                 check_pages(&q, &pages, batch)?;
                 if cache.entries.is_some() {
-                    return Err(Error::PagesAndEntries);
+                    return Err(Error::Sequences(SequencesError::PagesAndEntries));
                 }
                 pages.width.saturating_mul(k.shape().rows)
             }
@@ -368,7 +371,7 @@ fn check_pages(q: &HeadsView<'_>, pages: &PageTable<'_>, batch: usize) -> Result
     check_same_device(q, Operand::Pages, numbers.device())?;
     let needed = (batch - 1).saturating_mul(stride).saturating_add(width);
     if stride < width || numbers.len() < needed {
-        return Err(Error::PageTable { found: numbers.len(), batch, width, stride });
+        return Err(Error::Sequences(SequencesError::PageTable { found: numbers.len(), batch, width, stride }));
     }
     Ok(())
 }
@@ -406,7 +409,7 @@ fn check_rotary(q: &HeadsView<'_>, rotary: &Rotary<'_>, batch: usize) -> Result<
         let fits = shape.len() == 2 && shape[0] > 0 && shape[1] > 0 && 2 * shape[1] <= head_dim;
         if !fits || shape != rotary.cos.shape() || !table.geometry().is_logical_order() {
             let (shape, strides) = (shape.to_vec(), table.strides().to_vec());
-            return Err(Error::RotaryTable { tensor, shape, strides, head_dim });
+            return Err(Error::Sequences(SequencesError::RotaryTable { tensor, shape, strides, head_dim }));
         }
     }
     rotary.positions.map_or(Ok(()), |positions| indices(q, Operand::Positions, &positions, batch))

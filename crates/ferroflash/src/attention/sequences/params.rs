@@ -5,13 +5,13 @@ use super::super::request::{Placed, Request, Tensors};
 use super::check::SequenceSizes;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
-use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::copy_engine::ALIGNMENT;
+use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences::{
     AppendParams, PackedV3Params, SequenceTable, SequencesParams, TilesParams, packed_log2,
 };
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{TensorMap, schedule, DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, Variant};
+use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, TensorMap, Variant, schedule};
 use std::mem::offset_of;
 
 /// The arrays of numbers that a call has.

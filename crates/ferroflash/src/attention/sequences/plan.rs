@@ -9,7 +9,7 @@ use super::check::SequenceSizes;
 use super::params::{self, Arrays, Cut};
 use crate::device::DeviceInfo;
 use crate::error::Operand;
-use crate::error::{Error, Result, Unsupported};
+use crate::error::{Error, Result, SequencesError, Unsupported};
 use crate::plan::{Binding, Buffer, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
@@ -252,10 +252,10 @@ fn v3_row(
             .iter()
             .try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
         let seen = keys_per_row(attention, sizes);
-        let row = asked.or_else(|| {
-            sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE)
-        });
-        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2])).ok_or(Unsupported::DType { found: sizes.dtype })
+        let row = asked
+            .or_else(|| sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE));
+        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]))
+            .ok_or(Unsupported::DType { found: sizes.dtype })
     };
     match check() {
         Ok(row) => Ok(Some(row)),
@@ -296,7 +296,8 @@ fn packed(
         Step::new(Specialised::plain(&row.entry), ctas(tiles), tile, row_params),
     ];
     let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
-    let reason = "packed sequences: asynchronous copies and products, and tiles in the order of their length".to_owned();
+    let reason =
+        "packed sequences: asynchronous copies and products, and tiles in the order of their length".to_owned();
     let plan = Plan {
         problem: describe(sizes),
         mask: attention.mask,
@@ -336,7 +337,8 @@ fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
 
 fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {
     // validated: at most MAX_HEAD_DIM
-    sequences::find(pass, sizes.dtype, sizes.head_dim as u32, 0, features).ok_or(Error::HeadDim { found: sizes.head_dim })
+    sequences::find(pass, sizes.dtype, sizes.head_dim as u32, 0, features)
+        .ok_or(Error::HeadDim { found: sizes.head_dim })
 }
 
 /// The row that attends, and why.
@@ -408,7 +410,7 @@ fn split(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row:
     let cut = Cut::of(row, sizes);
     let in_clusters = row.pass == Pass::ClusterDecode;
     let most = if in_clusters { row.entry.max_cluster } else { MAX_SPLITS };
-    let refused = |found, needed| Err(Error::Splits { found, needed, most });
+    let refused = |found, needed| Err(Error::Sequences(SequencesError::Splits { found, needed, most }));
     match attention.splits {
         Splits::Count(count) if count == 0 || count > most => refused(format!("{count} splits"), count as usize),
         Splits::Count(splits) => Ok(Cut { splits, ..cut }),
