@@ -5,12 +5,12 @@ use crate::differentiable::Inputs;
 use crate::error::Error;
 use crate::op::heads;
 use crate::packed::{Keys, Packed};
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::{
     CudaDType,
     cudarc::driver::{CudaView, DeviceRepr, ValidAsZeroBits},
 };
-use candle_core::{CudaStorage, CustomOp3, DType, Layout, Result, Storage, Tensor};
+use candle_core::{CudaStorage, CustomOp3, DType, DeviceLocation, Layout, Result, Storage, Tensor};
 use ferroflash::{Element, Operand, Shape, Strides};
 use ferroflash_cudarc::{CacheRows, Numbers, PackedRows, Pages, View, ViewMut};
 
@@ -133,20 +133,22 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
     let stream = device.cuda_stream();
     let q_starts = call.q_starts.storage_and_layout();
-    let q_starts = numbers(call, Operand::QStarts, &call.q_starts, (&q_starts.0, q_starts.1))?;
+    let location = device.location();
+    let numbers = |operand, tensor, held| numbers(call, location, operand, tensor, held);
+    let q_starts = numbers(Operand::QStarts, &call.q_starts, (&q_starts.0, q_starts.1))?;
     let q_rows = PackedRows { longest: longest_q, ..PackedRows::new(Numbers::new(&q_starts)) };
     let (q, k, v) = (q.view(), k.view(), v.view());
     let done = match &call.keys {
         Keys::Packed { starts } => {
             let kv_starts = starts.storage_and_layout();
-            let kv_starts = numbers(call, Operand::KvStarts, starts, (&kv_starts.0, kv_starts.1))?;
+            let kv_starts = numbers(Operand::KvStarts, starts, (&kv_starts.0, kv_starts.1))?;
             let kv_rows = PackedRows { longest: longest_k, ..PackedRows::new(Numbers::new(&kv_starts)) };
             ferroflash_cudarc::forward_packed(&attention, &stream, q, k, v, q_rows, kv_rows, &mut out_view, None)
         }
         Keys::Paged { lengths, table } => {
             let (held, held_table) = (lengths.storage_and_layout(), table.storage_and_layout());
-            let lengths = numbers(call, Operand::KvUsed, lengths, (&held.0, held.1))?;
-            let pages = numbers(call, Operand::Pages, table, (&held_table.0, held_table.1))?;
+            let lengths = numbers(Operand::KvUsed, lengths, (&held.0, held.1))?;
+            let pages = numbers(Operand::Pages, table, (&held_table.0, held_table.1))?;
             let width = table.dims()[1];
             let pages = Some(Pages { table: Numbers::new(&pages), width, stride: width });
             let rows = CacheRows { lengths: Some(Numbers::new(&lengths)), pages, ..CacheRows::default() };
@@ -157,16 +159,17 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
-/// Numbers of a contiguous tensor of candle's.
+/// Numbers of a contiguous tensor of candle's, which has to be where q is.
 fn numbers<'a>(
     call: &Packed,
+    lhs: DeviceLocation,
     operand: Operand,
     tensor: &Tensor,
     (storage, layout): (&'a Storage, &Layout),
 ) -> Result<CudaView<'a, i32>> {
     call.check_numbers(operand, tensor)?;
     let Storage::Cuda(storage) = storage else {
-        let (lhs, rhs) = (call.q_starts.device().location(), tensor.device().location());
+        let rhs = tensor.device().location();
         return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op: call.name() }.bt());
     };
     let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
