@@ -170,6 +170,8 @@ class Cached(unittest.TestCase):
             entries = int32(range(8))
             self.check(cache, cache.contiguous(150, range(8)), q_rows, first=int32(cache.first), entries=entries, causal=False)
             self.check(cache, cache.contiguous(150, range(8)), q_rows, first=int32(cache.first), entries=entries)
+            caches, table = cache.paged(16, 10, 1)
+            self.check(cache, caches, q_rows, first=int32(cache.first), pages=table)
 
     def test_pages(self):
         """In random order, of any size; rows and pages that are not in use are NaN, and their numbers would fault."""

@@ -115,17 +115,20 @@ def _run(tensors, numbers, names, hints, interleaved, splits, options, return_ls
     given = (q, k, v, out, lse, *others)
     try:
         told = [
-            None if x is None else (_place(name, x), _DTYPES[x.dtype], x.data_ptr(), x.shape, x.stride())
+            None if x is None else (_at(name, x), _DTYPES[x.dtype], x.data_ptr(), x.shape, x.stride())
             for name, x in zip(_TENSORS, given)
         ]
     except KeyError:
         present = [(name, x) for name, x in zip(_TENSORS, given) if x is not None]
         raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
-    arrays = [
-        None if x is None else (_place(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(names, numbers)
-    ]
+    arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(names, numbers)]
     _launch(stream, told, arrays, hints, interleaved, splits, *options)
     return out, lse
+
+
+def _at(name, tensor):
+    """The number of a tensor's GPU. That of one on a GPU is asked without an object for the device."""
+    return tensor.get_device() if tensor.is_cuda else _place(name, tensor)
 
 
 def _lse_shape(q, is_packed):
