@@ -438,7 +438,6 @@ for words, call in (
     ("head dim of v", lambda: fa3.flash_attn_func(q, q, torch.cat((q, q), dim=3))),
     ("attention_chunk", lambda: fa3.flash_attn_func(q, q, q, attention_chunk=4)),
     ("flash_attn_combine", lambda: fa3.flash_attn_combine(q, q)),
-    ("get_scheduler_metadata", lambda: fa3.get_scheduler_metadata(1)),
 ):
     try:
         call()

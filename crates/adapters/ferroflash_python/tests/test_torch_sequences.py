@@ -219,12 +219,22 @@ class Cached(unittest.TestCase):
         for page_rows in (None, 16):
             cache = Cache(page_rows=page_rows)
             packed = {"cu_seqlens_q": at, "cu_seqlens_k_new": at, "max_seqlen_q": 40}
-            out, lse = flash_attn_3.flash_attn_with_kvcache(
-                q, cache.k, cache.v, k, v, **cache.arguments_of_3, **packed, causal=True, return_softmax_lse=True
-            )
+            schedule = flash_attn_3.get_scheduler_metadata(8, 40, cache.k.shape[1], HEADS, KV_HEADS, 64, int32(LENGTHS), cu_seqlens_q=at)
+            arguments = {**cache.arguments_of_3, **packed, "causal": True, "scheduler_metadata": schedule, "return_softmax_lse": True}
+            out, lse = flash_attn_3.flash_attn_with_kvcache(q, cache.k, cache.v, k, v, **arguments)
             keys = [array(torch.stack(cache.read(b, old + new))) for b, (old, new) in enumerate(zip(LENGTHS, lengths))]
             inputs = [(of_q, *kv) for of_q, kv in zip(parts(q, at), keys)]
             check_sequences(self, parts(out, at), rows_of(lse, at), inputs, "f16", causal=True)
+
+    def test_rows_of_the_table_of_version_3(self):
+        from ferroflash import flash_attn_3
+
+        cache, q = Cache(page_rows=16), randn(8, 3, HEADS, 64)
+        arguments = {"cache_seqlens": int32(LENGTHS), "causal": True, "rotary_seqlens": int32(LENGTHS)}
+        expected = flash_attn_3.flash_attn_with_kvcache(q, cache.k, cache.v, page_table=cache.table, **arguments)
+        order = torch.randperm(8, device=DEVICE)
+        arguments.update(page_table=cache.table[order], cache_batch_idx=order.argsort().int())
+        self.assertTrue(torch.equal(flash_attn_3.flash_attn_with_kvcache(q, cache.k, cache.v, **arguments), expected))
 
     def test_positions_of_version_3(self):
         from ferroflash import flash_attn_3
@@ -269,7 +279,6 @@ class Refusals(unittest.TestCase):
             self.refused(missing, "fp8", call(q, k_descale=slopes))
             self.refused(missing, "(attention_chunk)", call(q, attention_chunk=4))
             self.refused(missing, "a head dim of v", call(wide))
-        self.refused(missing, "scheduler_metadata", cached(q, scheduler_metadata=at))
         for which in (q, kv, qkv):
             which.requires_grad_()
         at_7 = (at, 7)

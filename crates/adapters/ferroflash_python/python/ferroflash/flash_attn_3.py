@@ -3,6 +3,8 @@
 Which kernel runs is ferroflash's choice: FlashAttention-3's on compute capability 9.0, wherever addresses and strides permit it.
 """
 
+import torch
+
 from . import flash_attn_interface as _interface
 from ._errors import InputError, missing
 
@@ -166,19 +168,23 @@ def flash_attn_with_kvcache(
     sm_margin=0,
     return_softmax_lse=False,
 ):
-    """Attention over a cache, as :func:`ferroflash.flash_attn_with_kvcache`; ``page_table`` is its ``block_table``.
+    """Attention over a cache, as :func:`ferroflash.flash_attn_with_kvcache`; ``page_table`` is its ``block_table``, whose rows ``cache_batch_idx``
+    chooses where both are given.
 
     With ``cu_seqlens_q``, int32 ``(batch + 1,)``, q is packed, ``(total_q, nheads, headdim)``, its longest sequence of ``max_seqlen_q`` rows; with
     ``cu_seqlens_k_new`` k and v are. ``rotary_seqlens``, int32 ``(batch,)``, is the position of the first new key where that is not
-    ``cache_seqlens``. ``pack_gqa`` and ``sm_margin`` change no result and are not asked.
+    ``cache_seqlens``. ``scheduler_metadata``, ``pack_gqa`` and ``sm_margin`` change no result and are not asked.
 
     Returns:
         ``out``, or ``(out, softmax_lse)`` with ``return_softmax_lse``: ``(batch, nheads, seqlen_q)``, ``(nheads, total_q)`` for a packed q.
     """
     _check("flash_attn_with_kvcache", qv, (q_descale, k_descale, v_descale), attention_chunk)
-    if scheduler_metadata is not None:
-        raise missing("flash_attn_with_kvcache", _SCHEDULE)
     _check_head_dims("flash_attn_with_kvcache", k_cache, v_cache)
+    if page_table is not None and cache_batch_idx is not None:
+        # Entries of the cache are rows of the table here.
+        page_table, cache_batch_idx = page_table.index_select(0, cache_batch_idx), None
+    if rotary_cos is None:
+        rotary_seqlens = None
     left, right = window_size
     tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
     of_cache = (cache_seqlens, cache_leftpad, cache_batch_idx, cu_seqlens_k_new, rotary_seqlens, page_table)
@@ -196,7 +202,6 @@ def _check_head_dims(function, k, v):
 
 
 _DIFFERENT_DIMS = "a head dim of v that is not that of q and k"
-_SCHEDULE = "a schedule made ahead (get_scheduler_metadata, scheduler_metadata)"
 
 
 def flash_attn_combine(*arguments, **named):
@@ -204,6 +209,29 @@ def flash_attn_combine(*arguments, **named):
     raise missing("flash_attn_combine", "merging of partial results (flash_attn_combine)")
 
 
-def get_scheduler_metadata(*arguments, **named):
-    """A schedule made ahead for a cache. Raises :class:`ferroflash.MissingFeatureError`, until there is one."""
-    raise missing("get_scheduler_metadata", _SCHEDULE)
+def get_scheduler_metadata(
+    batch_size,
+    max_seqlen_q,
+    max_seqlen_k,
+    num_heads_q,
+    num_heads_kv,
+    headdim,
+    cache_seqlens,
+    qkv_dtype=torch.bfloat16,
+    headdim_v=None,
+    cu_seqlens_q=None,
+    cu_seqlens_k_new=None,
+    cache_leftpad=None,
+    page_size=None,
+    max_seqlen_k_new=0,
+    causal=False,
+    window_size=(-1, -1),
+    attention_chunk=0,
+    has_softcap=False,
+    num_splits=0,
+    pack_gqa=None,
+    sm_margin=0,
+):
+    """What :func:`flash_attn_with_kvcache` takes as ``scheduler_metadata``: an empty int32 tensor. A call of ferroflash needs no schedule that was
+    made ahead."""
+    return cache_seqlens.new_empty((0,), dtype=torch.int32)
