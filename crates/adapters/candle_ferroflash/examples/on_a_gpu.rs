@@ -1,10 +1,10 @@
-//! The functions on candle's tensors on the first GPU, and their gradients, compared with the f64 reference. The exit status is 1 when a result is outside of the
-//! tolerance.
+//! The functions on candle's tensors on the first GPU, packed ones too, and their gradients, compared with the f64 reference. The exit status is 1
+//! when a result is outside of the tolerance.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_ferroflash::{flash_attn_alibi_windowed_softcap, v3};
-use ferroflash::reference::{self, Comparison};
-use ferroflash::{Attention, Problem, Sequences};
+use candle_ferroflash::{flash_attn_alibi_windowed_softcap, flash_attn_varlen_paged_windowed, v3};
+use ferroflash::reference::{self, Comparison, SequenceRows};
+use ferroflash::{Attention, Problem, Sequences, Sizes};
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
@@ -62,6 +62,88 @@ fn check_gradients(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
     Ok(fine)
 }
 
+/// Rows of q and keys of packed sequences.
+const LENGTHS: [[u32; 2]; 5] = [[100, 130], [0, 20], [33, 0], [1, 300], [200, 70]];
+/// Rows of a page.
+const PAGE_ROWS: usize = 32;
+
+/// Whether packed sequences are within the tolerance, and the same sequences in pages.
+fn check_packed(device: &Device, dtype: DType, head_dim: usize) -> Result<bool> {
+    let [starts, kv_starts] = [0, 1].map(|side| {
+        LENGTHS.iter().fold(vec![0u32], |mut starts, lengths| {
+            starts.push(starts[starts.len() - 1] + lengths[side]);
+            starts
+        })
+    });
+    let tensor = |heads, rows: u32| Tensor::randn(0f32, 1.0, (rows as usize, heads, head_dim), device)?.to_dtype(dtype);
+    let (rows, keys) = (starts[LENGTHS.len()], kv_starts[LENGTHS.len()]);
+    let (q, k, v) = (tensor(8, rows)?, tensor(2, keys)?, tensor(2, keys)?);
+    let (at, kv_at) = (Tensor::new(&starts[..], device)?, Tensor::new(&kv_starts[..], device)?);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+
+    // Page `p` of all rows, one sequence behind the other, each in whole pages.
+    let width = 300usize.div_ceil(PAGE_ROWS);
+    let mut table = vec![0u32; LENGTHS.len() * width];
+    let mut gathered = Vec::new();
+    for (b, lengths) in LENGTHS.iter().enumerate() {
+        for index in 0..(lengths[1] as usize).div_ceil(PAGE_ROWS) {
+            table[b * width + index] = (gathered.len() / PAGE_ROWS) as u32;
+            let row = |row: usize| kv_starts[b] + (index * PAGE_ROWS + row).min(lengths[1] as usize - 1) as u32;
+            gathered.extend((0..PAGE_ROWS).map(row));
+        }
+    }
+    let (pages, gathered) = (gathered.len() / PAGE_ROWS, Tensor::new(&gathered[..], device)?);
+    let paged = |tensor: &Tensor| tensor.index_select(&gathered, 0)?.reshape((pages, PAGE_ROWS, 2, head_dim));
+    let table = Tensor::from_vec(table, (LENGTHS.len(), width), device)?;
+    let attention = Attention::new().causal().with_scale(scale);
+    let outs = [
+        ("packed", v3::flash_attn_varlen(&q, &k, &v, &at, &kv_at, 200, 300, scale, true, false)?),
+        (
+            "pages",
+            flash_attn_varlen_paged_windowed(
+                &q,
+                &paged(&k)?,
+                &paged(&v)?,
+                &at,
+                &kv_at,
+                &table,
+                None,
+                200,
+                300,
+                scale,
+                None,
+                Some(0),
+                PAGE_ROWS,
+                None,
+            )?,
+        ),
+    ];
+
+    let range = |starts: &[u32], b: usize| starts[b] as usize..starts[b + 1] as usize;
+    let sequences: Vec<_> =
+        (0..LENGTHS.len()).map(|b| SequenceRows { q: range(&starts, b), kv: range(&kv_starts, b).collect() }).collect();
+    let dtype = match dtype {
+        DType::F16 => ferroflash::DType::F16,
+        DType::BF16 => ferroflash::DType::Bf16,
+        _ => ferroflash::DType::F32,
+    };
+    // Batch and rows are those of the sequences.
+    let sizes = Sizes { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 8, kv_heads: 2, head_dim, dtype };
+    let tensors = [f64s(&q)?, f64s(&k)?, f64s(&v)?];
+    let tensors = tensors.each_ref().map(|tensor| &tensor[..]);
+    let exact =
+        reference::forward_sequences(tensors, &sequences, sizes, &attention).map_err(candle_core::Error::wrap)?;
+    let rounded = reference::forward_sequences_rounded(tensors, &sequences, sizes, &attention)
+        .map_err(candle_core::Error::wrap)?;
+    let mut fine = true;
+    for (what, out) in outs {
+        let comparison = Comparison::new(&f64s(&out)?, &exact.out, &rounded.out);
+        println!("{what}: {dtype} {head_dim}: {comparison}");
+        fine &= comparison.within;
+    }
+    Ok(fine)
+}
+
 fn main() -> Result<()> {
     let mut fine = true;
     // The stream of the thread, and one that waits for nothing else.
@@ -81,6 +163,7 @@ fn main() -> Result<()> {
                 let window = Attention::new().window(Some(50), Some(9)).with_scale(scale).with_softcap(10.0);
                 fine &= check("window and softcap", &out, &qkv, &window)?;
                 fine &= check_gradients(&qkv, scale)?;
+                fine &= check_packed(&device, dtype, head_dim)?;
             }
         }
     }

@@ -3,7 +3,8 @@
 use crate::FlashAttn;
 use crate::differentiable::Inputs;
 use crate::error::Error;
-use candle_core::{CpuStorage, Layout, Result};
+use crate::packed::Packed;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What [`emulate_cpu`] said last.
@@ -56,6 +57,12 @@ pub(crate) fn backward(
     emulator::backward(options, op, inputs, lse)
 }
 
+/// The result of a call over packed sequences.
+pub(crate) fn packed(call: &Packed, tensors: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+    check_asked(call.name())?;
+    emulator::packed(call, tensors)
+}
+
 fn check_asked(op: &'static str) -> crate::error::Result<()> {
     if is_asked()? { Ok(()) } else { Err(Error::CpuTensors { op }) }
 }
@@ -81,14 +88,21 @@ mod emulator {
     ) -> Result<[CpuStorage; 3]> {
         Err(Error::NoEmulator { op }.into())
     }
+
+    pub(super) fn packed(call: &Packed, _: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+        Err(Error::NoEmulator { op: call.name() }.into())
+    }
 }
 
 #[cfg(feature = "emulator")]
 mod emulator {
     use super::*;
     use crate::op::heads;
-    use candle_core::{DType, WithDType, backend::BackendStorage};
-    use ferroflash::{Device, Element, Lse, LseShape, Operand, Tensor, TensorView};
+    use crate::packed::Keys;
+    use candle_core::{DType, Storage, WithDType, backend::BackendStorage};
+    use ferroflash::{
+        Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor, TensorView,
+    };
     use std::sync::OnceLock;
 
     /// The emulator of this process.
@@ -135,14 +149,89 @@ mod emulator {
         with_lse: bool,
     ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let device = device()?;
-        let (q, k, v) = (Copy::new(op, Operand::Q, q)?, Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
-        let attention = options.attention(op, k.shape.rows)?;
-        let mut out = Tensor::uninit(device, T::DTYPE, q.shape, ferroflash::Layout::Bshd)?;
-        let mut lse = with_lse.then(|| Lse::uninit(device, lse_shape(q.shape))).transpose()?;
+        let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
+        let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
+        let attention = options.attention(op, k_shape.rows)?;
+        let mut out = Tensor::uninit(device, T::DTYPE, q_shape, ferroflash::Layout::Bshd)?;
+        let mut lse = with_lse.then(|| Lse::uninit(device, lse_shape(q_shape))).transpose()?;
         let stream = device.default_stream();
         let mut lse_view = lse.as_mut().map(Lse::view_mut);
         attention.forward_into(&stream, &q.view()?, &k.view()?, &v.view()?, &mut out.view_mut(), lse_view.as_mut())?;
         Ok((out.to_vec()?, lse.map(|lse| lse.to_vec()).transpose()?))
+    }
+
+    pub(super) fn packed(call: &Packed, tensors: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+        match tensors[0].0.dtype() {
+            DType::F16 => typed_packed::<ferroflash::f16>(call, tensors),
+            DType::BF16 => typed_packed::<ferroflash::bf16>(call, tensors),
+            DType::F32 => typed_packed::<f32>(call, tensors),
+            found => Err(Error::DType { op: call.name(), found }.into()),
+        }
+    }
+
+    fn typed_packed<T: Element + WithDType>(
+        call: &Packed,
+        [(q, q_l), (k, k_l), (v, v_l)]: [(&CpuStorage, &Layout); 3],
+    ) -> Result<CpuStorage> {
+        let slice = T::cpu_storage_as_slice;
+        let numbers = |operand, tensor| indices(call, operand, tensor);
+        let q_starts = numbers(Operand::QStarts, &call.q_starts)?;
+        let (kv_numbers, pages) = match &call.keys {
+            Keys::Packed { starts } => (numbers(Operand::KvStarts, starts)?, None),
+            Keys::Paged { lengths, table } => {
+                (numbers(Operand::KvUsed, lengths)?, Some((numbers(Operand::Pages, table)?, table.dims()[1])))
+            }
+        };
+        let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
+        Ok(T::to_cpu_storage_owned(compute_packed::<T>(call, tensors, &q_starts, &kv_numbers, pages.as_ref())?))
+    }
+
+    /// The elements of the result in logical order. `kv_numbers` are the starts of keys, or their lengths where they are in `pages`, of which
+    /// the table has so many for each sequence.
+    fn compute_packed<T: Element>(
+        call: &Packed,
+        [q, k, v]: [(&[T], &Layout); 3],
+        q_starts: &Indices,
+        kv_numbers: &Indices,
+        pages: Option<&(Indices, usize)>,
+    ) -> crate::error::Result<Vec<T>> {
+        let copy = |operand, (data, layout)| Copy::of(data, layout, call.axes(operand, layout)?);
+        let (q, k, v) = (copy(Operand::Q, q)?, copy(Operand::K, k)?, copy(Operand::V, v)?);
+        let (q, k, v) = (q.view()?, k.view()?, v.view()?);
+        let (attention, [longest_q, longest_kv]) = (call.attention()?, call.longest);
+        let q_rows = PackedRows::new(q_starts.view()).with_longest(longest_q);
+        let device = device()?;
+        // Rows of no sequence are not written.
+        let mut out = Tensor::zeros(device, T::DTYPE, q.shape(), ferroflash::Layout::RowMajor)?;
+        let (mut into, stream) = (out.view_mut(), device.default_stream());
+        match pages {
+            Some((table, width)) => {
+                let table = PageTable::new(table.view(), *width);
+                let cache = KvCache::new(&k, &v).with_lengths(kv_numbers.view()).with_pages(table);
+                attention.forward_cached_into(&stream, &q, Some(&q_rows), &cache, &mut into, None)?
+            }
+            None => {
+                let kv_rows = PackedRows::new(kv_numbers.view()).with_longest(longest_kv);
+                attention.forward_packed_into(&stream, &q, &k, &v, &q_rows, &kv_rows, &mut into, None)?
+            }
+        }
+        Ok(out.to_vec()?)
+    }
+
+    /// Numbers in the emulator's memory.
+    fn indices(call: &Packed, operand: Operand, tensor: &candle_core::Tensor) -> Result<Indices> {
+        call.check_numbers(operand, tensor)?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+        let numbers: Vec<i32> = match &*storage {
+            Storage::Cpu(CpuStorage::U32(data)) => data[range].iter().map(|&number| number as i32).collect(),
+            Storage::Cpu(CpuStorage::I32(data)) => data[range].to_vec(),
+            _ => {
+                let (lhs, rhs) = (candle_core::DeviceLocation::Cpu, tensor.device().location());
+                return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op: call.name() }.bt());
+            }
+        };
+        Ok(Indices::from_slice(device()?, &numbers).map_err(Error::from)?)
     }
 
     pub(super) fn backward(
@@ -178,10 +267,11 @@ mod emulator {
         [q, k, v, out, dout]: [(&[T], &Layout); 5],
         lse: &[f32],
     ) -> crate::error::Result<[Vec<T>; 3]> {
-        let (q, k, v) = (Copy::new(op, Operand::Q, q)?, Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
-        let (out, dout) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
-        let attention = options.attention(op, k.shape.rows)?;
-        let lse = Lse::from_slice(device()?, lse, lse_shape(q.shape))?;
+        let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
+        let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
+        let ((out, _), (dout, _)) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
+        let attention = options.attention(op, k_shape.rows)?;
+        let lse = Lse::from_slice(device()?, lse, lse_shape(q_shape))?;
         let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
         let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout)?;
         Ok([gradients.dq.to_vec()?, gradients.dk.to_vec()?, gradients.dv.to_vec()?])
@@ -194,18 +284,23 @@ mod emulator {
     /// A tensor in the emulator's memory.
     struct Copy {
         memory: Tensor,
-        shape: ferroflash::Shape,
-        strides: ferroflash::Strides,
+        shape: Dims,
+        strides: Dims,
     }
 
     impl Copy {
-        /// What the layout reaches of its storage: the copy has the same strides.
+        /// A tensor `[batch, row, head, dim]`, and its shape.
         fn new<T: Element>(
             op: &'static str,
             operand: Operand,
             (data, layout): (&[T], &Layout),
-        ) -> crate::error::Result<Copy> {
+        ) -> crate::error::Result<(Copy, ferroflash::Shape)> {
             let (shape, strides) = heads(op, operand, layout)?;
+            Ok((Copy::of(data, layout, (shape.into(), strides.into()))?, shape))
+        }
+
+        /// What the layout reaches of its storage: the copy has the same strides.
+        fn of<T: Element>(data: &[T], layout: &Layout, (shape, strides): (Dims, Dims)) -> crate::error::Result<Copy> {
             let axes = layout.dims().iter().zip(layout.stride());
             let reached = match layout.dims().contains(&0) {
                 true => 0,

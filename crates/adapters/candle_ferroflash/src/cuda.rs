@@ -4,14 +4,15 @@ use crate::FlashAttn;
 use crate::differentiable::Inputs;
 use crate::error::Error;
 use crate::op::heads;
-use candle_core::backend::BackendStorage;
+use crate::packed::{Keys, Packed};
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::{
     CudaDType,
-    cudarc::driver::{CudaView, DeviceRepr},
+    cudarc::driver::{CudaView, DeviceRepr, ValidAsZeroBits},
 };
-use candle_core::{CudaStorage, DType, Layout, Result};
+use candle_core::{CudaStorage, CustomOp3, DType, DeviceLocation, Layout, Result, Storage, Tensor};
 use ferroflash::{Element, Operand, Shape, Strides};
-use ferroflash_cudarc::{View, ViewMut};
+use ferroflash_cudarc::{CacheRows, Numbers, PackedRows, Pages, View, ViewMut};
 
 /// The result, and the log-sum-exp if it is wanted.
 pub(crate) fn forward(
@@ -57,6 +58,23 @@ impl<'a, T: Element + CudaDType + DeviceRepr> Part<'a, T> {
         Ok(Part { data, shape, strides })
     }
 
+    /// A tensor of packed rows, which has batch 1, or of pages.
+    fn of(call: &Packed, operand: Operand, (storage, layout): (&'a CudaStorage, &Layout)) -> Result<Part<'a, T>> {
+        let (shape, strides) = call.axes(operand, layout)?;
+        let (shape, strides) = match (&shape[..], &strides[..]) {
+            (&[rows, heads, dim], &[row, head, column]) => {
+                (Shape::new(1, rows, heads, dim), Strides { batch: 0, row, head, dim: column })
+            }
+            (shape, strides) => {
+                let layout = ferroflash::Layout::Bshd;
+                let (shape, strides) = (Shape::from_dims(shape, layout), Strides::from_dims(strides, layout));
+                (shape.map_err(Error::from)?, strides.map_err(Error::from)?)
+            }
+        };
+        let data = storage.as_cuda_slice::<T>()?.slice(layout.start_offset()..);
+        Ok(Part { data, shape, strides })
+    }
+
     fn view(&self) -> View<'_, T> {
         View::new(&self.data, self.shape, self.strides)
     }
@@ -90,6 +108,78 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
         .map_err(Error::from)?;
     let storage = CudaStorage::wrap_cuda_slice(out, device.clone());
     Ok((storage, lse.map(|lse| CudaStorage::wrap_cuda_slice(lse, device.clone()))))
+}
+
+/// The result of a call over packed sequences.
+pub(crate) fn packed(call: &Packed, tensors: [(&CudaStorage, &Layout); 3]) -> Result<CudaStorage> {
+    match tensors[0].0.dtype() {
+        DType::F16 => typed_packed::<ferroflash::f16>(call, tensors),
+        DType::BF16 => typed_packed::<ferroflash::bf16>(call, tensors),
+        DType::F32 => typed_packed::<f32>(call, tensors),
+        found => Err(Error::DType { op: call.name(), found }.into()),
+    }
+}
+
+fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
+    call: &Packed,
+    [q, k, v]: [(&CudaStorage, &Layout); 3],
+) -> Result<CudaStorage> {
+    let (device, elements) = (q.0.device(), q.1.shape().elem_count());
+    let q = Part::<T>::of(call, Operand::Q, q)?;
+    let (k, v) = (Part::of(call, Operand::K, k)?, Part::of(call, Operand::V, v)?);
+    let (attention, [longest_q, longest_k]) = (call.attention()?, call.longest.map(Some));
+    // Rows of no sequence are not written.
+    let mut out = device.alloc_zeros::<T>(at_least_one(elements))?;
+    let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
+    let stream = device.cuda_stream();
+    let q_starts = call.q_starts.storage_and_layout();
+    let location = device.location();
+    let numbers = |operand, tensor, held| numbers(call, location, operand, tensor, held);
+    let q_starts = numbers(Operand::QStarts, &call.q_starts, (&q_starts.0, q_starts.1))?;
+    let q_rows = PackedRows { longest: longest_q, ..PackedRows::new(Numbers::new(&q_starts)) };
+    let (q, k, v) = (q.view(), k.view(), v.view());
+    let done = match &call.keys {
+        Keys::Packed { starts } => {
+            let kv_starts = starts.storage_and_layout();
+            let kv_starts = numbers(Operand::KvStarts, starts, (&kv_starts.0, kv_starts.1))?;
+            let kv_rows = PackedRows { longest: longest_k, ..PackedRows::new(Numbers::new(&kv_starts)) };
+            ferroflash_cudarc::forward_packed(&attention, &stream, q, k, v, q_rows, kv_rows, &mut out_view, None)
+        }
+        Keys::Paged { lengths, table } => {
+            let (held, held_table) = (lengths.storage_and_layout(), table.storage_and_layout());
+            let lengths = numbers(Operand::KvUsed, lengths, (&held.0, held.1))?;
+            let pages = numbers(Operand::Pages, table, (&held_table.0, held_table.1))?;
+            let width = table.dims()[1];
+            let pages = Some(Pages { table: Numbers::new(&pages), width, stride: width });
+            let rows = CacheRows { lengths: Some(Numbers::new(&lengths)), pages, ..CacheRows::default() };
+            ferroflash_cudarc::forward_cached(&attention, &stream, q, Some(q_rows), k, v, rows, &mut out_view, None)
+        }
+    };
+    done.map_err(Error::from)?;
+    Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
+}
+
+/// Numbers of a contiguous tensor of candle's, which has to be where q is.
+fn numbers<'a>(
+    call: &Packed,
+    lhs: DeviceLocation,
+    operand: Operand,
+    tensor: &Tensor,
+    (storage, layout): (&'a Storage, &Layout),
+) -> Result<CudaView<'a, i32>> {
+    call.check_numbers(operand, tensor)?;
+    let Storage::Cuda(storage) = storage else {
+        let rhs = tensor.device().location();
+        return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op: call.name() }.bt());
+    };
+    let range = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
+    if storage.dtype() == DType::I32 {
+        return Ok(storage.as_cuda_slice::<i32>()?.slice(range));
+    }
+    let unsigned = storage.as_cuda_slice::<u32>()?.slice(range);
+    // SAFETY: every pattern of bits is a number of either type.
+    let signed = unsafe { unsigned.transmute(layout.shape().elem_count()) };
+    Ok(signed.expect("as many numbers of the same size"))
 }
 
 fn typed_backward<T: Element + CudaDType + DeviceRepr>(

@@ -42,8 +42,8 @@ pub enum Error {
         /// What it is.
         found: String,
     },
-    /// Tensors of another rank than four.
-    #[error("{op} expects {operand} of rank 4 (batch, rows, heads, head_dim); it has rank {found}")]
+    /// A tensor of another rank.
+    #[error("{op} expects {operand} of rank {} ({}); it has rank {found}", .axes.len(), .axes.join(", "))]
     Rank {
         /// The operation.
         op: &'static str,
@@ -51,6 +51,28 @@ pub enum Error {
         operand: Operand,
         /// Its rank.
         found: usize,
+        /// The axes that are expected.
+        axes: &'static [&'static str],
+    },
+    /// Lengths or pages that are no integers of 32 bits.
+    #[error("{op} expects {operand} to hold u32 or i32; it holds {found:?}")]
+    Numbers {
+        /// The operation.
+        op: &'static str,
+        /// The tensor.
+        operand: Operand,
+        /// Its element type.
+        found: candle_core::DType,
+    },
+    /// Pages of another size than the argument says.
+    #[error("{op}: page_block_size is {found}, k has pages of {expected} rows; they must be equal")]
+    PageRows {
+        /// The operation.
+        op: &'static str,
+        /// The argument.
+        found: usize,
+        /// Rows of a page of k.
+        expected: usize,
     },
     /// An element type without kernels.
     #[error("{op} is only supported for f16, bf16 and f32; q holds {found:?}")]
@@ -100,18 +122,18 @@ impl Error {
 pub enum Feature {
     /// A slope of each head that lowers the scores of distant keys.
     Alibi,
-    /// Sequences of different lengths, packed one behind the other.
-    VariableLengths,
-    /// Keys and values in pages of a cache.
-    PagedCache,
+    /// Gradients of sequences that are packed one behind the other, or whose keys are in pages.
+    PackedGradients,
+    /// Ranges of keys that every row sees, whatever the mask says.
+    PrefixRanges,
 }
 
 impl std::fmt::Display for Feature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Feature::Alibi => "ALiBi (alibi_slopes)",
-            Feature::VariableLengths => "variable sequence lengths (seqlens_q, seqlens_k)",
-            Feature::PagedCache => "a paged key-value cache (block_table)",
+            Feature::PackedGradients => "gradients of packed sequences",
+            Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
         })
     }
 }

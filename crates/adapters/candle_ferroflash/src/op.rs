@@ -87,13 +87,16 @@ fn mask(left: Option<usize>, right: Option<usize>, kv_rows: usize) -> Mask {
     }
 }
 
+/// The axes of a tensor of attention.
+const HEADS: &[&str] = &["batch", "rows", "heads", "head_dim"];
+
 /// Shape and strides of a tensor of attention.
 pub(crate) fn heads(
     op: &'static str,
     operand: Operand,
     layout: &Layout,
 ) -> crate::error::Result<(ferroflash::Shape, Strides)> {
-    let wrong_rank = |_| Error::Rank { op, operand, found: layout.dims().len() };
+    let wrong_rank = |_| Error::Rank { op, operand, found: layout.dims().len(), axes: HEADS };
     let shape = ferroflash::Shape::from_dims(layout.dims(), ferroflash::Layout::Bshd).map_err(wrong_rank)?;
     let strides = Strides::from_dims(layout.stride(), ferroflash::Layout::Bshd).map_err(wrong_rank)?;
     Ok((shape, strides))

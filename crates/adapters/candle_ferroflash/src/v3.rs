@@ -8,6 +8,7 @@
 use crate::FlashAttn as Options;
 use crate::differentiable::{self, Gradients};
 use crate::error::Feature;
+use crate::packed;
 use crate::waiting::missing;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
@@ -140,7 +141,7 @@ pub fn flash_attn_alibi_windowed(
 /// [`crate::flash_attn_varlen`].
 ///
 /// # Errors
-/// [`Feature::VariableLengths`], always.
+/// As there.
 pub fn flash_attn_varlen(
     q: &Tensor,
     k: &Tensor,
@@ -153,13 +154,15 @@ pub fn flash_attn_varlen(
     causal: bool,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen", Feature::VariableLengths)
+    let (right, packing) = (causal.then_some(0), use_gqa_packing);
+    let (longest_q, longest_k) = (max_seqlen_q, max_seqlen_k);
+    flash_attn_varlen_windowed(q, k, v, seqlens_q, seqlens_k, longest_q, longest_k, softmax_scale, None, right, packing)
 }
 
 /// [`crate::flash_attn_varlen_windowed`].
 ///
 /// # Errors
-/// [`Feature::VariableLengths`], always.
+/// As there.
 pub fn flash_attn_varlen_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -173,13 +176,16 @@ pub fn flash_attn_varlen_windowed(
     window_size_right: Option<usize>,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen_windowed", Feature::VariableLengths)
+    let alibi_slopes = None;
+    let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
+    let (starts, longest) = ([seqlens_q, seqlens_k], [max_seqlen_q, max_seqlen_k]);
+    packed::apply([q, k, v], starts, longest, op.options(), "flash-attn-v3-varlen")
 }
 
 /// [`crate::flash_attn_varlen_alibi`].
 ///
 /// # Errors
-/// [`Feature::VariableLengths`], always.
+/// [`Feature::Alibi`], always.
 pub fn flash_attn_varlen_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -193,13 +199,13 @@ pub fn flash_attn_varlen_alibi(
     causal: bool,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen_alibi", Feature::VariableLengths)
+    missing("v3::flash_attn_varlen_alibi", Feature::Alibi)
 }
 
 /// [`crate::flash_attn_varlen_alibi_windowed`].
 ///
 /// # Errors
-/// [`Feature::VariableLengths`], always.
+/// [`Feature::Alibi`], always.
 pub fn flash_attn_varlen_alibi_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -214,5 +220,5 @@ pub fn flash_attn_varlen_alibi_windowed(
     window_size_right: Option<usize>,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen_alibi_windowed", Feature::VariableLengths)
+    missing("v3::flash_attn_varlen_alibi_windowed", Feature::Alibi)
 }

@@ -51,6 +51,9 @@ fn cpu_tensors() {
         );
         let is_v3 = |error: &Error| matches!(error, Error::CpuTensors { op: "flash-attn-v3" });
         assert!(refused(v3::flash_attn(&q, &q, &q, 0.125, false, false), is_v3));
+        let (q, starts) = (q.squeeze(0).unwrap(), Tensor::new(&[0u32, 4], &Device::Cpu).unwrap());
+        let said = message(flash::flash_attn_varlen(&q, &q, &q, &starts, &starts, 4, 4, 0.125, false));
+        assert!(said.starts_with("no cpu support for flash-attn-varlen, which is for tensors on a GPU"), "{said}");
     });
 }
 
@@ -77,7 +80,7 @@ fn the_environment_asks_for_something_else() {
 
 #[test]
 fn features_that_are_to_come() {
-    let (x, none) = (&q(), None::<&Tensor>);
+    let x = &q();
     let missing = |error: &Error| match error {
         Error::Missing { op, feature } => (*op, *feature),
         other => panic!("{other:?}"),
@@ -86,49 +89,33 @@ fn features_that_are_to_come() {
     for (result, op, feature) in [
         (flash::flash_attn_alibi(x, x, x, x, s, true), "flash_attn_alibi", Feature::Alibi),
         (flash::flash_attn_alibi_windowed(x, x, x, x, s, w, w), "flash_attn_alibi_windowed", Feature::Alibi),
-        (flash::flash_attn_varlen(x, x, x, x, x, l, l, s, true), "flash_attn_varlen", Feature::VariableLengths),
         (
-            flash::flash_attn_varlen_windowed(x, x, x, x, x, l, l, s, w, w),
-            "flash_attn_varlen_windowed",
-            Feature::VariableLengths,
-        ),
-        (
-            flash::flash_attn_varlen_paged_windowed(x, x, x, x, x, x, none, l, l, s, w, w, 32, None),
+            flash::flash_attn_varlen_paged_windowed(x, x, x, x, x, x, Some(x), l, l, s, w, w, 32, None),
             "flash_attn_varlen_paged_windowed",
-            Feature::PagedCache,
+            Feature::PrefixRanges,
         ),
-        (
-            flash::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true),
-            "flash_attn_varlen_alibi",
-            Feature::VariableLengths,
-        ),
+        (flash::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true), "flash_attn_varlen_alibi", Feature::Alibi),
         (
             flash::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w),
             "flash_attn_varlen_alibi_windowed",
-            Feature::VariableLengths,
+            Feature::Alibi,
         ),
         (
-            flash::flash_attn_varlen_alibi_windowed_softcap(x, x, x, none, x, x, l, l, s, w, w, 1.0),
+            flash::flash_attn_varlen_alibi_windowed_softcap(x, x, x, Some(x), x, x, l, l, s, w, w, 1.0),
             "flash_attn_varlen_alibi_windowed_softcap",
-            Feature::VariableLengths,
+            Feature::Alibi,
         ),
         (v3::flash_attn_alibi(x, x, x, x, s, true, false), "v3::flash_attn_alibi", Feature::Alibi),
         (v3::flash_attn_alibi_windowed(x, x, x, x, s, w, w, true), "v3::flash_attn_alibi_windowed", Feature::Alibi),
-        (v3::flash_attn_varlen(x, x, x, x, x, l, l, s, true, true), "v3::flash_attn_varlen", Feature::VariableLengths),
-        (
-            v3::flash_attn_varlen_windowed(x, x, x, x, x, l, l, s, w, w, true),
-            "v3::flash_attn_varlen_windowed",
-            Feature::VariableLengths,
-        ),
         (
             v3::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true, true),
             "v3::flash_attn_varlen_alibi",
-            Feature::VariableLengths,
+            Feature::Alibi,
         ),
         (
             v3::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w, true),
             "v3::flash_attn_varlen_alibi_windowed",
-            Feature::VariableLengths,
+            Feature::Alibi,
         ),
     ] {
         assert_eq!(refused(result, missing), (op, feature));
@@ -182,6 +169,53 @@ fn bad_input() {
         assert!(refused(q.apply_op3(&q, &q, op), is_alibi));
         let is_softcap = |error: &Error| matches!(error, Error::Ferroflash(ferroflash::Error::Softcap { .. }));
         assert!(refused(capped(None, -1.0), is_softcap));
+    });
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn bad_input_of_packed_sequences() {
+    in_a_process(Some("emulator"), || {
+        let numbers = |numbers: &[u32]| Tensor::new(numbers, &Device::Cpu).unwrap();
+        let (q, starts) = (tensor(&[5, 2, 64], DType::F16), numbers(&[0, 2, 5]));
+        let says = |[q, k, v]: [&Tensor; 3], [q_starts, kv_starts]: [&Tensor; 2], expected: &str| {
+            let result = flash::flash_attn_varlen(q, k, v, q_starts, kv_starts, 3, 3, 0.125, false);
+            assert_eq!(message(result), expected);
+        };
+        let uniform = self::q();
+        let four = "flash-attn-varlen expects q of rank 3 (rows, heads, head_dim); it has rank 4";
+        says([&uniform, &q, &q], [&starts, &starts], four);
+        let table = numbers(&[0, 1]).unsqueeze(0).unwrap();
+        let two = "flash-attn-varlen expects the starts of k and v of rank 1 (batch + 1); it has rank 2";
+        says([&q, &q, &q], [&starts, &table], two);
+        let fewer = "the starts of k and v holds 2 numbers; 3 are needed for the sequences of this call";
+        says([&q, &q, &q], [&starts, &numbers(&[0, 5])], fewer);
+        let floats = starts.to_dtype(DType::F32).unwrap();
+        let kind = "flash-attn-varlen expects the starts of q to hold u32 or i32; it holds F32";
+        says([&q, &q, &q], [&floats, &starts], kind);
+        let heads = tensor(&[5, 3, 64], DType::F16);
+        says([&q, &heads, &heads], [&starts, &starts], "2 query heads are no multiple of 3 key-value heads");
+
+        let pages = tensor(&[4, 32, 2, 64], DType::F16);
+        let paged = |k: &Tensor, table: &Tensor, page_rows| {
+            let (starts, window) = (&starts, None);
+            flash::flash_attn_varlen_paged_windowed(
+                &q, k, k, starts, starts, table, None, 3, 3, 0.125, window, window, page_rows, None,
+            )
+        };
+        let sizes = "flash-attn-varlen: page_block_size is 16, k has pages of 32 rows; they must be equal";
+        assert_eq!(message(paged(&pages, &table, 16)), sizes);
+        let rank = "flash-attn-varlen expects k of rank 4 (pages, page_rows, heads, head_dim); it has rank 3";
+        assert_eq!(message(paged(&q, &table, 32)), rank);
+        assert!(message(paged(&pages, &table, 32)).starts_with("the table of pages holds 2 numbers"));
+        let flat = "flash-attn-varlen expects the table of pages of rank 2 (batch, pages); it has rank 1";
+        assert_eq!(message(paged(&pages, &starts, 32)), flat);
+
+        // A gradient is refused when candle asks for it.
+        let x = candle_core::Var::from_tensor(&q).unwrap();
+        let out = flash::flash_attn_varlen(&x, &x, &x, &starts, &starts, 3, 3, 0.125, true).unwrap();
+        let is_gradient = |error: &Error| matches!(error, Error::Missing { feature: Feature::PackedGradients, .. });
+        assert!(refused(out.sum_all().unwrap().backward().map(|_| ()), is_gradient));
     });
 }
 

@@ -1,11 +1,14 @@
 //! Attention through cudarc on the first GPU, compared with the f64 reference: each kernel on each kind of stream, views with strides, the
-//! log-sum-exp, and a graph that cudarc captures. The exit status is 1 when a result is outside of the tolerance.
+//! log-sum-exp, a graph that cudarc captures, packed sequences, and a cache that is written row by row. The exit status is 1 when a result is outside of the tolerance.
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
-use ferroflash::reference::{self, Comparison};
-use ferroflash::{Attention, Element, Kernel, Problem, Sequences, Shape, Strides, bf16, f16};
-use ferroflash_cudarc::{View, ViewMut, device, forward, plan};
+use ferroflash::reference::{self, Comparison, SequenceRows};
+use ferroflash::{Attention, Element, Kernel, Layout, Problem, Sequences, Shape, Sizes, Strides, bf16, f16};
+use ferroflash_cudarc::{
+    CacheRows, NewRows, Numbers, PackedRows, Pages, View, ViewMut, device, forward, forward_appending, forward_packed,
+    plan,
+};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -96,6 +99,72 @@ fn run<T: Element + DeviceRepr + ValidAsZeroBits>(context: &Arc<CudaContext>, ke
     Ok(fine)
 }
 
+/// Two sequences in 300 rows.
+const STARTS: [usize; 3] = [0, 120, 300];
+/// Rows of a page, and pages of a sequence.
+const PAGES: [usize; 2] = [16, 12];
+
+/// Packed sequences; and the same again with every row given by itself, after its key and value, to a cache in pages.
+fn sequences<T: Element + DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>) -> Outcome<bool> {
+    let attention = Attention::new().causal();
+    let value = |i: usize, seed: usize| ((i + 7919 * seed) as f64 * 0.618_033_988_749_894_9).fract() * 4.0 - 2.0;
+    let host = [1, 2, 3].map(|seed| (0..300 * PART).map(|i| T::from_f64(value(i, seed))).collect::<Vec<T>>());
+    let shape = Shape::new(1, 300, 4, 64);
+    let [q, k, v] = host.each_ref().map(|values| stream.clone_htod(values));
+    let (q, k, v) = (q?, k?, v?);
+    let starts = stream.clone_htod(&STARTS.map(|start| start as i32))?;
+    let mut out = stream.alloc_zeros::<T>(300 * PART)?;
+    let [q_view, k_view, v_view] = [&q, &k, &v].map(|slice| View::contiguous(slice, shape, Layout::Bshd));
+    let rows = PackedRows::new(Numbers::new(&starts));
+    let mut into = ViewMut::contiguous(&mut out, shape, Layout::Bshd)?;
+    forward_packed(&attention, stream, q_view?, k_view?, v_view?, rows, rows, &mut into, None)?;
+    let packed = stream.clone_dtoh(&out)?;
+
+    let [page_rows, width] = PAGES;
+    let nan = vec![T::from_f64(f64::NAN); 2 * width * page_rows * PART];
+    let (mut k_pages, mut v_pages) = (stream.clone_htod(&nan)?, stream.clone_htod(&nan)?);
+    // The pages of both sequences in turns, the last first.
+    let table: Vec<i32> = (0..2 * width).map(|i| ((width - 1 - i % width) * 2 + i / width) as i32).collect();
+    let table = stream.clone_htod(&table)?;
+    let (row, cache) = (Shape::new(2, 1, 4, 64), Shape::new(2 * width, page_rows, 4, 64));
+    let mut by_row = vec![T::from_f64(f64::NAN); 300 * PART];
+    for step in 0..STARTS[1] {
+        let of_step = |slice: &[T]| [0, 1].map(|b| slice[(STARTS[b] + step) * PART..][..PART].to_vec()).concat();
+        let [q, k, v] = host.each_ref().map(|values| stream.clone_htod(&of_step(values)));
+        let (q, k, v, mut out) = (q?, k?, v?, stream.alloc_zeros::<T>(2 * PART)?);
+        let lengths = stream.clone_htod(&[step as i32; 2])?;
+        let pages = Pages { table: Numbers::new(&table), width, stride: width };
+        let rows = CacheRows { lengths: Some(Numbers::new(&lengths)), pages: Some(pages), ..CacheRows::default() };
+        let [q, k, v] = [&q, &k, &v].map(|slice| View::contiguous(slice, row, Layout::Bshd));
+        let new = NewRows { k: k?, v: v?, starts: None, rotary: None };
+        let mut k_cache = ViewMut::contiguous(&mut k_pages, cache, Layout::Bshd)?;
+        let mut v_cache = ViewMut::contiguous(&mut v_pages, cache, Layout::Bshd)?;
+        let mut into = ViewMut::contiguous(&mut out, row, Layout::Bshd)?;
+        forward_appending(&attention, stream, q?, None, &mut k_cache, &mut v_cache, rows, new, &mut into, None)?;
+        for (b, found) in stream.clone_dtoh(&out)?.chunks(PART).enumerate() {
+            by_row[(STARTS[b] + step) * PART..][..PART].copy_from_slice(found);
+        }
+    }
+
+    // The second sequence is longer than the steps.
+    let mut fine = true;
+    for (what, found, ends) in [("packed", packed, [120, 300]), ("row by row", by_row, [120, 240])] {
+        let sequences: Vec<_> =
+            (0..2).map(|b| SequenceRows { q: STARTS[b]..ends[b], kv: (STARTS[b]..ends[b]).collect() }).collect();
+        let sizes = Sizes { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 4, kv_heads: 4, head_dim: 64, dtype: T::DTYPE };
+        let host = host.each_ref().map(|values| values.iter().map(|&value| value.to_f64()).collect::<Vec<f64>>());
+        let tensors = host.each_ref().map(|values| &values[..]);
+        let exact = reference::forward_sequences(tensors, &sequences, sizes, &attention)?;
+        let rounded = reference::forward_sequences_rounded(tensors, &sequences, sizes, &attention)?;
+        let used = ends[1] * PART;
+        let found: Vec<f64> = found.into_iter().map(Element::to_f64).take(used).collect();
+        let comparison = Comparison::new(&found, &exact.out[..used], &rounded.out[..used]);
+        println!("{what}, {}: {comparison}", T::DTYPE);
+        fine &= comparison.within;
+    }
+    Ok(fine)
+}
+
 fn main() -> Outcome<()> {
     let context = CudaContext::new(0)?;
     let (major, minor) = context.compute_capability()?;
@@ -103,6 +172,8 @@ fn main() -> Outcome<()> {
     let portable = [Kernel::Naive, Kernel::V1, Kernel::V2];
     let mut fine =
         run::<f32>(&context, &portable)? & run::<f16>(&context, &portable)? & run::<bf16>(&context, &portable)?;
+    let stream = context.new_stream()?;
+    fine &= sequences::<f32>(&stream)? & sequences::<f16>(&stream)? & sequences::<bf16>(&stream)?;
     if (major, minor) == (9, 0) {
         fine &= run::<f16>(&context, &[Kernel::V3])? & run::<bf16>(&context, &[Kernel::V3])?;
     }

@@ -3,9 +3,13 @@
 mod backward;
 mod error;
 mod forward;
+mod sequences;
 mod view;
 
 pub use backward::{BackwardInputs, Gradients, backward};
 pub use error::{Error, Result};
 pub use forward::{device, forward, plan};
+pub use sequences::{
+    CacheRows, NewRows, Numbers, PackedRows, Pages, Rotary, forward_appending, forward_cached, forward_packed,
+};
 pub use view::{View, ViewMut};

@@ -48,19 +48,33 @@ class Waiting:
         self()
 
 
+def apply_rotary_emb(x, cos, sin, interleaved=False, seqlen_offsets=0):
+    """x ``(batch, seqlen, nheads, headdim)`` turned by its positions, from ``seqlen_offsets`` on: what the tests compare caches with."""
+    half = cos.shape[1]
+    positions = torch.arange(x.shape[1], device=x.device)
+    positions = positions[None] + torch.as_tensor(seqlen_offsets, device=x.device).reshape(-1, 1)
+    cos, sin = (table[positions][:, :, None].float() for table in (cos, sin))
+    columns = torch.arange(half, device=x.device)
+    first, second = (2 * columns, 2 * columns + 1) if interleaved else (columns, half + columns)
+    a, b = x[..., first].float(), x[..., second].float()
+    result = x.clone()
+    result[..., first], result[..., second] = (a * cos - b * sin).to(x.dtype), (a * sin + b * cos).to(x.dtype)
+    return result
+
+
 def install():
     """The modules that the test files import."""
     for name in ("flash_attn", "flash_attn_interface"):
         ferroflash.install_as(name)
     interface = sys.modules["flash_attn.flash_attn_interface"]
     interface._get_block_size_n = Waiting("dropout (dropout_p)")
-    interface._flash_attn_varlen_forward = Waiting("variable sequence lengths (cu_seqlens)")
+    interface._flash_attn_varlen_forward = Waiting("the original's forward pass of packed sequences (_flash_attn_varlen_forward)")
     interface.flash_attn_gpu = Waiting("the original's extension module (flash_attn_gpu)")
     interface.USE_TRITON_ROCM = False
     torch.ops.flash_attn_3 = Waiting("the original's operations (torch.ops.flash_attn_3)")
     for name, contents in (
         ("flash_attn.layers", {"__path__": []}),
-        ("flash_attn.layers.rotary", {"apply_rotary_emb": Waiting("rotary embedding")}),
+        ("flash_attn.layers.rotary", {"apply_rotary_emb": apply_rotary_emb}),
     ):
         module = types.ModuleType(name)
         module.__dict__.update(contents)

@@ -3,6 +3,7 @@
     python on_a_gpu.py                # needs PyTorch with CUDA
     python on_a_gpu.py cpu            # what of it the emulator can do, on small tensors
     python on_a_gpu.py [cpu] gradients   # the gradients alone
+    python on_a_gpu.py [cpu] sequences   # packed sequences and caches alone
 
 A result is right when it is off by at most twice what the same formula in the tensors' own precision is off by, and 1e-5; gradients of keys
 and values, which are sums over groups, by three times that.
@@ -49,6 +50,19 @@ def by_definition(q, k, v, seen, scale, softcap, rounded):
         weights = weights.to(q.dtype).to(number)
     out = (weights @ values).transpose(1, 2)
     return (out.to(q.dtype) if rounded else out).double(), lse.double()
+
+
+def check_sequences(what, out, q, keys, causal=False):
+    """:func:`check` of all sequences as one result: what a single row is off by is a matter of luck. Each has rows `[row, head, dim]`."""
+    errors, bounds = [0.0], [0.0]
+    for of_out, of_q, (k, v) in zip(out, q, keys, strict=True):
+        if not of_q.numel():
+            continue
+        tensors, seen = (of_q[None], k[None], v[None]), visible(of_q.shape[0], k.shape[0], causal, None, None)
+        exact, rounded = (by_definition(*tensors, seen, of_q.shape[-1] ** -0.5, 0.0, rounded)[0] for rounded in (False, True))
+        errors.append((of_out.double() - exact[0]).abs().max().item())
+        bounds.append((rounded - exact).abs().max().item())
+    assert max(errors) <= 2 * max(bounds) + 1e-5, f"{what}: off by {max(errors)}, {2 * max(bounds) + 1e-5} is accepted"
 
 
 def check(what, out, lse, q, k, v, causal=False, left=None, right=None, scale=None, softcap=0.0):
@@ -142,6 +156,60 @@ def graphs():
         graph.replay()
         check("graph", out, None, q, k, v, causal=True)
     print("graphs     captured once, replayed on new values")
+
+
+def sequences():
+    """Packed sequences; a cache in pages that is written step by step, each step a replay of one graph whose lengths are counted on the GPU."""
+    int32 = lambda numbers: torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
+    lengths = [(200, 333), (0, 20), (33, 0), (1, 700), (513, 257)] if ON_GPU else [(20, 33), (0, 5), (7, 0), (1, 40)]
+    starts = [[0, *itertools.accumulate(side)] for side in zip(*lengths)]
+    cut = lambda x, at: [x[i:j] for i, j in zip(at, at[1:])]
+    dims = (64, 128, 256) if ON_GPU else (64,)
+    for dtype, dim, causal in itertools.product((torch.float16, torch.bfloat16, torch.float32), dims, (False, True)):
+        q = torch.randn(starts[0][-1], 8, dim, device=DEVICE).to(dtype)
+        k, v = torch.randn(2, starts[1][-1], 2, dim, device=DEVICE).to(dtype)
+        longest = [max(side) for side in zip(*lengths)]
+        out = ferroflash.flash_attn_varlen_func(q, k, v, *map(int32, starts), *longest, causal=causal)
+        keys = list(zip(cut(k, starts[1]), cut(v, starts[1])))
+        check_sequences(f"packed {dtype} {dim} {causal}", cut(out, starts[0]), cut(q, starts[0]), keys, causal)
+    print(f"packed     {len(lengths)} sequences, some without rows or keys")
+
+    for dtype, dim in itertools.product((torch.float16, torch.bfloat16), dims):
+        batch, page_rows, width, steps = 6, 16, 20, 40 if ON_GPU else 3
+        table = torch.randperm(batch * width, device=DEVICE).int().view(batch, width)
+        k_cache, v_cache = torch.full((2, batch * width, page_rows, 2, dim), NAN, device=DEVICE).to(dtype)
+        used, kept = int32([0, 3, 17, 60, 200, 250]), [0, 3, 17, 60, 200, 250]
+        history = [torch.randn(2, rows, 2, dim, device=DEVICE).to(dtype) for rows in kept]
+        for b, keys in enumerate(history):
+            rows = torch.arange(keys.shape[1], device=DEVICE)
+            at = table[b, rows // page_rows].long(), rows % page_rows
+            k_cache[at], v_cache[at] = keys
+        q, k, v = (torch.zeros(batch, 1, heads, dim, device=DEVICE, dtype=dtype) for heads in (8, 2, 2))
+
+        def step():
+            out = ferroflash.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=used, block_table=table, causal=True)
+            used.add_(1)
+            return out
+
+        if ON_GPU:
+            # Kernels are loaded before the capture; what this call writes, the first step writes again.
+            step()
+            used.sub_(1)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = step()
+        for _ in range(steps):
+            for x in (q, k, v):
+                x.normal_()
+            if ON_GPU:
+                graph.replay()
+            else:
+                out = step()
+            history = [torch.cat((keys, torch.stack((k[b], v[b]))), dim=1) for b, keys in enumerate(history)]
+            check_sequences(f"cache {dtype} {dim}", out, q, history, causal=True)
+        assert used.tolist() == [rows + steps for rows in kept]
+    print(f"cache      {steps} steps{', replays of one graph' if ON_GPU else ''}; pages in any order, NaN where nothing is in use")
 
 
 class Block(torch.nn.Module):
@@ -332,15 +400,17 @@ def main():
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     print(f"ferroflash {ferroflash.__version__}, PyTorch {torch.__version__}, {torch.cuda.get_device_name() if ON_GPU else 'CPU'}")
-    if "gradients" in sys.argv[1:]:
-        gradients()
-        print("all right")
-        return
+    for part in (gradients, sequences):
+        if part.__name__ in sys.argv[1:]:
+            part()
+            print("all right")
+            return
     values()
     strides()
     if ON_GPU:
         streams()
         graphs()
+    sequences()
     compiled()
     gradients()
     print("all right")

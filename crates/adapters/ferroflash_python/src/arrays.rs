@@ -1,7 +1,8 @@
 //! Arrays of other packages: the memory, shape and strides of objects that speak DLPack or `__cuda_array_interface__`.
 
-use crate::call::{Place, Tensor};
+use crate::call::{Memory, Place};
 use crate::errors;
+use crate::sequences::Int32;
 use dlpark::ffi::{DLDataType, DLDataTypeCode, DLDevice, DLDeviceType};
 use dlpark::python::consumer::stream;
 use dlpark::python::{DlpackStream, ImportRequest, ImportedDlpack, StreamArg};
@@ -12,9 +13,21 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 /// An array of Python, held for as long as its memory is used.
-pub(crate) struct Array {
-    pub(crate) tensor: Tensor,
+pub(crate) struct Array<E = DType> {
+    pub(crate) tensor: Memory<E>,
     _owner: Option<ImportedDlpack>,
+}
+
+/// What the elements of an array may be.
+pub(crate) trait Elements: Sized {
+    /// The type, as DLPack says it.
+    fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<Self>;
+
+    /// The type, as `__cuda_array_interface__` says it.
+    fn of_interface(py: Python<'_>, name: &str, found: &str) -> PyResult<Self>;
+
+    /// Bytes of an element.
+    fn size(&self) -> usize;
 }
 
 /// The stream on which an imported array has to be ready.
@@ -27,7 +40,7 @@ unsafe impl DlpackStream for Consumer {
     }
 }
 
-impl Array {
+impl<E: Elements> Array<E> {
     /// Reads what the object says of itself. `stream` waits for whoever wrote it, if the object can say so; `gpu` is where an array is that
     /// does not say on which GPU it is.
     pub(crate) fn import(
@@ -36,7 +49,7 @@ impl Array {
         stream: usize,
         gpu: Option<usize>,
         for_writing: bool,
-    ) -> PyResult<Array> {
+    ) -> PyResult<Array<E>> {
         if object.hasattr("__dlpack__")? {
             return by_dlpack(name, object, stream, for_writing);
         }
@@ -51,7 +64,12 @@ impl Array {
     }
 }
 
-fn by_dlpack(name: &str, object: &Bound<'_, PyAny>, stream: usize, for_writing: bool) -> PyResult<Array> {
+fn by_dlpack<E: Elements>(
+    name: &str,
+    object: &Bound<'_, PyAny>,
+    stream: usize,
+    for_writing: bool,
+) -> PyResult<Array<E>> {
     let py = object.py();
     let request = ImportRequest::new(object.as_borrowed())?;
     let place = place(py, name, request.device()?)?;
@@ -98,34 +116,83 @@ fn place(py: Python<'_>, name: &str, device: DLDevice) -> PyResult<Place> {
     }
 }
 
-fn described_tensor(py: Python<'_>, name: &str, place: Place, described: &TensorRef<'_>) -> PyResult<Tensor> {
+fn described_tensor<E: Elements>(
+    py: Python<'_>,
+    name: &str,
+    place: Place,
+    described: &TensorRef<'_>,
+) -> PyResult<Memory<E>> {
     let failed = |error| errors::of_input(py, format!("{name}: {error}"));
-    let DLDataType { code, bits, lanes } = described.dtype();
-    let dtype = match (code, bits, lanes) {
-        (DLDataTypeCode::FLOAT, 16, 1) => DType::F16,
-        (DLDataTypeCode::BFLOAT, 16, 1) => DType::Bf16,
-        (DLDataTypeCode::FLOAT, 32, 1) => DType::F32,
-        _ => {
-            let kind = match code {
-                DLDataTypeCode::INT => "integers".to_owned(),
-                DLDataTypeCode::UINT => "unsigned integers".to_owned(),
-                DLDataTypeCode::FLOAT => "floating-point numbers".to_owned(),
-                DLDataTypeCode::COMPLEX => "complex numbers".to_owned(),
-                DLDataTypeCode(code) => format!("elements of DLPack's type {code}"),
-            };
-            let many = if lanes == 1 { String::new() } else { format!(", {lanes} at a time") };
-            let message = format!("{name} holds {kind} of {bits} bits{many}; {ACCEPTED}");
-            return Err(errors::of_type(py, message));
-        }
-    };
+    let dtype = E::of_dlpack(py, name, described.dtype())?;
     let strides = described.strides_or_compact().map_err(failed)?;
     let address = (described.data_ptr().expose_provenance() as u64).wrapping_add(described.byte_offset());
     let (shape, strides) = (described.shape(), of_empty(described.shape(), strides.into_owned()));
     let (shape, strides) = (dims(py, name, shape)?, dims(py, name, &strides)?);
-    Ok(Tensor { place, dtype, address, shape, strides })
+    Ok(Memory { place, dtype, address, shape, strides })
 }
 
-const ACCEPTED: &str = "float16, bfloat16 and float32 are accepted";
+/// A type of DLPack, in words.
+fn words(DLDataType { code, bits, lanes }: DLDataType) -> String {
+    let kind = match code {
+        DLDataTypeCode::INT => "integers".to_owned(),
+        DLDataTypeCode::UINT => "unsigned integers".to_owned(),
+        DLDataTypeCode::FLOAT => "floating-point numbers".to_owned(),
+        DLDataTypeCode::COMPLEX => "complex numbers".to_owned(),
+        DLDataTypeCode(code) => format!("elements of DLPack's type {code}"),
+    };
+    let many = if lanes == 1 { String::new() } else { format!(", {lanes} at a time") };
+    format!("{kind} of {bits} bits{many}")
+}
+
+impl Elements for DType {
+    fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<DType> {
+        match (found.code, found.bits, found.lanes) {
+            (DLDataTypeCode::FLOAT, 16, 1) => Ok(DType::F16),
+            (DLDataTypeCode::BFLOAT, 16, 1) => Ok(DType::Bf16),
+            (DLDataTypeCode::FLOAT, 32, 1) => Ok(DType::F32),
+            _ => {
+                let message = format!("{name} holds {}; float16, bfloat16 and float32 are accepted", words(found));
+                Err(errors::of_type(py, message))
+            }
+        }
+    }
+
+    fn of_interface(py: Python<'_>, name: &str, found: &str) -> PyResult<DType> {
+        match found {
+            "<f2" | "=f2" => Ok(DType::F16),
+            "<f4" | "=f4" => Ok(DType::F32),
+            _ => {
+                let message =
+                    format!("{name} holds `{found}`; `<f2` and `<f4` are accepted, and bfloat16 through DLPack");
+                Err(errors::of_type(py, message))
+            }
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.bytes()
+    }
+}
+
+impl Elements for Int32 {
+    fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<Int32> {
+        match (found.code, found.bits, found.lanes) {
+            (DLDataTypeCode::INT, 32, 1) => Ok(Int32),
+            _ => Err(errors::of_type(py, format!("{name} holds {}; int32 is accepted", words(found)))),
+        }
+    }
+
+    fn of_interface(py: Python<'_>, name: &str, found: &str) -> PyResult<Int32> {
+        match found {
+            "<i4" | "=i4" => Ok(Int32),
+            _ => Err(errors::of_type(py, format!("{name} holds `{found}`; `<i4` is accepted"))),
+        }
+    }
+
+    fn size(&self) -> usize {
+        size_of::<i32>()
+    }
+}
 
 /// Extents or strides, none of which may be negative.
 fn dims(py: Python<'_>, name: &str, numbers: &[i64]) -> PyResult<Dims> {
@@ -152,28 +219,20 @@ fn of_empty(shape: &[i64], strides: Vec<i64>) -> Vec<i64> {
 }
 
 /// The array that a `__cuda_array_interface__` of version 2 or 3 describes.
-fn by_interface(
+fn by_interface<E: Elements>(
     name: &str,
     interface: &Bound<'_, PyDict>,
     stream: usize,
     gpu: Option<usize>,
     for_writing: bool,
-) -> PyResult<Array> {
+) -> PyResult<Array<E>> {
     let py = interface.py();
     let get = |key: &str| interface.get_item(key);
     let needed = |key: &'static str| {
         get(key)?.ok_or_else(|| PyKeyError::new_err(format!("{name}: __cuda_array_interface__ has no `{key}`")))
     };
     let typestr: String = needed("typestr")?.extract()?;
-    let dtype = match typestr.as_str() {
-        "<f2" | "=f2" => DType::F16,
-        "<f4" | "=f4" => DType::F32,
-        _ => {
-            let message =
-                format!("{name} holds `{typestr}`; `<f2` and `<f4` are accepted, and bfloat16 through DLPack");
-            return Err(errors::of_type(py, message));
-        }
-    };
+    let dtype = E::of_interface(py, name, &typestr)?;
     if get("mask")?.is_some_and(|mask| !mask.is_none()) {
         return Err(errors::of_input(py, format!("{name} has a mask; arrays without one are accepted")));
     }
@@ -182,7 +241,7 @@ fn by_interface(
         return Err(errors::of_input(py, format!("{name} is read-only; it is written to")));
     }
     let shape: Vec<i64> = needed("shape")?.cast_into::<PyTuple>()?.extract()?;
-    let bytes = dtype.bytes() as i64;
+    let bytes = dtype.size() as i64;
     let strides = match get("strides")?.filter(|strides| !strides.is_none()) {
         Some(strides) => {
             let in_bytes: Vec<i64> = strides.extract()?;
@@ -207,7 +266,7 @@ fn by_interface(
     }
     let strides = of_empty(&shape, strides);
     let (shape, strides) = (dims(py, name, &shape)?, dims(py, name, &strides)?);
-    let tensor = Tensor { place: Place::Cuda(ordinal), dtype, address, shape, strides };
+    let tensor = Memory { place: Place::Cuda(ordinal), dtype, address, shape, strides };
     Ok(Array { tensor, _owner: None })
 }
 

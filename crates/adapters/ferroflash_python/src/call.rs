@@ -24,11 +24,11 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// Memory that Python owns, read as a tensor.
+/// Memory that Python owns, with elements of the type `E` names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tensor {
+pub(crate) struct Memory<E> {
     pub(crate) place: Place,
-    pub(crate) dtype: DType,
+    pub(crate) dtype: E,
     /// Of the first element.
     pub(crate) address: u64,
     pub(crate) shape: Dims,
@@ -36,14 +36,17 @@ pub(crate) struct Tensor {
     pub(crate) strides: Dims,
 }
 
-impl Tensor {
+/// Memory read as a tensor.
+pub(crate) type Tensor = Memory<DType>;
+
+impl<E> Memory<E> {
     /// Elements, or the most there can be.
     fn elements(&self) -> usize {
         self.shape.iter().fold(1, |elements, &extent| elements.saturating_mul(extent))
     }
 
     /// Whether there are no gaps, the last axis fastest. The stride of an axis of extent 1 plays no part.
-    fn is_contiguous(&self) -> bool {
+    pub(crate) fn is_contiguous(&self) -> bool {
         let mut expected = 1;
         self.shape.iter().zip(self.strides.iter()).rev().all(|(&extent, &stride)| {
             let fits = extent <= 1 || stride == expected;
@@ -51,7 +54,9 @@ impl Tensor {
             fits
         })
     }
+}
 
+impl Tensor {
     /// The tensor as ferroflash knows it.
     ///
     /// # Safety
@@ -60,6 +65,15 @@ impl Tensor {
     pub(crate) unsafe fn view<'a>(&self, device: &'a Device) -> ferroflash::Result<TensorView<'a>> {
         // SAFETY: the caller vouches for every element that shape and strides reach, however many these are.
         unsafe { TensorView::from_raw(device, self.address, usize::MAX, self.shape, self.strides, self.dtype) }
+    }
+
+    /// The tensor as ferroflash knows it, to be written.
+    ///
+    /// # Safety
+    /// As for [`Self::view`], and nobody else uses the elements except by work that is ordered before the use of the view.
+    pub(crate) unsafe fn view_mut<'a>(&self, device: &'a Device) -> ferroflash::Result<TensorViewMut<'a>> {
+        // SAFETY: as for `view`.
+        unsafe { TensorViewMut::from_raw(device, self.address, usize::MAX, self.shape, self.strides, self.dtype) }
     }
 }
 
@@ -116,10 +130,11 @@ impl Call {
 
     /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
     pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
-        let operands = [(Operand::K, Some(&self.k)), (Operand::V, Some(&self.v)), (Operand::Out, Some(&self.out))];
-        let operands = operands.into_iter().chain([(Operand::Lse, self.lse.as_ref())]);
-        check_places(self.q.place, operands).map_err(|error| errors::raise(py, error))?;
-        self.lse.as_ref().map_or(Ok(()), |lse| check_rows(py, Operand::Lse, lse))?;
+        let lse = self.lse.as_ref();
+        let tensors = [(Operand::K, Some(&self.k)), (Operand::V, Some(&self.v)), (Operand::Out, Some(&self.out))];
+        let places = tensors.into_iter().chain([(Operand::Lse, lse)]).map(|(of, tensor)| (of, tensor.map(|x| x.place)));
+        check_places(self.q.place, places).map_err(|error| errors::raise(py, error))?;
+        lse.map_or(Ok(()), |lse| check_rows(py, Operand::Lse, lse))?;
         let attention = options.attention();
         let result = match self.q.place {
             Place::Cpu => {
@@ -144,9 +159,8 @@ impl Call {
         // SAFETY: the tensors are memory of this GPU by what their owners say; the arguments of the call hold them until it returns, and
         // from then on their frameworks give memory back in the order of the stream.
         let (q, k, v) = unsafe { (self.q.view(&device)?, self.k.view(&device)?, self.v.view(&device)?) };
-        let Tensor { address, shape, strides, dtype, .. } = self.out;
         // SAFETY: as for the inputs; the output is the caller's to write.
-        let mut out = unsafe { TensorViewMut::from_raw(&device, address, usize::MAX, shape, strides, dtype) }?;
+        let mut out = unsafe { self.out.view_mut(&device) }?;
         let lse = self.lse_shape().map(|(address, elements, shape)| {
             // SAFETY: as for the output.
             unsafe { LseViewMut::from_raw(&device, address, elements, shape) }
@@ -170,15 +184,15 @@ pub(crate) fn rows_of(tensor: &Tensor) -> (u64, usize, LseShape) {
 }
 
 /// Whether all tensors are where q is.
-pub(crate) fn check_places<'a>(
+pub(crate) fn check_places(
     expected: Place,
-    operands: impl IntoIterator<Item = (Operand, Option<&'a Tensor>)>,
+    places: impl IntoIterator<Item = (Operand, Option<Place>)>,
 ) -> ferroflash::Result<()> {
-    for (operand, tensor) in operands {
-        if let Some(tensor) = tensor.filter(|tensor| tensor.place != expected) {
+    for (operand, place) in places {
+        if let Some(place) = place.filter(|&place| place != expected) {
             return Err(Error::DeviceMismatch {
                 what: operand.to_string(),
-                found: tensor.place.to_string(),
+                found: place.to_string(),
                 expected: expected.to_string(),
             });
         }
@@ -188,13 +202,19 @@ pub(crate) fn check_places<'a>(
 
 /// The library takes the log-sum-exp and its gradient as addresses: what an array says of itself beyond that is checked here.
 pub(crate) fn check_rows(py: Python<'_>, operand: Operand, tensor: &Tensor) -> PyResult<()> {
+    check_row_values(py, operand, tensor)?;
+    if tensor.shape.len() != 3 {
+        let message = format!("{operand} has {} axes; 3 (batch, head, row) are accepted", tensor.shape.len());
+        return Err(errors::of_input(py, message));
+    }
+    Ok(())
+}
+
+/// [`check_rows`], however many axes there are.
+pub(crate) fn check_row_values(py: Python<'_>, operand: Operand, tensor: &Tensor) -> PyResult<()> {
     let Tensor { dtype, shape, strides, .. } = tensor;
     if *dtype != DType::F32 {
         return Err(errors::of_type(py, format!("{operand} holds {dtype}; f32 is accepted")));
-    }
-    if shape.len() != 3 {
-        let message = format!("{operand} has {} axes; 3 (batch, head, row) are accepted", shape.len());
-        return Err(errors::of_input(py, message));
     }
     if !tensor.is_contiguous() {
         let message = format!("{operand} of shape {shape:?} has strides {strides:?}; it must be contiguous");

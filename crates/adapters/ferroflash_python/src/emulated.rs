@@ -3,7 +3,10 @@
 use crate::call::{Call, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
-use ferroflash::{Attention, DType, Device, Element, Layout, Lse, TensorView, TensorViewMut, bf16, f16};
+use crate::sequences::{self, Numbers, TENSORS};
+use ferroflash::{
+    Attention, DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16,
+};
 use pyo3::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,6 +109,59 @@ fn typed_backward<T: Element>(device: &Device, attention: &Attention, call: &Bac
         write::<T>(to, &unsafe { from.view(device) }?.to_vec()?);
     }
     Ok(())
+}
+
+/// Computes a call over sequences whose tensors and numbers are in the memory of this process.
+pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferroflash::Result<()> {
+    let device = device()?;
+    // Nothing of the tensors is read before they fit together.
+    call.plan(device, attention)?;
+    // The same call on memory of the emulator, which these own.
+    let (mut tensors, mut numbers) = (Vec::new(), Vec::new());
+    let mut there = *call;
+    for tensor in there.tensors.iter_mut().flatten() {
+        // What is written is copied, too: rows of no sequence stay as they are.
+        let memory = match tensor.dtype {
+            DType::F16 => copy::<f16>(device, tensor)?,
+            DType::Bf16 => copy::<bf16>(device, tensor)?,
+            _ => copy::<f32>(device, tensor)?,
+        };
+        tensor.address = memory.address();
+        tensors.push(memory);
+    }
+    for array in there.numbers.iter_mut().flatten() {
+        let memory = copy_numbers(device, array)?;
+        array.address = memory.view().address();
+        numbers.push(memory);
+    }
+    there.launch(device, &device.default_stream(), attention)?;
+    let is_written = |operand| match operand {
+        Operand::Out | Operand::Lse => true,
+        Operand::K | Operand::V => call.appends(),
+        _ => false,
+    };
+    for operand in TENSORS.into_iter().filter(|&operand| is_written(operand)) {
+        let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
+        // SAFETY: the memory has as many elements as the tensor reaches.
+        let from = unsafe { from.view(device) }?;
+        match to.dtype {
+            DType::F16 => write::<f16>(&to, &from.to_vec()?),
+            DType::Bf16 => write::<bf16>(&to, &from.to_vec()?),
+            _ => write::<f32>(&to, &from.to_vec()?),
+        }
+    }
+    Ok(())
+}
+
+fn copy_numbers(device: &Device, numbers: &Numbers) -> ferroflash::Result<Indices> {
+    let data = match sequences::reached(numbers) {
+        0 => &[],
+        // SAFETY: as in `copy`.
+        count => unsafe {
+            std::slice::from_raw_parts(std::ptr::with_exposed_provenance(numbers.address as usize), count)
+        },
+    };
+    Indices::from_slice(device, data)
 }
 
 /// Elements from the first to one past the last; that the arithmetic fits was checked with the view.

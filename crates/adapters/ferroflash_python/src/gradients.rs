@@ -4,7 +4,6 @@ use crate::call::{Options, Place, Tensor, check_places, check_rows, rows_of};
 use crate::{emulated, errors};
 use ferroflash::{
     Attention, BackwardPlan, Device, GradientsViewMut, LseView, Operand, OutputGradients, Stream, TensorView,
-    TensorViewMut,
 };
 use pyo3::prelude::*;
 
@@ -39,7 +38,7 @@ struct Views<'a> {
 impl Backward {
     /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
     pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
-        check_places(self.q.place, self.others()).map_err(|error| errors::raise(py, error))?;
+        check_places(self.q.place, self.other_places()).map_err(|error| errors::raise(py, error))?;
         check_rows(py, Operand::Lse, &self.lse)?;
         self.dlse.as_ref().map_or(Ok(()), |dlse| check_rows(py, Operand::Dlse, dlse))?;
         let attention = options.attention();
@@ -53,9 +52,9 @@ impl Backward {
         result.map_err(|error| errors::raise(py, error))
     }
 
-    /// All tensors but q.
-    fn others(&self) -> [(Operand, Option<&Tensor>); 9] {
-        [
+    /// Where all tensors but q are.
+    fn other_places(&self) -> [(Operand, Option<Place>); 9] {
+        let others = [
             (Operand::K, Some(&self.k)),
             (Operand::V, Some(&self.v)),
             (Operand::Out, Some(&self.out)),
@@ -65,7 +64,8 @@ impl Backward {
             (Operand::Dq, Some(&self.dq)),
             (Operand::Dk, Some(&self.dk)),
             (Operand::Dv, Some(&self.dv)),
-        ]
+        ];
+        others.map(|(operand, tensor)| (operand, tensor.map(|tensor| tensor.place)))
     }
 
     fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
@@ -95,9 +95,7 @@ impl Backward {
         // SAFETY: see above.
         let read = |tensor: &Tensor| unsafe { tensor.view(device) };
         // SAFETY: see above.
-        let write = |&Tensor { address, shape, strides, dtype, .. }: &Tensor| unsafe {
-            TensorViewMut::from_raw(device, address, usize::MAX, shape, strides, dtype)
-        };
+        let write = |tensor: &Tensor| unsafe { tensor.view_mut(device) };
         let rows = |tensor: &Tensor| {
             let (address, elements, shape) = rows_of(tensor);
             // SAFETY: see above.

@@ -6,16 +6,21 @@ mod call;
 mod emulated;
 mod errors;
 mod gradients;
+mod sequences;
 
 use arrays::Array;
-use call::{Call, Options, Place, Tensor, rows_at};
-use ferroflash::{DType, Dims, MAX_RANK};
+use call::{Call, Memory, Options, Place, Tensor, rows_at};
+use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use sequences::{Int32, NUMBERS, Numbers, TENSORS};
 
 /// A tensor of torch as Python hands it over: `(ordinal, dtype, address, shape, strides)`. The ordinal is -1 for the CPU.
 type TorchTensor<'py> = (i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
+
+/// Numbers of torch as Python hands them over: `(ordinal, address, shape, strides)`, of 32 bits.
+type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
 
 /// Attention on tensors of torch, all checks included. `lse` is the address of contiguous `f32 [batch, q_heads, q_rows]`, or 0.
 ///
@@ -50,6 +55,11 @@ fn torch_tensor((ordinal, dtype, address, shape, strides): &TorchTensor<'_>) -> 
     // The numbers that `_torch.py` gives the types.
     let dtype = [DType::F16, DType::Bf16, DType::F32][usize::from(*dtype)];
     Ok(Tensor { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? })
+}
+
+fn torch_numbers((ordinal, address, shape, strides): &TorchNumbers<'_>) -> PyResult<Numbers> {
+    let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
+    Ok(Memory { place, dtype: Int32, address: *address, shape: numbers(shape)?, strides: numbers(strides)? })
 }
 
 /// The numbers of a tuple: extents or strides.
@@ -94,6 +104,90 @@ fn forward(
     let call = Call { q: q.tensor, k: k.tensor, v: v.tensor, out: out.tensor, lse: lse_tensor };
     // The arrays are held until the launch has returned.
     call.run(py, stream, &options)
+}
+
+/// Attention over packed sequences or a cache on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
+/// [`TENSORS`] and [`NUMBERS`]; `hints` are the rows of the longest sequence of q and of k, where they are known.
+#[pyfunction]
+#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
+fn launch_sequences(
+    py: Python<'_>,
+    stream: usize,
+    tensors: [Option<TorchTensor<'_>>; 9],
+    arrays: [Option<TorchNumbers<'_>>; 9],
+    hints: [Option<usize>; 2],
+    interleaved: bool,
+    splits: i64,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let (mut read, mut numbers) = ([None; 9], [None; 9]);
+    for (read, tensor) in read.iter_mut().zip(&tensors) {
+        *read = tensor.as_ref().map(torch_tensor).transpose()?;
+    }
+    for (numbers, array) in numbers.iter_mut().zip(&arrays) {
+        *numbers = array.as_ref().map(torch_numbers).transpose()?;
+    }
+    let splits = split(splits);
+    sequences::Call { tensors: read, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
+}
+
+/// How keys are split: 0 by the library's choice, a positive number into as many, a negative one into parts of as many keys.
+fn split(number: i64) -> Splits {
+    let size = u32::try_from(number.unsigned_abs()).unwrap_or(u32::MAX);
+    match number {
+        0 => Splits::Auto,
+        1.. => Splits::Count(size),
+        _ => Splits::Keys(size),
+    }
+}
+
+/// [`launch_sequences`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
+/// theirs.
+#[pyfunction]
+#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
+fn forward_sequences(
+    py: Python<'_>,
+    tensors: [Option<Bound<'_, PyAny>>; 9],
+    arrays: [Option<Bound<'_, PyAny>>; 9],
+    stream: usize,
+    device: Option<usize>,
+    hints: [Option<usize>; 2],
+    interleaved: bool,
+    splits: i64,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
+    let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
+    for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
+        let is_written = match operand {
+            Operand::Out | Operand::Lse => true,
+            Operand::K | Operand::V => appends,
+            _ => false,
+        };
+        let import = |object| Array::<DType>::import(&operand.to_string(), object, stream, device, is_written);
+        *held = object.as_ref().map(import).transpose()?;
+    }
+    for ((held, object), operand) in held_numbers.iter_mut().zip(&arrays).zip(NUMBERS) {
+        let import = |object| Array::<Int32>::import(&operand.to_string(), object, stream, device, false);
+        *held = object.as_ref().map(import).transpose()?;
+    }
+    let tensors = held.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
+    let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
+    // The arrays are held until the launch has returned.
+    let splits = split(splits);
+    sequences::Call { tensors, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
 }
 
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
@@ -194,6 +288,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(launch, module)?)?;
     module.add_function(wrap_pyfunction!(forward, module)?)?;
+    module.add_function(wrap_pyfunction!(launch_sequences, module)?)?;
+    module.add_function(wrap_pyfunction!(forward_sequences, module)?)?;
     module.add_function(wrap_pyfunction!(launch_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)

@@ -121,6 +121,41 @@ def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=N
         test.assertLessEqual(error, bound, f"lse is off by {error}")
 
 
+def check_sequences(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+    """:func:`check` of several sequences as one result: `out` and `inputs` have for each what `check` takes of a batch of 1, `lse` `[head, row]`."""
+    errors, bounds, row_errors, row_bounds, most = [], [1e-5], [], [1e-5], 0.0
+    for of_out, of_lse, tensors in zip(out, lse, inputs, strict=True):
+        q, k, v = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
+        factor = q.shape[3] ** -0.5 if scale is None else scale
+        mask = visible(q.shape[1], k.shape[1], causal, left, right)
+        exact, exact_lse = attention(q, k, v, mask, factor, softcap)
+        rounded, rounded_lse = attention(q, k, v, mask, factor, softcap, precision)
+        test.assertEqual(np.shape(of_out), exact.shape[1:])
+        test.assertEqual(np.shape(of_lse), exact_lse.shape[1:])
+        errors.append(_largest(np.asarray(of_out, dtype=np.float64) - exact[0]))
+        bounds.append(2 * _largest(rounded - exact) + 1e-5)
+        seen = np.isfinite(exact_lse[0])
+        of_lse = np.asarray(of_lse, dtype=np.float64)
+        np.testing.assert_array_equal(of_lse[~seen], exact_lse[0][~seen])
+        row_errors.append(_largest(of_lse[seen] - exact_lse[0][seen]))
+        row_bounds.append(2 * _largest(rounded_lse[0][seen] - exact_lse[0][seen]) + 1e-5)
+        most = max(most, np.abs(exact_lse[0][seen]).max(initial=0.0))
+    test.assertLessEqual(max(errors), max(bounds), "out")
+    test.assertLessEqual(max(row_errors), max(row_bounds) + 16 * float(np.spacing(np.float32(most))), "lse")
+
+
+def turned(rows, cos, sin, positions, interleaved, precision):
+    """Rows `[row, head, dim]` turned by their positions in float32, and rounded. Products of two numbers of 16 bits are exact there."""
+    half = cos.shape[1]
+    rows, result = np.asarray(rows, dtype=np.float64), np.array(rows, dtype=np.float64)
+    firsts = np.arange(half) * 2 if interleaved else np.arange(half)
+    seconds = firsts + 1 if interleaved else firsts + half
+    c, s = (np.asarray(x, dtype=np.float64)[positions][:, None] for x in (cos, sin))
+    x, y = rows[..., firsts], rows[..., seconds]
+    result[..., firsts], result[..., seconds] = x * c - y * s, x * s + y * c
+    return round_to(result.astype(np.float32), precision)
+
+
 def _largest(differences):
     """The largest magnitude; infinite where one is NaN."""
     magnitudes = np.abs(differences)

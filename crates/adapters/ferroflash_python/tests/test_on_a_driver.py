@@ -114,6 +114,30 @@ class OnADriver(unittest.TestCase):
         self.assertIn(f" stream {0x77} ", self.launches(log)[0])
         self.assertIn(" stream 0 ", self.launches(log)[1])
 
+    def test_sequences_on_the_callers_stream(self):
+        log = self.run_program("""
+            q, out, k, v = (Interface(0x70000000 + i * 0x100000, (9, 4, 64)) for i in range(4))
+            starts, lengths, table = Interface(0x71000000, (3,), "<i4"), Interface(0x71001000, (2,), "<i4"), Interface(0x71002000, (2, 3), "<i4")
+            lse = Interface(0x71003000, (4, 9), "<f4")
+            assert ferroflash.forward_packed(q, k, v, starts, starts, out=out, lse=lse, return_lse=True, causal=True, stream=0x77) == (out, lse)
+            k, v = (Interface(0x72000000 + i * 0x100000, (8, 16, 4, 64)) for i in range(2))
+            new = [Interface(0x73000000 + i * 0x100000, (2, 1, 4, 64)) for i in range(4)]
+            f = lambda *more, **options: ferroflash.forward_cached(new[0], k, v, *more, lengths=lengths, pages=table, out=new[1], **options)
+            f(stream=0x88)
+            f(*new[2:], stream=0x99, splits=1)
+            T, E = ferroflash.InputTypeError, ferroflash.InputError
+            refused(T, "the lengths of k and v holds `<i8`; `<i4` is accepted", lambda: ferroflash.forward_cached(new[0], k, v, lengths=Interface(0x71001000, (2,), "<i8"), out=new[1]))
+            refused(E, "out overlaps q in memory", lambda: ferroflash.forward_cached(new[0], k, v, lengths=lengths, pages=table, out=Interface(new[0].address, (2, 1, 4, 64))))
+            refused(E, "overlaps", lambda: f(Interface(k.address, (2, 1, 4, 64)), new[3]))
+            elsewhere = Packed(k.address, (8, 16, 4, 64), device=(2, 1))
+            refused(E, "k is on device cuda:1, q is on cuda:0", lambda: ferroflash.forward_cached(new[0], elsewhere, v, lengths=lengths, pages=table, out=new[1], device=0))
+        """)
+        of_stream = [[line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in (0x77, 0x88, 0x99)]
+        self.assertTrue(all(of_stream), log)
+        self.assertEqual(sum(map(len, of_stream)), len(self.launches(log)), log)
+        # New rows are written before any is read.
+        self.assertTrue(of_stream[2][0].startswith("append_f16") and len(of_stream[2]) == 2, of_stream)
+
     def test_gradients_on_the_callers_stream(self):
         log = self.run_program("""
             q, k, v, out, dout, dq, dk, dv = (Interface(0x70000000 + i * 0x100000) for i in range(8))

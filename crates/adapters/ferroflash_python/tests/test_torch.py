@@ -174,22 +174,13 @@ class Refusals(unittest.TestCase):
     def test_missing_features_are_named(self):
         q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
         f, missing = ferroflash, ferroflash.MissingFeatureError
-        slopes, lengths = torch.ones(4), torch.tensor([0, 40], dtype=torch.int32)
+        slopes = torch.ones(4)
         kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
         for words, call in (
             ("flash_attn_func: dropout (dropout_p)", lambda: f.flash_attn_func(q, k, v, 0.1)),
             ("flash_attn_func: ALiBi (alibi_slopes)", lambda: f.flash_attn_func(q, k, v, alibi_slopes=slopes)),
             ("flash_attn_kvpacked_func: dropout", lambda: f.flash_attn_kvpacked_func(q, kv, 0.1)),
             ("flash_attn_qkvpacked_func: ALiBi", lambda: f.flash_attn_qkvpacked_func(qkv, alibi_slopes=slopes)),
-            ("variable sequence lengths", lambda: f.flash_attn_varlen_func(q[0], k[0], v[0], lengths, lengths, 40, 40)),
-            ("variable sequence lengths", lambda: f.flash_attn_varlen_kvpacked_func(q[0], kv[0], lengths, lengths, 40, 40)),
-            ("variable sequence lengths", lambda: f.flash_attn_varlen_qkvpacked_func(qkv[0], lengths, 40)),
-            ("new keys and values (k, v)", lambda: f.flash_attn_with_kvcache(q, k, v, k, v)),
-            ("rotary embedding", lambda: f.flash_attn_with_kvcache(q, k, v, rotary_cos=slopes)),
-            ("lengths (cache_seqlens)", lambda: f.flash_attn_with_kvcache(q, k, v, cache_seqlens=3)),
-            ("another order (cache_batch_idx)", lambda: f.flash_attn_with_kvcache(q, k, v, cache_batch_idx=lengths)),
-            ("padding on the left", lambda: f.flash_attn_with_kvcache(q, k, v, cache_leftpad=lengths)),
-            ("in pages (block_table)", lambda: f.flash_attn_with_kvcache(q, k, v, block_table=lengths)),
             ("ALiBi", lambda: f.flash_attn_with_kvcache(q, k, v, alibi_slopes=slopes)),
         ):
             self.refused(missing, words, call)
@@ -446,10 +437,7 @@ for words, call in (
     ("fp8", lambda: fa3.flash_attn_func(q, q, q, k_descale=q)),
     ("head dim of v", lambda: fa3.flash_attn_func(q, q, torch.cat((q, q), dim=3))),
     ("attention_chunk", lambda: fa3.flash_attn_func(q, q, q, attention_chunk=4)),
-    ("cu_seqlens", lambda: fa3.flash_attn_varlen_func(q[0])),
-    ("page_table", lambda: fa3.flash_attn_with_kvcache(q, q, q)),
     ("flash_attn_combine", lambda: fa3.flash_attn_combine(q, q)),
-    ("page_table", lambda: fa3.get_scheduler_metadata(1)),
 ):
     try:
         call()

@@ -1,6 +1,6 @@
 """Exact attention by ferroflash, whose GPU kernels are written in Rust.
 
-``forward`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
+``forward``, ``forward_packed``, ``forward_cached`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
 which is imported when the first of them is asked for.
 """
 
@@ -15,6 +15,7 @@ from ._errors import (
 )
 from ._forward import forward
 from ._native import __version__, devices
+from ._sequences import forward_cached, forward_packed
 from ._stand_in import install_as
 
 _OF_TORCH = (
@@ -37,6 +38,8 @@ __all__ = [
     "backward",
     "devices",
     "forward",
+    "forward_cached",
+    "forward_packed",
     "install_as",
     *_OF_TORCH,
 ]

@@ -4,12 +4,12 @@ What ferroflash does not do yet is a ``MissingFeatureError`` that names it. Beyo
 """
 
 try:
-    import torch  # noqa: F401
+    import torch
 except ImportError as error:
     raise ImportError("the functions of flash_attn take tensors of PyTorch, which is not installed; `ferroflash.forward` needs none") from error
 
-from . import _torch
-from ._errors import missing
+from . import _torch, _torch_sequences
+from ._errors import InputError, missing
 
 __all__ = [
     "flash_attn_func",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 _attend = _torch.attend
-_VARLEN = "variable sequence lengths (cu_seqlens)"
+_attend_sequences = _torch_sequences.attend
 
 
 def flash_attn_func(
@@ -132,8 +132,25 @@ def flash_attn_varlen_func(
     return_attn_probs=False,
     block_table=None,
 ):
-    """Attention of sequences packed one behind the other. Raises :class:`ferroflash.MissingFeatureError`, until there is one."""
-    raise missing("flash_attn_varlen_func", _VARLEN)
+    """:func:`flash_attn_func` of each of several sequences, packed one behind the other: q ``(total_q, nheads, headdim)``, k and v ``(total_k,
+    nheads_k, headdim)``. Masks end at each sequence's own last row and last key.
+
+    Args:
+        cu_seqlens_q, cu_seqlens_k: int32 ``(batch + 1,)`` on the tensors' device: first row of each sequence, and the end of the last. Sequences may
+            have no rows. The numbers are not waited for.
+        max_seqlen_q, max_seqlen_k: rows of the longest sequence: hints, with no influence on what is computed.
+        block_table: int32 ``(batch, max_num_blocks_per_seq)``: k and v are pages ``(num_blocks, page_block_size, nheads_k, headdim)`` of any size, and
+            row ``t`` of sequence ``b`` is row ``t % page_block_size`` of page ``block_table[b, t // page_block_size]``. ``cu_seqlens_k`` then says
+            how many rows each sequence has, and where it starts plays no part.
+
+    Returns:
+        ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``, ``softmax_lse`` float32 ``(nheads, total_q)``. Rows of no
+        sequence are not written. Tensors that ask for gradients are a :class:`ferroflash.MissingFeatureError`, until there are some.
+    """
+    if dropout_p or alibi_slopes is not None:
+        raise _missing("flash_attn_varlen_func", dropout_p)
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return _varlen("flash_attn_varlen_func", q, k, v, lengths, block_table, softmax_scale, causal, window_size, softcap, return_attn_probs)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -152,8 +169,12 @@ def flash_attn_varlen_kvpacked_func(
     deterministic=False,
     return_attn_probs=False,
 ):
-    """:func:`flash_attn_varlen_func` with k and v in one tensor."""
-    raise missing("flash_attn_varlen_kvpacked_func", _VARLEN)
+    """:func:`flash_attn_varlen_func` with k and v in one tensor ``(total_k, 2, nheads_k, headdim)``. Nothing is copied."""
+    if dropout_p or alibi_slopes is not None:
+        raise _missing("flash_attn_varlen_kvpacked_func", dropout_p)
+    k, v = kv.unbind(1)
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return _varlen("flash_attn_varlen_kvpacked_func", q, k, v, lengths, None, softmax_scale, causal, window_size, softcap, return_attn_probs)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -169,8 +190,12 @@ def flash_attn_varlen_qkvpacked_func(
     deterministic=False,
     return_attn_probs=False,
 ):
-    """:func:`flash_attn_varlen_func` with q, k and v in one tensor."""
-    raise missing("flash_attn_varlen_qkvpacked_func", _VARLEN)
+    """:func:`flash_attn_varlen_func` with q, k and v in one tensor ``(total, 3, nheads, headdim)``. Nothing is copied."""
+    if dropout_p or alibi_slopes is not None:
+        raise _missing("flash_attn_varlen_qkvpacked_func", dropout_p)
+    q, k, v = qkv.unbind(1)
+    lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    return _varlen("flash_attn_varlen_qkvpacked_func", q, k, v, lengths, None, softmax_scale, causal, window_size, softcap, return_attn_probs)
 
 
 def flash_attn_with_kvcache(
@@ -194,25 +219,83 @@ def flash_attn_with_kvcache(
     num_splits=0,
     return_softmax_lse=False,
 ):
-    """Attention of q ``(batch, seqlen_q, nheads, headdim)`` over whole caches ``(batch, seqlen_cache, nheads_k, headdim)``. What makes caches
-    caches (lengths, new keys and values, pages, rotary embedding) is a :class:`ferroflash.MissingFeatureError` each, until there is one.
+    """Attention of q ``(batch, seqlen_q, nheads, headdim)`` over keys and values in a cache ``(batch_cache, seqlen_cache, nheads_k, headdim)``, or in
+    pages ``(num_blocks, page_block_size, nheads_k, headdim)`` of any size. Masks end at the last row of q and the last key in use.
 
-    ``num_splits`` changes no result and is not asked.
+    Args:
+        k, v: new keys and values ``(batch, seqlen_new, nheads_k, headdim)``, which are written to the cache behind the rows in use, and attended to
+            as well. Rows without room are left out.
+        rotary_cos, rotary_sin: contiguous ``(seqlen_ro, rotary_dim / 2)``, at least as many rows as the cache: new keys, and q, are turned by their
+            position. That of a new key is its row; that of row ``i`` of q is ``cache_seqlens + i``, or ``cache_seqlens`` without a mask.
+        cache_seqlens: an int, or int32 ``(batch,)`` on the tensors' device: rows in use, without new ones; needed with k and v. It stays as it is, and
+            is not waited for.
+        cache_batch_idx: int32 ``(batch,)``: entry of the cache of each sequence.
+        cache_leftpad: int32 ``(batch,)``: first row in use.
+        block_table: int32 ``(batch, max_num_blocks_per_seq)``: pages of each sequence; those behind the rows in use are never followed.
+        rotary_interleaved: whether columns ``2 i`` and ``2 i + 1`` are turned together; else ``i`` and ``rotary_dim / 2 + i``.
+        num_splits: parts that the keys of a sequence are split into; 0 is ferroflash's choice.
+
+    Returns:
+        ``out``, or ``(out, softmax_lse)`` with ``return_softmax_lse``: float32 ``(batch, nheads, seqlen_q)``.
+
+    Tensors that ask for gradients are a :class:`ferroflash.MissingFeatureError`, but for whole caches without any of this.
     """
-    for feature, argument in (
-        ("a key-value cache with new keys and values (k, v)", k if k is not None else v),
-        ("rotary embedding (rotary_cos, rotary_sin)", rotary_cos if rotary_cos is not None else rotary_sin),
-        ("a key-value cache with lengths (cache_seqlens)", cache_seqlens),
-        ("a key-value cache in another order (cache_batch_idx)", cache_batch_idx),
-        ("a key-value cache with padding on the left (cache_leftpad)", cache_leftpad),
-        ("a key-value cache in pages (block_table)", block_table),
-        (_ALIBI, alibi_slopes),
-    ):
-        if argument is not None:
-            raise missing("flash_attn_with_kvcache", feature)
+    if alibi_slopes is not None:
+        raise missing("flash_attn_with_kvcache", _ALIBI)
     left, right = window_size
-    out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, max(softcap, 0.0), False, return_softmax_lse)
+    softcap = max(softcap, 0.0)
+    others = (k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
+    is_one_row = q.dim() == 4 and q.shape[1] == 1 and not any(x.requires_grad for x in (q, k_cache, v_cache))
+    if all(x is None for x in others) and num_splits <= 1 and not is_one_row:
+        # Whole caches are uniform sequences, with gradients. But the keys of a single row are split, so that more of the GPU works on it.
+        out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, softcap, False, return_softmax_lse)
+        return (out, lse) if return_softmax_lse else out
+    tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
+    numbers = (None, None, None, cache_seqlens, cache_leftpad, cache_batch_idx, None, None, block_table)
+    options = (softmax_scale, causal, left, right, softcap)
+    out, lse = _cached("flash_attn_with_kvcache", tensors, numbers, None, rotary_interleaved, num_splits, options, return_softmax_lse)
     return (out, lse) if return_softmax_lse else out
+
+
+def _varlen(function, q, k, v, lengths, block_table, scale, causal, window_size, softcap, return_attn_probs):
+    cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = lengths
+    left, right = window_size
+    if block_table is None:
+        numbers = (cu_seqlens_q, None, cu_seqlens_k, None, None, None, None, None, None)
+    else:
+        # Computed where they are: nothing waits for them.
+        used = cu_seqlens_k[1:] - cu_seqlens_k[:-1]
+        numbers = (cu_seqlens_q, None, None, used, None, None, None, None, block_table)
+    tensors, hints = (q, k, v, None, None, None, None), (max_seqlen_q, max_seqlen_k)
+    options = (scale, causal, left, right, max(softcap, 0.0))
+    out, lse = _attend_sequences(function, tensors, numbers, hints, False, 0, options, return_attn_probs)
+    return (out, lse, q.new_empty((0,))) if return_attn_probs else out
+
+
+def _cached(function, tensors, numbers, max_seqlen_q, rotary_interleaved, num_splits, options, return_lse):
+    """Attention over a cache: what the original checks, as far as the library does not."""
+    q, k_cache, _, k, v, cos, _ = tensors
+    q_starts, _, _, lengths, _, _, new_starts, positions, table = numbers
+    if (k is None) != (v is None):
+        raise InputError(f"{function}: k and v are given together")
+    if k is not None and lengths is None:
+        raise InputError(f"{function}: k and v are written behind the rows in use; cache_seqlens must be given, too")
+    if k is None and cos is not None:
+        raise InputError(f"{function}: rotary_cos and rotary_sin turn new keys, and q with them; k and v must be given, too")
+    if num_splits < 0:
+        raise InputError(f"{function}: num_splits is {num_splits}; numbers from 0 on are accepted")
+    rows = k_cache.shape[1] * (1 if table is None else table.shape[-1])
+    if isinstance(lengths, int):
+        new = 0 if k is None or new_starts is not None else k.shape[1]
+        if not 0 <= lengths <= rows - new:
+            raise InputError(f"{function}: cache_seqlens {lengths} and {new} new rows are not in the {rows} rows of the cache")
+        batch = q.shape[0] if q_starts is None else q_starts.shape[0] - 1
+        lengths = q.new_full((batch,), lengths, dtype=torch.int32)
+        numbers = (*numbers[:3], lengths, *numbers[4:])
+    if cos is not None and positions is None and cos.shape[0] < rows:
+        raise InputError(f"{function}: rotary_cos has {cos.shape[0]} rows, the cache {rows}; every row needs one")
+    hints = (max_seqlen_q, None)
+    return _attend_sequences(function, tensors, numbers, hints, rotary_interleaved, num_splits, options, return_lse)
 
 
 _ALIBI = "ALiBi (alibi_slopes)"

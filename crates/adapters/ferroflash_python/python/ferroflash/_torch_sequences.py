@@ -1,0 +1,228 @@
+"""Attention over packed sequences and caches on tensors of PyTorch: straight to the library where nothing of PyTorch has to know of it, and as the
+operations ``ferroflash::forward_packed``, ``forward_cached`` and ``forward_appending`` where it has to."""
+
+import torch
+from torch import Tensor
+
+from . import _native, _torch
+from ._errors import InputError, InputTypeError, missing
+from ._torch import _DTYPES, _empty_like, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _transforms
+
+_launch = _native.launch_sequences
+
+# The order in which the extension module takes tensors and numbers.
+_TENSORS = ("q", "k", "v", "out", "lse", "the new k", "the new v", "rotary_cos", "rotary_sin")
+_NUMBERS = ("q_starts", "q_used", "kv_starts", "lengths", "first", "entries", "new_starts", "rotary_positions", "pages")
+# The same by the names of flash_attn.
+FLASH_NUMBERS = (
+    "cu_seqlens_q",
+    "seqused_q",
+    "cu_seqlens_k",
+    "cache_seqlens",
+    "cache_leftpad",
+    "cache_batch_idx",
+    "cu_seqlens_k_new",
+    "rotary_seqlens",
+    "block_table",
+)
+
+
+def attend(function, tensors, numbers, hints, interleaved, splits, options, return_lse):
+    """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
+
+    With what their Python side does before: a last dim of q, k and v with gaps is copied, a head dim that is no multiple of 8 padded with zeros; then a
+    cache that is written is a padded copy, and copied back.
+    """
+    q, k_cache, v_cache, k, v, cos, sin = tensors
+    is_packed, is_cached = numbers[0] is not None, numbers[2] is None
+    for name, tensor in (("q", q), ("k", k_cache), ("v", v_cache)):
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
+    axes = 3 if is_packed else 4
+    if q.dim() != axes:
+        names = "where rows are packed (row, head, dim)" if is_packed else "(batch, row, head, dim)"
+        raise InputError(f"q has {q.dim()} axes; {axes} are accepted {names}")
+    refuse_gradients(function, is_cached, tensors)
+    q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    if not is_cached:
+        k_cache, v_cache = (x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous() for x in (k_cache, v_cache))
+    head_dim, caches = q.shape[-1], (k_cache, v_cache)
+    if head_dim & 7:
+        scale, *others = options
+        options = (head_dim**-0.5 if scale is None else scale, *others)
+        q, k_cache, v_cache, k, v = (
+            None if x is None else torch.nn.functional.pad(x, (0, -head_dim % 8)) for x in (q, k_cache, v_cache, k, v)
+        )
+    numbers = tuple(_contiguous(name, x) for name, x in zip(FLASH_NUMBERS, numbers))
+    out, lse = _by_operation((q, k_cache, v_cache, k, v, cos, sin), numbers, hints, interleaved, splits, options, return_lse)
+    if head_dim & 7:
+        out = out[..., :head_dim]
+        if k is not None:
+            for cache, padded in zip(caches, (k_cache, v_cache)):
+                cache.copy_(padded[..., :head_dim])
+    return out, (lse if return_lse else None)
+
+
+def refuse_gradients(function, is_cached, tensors):
+    """The original has gradients of packed sequences, and leaves those of caches out without a word."""
+    if _is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        raise missing(function, "gradients of a key-value cache" if is_cached else "gradients of packed sequences")
+
+
+def _contiguous(name, numbers):
+    """Numbers as the library takes them: without gaps, rows of a table any distance apart."""
+    if numbers is None:
+        return None
+    _check_numbers(name, numbers)
+    if numbers.dim() == 2 and numbers.stride(1) == 1 and numbers.stride(0) >= numbers.shape[1]:
+        return numbers
+    return numbers.contiguous()
+
+
+def _check_numbers(name, numbers):
+    if not isinstance(numbers, Tensor):
+        raise InputTypeError(f"{name} is a {type(numbers).__name__}; a torch.Tensor is accepted")
+    if numbers.dtype is not torch.int32:
+        raise InputTypeError(f"{name} holds {numbers.dtype}; torch.int32 is accepted")
+
+
+def _by_operation(tensors, numbers, hints, interleaved, splits, options, return_lse):
+    q, k_cache, v_cache, k, v, cos, sin = tensors
+    if not _is_compiling() and not _modes() and not _transforms():
+        if all(x is None or type(x) is Tensor for x in (*tensors, *numbers)):
+            told = (q, k_cache, v_cache, None, None, k, v, cos, sin)
+            return _run(told, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
+    q_starts, q_used, kv_starts, used, first, entries, new_starts, positions, pages = numbers
+    if kv_starts is not None:
+        of_rows = (q_starts, kv_starts, q_used, used)
+        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, return_lse)
+    of_cache = (q_starts, q_used, used, first, entries, pages, hints[0], splits)
+    if k is None:
+        return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse)
+    of_new = (k, v, new_starts, cos, sin, interleaved, positions)
+    return torch.ops.ferroflash.forward_appending(q, k_cache, v_cache, *of_new, *of_cache, *options, return_lse)
+
+
+def _run(tensors, numbers, names, hints, interleaved, splits, options, return_lse, stream):
+    """Launches, with new tensors for the results unless they are given."""
+    q, k, v, out, lse, *others = tensors
+    if stream is None:
+        stream = _stream(q.get_device()) if q.is_cuda else 0
+    if out is None:
+        out = _empty_like(q)
+    if return_lse and lse is None:
+        lse = q.new_empty(_lse_shape(q, numbers[0] is not None), dtype=torch.float32)
+    given = (q, k, v, out, lse, *others)
+    try:
+        told = [
+            None if x is None else (_at(name, x), _DTYPES[x.dtype], x.data_ptr(), x.shape, x.stride())
+            for name, x in zip(_TENSORS, given)
+        ]
+    except KeyError:
+        present = [(name, x) for name, x in zip(_TENSORS, given) if x is not None]
+        raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
+    arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(names, numbers)]
+    _launch(stream, told, arrays, hints, interleaved, splits, *options)
+    return out, lse
+
+
+def _at(name, tensor):
+    """The number of a tensor's GPU. That of one on a GPU is asked without an object for the device."""
+    return tensor.get_device() if tensor.is_cuda else _place(name, tensor)
+
+
+def _lse_shape(q, is_packed):
+    if is_packed:
+        rows, heads, _ = q.shape
+        return heads, rows
+    batch, rows, heads, _ = q.shape
+    return batch, heads, rows
+
+
+def forward(function, tensors, numbers, hints, interleaved, splits, options, return_lse, stream):
+    """``ferroflash.forward_packed`` and ``forward_cached`` for tensors of PyTorch: in place, no padding, no copies."""
+    for name, tensor in zip(_TENSORS, tensors):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name in ("q", "k", "v")):
+            raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
+    for name, array in zip(_NUMBERS, numbers):
+        if array is not None:
+            _check_numbers(name, array)
+    q, k, v, out, lse, *of_new = tensors
+    is_packed, is_cached = numbers[0] is not None, numbers[2] is None
+    refuse_gradients(f"ferroflash.{function}", is_cached, tensors)
+    if q.dim() != (3 if is_packed else 4):
+        names = "3 are accepted where rows are packed (row, head, dim)" if is_packed else "4 are accepted (batch, row, head, dim)"
+        raise InputError(f"q has {q.dim()} axes; {names}")
+    if out is None and lse is None and stream is None:
+        out, lse = _by_operation((q, k, v, *of_new), numbers, hints, interleaved, splits, options, return_lse)
+        return (out, lse) if return_lse else out
+    out, lse = _run((q, k, v, out, lse, *of_new), numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, stream)
+    return (out, lse) if return_lse else out
+
+
+_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool return_lse"
+_CACHE = "Tensor? q_starts, Tensor? q_used, Tensor? lengths, Tensor? first, Tensor? entries, Tensor? pages, SymInt? longest_q, int splits"
+_NEW = "Tensor k, Tensor v, Tensor? new_starts, Tensor? cos, Tensor? sin, bool interleaved, Tensor? positions"
+_library.define(
+    "forward_packed(Tensor q, Tensor k, Tensor v, Tensor q_starts, Tensor kv_starts, Tensor? q_used, Tensor? kv_used, SymInt? longest_q, "
+    f"SymInt? longest_kv, int splits, {_OPTIONS}) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"forward_cached(Tensor q, Tensor k_cache, Tensor v_cache, {_CACHE}, {_OPTIONS}) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    f"forward_appending(Tensor q, Tensor(a!) k_cache, Tensor(b!) v_cache, {_NEW}, {_CACHE}, {_OPTIONS}) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _eager(tensors, numbers, hints, interleaved, splits, options, return_lse):
+    q = tensors[0]
+    numbers = tuple(_contiguous(name, x) for name, x in zip(_NUMBERS, numbers))
+    out, lse = _run(tensors, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
+    return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
+
+
+def _eager_packed(q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, splits, *options):
+    *options, return_lse = options
+    numbers = (q_starts, q_used, kv_starts, kv_used, None, None, None, None, None)
+    tensors = (q, k, v, None, None, None, None, None, None)
+    return _eager(tensors, numbers, (longest_q, longest_kv), False, splits, options, return_lse)
+
+
+def _eager_cached(q, k_cache, v_cache, q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options):
+    *options, return_lse = options
+    numbers = (q_starts, q_used, None, lengths, first, entries, None, None, pages)
+    tensors = (q, k_cache, v_cache, None, None, None, None, None, None)
+    return _eager(tensors, numbers, (longest_q, None), False, splits, options, return_lse)
+
+
+def _eager_appending(q, k_cache, v_cache, k, v, new_starts, cos, sin, interleaved, positions, *of_cache):
+    q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options, return_lse = of_cache
+    numbers = (q_starts, q_used, None, lengths, first, entries, new_starts, positions, pages)
+    tensors = (q, k_cache, v_cache, None, None, k, v, cos, sin)
+    return _eager(tensors, numbers, (longest_q, None), interleaved, splits, options, return_lse)
+
+
+def _fake(q, *arguments):
+    # A q of three axes is packed.
+    lse = _lse_shape(q, q.dim() == 3) if arguments[-1] else (0,)
+    return _empty_like(q), q.new_empty(lse, dtype=torch.float32)
+
+
+def _no_gradients(ctx, *gradients):
+    raise missing("ferroflash", "gradients of packed sequences and key-value caches")
+
+
+for _name, _function in (
+    ("forward_packed", _eager_packed),
+    ("forward_cached", _eager_cached),
+    ("forward_appending", _eager_appending),
+):
+    for _device in ("CUDA", "CPU"):
+        _library.impl(_name, _function, _device)
+    torch.library.register_fake(f"ferroflash::{_name}", _fake, lib=_library)
+    if _name != "forward_appending":  # autograd has no place for what an operation writes
+        torch.library.register_autograd(f"ferroflash::{_name}", _no_gradients, lib=_library)
