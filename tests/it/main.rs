@@ -32,5 +32,7 @@ mod properties;
 mod readme;
 mod regressions;
 mod sequences;
+mod sequences_errors;
+mod sequences_refusals;
 mod streams;
 mod support;
