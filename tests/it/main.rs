@@ -33,6 +33,7 @@ mod readme;
 mod regressions;
 mod sequences;
 mod sequences_errors;
+mod sequences_invariants;
 mod sequences_refusals;
 mod streams;
 mod support;
