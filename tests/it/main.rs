@@ -34,6 +34,7 @@ mod regressions;
 mod sequences;
 mod sequences_errors;
 mod sequences_invariants;
+mod sequences_mutants;
 mod sequences_numbers;
 mod sequences_refusals;
 mod streams;
