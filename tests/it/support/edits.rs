@@ -25,9 +25,9 @@ pub(crate) enum Edit {
     NoExpectTx,
     /// The initialisation of an mbarrier is taken out.
     NoInit,
-    /// A barrier of the block or a named one is taken out.
+    /// A barrier of the block or a named one is taken out, or the wait at that of a cluster.
     NoBarrier,
-    /// The arrival at a named barrier is taken out.
+    /// The arrival at a named barrier, or at that of a cluster, is taken out.
     NoBarrierArrival,
     /// A barrier of the lanes of a warp is taken out.
     NoWarpSync,
@@ -143,7 +143,9 @@ fn edits(line: &str) -> Vec<(Edit, String)> {
         gone(Edit::NoBarrierArrival)
     } else if has("bar.warp.sync") {
         gone(Edit::NoWarpSync)
-    } else if has("bar.sync") || has("barrier.cta.sync") {
+    } else if has("barrier.cluster.arrive") {
+        gone(Edit::NoBarrierArrival)
+    } else if has("bar.sync") || has("barrier.cta.sync") || has("barrier.cluster.wait") {
         gone(Edit::NoBarrier)
     } else {
         Vec::new()

@@ -5,6 +5,7 @@ pub(crate) mod device;
 pub(crate) mod edits;
 pub(crate) mod gradients;
 pub(crate) mod json;
+pub(crate) mod packed;
 pub(crate) mod program;
 pub(crate) mod sequences;
 pub(crate) mod stub_driver;

@@ -466,7 +466,8 @@ impl SequenceCase {
                 // Of no sequence: the poison has to stay.
                 bytemuck::bytes_of(&result.out[i]).iter().any(|&byte| byte != 0xff)
             } else {
-                !((found - expected).abs() <= bound)
+                let is_close = (found - expected).abs() <= bound;
+                !is_close
             };
             if wrong {
                 let (row, column) = (i / (self.q_heads * self.head_dim), i % (self.q_heads * self.head_dim));
@@ -492,7 +493,8 @@ impl SequenceCase {
             let wrong = if expected.is_nan() {
                 found.to_bits() != u32::MAX
             } else {
-                f64::from(found) != expected && !((f64::from(found) - expected).abs() <= lse_bound)
+                let is_close = (f64::from(found) - expected).abs() <= lse_bound;
+                f64::from(found) != expected && !is_close
             };
             if wrong {
                 return Err(format!("log-sum-exp {i}: {found}, not {expected} within {lse_bound:e}"));
