@@ -76,6 +76,8 @@ const PREFILL_CALLS: [Call; 5] = [
 /// A pass with its calls.
 struct Subject {
     pass: Pass,
+    /// The pass whose kernel is edited: the same, or the merge behind it.
+    edited: Pass,
     calls: &'static [Call],
     /// Seeds that a mutant is tried under.
     seeds: u64,
@@ -87,6 +89,7 @@ struct Subject {
 
 const DECODE: Subject = Subject {
     pass: Pass::Decode,
+    edited: Pass::Decode,
     calls: &DECODE_CALLS,
     seeds: 8,
     least_mutants: 40,
@@ -111,17 +114,31 @@ const DECODE: Subject = Subject {
 /// The output leaves through no tile.
 const CLUSTER: Subject = Subject {
     pass: Pass::ClusterDecode,
+    edited: Pass::ClusterDecode,
     calls: &CLUSTER_CALLS,
     least_mutants: 40,
     needless: &[(Edit::NoCopyWait, 1, "behind the loop, as in decode"), (Edit::LateCopyWait, 2, "as in decode")],
     ..DECODE
 };
-const PREFILL: Subject =
-    Subject { pass: Pass::Prefill, calls: &PREFILL_CALLS, least_mutants: 20, needless: &[], ..DECODE };
+const PREFILL: Subject = Subject {
+    pass: Pass::Prefill,
+    edited: Pass::Prefill,
+    calls: &PREFILL_CALLS,
+    least_mutants: 20,
+    needless: &[],
+    ..DECODE
+};
+/// Rows that are computed again where their splits are put together.
+const MERGE: Subject =
+    Subject { edited: Pass::Merge, calls: &[Call { splits: 3, ..MENDED }], least_mutants: 1, needless: &[], ..DECODE };
 
 impl Subject {
     fn row(&self) -> &'static Variant {
-        sequences::find(self.pass, DTYPE, HEAD_DIM as u32, FeatureSet::NONE).expect("a row of the list")
+        Subject::find(self.pass)
+    }
+
+    fn find(pass: Pass) -> &'static Variant {
+        sequences::find(pass, DTYPE, HEAD_DIM as u32, FeatureSet::NONE).expect("a row of the list")
     }
 
     fn launches(&self) -> Vec<Planned> {
@@ -268,7 +285,7 @@ fn check_mutants(subject: &Subject) {
     let sound = |launch: &Planned| launch.run(&modules, &none, 0).unwrap_or_else(|error| panic!("{error}"));
     let sound: Vec<_> = launches.iter().map(sound).collect();
     // A text for each set of features: the same statements in the same places.
-    let symbol = subject.row().entry.symbol;
+    let symbol = Subject::find(subject.edited).entry.symbol;
     let steps = launches.iter().flat_map(|launch| &launch.plan.steps).filter(|step| key(step).0 == symbol);
     let texts: BTreeMap<Key, String> = steps.map(|step| (key(step), text(step))).collect();
     let lists: Vec<(Key, Vec<Mutant>)> = texts.iter().map(|(key, text)| (*key, broken(text))).collect();
@@ -322,13 +339,18 @@ fn every_wait_of_prefill_is_needed() {
     check_mutants(&PREFILL);
 }
 
+#[test]
+fn every_wait_of_merge_is_needed() {
+    check_mutants(&MERGE);
+}
+
 /// The calls of the mutants, as the kernels are: no report, and the same bits under every interleaving.
 #[test]
 fn the_seed_changes_nothing() {
     if device::is_gpu() {
         return;
     }
-    for subject in [&DECODE, &CLUSTER, &PREFILL] {
+    for subject in [&DECODE, &CLUSTER, &PREFILL, &MERGE] {
         let launches = subject.launches();
         let (modules, none) = (Modules::of(&launches), Modules(BTreeMap::new()));
         for launch in &launches {

@@ -8,32 +8,20 @@ use ferroflash::{
     Attention, DType, Device, Element, Indices, KvCache, KvCacheMut, Layout, NewRows, PackedRows, PageTable, Rotary,
     Splits, Tensor, bf16, f16,
 };
-use kernel_spec::Pass;
 
 const DIM: usize = 64;
 const LENGTHS: [[usize; 2]; 4] = [[3, 150], [1, 129], [5, 33], [2, 64]];
 
-/// Whether rows have to be computed again, in f64.
-#[derive(Clone, Copy, PartialEq)]
-enum Rows {
-    AsTheyAre,
-    /// By whole rows and by clusters: of splits that a kernel of its own puts together, nothing is said here.
-    Again,
-}
-
 /// Every tile, with one split and with several, says what the reference says.
-fn check<T: Element>(all: &Sequences<T>, attention: Attention, rows: Rows, what: &str) {
+fn check<T: Element>(all: &Sequences<T>, attention: Attention, what: &str) {
     let expected = all.expected(&attention);
-    check_against(all, attention, &expected, rows, what);
+    check_against(all, attention, &expected, what);
 }
 
-fn check_against<T: Element>(all: &Sequences<T>, attention: Attention, expected: &Expected, rows: Rows, what: &str) {
+fn check_against<T: Element>(all: &Sequences<T>, attention: Attention, expected: &Expected, what: &str) {
     let shared = device::shared();
     for row in tiles::<T>(&shared.device, all.dim) {
         for splits in [Splits::Count(1), Splits::Count(3), Splits::Keys(64)] {
-            if rows == Rows::Again && splits != Splits::Count(1) && row.pass != Pass::ClusterDecode {
-                continue;
-            }
             // Whole in a cache, and split in pages.
             let place = if splits == Splits::Count(1) { Place::Cache } else { Place::Pages(16) };
             let found = all.run(&shared.device, place, attention.with_kernel(row).with_splits(splits));
@@ -58,7 +46,7 @@ fn large_scores<T: Element>() {
         let mut expected = all.expected(&attention);
         // Every row is computed in f64, and rounded: values are below 8.
         expected.bounds[0] = 8.0 * epsilon::<T>();
-        check_against(&all, attention, &expected, Rows::Again, &format!("scale {scale}"));
+        check_against(&all, attention, &expected, &format!("scale {scale}"));
     }
 }
 
@@ -84,13 +72,13 @@ fn large_queries_and_values() {
     for [q, ..] in &mut all.each {
         q.iter_mut().for_each(|x| *x = bf16::from_f64(1e4 * x.to_f64()));
     }
-    check(&all, Attention::new().causal(), Rows::Again, "large queries");
+    check(&all, Attention::new().causal(), "large queries");
     let large = Sequences::<bf16>::filled(&LENGTHS, [2, 1], DIM, [0.0, 0.0, 3e38]);
     let mut expected = large.expected(&Attention::new());
     expected.bounds[0] = 3e38 * epsilon::<bf16>();
-    check_against(&large, Attention::new(), &expected, Rows::Again, "large values");
+    check_against(&large, Attention::new(), &expected, "large values");
     let large = Sequences::<f16>::filled(&LENGTHS, [2, 1], DIM, [0.0, 0.0, 65504.0]);
-    check(&large, Attention::new(), Rows::Again, "the largest f16");
+    check(&large, Attention::new(), "the largest f16");
 }
 
 /// Keys whose score is minus infinity are not seen: some of a tile, a whole split, and all.
@@ -103,7 +91,7 @@ fn keys_of_minus_infinity_are_not_seen() {
             hidden.for_each(|key| k[key * DIM] = T::from_f64(f64::NEG_INFINITY));
         }
         for attention in [Attention::new(), Attention::new().causal()] {
-            check(&all, attention, Rows::Again, "minus infinity");
+            check(&all, attention, "minus infinity");
         }
         let expected = all.expected(&Attention::new());
         let [out, lse] = &expected.each[2];
@@ -125,7 +113,7 @@ fn infinities_and_nan_are_seen_where_they_are() {
             for ([.., v], key) in values.each.iter_mut().zip(places) {
                 v[key * DIM + 3] = T::from_f64(bad);
             }
-            check(&values, Attention::new().causal(), Rows::Again, &format!("values of {bad}"));
+            check(&values, Attention::new().causal(), &format!("values of {bad}"));
             let count = |numbers: &[f64]| numbers.iter().filter(|x| !x.is_finite()).count();
             let expected = values.expected(&Attention::new().causal());
             // Of three rows, two do not see the last key; of twenty, thirteen see key 20. Two heads have one such column each.
@@ -135,7 +123,7 @@ fn infinities_and_nan_are_seen_where_they_are() {
         let mut keys = drawn;
         keys.each[0][1][149 * DIM] = T::from_f64(f64::NAN);
         keys.each[2][1][20 * DIM] = T::from_f64(f64::NAN);
-        check(&keys, Attention::new().causal(), Rows::Again, "keys of NaN");
+        check(&keys, Attention::new().causal(), "keys of NaN");
     }
     numbers::<bf16>();
     numbers::<f32>();
@@ -152,7 +140,7 @@ fn sequences_without_rows_or_keys() {
     ] {
         let all = Sequences::<bf16>::draw(lengths, [2, 1], DIM, 5);
         for attention in [Attention::new(), Attention::new().causal()] {
-            check(&all, attention, Rows::AsTheyAre, &format!("{lengths:?}"));
+            check(&all, attention, &format!("{lengths:?}"));
             let shared = device::shared();
             for place in [Place::Packed, Place::Cache, Place::Pages(16)] {
                 all.expected(&attention).check(&all.run(&shared.device, place, attention), &format!("{lengths:?}"));
