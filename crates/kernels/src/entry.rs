@@ -191,7 +191,7 @@ macro_rules! entry {
             }
 
             impl v3::Config for Row {
-                type Tiling = v3::tiling::Uniform;
+                const PACKED: bool = false;
                 const POLICY: policy::V3 = policy::V3 $policy;
             }
 

@@ -19,6 +19,11 @@ const HOPPER_DRIVER: Version = Version { major: 12, minor: 1 };
 pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kernel, String)> {
     let choice = request.attention.kernel;
     if let KernelChoice::Variant(asked) = choice {
+        let kernel = asked.pass.kernel();
+        if !kernel.passes().contains(&asked.pass) {
+            let reason = Unsupported::Row { symbol: asked.entry.symbol };
+            return Err(Error::KernelUnsupported { kernel, reason });
+        }
         row(request, asked.pass)?;
     }
     match (choice.kernel(), check_v3(request, device)) {

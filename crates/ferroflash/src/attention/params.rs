@@ -8,7 +8,7 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
-use kernel_spec::families::sequences::{AppendParams, PackedV3Params, SequenceTable, SequencesParams, TilesParams};
+use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -178,7 +178,7 @@ pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeo
     }
 }
 
-/// [`geometry`] of packed sequences, of which each box reads its own: the rows are there twice, see [`PackedV3Params`].
+/// [`geometry`] of packed sequences, of which each box reads its own: the rows are there twice, see [`V3Params`].
 pub(super) fn packed_geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
     let whole = geometry(tensor, box_rows, packed);
     let (rows, row_axis) = (tensor.axes[1].0 as u64, if packed == 1 { 0 } else { 1 });
@@ -260,7 +260,6 @@ plain! {
         table, partial, statistics, tokens, split_keys, splits, q_tiles, head_tiles, group_tiles, packed_log2, q_block, forward
     }
     TilesParams { table, tiles, q_rows, kv_rows, q_block, kv_block, band, packed_log2, room, features }
-    PackedV3Params { q, k, v, tiles, sections, packed_log2, section_heads, group, forward }
     AppendParams {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features

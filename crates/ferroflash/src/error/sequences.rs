@@ -45,6 +45,18 @@ pub enum SequencesError {
         /// Numbers from one sequence's to the next one's.
         stride: usize,
     },
+    /// Keys and values of a cache have different numbers of entries or pages.
+    #[error("{tensor} has {found} entries or pages, {of} has {expected}; they must be equal")]
+    EntriesMismatch {
+        /// The tensor that differs.
+        tensor: Operand,
+        /// Its entries.
+        found: usize,
+        /// The tensor it is compared with.
+        of: Operand,
+        /// Entries of that.
+        expected: usize,
+    },
     /// Pages and entries both say where a sequence's keys are.
     #[error(
         "a cache of pages takes no cache entries: the table of pages says where a sequence's keys are; give one of the two"
@@ -52,7 +64,7 @@ pub enum SequencesError {
     PagesAndEntries,
     /// Tables of cosines and sines that do not fit.
     #[error(
-        "{tensor} has shape {shape:?} and strides {strides:?}; contiguous [positions, turned_dims / 2] is accepted, the same for both, with          1 to {} columns", .head_dim / 2
+        "{tensor} has shape {shape:?} and strides {strides:?}; contiguous [positions, turned_dims / 2] is accepted, the same for both, with 1 to {} columns", .head_dim / 2
     )]
     RotaryTable {
         /// `cos` or `sin`.
@@ -66,7 +78,7 @@ pub enum SequencesError {
     },
     /// A split of the keys that is no multiple of what kernels visit at a time, or more splits than are merged.
     #[error(
-        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need {needed}"
+        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; the keys would need {needed}"
     )]
     Splits {
         /// What was asked for.

@@ -76,6 +76,12 @@ pub enum Unsupported {
         /// `packed`, `cached` or `paged`.
         found: &'static str,
     },
+    /// A row for packed sequences or caches.
+    #[error("{symbol} is for packed sequences and caches; rows of its kernel for sequences of equal length are accepted")]
+    Row {
+        /// Entry point.
+        symbol: &'static str,
+    },
     /// Values of another head dim than queries and keys.
     #[error("v and out have {dim_v} dims, q and k {dim_qk}; equal numbers are accepted")]
     ValueDim {

@@ -131,7 +131,7 @@ fn a_program_reads_the_value_of_its_slot() {
             let at = params.len() - 8 * (step.kernel.entry.feature_slots - PROGRAM) as usize;
             params[at..][..8].copy_from_slice(&value.to_ne_bytes());
             let (kernel, ctas, stream) = (&step.kernel, step.ctas, RawStream::DEFAULT);
-            device.backend().launch(&Launch { kernel, ctas, params: &params, stream }).unwrap();
+            device.backend().launch(&Launch { kernel, ctas, cluster: 1, params: &params, stream }).unwrap();
             let weights = (0..KEYS).map(|key| (0.25 * (key as u64 * value) as f64).exp());
             let sum: f64 = weights.clone().sum();
             for (key, (found, weight)) in out.to_f64_vec().unwrap().into_iter().zip(weights).enumerate() {

@@ -197,7 +197,8 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
     #[inline(always)]
     fn of_block<C: Config<T = T>>(block: &QueryBlock<C>, p: &'a ForwardParams, at: QueryRow) -> Self {
         let elements = at.head as u64 * p.q.head_stride + at.row as u64 * p.q.row_stride;
-        let lse = (block.head + at.head as u64) * block.lse_rows as u64 + at.row as u64;
+        let lse_rows = if block.packed_rows == 0 { p.q_rows } else { block.packed_rows };
+        let lse = (block.head + at.head as u64) * lse_rows as u64 + at.row as u64;
         let [first, end] = p.band.keys(at.row, p.q_rows, p.kv_rows);
         Row {
             p,

@@ -36,8 +36,8 @@ pub struct QueryBlock<C: Config> {
     /// Bytes from one head's output to the next.
     out_head_bytes: u64,
     lse: u64,
-    /// Elements from one head's log-sum-exp to the next one's: the rows of a head, or of all sequences.
-    pub lse_rows: u32,
+    /// Rows of all sequences, where they are packed: elements from one head's log-sum-exp to the next one's. Else 0, and those are `q.rows`.
+    pub packed_rows: u32,
     band: Band,
     /// What makes exponents of scores, above 0.
     pub scale: f32,
@@ -131,7 +131,7 @@ impl<C: Config> QueryBlock<C> {
             packed_log2: 0,
             out_head_bytes: p.out.head_stride * C::Out::BYTES as u64,
             lse: p.lse,
-            lse_rows: p.q_rows,
+            packed_rows: 0,
             band: p.band,
             scale: C::T::scale(p.scale_log2),
             negative_scale: p.negate != 0,
@@ -218,8 +218,31 @@ impl<C: Config> QueryBlock<C> {
                 let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
-                    let index = (self.head + head as u64) * self.lse_rows as u64 + row as u64;
+                    let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;
                     // SAFETY: inside `[batch, q_heads, q_rows]`.
+                    unsafe { copy::store_f32(self.lse + index * 4, lse) };
+                }
+            }
+        }
+    }
+
+    /// [`Self::store_lse`] of packed sequences. Not one function with it: LLVM would put its branches otherwise, and ptxas the loops of v3.
+    ///
+    /// # Safety
+    /// As for [`Self::store_lse`].
+    #[inline(always)]
+    pub unsafe fn store_packed_lse<R: PerRow>(&self, row: u32, max: &R, sum: &R) {
+        if self.lse == 0 {
+            return;
+        }
+        let lane = thread::lane();
+        for m in 0..R::M {
+            for half in 0..2 {
+                let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
+                let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
+                if lane % 4 == 0 && row < self.q.rows {
+                    let index = (self.head + head as u64) * self.packed_rows as u64 + row as u64;
+                    // SAFETY: inside `[q_heads, rows of all sequences]`.
                     unsafe { copy::store_f32(self.lse + index * 4, lse) };
                 }
             }

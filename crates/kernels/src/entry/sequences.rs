@@ -2,9 +2,9 @@
 
 use cuda_std::prelude::*;
 use cuda_std::{thread, warp};
-use kernel_spec::Variant;
 #[cfg(target_feature = "sm_90a")]
-use kernel_spec::families::sequences::PackedV3Params;
+use kernel_spec::V3Params;
+use kernel_spec::Variant;
 use kernel_spec::families::sequences::{self as spec, SequencesParams, policy};
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::sequences::{AppendParams, TilesParams};
@@ -160,12 +160,12 @@ macro_rules! entry {
             }
 
             impl v3::Config for Row {
-                type Tiling = v3::tiling::Packed;
+                const PACKED: bool = true;
                 const POLICY: policy::PackedV3 = policy::PackedV3 $policy;
             }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
-            pub unsafe fn $symbol(p: PackedV3Params) {
+            pub unsafe fn $symbol(p: V3Params) {
                 let params = cuda_std::param_address!($symbol);
                 // SAFETY: launched with this row's threads and shared memory.
                 unsafe { v3::forward::<Row>(&p, params) }

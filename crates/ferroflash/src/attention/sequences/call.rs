@@ -12,7 +12,7 @@ use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
-use crate::tensor::{HeadsView, IndicesView, Layout, Lse, LseViewMut, Tensor, TensorView, TensorViewMut};
+use crate::tensor::{HeadsView, Layout, Lse, LseViewMut, Tensor, TensorView, TensorViewMut};
 use kernel_spec::Mask;
 
 impl Attention {
@@ -196,7 +196,7 @@ impl Call<'_> {
             // What no sequence writes would be whatever was there before.
             Tensor::zeros(device, q.dtype(), [shape.rows, shape.heads, shape.head_dim], Layout::RowMajor)?
         } else {
-            Tensor::uninit(device, q.dtype(), shape, q.memory_order())?
+            Tensor::uninit(device, q.dtype(), shape, self.new_order())?
         };
         self.check_overlaps(None, None)?;
         self.launch(RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
@@ -263,26 +263,8 @@ impl Call<'_> {
             (Operand::Out, out),
         ];
         operands.extend(lse.map(|lse| (Operand::Lse, lse)));
-        let mut numbers = |operand, view: Option<IndicesView<'_>>| {
-            operands.extend(view.map(|view| (operand, view.address())));
-        };
-        if let Rows::Packed(rows) = &self.q_rows {
-            numbers(Operand::QStarts, Some(rows.starts));
-            numbers(Operand::QUsed, rows.used);
-        }
-        if let Rows::Packed(rows) = &self.kv_rows {
-            numbers(Operand::KvStarts, Some(rows.starts));
-            numbers(Operand::KvUsed, rows.used);
-        }
-        if let Some(KvCache { lengths, first, entries, pages, .. }) = self.cache {
-            numbers(Operand::KvUsed, lengths);
-            numbers(Operand::KvFirst, first);
-            numbers(Operand::KvEntries, entries);
-            numbers(Operand::Pages, pages.map(|table| table.pages));
-        }
+        operands.extend(self.numbers().map(|(operand, view)| (operand, view.address())));
         if let Some(New { k, v, rows }) = &self.new {
-            numbers(Operand::NewStarts, rows.starts);
-            numbers(Operand::Positions, rows.rotary.and_then(|rotary| rotary.positions));
             operands.extend([(Operand::NewK, k.address()), (Operand::NewV, v.address())]);
             if let Some(Rotary { cos, sin, .. }) = &rows.rotary {
                 operands.extend([(Operand::Cos, cos.address()), (Operand::Sin, sin.address())]);

@@ -170,7 +170,11 @@ fn check_fits(q: &HeadsView<'_>, tensor: Operand, view: &HeadsView<'_>) -> Resul
 fn check_pair([a, b]: [&HeadsView<'_>; 2], [of, tensor]: [Operand; 2]) -> Result<()> {
     let (expected, found) = (a.shape(), b.shape());
     if found.batch != expected.batch {
-        return Err(Error::BatchMismatch { tensor, found: found.batch, expected: expected.batch });
+        let (found, expected) = (found.batch, expected.batch);
+        return Err(match of {
+            Operand::Q => Error::BatchMismatch { tensor, found, expected },
+            _ => SequencesError::EntriesMismatch { tensor, found, of, expected }.into(),
+        });
     }
     if found.rows != expected.rows {
         return Err(Error::RowsMismatch { tensor, found: found.rows, of, expected: expected.rows });
@@ -308,6 +312,10 @@ impl<'a> Call<'a> {
                 inputs.extend([(Operand::Cos, of(cos)), (Operand::Sin, of(sin))]);
             }
         }
+        // The numbers that say where sequences are, too.
+        inputs.extend(self.numbers().map(|(operand, view)| {
+            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
+        }));
         let mut outputs: Vec<_> = out.map(|out| (Operand::Out, footprint(out))).into_iter().collect();
         if let Some(address) = lse {
             let LseShape { batch, heads, rows } = self.lse_shape();
@@ -326,9 +334,38 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
+    /// The arrays of numbers of the call.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = (Operand, IndicesView<'_>)> {
+        let packed = |rows: &Rows<'a>| match rows {
+            Rows::Packed(rows) => [Some(rows.starts), rows.used],
+            Rows::Uniform => [None, None],
+        };
+        let [q_starts, q_used] = packed(&self.q_rows);
+        let [kv_starts, kv_used] = packed(&self.kv_rows);
+        let cache = self.cache;
+        let new = self.new.as_ref().map(|new| &new.rows);
+        let all = [
+            (Operand::QStarts, q_starts),
+            (Operand::QUsed, q_used),
+            (Operand::KvStarts, kv_starts),
+            (Operand::KvUsed, kv_used.or(cache.and_then(|cache| cache.lengths))),
+            (Operand::KvFirst, cache.and_then(|cache| cache.first)),
+            (Operand::KvEntries, cache.and_then(|cache| cache.entries)),
+            (Operand::Pages, cache.and_then(|cache| cache.pages).map(|table| table.pages)),
+            (Operand::NewStarts, new.and_then(|new| new.starts)),
+            (Operand::Positions, new.and_then(|new| new.rotary).and_then(|rotary| rotary.positions)),
+        ];
+        all.into_iter().filter_map(|(operand, view)| Some((operand, view?)))
+    }
+
+    /// The order of axes of a new output: packed rows follow one another, whatever the order of q is.
+    pub(super) fn new_order(&self) -> Layout {
+        if self.sizes.packed_q { Layout::Bshd } else { self.q.memory_order() }
+    }
+
     /// The tensors as the plan needs them.
     pub(super) fn placed(&self, out: Option<&HeadsView<'_>>) -> super::super::request::Tensors {
-        let new = || Placed::contiguous(self.q.shape(), self.q.memory_order(), self.q.dtype());
+        let new = || Placed::contiguous(self.q.shape(), self.new_order(), self.q.dtype());
         super::super::request::Tensors {
             q: Placed::of(&self.q),
             k: Placed::of(&self.k),

@@ -7,11 +7,10 @@ use crate::error::Operand;
 use crate::plan::{Binding, Params};
 use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::forward::features::PAGED;
-use kernel_spec::families::sequences::{
-    AppendParams, PackedV3Params, SequenceTable, SequencesParams, TilesParams, packed_log2,
-};
+use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams, packed_log2};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, TensorMap, Variant, schedule};
+use kernel_spec::schedule::{self, Schedule, Work};
+use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, TensorMap, V3Params, Variant};
 use std::mem::offset_of;
 
 /// The arrays of numbers that a call has.
@@ -249,25 +248,38 @@ pub(super) fn packed(
     let (heads, group) = (sizes.q_heads as u32 / packed, group / packed);
     let section_heads = section_heads(sizes, group);
     let none = TensorMap([0; 16]);
-    let params = PackedV3Params {
-        q: none,
-        k: none,
-        v: none,
-        tiles: 0,
-        sections: heads / section_heads,
-        packed_log2,
-        section_heads: Divisor::new(section_heads),
-        group: Divisor::new(group),
-        forward,
+    let mut forward = forward;
+    // Until the address of the list is known, which has its place there.
+    forward.q.batch_stride = 0;
+    let all = Work {
+        batch: 1,
+        q_heads: forward.q_heads,
+        group: forward.group,
+        packed,
+        q_rows: forward.q_rows,
+        q_block: row.q_block,
+        kv_head_bytes: 0,
+        uneven: false,
     };
+    // Of the schedule, only what is said of heads is used.
+    let schedule = Schedule {
+        section_heads: Divisor::new(section_heads),
+        last_section: heads / section_heads - 1,
+        ..Schedule::new(&all, 1)
+    };
+    let params = V3Params { q: none, k: none, v: none, schedule, forward };
     let map = |params: Params, at, operand, geometry| params.map(at, Binding::Operand(operand), ALIGNMENT, geometry);
     let Tensors { q, k, v, .. } = &request.tensors;
     let holes = Params::new(bytes_of(&params));
-    let holes = map(holes, offset_of!(PackedV3Params, q), Operand::Q, packed_geometry(q, row.q_block, packed));
-    let holes = map(holes, offset_of!(PackedV3Params, k), Operand::K, packed_geometry(k, row.kv_block, 1));
-    let holes = map(holes, offset_of!(PackedV3Params, v), Operand::V, packed_geometry(v, row.kv_block, 1));
-    let holes = holes.address(offset_of!(PackedV3Params, tiles), tiles, CHUNK_BYTES as u64);
-    let holes = holes.with_forward(offset_of!(PackedV3Params, forward), request, &forward);
+    let holes = map(holes, offset_of!(V3Params, q), Operand::Q, packed_geometry(q, row.q_block, packed));
+    let holes = map(holes, offset_of!(V3Params, k), Operand::K, packed_geometry(k, row.kv_block, 1));
+    let holes = map(holes, offset_of!(V3Params, v), Operand::V, packed_geometry(v, row.kv_block, 1));
+    let holes = holes.address(
+        offset_of!(V3Params, forward) + offset_of!(ForwardParams, q.batch_stride),
+        tiles,
+        CHUNK_BYTES as u64,
+    );
+    let holes = holes.with_forward(offset_of!(V3Params, forward), request, &forward);
     [list, holes]
 }
 

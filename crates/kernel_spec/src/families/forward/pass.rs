@@ -2,7 +2,7 @@
 
 use super::{ForwardParams, Kernel, NaiveParams, V3Params};
 use crate::entry::Arch;
-use crate::families::sequences::{AppendParams, PackedV3Params, SequencesParams, TilesParams};
+use crate::families::sequences::{AppendParams, SequencesParams, TilesParams};
 
 /// One launch. The flash kernels are one pass, the naive kernel is three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,10 +50,9 @@ impl Pass {
         let bytes = match self {
             Pass::Scores | Pass::Softmax | Pass::Output => size_of::<NaiveParams>(),
             Pass::V1 | Pass::V2 => size_of::<ForwardParams>(),
-            Pass::V3 => size_of::<V3Params>(),
+            Pass::V3 | Pass::PackedV3 => size_of::<V3Params>(),
             Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
             Pass::Append => size_of::<AppendParams>(),
-            Pass::PackedV3 => size_of::<PackedV3Params>(),
             Pass::Tiles => size_of::<TilesParams>(),
         };
         bytes as u32

@@ -23,7 +23,7 @@ pub mod policy;
 #[macro_use]
 mod rows;
 
-pub use params::{AppendParams, PackedV3Params, SequenceTable, SequencesParams, TileEntry, TilesParams};
+pub use params::{AppendParams, SequenceTable, SequencesParams, TileEntry, TilesParams};
 
 /// Splits of the keys, at most: a warp of the merge has four of them a lane.
 pub const MAX_SPLITS: u32 = 128;

@@ -1,6 +1,5 @@
 //! The structs that the host writes and the kernels read.
 
-use crate::copy_engine::TensorMap;
 use crate::divisor::Divisor;
 use crate::families::forward::{ForwardFeatures, ForwardParams, TensorParams};
 use crate::mask::Band;
@@ -165,29 +164,4 @@ pub struct TilesParams {
     pub room: u32,
     /// None yet.
     pub features: ForwardFeatures,
-}
-
-/// Parameters of [`PackedV3`](crate::Pass::PackedV3).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PackedV3Params {
-    /// Map of q, as of [`V3Params`](crate::V3Params), but that its rows are there twice: as an axis as long as all sequences, which starts so
-    /// many rows before the tensor, and as one of the same stride that moves it.
-    pub q: TensorMap,
-    /// Map of k, likewise.
-    pub k: TensorMap,
-    /// Map of v, likewise.
-    pub v: TensorMap,
-    /// The list of tiles.
-    pub tiles: u64,
-    /// Sections of heads: whole groups, whose keys stay in the L2 cache.
-    pub sections: u32,
-    /// Logarithm to base 2 of the query heads that share a tile.
-    pub packed_log2: u32,
-    /// Heads of a section, those that share a tile counted as one.
-    pub section_heads: Divisor,
-    /// Heads of a group, likewise.
-    pub group: Divisor,
-    /// The problem of all sequences together.
-    pub forward: ForwardParams,
 }

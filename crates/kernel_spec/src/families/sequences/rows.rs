@@ -11,9 +11,9 @@ macro_rules! for_each_sequences_row {
         $callback! {
             // Decode: few query rows, those of a group's heads together. Each warp streams keys of its own.
             Decode 32/32 [F16 decode_f16_d32, Bf16 decode_bf16_d32] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128";
-            Decode 64/64 [F16 decode_f16_d64, Bf16 decode_bf16_d64] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128";
+            Decode 64/64 [F16 decode_f16_d64, Bf16 decode_bf16_d64] 16 x 32, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
             Decode 96/96 [F16 decode_f16_d96, Bf16 decode_bf16_d96] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
-            Decode 128/128 [F16 decode_f16_d128, Bf16 decode_bf16_d128] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "three thread blocks of a multiprocessor have 144 KiB on the way";
+            Decode 128/128 [F16 decode_f16_d128, Bf16 decode_bf16_d128] 16 x 32, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "32 keys at a time: half the waits of 16; three thread blocks of a multiprocessor have 96 KiB on the way";
             Decode 192/192 [F16 decode_f16_d192, Bf16 decode_bf16_d192] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "as d256";
             Decode 256/256 [F16 decode_f16_d256, Bf16 decode_bf16_d256] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "72 KiB: fits the 99 KiB of sm_86 and sm_89";
             Decode 32/32 [F32 decode_f32_d32] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";

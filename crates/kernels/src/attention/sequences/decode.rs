@@ -14,7 +14,7 @@
 //! and [`merge`](super::merge) puts the splits together. On Hopper the splits of a row may be a cluster: each leaves what it has found
 //! in its shared memory, and takes some of the rows to put together, so that no second kernel follows.
 
-use cuda_std::{copy, shared, sync, thread};
+use cuda_std::{copy, shared, sync, thread, warp};
 use kernel_spec::KvBlocks;
 #[cfg(doc)]
 use kernel_spec::families::sequences::policy;
@@ -26,7 +26,7 @@ use crate::attention::sequences::block::SequenceBlock;
 use crate::attention::sequences::mend::mend;
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::attention::{self, exact};
-use crate::parts::fragments::Fragments;
+use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
 
@@ -61,6 +61,18 @@ fn share(all: KvBlocks, warp: u32, warps: u32) -> KvBlocks {
     all.between(from, from + each + (warp < more) as u32)
 }
 
+/// Whether all factors are 1.
+#[inline(always)]
+fn is_one<R: PerRow>(factors: &R) -> bool {
+    let mut all = true;
+    for m in 0..R::M {
+        for half in 0..2 {
+            all &= factors.at(m, half) == 1.0;
+        }
+    }
+    all
+}
+
 /// One thread block of decode.
 ///
 /// # Safety
@@ -78,13 +90,13 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
         if is_split && !C::CLUSTER && own.kv_blocks.count() == 0 {
             return own.store_empty_split(p);
         }
-        let warp = thread::warp_index();
-        let blocks = share(own.kv_blocks, warp, C::ROW.warps);
+        let own_warp = thread::warp_index();
+        let blocks = share(own.kv_blocks, own_warp, C::ROW.warps);
         let q = C::Q::at(at(memory.q));
 
         q.load::<C>(&own.q, block.first_row);
         copy::commit_group();
-        let slots = at(memory.slots) + warp * memory.warp_bytes;
+        let slots = at(memory.slots) + own_warp * memory.warp_bytes;
         let kv = KvStream::<C::Stream, _, _>::start(own.k, own.v, slots, blocks);
         block.apply_sign::<C, _>(q);
         // The stream has started one group a slot but one, behind that of the queries.
@@ -106,7 +118,10 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
             let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked, &Alone);
             let probs = C::Probs::round(&scores);
             let v = kv.values(i);
-            partial.scale_rows(&step.rescale);
+            // Maxima settle after a few steps, and then there is nothing to rescale: a third of a step's arithmetic.
+            if warp::any(!is_one(&step.rescale)) {
+                partial.scale_rows(&step.rescale);
+            }
             partial.mul_probs(&probs, v, 0);
         };
         for i in 0..blocks.unmasked_count() {
@@ -119,19 +134,19 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
         // The slots become the place of what the warps tell each other.
         copy::wait_group::<0>();
         sync::block();
-        let exchange = Exchange::<C>::at(at(memory.partial), at(memory.statistics), warp);
+        let exchange = Exchange::<C>::at(at(memory.partial), at(memory.statistics), own_warp);
         partial.scale_rows(&softmax.join::<C::T>(&exchange));
         let mut out: C::Acc = exchange.columns(&partial);
-        let (first_row, first_col) = (block.first_row, warp * 8 * C::Acc::N as u32);
+        let (first_row, first_col) = (block.first_row, own_warp * 8 * C::Acc::N as u32);
         if C::CLUSTER {
             let found = [memory.found, memory.found_statistics].map(at);
             return own.merge_in_cluster(p, found, first_col, &out, [&softmax.max, &softmax.sum]);
         }
         if is_split {
-            return own.store_split(p, first_row, first_col, &out, [&softmax.max, &softmax.sum], warp == 0);
+            return own.store_split(p, first_row, first_col, &out, [&softmax.max, &softmax.sum], own_warp == 0);
         }
         out.scale_rows(&exact::factors(block, first_row, &softmax.max, &softmax.sum));
-        if warp == 0 {
+        if own_warp == 0 {
             own.store_lse(p, first_row, &softmax.max, &softmax.sum);
         }
         block.store_tile::<C, _>(C::OutTile::at(at(memory.q)), &own.out, 0, first_col, &out);

@@ -104,6 +104,8 @@ pub unsafe fn merge<T: Exponent, const WARPS: u32>(p: &SequencesParams) {
             if at.row < rows && at.head < place.heads {
                 let found = InBuffers { p, q_head: place.q_head + at.head, token: sequence.first_token + at.row };
                 if merge_row::<T>(p, &sequence, &place, at, &found) {
+                    // Other lanes have written the columns that a lane writes again.
+                    warp::sync();
                     mend_row::<T>(p, &sequence, &place, at);
                 }
             }
@@ -167,8 +169,8 @@ pub unsafe fn merge_row<T: Exponent>(
                     for (j, part) in parts.iter().enumerate() {
                         let other = first + j as u32;
                         let weight = warp::shuffle(weights[i], other % 32);
-                        // What a split without weight has summed up may be infinite or NaN, and plays no part.
-                        let counts = other < splits && weight != 0.0;
+                        // Also of weight 0: an infinite value reaches every row that sees its key, as NaN, and the row is mended.
+                        let counts = other < splits;
                         for c in 0..4 {
                             acc[piece][c] += if counts { weight * part[c] } else { 0.0 };
                         }

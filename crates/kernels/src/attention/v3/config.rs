@@ -7,7 +7,6 @@ use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::families::forward::policy;
 
 use crate::attention;
-use crate::attention::v3::tiling::Tiling;
 use crate::parts::element::TensorCore;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Buffers;
@@ -18,12 +17,12 @@ use crate::parts::warpgroup::WarpgroupTiles;
 pub trait Config:
     attention::Config<T: TensorCore, Out: TensorCore> + WarpgroupTiles<Operand = <Self as attention::Config>::T>
 {
-    /// What its tiles are blocks of.
-    type Tiling: Tiling;
     /// The choices of the row.
     const POLICY: policy::V3;
     /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
     const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
+    /// Whether sequences are packed, see [`packed`](crate::attention::v3::packed).
+    const PACKED: bool;
     /// Warpgroups that multiply.
     const WARPGROUPS: u32 = Self::ROW.q_block / WARPGROUP_ROWS;
 }
@@ -62,9 +61,6 @@ impl<C: Config> wgmma::Registers for LoadRegisters<C> {
 impl<C: Config> wgmma::Registers for MathRegisters<C> {
     const COUNT: u32 = C::POLICY.math_registers;
 }
-
-/// Parameters of the kernel.
-pub type Params<C> = <<C as Config>::Tiling as Tiling>::Params;
 
 /// One value for each row of a warpgroup's fragments.
 pub type Rows<C> = <<C as WarpgroupTiles>::Scores as Fragments>::Rows;

@@ -1,11 +1,10 @@
 //! The load warp of v3: it finds the tiles of its thread block, and starts the copies of their queries, keys and values.
 
 use cuda_std::thread;
-use kernel_spec::TensorMap;
+use kernel_spec::{TensorMap, V3Params};
 
-use crate::attention::v3::config::{Config, Keys, Params, Queries, Values};
+use crate::attention::v3::config::{Config, Keys, Queries, Values};
 use crate::attention::v3::note::{QueryTile, TileNotes, Tiles};
-use crate::attention::v3::tiling::Tiling;
 use crate::parts::boxes::{load, load_next};
 use crate::parts::ring::Ring;
 
@@ -15,7 +14,7 @@ use crate::parts::ring::Ring;
 /// The load warp, converged; the rings are initialised, and every warpgroup of [`math`](super::math) runs beside it.
 #[rustc_force_inline]
 pub unsafe fn run<C: Config>(
-    p: &Params<C>,
+    p: &V3Params,
     maps: u64,
     q_ring: &mut Ring<Queries<C>>,
     k_ring: &mut Ring<Keys<C>>,
@@ -29,40 +28,35 @@ pub unsafe fn run<C: Config>(
         let elected = thread::lane() == 0;
         // Queries with their note; after the last tile, a note that there are no more.
         let mut load_queries = #[inline(always)]
-        |tile: Option<&QueryTile<C::Tiling>>| {
+        |tile: Option<&QueryTile>| {
             q_ring.wait_free();
             notes.write::<C>(q_ring.stage(), tile, p, elected);
             match tile {
                 Some(tile) => {
                     let full = q_ring.announce(elected);
-                    load::<C::Q>(q_ring.buffer(), q_map, C::Tiling::query_rows(tile, p), full, elected);
+                    load::<C::Q>(q_ring.buffer(), q_map, tile.query_rows::<C>(p), full, elected);
                 }
                 None => q_ring.announce_none(elected),
             }
             q_ring.advance();
         };
         let mut load_keys = #[inline(always)]
-        |tile: &QueryTile<C::Tiling>, i: u32| {
-            load_next::<C::K, Keys<C>>(
-                k_ring,
-                k_map,
-                C::Tiling::kv_rows(tile, p, tile.first_key(i, C::ROW.kv_block)),
-                elected,
-            )
+        |tile: &QueryTile, i: u32| {
+            load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)), elected)
         };
         let mut load_values = #[inline(always)]
-        |tile: &QueryTile<C::Tiling>, i: u32| {
+        |tile: &QueryTile, i: u32| {
             load_next::<C::V, Values<C>>(
                 v_ring,
                 v_map,
-                C::Tiling::kv_rows(tile, p, tile.first_key(i, C::ROW.kv_block)),
+                tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)),
                 elected,
             )
         };
 
         let mut tiles = Tiles { round: 0 };
         if C::POLICY.q_buffers == 1 {
-            while let Some(tile) = C::Tiling::next::<C>(&mut tiles, p) {
+            while let Some(tile) = tiles.next::<C>(p) {
                 // A buffer of keys is free before that of the queries: the tile before still reads them.
                 load_keys(&tile, 0);
                 load_queries(Some(&tile));
@@ -74,7 +68,7 @@ pub unsafe fn run<C: Config>(
             }
             load_queries(None);
         } else {
-            let mut next = C::Tiling::next::<C>(&mut tiles, p);
+            let mut next = tiles.next::<C>(p);
             load_queries(next.as_ref());
             while let Some(tile) = next {
                 // Queries go a tile ahead, once the rings of keys and values are full: their buffer becomes free last.
@@ -83,7 +77,7 @@ pub unsafe fn run<C: Config>(
                     load_keys(&tile, i);
                     load_values(&tile, i);
                 }
-                next = C::Tiling::next::<C>(&mut tiles, p);
+                next = tiles.next::<C>(p);
                 load_queries(next.as_ref());
                 for i in first_blocks..tile.blocks.count() {
                     load_keys(&tile, i);

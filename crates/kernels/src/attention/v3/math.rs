@@ -1,16 +1,16 @@
 //! A warpgroup of v3 that multiplies: products, softmax and output of its 64 rows of every tile.
 
 use cuda_std::{sync, thread, tma, wgmma};
+use kernel_spec::V3Params;
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::layout::PANEL_BYTES;
 
 use crate::attention::exact;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
-use crate::attention::v3::config::{Config, Keys, Params, Queries, Rows, Values};
+use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
 use crate::attention::v3::mend;
 use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
 use crate::attention::v3::store::{self, NotFinite};
-use crate::attention::v3::tiling::Tiling;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::shared_tile::SharedMatrix;
@@ -24,7 +24,7 @@ use crate::parts::warpgroup::{self, Operands, WARPGROUP};
 /// All threads of the warpgroup, converged; the rings are initialised, and the load warp runs beside it.
 #[rustc_force_inline]
 pub unsafe fn run<C: Config>(
-    p: &Params<C>,
+    p: &V3Params,
     group: u32,
     q_ring: &mut Ring<Queries<C>>,
     k_ring: &mut Ring<Keys<C>>,
@@ -38,12 +38,12 @@ pub unsafe fn run<C: Config>(
         let group_row = group * WARPGROUP_ROWS;
         let warp_row = group_row + thread::index() % WARPGROUP / 32 * 16;
         let turn = Turn::new(group, C::WARPGROUPS, C::POLICY.turns);
-        let scale_log2 = C::Tiling::forward(p).scale_log2;
+        let scale_log2 = p.forward.scale_log2;
 
         let mut scores = C::Scores::zero();
         let take_queries = #[inline(always)]
         |buffer: u32| {
-            if C::Tiling::forward(p).negate != 0 {
+            if p.forward.negate != 0 {
                 let q = C::Q::at(buffer);
                 q.negate(group_row, WARPGROUP_ROWS, thread::index() % WARPGROUP, WARPGROUP);
                 tma::fence();
@@ -81,28 +81,30 @@ pub unsafe fn run<C: Config>(
         let mut met = NotFinite::<1>::NONE;
         // The end of a tile. `under_scores`: the first scores of the next one are being computed. They are awaited before the output
         // leaves: left to itself, ptxas 13.0 puts that wait before, between or behind the stores, as other lines happen to fall.
-        let mut finish =
-            #[inline(always)]
-            |out: &C::Acc, online: &OnlineSoftmax<Rows<C>>, tile: &QueryTile<C::Tiling>, under_scores: bool| {
-                let (block, row) = (tile.block::<C>(p), tile.first_row + warp_row);
-                let sum = quad_sum(&online.sum);
-                if !C::POLICY.lse_last {
-                    block.store_lse(row, &online.max, &sum);
-                }
-                let factors = exact::factors(&block, row, &online.max, &sum);
-                if under_scores {
-                    wgmma::wait::<0>();
-                }
-                if C::POLICY.remembers {
-                    // In one register: another one would live through the steps.
-                    met = store::store(out, &factors, &block, row, met);
-                } else {
-                    mend::note(again, store::store(out, &factors, &block, row, NotFinite::<2>::NONE));
-                }
-                if C::POLICY.lse_last {
-                    block.store_lse(row, &online.max, &sum);
-                }
-            };
+        let mut finish = #[inline(always)]
+        |out: &C::Acc, online: &OnlineSoftmax<Rows<C>>, tile: &QueryTile, under_scores: bool| {
+            let (block, row) = (tile.block::<C>(p), tile.first_row + warp_row);
+            let sum = quad_sum(&online.sum);
+            if !C::POLICY.lse_last && !C::PACKED {
+                block.store_lse(row, &online.max, &sum);
+            }
+            let factors = exact::factors(&block, row, &online.max, &sum);
+            if under_scores {
+                wgmma::wait::<0>();
+            }
+            if C::POLICY.remembers {
+                // In one register: another one would live through the steps.
+                met = store::store(out, &factors, &block, row, met);
+            } else {
+                mend::note(again, store::store(out, &factors, &block, row, NotFinite::<2>::NONE));
+            }
+            if C::POLICY.lse_last && !C::PACKED {
+                block.store_lse(row, &online.max, &sum);
+            }
+            if C::PACKED {
+                block.store_packed_lse(row, &online.max, &sum);
+            }
+        };
 
         loop {
             q_ring.wait();

@@ -3,13 +3,12 @@
 //! The others only say that there are some, in a word of shared memory: in their code the rest would cost registers that the steps need.
 
 use cuda_std::{shared, sync, thread, wgmma};
+use kernel_spec::V3Params;
 
-#[cfg(doc)]
 use crate::attention::exact;
-use crate::attention::v3::config::{Config, LoadRegisters, Params};
+use crate::attention::v3::config::{Config, LoadRegisters};
 use crate::attention::v3::note::Tiles;
 use crate::attention::v3::store::NotFinite;
-use crate::attention::v3::tiling::Tiling;
 use crate::parts::turn::FIRST_TURN;
 use crate::parts::warpgroup::WARPGROUP;
 
@@ -77,11 +76,16 @@ unsafe fn rows<C: Config>(params: u64) {
     // SAFETY: the barrier stands behind all writes to the output, every warp takes other rows, and the parameters live as long as the
     // kernel.
     unsafe {
-        let p = &*(params as *const Params<C>);
+        let p = &*(params as *const V3Params);
         let mut tiles = Tiles { round: 0 };
-        while let Some(tile) = C::Tiling::next::<C>(&mut tiles, p) {
+        while let Some(tile) = tiles.next::<C>(p) {
             let (first, end) = (tile.first_row + thread::index() / 32, tile.first_row + C::ROW.q_block);
-            C::Tiling::mend::<C>(&tile, p, [first, end, WARPGROUP / 32]);
+            if C::PACKED {
+                let problem = tile.sequence.problem::<C>(&p.forward);
+                exact::rows(&tile.block::<C>(p), &problem, first, end, WARPGROUP / 32);
+            } else {
+                exact::rows(&tile.block::<C>(p), &p.forward, first, end, WARPGROUP / 32);
+            }
         }
     }
 }

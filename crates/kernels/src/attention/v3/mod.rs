@@ -52,9 +52,10 @@
 //! [`OnlineSoftmax::lazy_step`]: crate::attention::online_softmax::OnlineSoftmax::lazy_step
 
 use cuda_std::{mbarrier, shared, sync, thread, warp, wgmma};
+use kernel_spec::V3Params;
 use kernel_spec::families::forward::memory::{self, WARPGROUP_ROWS};
 
-use crate::attention::v3::config::{Keys, LoadRegisters, MathRegisters, Params, Queries, Values};
+use crate::attention::v3::config::{Keys, LoadRegisters, MathRegisters, Queries, Values};
 use crate::attention::v3::note::TileNotes;
 use crate::parts::ring::{BARRIER_PAIR, Ring};
 use crate::parts::warpgroup::WARPGROUP;
@@ -64,8 +65,8 @@ mod load;
 mod math;
 mod mend;
 mod note;
+mod packed;
 mod store;
-pub mod tiling;
 
 pub use config::Config;
 
@@ -77,7 +78,7 @@ const LOAD_WARP: u32 = 0;
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn forward<C: Config>(p: &Params<C>, params: u64) {
+pub unsafe fn forward<C: Config>(p: &V3Params, params: u64) {
     const { assert!(BARRIER_PAIR == memory::V3::BARRIER_PAIR_BYTES, "rings lie as the row says") };
     let groups = const { C::ROW.q_block / WARPGROUP_ROWS };
     let memory = const { memory::V3::of(C::ROW, C::POLICY) };

@@ -2,13 +2,13 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{math, shared, warp};
+use cuda_std::{math, shared, thread, warp};
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
-use kernel_spec::{KvBlocks, Steps};
+use kernel_spec::{KvBlocks, Steps, V3Params};
 
 use crate::attention::query_block::QueryBlock;
-use crate::attention::v3::config::{Config, Params};
-use crate::attention::v3::tiling::Tiling;
+use crate::attention::v3::config::Config;
+use crate::attention::v3::packed::Sequence;
 
 /// What the load warp tells the others with a buffer of queries: the tile that they belong to.
 #[derive(Clone, Copy)]
@@ -25,13 +25,7 @@ impl TileNotes {
     /// # Safety
     /// The load warp, converged, between waiting for the buffer and announcing its bytes.
     #[inline(always)]
-    pub unsafe fn write<C: Config>(
-        self,
-        stage: u32,
-        tile: Option<&QueryTile<C::Tiling>>,
-        p: &Params<C>,
-        elected: bool,
-    ) {
+    pub unsafe fn write<C: Config>(self, stage: u32, tile: Option<&QueryTile>, p: &V3Params, elected: bool) {
         let warpgroups = const { C::ROW.q_block / WARPGROUP_ROWS };
         let at = self.address + stage * self.bytes;
         let (place, blocks) = match tile {
@@ -46,7 +40,10 @@ impl TileNotes {
             unsafe {
                 shared::store_u32x4(at, place);
                 shared::store_u32x4(at + 16, blocks);
-                C::Tiling::write(tile.map(|tile| &tile.sequence), at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
+                if C::PACKED {
+                    let sequence = tile.map_or(Sequence::NONE, |tile| tile.sequence);
+                    sequence.write(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
+                }
                 if C::POLICY.skips {
                     // Rolled: one computation at a time fits the registers of a load warp.
                     for warpgroup in 0..math::opaque(warpgroups) {
@@ -68,15 +65,14 @@ impl TileNotes {
     pub unsafe fn read<C: Config>(self, stage: u32, warpgroup: u32) -> Option<WarpgroupTile<C>> {
         let at = self.address + stage * self.bytes;
         // SAFETY: inside the note; converged.
-        let (place, blocks, steps, sequence) = unsafe {
+        let (place, blocks, steps) = unsafe {
             let steps = if C::POLICY.skips {
                 let at = at + Memory::NOTE_TILE_BYTES + warpgroup * Memory::NOTE_STEPS_BYTES;
                 Steps { first: shared::load_u32(at), tested_end: shared::load_u32(at + 4) }
             } else {
                 Steps::NONE
             };
-            let sequence = C::Tiling::read(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
-            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps, sequence);
+            let note = (shared::load_u32x4(at), shared::load_u32x4(at + 16), steps);
             // Without it, ptxas takes what depends on a note for different from lane to lane, keeps addresses of buffers out of uniform
             // registers, and moves them there in every step: 3 to 4 % (H200, 128 dims).
             warp::sync();
@@ -85,15 +81,21 @@ impl TileNotes {
         let [batch, q_head, kv_head, first_row] = place;
         let [first, unmasked_first, unmasked_end, end] = blocks;
         let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
+        let sequence = if C::PACKED {
+            // SAFETY: as above.
+            unsafe { Sequence::read(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES) }
+        } else {
+            Sequence::NONE
+        };
         let tile = QueryTile { batch, q_head, kv_head, first_row, blocks, sequence };
         if blocks.count() == 0 { None } else { Some(WarpgroupTile { tile, steps, config: PhantomData }) }
     }
 }
 
 /// A tile as one warpgroup takes part in it. All do the same steps unless they skip blocks that their own rows do not see.
-pub struct WarpgroupTile<C: Config> {
+pub struct WarpgroupTile<C> {
     /// The tile.
-    pub tile: QueryTile<C::Tiling>,
+    pub tile: QueryTile,
     steps: Steps,
     config: PhantomData<C>,
 }
@@ -135,7 +137,7 @@ pub struct Tiles {
 
 /// A block of query rows and the key blocks that it visits, at least one.
 #[derive(Clone, Copy)]
-pub struct QueryTile<S> {
+pub struct QueryTile {
     /// Batch entry.
     pub batch: u32,
     /// Query head, or the first of those that are packed together.
@@ -146,19 +148,20 @@ pub struct QueryTile<S> {
     pub first_row: u32,
     /// Key blocks to visit.
     pub blocks: KvBlocks,
-    /// What it knows of its sequence.
-    pub sequence: S,
+    /// Where the sequence lies, if sequences are packed.
+    pub sequence: Sequence,
 }
 
-impl<S: Tiling> QueryTile<S> {
+impl QueryTile {
     /// What warpgroup `warpgroup` does in the steps of the tile. It skips one block at most: with more, it would wait for keys that come
     /// after values whose buffers it has not freed.
     #[inline(always)]
-    pub fn steps<C: Config<Tiling = S>>(&self, p: &S::Params, warpgroup: u32) -> Steps {
-        let [q_rows, kv_rows] = self.sequence.rows(p);
+    pub fn steps<C: Config>(&self, p: &V3Params, warpgroup: u32) -> Steps {
+        let f = &p.forward;
+        let [q_rows, kv_rows] = if C::PACKED { self.sequence.rows() } else { [f.q_rows, f.kv_rows] };
         let first = self.first_row + warpgroup * WARPGROUP_ROWS;
-        let [first, rows] = [first, WARPGROUP_ROWS].map(|rows| rows >> S::packed_log2(p));
-        let steps = S::forward(p).band.steps(self.blocks, first, rows, q_rows, kv_rows, C::ROW.kv_block);
+        let [first, rows] = [first, WARPGROUP_ROWS].map(|rows| rows >> p.schedule.packed_log2);
+        let steps = f.band.steps(self.blocks, first, rows, q_rows, kv_rows, C::ROW.kv_block);
         Steps { first: steps.first.min(1), ..steps }
     }
 
@@ -168,9 +171,59 @@ impl<S: Tiling> QueryTile<S> {
         self.blocks.step(i) * kv_block
     }
 
+    /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
+    #[inline(always)]
+    pub fn query_rows<C: Config>(&self, p: &V3Params) -> [u32; 3] {
+        let packed_log2 = p.schedule.packed_log2;
+        let row = self.first_row >> packed_log2;
+        let [row, last] = if C::PACKED { self.sequence.q_box(p, row) } else { [row, self.batch] };
+        let [outer, inner] = if packed_log2 == 0 { [self.q_head, row] } else { [row, self.q_head] };
+        [inner, outer, last]
+    }
+
+    /// Where keys and values from `first` on are in their maps: row, head, batch entry.
+    #[inline(always)]
+    pub fn kv_rows<C: Config>(&self, p: &V3Params, first: u32) -> [u32; 3] {
+        let [row, last] = if C::PACKED { self.sequence.kv_box(p, first) } else { [first, self.batch] };
+        [row, self.kv_head, last]
+    }
+
     /// The query block of the tile.
     #[inline(always)]
-    pub fn block<C: Config<Tiling = S>>(&self, p: &S::Params) -> QueryBlock<C> {
-        S::block(self, p)
+    pub fn block<C: Config>(&self, p: &V3Params) -> QueryBlock<C> {
+        if C::PACKED {
+            return self.sequence.block(self, p);
+        }
+        let mut block = QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
+        block.packed_log2 = p.schedule.packed_log2;
+        block
+    }
+}
+
+impl Tiles {
+    /// The next tile, if there is one.
+    #[inline(always)]
+    pub fn next<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
+        if C::PACKED {
+            return self.next_packed::<C>(p);
+        }
+        let (f, schedule) = (&p.forward, &p.schedule);
+        loop {
+            let slot = schedule.slot(self.round, thread::block_index(), thread::grid_size())?;
+            self.round += 1;
+            let Some(tile) = schedule.tile(slot) else { continue };
+            let (batch, head) = schedule.sequence_heads.split(tile.head);
+            let (kv_head, _) = schedule.group.split(head);
+            let first_row = tile.q_block * C::ROW.q_block;
+            let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
+            let mut blocks = f.band.kv_blocks(first, rows, f.q_rows, f.kv_rows, C::ROW.kv_block);
+            if blocks.count() == 0 {
+                // Every tile takes one step. The block past the last key reads as zeros, all hidden.
+                let past = f.kv_rows.div_ceil(C::ROW.kv_block);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
+            let q_head = head << schedule.packed_log2;
+            return Some(QueryTile { batch, q_head, kv_head, first_row, blocks, sequence: Sequence::NONE });
+        }
     }
 }
