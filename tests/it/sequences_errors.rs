@@ -438,7 +438,7 @@ fn splits_that_are_not_merged() {
                 with(make, Splits::Count(count)),
                 Error::Sequences(SequencesError::Splits { most: 128, needed, .. }) if *needed == count as usize,
                 format!(
-                    "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would \
+                    "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; the keys would \
                      need {count}"
                 )
             );
@@ -449,7 +449,7 @@ fn splits_that_are_not_merged() {
             with(cached, Splits::Keys(keys)),
             Error::Sequences(SequencesError::Splits { most: 128, needed: found, .. }) if *found == needed,
             format!(
-                "splits of {keys} keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would \
+                "splits of {keys} keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; the keys would \
                  need {needed}"
             )
         );
@@ -466,7 +466,7 @@ fn splits_that_are_not_merged() {
     assert_error!(
         error(large(128 * 64 + 1), spoil),
         Error::Sequences(SequencesError::Splits { most: 128, needed: 129, .. }),
-        "splits of 64 keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; this cache would need 129"
+        "splits of 64 keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; the keys would need 129"
     );
     let shared = device::shared();
     let mut call = large(128 * 64)(&shared.device);
@@ -481,7 +481,7 @@ fn splits_that_are_not_merged() {
             error(cached, |_, call| call.attention = attention),
             Error::Sequences(SequencesError::Splits { .. }),
             format!(
-                "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; this cache would need \
+                "{count} splits are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; the keys would need \
                  {count}"
             )
         );
@@ -591,11 +591,20 @@ fn rows_and_batches_that_differ() {
             Error::RowsMismatch { tensor, found: 5, of: o, .. } if (*tensor, *o) == (operand, of),
             format!("{operand} has 5 rows, {of} has {expected}; they must be equal")
         );
-        assert_error!(
-            with(operand, &changed(shape, 0, 1)),
-            Error::BatchMismatch { tensor, found: 1, expected: 2 } if *tensor == operand,
-            format!("{operand} has batch 1, q has 2; they must be equal")
-        );
+        let found = with(operand, &changed(shape, 0, 1));
+        if of == Operand::Q {
+            assert_error!(
+                found,
+                Error::BatchMismatch { tensor, found: 1, expected: 2 } if *tensor == operand,
+                format!("{operand} has batch 1, q has 2; they must be equal")
+            );
+        } else {
+            assert_error!(
+                found,
+                Error::Sequences(SequencesError::EntriesMismatch { tensor, found: 1, expected: 2, .. }) if *tensor == operand,
+                format!("{operand} has 1 entries or pages, {of} has 2; they must be equal")
+            );
+        }
     }
     // A cache whose entries are not named has one for each sequence. Packed or not.
     for make in [cached, cached_packed] {

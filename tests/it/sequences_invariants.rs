@@ -208,7 +208,7 @@ fn lengths_are_read_by_each_call() {
     let (q, k, v) = (all.packed_q(device), cache(1), cache(2));
     let (q, k, v) = (q.view().reshape([batch, rows, 2, dim]).unwrap(), k.view(), v.view());
     for row in tiles::<bf16>(device, dim) {
-        for splits in [Splits::Count(1), Splits::Count(3), Splits::Keys(64)] {
+        for splits in [Splits::Count(1), Splits::Count(3), Splits::Keys(128)] {
             let attention = Attention::new().causal().with_kernel(row).with_splits(splits);
             let mut lengths = Indices::from_slice(device, &[200, 200, 200]).unwrap();
             let mut plans = Vec::new();

@@ -138,7 +138,7 @@ impl Subject {
     }
 
     fn find(pass: Pass) -> &'static Variant {
-        sequences::find(pass, DTYPE, HEAD_DIM as u32, FeatureSet::NONE).expect("a row of the list")
+        sequences::find(pass, DTYPE, HEAD_DIM as u32, 0, FeatureSet::NONE).expect("a row of the list")
     }
 
     fn launches(&self) -> Vec<Planned> {

@@ -260,8 +260,12 @@ fn kernels_that_take_no_sequences() {
     assert!(choices.len() > 6, "{} kernels", choices.len());
     for choice in choices {
         let (attention, kernel) = (Attention::new().with_kernel(choice), choice.kernel().expect("one is asked for"));
-        is_refused(packed.error(attention), kernel, "packed");
-        for (kind, problem) in problems {
+        // v3 has rows of its own for packed sequences, which the device may run.
+        let has_packed = choice == KernelChoice::Kernel(Kernel::V3);
+        if !has_packed {
+            is_refused(packed.error(attention), kernel, "packed");
+        }
+        for (kind, problem) in problems.into_iter().filter(|(kind, _)| !(has_packed && *kind == "packed")) {
             is_refused(attention.plan(device, problem).unwrap_err(), kernel, kind);
         }
     }

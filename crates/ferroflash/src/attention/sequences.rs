@@ -5,6 +5,7 @@ mod check;
 mod describe;
 mod params;
 mod plan;
+mod split;
 
 pub use describe::{KvCache, KvCacheMut, NewRows, PackedRows, PageTable, Rotary};
 pub(crate) use plan::plan_contiguous;

@@ -77,7 +77,9 @@ pub enum Unsupported {
         found: &'static str,
     },
     /// A row for packed sequences or caches.
-    #[error("{symbol} is for packed sequences and caches; rows of its kernel for sequences of equal length are accepted")]
+    #[error(
+        "{symbol} is for packed sequences and caches; rows of its kernel for sequences of equal length are accepted"
+    )]
     Row {
         /// Entry point.
         symbol: &'static str,

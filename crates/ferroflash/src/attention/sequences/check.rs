@@ -1,7 +1,7 @@
 //! Everything of a call over sequences that can be refused before a plan is made. What the numbers on the device say is not looked at.
 
-use super::super::check::{check_itself, check_last_dim, check_same_device};
-use super::super::request::Placed;
+use super::super::check::{check_apart, check_itself, check_last_dim, check_same_device};
+use super::super::request::{Placed, Tensors};
 use super::describe::{KvCache, NewRows, PackedRows, PageTable, Rotary};
 use crate::device::Device;
 use crate::error::{Error, Operand, Result, SequencesError};
@@ -21,7 +21,6 @@ pub(super) enum Rows<'a> {
 /// The sizes of a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SequenceSizes {
-    /// Sequences.
     pub(crate) batch: usize,
     /// Rows of q of a sequence, or of all where they are packed.
     pub(crate) q_rows: usize,
@@ -31,9 +30,7 @@ pub(crate) struct SequenceSizes {
     pub(crate) kv_rows: usize,
     /// Batch entries of k and v, or pages.
     pub(crate) kv_entries: usize,
-    /// Rows of a page.
     pub(crate) page_rows: Option<usize>,
-    /// Whether keys are packed.
     pub(crate) packed_kv: bool,
     pub(crate) q_heads: usize,
     pub(crate) kv_heads: usize,
@@ -45,7 +42,6 @@ pub(crate) struct SequenceSizes {
     pub(crate) longest_kv: usize,
     /// Rows that are appended to each sequence, or to all where they are packed.
     pub(crate) new_rows: usize,
-    /// Whether the new rows are packed.
     pub(crate) packed_new: bool,
 }
 
@@ -79,13 +75,13 @@ impl SequenceSizes {
         }
         let tokens = self.batch.saturating_mul(if self.packed_q { 0 } else { self.q_rows }).max(self.q_rows);
         let new = self.batch.saturating_mul(if self.packed_new { 0 } else { self.new_rows }).max(self.new_rows);
-        for (tensor, found) in [(Operand::Q, tokens), (Operand::K, self.kv_rows), (Operand::NewK, new)] {
-            if found >= MAX_ROWS as usize {
-                return Err(Error::TooManyRows { tensor, found });
-            }
-        }
-        // Counted in 32 bits on the device.
-        for (tensor, found) in [(Operand::Q, self.batch), (Operand::K, self.kv_entries)] {
+        // Sequences and entries are counted in 32 bits on the device, too.
+        let all = [
+            (Operand::Q, tokens.max(self.batch)),
+            (Operand::K, self.kv_rows.max(self.kv_entries)),
+            (Operand::NewK, new),
+        ];
+        for (tensor, found) in all {
             if found >= MAX_ROWS as usize {
                 return Err(Error::TooManyRows { tensor, found });
             }
@@ -322,14 +318,14 @@ impl<'a> Call<'a> {
             let bytes = (batch * heads * rows * DType::F32.bytes()) as u128;
             outputs.push((Operand::Lse, Footprint::contiguous(address, bytes)));
         }
-        super::super::check::check_apart(&outputs, &inputs)?;
+        check_apart(&outputs, &inputs)?;
         if self.new.is_some() {
             // The cache is written, too.
             let cache = [(Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
             check_itself(&self.k)?;
             check_itself(&self.v)?;
             let others: Vec<_> = inputs.into_iter().filter(|(of, _)| !matches!(of, Operand::K | Operand::V)).collect();
-            super::super::check::check_apart(&cache, &others)?;
+            check_apart(&cache, &others)?;
         }
         Ok(())
     }
@@ -364,9 +360,9 @@ impl<'a> Call<'a> {
     }
 
     /// The tensors as the plan needs them.
-    pub(super) fn placed(&self, out: Option<&HeadsView<'_>>) -> super::super::request::Tensors {
+    pub(super) fn placed(&self, out: Option<&HeadsView<'_>>) -> Tensors {
         let new = || Placed::contiguous(self.q.shape(), self.new_order(), self.q.dtype());
-        super::super::request::Tensors {
+        Tensors {
             q: Placed::of(&self.q),
             k: Placed::of(&self.k),
             v: Placed::of(&self.v),

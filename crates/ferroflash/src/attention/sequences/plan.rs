@@ -1,34 +1,26 @@
 //! What a call over sequences will do, decided before it does it.
 
 use super::super::choose::{MAX_GRID, check_copies, check_device, check_hopper};
-use super::super::options::{Attention, KernelChoice, Splits};
+use super::super::options::{Attention, KernelChoice};
 use super::super::plan::Plan;
 use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
 use super::check::SequenceSizes;
-use super::params::{self, Arrays, Cut};
+use super::params::{self, Arrays};
+use super::split::{clusters, keys_per_row, split};
 use crate::device::DeviceInfo;
 use crate::error::Operand;
-use crate::error::{Error, Result, SequencesError, Unsupported};
+use crate::error::{Error, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
-use kernel_spec::families::sequences::{self, MAX_SPLITS, TileEntry};
+use kernel_spec::families::sequences::{self, TileEntry};
 use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{DType, FeatureSet, Kernel, Mask, Pass, Variant};
-
-/// Keys that splits are counted in: every kernel visits a divisor of it at a time.
-const SPLIT_UNIT: usize = 64;
+use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
 
 /// Query rows, over the heads of a group, up to which a tile of decode holds them.
 const DECODE_ROWS: usize = 16;
-
-/// The GPU counts as idle where one in so many multiprocessors has a thread block.
-const IDLE: u64 = 4;
-
-/// Units of keys of a thread block up to which it does not matter.
-const FEW_UNITS: u64 = 8;
 
 /// Rows of a thread block of append: one a warp.
 const APPEND_ROWS: u64 = 4;
@@ -385,74 +377,4 @@ fn choose(
 fn is_decode(sizes: &SequenceSizes) -> bool {
     let group = sizes.q_heads / sizes.kv_heads;
     sizes.longest_q == 1 || sizes.longest_q.saturating_mul(group) <= DECODE_ROWS
-}
-
-/// Keys that a row of the longest sequence sees, on average: half of all under a causal mask.
-fn keys_per_row(attention: &Attention, sizes: &SequenceSizes) -> u32 {
-    let seen = keys(attention, sizes);
-    // Below MAX_ROWS.
-    (if attention.mask == Mask::Causal { seen / 2 } else { seen }) as u32
-}
-
-/// Keys that a query row of the longest sequence may see.
-fn keys(attention: &Attention, sizes: &SequenceSizes) -> usize {
-    match attention.mask {
-        Mask::Window { left: Some(left), right } => {
-            let right = right.map_or(sizes.longest_kv, |right| right as usize);
-            sizes.longest_kv.min((left as usize).saturating_add(right).saturating_add(sizes.longest_q))
-        }
-        _ => sizes.longest_kv,
-    }
-}
-
-/// How the work is cut, splits included.
-fn split(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> Result<Cut> {
-    let cut = Cut::of(row, sizes);
-    let in_clusters = row.pass == Pass::ClusterDecode;
-    let most = if in_clusters { row.entry.max_cluster } else { MAX_SPLITS };
-    let refused = |found, needed| Err(Error::Sequences(SequencesError::Splits { found, needed, most }));
-    match attention.splits {
-        Splits::Count(count) if count == 0 || count > most => refused(format!("{count} splits"), count as usize),
-        Splits::Count(splits) => Ok(Cut { splits, ..cut }),
-        Splits::Keys(keys) => {
-            let fits = keys > 0 && (keys as usize).is_multiple_of(SPLIT_UNIT);
-            let splits = sizes.longest_kv.div_ceil((keys as usize).max(1)).max(1);
-            if !fits || splits > most as usize {
-                return refused(format!("splits of {keys} keys"), splits);
-            }
-            Ok(Cut { splits: splits as u32, split_keys: keys, ..cut })
-        }
-        Splits::Auto if in_clusters => Ok(Cut { splits: clusters(attention, device, sizes, row), ..cut }),
-        Splits::Auto => {
-            let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
-            // Decode is bound by reading, which one thread block a multiprocessor keeps busy; prefill by its products and their waits.
-            let each = if row.pass == Pass::Decode { 1 } else { row.entry.min_ctas };
-            Ok(Cut { splits: splits(cut.places(sizes), units, device.multiprocessors, each), ..cut })
-        }
-    }
-}
-
-/// Thread blocks of a cluster: the largest power of two of which all clusters are on the GPU at a time, and no more than the keys are worth.
-/// 1: no clusters.
-fn clusters(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, row: &Variant) -> u32 {
-    if attention.splits != Splits::Auto {
-        return 1;
-    }
-    let places = Cut::of(row, sizes).places(sizes).max(1);
-    let units = keys(attention, sizes).div_ceil(SPLIT_UNIT) as u64;
-    let multiprocessors = u64::from(device.multiprocessors);
-    // A cluster lies within a part of the GPU, of which some have too few multiprocessors for two clusters of 8.
-    let fits = |size: u64| places * (size + size / 8) <= multiprocessors;
-    let size = (0..=row.entry.max_cluster.ilog2()).map(|log2| 1 << log2).rfind(|&size| fits(size) && size <= units);
-    let size = size.unwrap_or(1);
-    // So few that most of the GPU would have nothing to do: more splits, and a merge, are worth it for many keys.
-    let is_idle = places * size * IDLE < multiprocessors && units > size * FEW_UNITS;
-    if is_idle { 1 } else { size as u32 }
-}
-
-/// Splits that give every multiprocessor `each` thread blocks, and no more than the keys are worth.
-fn splits(places: u64, units: u64, multiprocessors: u32, each: u32) -> u32 {
-    let wanted = u64::from(multiprocessors) * u64::from(each) / places.max(1);
-    // Below 2^32.
-    wanted.min(units).clamp(1, MAX_SPLITS.into()) as u32
 }

@@ -297,7 +297,7 @@ impl Variant {
                 memory::Stream::of(&self, slots).total
             }
             Policy::V3(policy) | Policy::PackedV3(policy) => memory::V3::of(&self, policy).total,
-            Policy::Tiles(_) => sequences::memory::Tiles::new().total,
+            Policy::Tiles(_) => sequences::memory::Tiles::places().total,
             Policy::Decode(sequences::policy::Decode { slots })
             | Policy::ClusterDecode(sequences::policy::ClusterDecode { slots }) => {
                 sequences::memory::Decode::of(&self, slots).total

@@ -67,7 +67,7 @@ impl Tiles {
     pub const LENGTHS: u32 = 256;
 
     /// The places.
-    pub const fn new() -> Tiles {
+    pub const fn places() -> Tiles {
         let mut carve = Carve::new();
         let counts = carve.take(Tiles::LENGTHS * 4, ALIGN);
         let longest = carve.take(4, 4);

@@ -40,7 +40,7 @@ unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn list<const WARPS: u32>(p: &TilesParams) {
-    let memory = const { Memory::new() };
+    let memory = const { Memory::places() };
     let (counts, longest) = (shared::dynamic() + memory.counts, shared::dynamic() + memory.longest);
     let count_of = |length: u32| counts + length * 4;
     // SAFETY: inside the shared memory, and the list; barriers stand between the passes.

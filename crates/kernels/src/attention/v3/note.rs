@@ -2,7 +2,7 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{math, shared, thread, warp};
+use cuda_std::{copy, math, shared, thread, warp};
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
 use kernel_spec::{KvBlocks, Steps, V3Params};
 
@@ -192,7 +192,7 @@ impl QueryTile {
     #[inline(always)]
     pub fn block<C: Config>(&self, p: &V3Params) -> QueryBlock<C> {
         if C::PACKED {
-            return self.sequence.block(self, p);
+            return self.sequence.block(p, [self.q_head, self.kv_head], self.first_row, self.blocks);
         }
         let mut block = QueryBlock::at(&p.forward, self.batch, self.q_head, self.kv_head, self.first_row, self.blocks);
         block.packed_log2 = p.schedule.packed_log2;
@@ -224,6 +224,42 @@ impl Tiles {
             }
             let q_head = head << schedule.packed_log2;
             return Some(QueryTile { batch, q_head, kv_head, first_row, blocks, sequence: Sequence::NONE });
+        }
+    }
+
+    /// [`Tiles::next`] of packed sequences: sections of heads whose keys stay in the L2 cache, in each of them the tiles of the list, and of
+    /// each tile the heads.
+    #[inline(always)]
+    pub fn next_packed<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
+        let schedule = &p.schedule;
+        // A packed tensor has no batch entries to step over: in place of the step there is the list.
+        let list = p.forward.q.batch_stride;
+        // SAFETY: the list is complete, and as long as it says.
+        unsafe {
+            let count = copy::load_u32(list);
+            let (round, ctas, cta) = (self.round, thread::grid_size(), thread::block_index());
+            // Odd rounds run backwards: whoever had the longest tile of one has the shortest of the next.
+            let slot = round * ctas + if round & 1 == 1 { ctas - 1 - cta } else { cta };
+            self.round += 1;
+            let (rest, head) = schedule.section_heads.split(slot);
+            // A list without tiles has nothing to divide by.
+            let (section, index) = if count == 0 { (u32::MAX, 0) } else { (rest / count, rest % count) };
+            if section > schedule.last_section {
+                return None;
+            }
+            let (sequence, first_row) = Sequence::entry(list, index);
+            let [q_rows, kv_rows] = sequence.rows();
+            let head = section * schedule.section_heads.value + head;
+            let (kv_head, _) = schedule.group.split(head);
+            let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
+            let mut blocks = p.forward.band.kv_blocks(first, rows, q_rows, kv_rows, C::ROW.kv_block);
+            if blocks.count() == 0 {
+                // As of other sequences.
+                let past = kv_rows.div_ceil(C::ROW.kv_block);
+                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
+            }
+            let q_head = head << schedule.packed_log2;
+            Some(QueryTile { batch: 0, q_head, kv_head, first_row, blocks, sequence })
         }
     }
 }

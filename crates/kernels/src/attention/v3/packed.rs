@@ -7,13 +7,12 @@
 //! sequences together, starts so many rows before the tensor, and ends where the sequence does once the second has moved it there. A box
 //! that reaches past the sequence reads zeros, as past the end of a tensor.
 
-use cuda_std::{copy, shared, thread};
+use cuda_std::{copy, shared};
 use kernel_spec::families::sequences::TileEntry;
 use kernel_spec::{ForwardParams, KvBlocks, TensorParams, V3Params};
 
 use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
-use crate::attention::v3::note::{QueryTile, Tiles};
 use crate::parts::element::Element;
 
 /// Where a packed sequence lies.
@@ -70,11 +69,17 @@ impl Sequence {
         }
     }
 
-    /// The query block of a tile of the sequence.
+    /// The query block of a tile of the sequence, of these heads.
     #[inline(always)]
-    pub fn block<C: Config>(&self, tile: &QueryTile, p: &V3Params) -> QueryBlock<C> {
+    pub fn block<C: Config>(
+        &self,
+        p: &V3Params,
+        [q_head, kv_head]: [u32; 2],
+        first_row: u32,
+        blocks: KvBlocks,
+    ) -> QueryBlock<C> {
         let problem = self.problem::<C>(&p.forward);
-        let mut block = QueryBlock::at(&problem, 0, tile.q_head, tile.kv_head, tile.first_row, tile.blocks);
+        let mut block = QueryBlock::at(&problem, 0, q_head, kv_head, first_row, blocks);
         block.packed_log2 = p.schedule.packed_log2;
         // Of all sequences: `[head, token]`.
         block.packed_rows = p.forward.q_rows;
@@ -102,44 +107,18 @@ impl Sequence {
         let [q_first, q_rows, kv_first, kv_rows] = unsafe { shared::load_u32x4(at) };
         Sequence { q_first, q_rows, kv_first, kv_rows }
     }
-}
 
-impl Tiles {
-    /// [`Tiles::next`] of packed sequences: sections of heads whose keys stay in the L2 cache, in each of them the tiles of the list, and of
-    /// each tile the heads.
+    /// An entry of the list of tiles: the sequence, and the first row of the tile.
+    ///
+    /// # Safety
+    /// The list has it.
     #[inline(always)]
-    pub fn next_packed<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
-        let schedule = &p.schedule;
-        // A packed tensor has no batch entries to step over: in place of the step there is the list.
-        let list = p.forward.q.batch_stride;
-        // SAFETY: the list is complete, and as long as it says.
+    pub unsafe fn entry(list: u64, index: u32) -> (Sequence, u32) {
+        let at = list + (1 + index as u64) * size_of::<TileEntry>() as u64;
+        // SAFETY: passed on.
         unsafe {
-            let count = copy::load_u32(list);
-            let (round, ctas, cta) = (self.round, thread::grid_size(), thread::block_index());
-            // Odd rounds run backwards: whoever had the longest tile of one has the shortest of the next.
-            let slot = round * ctas + if round & 1 == 1 { ctas - 1 - cta } else { cta };
-            self.round += 1;
-            let (rest, head) = schedule.section_heads.split(slot);
-            // A list without tiles has nothing to divide by.
-            let (section, index) = if count == 0 { (u32::MAX, 0) } else { (rest / count, rest % count) };
-            if section > schedule.last_section {
-                return None;
-            }
-            let at = list + (1 + index as u64) * size_of::<TileEntry>() as u64;
             let [q_first, q_rows, kv_first, kv_rows] = copy::load_u32x4(at);
-            let first_row = copy::load_u32(at + 16);
-            let head = section * schedule.section_heads.value + head;
-            let (kv_head, _) = schedule.group.split(head);
-            let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
-            let mut blocks = p.forward.band.kv_blocks(first, rows, q_rows, kv_rows, C::ROW.kv_block);
-            if blocks.count() == 0 {
-                // As of other sequences.
-                let past = kv_rows.div_ceil(C::ROW.kv_block);
-                blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
-            }
-            let q_head = head << schedule.packed_log2;
-            let sequence = Sequence { q_first, q_rows, kv_first, kv_rows };
-            Some(QueryTile { batch: 0, q_head, kv_head, first_row, blocks, sequence })
+            (Sequence { q_first, q_rows, kv_first, kv_rows }, copy::load_u32(at + 16))
         }
     }
 }
