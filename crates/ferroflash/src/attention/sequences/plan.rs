@@ -246,8 +246,12 @@ fn v3_row(
         let seen = keys_per_row(attention, sizes);
         let row = asked
             .or_else(|| sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE));
-        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]))
-            .ok_or(Unsupported::DType { found: sizes.dtype })
+        let largest = |v: &&Variant| v.pass == Pass::PackedV3 && v.dtype == sizes.dtype;
+        let largest = sequences::VARIANTS.iter().filter(largest).map(|v| v.dim_qk as usize).max();
+        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2])).ok_or(match largest {
+            Some(largest) => Unsupported::HeadDim { found: sizes.head_dim, largest },
+            None => Unsupported::DType { found: sizes.dtype },
+        })
     };
     match check() {
         Ok(row) => Ok(Some(row)),

@@ -121,6 +121,9 @@ pub struct Variant {
     pub reason: &'static str,
 }
 
+/// Registers of a multiprocessor, which a thread block that is alone has at entry, in eights for each thread.
+const REGISTERS: u32 = 65536;
+
 /// Score rows that one thread block of the naive softmax pass handles: one a warp.
 pub const SOFTMAX_ROWS_PER_CTA: u32 = 4;
 
@@ -328,6 +331,11 @@ impl Variant {
         if let Policy::V3(policy) | Policy::PackedV3(policy) = self.policy {
             let hidden_blocks = memory::WARPGROUP_ROWS + self.kv_block <= self.q_block;
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
+            // A warpgroup that asks for more than the others have given back waits for ever.
+            let groups = self.entry.threads / (32 * memory::WARPGROUP_WARPS);
+            let at_entry = groups * (REGISTERS / self.entry.threads / 8 * 8);
+            let taken = policy.load_registers + (groups - 1) * policy.math_registers;
+            assert!(taken <= at_entry, "warpgroups take more registers than the thread block has at entry");
         }
     }
 }
