@@ -112,6 +112,7 @@ unsafe fn block_rows<C: Config>(params: u64) {
 /// All threads of the warp, converged. They have written the rows, or met a barrier with those who have, and nobody else touches them.
 #[inline(always)]
 pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u32, end: u32, step: u32) {
+    let lane = thread::lane();
     // Rolled, here and below: this code is there for few.
     for index in (first..math::opaque(end)).step_by(math::opaque(step) as usize) {
         let at = block.row(index);
@@ -121,21 +122,21 @@ pub unsafe fn rows<C: Config>(block: &QueryBlock<C>, p: &ForwardParams, first: u
         let out = block.out_row(at);
         // SAFETY: converged; a row of the output, whose columns exist.
         unsafe {
-            if holds_no_number::<C::Out>(out, block.out.cols) {
+            if holds_no_number::<C::Out>(lane, out, block.out.cols) {
                 Row::of_block(block, p, at).attend::<C::Out>(out);
             }
         }
     }
 }
 
-/// Whether an element of a row of the output is no finite number, for every lane.
+/// Whether an element of a row of the output is no finite number, for every lane; this one is `lane`.
 ///
 /// # Safety
 /// All threads of the warp, converged; the row's columns exist.
 #[inline(always)]
-pub unsafe fn holds_no_number<O: Element>(out: u64, cols: u32) -> bool {
+pub unsafe fn holds_no_number<O: Element>(lane: u32, out: u64, cols: u32) -> bool {
     let mut finite = true;
-    for col in (thread::lane()..cols).step_by(32) {
+    for col in (lane..cols).step_by(32) {
         // SAFETY: passed on.
         finite &= unsafe { O::load(out + (col as usize * O::BYTES) as u64) }.is_finite();
     }

@@ -299,7 +299,7 @@ impl<T: Element, const ROWS: usize, const COLS: usize> SharedMatrix for SharedTi
             let cols = target.cols().saturating_sub(col).min(Self::CHUNK_ELEMENTS as u32);
             if target.has(first_row + row) && cols > 0 {
                 let from = self.address + chunk_offset(row as usize, chunk as usize, ROWS, Self::ROW_BYTES) as u32;
-                let to = target.walk(first_row + row, 1, chunk as u64 * CHUNK_BYTES as u64).address();
+                let to = target.walk(first_row + row, 1, 0).address() + chunk as u64 * CHUNK_BYTES as u64;
                 // SAFETY: inside the tile and inside the target's rows and columns.
                 unsafe {
                     if target.aligned() {

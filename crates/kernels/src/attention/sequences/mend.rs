@@ -107,7 +107,7 @@ unsafe fn mend_block<C: Config<Out = <C as Config>::T>>(params: u64) {
             let at = QueryRow { head: row & ((1 << p.packed_log2) - 1), row: row >> p.packed_log2 };
             if at.row < rows && at.head < place.heads {
                 let out = row_address::<C::T>(&sequence.problem.out, &place, at);
-                if exact::holds_no_number::<C::T>(out, p.forward.dim_v) {
+                if exact::holds_no_number::<C::T>(thread::lane(), out, p.forward.dim_v) {
                     mend_row::<C::T>(p, &sequence, &place, at);
                 }
             }
