@@ -274,6 +274,23 @@ fn kernels_that_take_no_sequences() {
     }
 }
 
+/// v3 takes keys whole: asked for with splits it refuses, and left to choose, the library takes a kernel that splits.
+#[test]
+fn splits_that_v3_does_not_make() {
+    let shared = device::shared();
+    let packed = Packed::new(&shared.device);
+    let split = Attention::new().with_splits(Splits::Keys(64));
+    assert_error!(
+        packed.error(split.with_kernel(Kernel::V3)),
+        Error::KernelUnsupported { kernel: Kernel::V3, reason: Unsupported::Splits { .. } },
+        "kernel v3 cannot run this: the keys are to be split as Keys(64); `Splits::Auto` and one split are accepted"
+    );
+    let problem = Problem::new(Sequences::Packed { batch: 2, q_rows: 500, kv_rows: 500 }, 4, 2, 32, DTYPE);
+    assert_eq!(Attention::new().plan(&shared.device, problem).unwrap().kernel, Kernel::V3);
+    let plan = split.plan(&shared.device, problem).unwrap();
+    assert_eq!((plan.kernel, plan.splits), (Kernel::V2, 8), "{plan}");
+}
+
 #[test]
 fn tiles_for_tensors_of_another_kind() {
     let packed = Packed::new(&device::shared().device);

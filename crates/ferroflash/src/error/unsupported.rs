@@ -76,6 +76,12 @@ pub enum Unsupported {
         /// `packed`, `cached` or `paged`.
         found: &'static str,
     },
+    /// Keys that are to be split, where a kernel takes them whole.
+    #[error("the keys are to be split as {found}; `Splits::Auto` and one split are accepted")]
+    Splits {
+        /// What was asked for.
+        found: String,
+    },
     /// A row for packed sequences or caches.
     #[error(
         "{symbol} is for packed sequences and caches; rows of its kernel for sequences of equal length are accepted"

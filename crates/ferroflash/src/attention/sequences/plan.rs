@@ -1,7 +1,7 @@
 //! What a call over sequences will do, decided before it does it.
 
 use super::super::choose::{MAX_GRID, check_copies, check_device, check_hopper};
-use super::super::options::{Attention, KernelChoice};
+use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::plan::Plan;
 use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
@@ -236,6 +236,9 @@ fn v3_row(
         if softcap {
             let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
             return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
+        }
+        if !matches!(attention.splits, Splits::Auto | Splits::Count(1)) {
+            return Err(Unsupported::Splits { found: format!("{:?}", attention.splits) });
         }
         if sizes.kv_rows == 0 {
             return Err(Unsupported::NoKeys);

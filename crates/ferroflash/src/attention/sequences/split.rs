@@ -11,10 +11,11 @@ use kernel_spec::{Mask, Pass, Variant};
 /// Keys that splits are counted in: every kernel visits a divisor of it at a time.
 const SPLIT_UNIT: usize = 64;
 
-/// The GPU counts as idle where one in so many multiprocessors has a thread block.
+/// The GPU counts as idle where less than one in so many multiprocessors has a thread block: 8 tiles in clusters of 8, on 64 of 132, are no
+/// slower than 128 thread blocks and a merge, from 1024 to 131072 keys (H200, docs/perf-log.md). Fewer tiles were not measured.
 const IDLE: u64 = 4;
 
-/// Units of keys of a thread block up to which it does not matter.
+/// Units of keys of a thread block up to which that does not matter: what a merge costs, about 2 us, is the time of as many.
 const FEW_UNITS: u64 = 8;
 
 /// Keys that a row of the longest sequence sees, on average: half of all under a causal mask.
