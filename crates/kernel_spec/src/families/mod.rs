@@ -6,6 +6,7 @@
 use crate::entry::Entry;
 
 pub mod backward;
+#[macro_use]
 pub mod forward;
 #[macro_use]
 pub mod sequences;

@@ -5,9 +5,9 @@ use cuda_std::{thread, warp};
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::V3Params;
 use kernel_spec::Variant;
-use kernel_spec::families::sequences::{self as spec, SequencesParams, policy};
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::sequences::{AppendParams, TilesParams};
+use kernel_spec::families::sequences::{SequencesParams, policy};
 
 use crate::attention::Config;
 use crate::attention::sequences::decode;
@@ -43,7 +43,7 @@ macro_rules! row {
         }
 
         impl Config for Row {
-            const ROW: &'static Variant = spec::named(stringify!($symbol));
+            const ROW: &'static Variant = Variant::named(stringify!($symbol));
             type T = $t;
             type Out = $t;
         }

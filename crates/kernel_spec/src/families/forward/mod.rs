@@ -127,7 +127,8 @@ const REGISTERS: u32 = 65536;
 /// Score rows that one thread block of the naive softmax pass handles: one a warp.
 pub const SOFTMAX_ROWS_PER_CTA: u32 = 4;
 
-macro_rules! variant_table {
+/// The list of rows of attention, uniform or over sequences.
+macro_rules! attention_variants {
     ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
        $warps:literal, $min_ctas:literal, $from_keys:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
         &[$($(Variant {
@@ -140,9 +141,9 @@ macro_rules! variant_table {
                 min_ctas: $min_ctas,
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: FORWARD_SLOTS,
-                accepts: variant_table!(@ $features),
+                accepts: attention_variants!(@ $features),
                 cooperative: false,
-                max_cluster: 1,
+                max_cluster: Pass::$pass.max_cluster(),
             },
             pass: Pass::$pass,
             dtype: DType::$dtype,
@@ -161,7 +162,7 @@ macro_rules! variant_table {
 }
 
 /// Every compiled entry point.
-pub const VARIANTS: &[Variant] = for_each_forward_row!(variant_table);
+pub const VARIANTS: &[Variant] = for_each_forward_row!(attention_variants);
 
 /// Head dims that kernels are compiled for, in ascending order; a problem takes the smallest that holds its own.
 pub const COMPILED_HEAD_DIMS: [u32; count_head_dims()] = {
@@ -201,17 +202,21 @@ const fn count_head_dims() -> usize {
 }
 
 impl Variant {
-    /// The row of an entry point, for the kernel of that name.
+    /// The row of an entry point, for the kernel of that name: of this list, or of that over sequences.
     ///
     /// # Panics
     /// At compile time when there is none.
     pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
+        let lists = [VARIANTS, sequences::VARIANTS];
+        let (mut list, mut i) = (0, 0);
+        while list < lists.len() {
+            if i == lists[list].len() {
+                (list, i) = (list + 1, 0);
+            } else if same(lists[list][i].entry.symbol.as_bytes(), symbol.as_bytes()) {
+                return &lists[list][i];
+            } else {
+                i += 1;
             }
-            i += 1;
         }
         panic!("no row has this symbol")
     }

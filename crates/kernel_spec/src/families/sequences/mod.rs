@@ -12,7 +12,6 @@
 //! The rows are [`Variant`]s of forward attention: they take the same features, and share masks, softmax and tiles with it.
 
 use super::forward::{FORWARD_SLOTS, Pass, Policy, Variant, features};
-use super::same;
 use crate::dtype::DType;
 use crate::entry::Entry;
 use crate::features::FeatureSet;
@@ -28,56 +27,8 @@ pub use params::{AppendParams, SequenceTable, SequencesParams, TileEntry, TilesP
 /// Splits of the keys, at most: a warp of the merge has four of them a lane.
 pub const MAX_SPLITS: u32 = 128;
 
-macro_rules! variant_table {
-    ($($pass:ident $dim_qk:literal / $dim_v:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $from_keys:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
-        &[$($(Variant {
-            entry: Entry {
-                symbol: stringify!($symbol),
-                arch: Pass::$pass.arch(),
-                threads: 32 * $warps,
-                // Known once the row is: see `with_shared_bytes`.
-                shared_bytes: 0,
-                min_ctas: $min_ctas,
-                params_bytes: Pass::$pass.params_bytes(),
-                feature_slots: FORWARD_SLOTS,
-                accepts: variant_table!(@ $features),
-                cooperative: false,
-                max_cluster: Pass::$pass.max_cluster(),
-            },
-            pass: Pass::$pass,
-            dtype: DType::$dtype,
-            out_dtype: DType::$dtype,
-            dim_qk: $dim_qk,
-            dim_v: $dim_v,
-            q_block: $q_block,
-            kv_block: $kv_block,
-            warps: $warps,
-            policy: Policy::$pass(policy::$pass $policy),
-            from_keys: $from_keys,
-            reason: $reason,
-        }.with_shared_bytes(),)+)*]
-    };
-    (@ [$($feature:ident),*]) => { FeatureSet::NONE$(.union(FeatureSet::of(features::$feature)))* };
-}
-
 /// Every compiled entry point.
-pub const VARIANTS: &[Variant] = for_each_sequences_row!(variant_table);
-
-/// The row of an entry point, for the kernel of that name.
-///
-/// # Panics
-/// At compile time when there is none.
-pub const fn named(symbol: &str) -> &'static Variant {
-    let mut i = 0;
-    while i < VARIANTS.len() {
-        if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-            return &VARIANTS[i];
-        }
-        i += 1;
-    }
-    panic!("no row has this symbol")
-}
+pub const VARIANTS: &[Variant] = for_each_sequences_row!(attention_variants);
 
 /// The row for `pass` on tensors of `dtype` with so many columns, whose rows see `keys` keys, with `features`; `None` when no compiled head
 /// dim holds them.
