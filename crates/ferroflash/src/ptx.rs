@@ -1,7 +1,10 @@
-//! The embedded PTX: one module for each entry point, compressed, so that a device compiles only what it runs.
+//! The embedded PTX: one module for each entry point, packed, so that a device compiles only what it runs.
 
 use crate::error::{Error, Result};
+use ferroflash_ptx::Module;
 use kernel_spec::{Entry, entries};
+use lzma_rust2::LzmaReader;
+use std::io::{self, Read};
 
 /// The entry points whose PTX this build holds, in the order of the list.
 pub fn embedded_entries() -> impl Iterator<Item = &'static Entry> {
@@ -15,9 +18,19 @@ pub fn embedded_entries() -> impl Iterator<Item = &'static Entry> {
 pub fn text(entry: &Entry) -> Result<String> {
     let symbol = entry.symbol;
     let module = ferroflash_ptx::find(symbol).ok_or(Error::MissingVariant { symbol })?;
-    let unpacked = miniz_oxide::inflate::decompress_to_vec_zlib(module.zlib)
-        .map_err(|error| Error::PtxRejected { symbol, log: format!("embedded text is damaged: {error}") })?;
-    String::from_utf8(unpacked).map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })
+    unpack(module).map_err(|error| Error::PtxRejected { symbol, log: format!("embedded text is damaged: {error}") })
+}
+
+fn unpack(module: &Module) -> io::Result<String> {
+    // No limits: the packs are this build's own, and small.
+    let mut pack = LzmaReader::new_mem_limit(module.lzma, u32::MAX, None)?;
+    io::copy(&mut pack.by_ref().take(module.start as u64), &mut io::sink())?;
+    let bytes = module.end - module.start;
+    let mut text = String::with_capacity(bytes);
+    if pack.take(bytes as u64).read_to_string(&mut text)? < bytes {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

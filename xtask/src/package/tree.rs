@@ -64,7 +64,8 @@ pub(super) fn make() -> Result<Tree> {
 fn compile() -> Result<PathBuf> {
     workspace::step("PTX to package");
     let mut cargo = workspace::cargo();
-    cargo.args(["build", "--package", "ferroflash_ptx", "--message-format", "json-render-diagnostics"]);
+    // Release builds pack the smallest.
+    cargo.args(["build", "--release", "--package", "ferroflash_ptx", "--message-format", "json-render-diagnostics"]);
     // A package holds what this source gives.
     cargo.env_remove("FERROFLASH_PTX_DIR");
     let messages = workspace::output(&mut cargo)?;
@@ -188,18 +189,19 @@ mod tests {
         for file in ["Cargo.toml", "src/lib.rs", "build.rs"] {
             fs::write(package.join(file), source(file)).unwrap();
         }
-        fs::write(compiled.join("modules.rs"), "include_bytes!(\"a.ptx.z\") }, include_bytes!(\"b.ptx.z\")").unwrap();
-        for file in ["a.ptx.z", "b.ptx.z", "gone.ptx.z"] {
+        fs::write(compiled.join("modules.rs"), "include_bytes!(\"a.ptx.lzma\") }, include_bytes!(\"b.ptx.lzma\")")
+            .unwrap();
+        for file in ["a.ptx.lzma", "b.ptx.lzma", "gone.ptx.lzma"] {
             fs::write(compiled.join(file), file).unwrap();
         }
         install(&compiled, &package).unwrap();
         let mut files: Vec<_> =
             fs::read_dir(package.join("src")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
-        assert_eq!(files, ["a.ptx.z", "b.ptx.z", "lib.rs", "modules.rs"]);
-        assert_eq!(fs::read_to_string(package.join("src/b.ptx.z")).unwrap(), "b.ptx.z");
+        assert_eq!(files, ["a.ptx.lzma", "b.ptx.lzma", "lib.rs", "modules.rs"]);
+        assert_eq!(fs::read_to_string(package.join("src/b.ptx.lzma")).unwrap(), "b.ptx.lzma");
         assert!(!package.join("build.rs").exists());
-        fs::remove_file(compiled.join("b.ptx.z")).unwrap();
+        fs::remove_file(compiled.join("b.ptx.lzma")).unwrap();
         fs::write(package.join("build.rs"), "").unwrap();
         fs::write(package.join("src/lib.rs"), source("src/lib.rs")).unwrap();
         fs::write(package.join("Cargo.toml"), source("Cargo.toml")).unwrap();
