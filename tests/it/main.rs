@@ -37,5 +37,6 @@ mod sequences_invariants;
 mod sequences_mutants;
 mod sequences_numbers;
 mod sequences_refusals;
+mod sequences_v3;
 mod streams;
 mod support;

@@ -87,18 +87,18 @@ const V3: Subject = Subject {
         NOTES_CONVERGE,
     ],
 };
-const LAST_VALUES: Needless = (
+pub(crate) const LAST_VALUES: Needless = (
     Edit::NoArrival,
     2,
     "for the last values of a block, nobody loads into their buffer again; every block has a tile, so that the note before the first one \
      never says that there is none",
 );
-const NEGATED_QUERIES: Needless = (
+pub(crate) const NEGATED_QUERIES: Needless = (
     Edit::NoBarrier,
     1,
     "after negating the queries of a tile but the first: the turn that follows is a barrier of the same threads",
 );
-const NOTES_CONVERGE: Needless =
+pub(crate) const NOTES_CONVERGE: Needless =
     (Edit::NoWarpSync, 2, "after reading a note: it keeps the warp converged, each thread frees the note for itself");
 /// One buffer for the queries instead of two, and no turns.
 const V3_ONE_BUFFER: Subject = Subject {

@@ -163,28 +163,31 @@ fn random_sequences_agree_with_the_reference_f32() {
     random_sequences_agree_with_the_reference::<f32>();
 }
 
-/// Every compiled tile, on packed sequences and on pages, whole and split.
+/// Every compiled tile, on packed sequences, in a cache and in pages, whole and split.
 fn every_tile<T: Element>() {
     let shared = device::shared();
     for row in VARIANTS.iter().filter(|v| !matches!(v.pass, Pass::Merge | Pass::Append | Pass::Tiles)) {
         if row.dtype != T::DTYPE {
             continue;
         }
+        let (is_whole, is_hopper) = (row.pass == Pass::PackedV3, matches!(row.pass, Pass::PackedV3 | Pass::SplitV3));
         for keys in [
             Keys::Packed { slack: 1 },
-            Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: true },
+            Keys::Cache { capacity: 160, spare_entries: 1, left_padding: true },
+            // v3 takes no left padding in pages.
+            Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: !is_hopper },
         ] {
             for splits in [Splits::Count(1), Splits::Count(3)] {
-                // v3 takes packed keys alone, and whole.
-                let is_taken = matches!(keys, Keys::Packed { .. }) && splits == Splits::Count(1);
-                if row.pass == Pass::PackedV3 && !is_taken {
+                // v3 has rows of their own for splits, and for pages.
+                if is_whole && (splits != Splits::Count(1) || matches!(keys, Keys::Pages { .. })) {
                     continue;
                 }
                 let mut case =
                     SequenceCase::new(vec![[3, 150], [0, 20], [70, 70], [5, 0]], keys.clone()).with_kernel(row);
                 (case.q_heads, case.kv_heads, case.head_dim) = (6, 2, row.dim_qk as usize);
                 case.attention = case.attention.with_splits(splits);
-                case.check::<T>(&shared.device).unwrap_or_else(|wrong| panic!("{}: {wrong}", row.entry.symbol));
+                case.check::<T>(&shared.device)
+                    .unwrap_or_else(|wrong| panic!("{} {keys:?} {splits:?}: {wrong}", row.entry.symbol));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What `mutants` does to the kernels of uniform sequences, done to those of packed and cached ones: every wait and barrier that is taken out
 //! is reported, or the result has other bits; and the seed changes nothing.
 
-use crate::mutants::{DTYPE, Needless, data, planner};
+use crate::mutants::{DTYPE, LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE, Needless, data, planner};
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{Attention, Mask, Operand, Plan, Problem, QueryRows, Sequences, Splits, Step, bf16};
@@ -73,6 +73,16 @@ const PREFILL_CALLS: [Call; 5] = [
     PARTLY_MENDED,
 ];
 
+/// Tiles of 128 rows and keys, on one thread block: every buffer is passed several times, tiles have one block of keys and several, some
+/// none. One is split until splits have no keys. The negative scale makes the kernel change the queries.
+const SPLIT_CALLS: [Call; 5] = [
+    call(&[0, 200, 203, 204], &[0, 430, 433, 433], 2),
+    Call { scale: -0.125, mask: Mask::Full, ..call(&[0, 70, 200], &[0, 520, 540], 3) },
+    Call { q_starts: &[0, 130], splits: 2, ..PAGES },
+    call(&[0, 300], &[0, 3], 1),
+    Call { splits: 2, ..MENDED },
+];
+
 /// A pass with its calls.
 struct Subject {
     pass: Pass,
@@ -127,6 +137,15 @@ const PREFILL: Subject = Subject {
     least_mutants: 20,
     needless: &[],
     ..DECODE
+};
+/// Without mending, which the merge does.
+const SPLIT_V3: Subject = Subject {
+    pass: Pass::SplitV3,
+    edited: Pass::SplitV3,
+    calls: &SPLIT_CALLS,
+    seeds: 8,
+    least_mutants: 50,
+    needless: &[LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE],
 };
 /// Rows that are computed again where their splits are put together.
 const MERGE: Subject =
@@ -340,6 +359,11 @@ fn every_wait_of_prefill_is_needed() {
 }
 
 #[test]
+fn every_wait_of_split_v3_is_needed() {
+    check_mutants(&SPLIT_V3);
+}
+
+#[test]
 fn every_wait_of_merge_is_needed() {
     check_mutants(&MERGE);
 }
@@ -350,7 +374,7 @@ fn the_seed_changes_nothing() {
     if device::is_gpu() {
         return;
     }
-    for subject in [&DECODE, &CLUSTER, &PREFILL, &MERGE] {
+    for subject in [&DECODE, &CLUSTER, &PREFILL, &SPLIT_V3, &MERGE] {
         let launches = subject.launches();
         let (modules, none) = (Modules::of(&launches), Modules(BTreeMap::new()));
         for launch in &launches {

@@ -255,40 +255,20 @@ fn kernels_that_take_no_sequences() {
     let dense = kernel_spec::VARIANTS.iter().filter(|row| row.holds(DTYPE, [32; 2]));
     let others = VARIANTS.iter().filter(|row| matches!(row.pass, Pass::Merge | Pass::Append) && row.dtype == DTYPE);
     let rows = dense.chain(others).map(KernelChoice::Variant);
-    let choices = rows.chain([Kernel::Naive, Kernel::V1, Kernel::V3].map(KernelChoice::Kernel));
+    // v3 has rows of its own for sequences: see `sequences_v3`.
+    let choices = rows.chain([Kernel::Naive, Kernel::V1].map(KernelChoice::Kernel));
     let choices: Vec<_> = choices.collect();
     assert!(choices.len() > 6, "{} kernels", choices.len());
     for choice in choices {
         let (attention, kernel) = (Attention::new().with_kernel(choice), choice.kernel().expect("one is asked for"));
-        // v3 has rows of its own for packed sequences, which the device may run.
-        let has_packed = choice == KernelChoice::Kernel(Kernel::V3);
-        if !has_packed {
-            is_refused(packed.error(attention), kernel, "packed");
-        }
-        for (kind, problem) in problems.into_iter().filter(|(kind, _)| !(has_packed && *kind == "packed")) {
+        is_refused(packed.error(attention), kernel, "packed");
+        for (kind, problem) in problems {
             is_refused(attention.plan(device, problem).unwrap_err(), kernel, kind);
         }
     }
     for (_, problem) in problems {
         assert_eq!(Attention::new().with_kernel(Kernel::V2).plan(device, problem).unwrap().kernel, Kernel::V2);
     }
-}
-
-/// v3 takes keys whole: asked for with splits it refuses, and left to choose, the library takes a kernel that splits.
-#[test]
-fn splits_that_v3_does_not_make() {
-    let shared = device::shared();
-    let packed = Packed::new(&shared.device);
-    let split = Attention::new().with_splits(Splits::Keys(64));
-    assert_error!(
-        packed.error(split.with_kernel(Kernel::V3)),
-        Error::KernelUnsupported { kernel: Kernel::V3, reason: Unsupported::Splits { .. } },
-        "kernel v3 cannot run this: the keys are to be split as Keys(64); `Splits::Auto` and one split are accepted"
-    );
-    let problem = Problem::new(Sequences::Packed { batch: 2, q_rows: 500, kv_rows: 500 }, 4, 2, 32, DTYPE);
-    assert_eq!(Attention::new().plan(&shared.device, problem).unwrap().kernel, Kernel::V3);
-    let plan = split.plan(&shared.device, problem).unwrap();
-    assert_eq!((plan.kernel, plan.splits), (Kernel::V2, 8), "{plan}");
 }
 
 #[test]

@@ -184,6 +184,21 @@ pub unsafe fn store_u32x4_if(global: u64, value: [u32; 4], condition: bool) {
     }
 }
 
+/// [`store_f32x2`] where a condition holds.
+///
+/// PTX `@p st.global.v2.f32 [global], value`, any SM, any thread.
+///
+/// # Safety
+/// Where the condition holds: `global` is a multiple of 8 and in bounds.
+#[inline(always)]
+pub unsafe fn store_f32x2_if(global: u64, value: [f32; 2], condition: bool) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {3}, 0; @p st.global.v2.f32 [{0}], {{{1}, {2}}}; }}",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) condition as u32, options(nostack));
+    }
+}
+
 /// Adds four floats to global memory, each atomically, in any order with those of other threads.
 ///
 /// PTX `red.relaxed.gpu.global.add.v4.f32`, least SM 9.0, any thread.

@@ -192,6 +192,7 @@ macro_rules! entry {
 
             impl v3::Config for Row {
                 const PACKED: bool = false;
+                const SPLIT: bool = false;
                 const POLICY: policy::V3 = policy::V3 $policy;
             }
 

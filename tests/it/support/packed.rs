@@ -27,8 +27,10 @@ pub(crate) enum Place {
     Packed,
     /// In entries of a cache, in the opposite order; some rows before those in use, and behind them, are NaN.
     Cache,
-    /// In pages of so many rows, the last of the first sequence first.
+    /// In pages of so many rows, the last of the first sequence first; some rows before those in use are NaN, too.
     Pages(usize),
+    /// The same, in use from the first row of the first page on.
+    UnpaddedPages(usize),
 }
 
 /// What a sequence's rows are: output `[row, q_head, dim]`, log-sum-exp `[q_head, row]`.
@@ -138,7 +140,8 @@ impl<T: Element> Sequences<T> {
         lse.fill_bytes(0xff).unwrap();
         let row = self.kv_heads * self.dim;
         // Rows that precede those in use, per sequence.
-        let first: Vec<usize> = (0..batch).map(|b| if place == Place::Packed { 0 } else { 3 * b % 7 }).collect();
+        let is_padded = matches!(place, Place::Cache | Place::Pages(_));
+        let first: Vec<usize> = (0..batch).map(|b| if is_padded { 3 * b % 7 } else { 0 }).collect();
         let room = (0..batch).map(|b| first[b] + self.kv_rows(b)).max().unwrap_or(0) + 2;
         // Row of the flat tensor for each row in use.
         let kv_numbers = self.starts(|i| self.kv_rows(i));
@@ -152,7 +155,7 @@ impl<T: Element> Sequences<T> {
                 let of = |b: usize| (0..self.kv_rows(b)).map(|i| (batch - 1 - b) * room + first[b] + i).collect();
                 (vec![batch, room], (0..batch).map(of).collect())
             }
-            Place::Pages(page_rows) => {
+            Place::Pages(page_rows) | Place::UnpaddedPages(page_rows) => {
                 let width = room.div_ceil(page_rows);
                 let pages = batch * width;
                 table = (0..pages).rev().map(|page| page as i32).collect();
@@ -189,9 +192,12 @@ impl<T: Element> Sequences<T> {
             let kv_rows = PackedRows::new(kv_starts.view()).with_longest(longest_kv);
             attention.forward_packed_into(&stream, &q, &k, &v, &q_rows, &kv_rows, &mut out_view, lse_view)
         } else {
-            let cache = KvCache::new(&k, &v).with_lengths(lengths.view()).with_first(firsts.view());
+            let cache = KvCache::new(&k, &v).with_lengths(lengths.view());
+            let cache = if is_padded { cache.with_first(firsts.view()) } else { cache };
             let cache = match place {
-                Place::Pages(page_rows) => cache.with_pages(PageTable::new(pages.view(), room.div_ceil(page_rows))),
+                Place::Pages(page_rows) | Place::UnpaddedPages(page_rows) => {
+                    cache.with_pages(PageTable::new(pages.view(), room.div_ceil(page_rows)))
+                }
                 _ => cache.with_entries(entries.view()),
             };
             attention.forward_cached_into(&stream, &q, Some(&q_rows), &cache, &mut out_view, lse_view)

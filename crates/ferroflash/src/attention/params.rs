@@ -8,7 +8,9 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
-use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams};
+use kernel_spec::families::sequences::{
+    AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
+};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
@@ -97,11 +99,22 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
 impl Params {
     /// The holes of the struct that every kernel's parameters hold, `offset` bytes from their start.
     pub(super) fn with_forward(self, offset: usize, request: &Request<'_>, forward: &ForwardParams) -> Params {
+        self.with_addresses(offset, request, forward, Binding::Operand(Operand::Q))
+    }
+
+    /// The same, of queries that are read from `q`.
+    pub(super) fn with_addresses(
+        self,
+        offset: usize,
+        request: &Request<'_>,
+        forward: &ForwardParams,
+        q: Binding,
+    ) -> Params {
         // Addresses that the call may have are those for which the kernel was told that rows move in pieces, or not.
         let bytes = |aligned: u32| if aligned == 1 { CHUNK_BYTES } else { request.sizes.dtype.bytes() } as u64;
         let (inputs, out) = (bytes(forward.aligned), bytes(forward.out_aligned));
         let tensor = |params: Params, at, operand, bytes| params.address(offset + at, Binding::Operand(operand), bytes);
-        let params = tensor(self, offset_of!(ForwardParams, q.address), Operand::Q, inputs);
+        let params = self.address(offset + offset_of!(ForwardParams, q.address), q, inputs);
         let params = tensor(params, offset_of!(ForwardParams, k.address), Operand::K, inputs);
         let params = tensor(params, offset_of!(ForwardParams, v.address), Operand::V, inputs);
         let params = tensor(params, offset_of!(ForwardParams, out.address), Operand::Out, out);
@@ -178,15 +191,25 @@ pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeo
     }
 }
 
-/// [`geometry`] of packed sequences, of which each box reads its own: the rows are there twice, see [`V3Params`].
-pub(super) fn packed_geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeometry {
+/// [`geometry`] of sequences, of which each box reads its own: the rows are there twice, see [`V3Params`]. The first of these axes has
+/// `first_rows` rows, and from one batch entry to the next there are `step`.
+pub(super) fn listed_geometry(
+    tensor: &Placed,
+    box_rows: u32,
+    packed: u32,
+    [first_rows, step]: [u32; 2],
+) -> TensorGeometry {
     let whole = geometry(tensor, box_rows, packed);
-    let (rows, row_axis) = (tensor.axes[1].0 as u64, if packed == 1 { 0 } else { 1 });
+    let [(entries, _), (rows, _), ..] = tensor.axes;
+    let row_axis = if packed == 1 { 0 } else { 1 };
     let row_bytes = whole.byte_strides[row_axis];
     let [heads_and_rows @ .., _] = whole.byte_strides;
+    let mut extents = whole.extents;
+    extents[1 + row_axis] = first_rows.into();
+    extents[3] = (entries as u64 - 1) * u64::from(step) + rows as u64 + 1;
     TensorGeometry {
-        before: rows * row_bytes,
-        extents: [whole.extents[0], whole.extents[1], whole.extents[2], rows + 1],
+        before: u64::from(first_rows) * row_bytes,
+        extents,
         byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes],
         ..whole
     }
@@ -259,7 +282,12 @@ plain! {
     SequencesParams {
         table, partial, statistics, tokens, split_keys, splits, q_tiles, head_tiles, group_tiles, packed_log2, q_block, forward
     }
-    TilesParams { table, tiles, q_rows, kv_rows, q_block, kv_block, band, packed_log2, room, features }
+    TilesParams {
+        table, tiles, place_step, split_step, q_rows, kv_rows, q_step, kv_step, q_block, kv_block, band, packed_log2, room, splits, split_keys,
+        features
+    }
+    PagesParams { table, table_stride, page_rows, count, page_step, piece_rows, unused }
+    SplitV3Params { pages, v3 }
     AppendParams {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features

@@ -3,6 +3,7 @@
 mod call;
 mod check;
 mod describe;
+mod hopper;
 mod params;
 mod plan;
 mod split;

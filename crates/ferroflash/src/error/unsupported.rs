@@ -77,10 +77,62 @@ pub enum Unsupported {
         found: &'static str,
     },
     /// Keys that are to be split, where a kernel takes them whole.
-    #[error("the keys are to be split as {found}; `Splits::Auto` and one split are accepted")]
+    #[error("the keys are to be split as {found}; {accepted} and `Splits::Auto` are accepted")]
     Splits {
         /// What was asked for.
         found: String,
+        /// Splits that the kernel makes.
+        accepted: String,
+    },
+    /// Pages whose rows the copy engine does not take.
+    #[error("pages have {found} rows; multiples of {multiple} are accepted")]
+    PageRows {
+        /// Rows of a page.
+        found: usize,
+        /// What they have to be a multiple of.
+        multiple: usize,
+    },
+    /// Sequences in pages that do not start at the first row of their first page.
+    #[error(
+        "sequences in pages have a first row of their own (left padding); those that start with their first page are accepted"
+    )]
+    LeftPadding,
+    /// Batch entries, or pages, that are no whole number of rows apart.
+    #[error(
+        "batch entries of {tensor} are {entry_stride} elements apart, and its rows {row_stride}; entries of several rows, a whole number \
+         of rows apart, are accepted"
+    )]
+    EntryStride {
+        /// The tensor.
+        tensor: Operand,
+        /// Elements from one batch entry, or page, to the next.
+        entry_stride: usize,
+        /// Elements from one row to the next.
+        row_stride: usize,
+    },
+    /// Batch entries that are not as many rows apart in two tensors.
+    #[error(
+        "batch entries of {tensor} are {found} rows apart, those of {other} {accepted}; equal numbers are accepted"
+    )]
+    EntryRows {
+        /// The tensor.
+        tensor: Operand,
+        /// Rows from one batch entry, or page, to the next.
+        found: u32,
+        /// The other tensor.
+        other: Operand,
+        /// Its rows.
+        accepted: u32,
+    },
+    /// More rows than coordinates of the copy engine count.
+    #[error("{tensor} spans {found} rows; fewer than {limit} are accepted")]
+    TooManyRows {
+        /// The tensor.
+        tensor: Operand,
+        /// Rows from its first to its last.
+        found: u64,
+        /// So many, or more, are too many.
+        limit: u64,
     },
     /// A row for packed sequences or caches.
     #[error(

@@ -5,6 +5,8 @@ use cuda_std::{thread, warp};
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::V3Params;
 use kernel_spec::Variant;
+#[cfg(target_feature = "sm_90a")]
+use kernel_spec::families::sequences::SplitV3Params;
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::sequences::{AppendParams, TilesParams};
 use kernel_spec::families::sequences::{SequencesParams, policy};
@@ -142,7 +144,15 @@ macro_rules! entry {
     };
     (PackedV3 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
         #[cfg(target_feature = "sm_90a")]
-        #[doc = concat!("v3 over packed sequences; this tile because: ", $reason)]
+        entry! { @v3 PackedV3 $d $t $symbol $q $kv $warps $ctas $policy $reason V3Params [] false }
+    };
+    (SplitV3 $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[cfg(target_feature = "sm_90a")]
+        entry! { @v3 SplitV3 $d $t $symbol $q $kv $warps $ctas $policy $reason SplitV3Params [v3] true }
+    };
+    (@v3 $pass:ident $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal
+     $params:ident [$($v3:ident)?] $split:literal) => {
+        #[doc = concat!("v3 over sequences; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
@@ -161,14 +171,15 @@ macro_rules! entry {
 
             impl v3::Config for Row {
                 const PACKED: bool = true;
-                const POLICY: policy::PackedV3 = policy::PackedV3 $policy;
+                const SPLIT: bool = $split;
+                const POLICY: policy::$pass = policy::$pass $policy;
             }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas, param_align = 64)]
-            pub unsafe fn $symbol(p: V3Params) {
-                let params = cuda_std::param_address!($symbol);
+            pub unsafe fn $symbol(p: $params) {
+                let params = cuda_std::param_address!($symbol) + (size_of::<$params>() - size_of::<V3Params>()) as u64;
                 // SAFETY: launched with this row's threads and shared memory.
-                unsafe { v3::forward::<Row>(&p, params) }
+                unsafe { v3::forward::<Row>(&p $(.$v3)?, params) }
             }
         }
     };

@@ -1,16 +1,14 @@
 //! The parameter structs of the kernels for sequences, with holes where addresses go.
 
-use super::super::params::{bytes_of, forward_params, packed_geometry, tensor_params};
-use super::super::request::{Placed, Request, Tensors};
+use super::super::params::{bytes_of, forward_params, tensor_params};
+use super::super::request::{Placed, Request};
 use super::check::SequenceSizes;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
-use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::forward::features::PAGED;
-use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams, packed_log2};
+use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, packed_log2};
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::schedule::{self, Schedule, Work};
-use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, TensorMap, V3Params, Variant};
+use kernel_spec::{DType, Divisor, FORWARD_SLOTS, Features, ForwardParams, Variant};
 use std::mem::offset_of;
 
 /// The arrays of numbers that a call has.
@@ -81,7 +79,7 @@ impl Cut {
 }
 
 /// The table of a call, without addresses.
-fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
+pub(super) fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
     SequenceTable {
         q_starts: 0,
         q_used: 0,
@@ -100,7 +98,7 @@ fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
 }
 
 /// Fills the holes of a table that starts `offset` bytes into a struct.
-fn with_table(params: Params, offset: usize, arrays: &Arrays) -> Params {
+pub(super) fn with_table(params: Params, offset: usize, arrays: &Arrays) -> Params {
     let holes = [
         (arrays.q_starts, offset_of!(SequenceTable, q_starts), Operand::QStarts),
         (arrays.q_used, offset_of!(SequenceTable, q_used), Operand::QUsed),
@@ -215,84 +213,4 @@ pub(super) fn append(
         }
     }
     params
-}
-
-/// Parameters of the list of tiles, and of v3 over it.
-pub(super) fn packed(
-    request: &Request<'_>,
-    sizes: &SequenceSizes,
-    arrays: &Arrays,
-    row: &Variant,
-    tiles: Binding,
-) -> [Params; 2] {
-    let forward = forward_params(request);
-    let [group, rows] = [sizes.q_heads / sizes.kv_heads, sizes.longest_q].map(|x| x as u32);
-    let packed = schedule::packed_heads(rows.max(1), group, row.q_block);
-    let packed_log2 = packed.trailing_zeros();
-    let room = packed_tiles(sizes, row, packed) as u32;
-    let list = TilesParams {
-        table: table(sizes, arrays),
-        tiles: 0,
-        q_rows: sizes.q_rows as u32,
-        kv_rows: sizes.kv_rows as u32,
-        q_block: row.q_block,
-        kv_block: row.kv_block,
-        band: forward.band,
-        packed_log2,
-        room,
-        features: Features::OFF,
-    };
-    let list = with_table(Params::new(bytes_of(&list)), offset_of!(TilesParams, table), arrays);
-    let list = list.address(offset_of!(TilesParams, tiles), tiles, CHUNK_BYTES as u64);
-
-    let (heads, group) = (sizes.q_heads as u32 / packed, group / packed);
-    let section_heads = section_heads(sizes, group);
-    let none = TensorMap([0; 16]);
-    let mut forward = forward;
-    // Until the address of the list is known, which has its place there.
-    forward.q.batch_stride = 0;
-    let all = Work {
-        batch: 1,
-        q_heads: forward.q_heads,
-        group: forward.group,
-        packed,
-        q_rows: forward.q_rows,
-        q_block: row.q_block,
-        kv_head_bytes: 0,
-        uneven: false,
-    };
-    // Of the schedule, only what is said of heads is used.
-    let schedule = Schedule {
-        section_heads: Divisor::new(section_heads),
-        last_section: heads / section_heads - 1,
-        ..Schedule::new(&all, 1)
-    };
-    let params = V3Params { q: none, k: none, v: none, schedule, forward };
-    let map = |params: Params, at, operand, geometry| params.map(at, Binding::Operand(operand), ALIGNMENT, geometry);
-    let Tensors { q, k, v, .. } = &request.tensors;
-    let holes = Params::new(bytes_of(&params));
-    let holes = map(holes, offset_of!(V3Params, q), Operand::Q, packed_geometry(q, row.q_block, packed));
-    let holes = map(holes, offset_of!(V3Params, k), Operand::K, packed_geometry(k, row.kv_block, 1));
-    let holes = map(holes, offset_of!(V3Params, v), Operand::V, packed_geometry(v, row.kv_block, 1));
-    let holes = holes.address(
-        offset_of!(V3Params, forward) + offset_of!(ForwardParams, q.batch_stride),
-        tiles,
-        CHUNK_BYTES as u64,
-    );
-    let holes = holes.with_forward(offset_of!(V3Params, forward), request, &forward);
-    [list, holes]
-}
-
-/// Tiles of a head, at most: each sequence has at most one that is not full.
-pub(super) fn packed_tiles(sizes: &SequenceSizes, row: &Variant, packed: u32) -> u64 {
-    sizes.q_rows as u64 * u64::from(packed) / u64::from(row.q_block) + sizes.batch as u64
-}
-
-/// Heads of a section, whole groups that divide the heads: as many as have their keys and values in the L2 cache together, those of the
-/// longest sequence, whose tiles come first.
-fn section_heads(sizes: &SequenceSizes, group: u32) -> u32 {
-    let head_bytes = 2 * sizes.longest_kv as u64 * sizes.head_dim as u64 * sizes.dtype.bytes() as u64;
-    let cached = (schedule::CACHED_BYTES / head_bytes.max(1)).clamp(1, sizes.kv_heads as u64) as u32;
-    let fits = |groups: &u32| (sizes.kv_heads as u32).is_multiple_of(*groups);
-    group * (1..=cached).rev().find(fits).unwrap_or(1)
 }

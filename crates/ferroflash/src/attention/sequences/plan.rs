@@ -1,23 +1,23 @@
 //! What a call over sequences will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, check_copies, check_device, check_hopper};
-use super::super::options::{Attention, KernelChoice, Splits};
+use super::super::choose::{MAX_GRID, check_device, check_hopper};
+use super::super::options::{Attention, KernelChoice};
 use super::super::plan::Plan;
 use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
 use super::check::SequenceSizes;
-use super::params::{self, Arrays};
-use super::split::{clusters, keys_per_row, split};
+use super::hopper;
+use super::params::{self, Arrays, Cut};
+use super::split::{clusters, split};
 use crate::device::DeviceInfo;
 use crate::error::Operand;
 use crate::error::{Error, Result, Unsupported};
-use crate::plan::{Binding, Buffer, Step};
+use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
-use kernel_spec::families::sequences::{self, TileEntry};
-use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
+use kernel_spec::families::sequences;
+use kernel_spec::{DType, Entry, FeatureSet, Kernel, Pass, Variant};
 
 /// Query rows, over the heads of a group, up to which a tile of decode holds them.
 const DECODE_ROWS: usize = 16;
@@ -115,96 +115,59 @@ pub(super) fn plan(
         head_dim: sizes.head_dim,
         dtype: sizes.dtype,
     };
-    if let Some(row) = v3_row(attention, device, sizes, &tensors, softcap.is_some())? {
-        let request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
-        return packed(&request, device, sizes, arrays, row);
-    }
     let mut request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
-    let (row, reason) = choose(attention, device, sizes, arrays, softcap.is_some())?;
-    let features = row.entry.accepts.intersection(features(arrays, softcap.is_some()));
-    check_device(&row.entry, device)?;
-    let cut = split(attention, device, sizes, row)?;
-    let places = cut.places(sizes);
-    let ctas = places.saturating_mul(cut.splits.into());
-    if ctas > MAX_GRID {
-        return Err(Error::GridTooLarge { symbol: row.entry.symbol, needed: ctas.into(), limit: MAX_GRID });
-    }
+    let turned = arrays.rotary.and(new).map(|_| {
+        let batch = if sizes.packed_q { 1 } else { sizes.batch };
+        Placed::contiguous(Shape::new(batch, sizes.q_rows, sizes.q_heads, sizes.head_dim), Layout::Bshd, sizes.dtype)
+    });
+    let attended = turned.unwrap_or(request.tensors.q);
+    let tensors = Tensors { q: attended, ..tensors };
+    let attend = match hopper::choose(attention, device, sizes, arrays, &tensors, softcap.is_some())? {
+        Some(choice) => Attend::Hopper(choice),
+        None => Attend::Portable(Portable::of(attention, device, sizes, arrays, softcap.is_some())?),
+    };
 
-    let mut buffers = Vec::new();
-    let mut steps = Vec::new();
+    let mut launches = Launches::default();
     let mut q = Binding::Operand(Operand::Q);
     if let Some(NewTensors { k, v }) = new {
-        let turned = arrays.rotary.map(|_| {
-            let shape =
-                Shape::new(if sizes.packed_q { 1 } else { sizes.batch }, sizes.q_rows, sizes.q_heads, sizes.head_dim);
-            Placed::contiguous(shape, Layout::Bshd, sizes.dtype)
-        });
-        let turned_at = Binding::Buffer(buffers.len());
-        let params =
-            params::append(&request, sizes, arrays, [&k, &v], turned.as_ref().map(|placed| (placed, turned_at)));
-        let mut rows = 2 * (sizes.new_tokens() * sizes.kv_heads) as u64;
         if let Some(placed) = turned {
             let elements = (sizes.tokens() * sizes.q_heads * sizes.head_dim) as u64;
-            rows += (sizes.tokens() * sizes.q_heads) as u64;
-            let (bytes, reason) =
-                (elements * sizes.dtype.bytes() as u64, "the first step writes them, the next reads them");
-            buffers.push(Buffer { name: "turned queries", bytes, reason });
-            (q, request.tensors.q) = (turned_at, placed);
+            let bytes = elements * sizes.dtype.bytes() as u64;
+            q = launches.buffer("turned queries", bytes, "the first step writes them, the next reads them");
+            launches.append(&request, sizes, arrays, [&k, &v], Some((&placed, q)))?;
+            request.tensors.q = placed;
+        } else {
+            launches.append(&request, sizes, arrays, [&k, &v], None)?;
         }
-        let pass = find(Pass::Append, sizes, FeatureSet::NONE)?;
-        let ctas = rows.div_ceil(APPEND_ROWS);
-        if ctas > MAX_GRID {
-            return Err(Error::GridTooLarge { symbol: pass.entry.symbol, needed: ctas.into(), limit: MAX_GRID });
-        }
-        let kernel = Specialised::with_features(&pass.entry, features.intersection(pass.entry.accepts));
-        steps.push(Step::new(kernel, ctas as u32, pass.reason.to_owned(), params));
     }
-    let in_clusters = row.pass == Pass::ClusterDecode;
-    let partial = (cut.splits > 1 && !in_clusters).then(|| {
-        let rows = cut.splits as u128 * sizes.q_heads as u128 * sizes.tokens() as u128;
-        let reason = "the splits of the keys write them, the last step puts them together";
-        let (first, bytes) = (buffers.len(), [rows * sizes.head_dim as u128 * 4, rows * 8]);
-        buffers.extend(
-            ["sums of splits", "maxima and sums of weights"].into_iter().zip(bytes).map(|(name, bytes)| Buffer {
-                name,
-                bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
-                reason,
-            }),
-        );
-        [Binding::Buffer(first), Binding::Buffer(first + 1)]
-    });
+    let (kernel, splits, packed_heads, reason) = match attend {
+        Attend::Hopper(choice) => {
+            choice.launch(&request, device, sizes, arrays, q, &mut launches)?;
+            (Kernel::V3, choice.splits, choice.packed_heads, choice.reason())
+        }
+        Attend::Portable(portable) => {
+            portable.launch(&request, sizes, arrays, q, &mut launches)?;
+            let Portable { cut, reason, .. } = portable;
+            (Kernel::V2, cut.splits, 1 << cut.packed_log2, reason)
+        }
+    };
+    let Launches { buffers, steps } = launches;
     let needed: u128 = buffers.iter().map(|buffer: &Buffer| u128::from(buffer.bytes)).sum();
     if needed > device.memory_bytes.into() {
-        return Err(Error::WorkspaceTooLarge { kernel: Kernel::V2, needed, available: device.memory_bytes });
+        return Err(Error::WorkspaceTooLarge { kernel, needed, available: device.memory_bytes });
     }
-    let bind = || params::attend(&request, sizes, arrays, &cut, q, partial).1;
-    // Nothing to do where there are no queries.
-    let ctas = if sizes.tokens() == 0 { 0 } else { ctas as u32 };
-    let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
-    let step = Step::new(Specialised::with_features(&row.entry, features), ctas, tile, bind());
-    steps.push(if in_clusters { step.in_clusters(cut.splits) } else { step });
-    if partial.is_some() {
-        let merge = find(Pass::Merge, sizes, features)?;
-        let ctas = if sizes.tokens() == 0 { 0 } else { places as u32 };
-        steps.push(Step::new(
-            Specialised::with_features(&merge.entry, features),
-            ctas,
-            merge.reason.to_owned(),
-            bind(),
-        ));
-    }
-    let problem = describe(sizes);
     let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
+    let problem = describe(sizes);
     let plan = Plan {
         problem,
         mask: attention.mask,
         scale,
         softcap,
-        kernel: Kernel::V2,
+        kernel,
         steps,
         buffers,
-        packed_heads: 1 << cut.packed_log2,
-        splits: cut.splits,
+        packed_heads,
+        splits,
         lse_bytes,
         reason,
     };
@@ -212,110 +175,142 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-/// The row of v3 that runs a call over packed sequences, or why there is none, where v3 is asked for.
-fn v3_row(
-    attention: &Attention,
-    device: &DeviceInfo,
-    sizes: &SequenceSizes,
-    tensors: &Tensors,
-    softcap: bool,
-) -> Result<Option<&'static Variant>> {
-    let asked = match attention.kernel {
-        KernelChoice::Variant(row) if row.pass == Pass::PackedV3 => Some(row),
-        // A step of generation for every sequence.
-        KernelChoice::Auto if is_decode(sizes) => return Ok(None),
-        KernelChoice::Auto | KernelChoice::Kernel(Kernel::V3) => None,
-        _ => return Ok(None),
-    };
-    let Tensors { q, k, v, out } = tensors;
-    let check = || {
-        check_hopper(device)?;
-        if !(sizes.packed_q && sizes.packed_kv) {
-            return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() });
+/// What a plan launches, and the memory between its steps.
+#[derive(Default)]
+pub(super) struct Launches {
+    buffers: Vec<Buffer>,
+    steps: Vec<Step>,
+}
+
+impl Launches {
+    /// Memory that a step writes and another reads.
+    pub(super) fn buffer(&mut self, name: &'static str, bytes: u64, reason: &'static str) -> Binding {
+        self.buffers.push(Buffer { name, bytes, reason });
+        Binding::Buffer(self.buffers.len() - 1)
+    }
+
+    /// Memory for what splits find: sums, and maxima and sums of weights.
+    pub(super) fn partial(&mut self, sizes: &SequenceSizes, splits: u32) -> [Binding; 2] {
+        let rows = u128::from(splits) * sizes.q_heads as u128 * sizes.tokens() as u128;
+        // What does not fit is refused with the sum of all buffers.
+        let bytes = |each: u128| u64::try_from(rows * each).unwrap_or(u64::MAX);
+        let reason = "the splits of the keys write them, the last step puts them together";
+        [
+            self.buffer("sums of splits", bytes(sizes.head_dim as u128 * 4), reason),
+            self.buffer("maxima and sums of weights", bytes(8), reason),
+        ]
+    }
+
+    /// A launch without clusters.
+    pub(super) fn step(&mut self, kernel: Specialised, ctas: u32, tile: String, params: Params) {
+        self.steps.push(Step::new(kernel, ctas, tile, params));
+    }
+
+    /// New rows go to the cache, and queries are turned with them, to `turned`.
+    fn append(
+        &mut self,
+        request: &Request<'_>,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        new: [&Placed; 2],
+        turned: Option<(&Placed, Binding)>,
+    ) -> Result<()> {
+        let mut rows = 2 * (sizes.new_tokens() * sizes.kv_heads) as u64;
+        if turned.is_some() {
+            rows += (sizes.tokens() * sizes.q_heads) as u64;
         }
-        if softcap {
-            let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
-            return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
-        }
-        if !matches!(attention.splits, Splits::Auto | Splits::Count(1)) {
-            return Err(Unsupported::Splits { found: format!("{:?}", attention.splits) });
-        }
-        if sizes.kv_rows == 0 {
-            return Err(Unsupported::NoKeys);
-        }
-        [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out)]
-            .iter()
-            .try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
-        let seen = keys_per_row(attention, sizes);
-        let row = asked
-            .or_else(|| sequences::find(Pass::PackedV3, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE));
-        let largest = |v: &&Variant| v.pass == Pass::PackedV3 && v.dtype == sizes.dtype;
-        let largest = sequences::VARIANTS.iter().filter(largest).map(|v| v.dim_qk as usize).max();
-        row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2])).ok_or(match largest {
-            Some(largest) => Unsupported::HeadDim { found: sizes.head_dim, largest },
-            None => Unsupported::DType { found: sizes.dtype },
-        })
-    };
-    match check() {
-        Ok(row) => Ok(Some(row)),
-        Err(_) if attention.kernel == KernelChoice::Auto => Ok(None),
-        Err(reason) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+        let params = params::append(request, sizes, arrays, new, turned);
+        let pass = find(Pass::Append, sizes, FeatureSet::NONE)?;
+        let ctas = check_grid(&pass.entry, rows.div_ceil(APPEND_ROWS))?;
+        let kernel = Specialised::with_features(&pass.entry, features(arrays, false).intersection(pass.entry.accepts));
+        self.step(kernel, ctas, pass.reason.to_owned(), params);
+        Ok(())
+    }
+
+    /// Splits are put together.
+    pub(super) fn merge(
+        &mut self,
+        request: &Request<'_>,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        cut: &Cut,
+        q: Binding,
+        partial: [Binding; 2],
+    ) -> Result<()> {
+        let features = features(arrays, request.softcap.is_some());
+        let merge = find(Pass::Merge, sizes, features)?;
+        let ctas = check_grid(&merge.entry, cut.places(sizes))?;
+        let ctas = if sizes.tokens() == 0 { 0 } else { ctas };
+        let params = params::attend(request, sizes, arrays, cut, q, Some(partial)).1;
+        self.step(Specialised::with_features(&merge.entry, features), ctas, merge.reason.to_owned(), params);
+        Ok(())
     }
 }
 
-/// The plan of v3 over packed sequences: a list of their tiles, and the tiles.
-fn packed(
-    request: &Request<'_>,
-    device: &DeviceInfo,
-    sizes: &SequenceSizes,
-    arrays: &Arrays,
+/// What attends.
+enum Attend {
+    Hopper(hopper::Choice),
+    Portable(Portable),
+}
+
+/// Decode or prefill.
+struct Portable {
     row: &'static Variant,
-) -> Result<Plan> {
-    let attention = request.attention;
-    check_device(&row.entry, device)?;
-    let group = (sizes.q_heads / sizes.kv_heads) as u32;
-    let packed_heads = schedule::packed_heads(sizes.longest_q.max(1) as u32, group, row.q_block);
-    let room = params::packed_tiles(sizes, row, packed_heads);
-    let found = u128::from(room) * sizes.q_heads as u128;
-    if found > MAX_TILES.into() {
-        let reason = Unsupported::TooManyTiles { found, limit: MAX_TILES };
-        return Err(Error::KernelUnsupported { kernel: Kernel::V3, reason });
+    reason: String,
+    cut: Cut,
+}
+
+impl Portable {
+    fn of(
+        attention: &Attention,
+        device: &DeviceInfo,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        softcap: bool,
+    ) -> Result<Portable> {
+        let (row, reason) = choose(attention, device, sizes, arrays, softcap)?;
+        check_device(&row.entry, device)?;
+        let cut = split(attention, device, sizes, row)?;
+        check_grid(&row.entry, cut.places(sizes).saturating_mul(cut.splits.into()))?;
+        Ok(Portable { row, reason, cut })
     }
-    let bytes = (room + 1) * size_of::<TileEntry>() as u64;
-    let reason = "the first step lists the tiles of the sequences, the longest first, the next takes them in turn";
-    let buffers = vec![Buffer { name: "tiles", bytes, reason }];
-    let list = find(Pass::Tiles, &SequenceSizes { dtype: DType::F32, ..*sizes }, FeatureSet::NONE)?;
-    let [list_params, row_params] = params::packed(request, sizes, arrays, row, Binding::Buffer(0));
-    // Nothing to do where there are no queries.
-    let ctas = |ctas: u64| if sizes.tokens() == 0 { 0 } else { ctas as u32 };
-    let tiles = (room * sizes.q_heads as u64 / u64::from(packed_heads)).min(device.multiprocessors.into());
-    let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
-    let steps = vec![
-        Step::new(Specialised::plain(&list.entry), ctas(1), list.reason.to_owned(), list_params),
-        Step::new(Specialised::plain(&row.entry), ctas(tiles), tile, row_params),
-    ];
-    let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
-    let reason =
-        "packed sequences: asynchronous copies and products, and tiles in the order of their length".to_owned();
-    let plan = Plan {
-        problem: describe(sizes),
-        mask: attention.mask,
-        scale: request.scale,
-        softcap: None,
-        kernel: Kernel::V3,
-        steps,
-        buffers,
-        packed_heads,
-        splits: 1,
-        lse_bytes,
-        reason,
-    };
-    tracing::debug!(problem = %plan.problem, reason = plan.reason, "planned");
-    Ok(plan)
+
+    /// Adds the launches, and the memory between them. Queries are read from `q`.
+    fn launch(
+        &self,
+        request: &Request<'_>,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        q: Binding,
+        launches: &mut Launches,
+    ) -> Result<()> {
+        let Portable { row, cut, .. } = self;
+        let in_clusters = row.pass == Pass::ClusterDecode;
+        let partial = (cut.splits > 1 && !in_clusters).then(|| launches.partial(sizes, cut.splits));
+        let features = row.entry.accepts.intersection(features(arrays, request.softcap.is_some()));
+        // Nothing to do where there are no queries. Counted when the row was chosen.
+        let ctas = if sizes.tokens() == 0 { 0 } else { (cut.places(sizes) * u64::from(cut.splits)) as u32 };
+        let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
+        let params = params::attend(request, sizes, arrays, cut, q, partial).1;
+        let step = Step::new(Specialised::with_features(&row.entry, features), ctas, tile, params);
+        launches.steps.push(if in_clusters { step.in_clusters(cut.splits) } else { step });
+        match partial {
+            Some(partial) => launches.merge(request, sizes, arrays, cut, q, partial),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Thread blocks of a launch, if there are not too many.
+fn check_grid(entry: &Entry, ctas: u64) -> Result<u32> {
+    if ctas > MAX_GRID {
+        return Err(Error::GridTooLarge { symbol: entry.symbol, needed: ctas.into(), limit: MAX_GRID });
+    }
+    Ok(ctas as u32)
 }
 
 /// The problem of a call, for plans and messages.
-fn describe(sizes: &SequenceSizes) -> Problem {
+pub(super) fn describe(sizes: &SequenceSizes) -> Problem {
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
     let sequences = match sizes.page_rows {
@@ -334,7 +329,7 @@ fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
     on.fold(FeatureSet::NONE, |set, (_, slot)| set.union(FeatureSet::of(slot)))
 }
 
-fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {
+pub(super) fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {
     // validated: at most MAX_HEAD_DIM
     sequences::find(pass, sizes.dtype, sizes.head_dim as u32, 0, features)
         .ok_or(Error::HeadDim { found: sizes.head_dim })
@@ -381,7 +376,7 @@ fn choose(
 }
 
 /// Whether a tile of decode holds the query rows of a sequence.
-fn is_decode(sizes: &SequenceSizes) -> bool {
+pub(super) fn is_decode(sizes: &SequenceSizes) -> bool {
     let group = sizes.q_heads / sizes.kv_heads;
     sizes.longest_q == 1 || sizes.longest_q.saturating_mul(group) <= DECODE_ROWS
 }

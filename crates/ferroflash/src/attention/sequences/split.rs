@@ -26,7 +26,7 @@ pub(super) fn keys_per_row(attention: &Attention, sizes: &SequenceSizes) -> u32 
 }
 
 /// Keys that a query row of the longest sequence may see.
-fn keys(attention: &Attention, sizes: &SequenceSizes) -> usize {
+pub(super) fn keys(attention: &Attention, sizes: &SequenceSizes) -> usize {
     match attention.mask {
         Mask::Window { left: Some(left), right } => {
             let right = right.map_or(sizes.longest_kv, |right| right as usize);

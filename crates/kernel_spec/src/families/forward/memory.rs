@@ -130,8 +130,8 @@ impl V3 {
     /// Bytes of the part of a note that says what one warpgroup does: two numbers.
     pub const NOTE_STEPS_BYTES: u32 = 8;
 
-    /// Bytes of the part of a note, the last, that says where the sequence of a packed tile lies: four numbers.
-    pub const NOTE_SEQUENCE_BYTES: u32 = 16;
+    /// Bytes of the part of a note, the last, that says where the sequence of a packed tile lies: six numbers, and a place.
+    pub const NOTE_SEQUENCE_BYTES: u32 = 32;
 
     /// Bytes of the two barriers of a buffer, full and empty.
     pub const BARRIER_PAIR_BYTES: u32 = 16;
@@ -143,7 +143,8 @@ impl V3 {
         let k = carve.take(policy.stages * row.k_tile_bytes(), TILE_ALIGN);
         let v = carve.take(policy.stages * row.v_tile_bytes(), TILE_ALIGN);
         let steps = if policy.skips { row.q_block / WARPGROUP_ROWS * V3::NOTE_STEPS_BYTES } else { 0 };
-        let sequence = if matches!(row.policy, Policy::PackedV3(_)) { V3::NOTE_SEQUENCE_BYTES } else { 0 };
+        let sequence =
+            if matches!(row.policy, Policy::PackedV3(_) | Policy::SplitV3(_)) { V3::NOTE_SEQUENCE_BYTES } else { 0 };
         let note_bytes = V3::NOTE_TILE_BYTES + steps.next_multiple_of(ALIGN) + sequence;
         let notes = carve.take(policy.q_buffers * note_bytes, ALIGN);
         let again = carve.take(4, ALIGN);

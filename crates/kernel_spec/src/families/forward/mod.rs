@@ -87,6 +87,7 @@ pub enum Policy {
     ClusterDecode(sequences::policy::ClusterDecode),
     Prefill(sequences::policy::Prefill),
     PackedV3(sequences::policy::PackedV3),
+    SplitV3(sequences::policy::SplitV3),
     Tiles(sequences::policy::Tiles),
     Merge(sequences::policy::Merge),
     Append(sequences::policy::Append),
@@ -271,7 +272,7 @@ impl Variant {
     /// Columns of a tile of `dim` columns in shared memory. The copy engine moves whole panels.
     pub const fn tile_cols(&self, dim: u32) -> u32 {
         match self.pass {
-            Pass::V3 | Pass::PackedV3 => dim.next_multiple_of(PANEL_COLS as u32),
+            Pass::V3 | Pass::PackedV3 | Pass::SplitV3 => dim.next_multiple_of(PANEL_COLS as u32),
             _ => dim,
         }
     }
@@ -304,7 +305,9 @@ impl Variant {
             Policy::V1(policy::V1 { slots }) | Policy::V2(policy::V2 { slots, .. }) => {
                 memory::Stream::of(&self, slots).total
             }
-            Policy::V3(policy) | Policy::PackedV3(policy) => memory::V3::of(&self, policy).total,
+            Policy::V3(policy) | Policy::PackedV3(policy) | Policy::SplitV3(policy) => {
+                memory::V3::of(&self, policy).total
+            }
             Policy::Tiles(_) => sequences::memory::Tiles::places().total,
             Policy::Decode(sequences::policy::Decode { slots })
             | Policy::ClusterDecode(sequences::policy::ClusterDecode { slots }) => {
@@ -327,13 +330,13 @@ impl Variant {
         }
         let warps_of_rows = match self.pass {
             Pass::V1 | Pass::Decode | Pass::ClusterDecode => 1,
-            Pass::V3 | Pass::PackedV3 => self.warps - memory::WARPGROUP_WARPS,
+            Pass::V3 | Pass::PackedV3 | Pass::SplitV3 => self.warps - memory::WARPGROUP_WARPS,
             _ => self.warps,
         };
         assert!(self.q_block.is_multiple_of(16 * warps_of_rows), "warps own whole 16-row fragments");
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());
-        if let Policy::V3(policy) | Policy::PackedV3(policy) = self.policy {
+        if let Policy::V3(policy) | Policy::PackedV3(policy) | Policy::SplitV3(policy) = self.policy {
             let hidden_blocks = memory::WARPGROUP_ROWS + self.kv_block <= self.q_block;
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
             // A warpgroup that asks for more than the others have given back waits for ever.

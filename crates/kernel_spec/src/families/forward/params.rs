@@ -85,9 +85,10 @@ pub struct NaiveParams {
 
 /// Parameters of v3. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
 ///
-/// Over packed sequences ([`PackedV3`](crate::Pass::PackedV3)) the maps have the rows twice, as an axis as long as all sequences, which
-/// starts so many rows before the tensor, and in place of the batch entries as one of the same stride that moves it. Of the schedule, the sections
-/// and groups of heads are used, and `forward.q.batch_stride` is the address of the list of tiles.
+/// Over sequences ([`PackedV3`](crate::Pass::PackedV3), [`SplitV3`](crate::Pass::SplitV3)) the maps have the rows twice, as an axis at least as
+/// long as any sequence (`forward.q_rows`, `forward.kv_rows`), which starts so many rows before the tensor, and in place of the batch entries
+/// as one of the same stride that moves it. Of the schedule, the sections and groups of heads are used, and `forward.q.batch_stride` is the
+/// address of the list of tiles.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {

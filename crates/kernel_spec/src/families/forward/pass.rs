@@ -2,7 +2,7 @@
 
 use super::{ForwardParams, Kernel, NaiveParams, V3Params};
 use crate::entry::Arch;
-use crate::families::sequences::{AppendParams, SequencesParams, TilesParams};
+use crate::families::sequences::{AppendParams, SequencesParams, SplitV3Params, TilesParams};
 
 /// One launch. The flash kernels are one pass, the naive kernel is three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,8 +26,10 @@ pub enum Pass {
     ClusterDecode,
     /// Sequences of more.
     Prefill,
-    /// All of v3, over packed sequences.
+    /// All of v3, over packed sequences or contiguous caches.
     PackedV3,
+    /// The same up to sums that are not yet divided, of one split of the keys; caches may be in pages.
+    SplitV3,
     /// The list of their tiles.
     Tiles,
     /// Splits of the keys, put together.
@@ -40,7 +42,7 @@ impl Pass {
     /// The instruction set that it is compiled for.
     pub const fn arch(self) -> Arch {
         match self {
-            Pass::V3 | Pass::PackedV3 | Pass::ClusterDecode => Arch::Sm90a,
+            Pass::V3 | Pass::PackedV3 | Pass::SplitV3 | Pass::ClusterDecode => Arch::Sm90a,
             _ => Arch::Sm80,
         }
     }
@@ -51,6 +53,7 @@ impl Pass {
             Pass::Scores | Pass::Softmax | Pass::Output => size_of::<NaiveParams>(),
             Pass::V1 | Pass::V2 => size_of::<ForwardParams>(),
             Pass::V3 | Pass::PackedV3 => size_of::<V3Params>(),
+            Pass::SplitV3 => size_of::<SplitV3Params>(),
             Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge => size_of::<SequencesParams>(),
             Pass::Append => size_of::<AppendParams>(),
             Pass::Tiles => size_of::<TilesParams>(),
@@ -71,7 +74,7 @@ impl Pass {
             Pass::V1 => Kernel::V1,
             // Those of sequences have its algorithm.
             Pass::V2 | Pass::Decode | Pass::ClusterDecode | Pass::Prefill | Pass::Merge | Pass::Append => Kernel::V2,
-            Pass::V3 | Pass::PackedV3 | Pass::Tiles => Kernel::V3,
+            Pass::V3 | Pass::PackedV3 | Pass::SplitV3 | Pass::Tiles => Kernel::V3,
         }
     }
 }

@@ -5,7 +5,8 @@
 //! | [`Pass::Decode`] | each warp keys of its own, all query rows | up to 16 query rows, those of a group's heads together |
 //! | [`Pass::ClusterDecode`] | the same, and the splits are a cluster that merges them itself | few sequences (Hopper) |
 //! | [`Pass::Prefill`] | all warps the same keys, each its query rows, as in v2 | more |
-//! | [`Pass::PackedV3`] | as in v3 | packed sequences (Hopper), whose tiles [`Pass::Tiles`] has listed |
+//! | [`Pass::PackedV3`] | as in v3 | packed sequences and contiguous caches (Hopper), whose tiles [`Pass::Tiles`] has listed |
+//! | [`Pass::SplitV3`] | as in v3, of a split of the keys | the same where few tiles would leave the GPU idle, and pages (Hopper) |
 //! | [`Pass::Merge`] | | several splits of the keys, put together |
 //! | [`Pass::Append`] | | new keys and values, written to the cache, and queries turned with them |
 //!
@@ -22,7 +23,7 @@ pub mod policy;
 #[macro_use]
 mod rows;
 
-pub use params::{AppendParams, SequenceTable, SequencesParams, TileEntry, TilesParams};
+pub use params::{AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TileEntry, TilesParams};
 
 /// Splits of the keys, at most: a warp of the merge has four of them a lane.
 pub const MAX_SPLITS: u32 = 128;

@@ -1,7 +1,7 @@
 //! The structs that the host writes and the kernels read.
 
 use crate::divisor::Divisor;
-use crate::families::forward::{ForwardFeatures, ForwardParams, TensorParams};
+use crate::families::forward::{ForwardFeatures, ForwardParams, TensorParams, V3Params};
 use crate::mask::Band;
 
 /// Which rows belong to which sequence: addresses of numbers on the device, 0 where there are none.
@@ -122,25 +122,34 @@ pub struct AppendParams {
     pub features: ForwardFeatures,
 }
 
-/// One entry of the list of tiles: where its sequence lies, and its first row as [`SequencesParams`] counts them.
+/// One entry of the list of tiles: where its sequence lies, its first row as [`SequencesParams`] counts them, and its keys.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileEntry {
-    /// First row of the sequence in q and out.
+    /// First row of the sequence in q and out, along the row axis that moves the others, see [`V3Params`].
     pub q_first: u32,
     /// Rows of q in use.
     pub q_rows: u32,
-    /// First row in k and v.
+    /// First row in k and v, likewise; 0 in pages.
     pub kv_first: u32,
     /// Rows of k and v in use.
     pub kv_rows: u32,
     /// First row of the tile: rows of the sequence times the heads that share a tile.
     pub first_row: u32,
+    /// The sequence.
+    pub sequence: u32,
+    /// First block of keys of the split.
+    pub first_block: u32,
+    /// One past its last block; the mask may hide some of them.
+    pub end_block: u32,
+    /// Where the sequence's first row is among those of a head that has one number a row, in a list of heads: the log-sum-exp, or the
+    /// statistics of all splits.
+    pub place: u64,
     /// Nothing.
-    pub unused: [u32; 3],
+    pub unused: [u32; 2],
 }
 
-/// Parameters of [`Tiles`](crate::Pass::Tiles), which lists the tiles of packed sequences, the longest first.
+/// Parameters of [`Tiles`](crate::Pass::Tiles), which lists the tiles of sequences, the longest first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TilesParams {
@@ -148,10 +157,19 @@ pub struct TilesParams {
     pub table: SequenceTable,
     /// Where the list goes: how many there are, in the place of an entry, and then the [`TileEntry`]s.
     pub tiles: u64,
-    /// Rows of q of all sequences.
+    /// From the place of one sequence's first row to the next one's, see [`TileEntry::place`]; 0 where rows are packed: those of a sequence
+    /// start at its first row.
+    pub place_step: u64,
+    /// From one split's places to the next one's.
+    pub split_step: u64,
+    /// Rows of q of all sequences, or of each where they are not packed.
     pub q_rows: u32,
-    /// Rows of k and v of all sequences.
+    /// Rows of k and v of all sequences, or of each.
     pub kv_rows: u32,
+    /// Rows of q from one sequence to the next; 0 where they are packed.
+    pub q_step: u32,
+    /// Rows of k and v from one batch entry to the next; 0 where they are packed or in pages.
+    pub kv_step: u32,
     /// Rows of a tile.
     pub q_block: u32,
     /// Keys of a step.
@@ -162,6 +180,45 @@ pub struct TilesParams {
     pub packed_log2: u32,
     /// Entries that there is room for.
     pub room: u32,
+    /// Splits of the keys.
+    pub splits: Divisor,
+    /// As of [`SequencesParams`].
+    pub split_keys: u32,
     /// None yet.
     pub features: ForwardFeatures,
 }
+
+/// Where the load warp of [`SplitV3`](crate::Pass::SplitV3) finds keys and values in pages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagesParams {
+    /// Page of each run of rows, `i32 [batch, table_stride]`. 0: there are no pages.
+    pub table: u64,
+    /// Entries from one sequence's pages to the next one's.
+    pub table_stride: u64,
+    /// Rows of a page.
+    pub page_rows: Divisor,
+    /// Pages.
+    pub count: u32,
+    /// Rows from one page to the next.
+    pub page_step: u32,
+    /// Rows that are loaded at a time, all of one page: a multiple of 8 that divides those of a page and of a block of keys.
+    pub piece_rows: u32,
+    /// So many bytes that tensor maps behind them are aligned.
+    pub unused: [u32; 6],
+}
+
+/// Parameters of [`SplitV3`](crate::Pass::SplitV3).
+///
+/// `v3.forward.out` is where sums go, `f32 [split, q_head, token, dim_v]`, and `v3.forward.lse` the statistics, as those of
+/// [`SequencesParams`]; `v3.forward.q_rows` are the tokens, and in pages `v3.forward.kv_rows` those of a piece.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SplitV3Params {
+    /// The pages.
+    pub pages: PagesParams,
+    /// The rest.
+    pub v3: V3Params,
+}
+
+const _: () = assert!(size_of::<PagesParams>() == 64, "tensor maps lie at multiples of 64 bytes");

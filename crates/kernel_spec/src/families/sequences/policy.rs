@@ -36,3 +36,4 @@ pub struct Append {}
 pub struct Tiles {}
 
 pub use crate::families::forward::policy::V3 as PackedV3;
+pub use crate::families::forward::policy::V3 as SplitV3;

@@ -1,9 +1,9 @@
 //! The query rows of a thread block, and the keys of a split that they see.
 
 use cuda_std::{cluster, copy, shared, thread};
-use kernel_spec::KvBlocks;
 use kernel_spec::families::sequences::SequencesParams;
 use kernel_spec::layout::fragment_row;
+use kernel_spec::{Divisor, KvBlocks};
 
 use crate::attention::Config;
 use crate::attention::exponent::Exponent;
@@ -63,7 +63,7 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         let first_row = (tiles - 1 - place.tile) * C::ROW.q_block;
         let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> packed_log2);
         let all = problem.band.kv_blocks(first, rows, problem.q_rows, problem.kv_rows, C::ROW.kv_block);
-        let kv_blocks = part(all, split, p, C::ROW.kv_block);
+        let kv_blocks = part(all, split, &p.splits, p.split_keys, C::ROW.kv_block);
         let mut block = QueryBlock::at(problem, 0, place.q_head, place.kv_head, first_row, kv_blocks);
         block.packed_log2 = packed_log2;
         let q = HeadRows::new(&block.q, problem.q.head_stride, packed_log2, place.heads);
@@ -214,19 +214,19 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
     }
 }
 
-/// The key blocks of a split.
+/// The key blocks of one of so many splits, of `split_keys` keys, or 0 for equal ones.
 #[inline(always)]
-fn part(all: KvBlocks, split: u32, p: &SequencesParams, kv_block: u32) -> KvBlocks {
-    if p.splits.value == 1 {
+pub fn part(all: KvBlocks, split: u32, splits: &Divisor, split_keys: u32, kv_block: u32) -> KvBlocks {
+    if splits.value == 1 {
         return all;
     }
-    if p.split_keys == 0 {
-        let blocks = p.splits.ceil(all.count());
+    if split_keys == 0 {
+        let blocks = splits.ceil(all.count());
         let from = all.first + split * blocks;
         return all.between(from.min(all.end), (from + blocks).min(all.end));
     }
-    let blocks = p.split_keys / kv_block;
+    let blocks = split_keys / kv_block;
     // The last one has what is left: the host may know of fewer keys than there are.
-    let end = if split + 1 == p.splits.value { u32::MAX } else { (split + 1) * blocks };
+    let end = if split + 1 == splits.value { u32::MAX } else { (split + 1) * blocks };
     all.between(split * blocks, end)
 }

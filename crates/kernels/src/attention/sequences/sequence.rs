@@ -106,6 +106,19 @@ impl CachePlace {
             CachePlace { entry, base, room, used }
         }
     }
+
+    /// The rows that sequence `index` has keys in, `[first, end]` counted from the base, with those that the call appends.
+    ///
+    /// # Safety
+    /// There is a sequence of this number.
+    #[inline(always)]
+    pub unsafe fn keys(&self, table: &SequenceTable, index: u32) -> [u32; 2] {
+        // SAFETY: passed on.
+        unsafe {
+            let end = (self.used + new_rows(table, index)).min(self.room);
+            [if table.kv_first == 0 { 0 } else { count(table.kv_first, index).min(end) }, end]
+        }
+    }
 }
 
 impl Sequence {
@@ -120,8 +133,7 @@ impl Sequence {
         unsafe {
             let [q_first, q_rows] = query_rows(table, f.q_rows, index);
             let cache = CachePlace::of(table, f.kv_rows, index);
-            let end = (cache.used + new_rows(table, index)).min(cache.room);
-            let kv_first = if table.kv_first == 0 { 0 } else { count(table.kv_first, index).min(end) };
+            let [kv_first, end] = cache.keys(table, index);
             let q_entry = if table.q_starts == 0 { index } else { 0 };
             let packed = table.q_starts != 0;
             let first_token = if packed { q_first } else { index * f.q_rows };

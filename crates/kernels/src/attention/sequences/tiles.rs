@@ -1,5 +1,5 @@
-//! The tiles of packed sequences, listed for [`v3`](crate::attention::v3): the longest first, so that the thread blocks, which take tiles in
-//! turn, end together.
+//! The tiles of sequences, each as often as keys are split, listed for [`v3`](crate::attention::v3): the longest first, so that the thread
+//! blocks, which take tiles in turn, end together.
 //!
 //! One thread block sorts them by their length, in steps over the keys, as far as [`Memory::LENGTHS`] lengths can be told apart: it counts the
 //! tiles of each length, gives each length its places, and puts the tiles there. The order among equals differs from run to run; what is
@@ -10,6 +10,7 @@ use kernel_spec::MAX_ROWS;
 use kernel_spec::families::sequences::memory::Tiles as Memory;
 use kernel_spec::families::sequences::{TileEntry, TilesParams};
 
+use crate::attention::sequences::block::part;
 use crate::attention::sequences::place::sum_up_to;
 use crate::attention::sequences::sequence::{CachePlace, query_rows};
 
@@ -22,13 +23,33 @@ unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut
     unsafe {
         for sequence in (thread::index() / 32..p.table.batch).step_by(WARPS as usize) {
             let [q_first, q_rows] = query_rows(&p.table, p.q_rows, sequence);
-            let CachePlace { base: kv_first, used: kv_rows, .. } = CachePlace::of(&p.table, p.kv_rows, sequence);
+            let q_first = q_first + sequence * p.q_step;
+            let cache = CachePlace::of(&p.table, p.kv_rows, sequence);
+            let [from, end] = cache.keys(&p.table, sequence);
+            let (kv_first, kv_rows) = (cache.entry * p.kv_step + cache.base + from, end - from);
+            let first_place = if p.place_step == 0 { q_first as u64 } else { sequence as u64 * p.place_step };
             let tiles = (q_rows << p.packed_log2).div_ceil(p.q_block);
-            for tile in (thread::lane()..tiles).step_by(32) {
+            for index in (thread::lane()..tiles * p.splits.value).step_by(32) {
+                let (tile, split) = p.splits.split(index);
                 let first_row = tile * p.q_block;
                 let [first, rows] = [first_row, p.q_block].map(|rows| rows >> p.packed_log2);
-                let steps = p.band.kv_blocks(first, rows, q_rows, kv_rows, p.kv_block).count();
-                visit(TileEntry { q_first, q_rows, kv_first, kv_rows, first_row, unused: [0; 3] }, steps);
+                let all = p.band.kv_blocks(first, rows, q_rows, kv_rows, p.kv_block);
+                let own = part(all, split, &p.splits, p.split_keys, p.kv_block);
+                let place = first_place + split as u64 * p.split_step;
+                let (first_block, end_block) = (own.first, own.end);
+                let entry = TileEntry {
+                    q_first,
+                    q_rows,
+                    kv_first,
+                    kv_rows,
+                    first_row,
+                    sequence,
+                    first_block,
+                    end_block,
+                    place,
+                    unused: [0; 2],
+                };
+                visit(entry, own.count());
             }
         }
     }
@@ -75,7 +96,8 @@ pub unsafe fn list<const WARPS: u32>(p: &TilesParams) {
             if place < p.room {
                 let to = p.tiles + (1 + place as u64) * size_of::<TileEntry>() as u64;
                 copy::store_u32x4(to, [entry.q_first, entry.q_rows, entry.kv_first, entry.kv_rows]);
-                copy::store_u32(to + 16, entry.first_row);
+                copy::store_u32x4(to + 16, [entry.first_row, entry.sequence, entry.first_block, entry.end_block]);
+                copy::store_u32x4(to + 32, [entry.place as u32, (entry.place >> 32) as u32, 0, 0]);
             }
         });
     }

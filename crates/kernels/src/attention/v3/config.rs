@@ -21,8 +21,10 @@ pub trait Config:
     const POLICY: policy::V3;
     /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
     const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
-    /// Whether sequences are packed, see [`packed`](crate::attention::v3::packed).
+    /// Whether tiles come from a list, see [`packed`](crate::attention::v3::packed).
     const PACKED: bool;
+    /// Whether they are tiles of a split of the keys, see [`split`](crate::attention::v3::split). `PACKED`, too.
+    const SPLIT: bool;
     /// Warpgroups that multiply.
     const WARPGROUPS: u32 = Self::ROW.q_block / WARPGROUP_ROWS;
 }

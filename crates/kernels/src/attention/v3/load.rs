@@ -5,6 +5,7 @@ use kernel_spec::{TensorMap, V3Params};
 
 use crate::attention::v3::config::{Config, Keys, Queries, Values};
 use crate::attention::v3::note::{QueryTile, TileNotes, Tiles};
+use crate::attention::v3::split;
 use crate::parts::boxes::{load, load_next};
 use crate::parts::ring::Ring;
 
@@ -42,10 +43,18 @@ pub unsafe fn run<C: Config>(
         };
         let mut load_keys = #[inline(always)]
         |tile: &QueryTile, i: u32| {
+            if C::SPLIT {
+                let first = tile.first_key(i, C::ROW.kv_block);
+                return split::load_next::<C, C::K, Keys<C>>(k_ring, k_map, maps, p, tile, first, elected);
+            }
             load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)), elected)
         };
         let mut load_values = #[inline(always)]
         |tile: &QueryTile, i: u32| {
+            if C::SPLIT {
+                let first = tile.first_key(i, C::ROW.kv_block);
+                return split::load_next::<C, C::V, Values<C>>(v_ring, v_map, maps, p, tile, first, elected);
+            }
             load_next::<C::V, Values<C>>(
                 v_ring,
                 v_map,

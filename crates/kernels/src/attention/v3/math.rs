@@ -10,6 +10,7 @@ use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::v3::config::{Config, Keys, Queries, Rows, Values};
 use crate::attention::v3::mend;
 use crate::attention::v3::note::{QueryTile, TileNotes, WarpgroupTile};
+use crate::attention::v3::split;
 use crate::attention::v3::store::{self, NotFinite};
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
@@ -85,6 +86,12 @@ pub unsafe fn run<C: Config>(
         |out: &C::Acc, online: &OnlineSoftmax<Rows<C>>, tile: &QueryTile, under_scores: bool| {
             let (block, row) = (tile.block::<C>(p), tile.first_row + warp_row);
             let sum = quad_sum(&online.sum);
+            if C::SPLIT {
+                if under_scores {
+                    wgmma::wait::<0>();
+                }
+                return split::store(p, &tile.sequence, &block, row, out, [&online.max, &sum]);
+            }
             if !C::POLICY.lse_last && !C::PACKED {
                 block.store_lse(row, &online.max, &sum);
             }
@@ -235,6 +242,10 @@ pub unsafe fn run<C: Config>(
                 break;
             }
             q_ring.advance();
+        }
+        if C::SPLIT {
+            // Whoever puts the splits together mends.
+            return;
         }
         if C::POLICY.remembers {
             mend::note(again, met);

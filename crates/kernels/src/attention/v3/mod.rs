@@ -66,6 +66,7 @@ mod math;
 mod mend;
 mod note;
 mod packed;
+mod split;
 mod store;
 
 pub use config::Config;
@@ -107,7 +108,9 @@ pub unsafe fn forward<C: Config>(p: &V3Params, params: u64) {
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
                 load::run::<C>(p, params, &mut q_ring, &mut k_ring, &mut v_ring, notes);
             }
-            mend::run::<C>(params, again);
+            if !C::SPLIT {
+                mend::run::<C>(params, again);
+            }
         } else {
             wgmma::take_registers::<MathRegisters<C>>();
             math::run::<C>(p, group - 1, &mut q_ring, &mut k_ring, &mut v_ring, notes, again);

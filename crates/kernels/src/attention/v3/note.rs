@@ -148,7 +148,7 @@ pub struct QueryTile {
     pub first_row: u32,
     /// Key blocks to visit.
     pub blocks: KvBlocks,
-    /// Where the sequence lies, if sequences are packed.
+    /// Where the sequence lies, if the tile comes from a list.
     pub sequence: Sequence,
 }
 
@@ -227,12 +227,12 @@ impl Tiles {
         }
     }
 
-    /// [`Tiles::next`] of packed sequences: sections of heads whose keys stay in the L2 cache, in each of them the tiles of the list, and of
+    /// [`Tiles::next`] of a list: sections of heads whose keys stay in the L2 cache, in each of them the tiles of the list, and of
     /// each tile the heads.
     #[inline(always)]
     pub fn next_packed<C: Config>(&mut self, p: &V3Params) -> Option<QueryTile> {
         let schedule = &p.schedule;
-        // A packed tensor has no batch entries to step over: in place of the step there is the list.
+        // No tensor has batch entries to step over: in place of the step there is the list.
         let list = p.forward.q.batch_stride;
         // SAFETY: the list is complete, and as long as it says.
         unsafe {
@@ -247,12 +247,16 @@ impl Tiles {
             if section > schedule.last_section {
                 return None;
             }
-            let (sequence, first_row) = Sequence::entry(list, index);
+            let (sequence, first_row, range) = Sequence::entry(list, index);
             let [q_rows, kv_rows] = sequence.rows();
             let head = section * schedule.section_heads.value + head;
             let (kv_head, _) = schedule.group.split(head);
             let [first, rows] = [first_row, C::ROW.q_block].map(|rows| rows >> schedule.packed_log2);
             let mut blocks = p.forward.band.kv_blocks(first, rows, q_rows, kv_rows, C::ROW.kv_block);
+            if C::SPLIT {
+                let [first, end] = range;
+                blocks = blocks.between(first, end);
+            }
             if blocks.count() == 0 {
                 // As of other sequences.
                 let past = kv_rows.div_ceil(C::ROW.kv_block);

@@ -1,10 +1,10 @@
-//! Packed sequences: their tiles, and where in the tensors these lie.
+//! Sequences of different lengths: their tiles, and where in the tensors these lie.
 //!
 //! Sequences have lengths that only the device knows. A kernel before this one has written a list of their tiles, the longest first, see
 //! [`tiles`](crate::attention::sequences::tiles), and a tile brings along where its sequence lies.
 //!
-//! The copy engine knows one packed tensor, and no sequences. Its map has the rows twice, as axes of equal stride: the first is as long as all
-//! sequences together, starts so many rows before the tensor, and ends where the sequence does once the second has moved it there. A box
+//! The copy engine knows one tensor, and no sequences. Its map has the rows twice, as axes of equal stride: the first is as long as any
+//! sequence, starts so many rows before the tensor, and ends where the sequence does once the second has moved it there. A box
 //! that reaches past the sequence reads zeros, as past the end of a tensor.
 
 use cuda_std::{copy, shared};
@@ -15,7 +15,7 @@ use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
 use crate::parts::element::Element;
 
-/// Where a packed sequence lies.
+/// Where a sequence lies.
 #[derive(Clone, Copy)]
 pub struct Sequence {
     /// First row in q and out.
@@ -26,16 +26,32 @@ pub struct Sequence {
     kv_first: u32,
     /// Rows of k and v in use.
     kv_rows: u32,
+    /// Where its first row is among those that have one number each, see [`TileEntry::place`].
+    place: u64,
+    /// Its number. Only the load warp knows it.
+    index: u32,
 }
 
 impl Sequence {
-    /// Of a tile whose sequences are not packed.
-    pub const NONE: Sequence = Sequence { q_first: 0, q_rows: 0, kv_first: 0, kv_rows: 0 };
+    /// Of a tile of no list.
+    pub const NONE: Sequence = Sequence { q_first: 0, q_rows: 0, kv_first: 0, kv_rows: 0, place: 0, index: 0 };
 
     /// Rows of q, and of k and v.
     #[inline(always)]
     pub fn rows(&self) -> [u32; 2] {
         [self.q_rows, self.kv_rows]
+    }
+
+    /// Its number. Only the load warp knows it.
+    #[inline(always)]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Where row `row` of a head is among those that have one number each, `[head, row]`.
+    #[inline(always)]
+    pub fn place(&self, p: &V3Params, head: u64, row: u32) -> u64 {
+        self.place + head * p.forward.q_rows as u64 + row as u64
     }
 
     /// Where a box of queries from `row` of the sequence on starts along both row axes of its map.
@@ -62,7 +78,7 @@ impl Sequence {
             k: moved(&f.k, self.kv_first),
             v: moved(&f.v, self.kv_first),
             out: moved(&f.out, self.q_first),
-            lse: if f.lse == 0 { 0 } else { f.lse + self.q_first as u64 * 4 },
+            lse: if f.lse == 0 { 0 } else { f.lse + self.place * 4 },
             q_rows: self.q_rows,
             kv_rows: self.kv_rows,
             ..*f
@@ -81,7 +97,7 @@ impl Sequence {
         let problem = self.problem::<C>(&p.forward);
         let mut block = QueryBlock::at(&problem, 0, q_head, kv_head, first_row, blocks);
         block.packed_log2 = p.schedule.packed_log2;
-        // Of all sequences: `[head, token]`.
+        // Of all sequences where they are packed, `[head, token]`, else of one.
         block.packed_rows = p.forward.q_rows;
         block
     }
@@ -92,9 +108,12 @@ impl Sequence {
     /// One thread; the place is the note's own.
     #[inline(always)]
     pub unsafe fn write(self, at: u32) {
-        let Sequence { q_first, q_rows, kv_first, kv_rows } = self;
+        let Sequence { q_first, q_rows, kv_first, kv_rows, place, .. } = self;
         // SAFETY: passed on.
-        unsafe { shared::store_u32x4(at, [q_first, q_rows, kv_first, kv_rows]) };
+        unsafe {
+            shared::store_u32x4(at, [q_first, q_rows, kv_first, kv_rows]);
+            shared::store_u32x4(at + 16, [place as u32, (place >> 32) as u32, 0, 0]);
+        }
     }
 
     /// Reads it.
@@ -104,21 +123,31 @@ impl Sequence {
     #[inline(always)]
     pub unsafe fn read(at: u32) -> Sequence {
         // SAFETY: passed on.
-        let [q_first, q_rows, kv_first, kv_rows] = unsafe { shared::load_u32x4(at) };
-        Sequence { q_first, q_rows, kv_first, kv_rows }
+        let ([q_first, q_rows, kv_first, kv_rows], [low, high, ..]) =
+            unsafe { (shared::load_u32x4(at), shared::load_u32x4(at + 16)) };
+        Sequence { q_first, q_rows, kv_first, kv_rows, place: join(low, high), index: 0 }
     }
 
-    /// An entry of the list of tiles: the sequence, and the first row of the tile.
+    /// An entry of the list of tiles: the sequence, the first row of the tile, and its blocks of keys, `[first, end]`.
     ///
     /// # Safety
     /// The list has it.
     #[inline(always)]
-    pub unsafe fn entry(list: u64, index: u32) -> (Sequence, u32) {
+    pub unsafe fn entry(list: u64, index: u32) -> (Sequence, u32, [u32; 2]) {
         let at = list + (1 + index as u64) * size_of::<TileEntry>() as u64;
         // SAFETY: passed on.
         unsafe {
             let [q_first, q_rows, kv_first, kv_rows] = copy::load_u32x4(at);
-            (Sequence { q_first, q_rows, kv_first, kv_rows }, copy::load_u32(at + 16))
+            let [first_row, index, first_block, end_block] = copy::load_u32x4(at + 16);
+            let [low, high, ..] = copy::load_u32x4(at + 32);
+            let sequence = Sequence { q_first, q_rows, kv_first, kv_rows, place: join(low, high), index };
+            (sequence, first_row, [first_block, end_block])
         }
     }
+}
+
+/// Two halves of a number.
+#[inline(always)]
+fn join(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
 }

@@ -1,0 +1,457 @@
+//! v3 over sequences: a list of their tiles, the tiles, and, where the keys are split, a merge.
+
+use super::super::choose::{check_copies, check_device, check_hopper};
+use super::super::options::{Attention, KernelChoice, Splits};
+use super::super::params::{bytes_of, forward_params, listed_geometry};
+use super::super::request::{Placed, Request, Tensors};
+use super::check::SequenceSizes;
+use super::params::{self, Arrays, Cut};
+use super::plan::{Launches, describe, find, is_decode};
+use super::split::{keys, keys_per_row};
+use crate::device::DeviceInfo;
+use crate::error::{Error, Operand, Result, Unsupported};
+use crate::plan::{Binding, Params};
+use crate::specialise::Specialised;
+use kernel_spec::copy_engine::ALIGNMENT;
+use kernel_spec::families::sequences::{self, MAX_SPLITS, PagesParams, SplitV3Params, TileEntry, TilesParams};
+use kernel_spec::layout::CHUNK_BYTES;
+use kernel_spec::schedule::{self, MAX_TILES, Schedule, Work};
+use kernel_spec::{
+    DType, Divisor, FeatureSet, Features, ForwardParams, Kernel, Pass, TensorMap, TensorParams, V3Params, Variant,
+};
+use std::mem::offset_of;
+
+/// Least rows of a piece of a page. The swizzle of a tile in shared memory repeats after 8; of pieces so small a block of keys has as many
+/// copies as take the time of its products.
+const LEAST_PIECE: usize = 16;
+
+/// Blocks of keys of a split, at least: what a tile takes at its start and end, and a merge for it, is the time of about as many.
+const LEAST_BLOCKS: u32 = 4;
+
+/// Rows along an axis of a map, at most: coordinates are `i32`.
+const MAX_MAP_ROWS: u64 = 1 << 31;
+
+/// How v3 runs a call.
+pub(super) struct Choice {
+    row: &'static Variant,
+    /// Query heads that share a tile.
+    pub(super) packed_heads: u32,
+    /// Tiles of a head, or of heads that share one, without splits.
+    tiles: u64,
+    pub(super) splits: u32,
+    split_keys: u32,
+    /// Rows that are loaded at a time from a page, if there are pages.
+    piece_rows: Option<u32>,
+    q_step: u32,
+    kv_step: u32,
+}
+
+/// How v3 runs a call, or why it does not, where it is asked for.
+pub(super) fn choose(
+    attention: &Attention,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    arrays: &Arrays,
+    tensors: &Tensors,
+    softcap: bool,
+) -> Result<Option<Choice>> {
+    let asked = match attention.kernel {
+        KernelChoice::Variant(row) if matches!(row.pass, Pass::PackedV3 | Pass::SplitV3) => Some(row),
+        // A step of generation for every sequence.
+        KernelChoice::Auto if is_decode(sizes) => return Ok(None),
+        KernelChoice::Auto | KernelChoice::Kernel(Kernel::V3) => None,
+        _ => return Ok(None),
+    };
+    let choice = || {
+        check_hopper(device)?;
+        Choice::of(asked, attention, device, sizes, check(sizes, arrays, tensors, softcap)?)
+    };
+    match choice() {
+        Ok(choice) => Ok(Some(choice)),
+        Err(_) if attention.kernel == KernelChoice::Auto => Ok(None),
+        Err(reason) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+    }
+}
+
+/// What does not depend on the device or a row. Gives the rows from one batch entry of q, and of k, to the next.
+fn check(sizes: &SequenceSizes, arrays: &Arrays, tensors: &Tensors, softcap: bool) -> Result<[u32; 2], Unsupported> {
+    let Tensors { q, k, v, out } = tensors;
+    if softcap {
+        let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
+        return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
+    }
+    if sizes.kv_rows == 0 {
+        return Err(Unsupported::NoKeys);
+    }
+    if arrays.pages.is_some() && arrays.kv_first {
+        return Err(Unsupported::LeftPadding);
+    }
+    if let Some(found) = sizes.page_rows.filter(|rows| !rows.is_multiple_of(LEAST_PIECE)) {
+        return Err(Unsupported::PageRows { found, multiple: LEAST_PIECE });
+    }
+    let operands = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out)];
+    operands.iter().try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
+    let same_step = |(tensor, placed): (Operand, &Placed), (other, like): (Operand, &Placed)| {
+        let [found, accepted] = [entry_rows(tensor, placed)?, entry_rows(other, like)?];
+        if found == accepted { Ok(found) } else { Err(Unsupported::EntryRows { tensor, found, other, accepted }) }
+    };
+    let [q, k, v, out] = operands;
+    Ok([same_step(out, q)?, same_step(v, k)?])
+}
+
+/// Rows from one batch entry to the next, or from one page; 0 where there is one alone.
+fn entry_rows(tensor: Operand, placed: &Placed) -> Result<u32, Unsupported> {
+    let [(entries, entry_stride), (rows, row_stride), ..] = placed.axes;
+    if entries <= 1 {
+        return Ok(0);
+    }
+    if rows <= 1 || !entry_stride.is_multiple_of(row_stride) {
+        return Err(Unsupported::EntryStride { tensor, entry_stride, row_stride });
+    }
+    let step = (entry_stride / row_stride) as u64;
+    // The first axis is no longer than the second.
+    let found = step * entries as u64 + rows as u64;
+    if found >= MAX_MAP_ROWS {
+        return Err(Unsupported::TooManyRows { tensor, found, limit: MAX_MAP_ROWS });
+    }
+    Ok(step as u32)
+}
+
+impl Choice {
+    fn of(
+        asked: Option<&'static Variant>,
+        attention: &Attention,
+        device: &DeviceInfo,
+        sizes: &SequenceSizes,
+        [q_step, kv_step]: [u32; 2],
+    ) -> Result<Choice, Unsupported> {
+        let seen = keys_per_row(attention, sizes);
+        let row = |pass| {
+            let found = || sequences::find(pass, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE);
+            let row = asked.map_or_else(found, |row| (row.pass == pass).then_some(row));
+            row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]))
+        };
+        let (whole, split) = (row(Pass::PackedV3), row(Pass::SplitV3));
+        let (splits, split_keys) = match split {
+            Some(row) => splits(attention, device, sizes, row)?,
+            None if matches!(attention.splits, Splits::Auto | Splits::Count(1)) => (1, 0),
+            None if whole.is_some() => return Err(unsplittable(attention, "one split".to_owned())),
+            None => return Err(no_row(sizes)),
+        };
+        let piece_rows = match (sizes.page_rows, split) {
+            (None, _) => None,
+            (Some(rows), Some(row)) => Some(piece_rows(rows, row)),
+            (Some(_), None) => return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() }),
+        };
+        let row =
+            if splits > 1 || piece_rows.is_some() { split } else { whole.or(split) }.ok_or_else(|| no_row(sizes))?;
+        let (tiles, packed_heads) = tiles(sizes, row);
+        let choice = Choice { row, packed_heads, tiles, splits, split_keys, piece_rows, q_step, kv_step };
+        let found = u128::from(choice.room()) * sizes.q_heads as u128;
+        if found > MAX_TILES.into() {
+            return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });
+        }
+        Ok(choice)
+    }
+
+    /// Entries of the list, at most.
+    fn room(&self) -> u64 {
+        self.tiles.saturating_mul(self.splits.into())
+    }
+
+    /// Why this kernel.
+    pub(super) fn reason(&self) -> String {
+        let mut reason = "asynchronous copies and products, and tiles in the order of their length".to_owned();
+        if self.splits > 1 {
+            reason += &format!("; {} splits of the keys", self.splits);
+        }
+        if let Some(rows) = self.piece_rows {
+            reason += &format!("; pages in pieces of {rows} rows");
+        }
+        reason
+    }
+
+    /// Adds the launches, and the memory between them. Queries are read from `q`.
+    pub(super) fn launch(
+        &self,
+        request: &Request<'_>,
+        device: &DeviceInfo,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        q: Binding,
+        launches: &mut Launches,
+    ) -> Result<()> {
+        let Choice { row, packed_heads, splits, split_keys, .. } = *self;
+        check_device(&row.entry, device)?;
+        let is_split = row.pass == Pass::SplitV3;
+        let bytes = (self.room() + 1) * size_of::<TileEntry>() as u64;
+        let reason = "the first step lists the tiles of the sequences, the longest first, the next takes them in turn";
+        let list = launches.buffer("tiles", bytes, reason);
+        let partial = is_split.then(|| launches.partial(sizes, splits));
+        let lister = find(Pass::Tiles, &SequenceSizes { dtype: DType::F32, ..*sizes }, FeatureSet::NONE)?;
+        // Nothing to do where there are no queries.
+        let ctas = |ctas: u64| if sizes.tokens() == 0 { 0 } else { ctas as u32 };
+        let tiles = self.room() * sizes.q_heads as u64 / u64::from(packed_heads);
+        let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
+        let params = self.list_params(request, sizes, arrays, list);
+        launches.step(Specialised::plain(&lister.entry), ctas(1), lister.reason.to_owned(), params);
+        let params = match partial {
+            Some(partial) => self.split_params(request, sizes, arrays, [q, list], partial),
+            None => self.whole_params(request, sizes, [q, list]),
+        };
+        launches.step(Specialised::plain(&row.entry), ctas(tiles.min(device.multiprocessors.into())), tile, params);
+        if let Some(partial) = partial {
+            let cut = Cut { splits, split_keys, ..Cut::of(row, sizes) };
+            launches.merge(request, sizes, arrays, &cut, q, partial)?;
+        }
+        Ok(())
+    }
+
+    fn list_params(&self, request: &Request<'_>, sizes: &SequenceSizes, arrays: &Arrays, list: Binding) -> Params {
+        let row = self.row;
+        let of_all_splits = row.pass == Pass::SplitV3;
+        let params = TilesParams {
+            table: params::table(sizes, arrays),
+            tiles: 0,
+            place_step: match (sizes.packed_q, of_all_splits) {
+                (true, _) => 0,
+                // `[head, token]`, once for each split.
+                (false, true) => sizes.q_rows as u64,
+                // `[batch, head, row]`.
+                (false, false) => (sizes.q_heads * sizes.q_rows) as u64,
+            },
+            split_step: (sizes.q_heads * sizes.tokens()) as u64,
+            q_rows: sizes.q_rows as u32,
+            kv_rows: sizes.kv_rows as u32,
+            q_step: self.q_step,
+            kv_step: if self.piece_rows.is_some() { 0 } else { self.kv_step },
+            q_block: row.q_block,
+            kv_block: row.kv_block,
+            band: request.attention.mask.band(),
+            packed_log2: self.packed_heads.trailing_zeros(),
+            room: self.room() as u32,
+            splits: Divisor::new(self.splits),
+            split_keys: self.split_keys,
+            features: Features::OFF,
+        };
+        let params = Params::new(bytes_of(&params));
+        let params = params::with_table(params, offset_of!(TilesParams, table), arrays);
+        params.address(offset_of!(TilesParams, tiles), list, CHUNK_BYTES as u64)
+    }
+
+    /// Without addresses and maps.
+    fn v3(&self, sizes: &SequenceSizes, forward: ForwardParams) -> V3Params {
+        let (packed, group) = (self.packed_heads, forward.group / self.packed_heads);
+        let heads = forward.q_heads / packed;
+        let section_heads = section_heads(sizes, group);
+        let all = Work {
+            batch: 1,
+            q_heads: forward.q_heads,
+            group: forward.group,
+            packed,
+            q_rows: forward.q_rows,
+            q_block: self.row.q_block,
+            kv_head_bytes: 0,
+            uneven: false,
+        };
+        // Of the schedule, only what is said of heads is used.
+        let schedule = Schedule {
+            section_heads: Divisor::new(section_heads),
+            last_section: heads / section_heads - 1,
+            ..Schedule::new(&all, 1)
+        };
+        let none = TensorMap([0; 16]);
+        V3Params { q: none, k: none, v: none, schedule, forward }
+    }
+
+    /// The holes that both kernels have, in a struct of which [`V3Params`] start at `offset`.
+    fn with_maps(
+        &self,
+        params: Params,
+        offset: usize,
+        forward: &ForwardParams,
+        tensors: &Tensors,
+        [q, list]: [Binding; 2],
+    ) -> Params {
+        let Tensors { q: placed, k, v, .. } = tensors;
+        let row = self.row;
+        let kv_box = self.piece_rows.unwrap_or(row.kv_block);
+        let keys = |placed| listed_geometry(placed, kv_box, 1, [forward.kv_rows, self.kv_step]);
+        let queries = listed_geometry(placed, row.q_block, self.packed_heads, [forward.q_rows, self.q_step]);
+        params
+            .map(offset + offset_of!(V3Params, q), q, ALIGNMENT, queries)
+            .map(offset + offset_of!(V3Params, k), Binding::Operand(Operand::K), ALIGNMENT, keys(k))
+            .map(offset + offset_of!(V3Params, v), Binding::Operand(Operand::V), ALIGNMENT, keys(v))
+            // It has its place there.
+            .address(offset + offset_of!(V3Params, forward.q.batch_stride), list, CHUNK_BYTES as u64)
+    }
+
+    fn whole_params(&self, request: &Request<'_>, sizes: &SequenceSizes, [q, list]: [Binding; 2]) -> Params {
+        let mut forward = forward_params(request);
+        // Until the address of the list is known, which has its place there.
+        forward.q.batch_stride = 0;
+        let params = Params::new(bytes_of(&self.v3(sizes, forward)));
+        let params = self.with_maps(params, 0, &forward, &request.tensors, [q, list]);
+        params.with_addresses(offset_of!(V3Params, forward), request, &forward, q)
+    }
+
+    fn split_params(
+        &self,
+        request: &Request<'_>,
+        sizes: &SequenceSizes,
+        arrays: &Arrays,
+        [q, list]: [Binding; 2],
+        [sums, statistics]: [Binding; 2],
+    ) -> Params {
+        let none = TensorParams { address: 0, batch_stride: 0, row_stride: 0, head_stride: 0 };
+        let forward = ForwardParams {
+            // Read through their maps alone.
+            q: none,
+            k: none,
+            v: none,
+            out: none,
+            q_rows: sizes.tokens() as u32,
+            kv_rows: self.piece_rows.unwrap_or(sizes.kv_rows as u32),
+            ..forward_params(request)
+        };
+        let pages = PagesParams {
+            table: 0,
+            table_stride: arrays.pages.unwrap_or(0) as u64,
+            page_rows: Divisor::new(sizes.page_rows.unwrap_or(1) as u32),
+            count: sizes.kv_entries as u32,
+            page_step: self.kv_step,
+            piece_rows: self.piece_rows.unwrap_or(0),
+            unused: [0; 6],
+        };
+        let params = Params::new(bytes_of(&SplitV3Params { pages, v3: self.v3(sizes, forward) }));
+        let offset = offset_of!(SplitV3Params, v3);
+        let params = self.with_maps(params, offset, &forward, &request.tensors, [q, list]);
+        let at = |field| offset + offset_of!(V3Params, forward) + field;
+        let params = params.address(at(offset_of!(ForwardParams, out.address)), sums, CHUNK_BYTES as u64).address(
+            at(offset_of!(ForwardParams, lse)),
+            statistics,
+            CHUNK_BYTES as u64,
+        );
+        if self.piece_rows.is_none() {
+            return params;
+        }
+        params.address(offset_of!(SplitV3Params, pages.table), Binding::Operand(Operand::Pages), 4)
+    }
+}
+
+/// Splits that a call asks for, and their keys, as far as a row makes them.
+fn splits(
+    attention: &Attention,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    row: &Variant,
+) -> Result<(u32, u32), Unsupported> {
+    let block = row.kv_block;
+    let refused = || unsplittable(attention, format!("at most {MAX_SPLITS} splits, of whole blocks of {block} keys,"));
+    match attention.splits {
+        Splits::Auto => {
+            let (tiles, packed_heads) = tiles(sizes, row);
+            let blocks = keys(attention, sizes).div_ceil(block as usize) as u32;
+            let tiles = tiles.saturating_mul((sizes.q_heads / packed_heads as usize) as u64);
+            Ok((auto_splits(tiles, blocks, device.multiprocessors), 0))
+        }
+        Splits::Count(count @ 1..=MAX_SPLITS) => Ok((count, 0)),
+        Splits::Keys(keys) if keys > 0 && keys.is_multiple_of(block) => {
+            let splits = sizes.longest_kv.div_ceil(keys as usize).max(1);
+            if splits > MAX_SPLITS as usize { Err(refused()) } else { Ok((splits as u32, keys)) }
+        }
+        _ => Err(refused()),
+    }
+}
+
+/// The fewest splits with which the thread blocks are about as busy as with any number of them.
+fn auto_splits(tiles: u64, blocks: u32, multiprocessors: u32) -> u32 {
+    let multiprocessors = u64::from(multiprocessors);
+    // Most of the GPU is busy already, and a merge would cost more than the rest brings.
+    if tiles == 0 || 5 * tiles >= 4 * multiprocessors {
+        return 1;
+    }
+    let most = u64::from((blocks / LEAST_BLOCKS).clamp(1, MAX_SPLITS));
+    // Share of the time of the rounds that the thread blocks are busy in.
+    let busy = |splits: u64| {
+        let tiles = tiles * splits;
+        tiles as f64 / (tiles.div_ceil(multiprocessors) * multiprocessors) as f64
+    };
+    let best = (1..=most).map(busy).fold(0.0, f64::max);
+    // FlashAttention's own rule: more than 0.85 of the best is as good, with fewer sums to write and to read.
+    let fewest = (1..=most).find(|&splits| busy(splits) >= 0.85 * best);
+    fewest.unwrap_or(1) as u32
+}
+
+/// Tiles of a head, at most, without splits, and the heads that share one.
+fn tiles(sizes: &SequenceSizes, row: &Variant) -> (u64, u32) {
+    let group = (sizes.q_heads / sizes.kv_heads) as u32;
+    let packed_heads = schedule::packed_heads(sizes.longest_q.max(1) as u32, group, row.q_block);
+    let of_rows = |rows: usize| rows as u64 * u64::from(packed_heads);
+    let tiles = if sizes.packed_q {
+        // Each sequence has at most one that is not full.
+        of_rows(sizes.q_rows) / u64::from(row.q_block) + sizes.batch as u64
+    } else {
+        of_rows(sizes.q_rows).div_ceil(row.q_block.into()).saturating_mul(sizes.batch as u64)
+    };
+    (tiles, packed_heads)
+}
+
+/// Rows of a piece of a page: as many as are all of one page, and of one block of keys, wherever it starts.
+fn piece_rows(page_rows: usize, row: &Variant) -> u32 {
+    let (mut rows, mut rest) = (page_rows, row.kv_block as usize);
+    while rest > 0 {
+        (rows, rest) = (rest, rows % rest);
+    }
+    // Of every row, blocks of keys are a multiple of it, as pages are.
+    assert!(rows.is_multiple_of(LEAST_PIECE), "{page_rows} rows of a page, {} of a block", row.kv_block);
+    rows as u32
+}
+
+/// Heads of a section, whole groups that divide the heads: as many as have their keys and values in the L2 cache together, those of the
+/// longest sequence, whose tiles come first.
+fn section_heads(sizes: &SequenceSizes, group: u32) -> u32 {
+    let head_bytes = 2 * sizes.longest_kv as u64 * sizes.head_dim as u64 * sizes.dtype.bytes() as u64;
+    let cached = (schedule::CACHED_BYTES / head_bytes.max(1)).clamp(1, sizes.kv_heads as u64) as u32;
+    let fits = |groups: &u32| (sizes.kv_heads as u32).is_multiple_of(*groups);
+    group * (1..=cached).rev().find(fits).unwrap_or(1)
+}
+
+fn unsplittable(attention: &Attention, accepted: String) -> Unsupported {
+    Unsupported::Splits { found: format!("{:?}", attention.splits), accepted }
+}
+
+/// Why there is no row.
+fn no_row(sizes: &SequenceSizes) -> Unsupported {
+    let of_type = |v: &&Variant| v.pass == Pass::PackedV3 && v.dtype == sizes.dtype;
+    match sequences::VARIANTS.iter().filter(of_type).map(|v| v.dim_qk as usize).max() {
+        Some(largest) => Unsupported::HeadDim { found: sizes.head_dim, largest },
+        None => Unsupported::DType { found: sizes.dtype },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_fill_the_gpu_and_no_more() {
+        for (tiles, blocks, multiprocessors, expected) in [
+            // Enough tiles.
+            (106, 1000, 132, 1),
+            (1000, 1000, 132, 1),
+            // 16 tiles of a chunk of 256 rows of 8 heads: 8 splits, 128 of 132 busy.
+            (16, 256, 132, 8),
+            // 66 in 2, 100 in no better number than 4 (3.03 rounds) or 5 (3.8), of which 5 is busy 0.95 of the time.
+            (66, 256, 132, 2),
+            (100, 256, 132, 5),
+            // Few keys: no split of fewer than 4 blocks.
+            (1, 16, 132, 4),
+            (1, 3, 132, 1),
+            (1, 100_000, 132, 128),
+            (0, 10, 132, 1),
+        ] {
+            assert_eq!(auto_splits(tiles, blocks, multiprocessors), expected, "{tiles} tiles, {blocks} blocks");
+        }
+    }
+}
