@@ -1,7 +1,7 @@
 //! What `mutants` does to the kernels of uniform sequences, done to those of packed and cached ones: every wait and barrier that is taken out
 //! is reported, or the result has other bits; and the seed changes nothing.
 
-use crate::mutants::{DTYPE, LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE, Needless, data, planner};
+use crate::mutants::{DTYPE, FIRST_QUERIES, LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE, Needless, data, planner};
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{Attention, Mask, Operand, Plan, Problem, QueryRows, Sequences, Splits, Step, bf16};
@@ -75,9 +75,10 @@ const PREFILL_CALLS: [Call; 5] = [
 
 /// Tiles of 128 rows and keys, on one thread block: every buffer is passed several times, tiles have one block of keys and several, some
 /// none. One is split until splits have no keys. The negative scale makes the kernel change the queries.
-const SPLIT_CALLS: [Call; 5] = [
-    call(&[0, 200, 203, 204], &[0, 430, 433, 433], 2),
+const SPLIT_CALLS: [Call; 6] = [
+    call(&[0, 200, 203, 204], &[0, 1300, 1303, 1303], 2),
     Call { scale: -0.125, mask: Mask::Full, ..call(&[0, 70, 200], &[0, 520, 540], 3) },
+    Call { page_rows: Some(16), ..call(&[0, 130], &[0, 1100], 2) },
     Call { q_starts: &[0, 130], splits: 2, ..PAGES },
     call(&[0, 300], &[0, 3], 1),
     Call { splits: 2, ..MENDED },
@@ -145,7 +146,7 @@ const SPLIT_V3: Subject = Subject {
     calls: &SPLIT_CALLS,
     seeds: 8,
     least_mutants: 50,
-    needless: &[LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE],
+    needless: &[LAST_VALUES, NEGATED_QUERIES, FIRST_QUERIES, NOTES_CONVERGE],
 };
 /// Rows that are computed again where their splits are put together.
 const MERGE: Subject =
