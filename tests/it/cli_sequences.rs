@@ -1,4 +1,4 @@
-//! `ferroflash bench --preset decode` and `--preset varlen`.
+//! `ferroflash bench --preset decode`, `--preset prefill` and `--preset varlen`.
 
 #[cfg(unix)]
 use crate::cli_bench::{FAKE_PYTHON, results_and_status, write_program};
@@ -15,7 +15,7 @@ fn bench(preset: &str, json: &str, more: &[&str]) -> String {
     let device = device::name();
     let mut arguments = vec!["bench", "--device", &device, "--preset", preset, "--json", json];
     if device::is_gpu() {
-        arguments.extend(["--batch", if preset == "decode" { "1" } else { "64" }]);
+        arguments.extend(["--batch", if preset == "varlen" { "64" } else { "1" }]);
         arguments.extend(["--repeats", "3", "--warmup", "1", "--sample", "0.01"]);
     }
     arguments.extend(more);
@@ -25,6 +25,16 @@ fn bench(preset: &str, json: &str, more: &[&str]) -> String {
 /// The names of where the rows of the cells are.
 fn places(record: &Value) -> BTreeSet<&str> {
     cells(record).iter().map(|cell| cell["problem"]["sequences"].as_str().unwrap_or("equal")).collect()
+}
+
+#[test]
+fn prefill_visits_caches_and_pages() {
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    bench("prefill", utf8(&json), &[]);
+    let record = read(&json);
+    let count = if device::is_gpu() { 6 } else { 10 };
+    assert_eq!((cells(&record).len(), places(&record)), (count, BTreeSet::from(["cache", "pages of 64"])));
 }
 
 #[test]
@@ -158,7 +168,7 @@ fn what_these_presets_do_not_take_is_refused() {
     let refused = |arguments: &[&str], message: &str| {
         refuses(&[&["bench", "--device", &device::name()], arguments].concat(), message);
     };
-    refused(&["--preset", "varlen", "--pages", "16"], "--pages is for --preset decode");
+    refused(&["--preset", "varlen", "--pages", "16"], "--pages is for --preset decode and prefill");
     refused(&["--preset", "decode", "--pages", "0"], "none for a contiguous cache");
     refused(&["--preset", "decode", "--kernel", "v2"], "the library chooses the kernels");
     refused(&["--preset", "decode", "--l2", "flush"], "--l2 rotate is");

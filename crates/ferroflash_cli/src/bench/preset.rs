@@ -23,6 +23,8 @@ pub(crate) enum Preset {
     Quick,
     /// Decoding: one row or a few on the keys of a cache, contiguous and in pages (--pages)
     Decode,
+    /// Chunked prefill: 256 to 2048 rows on the keys of a cache, contiguous and in pages (--pages)
+    Prefill,
     /// Packed sequences of unequal lengths, and a batch of equal ones beside them
     Varlen,
 }
@@ -35,6 +37,7 @@ impl Preset {
             Preset::Seqlen => "seqlen",
             Preset::Quick => "quick",
             Preset::Decode => "decode",
+            Preset::Prefill => "prefill",
             Preset::Varlen => "varlen",
         }
     }
@@ -57,6 +60,10 @@ impl Preset {
                 "keys of a cache are those of a GPU over 64, sequences those over 8, key-value heads those over 4; as many query \
                  heads share one",
             ),
+            Preset::Prefill => Some(
+                "rows are those of a GPU over 16, keys of a cache those over 64, sequences those over 8, key-value heads those over 4; \
+                 as many query heads share one",
+            ),
             Preset::Varlen => Some(
                 "1x256+7x16, 16x32 and the first 16 lengths of the trace over 64; 2 heads, and 4 on 1; on a GPU 1x32k+63x512, \
                  64x1024 and all 96 lengths, with 16 heads, and 32 on 8",
@@ -68,7 +75,9 @@ impl Preset {
 /// Element types of a preset, or of the default sweep of a GPU.
 pub(crate) fn dtypes(preset: Option<Preset>, emulator: bool) -> Vec<DType> {
     match preset {
-        Some(Preset::Paper | Preset::Memory | Preset::Seqlen | Preset::Decode | Preset::Varlen) => vec![DType::Bf16],
+        Some(Preset::Paper | Preset::Memory | Preset::Seqlen | Preset::Decode | Preset::Prefill | Preset::Varlen) => {
+            vec![DType::Bf16]
+        }
         Some(Preset::Quick) if !emulator => vec![DType::Bf16],
         Some(Preset::Quick) | None => vec![DType::Bf16, DType::F16, DType::F32],
     }
@@ -107,7 +116,7 @@ pub(crate) fn axes(preset: Option<Preset>, dtype: DType, emulator: bool) -> Axes
             axes(&[64, 128], doubling(512, 2048), Batch::Tokens(PAPER_TOKENS / 4), width)
         }
         (None, false) => axes(&[64, 128], doubling(512, 16384), Batch::Tokens(PAPER_TOKENS), width),
-        (Some(Preset::Decode | Preset::Varlen), _) => unreachable!("lists its cells"),
+        (Some(Preset::Decode | Preset::Prefill | Preset::Varlen), _) => unreachable!("lists its cells"),
     }
 }
 

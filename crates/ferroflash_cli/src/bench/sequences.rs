@@ -59,6 +59,16 @@ const DECODE: [[usize; 6]; 14] = [
     [8, 16, 8, 256, 1, 16384],
 ];
 
+/// The same of chunked prefill: a chunk of a long prompt alone, where its tiles do not fill a GPU, and as large as they do; chunks of several
+/// sequences, as continuous batching has them; 64 dims.
+const PREFILL: [[usize; 6]; 5] = [
+    [1, 8, 1, 128, 256, 32768],
+    [1, 32, 8, 128, 512, 8192],
+    [1, 32, 8, 128, 2048, 32768],
+    [8, 32, 8, 128, 256, 8192],
+    [4, 64, 8, 64, 512, 16384],
+];
+
 /// Head dim of packed sequences.
 const VARLEN_HEAD_DIM: usize = 128;
 
@@ -106,7 +116,19 @@ const SHORT_LENGTHS: [Lengths; 3] = [
 
 /// Decoding, with the keys in each of these places.
 pub(crate) fn decode(dtype: DType, pages: &[Pages], emulator: bool) -> Vec<Case> {
-    let sizes = DECODE.map(|[batch, q_heads, kv_heads, head_dim, q_rows, kv_rows]| {
+    cached(&DECODE, dtype, pages, emulator)
+}
+
+/// Chunks of prompts, likewise.
+pub(crate) fn prefill(dtype: DType, pages: &[Pages], emulator: bool) -> Vec<Case> {
+    let rows_over = |[batch, q_heads, kv_heads, head_dim, q_rows, kv_rows]: [usize; 6]| {
+        [batch, q_heads, kv_heads, head_dim, q_rows.div_ceil(16), kv_rows]
+    };
+    cached(&if emulator { PREFILL.map(rows_over) } else { PREFILL }, dtype, pages, emulator)
+}
+
+fn cached(cells: &[[usize; 6]], dtype: DType, pages: &[Pages], emulator: bool) -> Vec<Case> {
+    let sizes = cells.iter().map(|&[batch, q_heads, kv_heads, head_dim, q_rows, kv_rows]| {
         let problem = Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype };
         if !emulator {
             return problem;
@@ -114,11 +136,13 @@ pub(crate) fn decode(dtype: DType, pages: &[Pages], emulator: bool) -> Vec<Case>
         let (batch, fewer, kv_rows) = (batch.div_ceil(8), kv_heads.div_ceil(4), kv_rows.div_ceil(64));
         Sizes { batch, kv_rows, q_heads: q_heads / kv_heads * fewer, kv_heads: fewer, ..problem }
     });
+    let sizes: Vec<Sizes> = sizes.collect();
     let places = pages.iter().map(|pages| match pages {
         Pages::None => Rows::Cache,
         Pages::Of(rows) => Rows::Pages(rows.get().into()),
     });
-    places.flat_map(|rows| sizes.map(|problem| Case { rows, ..Case::new(problem, Mask::Causal) })).collect()
+    let of = |rows| sizes.iter().map(move |&problem| Case { rows, ..Case::new(problem, Mask::Causal) });
+    places.flat_map(of).collect()
 }
 
 /// Packed sequences, and a batch of as many equal ones as one of them is.
@@ -155,6 +179,15 @@ mod tests {
         }
     }
 
+    /// A row sees the keys before the chunk, and those of the chunk up to its own.
+    #[test]
+    fn chunks_are_the_last_rows_of_their_prompts() {
+        let cells = prefill(DType::Bf16, &DEFAULT_PAGES, false);
+        assert_eq!(cells.len(), 2 * 5);
+        assert_eq!(cells[0].flops(), 4.0 * 128.0 * 8.0 * (256.0 * 32512.0 + f64::from(256 * 257 / 2)));
+        assert_eq!((cells[0].rows, cells[5].rows), (Rows::Cache, Rows::Pages(64)));
+    }
+
     #[test]
     fn varlen_is_the_lengths_of_the_trace() {
         assert_eq!(LENGTHS.map(|lengths| lengths.tokens()), [65024, 65536, 129_441]);
@@ -173,6 +206,7 @@ mod tests {
     fn what_runs_on_the_emulator_is_small() {
         let work = |cells: Vec<Case>| cells.iter().map(Case::flops).sum::<f64>();
         assert!(work(decode(DType::Bf16, &DEFAULT_PAGES, true)) < 2e8);
+        assert!(work(prefill(DType::Bf16, &DEFAULT_PAGES, true)) < 2e9);
         assert!(work(varlen(DType::Bf16, true)) < 2e8);
         let heads = decode(DType::Bf16, &DEFAULT_PAGES[..1], true);
         for (case, [_, q_heads, kv_heads, ..]) in heads.iter().zip(DECODE) {

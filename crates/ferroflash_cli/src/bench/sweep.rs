@@ -19,11 +19,11 @@ use std::str::FromStr;
 /// Which problems to run. What is left out takes the default sweep of the device.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct SweepArgs {
-    /// A sweep with a name; the options below replace parts of it, or choose among the cells of decode and varlen [default: on a GPU the
+    /// A sweep with a name; the options below replace parts of it, or choose among the cells of decode, prefill and varlen [default: on a GPU the
     /// defaults below; emulator: quick]
     #[arg(long, value_name = "NAME", ignore_case = true)]
     preset: Option<Preset>,
-    /// Where the keys of decode are, comma separated: pages of so many rows, or `none` for a contiguous cache [default: none,64]
+    /// Where the keys of decode and prefill are, comma separated: pages of so many rows, or `none` for a contiguous cache [default: none,64]
     #[arg(long, value_delimiter = ',', value_name = "ROWS")]
     pages: Vec<Pages>,
     /// A sweep of one's own, in TOML; docs/benchmarking.md describes the file; - is standard input
@@ -151,7 +151,8 @@ pub(crate) struct Sweep {
 impl SweepArgs {
     /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
     pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
-        ensure!(self.pages.is_empty() || self.preset == Some(Preset::Decode), "--pages is for --preset decode");
+        let has_cache = matches!(self.preset, Some(Preset::Decode | Preset::Prefill));
+        ensure!(self.pages.is_empty() || has_cache, "--pages is for --preset decode and prefill");
         if let Some(preset) = self.listed() {
             return self.choose(preset, emulator);
         }

@@ -10,7 +10,7 @@ use kernel_spec::DType;
 impl SweepArgs {
     /// The preset, if it is one of these.
     pub(super) fn listed(&self) -> Option<Preset> {
-        self.preset.filter(|preset| matches!(preset, Preset::Decode | Preset::Varlen))
+        self.preset.filter(|preset| matches!(preset, Preset::Decode | Preset::Prefill | Preset::Varlen))
     }
 
     /// The cells of such a preset that have what the options name.
@@ -31,10 +31,10 @@ impl SweepArgs {
         let pages = unique("--pages", self.pages.iter().copied())?;
         let dtypes = unique("--dtype", self.dtype.iter().map(|dtype| dtype.0))?;
         let dtypes = if dtypes.is_empty() { vec![DType::Bf16] } else { dtypes };
+        let pages = if pages.is_empty() { &DEFAULT_PAGES[..] } else { &pages };
         let all = dtypes.into_iter().flat_map(|dtype| match preset {
-            Preset::Decode => {
-                sequences::decode(dtype, if pages.is_empty() { &DEFAULT_PAGES } else { &pages }, emulator)
-            }
+            Preset::Decode => sequences::decode(dtype, pages, emulator),
+            Preset::Prefill => sequences::prefill(dtype, pages, emulator),
             _ => sequences::varlen(dtype, emulator),
         });
         let cases: Vec<Case> = all.filter(|case| self.wants(case)).collect();
@@ -106,7 +106,7 @@ mod tests {
         let pages =
             |preset| sweep(|args| (args.preset, args.pages) = (preset, vec![Pages::None])).unwrap_err().to_string();
         for preset in [None, Some(Preset::Paper), Some(Preset::Varlen)] {
-            assert!(pages(preset).contains("--pages is for --preset decode"), "{preset:?}");
+            assert!(pages(preset).contains("--pages is for --preset decode and prefill"), "{preset:?}");
         }
     }
 }
