@@ -178,6 +178,11 @@ fn every_tile<T: Element>() {
             Keys::Pages { page_rows: 16, spare_pages: 1, stride_gap: 0, left_padding: !is_hopper },
         ] {
             for splits in [Splits::Count(1), Splits::Count(3)] {
+                // Rows with features are the plain ones, and what they add is drawn by the properties.
+                let is_scored = row.pass == Pass::SplitV3 && !row.entry.accepts.is_empty();
+                if is_scored && !(matches!(keys, Keys::Pages { .. }) && splits == Splits::Count(3)) {
+                    continue;
+                }
                 // v3 has rows of their own for splits, and for pages.
                 if is_whole && (splits != Splits::Count(1) || matches!(keys, Keys::Pages { .. })) {
                     continue;

@@ -321,7 +321,7 @@ fn problems_that_are_too_large() {
             format!("q has {limit} rows; fewer than {limit} are accepted")
         );
     }
-    let split = Attention::new().with_splits(Splits::Count(128));
+    let split = Attention::new().with_kernel(Kernel::V2).with_splits(Splits::Count(128));
     let error = plan(split, 1 << 20, each(64), 64);
     assert!(matches!(error, Error::GridTooLarge { symbol: "prefill_f16_d256", limit: 0x7fff_ffff, .. }), "{error:?}");
     // Every split has sums of every row.

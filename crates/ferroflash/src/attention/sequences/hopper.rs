@@ -6,13 +6,14 @@ use super::super::params::{bytes_of, forward_params, listed_geometry};
 use super::super::request::{Placed, Request, Tensors};
 use super::check::SequenceSizes;
 use super::params::{self, Arrays, Cut};
-use super::plan::{Launches, describe, find, is_decode};
+use super::plan::{Launches, describe, features, find, is_decode};
 use super::split::{keys, keys_per_row};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Params};
 use crate::specialise::Specialised;
 use kernel_spec::copy_engine::ALIGNMENT;
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::families::sequences::{self, MAX_SPLITS, PagesParams, SplitV3Params, TileEntry, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{self, MAX_TILES, Schedule, Work};
@@ -53,7 +54,7 @@ pub(super) fn choose(
     sizes: &SequenceSizes,
     arrays: &Arrays,
     tensors: &Tensors,
-    softcap: bool,
+    features: FeatureSet,
 ) -> Result<Option<Choice>> {
     let asked = match attention.kernel {
         KernelChoice::Variant(row) if matches!(row.pass, Pass::PackedV3 | Pass::SplitV3) => Some(row),
@@ -64,7 +65,8 @@ pub(super) fn choose(
     };
     let choice = || {
         check_hopper(device)?;
-        Choice::of(asked, attention, device, sizes, check(sizes, arrays, tensors, softcap)?)
+        let of = Asked { row: asked, attention, device, sizes, features };
+        Choice::of(&of, check(sizes, arrays, tensors)?)
     };
     match choice() {
         Ok(choice) => Ok(Some(choice)),
@@ -74,12 +76,8 @@ pub(super) fn choose(
 }
 
 /// What does not depend on the device or a row. Gives the rows from one batch entry of q, and of k, to the next.
-fn check(sizes: &SequenceSizes, arrays: &Arrays, tensors: &Tensors, softcap: bool) -> Result<[u32; 2], Unsupported> {
+fn check(sizes: &SequenceSizes, arrays: &Arrays, tensors: &Tensors) -> Result<[u32; 2], Unsupported> {
     let Tensors { q, k, v, out } = tensors;
-    if softcap {
-        let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
-        return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
-    }
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);
     }
@@ -117,34 +115,38 @@ fn entry_rows(tensor: Operand, placed: &Placed) -> Result<u32, Unsupported> {
     Ok(step as u32)
 }
 
+/// What a choice is made from, beside the tensors.
+struct Asked<'a> {
+    row: Option<&'static Variant>,
+    attention: &'a Attention,
+    device: &'a DeviceInfo,
+    sizes: &'a SequenceSizes,
+    features: FeatureSet,
+}
+
 impl Choice {
-    fn of(
-        asked: Option<&'static Variant>,
-        attention: &Attention,
-        device: &DeviceInfo,
-        sizes: &SequenceSizes,
-        [q_step, kv_step]: [u32; 2],
-    ) -> Result<Choice, Unsupported> {
+    fn of(asked: &Asked<'_>, [q_step, kv_step]: [u32; 2]) -> Result<Choice, Unsupported> {
+        let Asked { row: asked, attention, device, sizes, features } = *asked;
         let seen = keys_per_row(attention, sizes);
         let row = |pass| {
-            let found = || sequences::find(pass, sizes.dtype, sizes.head_dim as u32, seen, FeatureSet::NONE);
+            let found = || sequences::find(pass, sizes.dtype, sizes.head_dim as u32, seen, features);
             let row = asked.map_or_else(found, |row| (row.pass == pass).then_some(row));
-            row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]))
+            row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) && row.entry.accepts.contains(features))
         };
         let (whole, split) = (row(Pass::PackedV3), row(Pass::SplitV3));
         let (splits, split_keys) = match split {
             Some(row) => splits(attention, device, sizes, row)?,
             None if matches!(attention.splits, Splits::Auto | Splits::Count(1)) => (1, 0),
             None if whole.is_some() => return Err(unsplittable(attention, "one split".to_owned())),
-            None => return Err(no_row(sizes)),
+            None => return Err(no_row(sizes, features)),
         };
         let piece_rows = match (sizes.page_rows, split) {
             (None, _) => None,
             (Some(rows), Some(row)) => Some(piece_rows(rows, row)),
             (Some(_), None) => return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() }),
         };
-        let row =
-            if splits > 1 || piece_rows.is_some() { split } else { whole.or(split) }.ok_or_else(|| no_row(sizes))?;
+        let row = if splits > 1 || piece_rows.is_some() { split } else { whole.or(split) }
+            .ok_or_else(|| no_row(sizes, features))?;
         let (tiles, packed_heads) = tiles(sizes, row);
         let choice = Choice { row, packed_heads, tiles, splits, split_keys, piece_rows, q_step, kv_step };
         let found = u128::from(choice.room()) * sizes.q_heads as u128;
@@ -199,7 +201,8 @@ impl Choice {
             Some(partial) => self.split_params(request, sizes, arrays, [q, list], partial),
             None => self.whole_params(request, sizes, [q, list]),
         };
-        launches.step(Specialised::plain(&row.entry), ctas(tiles.min(device.multiprocessors.into())), tile, params);
+        let kernel = Specialised::with_features(&row.entry, features(&Arrays::default(), request.softcap.is_some()));
+        launches.step(kernel, ctas(tiles.min(device.multiprocessors.into())), tile, params);
         if let Some(partial) = partial {
             let cut = Cut { splits, split_keys, ..Cut::of(row, sizes) };
             launches.merge(request, sizes, arrays, &cut, q, partial)?;
@@ -422,11 +425,17 @@ fn unsplittable(attention: &Attention, accepted: String) -> Unsupported {
 }
 
 /// Why there is no row.
-fn no_row(sizes: &SequenceSizes) -> Unsupported {
-    let of_type = |v: &&Variant| v.pass == Pass::PackedV3 && v.dtype == sizes.dtype;
+fn no_row(sizes: &SequenceSizes, features: FeatureSet) -> Unsupported {
+    let SequenceSizes { dtype, head_dim, .. } = *sizes;
+    let of_type = |v: &&Variant| matches!(v.pass, Pass::PackedV3 | Pass::SplitV3) && v.dtype == dtype;
     match sequences::VARIANTS.iter().filter(of_type).map(|v| v.dim_qk as usize).max() {
-        Some(largest) => Unsupported::HeadDim { found: sizes.head_dim, largest },
-        None => Unsupported::DType { found: sizes.dtype },
+        Some(largest) if head_dim > largest => Unsupported::HeadDim { found: head_dim, largest },
+        // A row that was asked for.
+        Some(_) if features.contains(FeatureSet::of(SOFTCAP)) => {
+            Unsupported::Feature { feature: "softcap", dtype, head_dim }
+        }
+        Some(largest) => Unsupported::HeadDim { found: head_dim, largest },
+        None => Unsupported::DType { found: dtype },
     }
 }
 

@@ -122,7 +122,9 @@ pub(super) fn plan(
     });
     let attended = turned.unwrap_or(request.tensors.q);
     let tensors = Tensors { q: attended, ..tensors };
-    let attend = match hopper::choose(attention, device, sizes, arrays, &tensors, softcap.is_some())? {
+    // Pages are none of v3's features: its load warp asks the parameters.
+    let scored = features(&Arrays::default(), softcap.is_some());
+    let attend = match hopper::choose(attention, device, sizes, arrays, &tensors, scored)? {
         Some(choice) => Attend::Hopper(choice),
         None => Attend::Portable(Portable::of(attention, device, sizes, arrays, softcap.is_some())?),
     };
@@ -324,7 +326,7 @@ pub(super) fn describe(sizes: &SequenceSizes) -> Problem {
 }
 
 /// The features of a call.
-fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
+pub(super) fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
     let on = [(softcap, SOFTCAP), (arrays.pages.is_some(), PAGED)].into_iter().filter(|(on, _)| *on);
     on.fold(FeatureSet::NONE, |set, (_, slot)| set.union(FeatureSet::of(slot)))
 }

@@ -75,6 +75,24 @@ macro_rules! for_each_sequences_row {
             SplitV3 192/192 [F16 v3_split_f16_d192, Bf16 v3_split_bf16_d192] 128 x 64, 12, 1, 0, [],
                 { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
                 "as v3's for short rows";
+            SplitV3 256/256 [F16 v3_split_f16_d256, Bf16 v3_split_bf16_d256] 128 x 64, 12, 1, 0, [],
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
+                "as v3's, with few registers for the load warp";
+            SplitV3 64/64 [F16 v3_split_f16_d64_scored, Bf16 v3_split_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                "with features";
+            SplitV3 96/96 [F16 v3_split_f16_d96_scored, Bf16 v3_split_bf16_d96_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                "with features";
+            SplitV3 128/128 [F16 v3_split_f16_d128_scored, Bf16 v3_split_bf16_d128_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                "with features";
+            SplitV3 192/192 [F16 v3_split_f16_d192_scored, Bf16 v3_split_bf16_d192_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                "with features";
+            SplitV3 256/256 [F16 v3_split_f16_d256_scored, Bf16 v3_split_bf16_d256_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
+                "with features";
             Tiles 0/0 [F32 packed_tiles] 0 x 0, 8, 1, 0, [], {}, "one thread block: a few thousand tiles are sorted by length";
             // Merge of the splits.
             Merge 0/0 [F16 merge_f16, Bf16 merge_bf16, F32 merge_f32] 0 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, PAGED], {}, "a warp a row: bound by reading the splits";
