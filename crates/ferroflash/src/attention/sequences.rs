@@ -4,6 +4,7 @@ mod call;
 mod check;
 mod describe;
 mod hopper;
+mod launches;
 mod params;
 mod plan;
 mod split;
