@@ -85,6 +85,11 @@ fn chunks_of_prompts() {
     let paged = Attention::new().causal().plan(&device, Problem::new(sequences, 8, 1, 128, DTYPE)).unwrap();
     assert_eq!((paged.splits, paged.steps[1].kernel.entry.symbol), (1, "v3_split_f16_d128"), "{paged}");
     assert!(paged.reason.contains("pages in pieces of 64 rows"), "{}", paged.reason);
+    // Sums of 1 GiB and more are left to those who ask for them.
+    let sequences =
+        Kind::Paged { batch: 16, q_rows: QueryRows::Each(1 << 15), pages: 1 << 14, page_rows: 64, width: 512 };
+    let long = Problem::new(sequences, 8, 1, 128, DTYPE);
+    assert_eq!(Attention::new().causal().plan(&device, long).unwrap().kernel, Kernel::V2);
 }
 
 /// What v3 refuses is an error where it is asked for; left to choose, the library takes a portable kernel.

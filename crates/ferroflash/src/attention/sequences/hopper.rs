@@ -25,6 +25,10 @@ const LEAST_PIECE: usize = 16;
 /// Blocks of keys of a split, at least: what a tile takes at its start and end, and a merge for it, is the time of about as many.
 const LEAST_BLOCKS: u32 = 4;
 
+/// Bytes of sums of a single split up to which a call that leaves the choice to the library has them: 8192 rows of 32 heads of 128 dims take
+/// 128 MiB. Beyond, memory counts for more than time.
+const MOST_SUM_BYTES: u128 = 1 << 30;
+
 /// Rows along an axis of a map, at most: coordinates are `i32`.
 const MAX_MAP_ROWS: u64 = 1 << 31;
 
@@ -65,6 +69,7 @@ pub(super) fn choose(
         Choice::of(&of, check(sizes, arrays, tensors)?)
     };
     match choice() {
+        Ok(choice) if attention.kernel == KernelChoice::Auto && choice.sum_bytes(sizes) > MOST_SUM_BYTES => Ok(None),
         Ok(choice) => Ok(Some(choice)),
         Err(_) if attention.kernel == KernelChoice::Auto => Ok(None),
         Err(reason) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
@@ -155,6 +160,12 @@ impl Choice {
     /// Entries of the list, at most.
     fn room(&self) -> u64 {
         self.tiles.saturating_mul(self.splits.into())
+    }
+
+    /// Bytes of the sums of a single split, which prefill does without.
+    fn sum_bytes(&self, sizes: &SequenceSizes) -> u128 {
+        let has_sums = self.row.pass == Pass::SplitV3 && self.splits == 1;
+        if has_sums { sizes.tokens() as u128 * sizes.q_heads as u128 * sizes.head_dim as u128 * 4 } else { 0 }
     }
 
     /// Why this kernel.
