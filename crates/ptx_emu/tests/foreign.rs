@@ -164,3 +164,84 @@ fn tiles_wait_for_their_own_lanes_alone() {
     );
     assert_eq!(words(&body, 1, 32, 6), [1, 1, 1, 1, 0, 0]);
 }
+
+// Lanes that are gone.
+
+/// Everything that wants all lanes that are still there; `%r4` is the thread of lane 1, `%r5` who is there.
+const ALL_THAT_ARE_LEFT: &str = "bar.warp.sync -1;
+    shfl.sync.idx.b32 %r4, %t, 1, 31, -1;
+    vote.sync.ballot.b32 %r5, 1, -1;
+    bar.sync 0;
+    add.s32 %r6, %r4, %r5;
+    st.global.u32 [%own], %r6;";
+
+/// How threads from 16 of each warp on leave.
+const WAYS_OUT: &[(&str, &str)] = &[
+    ("a branch to the return", "@%p0 bra D;\nALL\nD: ret;"),
+    ("a branch to a branch to the return", "@%p0 bra F;\nALL\nbra D;\nF: bra.uni D;\nD: ret;"),
+    ("a return of its own", "@!%p0 bra G;\nret;\nG: ALL\nret;"),
+    ("a guarded return", "@%p0 ret;\nALL\nret;"),
+    ("the end of the text", "@%p0 bra D;\nALL\nD:"),
+    ("falling into the return behind a loop", "mov.u32 %r7, 0;\nbra.uni T;\nL: ALL\nadd.s32 %r7, %r7, 1;\n\
+      T: setp.gt.u32 %p1, %r7, 2;\nor.pred %p1, %p1, %p0;\n@!%p1 bra L;\nD: ret;"),
+    ("falling into the return behind others", "@!%p0 bra A;\nmov.u32 %r7, 1;\nD: ret;\nA: ALL\nbra D;"),
+    ("two returns, one after another", "setp.eq.u32 %p2, %r2, 31;\n@%p2 bra D;\n@%p0 bra D;\nALL\nD: ret;"),
+];
+
+#[test]
+fn lanes_that_returned_are_missed_by_nobody() {
+    for (what, text) in WAYS_OUT {
+        let body = format!(
+            "and.b32 %r2, %t, 31;\nsetp.ge.u32 %p0, %r2, 16;\n{}",
+            text.replace("ALL", ALL_THAT_ARE_LEFT)
+        );
+        let out = words(&body, 1, 64, 64);
+        let want: Vec<u32> = (0..64).map(|t| if t % 32 < 16 { t / 32 * 32 + 1 + 0xffff } else { 0 }).collect();
+        assert_eq!(out, want, "{what}");
+    }
+}
+
+#[test]
+fn lanes_that_return_from_a_function_are_still_there() {
+    let text = "
+.version 8.0\n.target sm_90\n.address_size 64
+.func early(.param .b32 x)
+{
+    .reg .pred %p;
+    .reg .b32 %r;
+    ld.param.u32 %r, [x];
+    setp.ge.u32 %p, %r, 16;
+    @%p bra D;
+    nanosleep.u32 1;
+D:  ret;
+}
+.visible .entry k(.param .u64 words)
+{
+    .reg .b32 %r<9>;
+    .reg .b64 %rd<3>;
+    .param .b32 x;
+    mov.u32 %r0, %tid.x;
+    st.param.b32 [x], %r0;
+    call early, (x);
+    vote.sync.ballot.b32 %r1, 1, -1;
+    ld.param.u64 %rd0, [words];
+    mul.wide.u32 %rd1, %r0, 4;
+    add.s64 %rd0, %rd0, %rd1;
+    st.global.u32 [%rd0], %r1;
+    ret;
+}";
+    let m = Module::parse(text).unwrap();
+    for seed in 0..SEEDS {
+        assert_eq!(launch(&m, 1, 32, seed, Checks::all()).unwrap()[..32], [!0; 32], "seed {seed}");
+    }
+}
+
+#[test]
+fn lanes_that_are_still_to_come_are_missed() {
+    // What they do before the return is enough to be there.
+    let body = "and.b32 %r2, %t, 31;\nsetp.ge.u32 %p0, %r2, 16;\n@%p0 bra D;\nALL\nD: st.global.u32 [%own], %t;\nret;";
+    let f = |instruction: &str, kind| fault(&body.replace("ALL", instruction), 1, 32, kind);
+    f("bar.warp.sync -1;", FaultKind::Deadlock);
+    f("shfl.sync.idx.b32 %r4, %t, 1, 31, -1;", FaultKind::DivergentCollective);
+    f("bar.sync 0;", FaultKind::DivergentCollective);
+}
