@@ -13,6 +13,7 @@ mod emulator;
 mod error;
 mod float;
 mod history;
+mod holes;
 mod ir;
 mod landing;
 mod lexer;

@@ -109,7 +109,7 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// Writes global memory with all checks.
+    /// Writes global memory with all checks; `unknown` has the bits that nobody wrote.
     pub(crate) fn write_global(
         &mut self,
         w: usize,
@@ -117,6 +117,7 @@ impl Cta<'_> {
         lane: usize,
         at: (usize, u64),
         data: &[u8],
+        unknown: Option<&[u8]>,
         strong: Option<Scope>,
     ) -> Exec<()> {
         let n = data.len() as u64;
@@ -140,7 +141,7 @@ impl Cta<'_> {
         }
         let a = self.ctx.mem.get(at.0);
         a.store(at.1, data);
-        a.mark_written(at.1, n);
+        a.mark_stored(at.1, n, unknown);
         self.counters.global_bytes_written += n;
         Ok(())
     }

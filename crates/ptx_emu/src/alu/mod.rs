@@ -4,6 +4,7 @@ mod atomic;
 mod bits;
 mod compare;
 mod convert;
+mod defined;
 mod float;
 mod half;
 mod integer;
@@ -19,6 +20,7 @@ use regs::map3;
 pub(crate) use atomic::atomic;
 pub(crate) use compare::compare;
 pub(crate) use convert::convert;
+pub(crate) use defined::{bits, converted, decided, define, extend, ones};
 pub(crate) use regs::{LANES, Regs, each};
 
 /// Executes one arithmetic instruction; the caller keeps the record of written registers.

@@ -1,5 +1,6 @@
 //! Accesses to the shared memory of another CTA of the cluster, and arrivals at its mbarriers.
 
+use crate::access::Stored;
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
 use crate::machine::{Cta, Exec};
@@ -22,6 +23,15 @@ pub(super) fn view<'a>(
         }
         members.get(rank as usize).is_some_and(|&cta| know.knows_remote(who, cta, agent, of, clock))
     }
+}
+
+/// What a read needs to be written before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    /// A load carries on the bits that are unknown.
+    Bytes,
+    Bits,
 }
 
 impl Cta<'_> {
@@ -84,12 +94,17 @@ impl Cta<'_> {
         lane: usize,
         (rank, off): (u32, usize),
         out: &mut [u8],
-        written: bool,
+        needs: Needs,
     ) -> Exec<()> {
         let shared = &self.peers.get(rank).expect("located before").shared;
+        let n = out.len();
+        let first = match needs {
+            Needs::Nothing => None,
+            Needs::Bytes => shared.first_unwritten(off, n),
+            Needs::Bits => shared.first_unknown(off, n),
+        };
         if self.ctx.checks.uninitialized
-            && written
-            && let Some(o) = shared.first_unwritten(off, out.len())
+            && let Some(o) = first
         {
             let d = format!("shared address {:#x} of rank {rank} was never written", o as u32 + SHARED_BASE);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
@@ -108,7 +123,7 @@ impl Cta<'_> {
         what: What,
     ) -> Exec<()> {
         self.touch_peer(w, pc, lane, at, out.len(), what)?;
-        self.peer_bytes(w, pc, lane, at, out, true)?;
+        self.peer_bytes(w, pc, lane, at, out, Needs::Bytes)?;
         self.counters.shared_bytes_read += out.len() as u64;
         Ok(())
     }
@@ -121,14 +136,12 @@ impl Cta<'_> {
         at: (u32, usize),
         data: &[u8],
         what: What,
-        known: bool,
+        stored: Stored<'_>,
     ) -> Exec<()> {
         self.touch_peer(w, pc, lane, at, data.len(), what)?;
         let shared = &mut self.peers.get_mut(at.0).expect("located before").shared;
         shared.bytes[at.1..at.1 + data.len()].copy_from_slice(data);
-        if known {
-            shared.mark_written(at.1, data.len());
-        }
+        stored.mark(shared, at.1, data.len());
         self.counters.shared_bytes_written += data.len() as u64;
         Ok(())
     }

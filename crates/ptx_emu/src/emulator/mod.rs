@@ -123,7 +123,7 @@ impl Emulator {
         let n = out.len() as u64;
         let (a, off) = state.memory.range(ptr, n)?;
         if self.options.checks.uninitialized
-            && let Some(o) = a.first_unwritten(off, n)
+            && let Some(o) = a.first_unknown(off, n)
         {
             return Err(EmuError::InvalidDeviceAddress {
                 address: ptr,

@@ -26,6 +26,7 @@ impl Cta<'_> {
         let src_known = regs.init(a);
         let mut out = av;
         let (mut pm, mut known) = (0u32, 0u32);
+        let mut unknown = [0; LANES];
         for (lane, members) in groups.each_lane() {
             let b = bv[lane] & 31;
             let cval = cv[lane] & 31;
@@ -45,11 +46,15 @@ impl Cta<'_> {
             // A lane that does not take part has no value to give.
             if src_known & members & (1 << j) != 0 {
                 known |= 1 << lane;
+            } else {
+                unknown[lane] = if members & (1 << j) != 0 { regs.unknown(a, j as usize) } else { !0 };
             }
         }
         regs.put32(d, &out, active);
-        if d != SINK {
-            regs.set_init(d, active, known);
+        if known == active && d != SINK {
+            regs.set_init(d, active, !0);
+        } else {
+            regs.set_unknown(d, false, active, &unknown);
         }
         regs.put_pred(p, pm, active, !0);
         Ok(())
@@ -74,13 +79,20 @@ impl Cta<'_> {
         let written = regs.pred_init[a.index as usize];
         for members in groups.each() {
             let v = v & members;
-            let known = if written & members == members { !0 } else { 0 };
+            let open = members & !written;
+            let (yes, no) = (v & !open, members & !v & !open);
+            let decided = match mode {
+                _ if open == 0 => true,
+                VoteMode::Ballot => false,
+                VoteMode::All => no != 0,
+                VoteMode::Any => yes != 0,
+                VoteMode::Uni => yes != 0 && no != 0,
+            };
+            let known = if decided { !0 } else { 0 };
             match mode {
                 VoteMode::Ballot => {
                     regs.put32(d, &[v; LANES], members);
-                    if d != SINK {
-                        regs.set_init(d, members, known);
-                    }
+                    regs.set_unknown(d, false, members, &[open as u64; LANES]);
                 }
                 VoteMode::All => regs.put_pred(p, if v == members { !0 } else { 0 }, members, known),
                 VoteMode::Any => regs.put_pred(p, if v != 0 { !0 } else { 0 }, members, known),
@@ -151,11 +163,18 @@ impl Cta<'_> {
             let mut values = lanes(members).map(|l| regs.r32(a)[l] as u64);
             let first = values.next().unwrap_or(0);
             let v = values.fold(first, |x, y| alu::atomic(op, ty, x, y, 0, false)) as u32;
-            let known = if regs.init(a) & members == members { !0 } else { 0 };
+            let of = |l: usize| (regs.r32(a)[l] as u64, regs.unknown(a, l));
+            let any = lanes(members).fold(0, |u, l| u | of(l).1);
+            // A known 0 decides the bit of an `and`, a known 1 that of an `or`.
+            let decided = match op {
+                AtomOp::And => lanes(members).fold(0, |u, l| u | !(of(l).0 | of(l).1)),
+                AtomOp::Or => lanes(members).fold(0, |u, l| u | (of(l).0 & !of(l).1)),
+                _ => 0,
+            };
+            let bitwise = matches!(op, AtomOp::And | AtomOp::Or | AtomOp::Xor);
+            let unknown = if bitwise || any == 0 { any & !decided } else { !0 };
             regs.put32(d, &[v; LANES], members);
-            if d != SINK {
-                regs.set_init(d, members, known);
-            }
+            regs.set_unknown(d, false, members, &[unknown; LANES]);
         }
         Ok(())
     }

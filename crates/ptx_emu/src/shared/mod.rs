@@ -15,6 +15,7 @@ pub(crate) use side::{By, Side, What};
 
 use std::collections::HashMap;
 
+use crate::holes::Holes;
 use crate::order::Knowledge;
 
 /// Bytes of one granule.
@@ -25,6 +26,8 @@ pub(crate) const CLOCK_RESET: u32 = 1 << 25;
 pub(crate) struct Shared {
     pub(crate) bytes: Vec<u8>,
     init: Vec<u64>,
+    /// Bits of written bytes that are unknown; nearly always there are none.
+    holes: Holes,
     writes: Vec<u64>,
     /// `agent * granules + granule`.
     reads: Vec<u64>,
@@ -44,6 +47,7 @@ impl Shared {
         Shared {
             bytes: vec![0; size],
             init: vec![0; size.div_ceil(64)],
+            holes: Holes::default(),
             writes: vec![0; granules],
             reads: vec![0; granules * readers],
             readers: vec![0; granules],
@@ -56,6 +60,7 @@ impl Shared {
     /// Starts a CTA: memory is unwritten again. Records stay: their clocks are below every clock to come.
     pub(crate) fn start(&mut self, clear_records: bool) {
         self.init.fill(0);
+        self.holes.clear();
         // A garbage pattern, so that a kernel that relies on zeros fails even with checks off.
         self.bytes.fill(0xcb);
         self.mixed.clear();
@@ -81,7 +86,33 @@ impl Shared {
         (off..off + n).find(|o| self.init[o / 64] >> (o % 64) & 1 == 0)
     }
 
+    /// The first byte of the range with a bit that nobody wrote.
+    pub(crate) fn first_unknown(&self, off: usize, n: usize) -> Option<usize> {
+        let unwritten = self.first_unwritten(off, n);
+        if self.holes.is_empty() {
+            return unwritten;
+        }
+        unwritten.into_iter().chain(self.holes.first(off as u64, n as u64).map(|o| o as usize)).min()
+    }
+
+    /// The unknown bits of written bytes, if there are any.
+    #[inline(always)]
+    pub(crate) fn unknown<const N: usize>(&self, off: usize, n: usize) -> Option<[u8; N]> {
+        if self.holes.is_empty() { None } else { self.holes.get(off as u64, n) }
+    }
+
+    /// The range was written with bytes that have these unknown bits, if any.
+    pub(crate) fn mark_stored(&mut self, off: usize, n: usize, unknown: Option<&[u8]>) {
+        self.mark_written(off, n);
+        if let Some(unknown) = unknown {
+            self.holes.put(off as u64, unknown);
+        }
+    }
+
     pub(crate) fn mark_written(&mut self, off: usize, n: usize) {
+        if !self.holes.is_empty() {
+            self.holes.fill(off as u64, n as u64);
+        }
         let (mut o, end) = (off, off + n);
         while o < end {
             let (w, b) = (o / 64, o % 64);
@@ -89,6 +120,12 @@ impl Shared {
             self.init[w] |= (!0u64 >> (64 - take)) << b;
             o += take;
         }
+    }
+
+    /// The range was written with what nobody wrote.
+    #[cold]
+    pub(crate) fn mark_unwritten(&mut self, off: usize, n: usize) {
+        (off..off + n).for_each(|o| self.init[o / 64] &= !(1 << (o % 64)));
     }
 
     /// Whether the earlier write is ordered before an access of these lanes.
