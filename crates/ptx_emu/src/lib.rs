@@ -33,6 +33,6 @@ mod tma;
 mod wgmma;
 
 pub use counters::{Counters, InstructionClass};
-pub use emulator::{Checks, Emulator, EmulatorOptions, EntryInfo, Launch, LaunchReport, Module, ParamInfo};
+pub use emulator::{Checks, Emulator, EmulatorOptions, EntryInfo, Launch, LaunchReport, Module, ParamInfo, Severity};
 pub use error::{EmuError, Fault, FaultKind, ParseError, ParseErrorKind, SourceLocation};
 pub use tensor_map::{Swizzle, TensorDataType, TensorFill, TensorMap, TensorMapSpec};

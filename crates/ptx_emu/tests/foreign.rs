@@ -389,3 +389,231 @@ fn structures_are_copied_with_their_padding() {
         assert!(launch(&m, 1, 16, 0, Checks { uninitialized: false, ..Checks::all() }).is_ok());
     }
 }
+
+// Stores of one value, plain reads before atomics, and what an atomic does not hide.
+
+/// Stores by all lanes of a warp to one place; `%r1` is the same in all of them.
+const SAME_VALUES: &[&str] = &[
+    "st.SPACE.u32 [%rd1], 9;",
+    "st.SPACE.u8 [%rd1], 9;",
+    "st.SPACE.u16 [%rd1+2], 9;",
+    "st.SPACE.v4.u32 [%rd1], {%r1, 2, 3, %r1};",
+    "st.SPACE.v2.u64 [%rd1], {%rd0, %rd0};",
+    "mov.u32 %r2, 9;\n@%p0 st.SPACE.u32 [%rd1], %r2;\n@!%p0 st.SPACE.u32 [%rd1], 9;",
+    "@%p0 bra A;\nst.SPACE.u32 [%rd1], 9;\nbra.uni B;\nA: st.SPACE.u32 [%rd1], 9;\nB: add.s32 %r2, %t, 1;",
+    // The value that was there before, and one over the other with the lanes in step.
+    "st.SPACE.u32 [%rd1], 0;\nbar.warp.sync -1;\nst.SPACE.u32 [%rd1], 0;",
+    "st.SPACE.u32 [%rd1], 1;\nbar.warp.sync -1;\nst.SPACE.u32 [%rd1], 2;\nbar.warp.sync -1;\nld.SPACE.u32 %r2, [%rd1];",
+    // Where atomics are about.
+    "st.SPACE.u32 [%rd1], 9;\nbar.sync 0;\natom.SPACE.add.u32 %r2, [%rd1], 1;\nbar.sync 0;\nst.SPACE.u32 [%rd1], 8;",
+];
+
+fn of_space(body: &str, space: &str) -> String {
+    let place = if space == "global" { "add.s64 %rd1, %rd0, 1024;" } else { "mov.u64 %rd1, tile;" };
+    format!("{place}\nmov.u32 %r1, 7;\nsetp.lt.u32 %p0, %t, 16;\n{}\nret;", body.replace("SPACE", space))
+}
+
+#[test]
+fn lanes_of_a_warp_may_store_one_value_to_one_place() {
+    for space in ["global", "shared"] {
+        for body in SAME_VALUES {
+            words(&of_space(body, space), 1, 32, 0);
+        }
+        let kind = if space == "global" { FaultKind::GlobalRace } else { FaultKind::SharedRace };
+        for body in [
+            "st.SPACE.u32 [%rd1], %t;",
+            "shr.u32 %r2, %t, 4;\nst.SPACE.u32 [%rd1], %r2;",
+            "st.SPACE.u32 [%rd1], 1;\nst.SPACE.u32 [%rd1], 2;",
+            "@%p0 st.SPACE.u16 [%rd1], 9;\n@!%p0 st.SPACE.u32 [%rd1], 0x70009;",
+        ] {
+            fault(&of_space(body, space), 1, 32, kind);
+        }
+        // Other warps are none of it.
+        fault(&of_space("st.SPACE.u32 [%rd1], 9;", space), 1, 64, kind);
+    }
+    fault(&of_space("st.SPACE.u32 [%rd1], 9;", "global"), 2, 32, FaultKind::GlobalRace);
+}
+
+#[test]
+fn lanes_of_a_warp_may_store_one_value_to_one_place_of_another_cta() {
+    let run = |value: &str, threads: u32, seed| {
+        let m = kernel(&format!(
+            "mov.u64 %rd1, tile;\ncvta.shared.u64 %rd1, %rd1;\nmapa.u64 %rd2, %rd1, 1;\nsetp.ne.u32 %p0, %c, 0;\n\
+             barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n@!%p0 st.u32 [%rd2], {value};\n\
+             barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;\n@%p0 ld.shared.u32 %r4, [tile];\n\
+             @%p0 st.global.u32 [%rd0], %r4;\nret;"
+        ));
+        let e = Emulator::default();
+        let out = e.alloc(4).unwrap();
+        let launch = Launch::new([2, 1, 1], [threads, 1, 1]).with_cluster([2, 1, 1]).with_ptr(out).with_seed(seed);
+        e.launch(&m, "k", &launch)?;
+        let mut word = [0; 4];
+        e.read(out, &mut word)?;
+        Ok::<_, EmuError>(u32::from_le_bytes(word))
+    };
+    for seed in 0..SEEDS {
+        assert_eq!(run("9", 32, seed).unwrap(), 9, "seed {seed}");
+        for (value, threads) in [("%t", 32), ("9", 64)] {
+            let kind = run(value, threads, seed).unwrap_err().fault().map(|f| f.kind);
+            assert_eq!(kind, Some(FaultKind::SharedRace), "seed {seed}");
+        }
+    }
+}
+
+/// Idioms that read plainly what others change by atomics, and make up for an old value: the word that they leave after `n` threads.
+const WEAK_READS: &[(&str, fn(u32) -> u32)] = &[
+    // The CUDA C++ Programming Guide's atomicAdd by atomicCAS.
+    (
+        "ld.SPACE.u32 %r2, [%rd1];\nL: add.s32 %r3, %r2, 3;\natom.SPACE.cas.b32 %r4, [%rd1], %r2, %r3;\nsetp.ne.u32 %p1, %r4, %r2;\n\
+         mov.u32 %r2, %r4;\n@%p1 bra L;",
+        |n| 3 * n,
+    ),
+    // A look at the maximum before it is raised.
+    ("ld.SPACE.u32 %r2, [%rd1];\nsetp.ge.u32 %p1, %r2, %t;\n@!%p1 atom.SPACE.max.u32 %r4, [%rd1], %t;", |n| n - 1),
+];
+
+#[test]
+fn plain_reads_against_atomics_are_graded_by_the_caller() {
+    for (space, kind) in [("global", FaultKind::GlobalRace), ("shared", FaultKind::SharedRace)] {
+        for (body, want) in WEAK_READS {
+            let start = if space == "shared" { "setp.eq.u32 %p2, %t, 0;\n@%p2 st.shared.u32 [%rd1], 0;\nbar.sync 0;\n" } else { "" };
+            let end = "\nbar.sync 0;\nsetp.eq.u32 %p2, %t, 0;\n@%p2 ld.SPACE.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd0], %r5;";
+            let body = of_space(&format!("{start}{body}{end}"), space);
+            let f = fault(&body, 1, 64, kind);
+            assert!(f.detail.contains("Checks::weak_reads"), "{f}");
+            let m = kernel(&body);
+            for seed in 0..SEEDS {
+                for severity in [Severity::Ignore, Severity::Warn] {
+                    let out = launch(&m, 1, 64, seed, Checks::all().with_weak_reads(severity)).unwrap();
+                    assert_eq!(out[0], want(64), "seed {seed}, {severity:?}: {body}");
+                }
+            }
+        }
+    }
+    // In several CTAs, and with what is said of it: once an instruction, in the order of the text.
+    let body = of_space(WEAK_READS[0].0, "global");
+    let e = Emulator::new(EmulatorOptions::default().with_checks(Checks::all().with_weak_reads(Severity::Warn)));
+    let words = e.alloc(4096).unwrap();
+    for seed in 0..SEEDS {
+        e.fill(words, 0, 4096).unwrap();
+        let launch = Launch::new([5, 1, 1], [40, 1, 1]).with_ptr(words).with_seed(seed);
+        let report = e.launch(&kernel(&body), "k", &launch).unwrap();
+        let mut sum = [0; 4];
+        e.read(words + 1024, &mut sum).unwrap();
+        assert_eq!(u32::from_le_bytes(sum), 3 * 200);
+        let told: Vec<&str> = report.warnings.iter().map(|w| &w.instruction[..8]).collect();
+        assert!(!told.is_empty() && told.len() <= 2 && told.iter().all(|t| ["ld.globa", "atom.glo"].contains(t)), "{told:?}");
+        assert!(report.warnings.iter().all(|w| w.kind == FaultKind::GlobalRace && w.seed == seed));
+    }
+}
+
+#[test]
+fn what_is_no_plain_read_against_an_atomic_is_an_error_at_any_severity() {
+    let checks = Checks::all().with_weak_reads(Severity::Ignore);
+    for (space, kind) in [("global", FaultKind::GlobalRace), ("shared", FaultKind::SharedRace)] {
+        for body in [
+            // A plain write against an atomic, two plain ones, and a plain read against a plain write.
+            "@%p0 st.SPACE.u32 [%rd1], 5;\n@!%p0 red.SPACE.add.u32 [%rd1], 1;",
+            "st.SPACE.u32 [%rd1], %t;",
+            "@%p0 ld.SPACE.u32 %r2, [%rd1];\n@!%p0 st.SPACE.u32 [%rd1], 1;",
+            // Behind such a read.
+            "ld.SPACE.u32 %r2, [%rd1];\nred.SPACE.add.u32 [%rd1], 1;\nst.SPACE.u32 [%rd1], 5;",
+        ] {
+            let start = "setp.eq.u32 %p2, %t, 0;\n@%p2 st.shared.u32 [tile], 0;\nbar.sync 0;\n";
+            let m = kernel(&of_space(&format!("{start}{body}"), space));
+            for seed in 0..SEEDS {
+                let f = launch(&m, 1, 32, seed, checks).unwrap_err().fault().map(|f| f.kind);
+                assert_eq!(f, Some(kind), "seed {seed}, {space}: {body}");
+            }
+        }
+    }
+    // An atomic of the scope of the CTA is none for another one.
+    let narrow = "setp.eq.u32 %p1, %c, 0;\n@%p1 ld.global.u32 %r2, [%rd0];\n@!%p1 red.relaxed.cta.global.add.u32 [%rd0], 1;\nret;";
+    for seed in 0..SEEDS {
+        let f = launch(&kernel(narrow), 2, 1, seed, checks).unwrap_err().fault().map(|f| f.kind);
+        assert_eq!(f, Some(FaultKind::GlobalRace), "seed {seed}");
+    }
+}
+
+#[test]
+fn an_atomic_hides_no_plain_store_of_its_thread() {
+    let start = "@%p1 bra S;\nst.SPACE.f32 [%rd1], 0f00000000;\nS: bar.sync 0;\n";
+    for (space, kind) in [("global", FaultKind::GlobalRace), ("shared", FaultKind::SharedRace)] {
+        for (between, other) in [
+            ("", "A: atom.SPACE.add.f32 %f2, [%rd1], 0f3F800000;"),
+            ("", "A: red.SPACE.add.f32 [%rd1], 0f3F800000;"),
+            ("atom.SPACE.add.f32 %f2, [%rd1], 0f3F800000;\n", "A: atom.SPACE.add.f32 %f2, [%rd1], 0f3F800000;"),
+            ("ld.SPACE.f32 %f3, [%rd1];\n", "A: atom.SPACE.exch.b32 %f2, [%rd1], 0f3F800000;"),
+            ("", "A: atom.SPACE.cas.b32 %r2, [%rd1], 0, 1;"),
+        ] {
+            let body = format!(
+                "setp.ne.u32 %p1, %t, 0;\n{start}@%p1 bra A;\nst.SPACE.f32 [%rd1], 0f40A00000;\n{between}{other}"
+            );
+            fault(&of_space(&body, space), 1, 32, kind);
+            // With a barrier between them it is none.
+            let body = body.replace("A: ", "A: bar.sync 0;\n");
+            words(&of_space(&body, space), 1, 32, 0);
+        }
+    }
+}
+
+/// All CTAs add to a sum and count themselves; the last one reads the sum.
+const LAST_CTA: &str = "setp.ne.u32 %p1, %t, 0;\n@%p1 bra D;\nred.global.add.u32 [%rd0+8], 5;\nBEFORE\natom.global.add.u32 %r2, [%rd0], 1;\n\
+    mov.u32 %r3, %nctaid.x;\nsub.s32 %r3, %r3, 1;\nsetp.ne.u32 %p1, %r2, %r3;\n@%p1 bra D;\nAFTER\nld.global.u32 %r4, [%rd0+8];\n\
+    st.global.u32 [%rd0+4], %r4;\nD: ret;";
+
+#[test]
+fn the_last_cta_reads_a_sum_of_atomics_only_behind_fences() {
+    let body = |before: &str, after: &str| LAST_CTA.replace("BEFORE", before).replace("AFTER", after);
+    let fence = "membar.gl;";
+    assert_eq!(words(&body(fence, fence), 9, 32, 2), [9, 45]);
+    for (before, after) in [("", ""), (fence, ""), ("", fence), ("membar.cta;", "membar.cta;")] {
+        let f = fault(&body(before, after), 9, 32, FaultKind::GlobalRace);
+        assert!(f.detail.contains("Checks::weak_reads"), "{f}");
+    }
+    // In shared memory: the last warp of a CTA.
+    let shared = |fence: &str| {
+        format!(
+            "and.b32 %r2, %t, 31;\nsetp.ne.u32 %p1, %t, 0;\nmov.u32 %r5, tile;\n@%p1 bra S;\nst.shared.v2.u32 [tile], {{0, 0}};\n\
+             S: bar.sync 0;\nsetp.ne.u32 %p1, %r2, 0;\n@%p1 bra D;\nred.shared.add.u32 [%r5], 5;\n{fence}\n\
+             atom.shared.add.u32 %r3, [%r5+4], 1;\nsetp.ne.u32 %p1, %r3, 2;\n@%p1 bra D;\n{fence}\nld.shared.u32 %r4, [%r5];\n\
+             st.global.u32 [%rd0], %r4;\nD: ret;"
+        )
+    };
+    assert_eq!(words(&shared("membar.cta;"), 1, 96, 1), [15]);
+    fault(&shared(""), 1, 96, FaultKind::SharedRace);
+}
+
+// CTAs.
+
+#[test]
+fn seeds_change_who_comes_last() {
+    // Without checks the order shows in the value.
+    let m = kernel("st.global.u32 [%rd0], %c;\nret;");
+    let e = Emulator::new(EmulatorOptions::default().with_checks(Checks::none()).with_threads(1));
+    let word = e.alloc(4).unwrap();
+    let last = |seed| {
+        e.launch(&m, "k", &Launch::new([16, 1, 1], [32, 1, 1]).with_ptr(word).with_seed(seed)).unwrap();
+        let mut out = [0; 4];
+        e.read(word, &mut out).unwrap();
+        u32::from_le_bytes(out)
+    };
+    assert_eq!(last(0), 15);
+    assert!((1..SEEDS).map(last).collect::<std::collections::HashSet<_>>().len() > 5);
+}
+
+#[test]
+fn ctas_of_a_grid_barrier_are_resident_together() {
+    // As cooperative groups have it: the counter by one thread, everybody else at the barrier of the block; on two threads of the host.
+    let body = |after: &str| {
+        format!(
+            "mul.wide.u32 %rd1, %c, 4;\nadd.s64 %rd1, %rd1, %rd0;\nsetp.ne.u32 %p1, %t, 0;\nmov.u32 %r2, %nctaid.x;\n@%p1 bra W;\n\
+             st.global.u32 [%rd1+64], %c;\nW: bar.sync 0;\n@%p1 bra M;\nmembar.gl;\nred.global.add.u32 [%rd0], 1;\n\
+             L: ld.volatile.global.u32 %r3, [%rd0];\nsetp.lt.u32 %p2, %r3, %r2;\n@%p2 bra L;\n{after}\nM: bar.sync 0;\n@%p1 bra D;\n\
+             sub.s32 %r4, %r2, %c;\nsub.s32 %r4, %r4, 1;\nmul.wide.u32 %rd2, %r4, 4;\nadd.s64 %rd2, %rd2, %rd0;\n\
+             ld.global.u32 %r5, [%rd2+64];\nst.global.u32 [%rd1+256], %r5;\nD: ret;"
+        )
+    };
+    assert_eq!(words(&body("membar.gl;"), 16, 64, 80)[64..], (0..16).rev().collect::<Vec<u32>>());
+    fault(&body(""), 16, 64, FaultKind::GlobalRace);
+}

@@ -1,5 +1,6 @@
 //! Reads and writes of shared memory with all checks.
 
+use super::global::WEAK_READ;
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
 use crate::machine::{Cta, Exec};
@@ -52,7 +53,10 @@ impl Cta<'_> {
             } else {
                 format!("a copy of CTA rank {} of the cluster", f.rank)
             };
-            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with no ordering between them");
+            let d = format!(
+                "{act} of shared address {at:#x} against {what} by {who}, with no ordering between them{}",
+                if c.weak_read { WEAK_READ } else { "" }
+            );
             return self.fault(w, lane, pc, FaultKind::SharedRace, d);
         }
         if o.agent < nw {
@@ -68,7 +72,10 @@ impl Cta<'_> {
             let what = if o.was_write { "the write" } else { "the read" };
             // Lanes of one warp are ordered by nothing less than a barrier of their own.
             let missing = if o.agent == w as u32 { "no bar.warp.sync" } else { "no barrier" };
-            let d = format!("{act} of shared address {at:#x} against {what} by {who}, with {missing} between them");
+            let d = format!(
+                "{act} of shared address {at:#x} against {what} by {who}, with {missing} between them{}",
+                if c.weak_read { WEAK_READ } else { "" }
+            );
             return self.fault(w, lane, pc, FaultKind::SharedRace, d);
         }
         if o.agent < nw + groups && !o.was_write {
@@ -96,6 +103,7 @@ impl Cta<'_> {
             if let Some(c) = self.shared.on_read(off, n, &warp.know, who, (w as u32, warp.now)) {
                 return Err(self.shared_conflict(w, pc, Some(lane), c, false));
             }
+            self.warn_of_shared(w, pc, lane, false);
         }
         if self.ctx.checks.uninitialized
             && let Some(o) = self.shared.first_unwritten(off, n)
@@ -200,9 +208,18 @@ impl Cta<'_> {
         let warp = &self.warps[w];
         let by = By { agent: w as u32, lane: lane as u32, clock: warp.now };
         let before = |agent, lanes, clock| warp.know.knows(1 << lane, agent, lanes, clock);
-        match self.shared.beside(off, n, what, by, &before) {
-            Some(c) => Err(self.shared_conflict(w, pc, Some(lane as u32), c, what == What::StrongWrite)),
-            None => Ok(()),
+        if let Some(c) = self.shared.beside(off, n, what, by, &before) {
+            return Err(self.shared_conflict(w, pc, Some(lane as u32), c, what == What::StrongWrite));
+        }
+        self.warn_of_shared(w, pc, lane as u32, what == What::StrongWrite);
+        Ok(())
+    }
+
+    /// The last access was, or met, a plain read against a strong write that is worth a warning.
+    #[inline(always)]
+    fn warn_of_shared(&self, w: usize, pc: u32, lane: u32, writing: bool) {
+        if let Some(c) = self.shared.warned.take() {
+            self.ctx.warn(pc, self.index, || self.shared_conflict(w, pc, Some(lane), c, writing));
         }
     }
 }

@@ -143,6 +143,7 @@ impl Emulator {
             files: &module.ast.files,
             releases: Mutex::default(),
             spilled: Spilled::default(),
+            warnings: Mutex::default(),
             talk: Talk::of(prog, cluster.iter().product::<u32>() > 1),
             cluster,
             explicit_cluster: launch.cluster.is_some() || prog.cluster.required.is_some(),
@@ -157,7 +158,7 @@ impl Emulator {
         };
         match fault {
             Some(f) => Err(EmuError::Fault(f)),
-            None => Ok(LaunchReport { counters, seed, elapsed: started.elapsed() }),
+            None => Ok(LaunchReport { counters, warnings: ctx.into_warnings(), seed, elapsed: started.elapsed() }),
         }
     }
 

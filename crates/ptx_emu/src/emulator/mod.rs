@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use module::{EntryInfo, Module, ParamInfo};
-pub use options::{Checks, EmulatorOptions};
+pub use options::{Checks, EmulatorOptions, Severity};
 pub use request::{Launch, LaunchReport};
 
 use crate::error::EmuError;

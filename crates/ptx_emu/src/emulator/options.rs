@@ -2,6 +2,18 @@
 
 use std::time::Duration;
 
+/// What is made of a finding that callers may see differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Severity {
+    /// Nobody looks for it.
+    Ignore,
+    /// The launch goes on, and its report has the finding among its [warnings](crate::LaunchReport::warnings).
+    Warn,
+    /// The launch fails with it.
+    #[default]
+    Error,
+}
+
 /// Which errors a launch looks for beyond bounds and alignment, which are always checked.
 ///
 /// All of them together take 1.2 times the time of none on tensor instructions, 1.45 times on scalar loops over shared
@@ -17,17 +29,40 @@ pub struct Checks {
     pub asynchronous: bool,
     /// Divergent execution of `.aligned` and full-mask instructions.
     pub convergence: bool,
+    /// Of `races`: a plain read that nothing orders with an atomic or another strong write of the same bytes. `old = *p` before a loop of
+    /// `atomicCAS`, as in the CUDA C++ Programming Guide, and a look at `*p` before `atomicMax` are such reads. They are data races by
+    /// the memory consistency model, so that a compiler may repeat or split them, and they order nothing; but whoever makes up
+    /// for an old value, as those two do, gets one on every GPU. Plain writes against atomics are always errors.
+    pub weak_reads: Severity,
 }
 
 impl Checks {
     /// Every check.
     pub const fn all() -> Self {
-        Checks { uninitialized: true, races: true, asynchronous: true, convergence: true }
+        Checks {
+            uninitialized: true,
+            races: true,
+            asynchronous: true,
+            convergence: true,
+            weak_reads: Severity::Error,
+        }
     }
 
     /// Only bounds, alignment, barriers and deadlock, which no launch can do without.
     pub const fn none() -> Self {
-        Checks { uninitialized: false, races: false, asynchronous: false, convergence: false }
+        Checks {
+            uninitialized: false,
+            races: false,
+            asynchronous: false,
+            convergence: false,
+            weak_reads: Severity::Ignore,
+        }
+    }
+
+    /// Sets what is made of plain reads against atomics.
+    pub const fn with_weak_reads(mut self, severity: Severity) -> Self {
+        self.weak_reads = severity;
+        self
     }
 }
 

@@ -123,7 +123,7 @@ impl<'a> Cta<'a> {
             peers: Peers::default(),
             exited: false,
             warps,
-            shared: Shared::new(shared_bytes, readers, ctx.checks.races),
+            shared: Shared::new(shared_bytes, readers, nwarps as u32, ctx.checks),
             bars: vec![Barrier::default(); BARRIERS],
             red_results: Vec::new(),
             mbars: BTreeMap::new(),

@@ -1,11 +1,12 @@
 //! What all CTAs of a launch share, and the seeded random numbers that schedules are drawn from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use crate::emulator::Checks;
+use crate::error::Fault;
 use crate::history::Spilled;
 use crate::ir::*;
 use crate::memory::GlobalView;
@@ -38,6 +39,8 @@ pub(crate) struct LaunchCtx<'a> {
     pub(crate) releases: Mutex<Releases>,
     /// Accesses to global memory on record for which a word is not enough.
     pub(crate) spilled: Spilled,
+    /// What was found and does not end the launch: by instruction, with the CTA.
+    pub(crate) warnings: Mutex<BTreeMap<u32, (u32, Box<Fault>)>>,
     /// How the kernel's CTAs can reach each other.
     pub(crate) talk: Talk,
     /// CTAs of a cluster along x, y, z.
@@ -50,6 +53,19 @@ pub(crate) struct LaunchCtx<'a> {
 }
 
 impl LaunchCtx<'_> {
+    /// Notes a finding of an instruction that does not end the launch.
+    pub(crate) fn warn(&self, pc: u32, cta: u32, finding: impl FnOnce() -> Box<Fault>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
+        if warnings.get(&pc).is_none_or(|(first, _)| cta < *first) {
+            warnings.insert(pc, (cta, finding()));
+        }
+    }
+
+    pub(crate) fn into_warnings(self) -> Vec<Fault> {
+        let warnings = self.warnings.into_inner().unwrap_or_else(|e| e.into_inner());
+        warnings.into_values().map(|(_, finding)| *finding).collect()
+    }
+
     /// Position of a CTA in the grid.
     pub(crate) fn ctaid(&self, index: u32) -> [u32; 3] {
         let [gx, gy, _] = self.grid;

@@ -13,8 +13,10 @@ use record::Reads;
 pub(crate) use record::{Conflict, Record};
 pub(crate) use side::{By, Side, What};
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
+use crate::emulator::{Checks, Severity};
 use crate::holes::Holes;
 use crate::order::Knowledge;
 
@@ -38,10 +40,16 @@ pub(crate) struct Shared {
     /// Strong accesses and those of other CTAs, by granule.
     side: HashMap<usize, Vec<Side>>,
     races: bool,
+    /// Agents that are warps.
+    warps: u32,
+    weak_reads: Severity,
+    /// A plain read against a strong write, of the last access, that is worth a warning.
+    pub(crate) warned: Cell<Option<Conflict>>,
 }
 
 impl Shared {
-    pub(crate) fn new(size: usize, readers: usize, races: bool) -> Self {
+    pub(crate) fn new(size: usize, readers: usize, warps: u32, checks: Checks) -> Self {
+        let races = checks.races;
         debug_assert!(readers <= 128, "32 warps, 8 warpgroups and a bulk reader for each warp");
         let granules = if races { size.div_ceil(GRANULE) } else { 0 };
         Shared {
@@ -54,6 +62,9 @@ impl Shared {
             mixed: HashMap::new(),
             side: HashMap::new(),
             races,
+            warps,
+            weak_reads: checks.weak_reads,
+            warned: Cell::new(None),
         }
     }
 
@@ -150,7 +161,7 @@ impl Shared {
         let bit = 1u128 << agent;
         let granules = self.writes.len();
         if !self.side.is_empty()
-            && let Some(c) = self.side_conflict(off, n, What::Read, &|a, l, c| know.knows(who, a, l, c))
+            && let Some(c) = self.side_conflict(off, n, What::Read, agent, &|a, l, c| know.knows(who, a, l, c))
         {
             return Some(c);
         }
@@ -263,7 +274,8 @@ impl Shared {
     ) -> Option<Conflict> {
         let granules = self.writes.len();
         if !self.side.is_empty() {
-            if let Some(c) = self.side_conflict(off, n, What::Write, &|a, l, c| know.knows(1 << lane, a, l, c)) {
+            let before = |a, l, c| know.knows(1 << lane, a, l, c);
+            if let Some(c) = self.side_conflict(off, n, What::Write, know.warp(), &before) {
                 return Some(c);
             }
             self.side_cover(off, n);
@@ -386,6 +398,7 @@ impl Shared {
             lanes,
             in_flight: false,
             was_write: false,
+            weak_read: false,
         })
     }
 
