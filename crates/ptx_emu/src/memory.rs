@@ -176,6 +176,12 @@ impl Alloc {
         }
     }
 
+    /// The range, of whole words of the record, is as if nobody had written it.
+    pub(crate) fn mark_unwritten(&self, off: u64, n: u64) {
+        debug_assert!(off % 64 == 0 && n % 64 == 0);
+        (off / 64..(off + n) / 64).for_each(|w| self.init[w as usize].store(0, Relaxed));
+    }
+
     pub(crate) fn mark_written(&self, off: u64, n: u64) {
         if let Some(mut holes) = self.holes()
             && !holes.is_empty()

@@ -3,8 +3,8 @@
 use crate::emulator::Severity;
 use crate::error::{Fault, FaultKind};
 use crate::history::{Access, Actor, Kind, Race};
-use crate::ir::Scope;
-use crate::machine::{Cta, Exec};
+use crate::ir::*;
+use crate::machine::{Cta, Exec, Where, lanes};
 
 /// What a message says of a plain read against a strong write.
 pub(crate) const WEAK_READ: &str = " (`Checks::weak_reads` grades plain reads against atomics)";
@@ -160,6 +160,23 @@ impl Cta<'_> {
         a.store(at.1, data);
         a.mark_stored(at.1, n, unknown);
         self.counters.global_bytes_written += n;
+        Ok(())
+    }
+
+    /// discard: who reads the bytes before somebody writes them reads anything.
+    pub(crate) fn discard(&mut self, w: usize, pc: u32, active: u32, space: MemSpace, addr: Addr) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let at = match self.locate(w, pc, lane, space, addrs[lane], CACHE_LINE, CACHE_LINE)? {
+                Where::Global(i, off) => (i, off),
+                _ => {
+                    let d = format!("address {:#x} is not in global memory", addrs[lane]);
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+                }
+            };
+            self.global_access(w, pc, 1 << lane, at, CACHE_LINE, Kind::Write { same: false })?;
+            self.ctx.mem.get(at.0).mark_unwritten(at.1, CACHE_LINE);
+        }
         Ok(())
     }
 

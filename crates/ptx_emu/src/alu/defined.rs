@@ -117,6 +117,12 @@ fn unknown(f: Alu, ty: Ty, m: Mods, [a, b, c, e]: [Bits; 4], s: &[Slot; 4]) -> u
     if ty.is_float() && f != Alu::Mov {
         return float(f, ty, a, b, c);
     }
+    if matches!(ty, Ty::U16x2 | Ty::S16x2) {
+        let one = if ty == Ty::S16x2 { Ty::S16 } else { Ty::U16 };
+        let half = |x: Bits, sh: u32| Bits { value: x.value >> sh, unknown: x.unknown >> sh }.cut(16);
+        let of = |sh: u32| unknown(f, one, m, [half(a, sh), half(b, sh), Bits::default(), Bits::default()], s) & 0xffff;
+        return of(0) | of(16) << 16;
+    }
     // Bytes are computed with in 16 bits.
     let n = ty.bits().max(16);
     let signed = ty.signed();

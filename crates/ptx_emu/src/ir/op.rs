@@ -111,6 +111,11 @@ pub(crate) enum Op {
         bytes: u32,
     },
     Prefetch,
+    /// 128 bytes of global memory are unwritten again.
+    Discard {
+        space: MemSpace,
+        addr: Addr,
+    },
     Atom {
         space: MemSpace,
         op: AtomOp,

@@ -24,6 +24,8 @@ pub(crate) enum Alu {
     Rem,
     Min,
     Max,
+    Min3,
+    Max3,
     Neg,
     Abs,
     Copysign,
@@ -48,6 +50,10 @@ pub(crate) enum Alu {
     Lop3,
     Dp4a,
     Dp2a,
+    Fns,
+    Szext,
+    CvtPack,
+    AbsDiff4,
     Ex2,
     Lg2,
     Rcp,
@@ -64,11 +70,14 @@ pub(crate) struct Mods {
     pub(crate) round: Round,
     pub(crate) ftz: bool,
     pub(crate) sat: bool,
-    /// `.NaN` of min and max, `.relu` of fma, the wrap mode of shf, the signedness of dp4a's second factor.
+    /// `.NaN` of min and max, `.relu` of fma, the wrap mode of shf, bmsk and szext, the signedness of dp4a's second factor and of
+    /// vabsdiff4's operands, whether the elements of cvt.pack have signs.
     pub(crate) flag: bool,
     pub(crate) relu: bool,
     pub(crate) approx: bool,
-    /// Table of lop3, mode of prmt, half of dp2a.
+    /// `.xorsign.abs` of min and max: the magnitude of the result from the magnitudes, its sign from both signs.
+    pub(crate) xorsign: bool,
+    /// Table of lop3, mode of prmt, half of dp2a, bits of an element of cvt.pack.
     pub(crate) imm: u8,
 }
 

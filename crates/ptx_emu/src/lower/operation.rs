@@ -15,6 +15,9 @@ impl<'a> Lower<'a> {
             "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" => self.logic(ctx, stmt, m)?,
             "popc" | "clz" | "brev" | "bfind" => self.bits(ctx, stmt, m)?,
             "bfe" | "bfi" => self.bit_field(ctx, stmt, m)?,
+            "fns" => self.find_nth(ctx, stmt, m)?,
+            "szext" => self.szext(ctx, stmt, m)?,
+            "vabsdiff4" => self.abs_diff4(ctx, stmt, m)?,
             "bmsk" => self.bit_mask(ctx, stmt, m)?,
             "prmt" => self.permute(ctx, stmt, m)?,
             "shf" => self.funnel_shift(ctx, stmt, m)?,
@@ -32,6 +35,8 @@ impl<'a> Lower<'a> {
             "ld" | "ldu" | "st" => self.load_store(ctx, stmt, m)?,
             "atom" | "red" => (self.atom(ctx, stmt, m)?, Class::Atomic),
             "prefetch" | "prefetchu" => self.prefetch(ctx, stmt, m)?,
+            "applypriority" => self.apply_priority(ctx, stmt, m)?,
+            "discard" => self.discard(ctx, stmt, m)?,
             "createpolicy" => (self.create_policy(ctx, stmt, m)?, Class::Move),
             "cp" => (self.copy_async(ctx, stmt, m)?, Class::Async),
             "mapa" | "getctarank" => (self.cluster_address(ctx, stmt, m)?, Class::Integer),
@@ -51,6 +56,7 @@ impl<'a> Lower<'a> {
             "wgmma" => self.wgmma(ctx, stmt, m)?,
             "ldmatrix" | "stmatrix" => self.matrix_access(ctx, stmt, m)?,
             "movmatrix" => self.movmatrix(ctx, stmt, m)?,
+            "pmevent" => self.pmevent(stmt, m)?,
             "trap" | "brkpt" => (Op::Trap, Class::Control),
             other => {
                 return Err(ParseError {

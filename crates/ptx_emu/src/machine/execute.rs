@@ -27,6 +27,7 @@ impl Cta<'_> {
             Op::St(a) => self.store(w, pc, active, a)?,
             Op::LocalCopy { dst, src, bytes } => self.local_copy(w, active, *dst, *src, *bytes),
             Op::Prefetch => {}
+            Op::Discard { space, addr } => self.discard(w, pc, active, *space, *addr)?,
             Op::SetMaxNReg { .. } => self.aligned(w, pc, active)?,
             // Launches run to their end one after the other: what came before is done, and what comes after has not begun.
             Op::GridDep { .. } => {}

@@ -23,21 +23,38 @@ impl Cta<'_> {
         let prog = self.ctx.prog;
         let regs = &mut self.warps[w].regs;
         let known = regs.init(a) & regs.init(b);
-        let (mut x, _) = alu::compare(regs, cmp, ty, ftz, a, b);
-        let [mut known, _] = if known & active == active {
+        let (lo, hi) = alu::compare(regs, cmp, ty, ftz, a, b);
+        let known = if known & active == active {
             [!0; 2]
         } else {
             alu::decided(regs, &prog.wide, cmp, ty, a, b, active)
         };
-        if let Some((f, c)) = combine {
-            let v = regs.preds[c.index as usize];
-            let v = if c.negated { !v } else { v };
-            known = logic_known(f, (x, known), (v, regs.pred_init[c.index as usize]));
-            x = logic(f, x, v);
+        // A result for each half of packed types; else one, which fills the register of its type.
+        let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
+        let yes: u32 = match to {
+            Ty::F32 => 1f32.to_bits(),
+            Ty::F16 | Ty::F16x2 => 0x3c00,
+            Ty::BF16 | Ty::BF16x2 => 0x3f80,
+            Ty::U16 | Ty::S16 => 0xffff,
+            _ if packed => 0xffff,
+            _ => !0,
+        };
+        let (mut out, mut unknown) = ([0u32; LANES], [0u64; LANES]);
+        for (sh, x, known) in [(0, lo, known[0]), (16, hi, known[1])].into_iter().take(1 + packed as usize) {
+            let (mut x, mut known) = (x, known);
+            if let Some((f, c)) = combine {
+                let v = regs.preds[c.index as usize];
+                let v = if c.negated { !v } else { v };
+                known = logic_known(f, (x, known), (v, regs.pred_init[c.index as usize]));
+                x = logic(f, x, v);
+            }
+            for i in 0..LANES {
+                out[i] |= if x >> i & 1 == 1 { yes << sh } else { 0 };
+                unknown[i] |= if known >> i & 1 == 0 { (yes as u64) << sh } else { 0 };
+            }
         }
-        let yes = if to == Ty::F32 { 1f32.to_bits() } else { !0 };
-        regs.put32(d, &each(|i| if x >> i & 1 == 1 { yes } else { 0 }), active);
-        regs.set_init(d, active, known);
+        regs.put32(d, &out, active);
+        regs.set_unknown(d, false, active, &unknown);
     }
 
     /// The class of a floating-point number.
