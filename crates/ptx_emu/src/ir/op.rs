@@ -110,6 +110,7 @@ pub(crate) enum Op {
         src: u32,
         bytes: u32,
     },
+    Host(Box<Host>),
     Prefetch,
     /// 128 bytes of global memory are unwritten again.
     Discard {

@@ -174,6 +174,21 @@ pub(crate) enum FenceKind {
     Other,
 }
 
+/// A function of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostFn {
+    Print,
+    Assert,
+}
+
+/// A call of the host: its arguments, by their offset and bytes, and its result of 4 bytes are in local memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Host {
+    pub(crate) f: HostFn,
+    pub(crate) args: Vec<(u32, u32)>,
+    pub(crate) result: Option<u32>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mma {
     pub(crate) n: u32,

@@ -26,6 +26,7 @@ impl Cta<'_> {
             Op::Ld(a) => self.load(w, pc, active, a)?,
             Op::St(a) => self.store(w, pc, active, a)?,
             Op::LocalCopy { dst, src, bytes } => self.local_copy(w, active, *dst, *src, *bytes),
+            Op::Host(call) => self.host(w, pc, active, call)?,
             Op::Prefetch => {}
             Op::Discard { space, addr } => self.discard(w, pc, active, *space, *addr)?,
             Op::SetMaxNReg { .. } => self.aligned(w, pc, active)?,
