@@ -32,6 +32,7 @@ mod talk;
 mod tensor_map;
 mod tma;
 mod wgmma;
+mod wmma;
 
 pub use counters::{Counters, InstructionClass};
 pub use emulator::{Checks, Emulator, EmulatorOptions, EntryInfo, Launch, LaunchReport, Module, ParamInfo, Severity};

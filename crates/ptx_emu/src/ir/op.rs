@@ -234,6 +234,9 @@ pub(crate) enum Op {
         pending: u32,
     },
     Mma(Box<Mma>),
+    WmmaLoad(Box<WmmaAccess>),
+    WmmaStore(Box<WmmaAccess>),
+    WmmaMma(Box<WmmaMma>),
     LdMatrix {
         d: [Slot; 4],
         n: u8,

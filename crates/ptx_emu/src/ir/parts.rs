@@ -204,6 +204,36 @@ pub(crate) struct Mma {
     pub(crate) c: Vec<Slot>,
 }
 
+/// A matrix of `wmma`, spread over the registers of a warp.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fragment {
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    /// F16, BF16 or F32.
+    pub(crate) ty: Ty,
+    pub(crate) regs: Vec<Slot>,
+}
+
+/// A fragment and its matrix in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WmmaAccess {
+    pub(crate) fragment: Fragment,
+    /// Columns, not rows, are contiguous.
+    pub(crate) by_columns: bool,
+    pub(crate) space: MemSpace,
+    pub(crate) addr: Addr,
+    /// Elements from one row or column to the next; `None` where they touch.
+    pub(crate) stride: Option<Slot>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WmmaMma {
+    pub(crate) d: Fragment,
+    pub(crate) a: Fragment,
+    pub(crate) b: Fragment,
+    pub(crate) c: Fragment,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WgmmaA {
     Desc(Slot),

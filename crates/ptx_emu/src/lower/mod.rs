@@ -18,6 +18,7 @@ mod special;
 mod sync;
 mod tensor;
 mod warp;
+mod wmma;
 
 use std::collections::HashMap;
 

@@ -52,6 +52,7 @@ impl<'a> Lower<'a> {
             "griddepcontrol" => self.griddepcontrol(stmt, m)?,
             "nanosleep" => self.nanosleep(ctx, stmt, m)?,
             "setmaxnreg" => self.setmaxnreg(stmt, m)?,
+            "wmma" => (self.wmma(ctx, stmt, m)?, Class::Tensor),
             "mma" => (self.mma(ctx, stmt, m)?, Class::Tensor),
             "wgmma" => self.wgmma(ctx, stmt, m)?,
             "ldmatrix" | "stmatrix" => self.matrix_access(ctx, stmt, m)?,

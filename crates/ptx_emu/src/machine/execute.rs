@@ -85,6 +85,9 @@ impl Cta<'_> {
                 self.mma(w, m);
                 self.counters.tensor_flops += 2 * 16 * m.n as u64 * m.k as u64;
             }
+            Op::WmmaLoad(a) => self.wmma_load(w, pc, active, a)?,
+            Op::WmmaStore(a) => self.wmma_store(w, pc, active, a)?,
+            Op::WmmaMma(m) => self.wmma_mma(w, pc, active, m)?,
             Op::LdMatrix { d, n, trans, space, addr } => self.ldmatrix(w, pc, active, d, *n, *trans, *space, *addr)?,
             Op::StMatrix { s, n, trans, space, addr } => self.stmatrix(w, pc, active, s, *n, *trans, *space, *addr)?,
             Op::MoveMatrix { d, a } => self.move_matrix(w, pc, active, *d, *a)?,
