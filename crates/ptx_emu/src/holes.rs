@@ -63,7 +63,10 @@ mod tests {
         let mut h = Holes::default();
         h.put(10, &[0, 0x0f, 0, 0xff]);
         assert_eq!(h.get::<8>(9, 6), Some([0, 0, 0x0f, 0, 0xff, 0, 0, 0]));
-        assert_eq!((h.first(0, 12), h.first(0, 100), h.first(12, 3), h.first(14, 1000)), (Some(11), Some(11), Some(13), None));
+        assert_eq!(
+            (h.first(0, 12), h.first(0, 100), h.first(12, 3), h.first(14, 1000)),
+            (Some(11), Some(11), Some(13), None)
+        );
         h.put(11, &[0, 0x80]);
         assert_eq!(h.get::<4>(10, 4), Some([0, 0, 0x80, 0xff]));
         h.fill(12, 1);

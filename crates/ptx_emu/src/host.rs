@@ -26,8 +26,7 @@ impl Cta<'_> {
             match call.f {
                 HostFn::Assert => {
                     let text = |this: &mut Self, at: u64| this.string(w, pc, lane, at);
-                    let (what, file, function) =
-                        (text(self, args[0])?, text(self, args[1])?, text(self, args[3])?);
+                    let (what, file, function) = (text(self, args[0])?, text(self, args[1])?, text(self, args[3])?);
                     let [what, file, function] = [what, file, function].map(|b| lossy(&b));
                     let d = format!("{file}:{}: {function}: `{what}` does not hold", args[2] as u32);
                     return Err(self.fault(w, Some(lane as u32), pc, FaultKind::AssertionFailed, d));

@@ -178,7 +178,7 @@ impl Alloc {
 
     /// The range, of whole words of the record, is as if nobody had written it.
     pub(crate) fn mark_unwritten(&self, off: u64, n: u64) {
-        debug_assert!(off % 64 == 0 && n % 64 == 0);
+        debug_assert!(off.is_multiple_of(64) && n.is_multiple_of(64));
         (off / 64..(off + n) / 64).for_each(|w| self.init[w as usize].store(0, Relaxed));
     }
 

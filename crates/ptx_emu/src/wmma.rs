@@ -75,7 +75,9 @@ impl Cta<'_> {
         let f = &a.fragment;
         let (count, length) = if a.by_columns { (f.cols, f.rows) } else { (f.rows, f.cols) };
         let strides = a.stride.map(|s| *self.warps[w].regs.r32(s));
-        let same = |v: &dyn Fn(usize) -> u64| (0..LANES).all(|l| active >> l & 1 == 0 || v(l) == v(active.trailing_zeros() as usize));
+        let same = |v: &dyn Fn(usize) -> u64| {
+            (0..LANES).all(|l| active >> l & 1 == 0 || v(l) == v(active.trailing_zeros() as usize))
+        };
         if !same(&|l| addrs[l]) || !strides.is_none_or(|s| same(&|l| s[l] as u64)) {
             let d = "lanes give different addresses or strides of one matrix".to_owned();
             return Err(self.fault(w, None, pc, FaultKind::InvalidOperand, d));
@@ -99,7 +101,9 @@ impl Cta<'_> {
             match self.locate(w, pc, lane, a.space, addr, line.len() as u64, size as u64)? {
                 Where::Global(m, off) => {
                     self.read_global_by(w, pc, active, (m, off), line, Kind::Read)?;
-                    if self.ctx.checks.uninitialized && self.ctx.mem.get(m).first_unknown(off, line.len() as u64).is_some() {
+                    if self.ctx.checks.uninitialized
+                        && self.ctx.mem.get(m).first_unknown(off, line.len() as u64).is_some()
+                    {
                         let d = format!("a line of the matrix at {addr:#x} has bits that nobody wrote");
                         return Err(self.fault(w, None, pc, FaultKind::UninitializedGlobal, d));
                     }
@@ -159,7 +163,9 @@ impl Cta<'_> {
         }
         let [a, b, c] = [&m.a, &m.b, &m.c].map(|f| {
             let bits = self.gather(w, f);
-            bits.into_iter().map(|v| if f.ty == Ty::F32 { f32::from_bits(v) } else { element(v, f.ty) }).collect::<Vec<f32>>()
+            bits.into_iter()
+                .map(|v| if f.ty == Ty::F32 { f32::from_bits(v) } else { element(v, f.ty) })
+                .collect::<Vec<f32>>()
         });
         let (n, k) = (m.b.cols as usize, m.b.rows as usize);
         let d: Vec<u32> = (0..m.d.count())

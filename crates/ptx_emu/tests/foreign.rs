@@ -1,58 +1,10 @@
 //! What compilers other than ours write: legal code that must run, with the right values, and what of it is reported when it is wrong.
 //! Every verdict is that of twenty seeds.
 
+mod seeds;
+
 use ptx_emu::*;
-
-const SEEDS: u64 = 20;
-/// Words of memory that a kernel is given.
-const WORDS: usize = 1024;
-
-/// An entry over a zeroed array of words: `%rd0` is its address, `%t` the thread, `%c` the CTA, `%own` the address of the thread's word.
-fn kernel(body: &str) -> Module {
-    let text = format!(
-        ".version 8.0\n.target sm_90\n.address_size 64\n\
-         .visible .entry k(.param .u64 words)\n{{\n.shared .align 16 .b8 tile[256];\n.local .align 16 .b8 own[64];\n\
-         .reg .pred %p<9>;\n.reg .b16 %h<9>;\n.reg .b32 %r<40>, %t, %c;\n.reg .f32 %f<9>;\n.reg .b64 %rd<20>, %own;\n\
-         ld.param.u64 %rd0, [words];\nmov.u32 %t, %tid.x;\nmov.u32 %c, %ctaid.x;\nmul.wide.u32 %own, %t, 4;\n\
-         add.s64 %own, %own, %rd0;\n{body}\n}}\n"
-    );
-    Module::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
-}
-
-fn launch(m: &Module, ctas: u32, threads: u32, seed: u64, checks: Checks) -> Result<Vec<u32>, EmuError> {
-    let e = Emulator::new(EmulatorOptions::default().with_checks(checks).with_threads(2));
-    let words = e.alloc(4 * WORDS as u64)?;
-    e.fill(words, 0, 4 * WORDS as u64)?;
-    e.launch(m, "k", &Launch::new([ctas, 1, 1], [threads, 1, 1]).with_ptr(words).with_seed(seed))?;
-    let mut out = vec![0; 4 * WORDS];
-    e.read(words, &mut out)?;
-    Ok(out.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect())
-}
-
-/// The first words, which must be the same under every seed.
-fn words(body: &str, ctas: u32, threads: u32, n: usize) -> Vec<u32> {
-    let m = kernel(body);
-    let first = launch(&m, ctas, threads, 0, Checks::all()).unwrap_or_else(|e| panic!("{body}\n{e}"));
-    for seed in 1..SEEDS {
-        let out = launch(&m, ctas, threads, seed, Checks::all()).unwrap_or_else(|e| panic!("{body}\n{e}"));
-        assert_eq!(out, first, "seed {seed}: {body}");
-    }
-    first[..n].to_vec()
-}
-
-/// The same fault under every seed.
-fn fault(body: &str, ctas: u32, threads: u32, kind: FaultKind) -> Fault {
-    let m = kernel(body);
-    let of = |seed| match launch(&m, ctas, threads, seed, Checks::all()) {
-        Err(EmuError::Fault(f)) => *f,
-        other => panic!("seed {seed}: a fault expected, got {other:?}\n{body}"),
-    };
-    for seed in 0..SEEDS {
-        let f = of(seed);
-        assert_eq!(f.kind, kind, "{f}\n{body}");
-    }
-    of(0)
-}
+use seeds::*;
 
 // Member masks of tiles.
 
@@ -66,31 +18,40 @@ fn tile_mask(lanes: u32) -> String {
 type Expected = fn(l: u32, lanes: u32) -> u32;
 const COLLECTIVES: &[(&str, Expected)] = &[
     ("shfl.sync.bfly.b32 %r4, %r1, 1, 31, %r3;", |l, _| 3 * (l ^ 1)),
-    ("sub.s32 %r5, 32, LANES;\nshl.b32 %r5, %r5, 8;\nor.b32 %r5, %r5, 31;\nshfl.sync.idx.b32 %r4, %r1, 2, %r5, %r3;", |l, n| {
-        3 * (l / n * n + 2)
-    }),
+    (
+        "sub.s32 %r5, 32, LANES;\nshl.b32 %r5, %r5, 8;\nor.b32 %r5, %r5, 31;\nshfl.sync.idx.b32 %r4, %r1, 2, %r5, %r3;",
+        |l, n| 3 * (l / n * n + 2),
+    ),
     ("redux.sync.add.s32 %r4, %r1, %r3;", |l, n| (l / n * n..l / n * n + n).map(|l| 3 * l).sum()),
     ("redux.sync.max.u32 %r4, %r1, %r3;", |l, n| 3 * (l / n * n + n - 1)),
-    ("redux.sync.or.b32 %r4, %r1, %r3;", |l, n| (l / n * n..l / n * n + n).fold(0, |m, l| m | 3 * l)),
+    ("redux.sync.or.b32 %r4, %r1, %r3;", |l, n| (l / n * n..l / n * n + n).fold(0, |m, l| m | (3 * l))),
     // Pairs of neighbours have the same half.
     ("shr.u32 %r5, %t, 1;\nmatch.any.sync.b32 %r4, %r5, %r3;", |l, _| 3 << (l & !1)),
     // The lanes of the first tile agree.
-    ("min.u32 %r5, %t, LANES - 1;\nsetp.lt.u32 %p0, %t, LANES;\nselp.b32 %r5, 7, %t, %p0;\n\
-      match.all.sync.b32 %r4|%p1, %r5, %r3;\nselp.u32 %r5, 1, 0, %p1;\nadd.s32 %r4, %r4, %r5;", |l, n| {
-        if l < n { (1 << n) - 1 + 1 } else { 0 }
-    }),
+    (
+        "min.u32 %r5, %t, LANES - 1;\nsetp.lt.u32 %p0, %t, LANES;\nselp.b32 %r5, 7, %t, %p0;\n\
+      match.all.sync.b32 %r4|%p1, %r5, %r3;\nselp.u32 %r5, 1, 0, %p1;\nadd.s32 %r4, %r4, %r5;",
+        |l, n| {
+            if l < n { (1 << n) - 1 + 1 } else { 0 }
+        },
+    ),
     ("and.b32 %r5, %t, 1;\nsetp.eq.u32 %p0, %r5, 1;\nvote.sync.ballot.b32 %r4, %p0, %r3;", |l, n| {
         (0xaaaa_aaaau64 & (((1 << n) - 1) << (l / n * n))) as u32
     }),
-    ("setp.ge.u32 %p0, %t, LANES;\nvote.sync.all.pred %p1, %p0, %r3;\nselp.u32 %r4, 1, 0, %p1;", |l, n| (l >= n) as u32),
+    ("setp.ge.u32 %p0, %t, LANES;\nvote.sync.all.pred %p1, %p0, %r3;\nselp.u32 %r4, 1, 0, %p1;", |l, n| {
+        (l >= n) as u32
+    }),
     ("setp.eq.u32 %p0, %t, 0;\nvote.sync.any.pred %p1, %p0, %r3;\nselp.u32 %r4, 1, 0, %p1;", |l, n| (l < n) as u32),
     ("setp.eq.u32 %p0, %t, 0;\nvote.sync.uni.pred %p1, %p0, %r3;\nselp.u32 %r4, 1, 0, %p1;", |l, n| (l >= n) as u32),
     ("elect.sync %r4|%p1, %r3;\nselp.u32 %r5, 100, 0, %p1;\nadd.s32 %r4, %r4, %r5;", |l, n| {
         l / n * n + if l % n == 0 { 100 } else { 0 }
     }),
     // The lanes of a tile read what their neighbours wrote.
-    ("mov.u32 %r5, tile;\nshl.b32 %r6, %t, 2;\nadd.s32 %r7, %r5, %r6;\nst.shared.u32 [%r7], %r1;\nbar.warp.sync %r3;\n\
-      xor.b32 %r6, %r6, 4;\nadd.s32 %r7, %r5, %r6;\nld.shared.u32 %r4, [%r7];", |l, _| 3 * (l ^ 1)),
+    (
+        "mov.u32 %r5, tile;\nshl.b32 %r6, %t, 2;\nadd.s32 %r7, %r5, %r6;\nst.shared.u32 [%r7], %r1;\nbar.warp.sync %r3;\n\
+      xor.b32 %r6, %r6, 4;\nadd.s32 %r7, %r5, %r6;\nld.shared.u32 %r4, [%r7];",
+        |l, _| 3 * (l ^ 1),
+    ),
 ];
 
 fn of_tiles(instruction: &str, lanes: u32, mask: &str) -> String {
@@ -182,8 +143,11 @@ const WAYS_OUT: &[(&str, &str)] = &[
     ("a return of its own", "@!%p0 bra G;\nret;\nG: ALL\nret;"),
     ("a guarded return", "@%p0 ret;\nALL\nret;"),
     ("the end of the text", "@%p0 bra D;\nALL\nD:"),
-    ("falling into the return behind a loop", "mov.u32 %r7, 0;\nbra.uni T;\nL: ALL\nadd.s32 %r7, %r7, 1;\n\
-      T: setp.gt.u32 %p1, %r7, 2;\nor.pred %p1, %p1, %p0;\n@!%p1 bra L;\nD: ret;"),
+    (
+        "falling into the return behind a loop",
+        "mov.u32 %r7, 0;\nbra.uni T;\nL: ALL\nadd.s32 %r7, %r7, 1;\n\
+      T: setp.gt.u32 %p1, %r7, 2;\nor.pred %p1, %p1, %p0;\n@!%p1 bra L;\nD: ret;",
+    ),
     ("falling into the return behind others", "@!%p0 bra A;\nmov.u32 %r7, 1;\nD: ret;\nA: ALL\nbra D;"),
     ("two returns, one after another", "setp.eq.u32 %p2, %r2, 31;\n@%p2 bra D;\n@%p0 bra D;\nALL\nD: ret;"),
 ];
@@ -191,10 +155,8 @@ const WAYS_OUT: &[(&str, &str)] = &[
 #[test]
 fn lanes_that_returned_are_missed_by_nobody() {
     for (what, text) in WAYS_OUT {
-        let body = format!(
-            "and.b32 %r2, %t, 31;\nsetp.ge.u32 %p0, %r2, 16;\n{}",
-            text.replace("ALL", ALL_THAT_ARE_LEFT)
-        );
+        let body =
+            format!("and.b32 %r2, %t, 31;\nsetp.ge.u32 %p0, %r2, 16;\n{}", text.replace("ALL", ALL_THAT_ARE_LEFT));
         let out = words(&body, 1, 64, 64);
         let want: Vec<u32> = (0..64).map(|t| if t % 32 < 16 { t / 32 * 32 + 1 + 0xffff } else { 0 }).collect();
         assert_eq!(out, want, "{what}");
@@ -244,150 +206,6 @@ fn lanes_that_are_still_to_come_are_missed() {
     f("bar.warp.sync -1;", FaultKind::Deadlock);
     f("shfl.sync.idx.b32 %r4, %t, 1, 31, -1;", FaultKind::DivergentCollective);
     f("bar.sync 0;", FaultKind::DivergentCollective);
-}
-
-// Bits that nobody wrote.
-
-/// Code after which `%r9` is known, of `%r1`, which nobody wrote, with the value that it must have.
-const KNOWN: &[(&str, u32)] = &[
-    // A field after another, in local memory and in registers.
-    ("ld.local.u32 %r1, [own];\nand.b32 %r2, %r1, 0xffff0000;\nor.b32 %r3, %r2, 5;\nand.b32 %r4, %r3, 0xffff;\n\
-      st.local.u32 [own], %r3;\nld.local.u32 %r5, [own];\nand.b32 %r5, %r5, 0x0000ffff;\nor.b32 %r5, %r5, 0x70000;\nmov.u32 %r9, %r5;", 0x70005),
-    ("and.b32 %r2, %r1, 0xffff0000;\nor.b32 %r2, %r2, 5;\nand.b32 %r2, %r2, 0xffff;\nor.b32 %r9, %r2, 0x90000;", 0x90005),
-    ("bfi.b32 %r2, 0x12, %r1, 0, 8;\nbfi.b32 %r2, 0x345678, %r2, 8, 24;\nmov.u32 %r9, %r2;", 0x3456_7812),
-    ("bfi.b32 %r2, 0x12, %r1, 4, 8;\nbfe.u32 %r9, %r2, 4, 8;", 0x12),
-    ("prmt.b32 %r2, %r1, 0x1234, 0x5410;\nshr.u32 %r9, %r2, 16;", 0x1234),
-    ("shl.b32 %r2, %r1, 8;\nor.b32 %r2, %r2, 7;\nand.b32 %r9, %r2, 255;", 7),
-    ("shf.l.wrap.b32 %r9, 0x55, %r1, 32;\nshf.r.clamp.b32 %r9, 0x55, %r1, 0;", 0x55),
-    ("lop3.b32 %r9, %r1, 0xff, 0x42, 0x88;", 0x42),
-    ("mov.b32 {%h0, %h1}, %r1;\nmov.u16 %h0, 3;\nmov.b32 %r2, {%h0, %h1};\nmov.u16 %h1, 4;\nmov.b32 {%h2, _}, %r2;\n\
-      mov.b32 %r9, {%h2, %h1};", 0x40003),
-    ("mov.b64 %rd5, {%r1, 6};\nmov.b64 {_, %r9}, %rd5;", 6),
-    ("mov.b64 %rd5, {6, %r1};\ncvt.u32.u64 %r9, %rd5;", 6),
-    ("and.b32 %r2, %r1, 0xffffff00;\nor.b32 %r2, %r2, 0x80;\ncvt.s32.s8 %r9, %r2;", 0xffff_ff80),
-    // Nothing is left of it.
-    ("xor.b32 %r9, %r1, %r1;", 0),
-    ("sub.s32 %r9, %r1, %r1;", 0),
-    ("and.b32 %r9, %r1, 0;", 0),
-    ("mul.lo.u32 %r9, %r1, 0;", 0),
-    ("mad.lo.u32 %r9, %r1, 0, 8;", 8),
-    ("mul.wide.u32 %rd5, %r1, 0;\ncvt.u32.u64 %r9, %rd5;", 0),
-    ("shl.b32 %r9, %r1, 32;", 0),
-    ("rem.u32 %r9, %r1, 1;", 0),
-    ("or.b32 %r2, %r1, -1;\nadd.s32 %r9, %r2, 1;", 0),
-    ("lop3.b32 %r9, %r1, %r1, 1, 0x3c;", 0),
-    ("min.u32 %r9, %r1, 0;", 0),
-    ("setp.eq.u32 %p1, %r1, %r1;\nselp.u32 %r9, 4, 5, %p1;", 4),
-    ("or.b32 %r2, %r1, 16;\nsetp.eq.u32 %p1, %r2, 0;\nselp.u32 %r9, 4, 5, %p1;", 5),
-    ("and.b32 %r2, %r1, 15;\nsetp.lt.u32 %p1, %r2, 16;\n@%p1 mov.u32 %r9, 3;", 3),
-    // Either way the same.
-    ("setp.lt.u32 %p1, %r1, 100;\nselp.u32 %r9, 5, 5, %p1;", 5),
-    ("setp.lt.u32 %p1, %r1, 100;\nor.pred %p2, %p1, 1;\nselp.u32 %r9, 6, 7, %p2;", 6),
-    ("setp.lt.u32 %p1, %r1, 100;\nsetp.eq.and.u32 %p2, %t, 99, %p1;\nselp.u32 %r9, 6, 7, %p2;", 7),
-    // A carry that stays below.
-    ("and.b32 %r2, %r1, 7;\nadd.s32 %r2, %r2, 8;\nshr.u32 %r9, %r2, 3;", 1),
-    ("and.b32 %r2, %r1, 7;\nadd.cc.u32 %r2, %r2, 8;\naddc.u32 %r9, 1, 2;", 3),
-    ("shl.b32 %r2, %r1, 4;\nmul.lo.u32 %r2, %r2, 3;\nand.b32 %r9, %r2, 15;", 0),
-    // Between lanes: the value of lane 1, whose upper half nobody wrote.
-    ("and.b32 %r2, %r1, 0xffff0000;\nor.b32 %r2, %r2, 9;\nshfl.sync.idx.b32 %r3, %r2, 1, 31, -1;\nand.b32 %r9, %r3, 0xffff;", 9),
-    ("and.b32 %r2, %r1, 0xffff0000;\nor.b32 %r2, %r2, 9;\nredux.sync.or.b32 %r3, %r2, -1;\nand.b32 %r9, %r3, 0xffff;", 9),
-    ("setp.lt.u32 %p1, %r1, 100;\nsetp.eq.u32 %p2, %t, 3;\nor.pred %p1, %p1, %p2;\nvote.sync.any.pred %p3, %p1, -1;\n\
-      selp.u32 %r9, 8, 9, %p3;", 8),
-];
-
-#[test]
-fn bits_that_somebody_wrote_are_known_whatever_lies_beside_them() {
-    for (code, want) in KNOWN {
-        let out = words(&format!("{code}\nst.global.u32 [%own], %r9;\nret;"), 1, 32, 32);
-        assert_eq!(out, vec![*want; 32], "{code}");
-    }
-}
-
-/// Code after which some bits of `%r9` are not known.
-const UNKNOWN: &[&str] = &[
-    "and.b32 %r2, %r1, 0xffff0000;\nor.b32 %r9, %r2, 5;",
-    "bfi.b32 %r9, 0x12, %r1, 0, 31;",
-    "prmt.b32 %r9, %r1, 0x1234, 0x5430;",
-    "shl.b32 %r9, %r1, 31;",
-    "xor.b32 %r9, %r1, %r2;",
-    "mul.lo.u32 %r9, %r1, 2;",
-    "setp.lt.u32 %p1, %r1, 100;\nselp.u32 %r9, 5, 6, %p1;",
-    "and.b32 %r2, %r1, 7;\nadd.s32 %r9, %r2, 8;",
-    "and.b32 %r2, %r1, 7;\nadd.cc.u32 %r2, %r2, -1;\naddc.u32 %r9, 1, 2;",
-    "mov.b64 %rd5, {6, %r1};\nmov.b64 {_, %r9}, %rd5;",
-    "shfl.sync.idx.b32 %r9, %r1, 1, 31, -1;",
-    "setp.eq.u32 %p2, %t, 3;\nselp.u32 %r2, %r1, 1, %p2;\nredux.sync.or.b32 %r9, %r2, -1;",
-    "cvt.rn.f32.u32 %f1, %r1;\ncvt.rzi.u32.f32 %r9, %f1;",
-    "mov.u32 %r2, 1;\nst.local.u16 [own], %r2;\nld.local.u32 %r9, [own];",
-];
-
-#[test]
-fn bits_that_nobody_wrote_are_reported_where_they_matter() {
-    for code in UNKNOWN {
-        for use_of in [
-            "popc.b32 %r8, %r9;\nand.b32 %r8, %r8, 1;\nsetp.eq.u32 %p5, %r8, 1;\n@%p5 mov.u32 %r7, 1;",
-            "mul.wide.u32 %rd6, %r9, 4;\nadd.s64 %rd6, %rd6, %rd0;\nld.global.u32 %r7, [%rd6];",
-            "ld.shared.u32 %r7, [%r9];",
-            "atom.global.add.u32 %r7, [%rd0], %r9;",
-        ] {
-            let f = fault(&format!("{code}\n{use_of}\nret;"), 1, 32, FaultKind::UninitializedRegister);
-            assert!(f.detail.contains("nobody wrote"), "{f}");
-        }
-    }
-    // The report says which bits.
-    let f = fault("and.b32 %r2, %r1, 0xf0;\nor.b32 %r9, %r2, 0x105;\natom.global.add.u32 %r7, [%rd0], %r9;\nret;", 1, 1, FaultKind::UninitializedRegister);
-    assert!(f.operands.contains("0x105 (bits 0xf0 unwritten)"), "{f}");
-    // A store of nothing but such bits.
-    fault("st.global.u32 [%own], %r1;\nret;", 1, 32, FaultKind::UninitializedRegister);
-    fault("st.shared.u32 [tile], %r1;\nld.shared.u32 %r2, [tile];\nret;", 1, 1, FaultKind::UninitializedShared);
-    // A written word is unwritten again when such bits are stored over it.
-    fault("st.shared.u32 [tile], %t;\nst.shared.u32 [tile], %r1;\nld.shared.u32 %r2, [tile];\nret;", 1, 1, FaultKind::UninitializedShared);
-}
-
-/// Fills a structure of a u64, a byte with padding, and a field of 12 bits in a word, in local memory; `%rd7` is its place in
-/// global memory, and `%r20` that in shared memory.
-const STRUCTURE: &str = "mul.wide.u32 %rd7, %t, 16;\nadd.s64 %rd7, %rd7, %rd0;\nmov.u32 %r20, tile;\nmad.lo.u32 %r20, %t, 16, %r20;\n\
-    cvt.u64.u32 %rd5, %t;\nst.local.u64 [own], %rd5;\nst.local.u8 [own+8], %t;\nld.local.u32 %r1, [own+12];\n\
-    bfi.b32 %r1, %t, %r1, 0, 12;\nst.local.u32 [own+12], %r1;\n";
-
-/// Copies of the structure from local to global memory.
-const COPIES: &[&str] = &[
-    "ld.local.v2.u64 {%rd5, %rd6}, [own];\nst.global.v2.u64 [%rd7], {%rd5, %rd6};",
-    "ld.local.v4.u32 {%r1, %r2, %r3, %r4}, [own];\nst.global.v4.u32 [%rd7], {%r1, %r2, %r3, %r4};",
-    "ld.local.u64 %rd5, [own];\nld.local.u64 %rd6, [own+8];\nst.global.u64 [%rd7], %rd5;\nst.global.u64 [%rd7+8], %rd6;",
-    "ld.local.v4.u32 {%r1, %r2, %r3, %r4}, [own];\nst.shared.v4.u32 [%r20], {%r1, %r2, %r3, %r4};\n\
-     ld.shared.v2.u64 {%rd5, %rd6}, [%r20];\nst.global.v2.u64 [%rd7], {%rd5, %rd6};",
-    // There and back: global to shared memory by an asynchronous copy, and by a bulk copy to global memory.
-    "ld.local.v2.u64 {%rd5, %rd6}, [own];\nst.global.v2.u64 [%rd7], {%rd5, %rd6};\ncp.async.ca.shared.global [%r20], [%rd7], 16;\n\
-     cp.async.wait_all;\nld.shared.v2.u64 {%rd5, %rd6}, [%r20];\nst.shared.v2.u64 [%r20], {%rd5, %rd6};\nfence.proxy.async;\n\
-     cp.async.bulk.global.shared::cta.bulk_group [%rd7], [%r20], 16;\ncp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;",
-    // Lanes exchange structures.
-    "ld.local.v4.u32 {%r1, %r2, %r3, %r4}, [own];\nshfl.sync.bfly.b32 %r5, %r3, 0, 31, -1;\nst.global.v4.u32 [%rd7], {%r1, %r2, %r5, %r4};",
-];
-
-#[test]
-fn structures_are_copied_with_their_padding() {
-    for copy in COPIES {
-        // The fields come back, and none of the padding.
-        let body = format!(
-            "{STRUCTURE}{copy}\nld.global.v2.u64 {{%rd5, %rd6}}, [%rd7];\nld.global.u8 %r2, [%rd7+8];\nld.global.u16 %r3, [%rd7+12];\n\
-             and.b32 %r3, %r3, 0xfff;\ncvt.u32.u64 %r4, %rd5;\nadd.s32 %r4, %r4, %r2;\nadd.s32 %r4, %r4, %r3;\n\
-             bar.sync 0;\nst.global.u32 [%own+512], %r4;\nst.global.v2.u64 [%rd7], {{%rd5, %rd5}};\nret;"
-        );
-        assert_eq!(words(&body, 1, 16, 144)[128..], (0..16).map(|t| 3 * t).collect::<Vec<u32>>(), "{copy}");
-        // Its padding is nobody's, in the kernel and on the host.
-        for (use_of, kind) in [
-            ("ld.global.u8 %r2, [%rd7+9];\natom.global.add.u32 %r3, [%rd0+512], %r2;", FaultKind::UninitializedRegister),
-            ("ld.global.u32 %r2, [%rd7+12];\nsetp.eq.u32 %p1, %r2, %t;\n@%p1 trap;", FaultKind::UninitializedRegister),
-            ("atom.global.or.b32 %r2, [%rd7+12], 1;", FaultKind::UninitializedGlobal),
-        ] {
-            fault(&format!("{STRUCTURE}{copy}\n{use_of}\nret;"), 1, 16, kind);
-        }
-        let m = kernel(&format!("{STRUCTURE}{copy}\nret;"));
-        let e = launch(&m, 1, 16, 0, Checks::all()).unwrap_err();
-        assert!(matches!(&e, EmuError::InvalidDeviceAddress { what, .. } if what.contains("byte 9 ")), "{e}");
-        assert!(launch(&m, 1, 16, 0, Checks { uninitialized: false, ..Checks::all() }).is_ok());
-    }
 }
 
 // Stores of one value, plain reads before atomics, and what an atomic does not hide.
@@ -460,8 +278,11 @@ fn lanes_of_a_warp_may_store_one_value_to_one_place_of_another_cta() {
     }
 }
 
+/// The word that so many threads leave.
+type Left = fn(u32) -> u32;
+
 /// Idioms that read plainly what others change by atomics, and make up for an old value: the word that they leave after `n` threads.
-const WEAK_READS: &[(&str, fn(u32) -> u32)] = &[
+const WEAK_READS: &[(&str, Left)] = &[
     // The CUDA C++ Programming Guide's atomicAdd by atomicCAS.
     (
         "ld.SPACE.u32 %r2, [%rd1];\nL: add.s32 %r3, %r2, 3;\natom.SPACE.cas.b32 %r4, [%rd1], %r2, %r3;\nsetp.ne.u32 %p1, %r4, %r2;\n\
@@ -476,7 +297,11 @@ const WEAK_READS: &[(&str, fn(u32) -> u32)] = &[
 fn plain_reads_against_atomics_are_graded_by_the_caller() {
     for (space, kind) in [("global", FaultKind::GlobalRace), ("shared", FaultKind::SharedRace)] {
         for (body, want) in WEAK_READS {
-            let start = if space == "shared" { "setp.eq.u32 %p2, %t, 0;\n@%p2 st.shared.u32 [%rd1], 0;\nbar.sync 0;\n" } else { "" };
+            let start = if space == "shared" {
+                "setp.eq.u32 %p2, %t, 0;\n@%p2 st.shared.u32 [%rd1], 0;\nbar.sync 0;\n"
+            } else {
+                ""
+            };
             let end = "\nbar.sync 0;\nsetp.eq.u32 %p2, %t, 0;\n@%p2 ld.SPACE.u32 %r5, [%rd1];\n@%p2 st.global.u32 [%rd0], %r5;";
             let body = of_space(&format!("{start}{body}{end}"), space);
             let f = fault(&body, 1, 64, kind);
@@ -502,7 +327,10 @@ fn plain_reads_against_atomics_are_graded_by_the_caller() {
         e.read(words + 1024, &mut sum).unwrap();
         assert_eq!(u32::from_le_bytes(sum), 3 * 200);
         let told: Vec<&str> = report.warnings.iter().map(|w| &w.instruction[..8]).collect();
-        assert!(!told.is_empty() && told.len() <= 2 && told.iter().all(|t| ["ld.globa", "atom.glo"].contains(t)), "{told:?}");
+        assert!(
+            !told.is_empty() && told.len() <= 2 && told.iter().all(|t| ["ld.globa", "atom.glo"].contains(t)),
+            "{told:?}"
+        );
         assert!(report.warnings.iter().all(|w| w.kind == FaultKind::GlobalRace && w.seed == seed));
     }
 }
@@ -616,159 +444,4 @@ fn ctas_of_a_grid_barrier_are_resident_together() {
     };
     assert_eq!(words(&body("membar.gl;"), 16, 64, 80)[64..], (0..16).rev().collect::<Vec<u32>>());
     fault(&body(""), 16, 64, FaultKind::GlobalRace);
-}
-
-// What kernels ask of the host, and instructions that are seldom written.
-
-/// `printf` and `assert` as nvcc compiles them.
-const HOST: &str = r#"
-.version 8.0
-.target sm_80
-.address_size 64
-.extern .func (.param .b32 func_retval0) vprintf(.param .b64 vprintf_param_0, .param .b64 vprintf_param_1);
-.extern .func __assertfail
-(
-    .param .b64 __assertfail_param_0, .param .b64 __assertfail_param_1, .param .b32 __assertfail_param_2,
-    .param .b64 __assertfail_param_3, .param .b64 __assertfail_param_4
-);
-.global .align 1 .b8 $str[24] = {37, 100, 32, 37, 46, 50, 102, 32, 37, 115, 124, 37, 51, 99, 32, 37, 108, 120, 37, 37, 10, 0};
-.global .align 1 .b8 $str$1[6] = {104, 101, 108, 108, 111, 0};
-.global .align 1 .b8 __unnamed_1[2] = {107, 0};
-.visible .entry k(.param .u64 words)
-{
-    .local .align 8 .b8 __local_depot0[40];
-    .reg .b64 %SP, %SPL;
-    .reg .pred %p<3>;
-    .reg .b32 %r<9>;
-    .reg .f64 %fd<2>;
-    .reg .b64 %rd<12>;
-    mov.u64 %SPL, __local_depot0;
-    cvta.local.u64 %SP, %SPL;
-    mov.u32 %r1, %tid.x;
-    mov.u32 %r2, %ctaid.x;
-    add.u64 %rd1, %SP, 0;
-    add.u64 %rd2, %SPL, 0;
-    mad.lo.s32 %r3, %r2, 100, %r1;
-    st.local.u32 [%rd2], %r3;
-    mov.f64 %fd1, 0d3FF4000000000000;
-    st.local.f64 [%rd2+8], %fd1;
-    mov.u64 %rd3, $str$1;
-    cvta.global.u64 %rd4, %rd3;
-    st.local.u64 [%rd2+16], %rd4;
-    mov.u32 %r4, 65;
-    st.local.u32 [%rd2+24], %r4;
-    mov.u64 %rd5, 0xdeadbeef01;
-    st.local.u64 [%rd2+32], %rd5;
-    mov.u64 %rd6, $str;
-    cvta.global.u64 %rd7, %rd6;
-    { // callseq 0, 0
-    .reg .b32 temp_param_reg;
-    .param .b64 param0;
-    st.param.b64 [param0+0], %rd7;
-    .param .b64 param1;
-    st.param.b64 [param1+0], %rd1;
-    .param .b32 retval0;
-    call.uni (retval0), vprintf, (param0, param1);
-    ld.param.b32 %r5, [retval0+0];
-    } // callseq 0
-    setp.eq.s32 %p1, %r5, 5;
-    setp.ne.s32 %p2, %r3, FAILING;
-    and.pred %p1, %p1, %p2;
-    @%p1 bra DONE;
-    cvta.global.u64 %rd8, %rd3;
-    mov.u64 %rd9, __unnamed_1;
-    cvta.global.u64 %rd10, %rd9;
-    {
-    .param .b64 param0;
-    st.param.b64 [param0+0], %rd8;
-    .param .b64 param1;
-    st.param.b64 [param1+0], %rd10;
-    .param .b32 param2;
-    st.param.b32 [param2+0], 42;
-    .param .b64 param3;
-    st.param.b64 [param3+0], %rd10;
-    .param .b64 param4;
-    st.param.b64 [param4+0], 1;
-    call.uni __assertfail, (param0, param1, param2, param3, param4);
-    }
-DONE:
-    ret;
-}
-"#;
-
-#[test]
-fn kernels_print_and_assert() {
-    let run = |failing: &str, text: &str, seed: u64| {
-        let m = Module::parse(&text.replace("FAILING", failing)).unwrap_or_else(|e| panic!("{e}"));
-        let e = Emulator::default();
-        let launch = Launch::new([3, 1, 1], [33, 1, 1]).with_ptr(0).with_seed(seed);
-        let result = e.launch(&m, "k", &launch);
-        let printed = e.take_printed();
-        assert!(e.take_printed().is_empty());
-        (result, printed)
-    };
-    for seed in 0..SEEDS {
-        let (result, printed) = run("-1", HOST, seed);
-        assert!(result.is_ok(), "{result:?}");
-        assert_eq!(printed.len(), 99);
-        for (i, p) in printed.iter().enumerate() {
-            let (cta, thread) = (p.cta[0], p.thread);
-            assert_eq!(p.text, format!("{} 1.25 hello|  A deadbeef01%\n", 100 * cta + thread));
-            assert_eq!(cta, i as u32 / 33);
-        }
-        let (result, printed) = run("132", HOST, seed);
-        let error = result.unwrap_err();
-        let f = error.fault().unwrap();
-        assert_eq!((f.kind, f.cta, f.warp, f.lane), (FaultKind::AssertionFailed, [1, 0, 0], 1, Some(0)));
-        assert!(f.detail.contains("k:42: k: `hello` does not hold"), "{f}");
-        assert!(printed.iter().any(|p| p.text.starts_with("132 ")));
-    }
-    // What is printed must be written.
-    let (result, _) = run("-1", &HOST.replace("st.local.u32 [%rd2], %r3;", ""), 0);
-    assert_eq!(result.unwrap_err().fault().unwrap().kind, FaultKind::UninitializedRegister);
-    let (result, _) = run("-1", &HOST.replace("{37, 100,", "{37, 113,"), 0);
-    let error = result.unwrap_err();
-    assert!(error.fault().is_some_and(|f| f.kind == FaultKind::Unsupported && f.detail.contains("%q")), "{error}");
-}
-
-#[test]
-fn minima_and_maxima_of_three_and_hints_to_the_memory() {
-    let text = |body: &str| {
-        format!(
-            ".version 8.8\n.target sm_100\n.address_size 64\n.visible .entry k(.param .u64 words)\n{{\n.reg .b32 %r<9>;\n.reg .b64 %rd0;\n\
-             ld.param.u64 %rd0, [words];\n{body}\nret;\n}}\n"
-        )
-    };
-    let e = Emulator::new(EmulatorOptions::default().with_sm_target(100));
-    let word = e.alloc(256).unwrap();
-    let run = |body: &str| {
-        e.fill(word, 0, 256)?;
-        e.launch(&Module::parse(&text(body)).unwrap(), "k", &Launch::new([1, 1, 1], [1, 1, 1]).with_ptr(word))?;
-        let mut out = [0; 4];
-        e.read(word, &mut out)?;
-        Ok::<_, EmuError>(u32::from_le_bytes(out))
-    };
-    for (operation, of, want) in [
-        ("max", [1.0f32, 3.0, 2.0], 3.0f32),
-        ("max", [-1.0, f32::NAN, -2.0], -1.0),
-        ("min", [1.0, 3.0, 2.0], 1.0),
-        ("min", [0.0, 5.0, -0.0], -0.0),
-        ("min.NaN", [0.0, f32::NAN, -0.0], f32::from_bits(0x7fff_ffff)),
-        ("max.ftz", [0.0, 1e-40, -3.0], 0.0),
-    ] {
-        let [a, b, c] = of.map(|x| format!("0f{:08X}", x.to_bits()));
-        let got = run(&format!("{operation}.f32 %r0, {a}, {b}, {c};\nst.global.u32 [%rd0], %r0;")).unwrap();
-        assert_eq!(got, want.to_bits(), "{operation} of {of:?}");
-    }
-    for hint in ["applypriority.global.L2::evict_normal [%rd0], 128;", "pmevent 7;", "ld.mmio.relaxed.sys.global.u32 %r1, [%rd0];"] {
-        assert_eq!(run(&format!("{hint}\nst.global.u32 [%rd0], 7;")).unwrap(), 7, "{hint}");
-    }
-    // What was discarded is nobody's before it is written again.
-    let discard = "st.global.u32 [%rd0], 5;\ndiscard.global.L2 [%rd0], 128;\n";
-    assert_eq!(run(&format!("{discard}st.global.u32 [%rd0], 7;")).unwrap(), 7);
-    assert!(matches!(run(discard), Err(EmuError::InvalidDeviceAddress { .. })));
-    let kind = |body: &str| run(body).unwrap_err().fault().map(|f| f.kind);
-    assert_eq!(kind(&format!("{discard}ld.global.u32 %r1, [%rd0];")), Some(FaultKind::UninitializedGlobal));
-    assert_eq!(kind("discard.global.L2 [%rd0+64], 128;"), Some(FaultKind::Misaligned));
-    assert_eq!(kind("discard.global.L2 [%rd0+256], 128;"), Some(FaultKind::GlobalOutOfBounds));
 }

@@ -16,7 +16,8 @@ fn value(bits: u32, bytes: usize) -> f32 {
         return f32::from_bits(bits);
     }
     let (e, m) = (bits >> 10 & 31, bits & 0x3ff);
-    let x = if e == 0 { m as f32 / 1024.0 * 2f32.powi(-14) } else { (1.0 + m as f32 / 1024.0) * 2f32.powi(e as i32 - 15) };
+    let x =
+        if e == 0 { m as f32 / 1024.0 * 2f32.powi(-14) } else { (1.0 + m as f32 / 1024.0) * 2f32.powi(e as i32 - 15) };
     if bits >> 15 & 1 == 1 { -x } else { x }
 }
 
@@ -68,7 +69,9 @@ impl Subject {
         let [cty, dty] = self.wide.map(|w| if w { "f32" } else { "f16" });
         let count = |elements: usize| if self.bf16 { elements / 64 } else { 8 };
         let (ra, rb) = (registers("a", count(m * k)), registers("b", count(k * n)));
-        let of_sum = |prefix: &str, wide: bool| registers(&format!("{}{prefix}", if wide { "f" } else { "h" }), if wide { 8 } else { 4 });
+        let of_sum = |prefix: &str, wide: bool| {
+            registers(&format!("{}{prefix}", if wide { "f" } else { "h" }), if wide { 8 } else { 4 })
+        };
         let (rc, rd) = (of_sum("c", self.wide[0]), of_sum("d", self.wide[1]));
         let types = if self.bf16 { format!("{dty}.bf16.bf16.{cty}") } else { format!("{dty}.{cty}") };
         let (a, b, c, d) = (&self.a, &self.b, &self.c, &self.d);
@@ -88,7 +91,16 @@ impl Subject {
              wmma.load.c.sync.aligned.{}.{shape}.{cty} {rc}, [%rd3], {};\n\
              wmma.mma.sync.aligned.{}.{}.{shape}.{types} {rd}, {ra}, {rb}, {rc};\n\
              wmma.store.d.sync.aligned.{}.{shape}.global.{dty} [%rd4], {rd}, {};\nG: ret;\n}}\n",
-            a.name(), a.stride, b.name(), b.stride, c.name(), c.stride, a.name(), b.name(), d.name(), d.stride
+            a.name(),
+            a.stride,
+            b.name(),
+            b.stride,
+            c.name(),
+            c.stride,
+            a.name(),
+            b.name(),
+            d.name(),
+            d.stride
         )
     }
 
@@ -162,7 +174,12 @@ fn subjects() -> Vec<Subject> {
 #[test]
 fn products_are_those_of_plain_sums() {
     for s in subjects() {
-        assert_eq!(s.run("bar.warp.sync -1;", 0).unwrap_or_else(|e| panic!("{e}\n{}", s.text(""))), s.expected(), "{}", s.text(""));
+        assert_eq!(
+            s.run("bar.warp.sync -1;", 0).unwrap_or_else(|e| panic!("{e}\n{}", s.text(""))),
+            s.expected(),
+            "{}",
+            s.text("")
+        );
     }
 }
 
@@ -182,5 +199,8 @@ fn a_matrix_is_read_by_all_lanes_and_must_be_there() {
     assert_eq!(kind("add.s64 %rd4, %rd4, 8000;"), FaultKind::GlobalOutOfBounds);
     assert_eq!(kind("add.s64 %rd2, %rd2, 1;"), FaultKind::Misaligned);
     assert_eq!(kind("mov.u64 %rd2, %rd7;"), FaultKind::InvalidOperand);
-    assert_eq!(kind(".reg .pred %p;\nsetp.eq.u32 %p, %r0, 3;\n@%p bra E;\nbra F;\nE: nanosleep.u32 1;\nbra G;\nF:"), FaultKind::DivergentCollective);
+    assert_eq!(
+        kind(".reg .pred %p;\nsetp.eq.u32 %p, %r0, 3;\n@%p bra E;\nbra F;\nE: nanosleep.u32 1;\nbra G;\nF:"),
+        FaultKind::DivergentCollective
+    );
 }

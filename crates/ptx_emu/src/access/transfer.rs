@@ -3,10 +3,10 @@
 use super::atomic::Place;
 use super::counting::{Banks, Sectors};
 use super::shared::Stored;
+use crate::alu::{LANES, extend};
 use crate::error::FaultKind;
 use crate::history::Kind;
 use crate::ir::*;
-use crate::alu::{LANES, extend};
 use crate::machine::{Cta, Exec, Where, lanes};
 use crate::shared::What;
 

@@ -140,7 +140,13 @@ fn unknown(f: Alu, ty: Ty, m: Mods, [a, b, c, e]: [Bits; 4], s: &[Slot; 4]) -> u
     };
     match f {
         // Other sources of a move say whether the result is known (see `lower::policy`).
-        Alu::Mov => if b.known() && c.known() && e.known() { a.unknown } else { nothing },
+        Alu::Mov => {
+            if b.known() && c.known() && e.known() {
+                a.unknown
+            } else {
+                nothing
+            }
+        }
         Alu::And if !same => (a.unknown | b.unknown) & (a.value | a.unknown) & (b.value | b.unknown),
         Alu::Or if !same => (a.unknown | b.unknown) & !(a.value & !a.unknown) & !(b.value & !b.unknown),
         Alu::And | Alu::Or => a.unknown,
@@ -168,13 +174,9 @@ fn unknown(f: Alu, ty: Ty, m: Mods, [a, b, c, e]: [Bits; 4], s: &[Slot; 4]) -> u
         Alu::Bfe if (amount_of_b.unknown | c.unknown) & 0xff == 0 => {
             bfe(a.unknown, amount_of_b.value as u32, c.value as u32, n, signed)
         }
-        Alu::Bfi if (c.unknown | e.unknown) & 0xff == 0 => {
-            bfi(a.unknown, b.unknown, c.value as u32, e.value as u32, n)
-        }
+        Alu::Bfi if (c.unknown | e.unknown) & 0xff == 0 => bfi(a.unknown, b.unknown, c.value as u32, e.value as u32, n),
         Alu::Brev => a.unknown.reverse_bits() >> (64 - n),
-        Alu::Popc => {
-            between((a.value & !a.unknown).count_ones() as u64, (a.value | a.unknown).count_ones() as u64)
-        }
+        Alu::Popc => between((a.value & !a.unknown).count_ones() as u64, (a.value | a.unknown).count_ones() as u64),
         Alu::Clz => {
             let zeros = |v: u64| (v.leading_zeros() + n).saturating_sub(64) as u64;
             between(zeros(a.value | a.unknown), zeros(a.value & !a.unknown))
@@ -294,10 +296,7 @@ fn float(f: Alu, ty: Ty, a: Bits, b: Bits, c: Bits) -> u64 {
     }
     let element = if matches!(ty, Ty::F16x2 | Ty::BF16x2 | Ty::F32x2) { n / 2 } else { n };
     let any = (a.unknown | b.unknown | c.unknown) & ones(n);
-    (0..n / element)
-        .map(|i| ones(element) << (i * element))
-        .filter(|part| any & part != 0)
-        .fold(0, |u, part| u | part)
+    (0..n / element).map(|i| ones(element) << (i * element)).filter(|part| any & part != 0).fold(0, |u, part| u | part)
 }
 
 /// The bits of a source in a lane.

@@ -149,7 +149,7 @@ fn quotient(a: f64, b: f64, to: Format, mode: Round) -> f64 {
         negative: x.negative != y.negative,
         digits: digits / y.digits,
         exponent: x.exponent - room - y.exponent,
-        more: digits % y.digits != 0,
+        more: !digits.is_multiple_of(y.digits),
     };
     round(exact, to, mode)
 }
@@ -200,7 +200,21 @@ mod tests {
 
     /// Numbers of all sizes, and pairs that nearly cancel.
     fn numbers() -> Vec<f64> {
-        let mut v = vec![0.0, -0.0, 1.0, -1.0, 1.5, 3.0, f64::MAX, f64::MIN_POSITIVE, 5e-324, -5e-324, 1e-310, f64::INFINITY, f64::NAN];
+        let mut v = vec![
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            1.5,
+            3.0,
+            f64::MAX,
+            f64::MIN_POSITIVE,
+            5e-324,
+            -5e-324,
+            1e-310,
+            f64::INFINITY,
+            f64::NAN,
+        ];
         let mut s = 0x9e37_79b9_7f4a_7c15u64;
         for i in 0..400 {
             s ^= s << 13;
@@ -234,11 +248,14 @@ mod tests {
                 assert_eq!(near(Alu::FMul), bits(a * b), "{a:e} * {b:e}");
                 assert_eq!(near(Alu::Div), bits(a / b), "{a:e} / {b:e}");
                 assert_eq!(near(Alu::Fma), bits(a.mul_add(b, c)), "{a:e} * {b:e} + {c:e}");
-                assert_eq!(near(Alu::Fma) , bits(a.mul_add(b, c)));
+                assert_eq!(near(Alu::Fma), bits(a.mul_add(b, c)));
                 let (x, y) = (a as f32, b as f32);
                 let near = |f| single(f, Round::NearestEven, x, y, 0.0);
                 for (got, want) in [(near(Alu::Add), x + y), (near(Alu::FMul), x * y), (near(Alu::Div), x / y)] {
-                    assert!(got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()), "{x:e}, {y:e}: {got:e}, {want:e}");
+                    assert!(
+                        got.to_bits() == want.to_bits() || (got.is_nan() && want.is_nan()),
+                        "{x:e}, {y:e}: {got:e}, {want:e}"
+                    );
                 }
             }
             // A difference that cancels but for the error of a product.
@@ -261,7 +278,8 @@ mod tests {
         for (i, &a) in v.iter().enumerate() {
             for &b in v.iter().skip(i % 5).step_by(5) {
                 for f in [Alu::Add, Alu::FMul, Alu::Div, Alu::Sqrt] {
-                    let [near, down, up, zero] = [Round::NearestEven, Round::Down, Round::Up, Round::Zero].map(|m| double(f, m, a, b, 0.0));
+                    let [near, down, up, zero] =
+                        [Round::NearestEven, Round::Down, Round::Up, Round::Zero].map(|m| double(f, m, a, b, 0.0));
                     if near.is_nan() || down == up && !near.is_finite() {
                         continue;
                     }
@@ -310,7 +328,10 @@ mod tests {
         assert_eq!(of(Alu::Div, 1.0, 0.0), [f64::INFINITY; 4]);
         let of = |f, a: f32, b: f32| all.map(|m| single(f, m, a, b, 0.0));
         assert_eq!(of(Alu::Div, f32::MAX, 0.5), [f32::INFINITY, f32::MAX, f32::MAX, f32::INFINITY]);
-        assert_eq!(of(Alu::Rcp, 3.0, 0.0), [1.0 / 3.0, (1.0f32 / 3.0).next_down(), (1.0f32 / 3.0).next_down(), 1.0 / 3.0]);
+        assert_eq!(
+            of(Alu::Rcp, 3.0, 0.0),
+            [1.0 / 3.0, (1.0f32 / 3.0).next_down(), (1.0f32 / 3.0).next_down(), 1.0 / 3.0]
+        );
         assert_eq!(of(Alu::Div, 1e-45, 2.0), [0.0, 0.0, 0.0, 1e-45]);
     }
 }

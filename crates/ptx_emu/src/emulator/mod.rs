@@ -72,7 +72,11 @@ impl Emulator {
         let pool = (options.threads > 1)
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().ok())
             .flatten();
-        let state = State { memory: GlobalMemory::new(options.memory_limit), modules: HashMap::new(), printed: Default::default() };
+        let state = State {
+            memory: GlobalMemory::new(options.memory_limit),
+            modules: HashMap::new(),
+            printed: Default::default(),
+        };
         Emulator { options, state: Mutex::new(state), running: Mutex::new(()), pool, simd: crate::alu::has_simd() }
     }
 

@@ -20,7 +20,7 @@ pub enum Severity {
 /// memory (`cargo bench -p ptx_emu`), and memory for records: see [`EmulatorOptions::memory_limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
-    /// Reads of global, shared and local memory and uses of registers that nobody wrote.
+    /// Reads of global and shared memory that nobody wrote, and uses of bits of registers and of local memory that nobody wrote.
     pub uninitialized: bool,
     /// Data races in shared and global memory. The dearest check: it keeps a record for each four bytes.
     pub races: bool,
@@ -39,13 +39,7 @@ pub struct Checks {
 impl Checks {
     /// Every check.
     pub const fn all() -> Self {
-        Checks {
-            uninitialized: true,
-            races: true,
-            asynchronous: true,
-            convergence: true,
-            weak_reads: Severity::Error,
-        }
+        Checks { uninitialized: true, races: true, asynchronous: true, convergence: true, weak_reads: Severity::Error }
     }
 
     /// Only bounds, alignment, barriers and deadlock, which no launch can do without.

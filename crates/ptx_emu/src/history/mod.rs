@@ -399,7 +399,11 @@ mod tests {
 
     /// Accesses that nothing orders, of CTAs that cannot order each other.
     fn touch(h: &History, spilled: &Spilled, off: u64, n: u64, me: Access, kind: Kind) -> Option<Race> {
-        h.access(off, n, &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, weak_reads: true, spilled })
+        h.access(
+            off,
+            n,
+            &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, weak_reads: true, spilled },
+        )
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl<'a> Lower<'a> {
         if mods.sat && (ty == Ty::F64 || matches!(f, Alu::Min | Alu::Max | Alu::Neg | Alu::Abs | Alu::Div)) {
             return Err(m.bad(".sat with this operation or type"));
         }
-        if mods.xorsign && !(matches!(f, Alu::Min | Alu::Max) && !matches!(ty, Ty::F64 | Ty::F32x2)) {
+        if mods.xorsign && (!matches!(f, Alu::Min | Alu::Max) || matches!(ty, Ty::F64 | Ty::F32x2)) {
             return Err(m.bad(".xorsign.abs is for min and max of f32, f16 and bf16"));
         }
         // Devices from sm_100 on have minima and maxima of three.

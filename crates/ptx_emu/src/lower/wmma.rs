@@ -3,7 +3,8 @@
 use super::*;
 
 /// Rows of the result, its columns, and what is summed over.
-const SHAPES: &[(&str, [u32; 3])] = &[("m16n16k16", [16, 16, 16]), ("m32n8k16", [32, 8, 16]), ("m8n32k16", [8, 32, 16])];
+const SHAPES: &[(&str, [u32; 3])] =
+    &[("m16n16k16", [16, 16, 16]), ("m32n8k16", [32, 8, 16]), ("m8n32k16", [8, 32, 16])];
 
 /// Which matrix of the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -139,11 +139,8 @@ impl Cta<'_> {
         let (lo, hi) = alu::compare(regs, cmp, ty, ftz, a, b);
         let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
         let (mut x, mut y) = (lo, if packed { hi } else { !lo });
-        let [mut known_x, mut known_y] = if known & active == active {
-            [!0; 2]
-        } else {
-            alu::decided(regs, &prog.wide, cmp, ty, a, b, active)
-        };
+        let [mut known_x, mut known_y] =
+            if known & active == active { [!0; 2] } else { alu::decided(regs, &prog.wide, cmp, ty, a, b, active) };
         if let Some((f, c)) = combine {
             let v = regs.preds[c.index as usize];
             let v = if c.negated { !v } else { v };

@@ -24,11 +24,8 @@ impl Cta<'_> {
         let regs = &mut self.warps[w].regs;
         let known = regs.init(a) & regs.init(b);
         let (lo, hi) = alu::compare(regs, cmp, ty, ftz, a, b);
-        let known = if known & active == active {
-            [!0; 2]
-        } else {
-            alu::decided(regs, &prog.wide, cmp, ty, a, b, active)
-        };
+        let known =
+            if known & active == active { [!0; 2] } else { alu::decided(regs, &prog.wide, cmp, ty, a, b, active) };
         // A result for each half of packed types; else one, which fills the register of its type.
         let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
         let yes: u32 = match to {
@@ -189,15 +186,7 @@ impl Cta<'_> {
 
 /// The unknown bits of a selection: `first` has the lanes that take `a`, where `decided` says that they are known.
 #[cold]
-fn selected(
-    regs: &Regs,
-    wide: &[bool],
-    active: u32,
-    a: Slot,
-    b: Slot,
-    first: u32,
-    decided: u32,
-) -> [u64; LANES] {
+fn selected(regs: &Regs, wide: &[bool], active: u32, a: Slot, b: Slot, first: u32, decided: u32) -> [u64; LANES] {
     let mut unknown = [0; LANES];
     for lane in lanes(active) {
         let (x, y) = (alu::bits(regs, wide, a, lane), alu::bits(regs, wide, b, lane));

@@ -193,15 +193,7 @@ impl Shared {
     }
 
     /// The first record of a granule that an access conflicts with, among all there are.
-    fn conflict(
-        &self,
-        g: usize,
-        mask: u8,
-        what: What,
-        by: u32,
-        same: bool,
-        before: &impl Before,
-    ) -> Option<Conflict> {
+    fn conflict(&self, g: usize, mask: u8, what: What, by: u32, same: bool, before: &impl Before) -> Option<Conflict> {
         let other = Record::unpack(self.writes[g]);
         let harmless = same && other.agent == by && !other.in_flight;
         if other.mask & mask != 0

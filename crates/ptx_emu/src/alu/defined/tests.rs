@@ -295,7 +295,11 @@ fn no_comparison_that_changes_is_decided() {
                 let known = decided(&r, &wide, cmp, ty, SOURCES[0], SOURCES[1], !0);
                 for (v, known) in [x, y].into_iter().zip(known) {
                     assert!(known == 0 || v == 0 || v == !0, "{cmp:?}.{ty:?} {values:x?} {masks:x?}: {v:x} {known:x}");
-                    if known == 0 { open += 1 } else { decided_some += 1 }
+                    if known == 0 {
+                        open += 1
+                    } else {
+                        decided_some += 1
+                    }
                     // Of integers the answer is exact.
                     let exact = few && !ty.is_float();
                     assert!(!exact || known == !0 || (v != 0 && v != !0), "{cmp:?}.{ty:?} {values:x?} {masks:x?}");
@@ -316,7 +320,9 @@ fn no_bit_that_a_conversion_changes_is_known() {
         forms.extend(integers.iter().flat_map(|&to| [(to, from, false), (to, from, true)]));
         forms.extend(floats.iter().flat_map(|&f| [(f, from, false), (from, f, false)]));
     }
-    forms.extend([(Ty::F32, Ty::BF16), (Ty::F32, Ty::F16), (Ty::F16, Ty::F32), (Ty::F64, Ty::F32)].map(|(t, f)| (t, f, false)));
+    forms.extend(
+        [(Ty::F32, Ty::BF16), (Ty::F32, Ty::F16), (Ty::F16, Ty::F32), (Ty::F64, Ty::F32)].map(|(t, f)| (t, f, false)),
+    );
     forms.extend([Ty::F16x2, Ty::BF16x2, Ty::E4M3x2, Ty::E5M2x2].map(|to| (to, Ty::F32, false)));
     forms.extend([(Ty::F16x2, Ty::E4M3x2, false), (Ty::E5M2x2, Ty::F16x2, false), (Ty::TF32, Ty::F32, false)]);
     for (to, from, sat) in forms {

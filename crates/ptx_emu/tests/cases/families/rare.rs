@@ -149,11 +149,14 @@ fn directed(add: &mut Add<'_>) {
         ("sqrt.rz.f32 %d0, %a;", |a, _, _| single(Zero, (f(a) as f64).sqrt())),
         ("sqrt.rm.f32 %d0, %a;", |a, _, _| single(Down, (f(a) as f64).sqrt())),
         ("sqrt.rp.f32 %d0, %a;", |a, _, _| single(Up, (f(a) as f64).sqrt())),
-        ("abs.f32 %a, %a;\nmin.f32 %a, %a, 0f7F7FFFFF;\nmax.f32 %a, %a, 0f00800000;\nsqrt.rp.ftz.f32 %d0, %a;", |a, _, _| {
-            // NaN gives the other operand of a minimum.
-            let x = if f(a).is_nan() { f32::MAX } else { f(a).abs().min(f32::MAX).max(f32::MIN_POSITIVE) };
-            single(Up, (x as f64).sqrt())
-        }),
+        (
+            "abs.f32 %a, %a;\nmin.f32 %a, %a, 0f7F7FFFFF;\nmax.f32 %a, %a, 0f00800000;\nsqrt.rp.ftz.f32 %d0, %a;",
+            |a, _, _| {
+                // NaN gives the other operand of a minimum.
+                let x = if f(a).is_nan() { f32::MAX } else { f(a).abs().clamp(f32::MIN_POSITIVE, f32::MAX) };
+                single(Up, (x as f64).sqrt())
+            },
+        ),
     ];
     for (body, reference) in forms {
         add("directed f32", Input::F32, Output::B32, body, reference);
@@ -167,7 +170,13 @@ fn half(h: u64, bf16: bool) -> f64 {
     let top = 0x7fff >> fraction;
     let v = match e {
         0 => m * 2f64.powi(1 - bias),
-        e if e == top => if m == 0.0 { f64::INFINITY } else { f64::NAN },
+        e if e == top => {
+            if m == 0.0 {
+                f64::INFINITY
+            } else {
+                f64::NAN
+            }
+        }
         e => (1.0 + m) * 2f64.powi(e - bias),
     };
     if h >> 15 & 1 == 1 { -v } else { v }
@@ -195,14 +204,21 @@ fn sets(add: &mut Add<'_>) {
         ("set.gt.s16.f16 %hd, %ha, %hb;", Input::F16, Output::B16, |a, b, _| {
             if half(a & 0xffff, false) > half(b & 0xffff, false) { 0xffff } else { 0 }
         }),
-        ("set.ne.f16.s32 %hd, %a, %b;", Input::Bits, Output::B16, |a, b, _| if a as u32 != b as u32 { 0x3c00 } else { 0 }),
+        (
+            "set.ne.f16.s32 %hd, %a, %b;",
+            Input::Bits,
+            Output::B16,
+            |a, b, _| if a as u32 != b as u32 { 0x3c00 } else { 0 },
+        ),
         ("set.lt.bf16.f32 %hd, %a, %b;", Input::F32, Output::B16, |a, b, _| if f(a) < f(b) { 0x3f80 } else { 0 }),
         ("set.lt.f16x2.f16x2 %d0, %a, %b;", Input::F16, Output::B32, |a, b, _| both(a, b, false, 0x3c00, |x, y| x < y)),
         ("set.equ.f16x2.f16x2 %d0, %a, %b;", Input::F16, Output::B32, |a, b, _| {
             both(a, b, false, 0x3c00, |x, y| x == y || x.is_nan() || y.is_nan())
         }),
         ("set.le.u32.f16x2 %d0, %a, %b;", Input::F16, Output::B32, |a, b, _| both(a, b, false, 0xffff, |x, y| x <= y)),
-        ("set.gt.bf16x2.bf16x2 %d0, %a, %b;", Input::Bf16, Output::B32, |a, b, _| both(a, b, true, 0x3f80, |x, y| x > y)),
+        ("set.gt.bf16x2.bf16x2 %d0, %a, %b;", Input::Bf16, Output::B32, |a, b, _| {
+            both(a, b, true, 0x3f80, |x, y| x > y)
+        }),
         ("setp.lt.u32 %q, %a, %b;\nset.ge.and.f16x2.f16x2 %d0, %a, %b, %q;", Input::F16, Output::B32, |a, b, _| {
             if (a as u32) < b as u32 { both(a, b, false, 0x3c00, |x, y| x >= y) } else { 0 }
         }),
@@ -357,9 +373,6 @@ fn packed(v: &mut Vec<Case>) {
         }),
     ];
     for (body, reference) in forms {
-        v.push(hopper(Case {
-            reference: Some(reference),
-            ..case("packed integers", body, Input::Bits, Output::B32)
-        }));
+        v.push(hopper(Case { reference: Some(reference), ..case("packed integers", body, Input::Bits, Output::B32) }));
     }
 }
