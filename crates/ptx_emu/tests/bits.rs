@@ -109,6 +109,15 @@ fn bits_that_nobody_wrote_are_reported_where_they_matter() {
             assert!(f.detail.contains("nobody wrote"), "{f}");
         }
     }
+    // Where a value comes from, and who takes part.
+    for code in [
+        "shfl.sync.idx.b32 %r9, %t, %r1, 31, -1;\natom.global.add.u32 %r7, [%rd0], %r9;",
+        "shfl.sync.bfly.b32 %r9, %t, 1, 31, %r1;",
+        "bar.warp.sync %r1;",
+        "and.b32 %r2, %r1, 1;\nor.b32 %r2, %r2, 0xfffffffe;\nvote.sync.any.pred %p1, 1, %r2;",
+    ] {
+        fault(&format!("{code}\nret;"), 1, 32, FaultKind::UninitializedRegister);
+    }
     // The report says which bits.
     let f = fault(
         "and.b32 %r2, %r1, 0xf0;\nor.b32 %r9, %r2, 0x105;\natom.global.add.u32 %r7, [%rd0], %r9;\nret;",

@@ -66,7 +66,7 @@ impl Default for Checks {
     }
 }
 
-/// Settings of an [`Emulator`].
+/// Settings of an [`Emulator`](crate::Emulator).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EmulatorOptions {

@@ -24,6 +24,13 @@ impl Cta<'_> {
         let regs = &mut self.warps[w].regs;
         let (av, bv, cv) = (*regs.r32(a), *regs.r32(b), *regs.r32(c));
         let src_known = regs.init(a);
+        // Lanes that know where their value comes from.
+        let placed = if regs.init(b) & regs.init(c) & active == active {
+            active
+        } else {
+            let open = |l: usize| regs.unknown(b, l) & 31 | regs.unknown(c, l) & 0x1f1f;
+            lanes(active).filter(|&l| open(l) == 0).fold(0, |m, l| m | 1 << l)
+        };
         let mut out = av;
         let (mut pm, mut known) = (0u32, 0u32);
         let mut unknown = [0; LANES];
@@ -44,10 +51,11 @@ impl Cta<'_> {
             out[lane] = av[j as usize];
             pm |= (ok as u32) << lane;
             // A lane that does not take part has no value to give.
-            if src_known & members & (1 << j) != 0 {
+            let there = members & (1 << j) != 0 && placed >> lane & 1 == 1;
+            if there && src_known >> j & 1 == 1 {
                 known |= 1 << lane;
             } else {
-                unknown[lane] = if members & (1 << j) != 0 { regs.unknown(a, j as usize) } else { !0 };
+                unknown[lane] = if there { regs.unknown(a, j as usize) } else { !0 };
             }
         }
         regs.put32(d, &out, active);
@@ -56,7 +64,7 @@ impl Cta<'_> {
         } else {
             regs.set_unknown(d, false, active, &unknown);
         }
-        regs.put_pred(p, pm, active, !0);
+        regs.put_pred(p, pm, active, placed);
         Ok(())
     }
 
@@ -231,10 +239,21 @@ impl Cta<'_> {
         Ok(())
     }
 
+    /// A member mask must be written.
+    pub(super) fn known_mask(&self, w: usize, pc: u32, active: u32, mask: Slot) -> Exec<()> {
+        let missing = active & !self.warps[w].regs.init(mask);
+        if missing != 0 {
+            let d = "the member mask depends on a value that nobody wrote".to_owned();
+            return Err(self.fault(w, Some(missing.trailing_zeros()), pc, FaultKind::UninitializedRegister, d));
+        }
+        Ok(())
+    }
+
     /// The lanes that take part in a `.sync` instruction, in groups that name the same lanes. Each lane gives a mask of its own (PTX ISA,
     /// `membermask`): tiles of a warp execute one instruction with a mask for each. A mask must hold the lane that gives it, and
     /// all of its lanes must be here with the same one.
     pub(super) fn groups(&self, w: usize, pc: u32, active: u32, mask: Slot) -> Exec<Groups> {
+        self.known_mask(w, pc, active, mask)?;
         let warp = &self.warps[w];
         let masks = warp.regs.r32(mask);
         let groups = Groups::of(active, masks);

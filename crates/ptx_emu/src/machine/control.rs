@@ -131,6 +131,7 @@ impl Cta<'_> {
 
     /// bar.warp.sync. Lanes wait for those that their own mask names; those that have all of them here go on.
     fn wait_for_warp(&mut self, w: usize, sp: &mut Split, active: u32, mask: Slot) -> Exec<Step> {
+        self.known_mask(w, sp.pc, active, mask)?;
         let masks = *self.warps[w].regs.r32(mask);
         let live = self.warps[w].live;
         let mut waiting = Vec::new();
