@@ -24,6 +24,12 @@ struct Exact {
 /// The canonical NaN of f64 results.
 const NAN: f64 = f64::from_bits(0x7fff_ffff_ffff_ffff);
 
+/// On bits: the compiler may take one NaN of arithmetic for another.
+fn canonical(x: f64) -> f64 {
+    let bits = x.to_bits();
+    f64::from_bits(if bits << 1 > 0x7ff << 53 { NAN.to_bits() } else { bits })
+}
+
 fn parts(x: f64) -> Exact {
     let bits = x.to_bits();
     let (e, m) = ((bits >> 52 & 0x7ff) as i32, bits & ((1 << 52) - 1));
@@ -115,7 +121,7 @@ fn add(a: Exact, b: Exact, mode: Round) -> Exact {
 fn fused(a: f64, b: f64, c: f64, to: Format, mode: Round) -> f64 {
     if !(a.is_finite() && b.is_finite() && c.is_finite()) {
         let v = a.mul_add(b, c);
-        return if v.is_nan() { NAN } else { v };
+        return canonical(v);
     }
     let (x, y) = (parts(a), parts(b));
     let product = Exact {
@@ -130,7 +136,7 @@ fn fused(a: f64, b: f64, c: f64, to: Format, mode: Round) -> f64 {
 fn product(a: f64, b: f64, to: Format, mode: Round) -> f64 {
     if !(a.is_finite() && b.is_finite()) {
         let v = a * b;
-        return if v.is_nan() { NAN } else { v };
+        return canonical(v);
     }
     let (x, y) = (parts(a), parts(b));
     let negative = x.negative != y.negative;
@@ -140,7 +146,7 @@ fn product(a: f64, b: f64, to: Format, mode: Round) -> f64 {
 fn quotient(a: f64, b: f64, to: Format, mode: Round) -> f64 {
     if !(a.is_finite() && b.is_finite()) || a == 0.0 || b == 0.0 {
         let v = a / b;
-        return if v.is_nan() { NAN } else { v };
+        return canonical(v);
     }
     let (x, y) = (parts(a), parts(b));
     let room = x.digits.leading_zeros() as i32;
@@ -157,7 +163,7 @@ fn quotient(a: f64, b: f64, to: Format, mode: Round) -> f64 {
 fn root(a: f64, to: Format, mode: Round) -> f64 {
     if !a.is_finite() || a <= 0.0 {
         let v = a.sqrt();
-        return if v.is_nan() { NAN } else { v };
+        return canonical(v);
     }
     let x = parts(a);
     // An even exponent.
@@ -232,7 +238,7 @@ mod tests {
     }
 
     fn bits(x: f64) -> u64 {
-        if x.is_nan() { NAN.to_bits() } else { x.to_bits() }
+        canonical(x).to_bits()
     }
 
     /// To nearest it is what the processor computes, in f64 and in f32.
