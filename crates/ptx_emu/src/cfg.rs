@@ -11,17 +11,24 @@ pub(crate) fn exits(code: &mut [Inst]) {
         for _ in 0..8 {
             match code.get(target as usize) {
                 Some(Inst { op: Op::Bra { target: next, .. }, guard: TRUE, .. }) => target = *next,
-                Some(Inst { op: Op::Exit | Op::BraExit, guard: TRUE, .. }) => {
-                    code[pc].op = Op::BraExit;
+                to => {
+                    if only_ends(to) {
+                        code[pc].op = Op::BraExit;
+                    }
                     break;
                 }
-                _ => break,
             }
         }
     }
 }
 
-/// Fills in `reconverge` of every branch.
+/// Whether an instruction begins a block that only ends the thread.
+fn only_ends(inst: Option<&Inst>) -> bool {
+    matches!(inst, Some(Inst { op: Op::Exit | Op::BraExit, guard: TRUE, .. }))
+}
+
+/// Fills in `reconverge` of every branch. Nobody meets in a block that only ends the thread, not even who falls into it: a lane that
+/// waited there for the others, as after a loop, would be missing from their collectives.
 pub(crate) fn reconvergence(code: &mut [Inst]) {
     let n = code.len();
     let mut leader = vec![false; n + 1];
@@ -71,9 +78,10 @@ pub(crate) fn reconvergence(code: &mut [Inst]) {
     }
     let ipdom = post_dominators(&succ, exit);
     for pc in 0..n {
+        let d = ipdom[block_of[pc]];
+        let nowhere = d == usize::MAX || d == exit || only_ends(code.get(starts[d]));
         if let Op::Bra { reconverge, .. } = &mut code[pc].op {
-            let d = ipdom[block_of[pc]];
-            *reconverge = if d == usize::MAX || d == exit { NO_PC } else { starts[d] as u32 };
+            *reconverge = if nowhere { NO_PC } else { starts[d] as u32 };
         }
     }
 }

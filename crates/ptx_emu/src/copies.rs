@@ -103,13 +103,11 @@ impl Cta<'_> {
                 src: (at.0 as u32, at.1),
                 done: false,
             };
+            // Until it lands, the destination holds garbage, and what reads it is told by the record of the copy.
+            self.shared.mark_written(off, n as usize);
             if now {
                 self.perform_copy(&mut c);
-            } else {
-                // Until it lands, the destination holds garbage and counts as unwritten only for what reads it late.
-                c.done = false;
             }
-            self.shared.mark_written(off, n as usize);
             self.warps[w].copies.push(c);
         }
         self.count_sectors(&sectors, false);
@@ -118,11 +116,17 @@ impl Cta<'_> {
 
     pub(crate) fn perform_copy(&mut self, c: &mut Copy16) {
         let mut buf = [0u8; 16];
+        let mut unknown = None;
         if c.src_bytes != 0 {
-            self.ctx.mem.get(c.src.0 as usize).load(c.src.1, &mut buf[..c.src_bytes as usize]);
+            let a = self.ctx.mem.get(c.src.0 as usize);
+            a.load(c.src.1, &mut buf[..c.src_bytes as usize]);
+            unknown = a.unknown::<16>(c.src.1, c.src_bytes as usize);
         }
         let n = c.bytes as usize;
         self.shared.bytes[c.dst as usize..c.dst as usize + n].copy_from_slice(&buf[..n]);
+        if let Some(unknown) = unknown {
+            self.shared.mark_stored(c.dst as usize, n, Some(&unknown[..n]));
+        }
         c.done = true;
     }
 

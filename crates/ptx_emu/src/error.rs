@@ -104,6 +104,8 @@ pub enum FaultKind {
     InvalidOperand,
     /// The kernel executed `trap`.
     Trap,
+    /// An `assert` of the kernel did not hold.
+    AssertionFailed,
     /// The launch's instruction limit was reached.
     InstructionLimit,
     /// The launch's time limit was reached.
@@ -140,6 +142,7 @@ impl FaultKind {
             Self::CopiesInFlightAtExit => "asynchronous copies in flight at exit",
             Self::InvalidOperand => "invalid operand",
             Self::Trap => "trap",
+            Self::AssertionFailed => "assertion failed",
             Self::InstructionLimit => "instruction limit reached",
             Self::TimeLimit => "time limit reached",
             Self::Unsupported => "not supported",

@@ -55,13 +55,13 @@ impl Cta<'_> {
     pub(crate) fn complete_landing(&mut self, i: usize) -> Exec<()> {
         let l = self.landing.swap_remove(i);
         match l.sent {
-            Sent::Store { off, data, n } => self.put_shared(off, &data[..n]),
+            Sent::Store { off, data, n } => self.put_shared(off, &data[..n], None),
             Sent::Reduce { off, op, ty, value } => {
                 let n = (ty.bits() / 8) as usize;
                 let mut old = [0u8; 8];
                 old[..n].copy_from_slice(&self.shared.bytes[off..off + n]);
                 let new = alu::atomic(op, ty, u64::from_le_bytes(old), value, 0, false);
-                self.put_shared(off, &new.to_le_bytes()[..n]);
+                self.put_shared(off, &new.to_le_bytes()[..n], None);
             }
             Sent::FromShared { rank, src, dst, n } => {
                 let from = if rank == self.rank { Some(&*self) } else { self.peers.get(rank) };
@@ -71,7 +71,10 @@ impl Cta<'_> {
                     return Err(self.fault(0, None, l.pc, FaultKind::ClusterMisuse, d));
                 };
                 let data = from.shared.bytes[src..src + n].to_vec();
-                self.put_shared(dst, &data);
+                let unknown: Vec<[u8; 16]> =
+                    (0..n / 16).map(|i| from.shared.unknown(src + 16 * i, 16).unwrap_or_default()).collect();
+                let holes = unknown.iter().any(|u| *u != [0; 16]);
+                self.put_shared(dst, &data, holes.then(|| unknown.as_flattened()));
             }
         }
         let Some(bar) = self.mbars.get_mut(&l.mbar) else {
@@ -85,8 +88,8 @@ impl Cta<'_> {
         }
     }
 
-    fn put_shared(&mut self, off: usize, data: &[u8]) {
+    fn put_shared(&mut self, off: usize, data: &[u8], unknown: Option<&[u8]>) {
         self.shared.bytes[off..off + data.len()].copy_from_slice(data);
-        self.shared.mark_written(off, data.len());
+        self.shared.mark_stored(off, data.len(), unknown);
     }
 }

@@ -1,5 +1,6 @@
 //! mbarriers: arrival counts, expected bytes, phases, and what a wait on them orders.
 
+use crate::access::Stored;
 use crate::error::FaultKind;
 use crate::ir::*;
 use crate::landing;
@@ -101,7 +102,7 @@ impl Cta<'_> {
                 let d = format!("the mbarrier at {:#x} is initialised again without mbarrier.inval", off + SHARED_BASE);
                 return self.mbar_misuse(w, pc, lane, d);
             }
-            self.write_shared(w, pc, lane, off as usize, &(n as u64).to_le_bytes(), true)?;
+            self.write_shared(w, pc, lane, off as usize, &(n as u64).to_le_bytes(), Stored::Known)?;
             let next = self.mbar_agents.len() as u32;
             let slot = *self.mbar_agents.entry(off).or_insert(next);
             if slot >= MBAR_AGENTS {

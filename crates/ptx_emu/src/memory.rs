@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::error::EmuError;
 use crate::history::{History, LAUNCHES};
+use crate::holes::Holes;
 
 /// First address that is ever given out: above every window of the generic address space.
 const FIRST_ADDRESS: u64 = 1 << 44;
@@ -21,6 +22,8 @@ pub(crate) struct Alloc {
     words: Box<[AtomicU64]>,
     /// One bit a byte: somebody wrote it.
     init: Box<[AtomicU64]>,
+    /// Bits of written bytes that are unknown; nearly always there are none.
+    holes: OnceLock<Mutex<Holes>>,
     /// The accesses of the running launch, for the race check.
     history: OnceLock<History>,
     /// One bit a 32-byte sector touched by the running launch: reads, writes.
@@ -44,6 +47,7 @@ impl Alloc {
             len,
             words: zeroed(words),
             init: zeroed(len.div_ceil(64) as usize),
+            holes: OnceLock::new(),
             history: OnceLock::new(),
             touched: OnceLock::new(),
             read_only: false,
@@ -146,7 +150,44 @@ impl Alloc {
         (off..off + n).find(|o| self.init[(o / 64) as usize].load(Relaxed) >> (o % 64) & 1 == 0)
     }
 
+    fn holes(&self) -> Option<MutexGuard<'_, Holes>> {
+        self.holes.get().map(|h| h.lock().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Offset of the first byte of the range with a bit that nobody wrote.
+    pub(crate) fn first_unknown(&self, off: u64, n: u64) -> Option<u64> {
+        let hole = self.holes().and_then(|h| h.first(off, n));
+        let unwritten = self.first_unwritten(off, n);
+        hole.into_iter().chain(unwritten).min()
+    }
+
+    /// The unknown bits of written bytes, if there are any.
+    #[inline(always)]
+    pub(crate) fn unknown<const N: usize>(&self, off: u64, n: usize) -> Option<[u8; N]> {
+        self.holes()?.get(off, n)
+    }
+
+    /// The range was written with bytes that have these unknown bits, if any.
+    pub(crate) fn mark_stored(&self, off: u64, n: u64, unknown: Option<&[u8]>) {
+        self.mark_written(off, n);
+        if let Some(unknown) = unknown {
+            let holes = self.holes.get_or_init(Mutex::default);
+            holes.lock().unwrap_or_else(|e| e.into_inner()).put(off, unknown);
+        }
+    }
+
+    /// The range, of whole words of the record, is as if nobody had written it.
+    pub(crate) fn mark_unwritten(&self, off: u64, n: u64) {
+        debug_assert!(off.is_multiple_of(64) && n.is_multiple_of(64));
+        (off / 64..(off + n) / 64).for_each(|w| self.init[w as usize].store(0, Relaxed));
+    }
+
     pub(crate) fn mark_written(&self, off: u64, n: u64) {
+        if let Some(mut holes) = self.holes()
+            && !holes.is_empty()
+        {
+            holes.fill(off, n);
+        }
         let mut o = off;
         let end = off + n;
         while o < end {

@@ -1,6 +1,6 @@
 //! Warp-level matrix instructions: mma, ldmatrix, stmatrix.
 
-use crate::access::Banks;
+use crate::access::{Banks, Stored};
 use crate::alu::{LANES, Regs, each};
 use crate::float::*;
 use crate::ir::*;
@@ -215,6 +215,7 @@ impl Cta<'_> {
                 return Err(self.not_shared(w, pc, lane, addrs[lane]));
             };
             self.read_shared(w, pc, 1 << lane, off, &mut data[lane])?;
+            self.whole_shared(w, pc, Some(lane as u32), off, 16)?;
             banks.add(lane, off);
         }
         self.count_banks(&banks);
@@ -270,7 +271,7 @@ impl Cta<'_> {
             let Where::Shared(off) = self.locate(w, pc, lane, space, addrs[lane], 16, 16)? else {
                 return Err(self.not_shared(w, pc, lane, addrs[lane]));
             };
-            self.write_shared(w, pc, lane, off, &data[lane], known)?;
+            self.write_shared(w, pc, lane, off, &data[lane], Stored::new(known))?;
             banks.add(lane, off);
         }
         self.count_banks(&banks);

@@ -444,3 +444,49 @@ fn a_fault_is_the_same_again_with_its_seed() {
         assert_eq!(go().fault().unwrap().seed, seed);
     }
 }
+
+#[test]
+fn minima_and_maxima_of_three_and_hints_to_the_memory() {
+    let text = |body: &str| {
+        format!(
+            ".version 8.8\n.target sm_100\n.address_size 64\n.visible .entry k(.param .u64 words)\n{{\n.reg .b32 %r<9>;\n.reg .b64 %rd0;\n\
+             ld.param.u64 %rd0, [words];\n{body}\nret;\n}}\n"
+        )
+    };
+    let e = Emulator::new(EmulatorOptions::default().with_sm_target(100));
+    let word = e.alloc(256).unwrap();
+    let run = |body: &str| {
+        e.fill(word, 0, 256)?;
+        e.launch(&Module::parse(&text(body)).unwrap(), "k", &Launch::new([1, 1, 1], [1, 1, 1]).with_ptr(word))?;
+        let mut out = [0; 4];
+        e.read(word, &mut out)?;
+        Ok::<_, EmuError>(u32::from_le_bytes(out))
+    };
+    for (operation, of, want) in [
+        ("max", [1.0f32, 3.0, 2.0], 3.0f32),
+        ("max", [-1.0, f32::NAN, -2.0], -1.0),
+        ("min", [1.0, 3.0, 2.0], 1.0),
+        ("min", [0.0, 5.0, -0.0], -0.0),
+        ("min.NaN", [0.0, f32::NAN, -0.0], f32::from_bits(0x7fff_ffff)),
+        ("max.ftz", [0.0, 1e-40, -3.0], 0.0),
+    ] {
+        let [a, b, c] = of.map(|x| format!("0f{:08X}", x.to_bits()));
+        let got = run(&format!("{operation}.f32 %r0, {a}, {b}, {c};\nst.global.u32 [%rd0], %r0;")).unwrap();
+        assert_eq!(got, want.to_bits(), "{operation} of {of:?}");
+    }
+    for hint in [
+        "applypriority.global.L2::evict_normal [%rd0], 128;",
+        "pmevent 7;",
+        "ld.mmio.relaxed.sys.global.u32 %r1, [%rd0];",
+    ] {
+        assert_eq!(run(&format!("{hint}\nst.global.u32 [%rd0], 7;")).unwrap(), 7, "{hint}");
+    }
+    // What was discarded is nobody's before it is written again.
+    let discard = "st.global.u32 [%rd0], 5;\ndiscard.global.L2 [%rd0], 128;\n";
+    assert_eq!(run(&format!("{discard}st.global.u32 [%rd0], 7;")).unwrap(), 7);
+    assert!(matches!(run(discard), Err(EmuError::InvalidDeviceAddress { .. })));
+    let kind = |body: &str| run(body).unwrap_err().fault().map(|f| f.kind);
+    assert_eq!(kind(&format!("{discard}ld.global.u32 %r1, [%rd0];")), Some(FaultKind::UninitializedGlobal));
+    assert_eq!(kind("discard.global.L2 [%rd0+64], 128;"), Some(FaultKind::Misaligned));
+    assert_eq!(kind("discard.global.L2 [%rd0+256], 128;"), Some(FaultKind::GlobalOutOfBounds));
+}

@@ -1,8 +1,10 @@
 //! Atomics, and what strong accesses release and acquire.
 
 use super::counting::{Banks, Sectors};
+use super::shared::Stored;
 use super::transfer::Fold;
 use crate::alu;
+use crate::cluster::Needs;
 use crate::error::FaultKind;
 use crate::history::Kind;
 use crate::ir::*;
@@ -117,7 +119,7 @@ impl Cta<'_> {
                     let a = self.ctx.mem.get(i);
                     if self.ctx.checks.uninitialized
                         && op != AtomOp::Exch
-                        && let Some(o) = a.first_unwritten(off, n as u64)
+                        && let Some(o) = a.first_unknown(off, n as u64)
                     {
                         let d =
                             format!("byte {o} of the allocation of {} bytes at {:#x} was never written", a.len, a.base);
@@ -154,18 +156,19 @@ impl Cta<'_> {
                     }
                     let old = u64::from_le_bytes(v);
                     released |= self.release(w, lane, Place::Shared(off), order, true);
-                    self.write_shared_strong(w, pc, lane, off, &f(old, false).to_le_bytes()[..n])?;
+                    self.write_shared_strong(w, pc, lane, off, &f(old, false).to_le_bytes()[..n], Stored::Known)?;
                     self.acquire(w, lane, Place::Shared(off), order.0, order.1);
                     banks.add(lane, off);
                     old
                 }
                 Where::Peer(rank, off) => {
                     let mut v = [0u8; 8];
-                    self.peer_bytes(w, pc, lane, (rank, off), &mut v[..n], op != AtomOp::Exch)?;
+                    let needs = if op == AtomOp::Exch { Needs::Nothing } else { Needs::Bits };
+                    self.peer_bytes(w, pc, lane, (rank, off), &mut v[..n], needs)?;
                     let old = u64::from_le_bytes(v);
                     released |= self.release(w, lane, Place::Peer(rank, off), order, true);
                     let new = f(old, false).to_le_bytes();
-                    self.write_peer(w, pc, lane, (rank, off), &new[..n], What::StrongWrite, true)?;
+                    self.write_peer(w, pc, lane, (rank, off), &new[..n], What::StrongWrite, Stored::Known)?;
                     self.acquire(w, lane, Place::Peer(rank, off), order.0, order.1);
                     old
                 }

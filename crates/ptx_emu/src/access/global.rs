@@ -1,9 +1,13 @@
 //! Reads and writes of global memory with all checks.
 
+use crate::emulator::Severity;
 use crate::error::{Fault, FaultKind};
 use crate::history::{Access, Actor, Kind, Race};
-use crate::ir::Scope;
-use crate::machine::{Cta, Exec};
+use crate::ir::*;
+use crate::machine::{Cta, Exec, Where, lanes};
+
+/// What a message says of a plain read against a strong write.
+pub(crate) const WEAK_READ: &str = " (`Checks::weak_reads` grades plain reads against atomics)";
 
 impl Cta<'_> {
     /// Looks for a race of an access by lanes of a warp, and records it.
@@ -16,13 +20,27 @@ impl Cta<'_> {
         n: u64,
         kind: Kind,
     ) -> Exec<()> {
-        match self.global_race(w, who, at, n, kind) {
+        let weak_reads = self.ctx.checks.weak_reads;
+        let mut found = self.global_race(w, who, at, n, kind, weak_reads != Severity::Ignore);
+        if let Some(race) = found.filter(|race| race.weak_read && weak_reads == Severity::Warn) {
+            self.ctx.warn(pc, self.index, || self.report_race(w, pc, who, at, n, kind, race));
+            found = self.global_race(w, who, at, n, kind, false);
+        }
+        match found {
             Some(race) => Err(self.report_race(w, pc, who, at, n, kind, race)),
             None => Ok(()),
         }
     }
 
-    fn global_race(&mut self, w: usize, who: u32, at: (usize, u64), n: u64, kind: Kind) -> Option<Race> {
+    fn global_race(
+        &mut self,
+        w: usize,
+        who: u32,
+        at: (usize, u64),
+        n: u64,
+        kind: Kind,
+        weak_reads: bool,
+    ) -> Option<Race> {
         if !self.ctx.checks.races {
             return None;
         }
@@ -40,6 +58,7 @@ impl Cta<'_> {
                 }
             },
             ctas_order: self.ctx.talk.orders,
+            weak_reads,
             spilled: &self.ctx.spilled,
         };
         self.ctx.mem.get(at.0).history().access(at.1, n, &actor)
@@ -65,8 +84,9 @@ impl Cta<'_> {
             format!("CTA {}, warp {}, lane {lane}", race.other.cta, race.other.warp)
         };
         let d = format!(
-            "{act} of {:#x} ({n} bytes) against {other} by {by}, with no ordering between them",
-            self.ctx.mem.get(at.0).base + race.off
+            "{act} of {:#x} ({n} bytes) against {other} by {by}, with no ordering between them{}",
+            self.ctx.mem.get(at.0).base + race.off,
+            if race.weak_read { WEAK_READ } else { "" }
         );
         self.fault(w, Some(who.trailing_zeros()), pc, FaultKind::GlobalRace, d)
     }
@@ -109,7 +129,7 @@ impl Cta<'_> {
         Ok(())
     }
 
-    /// Writes global memory with all checks.
+    /// Writes global memory with all checks; `unknown` has the bits that nobody wrote.
     pub(crate) fn write_global(
         &mut self,
         w: usize,
@@ -117,6 +137,7 @@ impl Cta<'_> {
         lane: usize,
         at: (usize, u64),
         data: &[u8],
+        unknown: Option<&[u8]>,
         strong: Option<Scope>,
     ) -> Exec<()> {
         let n = data.len() as u64;
@@ -125,23 +146,37 @@ impl Cta<'_> {
             let d = format!("{n} bytes at {:#x}, a constant of the module", a.base + at.1);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::ReadOnlyWrite, d));
         }
-        let kind = strong.map_or(Kind::Write { same: false }, |s| Kind::StrongWrite { narrow: s == Scope::Cta });
-        if let Some(race) = self.global_race(w, 1 << lane, at, n, kind) {
+        if let Some(scope) = strong {
+            self.global_access(w, pc, 1 << lane, at, n, Kind::StrongWrite { narrow: scope == Scope::Cta })?;
+        } else if let Some(race) = self.global_race(w, 1 << lane, at, n, Kind::Write { same: false }, true) {
             // Lanes of one warp may write the same value.
             let own = race.other.cta == self.number && race.other.warp == w as u32;
             let again = Kind::Write { same: true };
-            if strong.is_some()
-                || !own
-                || !self.holds(at, data)
-                || self.global_race(w, 1 << lane, at, n, again).is_some()
-            {
-                return Err(self.report_race(w, pc, 1 << lane, at, n, kind, race));
+            if !own || !self.holds(at, data) || self.global_race(w, 1 << lane, at, n, again, true).is_some() {
+                return Err(self.report_race(w, pc, 1 << lane, at, n, Kind::Write { same: false }, race));
             }
         }
         let a = self.ctx.mem.get(at.0);
         a.store(at.1, data);
-        a.mark_written(at.1, n);
+        a.mark_stored(at.1, n, unknown);
         self.counters.global_bytes_written += n;
+        Ok(())
+    }
+
+    /// discard: who reads the bytes before somebody writes them reads anything.
+    pub(crate) fn discard(&mut self, w: usize, pc: u32, active: u32, space: MemSpace, addr: Addr) -> Exec<()> {
+        let addrs = self.addresses(w, pc, active, addr)?;
+        for lane in lanes(active) {
+            let at = match self.locate(w, pc, lane, space, addrs[lane], CACHE_LINE, CACHE_LINE)? {
+                Where::Global(i, off) => (i, off),
+                _ => {
+                    let d = format!("address {:#x} is not in global memory", addrs[lane]);
+                    return Err(self.fault(w, Some(lane as u32), pc, FaultKind::InvalidOperand, d));
+                }
+            };
+            self.global_access(w, pc, 1 << lane, at, CACHE_LINE, Kind::Write { same: false })?;
+            self.ctx.mem.get(at.0).mark_unwritten(at.1, CACHE_LINE);
+        }
         Ok(())
     }
 

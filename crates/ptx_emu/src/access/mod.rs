@@ -7,6 +7,8 @@ mod shared;
 mod transfer;
 
 pub(crate) use counting::{Banks, Sectors};
+pub(crate) use global::WEAK_READ;
+pub(crate) use shared::Stored;
 
 use crate::cluster::{PEER_BYTES, peer_of};
 use crate::error::{Fault, FaultKind};

@@ -2,11 +2,41 @@
 
 use super::atomic::Place;
 use super::counting::{Banks, Sectors};
+use super::shared::Stored;
+use crate::alu::{LANES, extend};
 use crate::error::FaultKind;
 use crate::history::Kind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes};
 use crate::shared::What;
+
+/// Bits that a load found unknown, by lane and byte.
+#[derive(Default)]
+struct Unknown {
+    bytes: Option<Box<[[u8; 32]; LANES]>>,
+}
+
+impl Unknown {
+    #[cold]
+    fn add(&mut self, served: u32, unknown: [u8; 32]) {
+        let bytes = self.bytes.get_or_insert_with(|| Box::new([[0; 32]; LANES]));
+        lanes(served).for_each(|l| bytes[l] = unknown);
+    }
+}
+
+impl Access {
+    /// What becomes of an element's bytes in its register; of their unknown bits too.
+    #[inline(always)]
+    fn register(&self, e: &[u8]) -> u64 {
+        let v = match e.len() {
+            1 => e[0] as u64,
+            2 => u16::from_le_bytes([e[0], e[1]]) as u64,
+            4 => u32::from_le_bytes([e[0], e[1], e[2], e[3]]) as u64,
+            _ => u64::from_le_bytes([e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7]]),
+        };
+        if self.signed { extend(v, 8 * self.bytes as u32, true) } else { v }
+    }
+}
 
 impl Cta<'_> {
     pub(crate) fn load(&mut self, w: usize, pc: u32, active: u32, a: &Access) -> Exec<()> {
@@ -17,7 +47,7 @@ impl Cta<'_> {
         let mut sectors = Sectors::default();
         let mut banks = Banks::new(n);
         let mut buf = [0u8; 32];
-        let mut known_mask = active;
+        let mut unknown = Unknown::default();
         // Lanes that read one address of global or shared memory are served together: broadcasts are common.
         let same = |addr: u64| addrs.iter().enumerate().fold(0, |m, (l, &a)| m | ((a == addr) as u32) << l);
         let broadcast = (same(addrs[active.trailing_zeros() as usize]) & active).count_ones() > 1;
@@ -39,6 +69,9 @@ impl Cta<'_> {
                         }
                         self.read_global_by(w, pc, served, (i, off), out, Kind::Read)?;
                     }
+                    if let Some(u) = self.ctx.mem.get(i).unknown::<32>(off, n) {
+                        unknown.add(served, u);
+                    }
                     sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {
@@ -51,6 +84,9 @@ impl Cta<'_> {
                         }
                         self.read_shared(w, pc, served, off, out)?;
                     }
+                    if let Some(u) = self.shared.unknown::<32>(off, n) {
+                        unknown.add(served, u);
+                    }
                     for l in lanes(served) {
                         banks.add(l, off);
                     }
@@ -58,13 +94,19 @@ impl Cta<'_> {
                 Where::Local(off) => {
                     let warp = &self.warps[w];
                     out.copy_from_slice(&warp.local[off..off + n]);
-                    if warp.local_init[off..off + n].contains(&0) {
-                        known_mask &= !(1 << lane);
+                    let known = &warp.local_known[off..off + n];
+                    if known.iter().any(|k| *k != 0xff) {
+                        let mut u = [0; 32];
+                        u.iter_mut().zip(known).for_each(|(u, k)| *u = !k);
+                        unknown.add(served, u);
                     }
                 }
                 Where::Peer(rank, off) => {
                     let what = if strong { What::StrongRead } else { What::Read };
                     self.read_peer(w, pc, lane, (rank, off), out, what)?;
+                    if let Some(u) = self.peers.get(rank).and_then(|p| p.shared.unknown::<32>(off, n)) {
+                        unknown.add(served, u);
+                    }
                     if strong {
                         self.acquire(w, lane, Place::Peer(rank, off), a.order, a.scope);
                     }
@@ -81,19 +123,7 @@ impl Cta<'_> {
                 if slot == SINK {
                     continue;
                 }
-                let e = &buf[k * b..(k + 1) * b];
-                let v = match b {
-                    1 => e[0] as u64,
-                    2 => u16::from_le_bytes([e[0], e[1]]) as u64,
-                    4 => u32::from_le_bytes([e[0], e[1], e[2], e[3]]) as u64,
-                    _ => u64::from_le_bytes([e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7]]),
-                };
-                let v = if a.signed && b < 8 {
-                    let sh = 64 - 8 * b as u32;
-                    (((v << sh) as i64) >> sh) as u64
-                } else {
-                    v
-                };
+                let v = a.register(&buf[k * b..(k + 1) * b]);
                 if a.wide {
                     let to = regs.r64_mut(slot);
                     lanes(served).for_each(|l| to[l] = v);
@@ -104,10 +134,17 @@ impl Cta<'_> {
             }
         }
         let regs = &mut self.warps[w].regs;
-        let known = if self.ctx.checks.uninitialized { known_mask } else { !0 };
-        for &slot in &a.regs[..a.count as usize] {
-            if slot != SINK {
-                regs.set_init(slot, active, known);
+        for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
+            if slot == SINK {
+                continue;
+            }
+            match &unknown.bytes {
+                None => regs.set_init(slot, active, !0),
+                Some(bytes) => {
+                    let b = a.bytes as usize;
+                    let of_lane = bytes.map(|u| a.register(&u[k * b..(k + 1) * b]));
+                    regs.set_unknown(slot, a.wide, active, &of_lane);
+                }
             }
         }
         self.count_sectors(&sectors, false);
@@ -124,12 +161,7 @@ impl Cta<'_> {
         let b = a.bytes as usize;
         let strong = a.order != Order::Weak;
         let mut released = false;
-        let mut known = !0;
-        if self.ctx.checks.uninitialized {
-            for &slot in &a.regs[..a.count as usize] {
-                known &= self.warps[w].regs.init(slot);
-            }
-        }
+        let known = a.regs[..a.count as usize].iter().fold(!0, |k, &slot| k & self.warps[w].regs.init(slot));
         let mut sectors = Sectors::default();
         let mut banks = Banks::new(n);
         let mut buf = [0u8; 32];
@@ -140,39 +172,57 @@ impl Cta<'_> {
                 let v = if a.wide { regs.r64(slot)[lane] } else { regs.r32(slot)[lane] as u64 };
                 buf[k * b..(k + 1) * b].copy_from_slice(&v.to_le_bytes()[..b]);
             }
-            let is_known = known >> lane & 1 == 1;
+            let mut unknown = None;
+            if known >> lane & 1 == 0 {
+                let mut u = [0u8; 32];
+                for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
+                    u[k * b..(k + 1) * b].copy_from_slice(&regs.unknown(slot, lane).to_le_bytes()[..b]);
+                }
+                unknown = Some(u).filter(|u| *u != [0; 32]);
+            }
+            let stored = match &unknown {
+                None => Stored::Known,
+                // Padding goes along with what it belongs to.
+                Some(u) if u[..n].iter().any(|u| *u != 0xff) => Stored::Partly(&u[..n]),
+                Some(_) => Stored::Unknown,
+            };
             match self.locate(w, pc, lane, a.space, addr, n as u64, n as u64)? {
                 Where::Global(i, off) => {
-                    if !is_known {
+                    if let Stored::Unknown = stored {
                         let d = "the stored value depends on one that nobody wrote".to_owned();
                         return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedRegister, d));
                     }
                     if strong {
                         released |= self.release(w, lane, Place::Global(addr), (a.order, a.scope), false);
                     }
-                    self.write_global(w, pc, lane, (i, off), &buf[..n], strong.then_some(a.scope))?;
+                    let unknown = unknown.as_ref().map(|u| &u[..n]);
+                    self.write_global(w, pc, lane, (i, off), &buf[..n], unknown, strong.then_some(a.scope))?;
                     sectors.add(i, off, n as u64);
                 }
                 Where::Shared(off) => {
                     if strong {
                         released |= self.release(w, lane, Place::Shared(off), (a.order, a.scope), false);
-                        self.write_shared_strong(w, pc, lane, off, &buf[..n])?;
+                        self.write_shared_strong(w, pc, lane, off, &buf[..n], stored)?;
                     } else {
-                        self.write_shared(w, pc, lane, off, &buf[..n], is_known)?;
+                        self.write_shared(w, pc, lane, off, &buf[..n], stored)?;
                     }
                     banks.add(lane, off);
                 }
                 Where::Local(off) => {
                     let warp = &mut self.warps[w];
                     warp.local[off..off + n].copy_from_slice(&buf[..n]);
-                    warp.local_init[off..off + n].fill(is_known as u8);
+                    let known = &mut warp.local_known[off..off + n];
+                    match &unknown {
+                        None => known.fill(0xff),
+                        Some(u) => known.iter_mut().zip(u).for_each(|(k, u)| *k = !u),
+                    }
                 }
                 Where::Peer(rank, off) => {
                     if strong {
                         released |= self.release(w, lane, Place::Peer(rank, off), (a.order, a.scope), false);
                     }
                     let what = if strong { What::StrongWrite } else { What::Write };
-                    self.write_peer(w, pc, lane, (rank, off), &buf[..n], what, is_known)?;
+                    self.write_peer(w, pc, lane, (rank, off), &buf[..n], what, stored)?;
                 }
                 Where::Param(_) => {
                     let d = format!("{n} bytes at parameter address {addr:#x}");

@@ -1,5 +1,7 @@
 //! Permutations, tables, fields of bits, and sums of products of bytes.
 
+use crate::ir::Mods;
+
 /// Byte permutation of prmt in its default and special modes.
 #[inline]
 pub(super) fn prmt(a: u32, b: u32, c: u32, mode: u8) -> u32 {
@@ -97,4 +99,60 @@ pub(super) fn dot2(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool, hi: b
         sum = sum.wrapping_add(x.wrapping_mul(y) as u32);
     }
     sum
+}
+
+/// `fns`: the position of the n-th set bit from a base on, upwards or downwards; the base itself where n is 0. All ones if there is none.
+#[inline]
+pub(super) fn find_nth(mask: u32, base: u32, offset: i32) -> u32 {
+    if base > 31 {
+        return !0;
+    }
+    if offset == 0 {
+        return if mask >> base & 1 == 1 { base } else { !0 };
+    }
+    let n = offset.unsigned_abs() as usize - 1;
+    let set = |p: &u32| mask >> p & 1 == 1;
+    let found = if offset > 0 { (base..32).filter(set).nth(n) } else { (0..=base).rev().filter(set).nth(n) };
+    found.unwrap_or(!0)
+}
+
+/// `szext`: the low `b` bits of `a`, extended by zeros or by their sign.
+#[inline]
+pub(super) fn szext(a: u32, b: u32, signed: bool, wrap: bool) -> u32 {
+    if b > 31 && !wrap {
+        return a;
+    }
+    match b & 31 {
+        0 => 0,
+        n if signed => ((a << (32 - n)) as i32 >> (32 - n)) as u32,
+        n => a & ((1 << n) - 1),
+    }
+}
+
+/// `cvt.pack.sat`: two integers saturated to `bits`, the first above the second, and `c` above both.
+#[inline]
+pub(super) fn pack_saturated(a: u32, b: u32, c: u32, bits: u32, signed: bool) -> u32 {
+    let (lo, hi) = if signed { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) } else { (0, (1i64 << bits) - 1) };
+    let one = |x: u32| (x as i32 as i64).clamp(lo, hi) as u32 & ((1 << bits) - 1);
+    let both = one(a) << bits | one(b);
+    if bits == 16 { both } else { both | c << (2 * bits) }
+}
+
+/// `vabsdiff4`: differences of four bytes; or their sum on top of `c`, where `imm` says so.
+#[inline]
+pub(super) fn abs_diff4(a: u32, b: u32, c: u32, m: Mods) -> u32 {
+    let signed = |v: u32, i: u32, yes: bool| {
+        let byte = (v >> (8 * i)) as u8;
+        if yes { byte as i8 as i32 } else { byte as i32 }
+    };
+    let differences = (0..4).map(|i| signed(a, i, m.flag).abs_diff(signed(b, i, m.relu)));
+    if m.imm == 1 {
+        return differences.fold(c, |sum, d| sum.wrapping_add(d));
+    }
+    let most = match (m.sat, m.imm) {
+        (true, 2) => 127,
+        (true, _) => 255,
+        _ => u32::MAX,
+    };
+    differences.enumerate().fold(0, |v, (i, d)| v | (d.min(most) & 0xff) << (8 * i))
 }

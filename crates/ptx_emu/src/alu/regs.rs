@@ -1,6 +1,10 @@
 //! The registers of a warp, and functions of their 32 lanes in loops that vectorise.
 
+use std::collections::HashMap;
+
+use super::defined::ones;
 use crate::ir::{SINK, Slot};
+use crate::machine::lanes;
 
 /// Lanes of a warp.
 pub(crate) const LANES: usize = 32;
@@ -10,21 +14,28 @@ pub(crate) const LANES: usize = 32;
 #[repr(C, align(128))]
 pub(crate) struct Lanes32(pub(crate) [u32; LANES]);
 
-/// The registers of one warp, and which lanes of each hold a value that somebody wrote.
+/// The registers of one warp, and which bits of each hold a value that somebody wrote.
 #[derive(Debug, Clone)]
 pub(crate) struct Regs {
     slots: Vec<Lanes32>,
+    /// Lanes all of whose bits are known: nearly always all that matter.
     init: Vec<u32>,
+    /// The unknown bits of lanes that `init` has not. Where there is no entry, such lanes know no bit.
+    partly: HashMap<Slot, Box<[u64; LANES]>>,
+    /// All ones where nobody asks for what is known.
+    untracked: u32,
     /// Predicates as lane masks; number 0 is true.
     pub(crate) preds: Vec<u32>,
     pub(crate) pred_init: Vec<u32>,
 }
 
 impl Regs {
-    pub(crate) fn new(slots: u32, preds: u32) -> Self {
+    pub(crate) fn new(slots: u32, preds: u32, track: bool) -> Self {
         let mut r = Regs {
             slots: vec![Lanes32([0; LANES]); slots as usize + 1],
             init: vec![0; slots as usize + 1],
+            partly: HashMap::new(),
+            untracked: if track { 0 } else { !0 },
             preds: vec![0; preds as usize],
             pred_init: vec![0; preds as usize],
         };
@@ -34,8 +45,9 @@ impl Regs {
 
     /// Forgets every value; the constants must be set again.
     pub(crate) fn reset(&mut self) {
-        self.init.fill(0);
-        self.pred_init.fill(0);
+        self.init.fill(self.untracked);
+        self.pred_init.fill(self.untracked);
+        self.partly.clear();
         self.slots.fill(Lanes32([0; LANES]));
         self.preds.fill(0);
         self.init[0] = !0;
@@ -73,11 +85,45 @@ impl Regs {
         self.init[s as usize]
     }
 
-    /// Records that the lanes of `mask` were written, with values that `known` says somebody wrote.
+    /// Records that the lanes of `mask` were written, with values of which those in `known` are known and the others are not, as a whole.
     #[inline(always)]
     pub(crate) fn set_init(&mut self, s: Slot, mask: u32, known: u32) {
+        let known = known | self.untracked;
         let i = &mut self.init[s as usize];
         *i = (*i & !mask) | (known & mask);
+        if mask & !known != 0 && !self.partly.is_empty() {
+            self.partly_unknown(s, mask & !known);
+        }
+    }
+
+    #[cold]
+    fn partly_unknown(&mut self, s: Slot, mask: u32) {
+        if let Some(u) = self.partly.get_mut(&s) {
+            lanes(mask).for_each(|l| u[l] = !0);
+        }
+    }
+
+    /// The unknown bits of a lane.
+    #[inline(always)]
+    pub(crate) fn unknown(&self, s: Slot, lane: usize) -> u64 {
+        if self.init[s as usize] >> lane & 1 == 1 { 0 } else { self.partly.get(&s).map_or(!0, |u| u[lane]) }
+    }
+
+    /// Records that the lanes of `mask` were written, with values that have these unknown bits.
+    #[cold]
+    pub(crate) fn set_unknown(&mut self, s: Slot, wide: bool, mask: u32, unknown: &[u64; LANES]) {
+        if s == SINK {
+            return;
+        }
+        let all = ones(if wide { 64 } else { 32 });
+        let known = lanes(mask).filter(|&l| unknown[l] & all == 0).fold(0, |m, l| m | 1 << l);
+        self.set_init(s, mask, known);
+        let left = mask & !known & !self.untracked;
+        if lanes(left).all(|l| unknown[l] & all == all) {
+            return;
+        }
+        let u = self.partly.entry(s).or_insert_with(|| Box::new([!0; LANES]));
+        lanes(left).for_each(|l| u[l] = unknown[l] & all);
     }
 
     #[inline(always)]
@@ -125,7 +171,7 @@ impl Regs {
         let d = &mut self.preds[p as usize];
         *d = (*d & !mask) | (v & mask);
         let i = &mut self.pred_init[p as usize];
-        *i = (*i & !mask) | (known & mask);
+        *i = (*i & !mask) | ((known | self.untracked) & mask);
     }
 }
 

@@ -9,6 +9,8 @@ mod barrier;
 mod peer;
 mod send;
 
+pub(crate) use peer::Needs;
+
 use crate::error::FaultKind;
 use crate::ir::*;
 use crate::machine::{Cta, Exec, Where, lanes, put_lane};

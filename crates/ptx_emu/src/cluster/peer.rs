@@ -1,5 +1,6 @@
 //! Accesses to the shared memory of another CTA of the cluster, and arrivals at its mbarriers.
 
+use crate::access::{Stored, WEAK_READ};
 use crate::error::{Fault, FaultKind};
 use crate::ir::*;
 use crate::machine::{Cta, Exec};
@@ -24,14 +25,32 @@ pub(super) fn view<'a>(
     }
 }
 
+/// What a read needs to be written before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    Nothing,
+    /// A load carries on the bits that are unknown.
+    Bytes,
+    Bits,
+}
+
 impl Cta<'_> {
     /// A warp of this CTA, as others record it.
     pub(super) fn foreign(&self, agent: u32) -> u32 {
         Foreign { rank: self.rank, agent }.encode()
     }
 
-    /// Checks and records an access to the shared memory of a peer.
-    fn touch_peer(&mut self, w: usize, pc: u32, lane: usize, at: (u32, usize), n: usize, what: What) -> Exec<()> {
+    /// Checks and records an access to the shared memory of a peer; `same` is that of `write_from_outside`.
+    fn touch_peer(
+        &mut self,
+        w: usize,
+        pc: u32,
+        lane: usize,
+        at: (u32, usize),
+        n: usize,
+        what: What,
+        same: bool,
+    ) -> Exec<()> {
         if !self.ctx.checks.races {
             return Ok(());
         }
@@ -42,14 +61,17 @@ impl Cta<'_> {
         let shared = &mut self.peers.get_mut(rank).expect("located before").shared;
         let conflict = if what == What::Write {
             let record = Record { clock: warp.now, agent, lane: lane32, mask: 0, in_flight: false };
-            shared.write_from_outside(off, n, record, &before)
+            shared.write_from_outside(off, n, same, record, &before)
         } else {
             shared.beside(off, n, what, By { agent, lane: lane32, clock: warp.now }, &before)
         };
-        match conflict {
-            Some(c) => Err(self.peer_conflict(w, pc, lane, rank, c, what)),
-            None => Ok(()),
+        if let Some(c) = conflict {
+            return Err(self.peer_conflict(w, pc, lane, rank, c, what));
         }
+        if let Some(c) = shared.warned.take() {
+            self.ctx.warn(pc, self.index, || self.peer_conflict(w, pc, lane, rank, c, what));
+        }
+        Ok(())
     }
 
     pub(super) fn peer_conflict(
@@ -70,8 +92,9 @@ impl Cta<'_> {
             "an asynchronous operation".to_owned()
         };
         let d = format!(
-            "{act} of shared address {:#x} of rank {home} against {other} by rank {rank}, {who}, with no ordering between them",
-            c.offset + SHARED_BASE
+            "{act} of shared address {:#x} of rank {home} against {other} by rank {rank}, {who}, with no ordering between them{}",
+            c.offset + SHARED_BASE,
+            if c.weak_read { WEAK_READ } else { "" }
         );
         self.fault(w, Some(lane as u32), pc, FaultKind::SharedRace, d)
     }
@@ -84,12 +107,17 @@ impl Cta<'_> {
         lane: usize,
         (rank, off): (u32, usize),
         out: &mut [u8],
-        written: bool,
+        needs: Needs,
     ) -> Exec<()> {
         let shared = &self.peers.get(rank).expect("located before").shared;
+        let n = out.len();
+        let first = match needs {
+            Needs::Nothing => None,
+            Needs::Bytes => shared.first_unwritten(off, n),
+            Needs::Bits => shared.first_unknown(off, n),
+        };
         if self.ctx.checks.uninitialized
-            && written
-            && let Some(o) = shared.first_unwritten(off, out.len())
+            && let Some(o) = first
         {
             let d = format!("shared address {:#x} of rank {rank} was never written", o as u32 + SHARED_BASE);
             return Err(self.fault(w, Some(lane as u32), pc, FaultKind::UninitializedShared, d));
@@ -107,8 +135,8 @@ impl Cta<'_> {
         out: &mut [u8],
         what: What,
     ) -> Exec<()> {
-        self.touch_peer(w, pc, lane, at, out.len(), what)?;
-        self.peer_bytes(w, pc, lane, at, out, true)?;
+        self.touch_peer(w, pc, lane, at, out.len(), what, false)?;
+        self.peer_bytes(w, pc, lane, at, out, Needs::Bytes)?;
         self.counters.shared_bytes_read += out.len() as u64;
         Ok(())
     }
@@ -121,14 +149,14 @@ impl Cta<'_> {
         at: (u32, usize),
         data: &[u8],
         what: What,
-        known: bool,
+        stored: Stored<'_>,
     ) -> Exec<()> {
-        self.touch_peer(w, pc, lane, at, data.len(), what)?;
+        let peer = self.peers.get(at.0).expect("located before");
+        let same = peer.shared.bytes[at.1..at.1 + data.len()] == *data;
+        self.touch_peer(w, pc, lane, at, data.len(), what, same)?;
         let shared = &mut self.peers.get_mut(at.0).expect("located before").shared;
         shared.bytes[at.1..at.1 + data.len()].copy_from_slice(data);
-        if known {
-            shared.mark_written(at.1, data.len());
-        }
+        stored.mark(shared, at.1, data.len());
         self.counters.shared_bytes_written += data.len() as u64;
         Ok(())
     }

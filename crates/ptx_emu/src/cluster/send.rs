@@ -134,7 +134,7 @@ impl Cta<'_> {
                 let by = By { agent, lane: 0, clock };
                 (What::StrongWrite, shared.beside(off, n, What::StrongWrite, by, &before))
             } else {
-                (What::Write, shared.write_from_outside(off, n, record, &before))
+                (What::Write, shared.write_from_outside(off, n, false, record, &before))
             };
             if let Some(c) = conflict {
                 return Err(self.peer_conflict(w, pc, lane, rank, c, what));

@@ -143,6 +143,8 @@ impl Emulator {
             files: &module.ast.files,
             releases: Mutex::default(),
             spilled: Spilled::default(),
+            warnings: Mutex::default(),
+            printed: Mutex::default(),
             talk: Talk::of(prog, cluster.iter().product::<u32>() > 1),
             cluster,
             explicit_cluster: launch.cluster.is_some() || prog.cluster.required.is_some(),
@@ -155,9 +157,11 @@ impl Emulator {
             Some(pool) => pool.install(|| run_grid(&ctx, total, false)),
             None => run_grid(&ctx, total, self.options.threads == 1),
         };
+        let (warnings, printed) = ctx.into_words();
+        self.state().print(printed);
         match fault {
             Some(f) => Err(EmuError::Fault(f)),
-            None => Ok(LaunchReport { counters, seed, elapsed: started.elapsed() }),
+            None => Ok(LaunchReport { counters, warnings, seed, elapsed: started.elapsed() }),
         }
     }
 

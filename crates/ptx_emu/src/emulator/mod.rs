@@ -6,21 +6,42 @@ mod options;
 mod request;
 mod residency;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use module::{EntryInfo, Module, ParamInfo};
-pub use options::{Checks, EmulatorOptions};
+pub use options::{Checks, EmulatorOptions, Severity};
 pub use request::{Launch, LaunchReport};
 
 use crate::error::EmuError;
+use crate::host::Printed;
 use crate::memory::GlobalMemory;
 
 struct State {
     memory: GlobalMemory,
     /// Addresses of each module's global variables.
     modules: HashMap<u64, Arc<Vec<u64>>>,
+    /// What kernels printed and nobody has taken yet, and how many bytes of text that is.
+    printed: (VecDeque<Printed>, usize),
+}
+
+/// Bytes of printed text that are kept; the oldest go first, as on a GPU.
+const MOST_PRINTED: usize = 1 << 20;
+
+impl State {
+    fn print(&mut self, lines: Vec<Printed>) {
+        let (kept, bytes) = &mut self.printed;
+        for line in lines {
+            *bytes += line.text.len();
+            kept.push_back(line);
+            while *bytes > MOST_PRINTED
+                && let Some(oldest) = kept.pop_front()
+            {
+                *bytes -= oldest.text.len();
+            }
+        }
+    }
 }
 
 /// A device: memory and a machine that runs kernels. Launches of different threads run one after the other.
@@ -51,7 +72,11 @@ impl Emulator {
         let pool = (options.threads > 1)
             .then(|| rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().ok())
             .flatten();
-        let state = State { memory: GlobalMemory::new(options.memory_limit), modules: HashMap::new() };
+        let state = State {
+            memory: GlobalMemory::new(options.memory_limit),
+            modules: HashMap::new(),
+            printed: Default::default(),
+        };
         Emulator { options, state: Mutex::new(state), running: Mutex::new(()), pool, simd: crate::alu::has_simd() }
     }
 
@@ -123,7 +148,7 @@ impl Emulator {
         let n = out.len() as u64;
         let (a, off) = state.memory.range(ptr, n)?;
         if self.options.checks.uninitialized
-            && let Some(o) = a.first_unwritten(off, n)
+            && let Some(o) = a.first_unknown(off, n)
         {
             return Err(EmuError::InvalidDeviceAddress {
                 address: ptr,
@@ -147,6 +172,12 @@ impl Emulator {
             at += part.len() as u64;
         }
         Ok(())
+    }
+
+    /// What kernels printed since the last call (`printf` of CUDA, `vprintf` of PTX), also those that ended with a fault: in the order of
+    /// the CTAs, or in that of their calls where CTAs wait for each other. The last MiB of it is kept.
+    pub fn take_printed(&self) -> Vec<Printed> {
+        std::mem::take(&mut self.state().printed).0.into()
     }
 
     /// Sets a range of device memory to one byte value.

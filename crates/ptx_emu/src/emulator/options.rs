@@ -2,13 +2,25 @@
 
 use std::time::Duration;
 
+/// What is made of a finding that callers may see differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Severity {
+    /// Nobody looks for it.
+    Ignore,
+    /// The launch goes on, and its report has the finding among its [warnings](crate::LaunchReport::warnings).
+    Warn,
+    /// The launch fails with it.
+    #[default]
+    Error,
+}
+
 /// Which errors a launch looks for beyond bounds and alignment, which are always checked.
 ///
 /// All of them together take 1.2 times the time of none on tensor instructions, 1.45 times on scalar loops over shared
 /// memory (`cargo bench -p ptx_emu`), and memory for records: see [`EmulatorOptions::memory_limit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checks {
-    /// Reads of global, shared and local memory and uses of registers that nobody wrote.
+    /// Reads of global and shared memory that nobody wrote, and uses of bits of registers and of local memory that nobody wrote.
     pub uninitialized: bool,
     /// Data races in shared and global memory. The dearest check: it keeps a record for each four bytes.
     pub races: bool,
@@ -17,17 +29,34 @@ pub struct Checks {
     pub asynchronous: bool,
     /// Divergent execution of `.aligned` and full-mask instructions.
     pub convergence: bool,
+    /// Of `races`: a plain read that nothing orders with an atomic or another strong write of the same bytes. `old = *p` before a loop of
+    /// `atomicCAS`, as in the CUDA C++ Programming Guide, and a look at `*p` before `atomicMax` are such reads. They are data races by
+    /// the memory consistency model, so that a compiler may repeat or split them, and they order nothing; but whoever makes up
+    /// for an old value, as those two do, gets one on every GPU. Plain writes against atomics are always errors.
+    pub weak_reads: Severity,
 }
 
 impl Checks {
     /// Every check.
     pub const fn all() -> Self {
-        Checks { uninitialized: true, races: true, asynchronous: true, convergence: true }
+        Checks { uninitialized: true, races: true, asynchronous: true, convergence: true, weak_reads: Severity::Error }
     }
 
     /// Only bounds, alignment, barriers and deadlock, which no launch can do without.
     pub const fn none() -> Self {
-        Checks { uninitialized: false, races: false, asynchronous: false, convergence: false }
+        Checks {
+            uninitialized: false,
+            races: false,
+            asynchronous: false,
+            convergence: false,
+            weak_reads: Severity::Ignore,
+        }
+    }
+
+    /// Sets what is made of plain reads against atomics.
+    pub const fn with_weak_reads(mut self, severity: Severity) -> Self {
+        self.weak_reads = severity;
+        self
     }
 }
 
@@ -37,7 +66,7 @@ impl Default for Checks {
     }
 }
 
-/// Settings of an [`Emulator`].
+/// Settings of an [`Emulator`](crate::Emulator).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EmulatorOptions {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::counters::Counters;
+use crate::error::Fault;
 
 /// Dimensions and arguments of a launch.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,6 +74,9 @@ impl Launch {
 pub struct LaunchReport {
     /// Deterministic counts.
     pub counters: Counters,
+    /// Findings of [`Severity::Warn`](crate::Severity), one for each instruction that made one, in the order of the text. Of those of
+    /// several CTAs it is the first one's in the grid.
+    pub warnings: Vec<Fault>,
     /// The seed that the launch ran with.
     pub seed: u64,
     /// Wall time of the launch.

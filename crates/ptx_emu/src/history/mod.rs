@@ -75,6 +75,8 @@ pub(crate) struct Actor<'a, F: Fn(&Access) -> bool> {
     pub(crate) ordered: F,
     /// CTAs of the kernel can order each other.
     pub(crate) ctas_order: bool,
+    /// Plain reads against strong writes count as races.
+    pub(crate) weak_reads: bool,
     pub(crate) spilled: &'a Spilled,
 }
 
@@ -85,6 +87,8 @@ pub(crate) struct Race {
     pub(crate) other: Access,
     pub(crate) other_writes: bool,
     pub(crate) other_strong: bool,
+    /// Of a plain read against a strong write in whose scope it is.
+    pub(crate) weak_read: bool,
 }
 
 const WRITES: u8 = 0;
@@ -125,7 +129,12 @@ impl History {
             if let Some((other, set)) = self.granule(g, me, actor) {
                 let strong = set >= STRONG;
                 let writes = set == WRITES || (strong && other.writes);
-                return Some(Race { off: o, other, other_writes: writes, other_strong: strong });
+                let weak_read = match actor.kind {
+                    Kind::Read => strong && !(set == NARROW && other.cta != me.cta),
+                    Kind::StrongWrite { narrow } => set == READS && !(narrow && other.cta != me.cta),
+                    _ => false,
+                };
+                return Some(Race { off: o, other, other_writes: writes, other_strong: strong, weak_read });
             }
             o += take;
         }
@@ -164,9 +173,10 @@ impl History {
         match actor.kind {
             Kind::Read => {
                 record(&self.sets[READS as usize][g], self.place(g, READS), me, actor);
+                let strict = actor.weak_reads;
                 self.check(g, WRITES, me, all, actor)
-                    .or_else(|| self.check(g, STRONG, me, |a| a.writes, actor))
-                    .or_else(|| self.check(g, NARROW, me, |a| a.writes, actor))
+                    .or_else(|| if strict { self.check(g, STRONG, me, |a| a.writes, actor) } else { None })
+                    .or_else(|| self.check(g, NARROW, me, |a| a.writes && (strict || a.cta != me.cta), actor))
             }
             Kind::Write { .. } => {
                 // The new record replaces the old ones, so those are looked at in the same step.
@@ -201,7 +211,10 @@ impl History {
         // Strong accesses race when one of them is not in the scope of the other.
         let apart = |a: &Access| a.cta != me.cta && (a.writes || me.writes);
         self.check(g, WRITES, me, |_| true, actor)
-            .or_else(|| if me.writes { self.check(g, READS, me, |_| true, actor) } else { None })
+            .or_else(|| {
+                let counts = |a: &Access| me.writes && (actor.weak_reads || (narrow && a.cta != me.cta));
+                self.check(g, READS, me, counts, actor)
+            })
             .or_else(|| self.check(g, NARROW, me, apart, actor))
             .or_else(|| if narrow { self.check(g, STRONG, me, apart, actor) } else { None })
     }
@@ -386,7 +399,11 @@ mod tests {
 
     /// Accesses that nothing orders, of CTAs that cannot order each other.
     fn touch(h: &History, spilled: &Spilled, off: u64, n: u64, me: Access, kind: Kind) -> Option<Race> {
-        h.access(off, n, &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, spilled })
+        h.access(
+            off,
+            n,
+            &Actor { launch: 5, me, kind, ordered: |_: &Access| false, ctas_order: false, weak_reads: true, spilled },
+        )
     }
 
     #[test]

@@ -110,7 +110,13 @@ pub(crate) enum Op {
         src: u32,
         bytes: u32,
     },
+    Host(Box<Host>),
     Prefetch,
+    /// 128 bytes of global memory are unwritten again.
+    Discard {
+        space: MemSpace,
+        addr: Addr,
+    },
     Atom {
         space: MemSpace,
         op: AtomOp,
@@ -228,6 +234,9 @@ pub(crate) enum Op {
         pending: u32,
     },
     Mma(Box<Mma>),
+    WmmaLoad(Box<WmmaAccess>),
+    WmmaStore(Box<WmmaAccess>),
+    WmmaMma(Box<WmmaMma>),
     LdMatrix {
         d: [Slot; 4],
         n: u8,

@@ -24,6 +24,8 @@ pub(crate) enum Alu {
     Rem,
     Min,
     Max,
+    Min3,
+    Max3,
     Neg,
     Abs,
     Copysign,
@@ -48,6 +50,10 @@ pub(crate) enum Alu {
     Lop3,
     Dp4a,
     Dp2a,
+    Fns,
+    Szext,
+    CvtPack,
+    AbsDiff4,
     Ex2,
     Lg2,
     Rcp,
@@ -64,11 +70,14 @@ pub(crate) struct Mods {
     pub(crate) round: Round,
     pub(crate) ftz: bool,
     pub(crate) sat: bool,
-    /// `.NaN` of min and max, `.relu` of fma, the wrap mode of shf, the signedness of dp4a's second factor.
+    /// `.NaN` of min and max, `.relu` of fma, the wrap mode of shf, bmsk and szext, the signedness of dp4a's second factor and of
+    /// vabsdiff4's operands, whether the elements of cvt.pack have signs.
     pub(crate) flag: bool,
     pub(crate) relu: bool,
     pub(crate) approx: bool,
-    /// Table of lop3, mode of prmt, half of dp2a.
+    /// `.xorsign.abs` of min and max: the magnitude of the result from the magnitudes, its sign from both signs.
+    pub(crate) xorsign: bool,
+    /// Table of lop3, mode of prmt, half of dp2a, bits of an element of cvt.pack.
     pub(crate) imm: u8,
 }
 
@@ -165,6 +174,21 @@ pub(crate) enum FenceKind {
     Other,
 }
 
+/// A function of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostFn {
+    Print,
+    Assert,
+}
+
+/// A call of the host: its arguments, by their offset and bytes, and its result of 4 bytes are in local memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Host {
+    pub(crate) f: HostFn,
+    pub(crate) args: Vec<(u32, u32)>,
+    pub(crate) result: Option<u32>,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Mma {
     pub(crate) n: u32,
@@ -178,6 +202,36 @@ pub(crate) struct Mma {
     pub(crate) a: Vec<Slot>,
     pub(crate) b: Vec<Slot>,
     pub(crate) c: Vec<Slot>,
+}
+
+/// A matrix of `wmma`, spread over the registers of a warp.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fragment {
+    pub(crate) rows: u32,
+    pub(crate) cols: u32,
+    /// F16, BF16 or F32.
+    pub(crate) ty: Ty,
+    pub(crate) regs: Vec<Slot>,
+}
+
+/// A fragment and its matrix in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WmmaAccess {
+    pub(crate) fragment: Fragment,
+    /// Columns, not rows, are contiguous.
+    pub(crate) by_columns: bool,
+    pub(crate) space: MemSpace,
+    pub(crate) addr: Addr,
+    /// Elements from one row or column to the next; `None` where they touch.
+    pub(crate) stride: Option<Slot>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WmmaMma {
+    pub(crate) d: Fragment,
+    pub(crate) a: Fragment,
+    pub(crate) b: Fragment,
+    pub(crate) c: Fragment,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -11,6 +11,8 @@ pub(crate) const NO_PC: u32 = u32::MAX;
 
 /// First shared address that a CTA sees: the first KiB belongs to the system, as on sm_90, so address 0 is never valid.
 pub(crate) const SHARED_BASE: u32 = 1024;
+/// Bytes that cache hints and `discard` name.
+pub(crate) const CACHE_LINE: u64 = 128;
 /// Generic address windows of the spaces that are not global.
 pub(crate) const SHARED_WINDOW: u64 = 1 << 40;
 pub(crate) const LOCAL_WINDOW: u64 = 2 << 40;
@@ -41,6 +43,8 @@ pub(crate) enum Ty {
     B16,
     U16,
     S16,
+    U16x2,
+    S16x2,
     B32,
     U32,
     S32,
@@ -67,7 +71,7 @@ impl Ty {
         match self {
             Ty::B8 | Ty::U8 | Ty::S8 | Ty::E4M3 | Ty::E5M2 => 8,
             Ty::B16 | Ty::U16 | Ty::S16 | Ty::F16 | Ty::BF16 | Ty::E4M3x2 | Ty::E5M2x2 => 16,
-            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F32 | Ty::F16x2 | Ty::BF16x2 | Ty::TF32 => 32,
+            Ty::B32 | Ty::U32 | Ty::S32 | Ty::F32 | Ty::U16x2 | Ty::S16x2 | Ty::F16x2 | Ty::BF16x2 | Ty::TF32 => 32,
             Ty::B64 | Ty::U64 | Ty::S64 | Ty::F64 | Ty::F32x2 => 64,
             Ty::Pred => 1,
         }

@@ -44,10 +44,14 @@ impl<'a> Lower<'a> {
             flag: m.take("NaN"),
             relu: m.take("relu"),
             approx: approx || full,
+            xorsign: m.take("xorsign"),
             imm: 0,
         };
-        if m.take("xorsign") {
-            return Err(m.bad("modifier `.xorsign` is not accepted"));
+        if mods.xorsign {
+            m.require("abs")?;
+        }
+        if let Some(ty) = m.take_map(&[("u16x2", Ty::U16x2), ("s16x2", Ty::S16x2)]) {
+            return self.packed_integers(ctx, stmt, m, ty, mods, part.is_some() || carry_in || carry_out);
         }
         let ty = m.ty()?;
         if matches!(ty, Ty::Pred | Ty::B8 | Ty::U8 | Ty::S8 | Ty::TF32 | Ty::E4M3 | Ty::E5M2 | Ty::E4M3x2 | Ty::E5M2x2)
@@ -122,7 +126,8 @@ impl<'a> Lower<'a> {
             return Err(m.bad("a rounding is needed"));
         }
         let directed = mods.round != Round::NearestEven;
-        if directed && !(ty == Ty::F32 && matches!(f, Alu::Add | Alu::Sub | Alu::FMul | Alu::Fma)) {
+        let rounds = matches!(f, Alu::Add | Alu::Sub | Alu::FMul | Alu::Fma | Alu::Div);
+        if directed && !(matches!(ty, Ty::F32 | Ty::F64) && rounds && !mods.approx) {
             return Err(m.bad("a rounding other than .rn for this operation and type"));
         }
         if f == Alu::Div && !matches!(ty, Ty::F32 | Ty::F64) {
@@ -137,9 +142,19 @@ impl<'a> Lower<'a> {
         if mods.sat && (ty == Ty::F64 || matches!(f, Alu::Min | Alu::Max | Alu::Neg | Alu::Abs | Alu::Div)) {
             return Err(m.bad(".sat with this operation or type"));
         }
+        if mods.xorsign && (!matches!(f, Alu::Min | Alu::Max) || matches!(ty, Ty::F64 | Ty::F32x2)) {
+            return Err(m.bad(".xorsign.abs is for min and max of f32, f16 and bf16"));
+        }
+        // Devices from sm_100 on have minima and maxima of three.
+        let three = ty == Ty::F32 && stmt.operands.len() == 4 && !mods.xorsign;
+        let f = match f {
+            Alu::Min if three => Alu::Min3,
+            Alu::Max if three => Alu::Max3,
+            f => f,
+        };
         let n = match f {
             Alu::Neg | Alu::Abs => 1,
-            Alu::Fma => 3,
+            Alu::Fma | Alu::Min3 | Alu::Max3 => 3,
             _ => 2,
         };
         let class = match ty {
@@ -149,6 +164,29 @@ impl<'a> Lower<'a> {
         };
         let class = if f == Alu::Div { Class::Special } else { class };
         Ok((self.alu(ctx, stmt, f, ty, mods, ty, &[ty; 3][..n])?, class))
+    }
+
+    /// add, min and max of two 16-bit integers at a time.
+    fn packed_integers(
+        &mut self,
+        ctx: &mut Ctx<'a>,
+        stmt: &'a Stmt,
+        m: &mut Parts<'a>,
+        ty: Ty,
+        mods: Mods,
+        other: bool,
+    ) -> Res<(Op, Class)> {
+        let f = match m.name() {
+            "add" => Alu::Add,
+            "min" => Alu::Min,
+            "max" => Alu::Max,
+            _ => return Err(m.bad("an operation that packed integers have not")),
+        };
+        let relu = mods.relu && f != Alu::Add && ty == Ty::S16x2;
+        if other || m.is_rounded() || mods != (Mods { relu, ..Mods::default() }) {
+            return Err(m.bad("a modifier that packed integers have not"));
+        }
+        Ok((self.alu(ctx, stmt, f, ty, mods, ty, &[ty, ty])?, Class::Integer))
     }
 
     fn integer_arithmetic(
@@ -210,10 +248,9 @@ impl<'a> Lower<'a> {
     ) -> Res<(Op, Class)> {
         let name = m.name();
         let mut mods = Mods { approx: m.take("approx"), ..Mods::default() };
-        let rounded =
-            matches!(name, "rcp" | "sqrt") && m.take_map(&[("rn", ()), ("rz", ()), ("rm", ()), ("rp", ())]).is_some();
-        if rounded && !m.parts.contains(&"rn") {
-            return Err(m.bad("a rounding other than .rn"));
+        let rounded = matches!(name, "rcp" | "sqrt") && m.is_rounded();
+        if rounded {
+            mods.round = m.round();
         }
         if rounded == mods.approx {
             return Err(m.bad(".approx or a rounding is needed"));

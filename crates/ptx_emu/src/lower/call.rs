@@ -22,6 +22,9 @@ impl<'a> Lower<'a> {
         };
         let Some(&index) = self.ast.function_names.get(name) else { return Err(self.undeclared(stmt, name)) };
         let callee = &self.ast.functions[index as usize];
+        if !callee.has_body && self.host_call(ctx, stmt, name, guard, rets, args)? {
+            return Ok(());
+        }
         if !callee.has_body {
             return self.refuse_call(stmt, guard, format!("call of the external function `{name}`"));
         }
@@ -56,6 +59,38 @@ impl<'a> Lower<'a> {
             *target = end;
         }
         Ok(())
+    }
+
+    /// `vprintf(format, arguments)` and `__assertfail(message, file, line, function, size of a character)`; false if it is neither.
+    fn host_call(
+        &mut self,
+        ctx: &mut Ctx<'a>,
+        stmt: &'a Stmt,
+        name: &str,
+        guard: Pred,
+        rets: &[Operand],
+        args: &[Operand],
+    ) -> Res<bool> {
+        let (f, bytes): (_, &[u64]) = match name {
+            "vprintf" => (HostFn::Print, &[8, 8]),
+            "__assertfail" => (HostFn::Assert, &[8, 8, 4, 8, 8]),
+            _ => return Ok(false),
+        };
+        let mut places = Vec::new();
+        for arg in args {
+            places.push(self.call_place(ctx, arg, stmt)?);
+        }
+        let result = match rets {
+            [] => None,
+            [ret] if f == HostFn::Print => Some(self.call_place(ctx, ret, stmt)?).filter(|r| r.1 == 4).map(|r| r.0),
+            _ => return Err(self.err(stmt, format!("{} results of `{name}`", rets.len()))),
+        };
+        if !places.iter().map(|p| p.1).eq(bytes.iter().copied()) {
+            return Err(self.err(stmt, format!("arguments of `{name}` other than {bytes:?} bytes")));
+        }
+        let args = places.into_iter().map(|(at, bytes)| (at, bytes as u32)).collect();
+        self.emit_raw(Op::Host(Box::new(Host { f, args, result })), guard, Class::Control, stmt.line, stmt.loc);
+        Ok(true)
     }
 
     fn refuse_call(&mut self, stmt: &Stmt, guard: Pred, what: String) -> Res<()> {

@@ -15,11 +15,19 @@ impl<'a> Lower<'a> {
         if ty == Ty::Pred || ty.bits() == 8 || ty == Ty::F32x2 {
             return Err(m.bad("a type that cannot be compared"));
         }
-        if matches!(ty, Ty::F16x2 | Ty::BF16x2) && set {
-            return Err(m.bad("set of packed types"));
-        }
-        if set && !matches!(to, Ty::U32 | Ty::S32 | Ty::F32 | Ty::B32) {
-            return Err(m.bad("a result type other than u32, s32 and f32"));
+        if set {
+            let ok = match (to, ty) {
+                (Ty::U32 | Ty::S32 | Ty::B32, _) => true,
+                (Ty::F32, _) => !matches!(ty, Ty::F16 | Ty::BF16 | Ty::F16x2 | Ty::BF16x2),
+                (Ty::U16 | Ty::S16, _) => matches!(ty, Ty::F16 | Ty::BF16),
+                (Ty::F16x2 | Ty::BF16x2, _) => to == ty,
+                (Ty::F16, _) => !matches!(ty, Ty::BF16 | Ty::F16x2 | Ty::BF16x2),
+                (Ty::BF16, _) => !matches!(ty, Ty::F16 | Ty::F16x2 | Ty::BF16x2),
+                _ => false,
+            };
+            if !ok {
+                return Err(m.bad("a result type that set has not for these operands"));
+            }
         }
         self.count(stmt, &[3 + bool_op.is_some() as usize])?;
         let a = self.src(ctx, &ops[1], ty, stmt)?;

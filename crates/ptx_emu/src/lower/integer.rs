@@ -140,21 +140,75 @@ impl<'a> Lower<'a> {
     /// `lop3`.
     pub(super) fn lookup(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
         let ops = &stmt.operands;
+        let combine = m.take_map(&[("or", BoolOp::Or), ("and", BoolOp::And)]);
         let ty = m.ty()?;
         if ty != Ty::B32 {
-            return Err(m.bad("a type other than b32, or a .BoolOp form"));
+            return Err(m.bad("a type other than b32"));
         }
-        self.count(stmt, &[5])?;
+        self.count(stmt, &[5 + combine.is_some() as usize])?;
         let lut = self.immediate(&ops[4], stmt)?;
         if lut > 255 {
             return Err(self.err(stmt, "a table above 0xff"));
         }
-        let d = self.dst(ctx, &ops[0], ty, stmt)?;
         let mut s = [ZERO; 4];
         for i in 0..3 {
             s[i] = self.src(ctx, &ops[i + 1], ty, stmt)?;
         }
-        Ok((Op::Alu { f: Alu::Lop3, ty, m: Mods { imm: lut as u8, ..Mods::default() }, d, s }, Class::Integer))
+        let table = |d| Op::Alu { f: Alu::Lop3, ty, m: Mods { imm: lut as u8, ..Mods::default() }, d, s };
+        let Some(f) = combine else {
+            let d = self.dst(ctx, &ops[0], ty, stmt)?;
+            return Ok((table(d), Class::Integer));
+        };
+        // `lop3.or d|p`: the word, then whether it has a bit, combined with a predicate.
+        let Operand::Pair(d, p) = &ops[0] else { return Err(self.err(stmt, "the destination must be d|p")) };
+        let (d, p) = (self.dst(ctx, d, ty, stmt)?, self.pred_dst(ctx, p, stmt)?);
+        let q = self.pred_src(ctx, &ops[5], stmt)?;
+        let word = self.slot(false);
+        self.emit_before(stmt, table(word), Class::Integer);
+        if d != SINK {
+            let op = Op::Alu { f: Alu::Mov, ty, m: Mods::default(), d, s: [word, ZERO, ZERO, ZERO] };
+            self.emit_before(stmt, op, Class::Move);
+        }
+        let (cmp, ty) = (Cmp::Ne, Ty::U32);
+        Ok((Op::Setp { cmp, ty, ftz: false, combine: Some((f, q)), p, q: SINK, a: word, b: ZERO }, Class::Predicate))
+    }
+
+    /// `fns`.
+    pub(super) fn find_nth(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        m.require("b32")?;
+        let tys = [Ty::B32, Ty::U32, Ty::S32];
+        Ok((self.alu(ctx, stmt, Alu::Fns, Ty::B32, Mods::default(), Ty::B32, &tys)?, Class::Integer))
+    }
+
+    /// `szext`.
+    pub(super) fn szext(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        let wrap = m.take("wrap");
+        if !wrap && !m.take("clamp") {
+            return Err(m.bad(".clamp or .wrap is missing"));
+        }
+        let ty = m.ty()?;
+        if !matches!(ty, Ty::U32 | Ty::S32) {
+            return Err(m.bad("a type other than u32 and s32"));
+        }
+        let mods = Mods { flag: wrap, ..Mods::default() };
+        Ok((self.alu(ctx, stmt, Alu::Szext, ty, mods, ty, &[ty, Ty::U32])?, Class::Integer))
+    }
+
+    /// `vabsdiff4` of whole words: the four differences, or their sum on top of the third operand.
+    pub(super) fn abs_diff4(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        let tys: Res<Vec<Ty>> = (0..3).map(|_| m.ty()).collect();
+        let [d, a, b] = tys?[..] else { unreachable!("three are taken") };
+        if [d, a, b].iter().any(|t| !matches!(t, Ty::U32 | Ty::S32)) {
+            return Err(m.bad("types other than u32 and s32"));
+        }
+        let (sat, add) = (m.take("sat"), m.take("add"));
+        if sat && add {
+            return Err(m.bad("both .sat and .add"));
+        }
+        // What happens to the differences: their sum, or how they saturate.
+        let imm = if add { 1 } else { 2 * (d == Ty::S32) as u8 };
+        let mods = Mods { sat, flag: a == Ty::S32, relu: b == Ty::S32, imm, ..Mods::default() };
+        Ok((self.alu(ctx, stmt, Alu::AbsDiff4, Ty::U32, mods, d, &[a, b, Ty::U32])?, Class::Integer))
     }
 
     /// `dp4a` and `dp2a`.

@@ -99,6 +99,34 @@ impl<'a> Lower<'a> {
         Ok((Op::Prefetch, Class::GlobalMemory))
     }
 
+    /// `applypriority`: a hint, whose address is checked as an operand.
+    pub(super) fn apply_priority(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        let space = m.space();
+        m.require("L2::evict_normal")?;
+        self.line_of_cache(ctx, stmt, m, space)?;
+        Ok((Op::Prefetch, Class::GlobalMemory))
+    }
+
+    /// `discard`: the bytes hold nothing until somebody writes them.
+    pub(super) fn discard(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        let space = m.space();
+        m.require("L2")?;
+        let addr = self.line_of_cache(ctx, stmt, m, space)?;
+        Ok((Op::Discard { space, addr }, Class::GlobalMemory))
+    }
+
+    /// The address of 128 bytes of global memory.
+    fn line_of_cache(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &Parts<'a>, space: MemSpace) -> Res<Addr> {
+        if !matches!(space, MemSpace::Global | MemSpace::Generic) {
+            return Err(m.bad("a space other than global"));
+        }
+        self.count(stmt, &[2])?;
+        if self.immediate(&stmt.operands[1], stmt)? != CACHE_LINE {
+            return Err(m.bad("a size other than 128"));
+        }
+        self.mem(ctx, &stmt.operands[0], stmt)
+    }
+
     /// `atom` and `red`.
     pub(super) fn atom(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
         let red = m.name() == "red";
@@ -148,6 +176,10 @@ impl<'a> Lower<'a> {
 /// Order and scope of a load or store. Volatile accesses are relaxed ones of the whole system (PTX ISA, ld.volatile).
 fn access_order(m: &mut Parts<'_>) -> Res<(Order, Scope)> {
     let volatile = m.parts.contains(&"volatile") || m.parts.contains(&"mmio");
+    // `.mmio` is written beside `.relaxed.sys`.
+    if m.parts.contains(&"relaxed") {
+        m.take("mmio");
+    }
     match (m.take_order().unwrap_or(Order::Weak), m.take_scope()) {
         (order, Some(scope)) => Ok((order, scope)),
         (order, None) if volatile => Ok((order, Scope::Sys)),

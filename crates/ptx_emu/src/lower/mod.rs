@@ -18,6 +18,7 @@ mod special;
 mod sync;
 mod tensor;
 mod warp;
+mod wmma;
 
 use std::collections::HashMap;
 
@@ -83,6 +84,8 @@ struct Lower<'a> {
     local_bytes: u32,
     call_stack: Vec<u32>,
     inlined: u32,
+    /// The guard of the statement.
+    guard: Pred,
 }
 
 fn align_up(v: u64, a: u64) -> u64 {
@@ -178,6 +181,7 @@ impl<'a> Lower<'a> {
             local_bytes: 0,
             call_stack: vec![entry],
             inlined: 0,
+            guard: TRUE,
         }
     }
 
@@ -263,6 +267,13 @@ impl<'a> Lower<'a> {
         self.code.len() - 1
     }
 
+    /// An instruction before the one that the statement is lowered to, under its guard.
+    fn emit_before(&mut self, stmt: &Stmt, op: Op, class: Class) {
+        let (r, w) = (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes));
+        self.emit_raw(op, self.guard, class, stmt.line, stmt.loc);
+        (self.reads, self.writes) = (r, w);
+    }
+
     fn function(&mut self, ctx: &mut Ctx<'a>) -> Res<()> {
         let fun = ctx.fun;
         for (i, stmt) in fun.body.iter().enumerate() {
@@ -306,6 +317,7 @@ impl<'a> Lower<'a> {
                 Pred { index: ctx.regs[r as usize], negated }
             }
         };
+        self.guard = guard;
         self.reads.clear();
         self.writes.clear();
         let mut m = Parts::new(stmt);

@@ -98,6 +98,9 @@ impl<'a> Lower<'a> {
 
     /// Conversions of one number, or of two f32 to a pair.
     pub(super) fn cvt(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
+        if m.take("pack") {
+            return self.cvt_pack(ctx, stmt, m);
+        }
         let ops = &stmt.operands;
         let int_round = m.take_map(&[
             ("rni", IntRound::NearestEven),
@@ -133,6 +136,29 @@ impl<'a> Lower<'a> {
             a = low;
         }
         Ok(Op::Cvt { to, from, round, int_round, ftz, sat: sat || satfinite, relu, d, wide_d, s: [a, b] })
+    }
+
+    /// `cvt.pack`: two integers, saturated.
+    fn cvt_pack(&mut self, ctx: &mut Ctx<'a>, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<Op> {
+        m.require("sat")?;
+        let element = m.take_map(&[
+            ("u2", (2, false)),
+            ("s2", (2, true)),
+            ("u4", (4, false)),
+            ("s4", (4, true)),
+            ("u8", (8, false)),
+            ("s8", (8, true)),
+            ("u16", (16, false)),
+            ("s16", (16, true)),
+        ]);
+        let (bits, signed) = element.ok_or_else(|| m.bad("a type of elements is missing"))?;
+        m.require("s32")?;
+        let mods = Mods { sat: true, flag: signed, imm: bits, ..Mods::default() };
+        let tys = &[Ty::S32, Ty::S32, Ty::B32][..2 + (bits < 16) as usize];
+        if bits < 16 {
+            m.require("b32")?;
+        }
+        self.alu(ctx, stmt, Alu::CvtPack, Ty::B32, mods, Ty::B32, tys)
     }
 
     /// `cvta`.

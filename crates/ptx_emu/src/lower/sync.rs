@@ -112,4 +112,12 @@ impl<'a> Lower<'a> {
         self.src(ctx, &ops[0], Ty::U32, stmt)?;
         Ok((Op::Nanosleep, Class::Control))
     }
+
+    /// `pmevent`: an event for a profiler, which nobody is.
+    pub(super) fn pmevent(&mut self, stmt: &'a Stmt, m: &mut Parts<'a>) -> Res<(Op, Class)> {
+        m.take("mask");
+        self.count(stmt, &[1])?;
+        self.immediate(&stmt.operands[0], stmt)?;
+        Ok((Op::Fence(FenceKind::Other), Class::Control))
+    }
 }

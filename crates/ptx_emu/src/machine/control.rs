@@ -1,5 +1,6 @@
 //! Instructions after which a part of a warp does not simply go on: branches, exits, and everything that waits.
 
+use super::collective::Groups;
 use super::run::Step;
 use super::warp::{NO_NODE, Node, Split};
 use super::{Block, Cta, Exec};
@@ -128,22 +129,37 @@ impl Cta<'_> {
         }
     }
 
+    /// bar.warp.sync. Lanes wait for those that their own mask names; those that have all of them here go on.
     fn wait_for_warp(&mut self, w: usize, sp: &mut Split, active: u32, mask: Slot) -> Exec<Step> {
-        let m = self.warps[w].regs.r32(mask)[active.trailing_zeros() as usize];
-        if active & !m != 0 {
-            let d = format!("lanes {active:#x} execute it with mask {m:#x}, which has not all of them");
-            let lane = (active & !m).trailing_zeros();
-            return Err(self.fault(w, Some(lane), sp.pc, FaultKind::DivergentCollective, d));
+        self.known_mask(w, sp.pc, active, mask)?;
+        let masks = *self.warps[w].regs.r32(mask);
+        let live = self.warps[w].live;
+        let mut waiting = Vec::new();
+        for group in Groups::of(active, &masks).each() {
+            let mut m = masks[group.trailing_zeros() as usize];
+            if group & !m != 0 {
+                if self.ctx.checks.convergence {
+                    let d = format!("lanes {group:#x} execute it with mask {m:#x}, which has not all of them");
+                    let lane = (group & !m).trailing_zeros();
+                    return Err(self.fault(w, Some(lane), sp.pc, FaultKind::DivergentCollective, d));
+                }
+                m |= group;
+            }
+            if group == m & live {
+                self.warp_sync(w, group);
+            } else {
+                waiting.push((m, group));
+            }
         }
         sp.pc += 1;
-        if active == m & self.warps[w].live {
-            self.warp_sync(w, active);
-            return Ok(Step::There);
+        for &(m, group) in &waiting {
+            sp.mask &= !group;
+            self.warps[w].splits.push(Split { mask: group, block: Some(Block::WarpSync(m)), ..*sp });
         }
-        sp.block = Some(Block::WarpSync(m));
-        self.warps[w].splits.push(*sp);
-        self.wake_warp_sync(w);
-        Ok(Step::Left)
+        if !waiting.is_empty() {
+            self.wake_warp_sync(w);
+        }
+        Ok(if sp.mask == 0 { Step::Left } else { Step::There })
     }
 
     /// After a look at an mbarrier. Who polls lets the others go on before the next look.

@@ -86,16 +86,17 @@ impl<'a> Cta<'a> {
         let shared_bytes = shared_bytes.max(p.static_shared as usize);
         let warps = (0..nwarps)
             .map(|w| Warp {
-                regs: Regs::new(p.slots, p.preds),
+                regs: Regs::new(p.slots, p.preds, ctx.checks.uninitialized),
                 splits: Vec::new(),
                 nodes: Vec::new(),
                 live: 0,
                 valid: 0,
                 local: vec![0; p.local_bytes as usize * LANES],
-                local_init: vec![0; p.local_bytes as usize * LANES],
+                local_known: vec![0; p.local_bytes as usize * LANES],
                 now: 0,
                 know: Knowledge::new(w as u32, agents),
                 carry: 0,
+                carry_known: 0,
                 copies: Vec::new(),
                 group: [0; LANES],
                 fences: Default::default(),
@@ -122,7 +123,7 @@ impl<'a> Cta<'a> {
             peers: Peers::default(),
             exited: false,
             warps,
-            shared: Shared::new(shared_bytes, readers, ctx.checks.races),
+            shared: Shared::new(shared_bytes, readers, nwarps as u32, ctx.checks),
             bars: vec![Barrier::default(); BARRIERS],
             red_results: Vec::new(),
             mbars: BTreeMap::new(),
@@ -208,10 +209,11 @@ impl<'a> Cta<'a> {
             warp.nodes.clear();
             warp.live = valid;
             warp.valid = valid;
-            warp.local_init.fill(0);
+            warp.local_known.fill(0);
             warp.now = self.clock_base + 1;
             warp.know.reset(self.clock_base);
             warp.carry = 0;
+            warp.carry_known = 0;
             warp.copies.clear();
             warp.group = [0; LANES];
             warp.fences = Default::default();

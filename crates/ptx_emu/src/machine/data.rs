@@ -22,37 +22,61 @@ impl Cta<'_> {
         let wide = ty.wide();
         let bits = ty.bits();
         let low = |v: u128| v & ((1u128 << bits) - 1);
-        let mut out = warp.carry;
+        let (mut out, mut out_known) = (warp.carry, warp.carry_known);
+        let mut unknown = [0; LANES];
         for lane in lanes(active) {
             let v: [u128; 3] = std::array::from_fn(|i| warp.regs.lane(s[i], wide, lane) as u128);
             let cin = if carry_in { (warp.carry >> lane & 1) as u128 } else { 0 };
             let signed = ty.signed();
-            let product = || {
-                if signed {
-                    let sx = |v: u128| ((v << (128 - bits)) as i128) >> (128 - bits);
-                    sx(v[0]).wrapping_mul(sx(v[1])) as u128
-                } else {
-                    v[0].wrapping_mul(v[1])
+            let result = |v: [u128; 3], cin: u128| {
+                let product = || {
+                    if signed {
+                        let sx = |v: u128| ((v << (128 - bits)) as i128) >> (128 - bits);
+                        sx(v[0]).wrapping_mul(sx(v[1])) as u128
+                    } else {
+                        v[0].wrapping_mul(v[1])
+                    }
+                };
+                match f {
+                    Alu::Add => v[0] + v[1] + cin,
+                    Alu::Sub => (1u128 << bits) + v[0] - v[1] - cin,
+                    Alu::MadLo => low(product()) + v[2] + cin,
+                    _ => low(product() >> bits) + v[2] + cin,
                 }
             };
-            let full = match f {
-                Alu::Add => v[0] + v[1] + cin,
-                Alu::Sub => (1u128 << bits) + v[0] - v[1] - cin,
-                Alu::MadLo => low(product()) + v[2] + cin,
-                _ => low(product() >> bits) + v[2] + cin,
+            let full = result(v, cin);
+            // The least and the largest result, of a factor none but itself.
+            let u: [u128; 3] = std::array::from_fn(|i| low(warp.regs.unknown(s[i], lane) as u128));
+            let open = (carry_in && warp.carry_known >> lane & 1 == 0) as u128;
+            let differ = if u == [0; 3] && open == 0 {
+                0
+            } else if matches!(f, Alu::Add | Alu::Sub) {
+                let (least, largest) = ([v[0] & !u[0], v[1] & !u[1]], [v[0] | u[0], v[1] | u[1]]);
+                let (c0, c1) = (cin & !open, cin | open);
+                let (lo, hi) = if f == Alu::Add {
+                    (result([least[0], least[1], 0], c0), result([largest[0], largest[1], 0], c1))
+                } else {
+                    (result([least[0], largest[1], 0], c1), result([largest[0], least[1], 0], c0))
+                };
+                (lo ^ hi) | u[0] | u[1] | open
+            } else {
+                !0
             };
+            unknown[lane] = low(differ) as u64;
             let carry = full >> bits != 0;
             // Subtraction keeps a borrow.
             let carry = if f == Alu::Sub { !carry } else { carry };
             out = (out & !(1 << lane)) | (carry as u32) << lane;
+            out_known = (out_known & !(1 << lane)) | ((differ >> bits & 1 == 0) as u32) << lane;
             put_lane(&mut warp.regs, d, wide, lane, low(full) as u64);
         }
         if carry_out {
-            warp.carry = out;
+            (warp.carry, warp.carry_known) = (out, out_known);
         }
-        if d != SINK {
-            let known = warp.regs.init(s[0]) & warp.regs.init(s[1]) & warp.regs.init(s[2]);
-            warp.regs.set_init(d, active, known);
+        if unknown == [0; LANES] && d != SINK {
+            warp.regs.set_init(d, active, !0);
+        } else {
+            warp.regs.set_unknown(d, wide, active, &unknown);
         }
     }
 
@@ -108,7 +132,15 @@ impl Cta<'_> {
             }
         }
         let known = regs.init(s[0]) & regs.init(s[1]);
-        regs.set_init(d, active, known);
+        if known & active == active {
+            return regs.set_init(d, active, !0);
+        }
+        let plain = !sat && int_round.is_none();
+        let mut unknown = [0; LANES];
+        for lane in lanes(active) {
+            unknown[lane] = alu::converted(to, from, plain, regs.unknown(s[0], lane), regs.unknown(s[1], lane));
+        }
+        regs.set_unknown(d, wide_d, active, &unknown);
     }
 
     /// mov of a vector into a register.
@@ -127,10 +159,19 @@ impl Cta<'_> {
         } else {
             regs.put32(d, &v.map(|v| v as u32), active);
         }
-        if d != SINK {
-            let known = s.iter().fold(!0, |k, &s| k & regs.init(s));
-            regs.set_init(d, active, known);
+        if d == SINK {
+            return;
         }
+        let known = s.iter().fold(!0, |k, &s| k & regs.init(s));
+        if known & active == active {
+            return regs.set_init(d, active, !0);
+        }
+        let mut unknown = [0; LANES];
+        for lane in lanes(active) {
+            let part = |(i, s): (usize, &Slot)| (regs.unknown(*s, lane) & m) << (i as u32 * bits);
+            unknown[lane] = s[..n as usize].iter().enumerate().map(part).fold(0, |u, p| u | p);
+        }
+        regs.set_unknown(d, wide, active, &unknown);
     }
 
     /// mov of a register into a vector.
@@ -138,13 +179,19 @@ impl Cta<'_> {
         let regs = &mut self.warps[w].regs;
         let v: [u64; LANES] = if wide { *regs.r64(a) } else { regs.r32(a).map(|v| v as u64) };
         let m = (1u64 << bits) - 1;
-        let known = regs.init(a);
+        let known = regs.init(a) & active == active;
+        // A destination may be the source.
+        let unknown: [u64; LANES] = if known { [0; LANES] } else { each(|l| regs.unknown(a, l)) };
         for (i, &dst) in d[..n as usize].iter().enumerate() {
             if dst == SINK {
                 continue;
             }
             regs.put32(dst, &v.map(|v| (v >> (i as u32 * bits) & m) as u32), active);
-            regs.set_init(dst, active, known);
+            if known {
+                regs.set_init(dst, active, !0);
+            } else {
+                regs.set_unknown(dst, false, active, &unknown.map(|u| u >> (i as u32 * bits) & m));
+            }
         }
     }
 
@@ -155,7 +202,7 @@ impl Cta<'_> {
         for lane in lanes(active) {
             let (from, to) = (lane * size + src as usize, lane * size + dst as usize);
             warp.local.copy_within(from..from + bytes as usize, to);
-            warp.local_init.copy_within(from..from + bytes as usize, to);
+            warp.local_known.copy_within(from..from + bytes as usize, to);
         }
     }
 

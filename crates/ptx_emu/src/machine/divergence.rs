@@ -69,9 +69,16 @@ impl Cta<'_> {
             let have =
                 self.warps[w].splits.iter().filter(|s| s.block == Some(Block::WarpSync(m))).fold(0, |a, s| a | s.mask);
             if have == m & live {
-                for s in &mut self.warps[w].splits {
-                    if s.block == Some(Block::WarpSync(m)) {
-                        s.block = None;
+                let here: Vec<Split>;
+                let warp = &mut self.warps[w];
+                (here, warp.splits) = warp.splits.iter().partition(|s| s.block == Some(Block::WarpSync(m)));
+                for s in here {
+                    // Who waited at one instruction goes on together.
+                    let at = |o: &&mut Split| (o.pc, o.node, o.block) == (s.pc, s.node, None);
+                    let woken = warp.splits.iter_mut().rev().find(at).filter(|o| have & o.mask == o.mask);
+                    match woken {
+                        Some(o) => o.mask |= s.mask,
+                        None => warp.splits.push(Split { block: None, ..s }),
                     }
                 }
                 self.warp_sync(w, have);

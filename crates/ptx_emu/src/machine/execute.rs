@@ -26,7 +26,9 @@ impl Cta<'_> {
             Op::Ld(a) => self.load(w, pc, active, a)?,
             Op::St(a) => self.store(w, pc, active, a)?,
             Op::LocalCopy { dst, src, bytes } => self.local_copy(w, active, *dst, *src, *bytes),
+            Op::Host(call) => self.host(w, pc, active, call)?,
             Op::Prefetch => {}
+            Op::Discard { space, addr } => self.discard(w, pc, active, *space, *addr)?,
             Op::SetMaxNReg { .. } => self.aligned(w, pc, active)?,
             // Launches run to their end one after the other: what came before is done, and what comes after has not begun.
             Op::GridDep { .. } => {}
@@ -83,6 +85,9 @@ impl Cta<'_> {
                 self.mma(w, m);
                 self.counters.tensor_flops += 2 * 16 * m.n as u64 * m.k as u64;
             }
+            Op::WmmaLoad(a) => self.wmma_load(w, pc, active, a)?,
+            Op::WmmaStore(a) => self.wmma_store(w, pc, active, a)?,
+            Op::WmmaMma(m) => self.wmma_mma(w, pc, active, m)?,
             Op::LdMatrix { d, n, trans, space, addr } => self.ldmatrix(w, pc, active, d, *n, *trans, *space, *addr)?,
             Op::StMatrix { s, n, trans, space, addr } => self.stmatrix(w, pc, active, s, *n, *trans, *space, *addr)?,
             Op::MoveMatrix { d, a } => self.move_matrix(w, pc, active, *d, *a)?,

@@ -1,16 +1,21 @@
 //! What all CTAs of a launch share, and the seeded random numbers that schedules are drawn from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use crate::emulator::Checks;
+use crate::error::Fault;
 use crate::history::Spilled;
+use crate::host::Printed;
 use crate::ir::*;
 use crate::memory::GlobalView;
 use crate::release::Releases;
 use crate::talk::Talk;
+
+/// Bytes of printed text that a launch keeps.
+const MOST_PRINTED: usize = 16 << 20;
 
 /// What all CTAs of a launch share.
 pub(crate) struct LaunchCtx<'a> {
@@ -38,6 +43,10 @@ pub(crate) struct LaunchCtx<'a> {
     pub(crate) releases: Mutex<Releases>,
     /// Accesses to global memory on record for which a word is not enough.
     pub(crate) spilled: Spilled,
+    /// What was found and does not end the launch: by instruction, with the CTA.
+    pub(crate) warnings: Mutex<BTreeMap<u32, (u32, Box<Fault>)>>,
+    /// What was printed, with the CTA, and the bytes that it takes.
+    pub(crate) printed: Mutex<(Vec<(u32, Printed)>, usize)>,
     /// How the kernel's CTAs can reach each other.
     pub(crate) talk: Talk,
     /// CTAs of a cluster along x, y, z.
@@ -50,6 +59,38 @@ pub(crate) struct LaunchCtx<'a> {
 }
 
 impl LaunchCtx<'_> {
+    /// Notes a finding of an instruction that does not end the launch.
+    pub(crate) fn warn(&self, pc: u32, cta: u32, finding: impl FnOnce() -> Box<Fault>) {
+        let mut warnings = self.warnings.lock().unwrap_or_else(|e| e.into_inner());
+        if warnings.get(&pc).is_none_or(|(first, _)| cta < *first) {
+            warnings.insert(pc, (cta, finding()));
+        }
+    }
+
+    /// What a thread of a CTA prints.
+    pub(crate) fn print(&self, cta: u32, text: Printed) {
+        let mut printed = self.printed.lock().unwrap_or_else(|e| e.into_inner());
+        let (lines, bytes) = &mut *printed;
+        *bytes += size_of::<Printed>() + text.text.len();
+        lines.push((cta, text));
+        // Kernels that print without end do not take all memory.
+        if *bytes > MOST_PRINTED {
+            lines.drain(..lines.len().div_ceil(2));
+            *bytes = lines.iter().map(|l| size_of::<Printed>() + l.1.text.len()).sum();
+        }
+    }
+
+    /// The warnings, and what was printed: CTAs that run side by side come in their order.
+    pub(crate) fn into_words(self) -> (Vec<Fault>, Vec<Printed>) {
+        let warnings = self.warnings.into_inner().unwrap_or_else(|e| e.into_inner());
+        let (mut printed, _) = self.printed.into_inner().unwrap_or_else(|e| e.into_inner());
+        if !self.talk.talks {
+            printed.sort_by_key(|p| p.0);
+        }
+        let warnings = warnings.into_values().map(|(_, finding)| *finding).collect();
+        (warnings, printed.into_iter().map(|p| p.1).collect())
+    }
+
     /// Position of a CTA in the grid.
     pub(crate) fn ctaid(&self, index: u32) -> [u32; 3] {
         let [gx, gy, _] = self.grid;

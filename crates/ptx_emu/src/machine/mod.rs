@@ -114,6 +114,16 @@ fn logic(f: BoolOp, a: u32, b: u32) -> u32 {
     }
 }
 
+/// Lanes in which the result of `logic` is known, of operands with the lanes in which they are.
+fn logic_known(f: BoolOp, (x, kx): (u32, u32), (y, ky): (u32, u32)) -> u32 {
+    // A known false decides an `and`, a known true an `or`.
+    match f {
+        BoolOp::And => (kx & ky) | (kx & !x) | (ky & !y),
+        BoolOp::Or => (kx & ky) | (kx & x) | (ky & y),
+        BoolOp::Xor => kx & ky,
+    }
+}
+
 pub(crate) fn put_lane(regs: &mut Regs, d: Slot, wide: bool, lane: usize, v: u64) {
     if d == SINK {
         return;

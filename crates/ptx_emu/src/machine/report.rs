@@ -2,6 +2,7 @@
 
 use super::warp::Split;
 use super::{Block, Cta};
+use crate::alu;
 use crate::error::{Fault, FaultKind, SourceLocation};
 use crate::ir::*;
 
@@ -88,10 +89,11 @@ impl Cta<'_> {
                 .take(8)
                 .map(|&s| {
                     let wide = s != ZERO && self.is_wide(s);
-                    if regs.init(s) >> lane & 1 == 1 {
-                        format!("{:#x}", regs.lane(s, wide, lane as usize))
-                    } else {
-                        "unwritten".to_owned()
+                    let all = alu::ones(if wide { 64 } else { 32 });
+                    match regs.unknown(s, lane as usize) & all {
+                        0 => format!("{:#x}", regs.lane(s, wide, lane as usize)),
+                        u if u == all => "unwritten".to_owned(),
+                        u => format!("{:#x} (bits {u:#x} unwritten)", regs.lane(s, wide, lane as usize) & !u),
                     }
                 })
                 .collect();

@@ -1,7 +1,7 @@
 //! The instruction loop of one part of a warp.
 
 use super::warp::{NO_NODE, Split};
-use super::{Cta, Exec, logic};
+use super::{Cta, Exec, logic, logic_known};
 use crate::alu;
 use crate::error::FaultKind;
 use crate::ir::*;
@@ -54,7 +54,11 @@ impl Cta<'_> {
                     let regs = &mut self.warps[w].regs;
                     if self.ctx.checks.uninitialized && *d != SINK {
                         let known = regs.init(s[0]) & regs.init(s[1]) & regs.init(s[2]) & regs.init(s[3]);
-                        regs.set_init(*d, active, known);
+                        if known & active == active {
+                            regs.set_init(*d, active, !0);
+                        } else {
+                            alu::define(regs, &prog.wide, *f, *ty, *m, *d, s, active);
+                        }
                     }
                     alu::execute(regs, self.ctx.simd, *f, *ty, *m, *d, s, active);
                     self.count_arithmetic(inst, *ty, active);
@@ -129,20 +133,24 @@ impl Cta<'_> {
         a: Slot,
         b: Slot,
     ) {
+        let prog = self.ctx.prog;
         let regs = &mut self.warps[w].regs;
         let known = regs.init(a) & regs.init(b);
         let (lo, hi) = alu::compare(regs, cmp, ty, ftz, a, b);
         let packed = matches!(ty, Ty::F16x2 | Ty::BF16x2);
         let (mut x, mut y) = (lo, if packed { hi } else { !lo });
-        let mut known = if self.ctx.checks.uninitialized { known } else { !0 };
+        let [mut known_x, mut known_y] =
+            if known & active == active { [!0; 2] } else { alu::decided(regs, &prog.wide, cmp, ty, a, b, active) };
         if let Some((f, c)) = combine {
             let v = regs.preds[c.index as usize];
             let v = if c.negated { !v } else { v };
-            known &= regs.pred_init[c.index as usize];
+            let known = regs.pred_init[c.index as usize];
+            known_x = logic_known(f, (x, known_x), (v, known));
+            known_y = logic_known(f, (y, known_y), (v, known));
             x = logic(f, x, v);
             y = logic(f, y, v);
         }
-        regs.put_pred(p, x, active, known);
-        regs.put_pred(q, y, active, known);
+        regs.put_pred(p, x, active, known_x);
+        regs.put_pred(q, y, active, known_y);
     }
 }

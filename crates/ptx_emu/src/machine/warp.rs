@@ -49,12 +49,15 @@ pub(crate) struct Warp {
     pub(crate) live: u32,
     pub(crate) valid: u32,
     pub(crate) local: Vec<u8>,
-    pub(crate) local_init: Vec<u8>,
+    /// The bits of local memory that somebody wrote.
+    pub(crate) local_known: Vec<u8>,
     /// The warp's clock.
     pub(crate) now: u32,
     /// What the lanes have learnt of others, and of each other.
     pub(crate) know: Knowledge,
     pub(crate) carry: u32,
+    /// Lanes whose carry depends on nothing but what somebody wrote.
+    pub(crate) carry_known: u32,
     pub(crate) copies: Vec<Copy16>,
     pub(crate) group: [u32; LANES],
     /// What lanes had done and learnt at their last fence of each scope: what their strong writes release.

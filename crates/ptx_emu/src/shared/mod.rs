@@ -13,8 +13,11 @@ use record::Reads;
 pub(crate) use record::{Conflict, Record};
 pub(crate) use side::{By, Side, What};
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
+use crate::emulator::{Checks, Severity};
+use crate::holes::Holes;
 use crate::order::Knowledge;
 
 /// Bytes of one granule.
@@ -25,6 +28,8 @@ pub(crate) const CLOCK_RESET: u32 = 1 << 25;
 pub(crate) struct Shared {
     pub(crate) bytes: Vec<u8>,
     init: Vec<u64>,
+    /// Bits of written bytes that are unknown; nearly always there are none.
+    holes: Holes,
     writes: Vec<u64>,
     /// `agent * granules + granule`.
     reads: Vec<u64>,
@@ -35,27 +40,38 @@ pub(crate) struct Shared {
     /// Strong accesses and those of other CTAs, by granule.
     side: HashMap<usize, Vec<Side>>,
     races: bool,
+    /// Agents that are warps.
+    warps: u32,
+    weak_reads: Severity,
+    /// A plain read against a strong write, of the last access, that is worth a warning.
+    pub(crate) warned: Cell<Option<Conflict>>,
 }
 
 impl Shared {
-    pub(crate) fn new(size: usize, readers: usize, races: bool) -> Self {
+    pub(crate) fn new(size: usize, readers: usize, warps: u32, checks: Checks) -> Self {
+        let races = checks.races;
         debug_assert!(readers <= 128, "32 warps, 8 warpgroups and a bulk reader for each warp");
         let granules = if races { size.div_ceil(GRANULE) } else { 0 };
         Shared {
             bytes: vec![0; size],
             init: vec![0; size.div_ceil(64)],
+            holes: Holes::default(),
             writes: vec![0; granules],
             reads: vec![0; granules * readers],
             readers: vec![0; granules],
             mixed: HashMap::new(),
             side: HashMap::new(),
             races,
+            warps,
+            weak_reads: checks.weak_reads,
+            warned: Cell::new(None),
         }
     }
 
     /// Starts a CTA: memory is unwritten again. Records stay: their clocks are below every clock to come.
     pub(crate) fn start(&mut self, clear_records: bool) {
         self.init.fill(0);
+        self.holes.clear();
         // A garbage pattern, so that a kernel that relies on zeros fails even with checks off.
         self.bytes.fill(0xcb);
         self.mixed.clear();
@@ -81,7 +97,33 @@ impl Shared {
         (off..off + n).find(|o| self.init[o / 64] >> (o % 64) & 1 == 0)
     }
 
+    /// The first byte of the range with a bit that nobody wrote.
+    pub(crate) fn first_unknown(&self, off: usize, n: usize) -> Option<usize> {
+        let unwritten = self.first_unwritten(off, n);
+        if self.holes.is_empty() {
+            return unwritten;
+        }
+        unwritten.into_iter().chain(self.holes.first(off as u64, n as u64).map(|o| o as usize)).min()
+    }
+
+    /// The unknown bits of written bytes, if there are any.
+    #[inline(always)]
+    pub(crate) fn unknown<const N: usize>(&self, off: usize, n: usize) -> Option<[u8; N]> {
+        if self.holes.is_empty() { None } else { self.holes.get(off as u64, n) }
+    }
+
+    /// The range was written with bytes that have these unknown bits, if any.
+    pub(crate) fn mark_stored(&mut self, off: usize, n: usize, unknown: Option<&[u8]>) {
+        self.mark_written(off, n);
+        if let Some(unknown) = unknown {
+            self.holes.put(off as u64, unknown);
+        }
+    }
+
     pub(crate) fn mark_written(&mut self, off: usize, n: usize) {
+        if !self.holes.is_empty() {
+            self.holes.fill(off as u64, n as u64);
+        }
         let (mut o, end) = (off, off + n);
         while o < end {
             let (w, b) = (o / 64, o % 64);
@@ -89,6 +131,12 @@ impl Shared {
             self.init[w] |= (!0u64 >> (64 - take)) << b;
             o += take;
         }
+    }
+
+    /// The range was written with what nobody wrote.
+    #[cold]
+    pub(crate) fn mark_unwritten(&mut self, off: usize, n: usize) {
+        (off..off + n).for_each(|o| self.init[o / 64] &= !(1 << (o % 64)));
     }
 
     /// Whether the earlier write is ordered before an access of these lanes.
@@ -113,7 +161,7 @@ impl Shared {
         let bit = 1u128 << agent;
         let granules = self.writes.len();
         if !self.side.is_empty()
-            && let Some(c) = self.side_conflict(off, n, What::Read, &|a, l, c| know.knows(who, a, l, c))
+            && let Some(c) = self.side_conflict(off, n, What::Read, agent, &|a, l, c| know.knows(who, a, l, c))
         {
             return Some(c);
         }
@@ -226,7 +274,8 @@ impl Shared {
     ) -> Option<Conflict> {
         let granules = self.writes.len();
         if !self.side.is_empty() {
-            if let Some(c) = self.side_conflict(off, n, What::Write, &|a, l, c| know.knows(1 << lane, a, l, c)) {
+            let before = |a, l, c| know.knows(1 << lane, a, l, c);
+            if let Some(c) = self.side_conflict(off, n, What::Write, know.warp(), &before) {
                 return Some(c);
             }
             self.side_cover(off, n);
@@ -349,6 +398,7 @@ impl Shared {
             lanes,
             in_flight: false,
             was_write: false,
+            weak_read: false,
         })
     }
 

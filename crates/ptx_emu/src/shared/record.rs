@@ -64,6 +64,8 @@ pub(crate) struct Conflict {
     pub(crate) lanes: u32,
     pub(crate) in_flight: bool,
     pub(crate) was_write: bool,
+    /// Of a plain read with a strong write.
+    pub(crate) weak_read: bool,
 }
 
 impl Conflict {
@@ -74,6 +76,7 @@ impl Conflict {
             lanes: 1 << other.lane,
             in_flight: other.in_flight,
             was_write: true,
+            weak_read: false,
         }
     }
 }

@@ -5,6 +5,8 @@
 
 use super::record::{Conflict, Reads, Record};
 use super::{GRANULE, Shared};
+use crate::emulator::Severity;
+use crate::remote::Foreign;
 
 /// What an access does to the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,20 +64,47 @@ fn granules(off: usize, n: usize) -> impl Iterator<Item = (usize, u8)> {
 impl Shared {
     /// A record beside that a plain access of the CTA conflicts with.
     #[cold]
-    pub(super) fn side_conflict(&self, off: usize, n: usize, what: What, before: &impl Before) -> Option<Conflict> {
-        granules(off, n).find_map(|(g, mask)| self.side_of_granule(g, mask, what, before))
+    pub(super) fn side_conflict(
+        &self,
+        off: usize,
+        n: usize,
+        what: What,
+        by: u32,
+        before: &impl Before,
+    ) -> Option<Conflict> {
+        granules(off, n).find_map(|(g, mask)| self.side_of_granule(g, mask, what, by, before))
     }
 
-    fn side_of_granule(&self, g: usize, mask: u8, what: What, before: &impl Before) -> Option<Conflict> {
+    fn side_of_granule(&self, g: usize, mask: u8, what: What, by: u32, before: &impl Before) -> Option<Conflict> {
         let hit = |s: &&Side| s.mask & mask != 0 && what.conflicts(s.what) && !before(s.agent, s.lanes, s.clock);
-        let s = self.side.get(&g)?.iter().find(hit)?;
-        Some(Conflict {
-            offset: (g * GRANULE) as u32,
-            agent: s.agent,
-            lanes: s.lanes,
-            in_flight: false,
-            was_write: s.what.writes(),
+        self.side.get(&g)?.iter().filter(hit).find_map(|s| {
+            let plain = if what == What::Read { Some(by) } else { (s.what == What::Read).then_some(s.agent) };
+            let conflict = Conflict {
+                offset: (g * GRANULE) as u32,
+                agent: s.agent,
+                lanes: s.lanes,
+                in_flight: false,
+                was_write: s.what.writes(),
+                weak_read: plain.is_some_and(|a| self.is_thread(a)) && (what.strong() || s.what.strong()),
+            };
+            self.graded(conflict)
         })
+    }
+
+    /// Whether an agent, of this CTA or another, is a warp: what engines read is no plain read of a thread.
+    fn is_thread(&self, agent: u32) -> bool {
+        Foreign::decode(agent).map_or(agent, |f| f.agent) < self.warps
+    }
+
+    /// What is left of a conflict when plain reads against strong writes are graded.
+    fn graded(&self, c: Conflict) -> Option<Conflict> {
+        if !c.weak_read || self.weak_reads == Severity::Error {
+            return Some(c);
+        }
+        if self.weak_reads == Severity::Warn {
+            self.warned.set(Some(c));
+        }
+        None
     }
 
     /// A plain write is ordered after all that it was compared with.
@@ -106,7 +135,7 @@ impl Shared {
             return None;
         }
         for (g, mask) in granules(off, n) {
-            if let Some(c) = self.conflict(g, mask, what, before) {
+            if let Some(c) = self.conflict(g, mask, what, by.agent, false, before) {
                 return Some(c);
             }
             let me = Side { agent: by.agent, lanes: 1 << by.lane, clock: by.clock, mask, what };
@@ -125,11 +154,13 @@ impl Shared {
         None
     }
 
-    /// Checks and records a plain write of another CTA, or of an engine on its behalf.
+    /// Checks and records a plain write of another CTA, or of an engine on its behalf. `same` says that the bytes already hold the
+    /// value, which makes writes of several lanes of one warp harmless.
     pub(crate) fn write_from_outside(
         &mut self,
         off: usize,
         n: usize,
+        same: bool,
         record: Record,
         before: &impl Before,
     ) -> Option<Conflict> {
@@ -137,7 +168,7 @@ impl Shared {
             return None;
         }
         for (g, mask) in granules(off, n) {
-            if let Some(c) = self.conflict(g, mask, What::Write, before) {
+            if let Some(c) = self.conflict(g, mask, What::Write, record.agent, same, before) {
                 return Some(c);
             }
         }
@@ -162,9 +193,13 @@ impl Shared {
     }
 
     /// The first record of a granule that an access conflicts with, among all there are.
-    fn conflict(&self, g: usize, mask: u8, what: What, before: &impl Before) -> Option<Conflict> {
+    fn conflict(&self, g: usize, mask: u8, what: What, by: u32, same: bool, before: &impl Before) -> Option<Conflict> {
         let other = Record::unpack(self.writes[g]);
-        if other.mask & mask != 0 && (other.in_flight || !before(other.agent, 1 << other.lane, other.clock)) {
+        let harmless = same && other.agent == by && !other.in_flight;
+        if other.mask & mask != 0
+            && !harmless
+            && (other.in_flight || !before(other.agent, 1 << other.lane, other.clock))
+        {
             return Some(Conflict::with_write(g * GRANULE, &other));
         }
         if what.writes() {
@@ -177,11 +212,15 @@ impl Shared {
                 let lanes = Self::lanes_of(&self.mixed, cell, &r, mask);
                 if r.mask & mask != 0 && !before(agent, lanes, r.clock) {
                     let offset = (g * GRANULE) as u32;
-                    return Some(Conflict { offset, agent, lanes, in_flight: false, was_write: false });
+                    let weak_read = what == What::StrongWrite && self.is_thread(agent);
+                    let c = Conflict { offset, agent, lanes, in_flight: false, was_write: false, weak_read };
+                    if let Some(c) = self.graded(c) {
+                        return Some(c);
+                    }
                 }
             }
         }
-        self.side_of_granule(g, mask, what, before)
+        self.side_of_granule(g, mask, what, by, before)
     }
 
     /// Accesses of other CTAs on record, each by its agent, lanes and clock.

@@ -125,7 +125,7 @@ impl Cta<'_> {
                 // A reduction reads what it changes.
                 if atomic
                     && self.ctx.checks.uninitialized
-                    && let Some(o) = data.first_unwritten(p.off, n)
+                    && let Some(o) = data.first_unknown(p.off, n)
                 {
                     let d = format!(
                         "byte {o} of the allocation of {} bytes at {:#x} was never written",

@@ -131,12 +131,15 @@ impl Cta<'_> {
         if let Some(m) = op.mbar {
             for p in &op.pieces {
                 let mut data = op.fill;
+                let mut unknown = None;
                 if p.hi > 0 {
-                    self.ctx.mem.get(p.alloc as usize).load(p.off, &mut data[..p.hi as usize]);
+                    let a = self.ctx.mem.get(p.alloc as usize);
+                    a.load(p.off, &mut data[..p.hi as usize]);
+                    unknown = a.unknown::<16>(p.off, p.hi as usize);
                 }
                 let o = p.shared as usize;
                 self.shared.bytes[o..o + 16].copy_from_slice(&data);
-                self.shared.mark_written(o, 16);
+                self.shared.mark_stored(o, 16, unknown.as_ref().map(|u| &u[..]));
             }
             let Some(bar) = self.mbars.get_mut(&m) else {
                 let d = format!("a copy completes on the mbarrier at {:#x}, which is gone", m + SHARED_BASE);
@@ -167,7 +170,8 @@ impl Cta<'_> {
                     }
                 }
             }
-            a.mark_written(p.off, p.hi as u64);
+            let unknown = self.shared.unknown::<16>(o, p.hi as usize);
+            a.mark_stored(p.off, p.hi as u64, unknown.as_ref().map(|u| &u[..p.hi as usize]));
         }
         Ok(())
     }

@@ -207,7 +207,8 @@ impl Cta<'_> {
                 let d = format!("the descriptor reaches shared address {addr:#x}, outside of the CTA's memory");
                 return Err(self.fault(w, None, pc, FaultKind::SharedOutOfBounds, d));
             }
-            self.async_read(w, pc, live, off as usize, 16, agent, clock)
+            self.async_read(w, pc, live, off as usize, 16, agent, clock)?;
+            self.whole_shared(w, pc, None, off as usize, 16)
         };
         if m.mn_major {
             for kk in 0..k {

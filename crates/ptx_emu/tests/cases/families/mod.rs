@@ -6,6 +6,7 @@ mod copies;
 mod hints;
 mod numbers;
 mod products;
+mod rare;
 mod warp;
 
 use super::{Case, Compare, Input, Output};
@@ -23,6 +24,7 @@ pub(crate) fn all() -> Vec<Case> {
     products::wgmmas(&mut v);
     hints::hints(&mut v);
     cluster::clusters(&mut v);
+    rare::rare(&mut v);
     v
 }
 
