@@ -264,7 +264,7 @@ plain! {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features
     }
-    NaiveBackwardParams { probs, dprobs, score_stride, score_rows, with_dout, backward }
+    NaiveBackwardParams { probs, factors, score_stride, with_dout, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}
