@@ -2,7 +2,7 @@
 
 use super::super::params::{bytes_of, forward_params, packed_geometry, tensor_params};
 use super::super::request::{Placed, Request, Tensors};
-use super::check::SequenceSizes;
+use super::sizes::SequenceSizes;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
 use kernel_spec::copy_engine::ALIGNMENT;
