@@ -8,6 +8,7 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
+use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
@@ -263,6 +264,10 @@ plain! {
     AppendParams {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features
+    }
+    PartParams { out, lse }
+    MergeParams {
+        parts, out, lse, count, all_rows, rows, heads, row_threads, block_rows, aligned, out_aligned, features
     }
     NaiveBackwardParams { probs, factors, score_stride, with_dout, backward }
 }
