@@ -109,7 +109,7 @@ for_each_dtype!(every_row_at_its_tile_edges);
 /// Every row with a softcap: strong, so that most scores are bent, and weak; scales of both signs.
 pub(crate) fn every_row_with_a_softcap<T: Element>(kernel: Kernel) {
     let passes = match kernel {
-        Kernel::Naive => &[Pass::NaiveScores, Pass::NaiveDscores][..],
+        Kernel::Naive => &[Pass::NaiveScores][..],
         _ => &[Pass::Keys, Pass::Queries],
     };
     for head_dim in COMPILED_HEAD_DIMS {

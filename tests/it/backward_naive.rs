@@ -5,8 +5,9 @@ use crate::backward::{
     large_logits, large_scores_lose_what_the_formula_loses, one_key_of_large_scores,
     random_problems_agree_with_the_reference, repeats_have_the_same_bits, rows_and_keys_that_see_nothing, sizes,
 };
+use crate::support::gradients::BackwardCase;
 use crate::support::{bf16, device};
-use ferroflash::{Attention, Kernel, Layout, Shape, Tensor};
+use ferroflash::{Attention, Kernel, Layout, Mask, Shape, Tensor};
 
 for_each_dtype!(every_row_at_its_tile_edges, ferroflash::Kernel::Naive);
 for_each_dtype!(every_row_with_a_softcap, ferroflash::Kernel::Naive);
@@ -27,8 +28,7 @@ fn the_plan_says_what_lies_in_memory_and_why() {
     // Rows of whole 16 bytes: 72 keys.
     let (scores, statistics) = (4 * 100 * 72, 4 * 128 * 8);
     let buffers: Vec<_> = naive.buffers.iter().map(|buffer| (buffer.name, buffer.bytes)).collect();
-    let expected =
-        [("statistics", statistics), ("probabilities", 2 * scores), ("gradients of probabilities", 4 * scores)];
+    let expected = [("statistics", statistics), ("probabilities", 2 * scores), ("probabilities in f32", 4 * scores)];
     assert_eq!(buffers, expected);
     assert_eq!(naive.workspace_bytes(), statistics + 6 * scores);
     assert!(naive.deterministic && naive.reason.starts_with("asked for naive"), "{naive}");
@@ -36,8 +36,8 @@ fn the_plan_says_what_lies_in_memory_and_why() {
     let of_dim = |pass| format!("backward_naive_{pass}_bf16_d64");
     let [scores, keys, queries] = ["scores", "keys", "queries"].map(of_dim);
     let delta = "backward_delta_bf16";
-    assert_eq!(symbols, [delta, &scores, &keys, &scores, "backward_naive_dscores_bf16", &queries, &keys]);
-    for equation in ["p = e^(scale q k^T - lse)", "dv = p^T dout", "dp = dout v^T", "dk = scale ds^T q"] {
+    assert_eq!(symbols, [delta, &scores, &keys, &scores, &queries, &keys]);
+    for equation in ["p = e^(scale q k^T - lse)", "dv = p^T dout", "ds = p (dout v^T - delta)", "dk = scale ds^T q"] {
         assert!(naive.to_string().contains(equation), "{naive}");
     }
     // The portable kernels of the forward pass that hold no scores have one counterpart.
@@ -66,5 +66,24 @@ fn a_row_whose_keys_are_minus_infinity_gets_nothing() {
         // The second and third row give the second key a half and a third.
         let dv = gradients.dv.to_vec::<f32>().unwrap();
         assert!((dv[DIM] - 1.5).abs() < 1e-6, "{kernel}: {}", dv[DIM]);
+    }
+}
+
+/// Gradients of scores are rounded once: made of probabilities that had been rounded for `dv`, dq was up to 1.27 times as far off as the rule
+/// accepts, in 9 of 400 draws of this problem, seeds among these, where the kernels that recompute never came beyond 0.76.
+#[test]
+fn gradients_of_scores_are_rounded_once() {
+    let sizes = sizes::<bf16>(128, 193, [2, 2], 128);
+    for seed in [10596217630267943683, 92, 120, 123, 140, 146, 163, 262, 283, 371] {
+        let mut case = BackwardCase::of(Kernel::Naive, sizes, Mask::Causal);
+        case.forward.seed = seed;
+        case.with_dlse = true;
+        let given = case.inputs::<bf16>();
+        let computed = case.run(&device::shared().device, &given).unwrap_or_else(|wrong| panic!("{wrong}"));
+        case.compare(&given, &computed).unwrap_or_else(|wrong| panic!("{wrong}\n{case:#?}"));
+        // The mean tells more than the largest error: with two roundings it was 1.16 to 1.25 times that of the formula.
+        let [ours, formula] = case.squared_errors_of_dq(&given, &computed);
+        let times = (ours / formula).sqrt();
+        assert!(times < 1.05, "seed {seed}: {times:.3} times the error of the formula");
     }
 }

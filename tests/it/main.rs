@@ -26,6 +26,8 @@ mod conformance;
 mod counters;
 mod invariants;
 mod io;
+mod merge;
+mod merge_errors;
 mod mutants;
 mod numbers;
 mod properties;

@@ -4,8 +4,8 @@
 use crate::support::device;
 use ferroflash::{
     Attention, DType, Device, Error, Indices, IndicesView, Kernel, KernelChoice, KvCache, KvCacheMut, Layout, LseShape,
-    LseViewMut, NewRows, Operand, PackedRows, PageTable, Problem, QueryRows, RawTensor, Rotary, Sequences, Splits,
-    Strides, Tensor, TensorView, TensorViewMut, Unsupported,
+    LseViewMut, NewRows, Operand, PackedRows, PageTable, Problem, QueryRows, RawTensor, Rotary, Sequences,
+    SequencesError, Splits, Strides, Tensor, TensorView, TensorViewMut, Unsupported,
 };
 use kernel_spec::families::sequences::VARIANTS;
 use kernel_spec::{MAX_ROWS, Pass};
@@ -351,13 +351,14 @@ fn calls_for_uniform_sequences() {
         ("paged", problem(Sequences::Paged { batch: 2, q_rows: each, pages: 6, page_rows: 16, width: 3 })),
     ] {
         let attention = Attention::new();
+        // Nothing is wrong with it, but that these calls take others.
+        problem.validate().unwrap();
         // Never looked at.
         let raw = |place: u64| RawTensor::new(place << 20, Strides::new(4096, 128, 32));
         let [q, k, v, out, dout, dq, dk, dv] = [1, 2, 3, 4, 5, 6, 7, 8].map(raw);
         let null = std::ptr::null_mut();
         for error in [
             attention.backward_plan(device, problem).unwrap_err(),
-            problem.validate().unwrap_err(),
             problem.sizes().unwrap_err(),
             // SAFETY: nothing is launched.
             unsafe { attention.forward_raw(device, null, problem, q, k, v, out, Some(9 << 20)) }.unwrap_err(),
@@ -415,4 +416,25 @@ fn streams_of_other_devices() {
             shared.device.info().id()
         )
     );
+}
+
+/// Splits of so many keys of packed sequences: one may have all keys, unless the call says otherwise.
+#[test]
+fn more_splits_of_packed_keys_than_are_merged() {
+    let device = &device::shared().device;
+    let tensor = |rows, heads| Tensor::zeros(device, DTYPE, [rows, heads, 32], Layout::RowMajor).unwrap();
+    let (q, kv, starts) = (tensor(5, 4), tensor(128 * 64 + 1, 2), Indices::from_slice(device, &[0, 3, 5]).unwrap());
+    let plan = |longest: Option<usize>| {
+        let rows = PackedRows::new(starts.view());
+        let attention = Attention::new().with_splits(Splits::Keys(64));
+        let (q, kv) = (q.view(), kv.view());
+        attention.plan_packed(&q, &kv, &kv, &rows, &rows.with_longest(longest)).map(|plan| plan.splits)
+    };
+    assert_error!(
+        plan(None).unwrap_err(),
+        Error::Sequences(SequencesError::Splits { needed: 129, most: 128, of_all: true, .. }),
+        "splits of 64 keys are not accepted: splits of a multiple of 64 keys, or 1 to 128 splits, are; the keys would need 129, \
+         counted over all packed keys: `PackedRows::with_longest` says how many the longest sequence has"
+    );
+    assert_eq!([1, 64, 65, 8192].map(|longest| plan(Some(longest)).unwrap()), [1, 1, 2, 128]);
 }

@@ -52,6 +52,34 @@ pub fn wait_group<const PENDING: usize>() {
     }
 }
 
+/// Reads 8 bytes of the kernel's parameter, so many behind its first, in the kernel of that name.
+///
+/// PTX `ld.param.b64` at a computed address, any SM, any thread. Plain Rust reads fields whose place is a constant; an array of which a loop
+/// takes one element after the other would be copied into local memory first.
+///
+/// # Safety
+/// The bytes are inside of the parameter, and the offset is a multiple of 8.
+#[macro_export]
+macro_rules! load_param_u64 {
+    ($symbol:ident, $offset:expr) => {{
+        #[cfg(target_arch = "nvptx64")]
+        {
+            let offset: u64 = $offset;
+            let value: u64;
+            core::arch::asm!(
+                concat!("{{ .reg .u64 a; mov.b64 a, ", stringify!($symbol), "_param_0; add.u64 a, a, {1}; ld.param.b64 {0}, [a]; }}"),
+                out(reg64) value, in(reg64) offset, options(pure, readonly, nostack)
+            );
+            value
+        }
+        #[cfg(not(target_arch = "nvptx64"))]
+        {
+            let _: u64 = $offset;
+            unreachable!("a device instruction was called on the host")
+        }
+    }};
+}
+
 macro_rules! global_access {
     ($load:ident, $store:ident, $type:ty, $class:ident, $suffix:literal, $bytes:literal) => {
         #[doc = concat!("Reads ", $bytes, " from global memory.\n\nPTX `ld.global.", $suffix, "`, any SM, any thread.")]
@@ -103,6 +131,23 @@ pub unsafe fn load_f32x4(global: u64) -> [f32; 4] {
             out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) global, options(nostack, readonly));
     }
     [a, b, c, d]
+}
+
+/// Reads 8 bytes from global memory.
+///
+/// PTX `ld.global.v2.b32`, any SM, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 8.
+#[inline(always)]
+pub unsafe fn load_u32x2(global: u64) -> [u32; 2] {
+    let (a, b): (u32, u32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.global.v2.b32 {{{}, {}}}, [{}];",
+            out(reg32) a, out(reg32) b, in(reg64) global, options(nostack, readonly));
+    }
+    [a, b]
 }
 
 /// Reads 16 bytes from global memory.

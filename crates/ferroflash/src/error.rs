@@ -5,12 +5,14 @@ use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 
 mod axes;
 mod bind;
+mod merge;
 mod names;
 mod sequences;
 mod unsupported;
 
 pub use axes::AxesError;
 pub use bind::BindError;
+pub use merge::MergeError;
 pub use names::{Operand, Version};
 pub use sequences::SequencesError;
 pub use unsupported::Unsupported;
@@ -164,6 +166,9 @@ pub enum Error {
     /// What a call says of its sequences does not fit together.
     #[error(transparent)]
     Sequences(#[from] SequencesError),
+    /// Partial results do not fit together.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// Axes that do not fit together, or that a tensor does not have.
     #[error(transparent)]
     Axes(#[from] AxesError),

@@ -20,11 +20,12 @@ mod tensor_map;
 mod tests;
 
 pub use attention::{
-    Attention, BackwardPlan, Gradients, GradientsViewMut, KernelChoice, KvCache, KvCacheMut, NewRows, Output,
-    OutputGradients, PackedRows, PageTable, Plan, Problem, QueryRows, RawTensor, Rotary, Sequences, Sizes, Splits,
+    Attention, BackwardPlan, Gradients, GradientsViewMut, KernelChoice, KvCache, KvCacheMut, MergePlan, Merged,
+    NewRows, Output, OutputGradients, PackedRows, PageTable, Part, Plan, Problem, QueryRows, RawTensor, Rotary,
+    Sequences, Sizes, Splits, merge, merge_into, plan_merge,
 };
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
-pub use error::{AxesError, BindError, Error, Operand, Result, SequencesError, Unsupported, Version};
+pub use error::{AxesError, BindError, Error, MergeError, Operand, Result, SequencesError, Unsupported, Version};
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.
 pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant, entries};

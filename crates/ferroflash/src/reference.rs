@@ -33,6 +33,7 @@ use inputs::Inputs;
 mod compare;
 mod gradients;
 mod inputs;
+mod merge;
 mod sequences;
 #[cfg(test)]
 mod tests;
@@ -40,12 +41,14 @@ mod tests;
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
+pub use merge::{ReferencePart, merge, merge_rounded};
 pub use sequences::{SequenceRows, forward_sequences, forward_sequences_rounded};
 
 /// Attention in `f64`.
 ///
 /// # Errors
-/// Those of [`Problem::validate`], [`Error::Scale`], and [`Error::DataLength`].
+/// Those of [`Problem::sizes`] and [`Problem::validate`], [`Error::Scale`], and [`Error::DataLength`]. Other sequences than uniform ones are
+/// for [`forward_sequences`].
 pub fn forward(
     q: &[f64],
     k: &[f64],

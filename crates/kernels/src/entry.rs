@@ -23,6 +23,8 @@ use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 use crate::parts::warpgroup::WarpgroupTiles;
 
 mod backward;
+#[cfg(not(target_feature = "sm_90a"))]
+mod merge;
 mod sequences;
 
 // The rows name element types as `kernel_spec::DType` does.

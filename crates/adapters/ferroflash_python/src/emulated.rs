@@ -3,6 +3,7 @@
 use crate::call::{Call, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
+use crate::merge;
 use crate::sequences::{self, Numbers, TENSORS};
 use ferroflash::{
     Attention, DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16,
@@ -121,11 +122,7 @@ pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferrof
     let mut there = *call;
     for tensor in there.tensors.iter_mut().flatten() {
         // What is written is copied, too: rows of no sequence stay as they are.
-        let memory = match tensor.dtype {
-            DType::F16 => copy::<f16>(device, tensor)?,
-            DType::Bf16 => copy::<bf16>(device, tensor)?,
-            _ => copy::<f32>(device, tensor)?,
-        };
+        let memory = copy_any(device, tensor)?;
         tensor.address = memory.address();
         tensors.push(memory);
     }
@@ -142,13 +139,46 @@ pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferrof
     };
     for operand in TENSORS.into_iter().filter(|&operand| is_written(operand)) {
         let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
-        // SAFETY: the memory has as many elements as the tensor reaches.
-        let from = unsafe { from.view(device) }?;
-        match to.dtype {
-            DType::F16 => write::<f16>(&to, &from.to_vec()?),
-            DType::Bf16 => write::<bf16>(&to, &from.to_vec()?),
-            _ => write::<f32>(&to, &from.to_vec()?),
-        }
+        write_any(device, &to, &from)?;
+    }
+    Ok(())
+}
+
+/// Computes a merge whose tensors are in the memory of this process.
+pub(crate) fn merge(call: &merge::Call) -> ferroflash::Result<()> {
+    let device = device()?;
+    // Nothing of the tensors is read before they fit together.
+    call.plan(device)?;
+    // The same call on memory of the emulator, which `kept` owns.
+    let (mut kept, mut there) = (Vec::new(), call.clone());
+    let parts = there.parts.iter_mut().flat_map(|(out, lse)| [out, lse]);
+    for tensor in parts.chain([&mut there.out]).chain(&mut there.lse) {
+        let memory = copy_any(device, tensor)?;
+        tensor.address = memory.address();
+        kept.push(memory);
+    }
+    there.launch(device, &device.default_stream())?;
+    let outputs = [(Some(&call.out), Some(&there.out)), (call.lse.as_ref(), there.lse.as_ref())];
+    outputs.into_iter().filter_map(|(to, from)| to.zip(from)).try_for_each(|(to, from)| write_any(device, to, from))
+}
+
+/// [`copy`], of elements of any type.
+fn copy_any(device: &Device, tensor: &Tensor) -> ferroflash::Result<ferroflash::Tensor> {
+    match tensor.dtype {
+        DType::F16 => copy::<f16>(device, tensor),
+        DType::Bf16 => copy::<bf16>(device, tensor),
+        _ => copy::<f32>(device, tensor),
+    }
+}
+
+/// Writes what a tensor of the emulator holds to one of this process, whatever the type.
+fn write_any(device: &Device, to: &Tensor, from: &Tensor) -> ferroflash::Result<()> {
+    // SAFETY: the memory has as many elements as the tensor reaches.
+    let from = unsafe { from.view(device) }?;
+    match to.dtype {
+        DType::F16 => write::<f16>(to, &from.to_vec()?),
+        DType::Bf16 => write::<bf16>(to, &from.to_vec()?),
+        _ => write::<f32>(to, &from.to_vec()?),
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Errors of the library as exceptions of the package, with the library's messages.
 
-use ferroflash::Error;
+use ferroflash::{Error, MergeError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -34,7 +34,9 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
         error => error.to_string(),
     };
     match error {
-        Error::DTypeMismatch { .. } | Error::ElementType { .. } => of_type(py, message),
+        Error::DTypeMismatch { .. }
+        | Error::ElementType { .. }
+        | Error::Merge(MergeError::PartDType { .. } | MergeError::OutDType { .. }) => of_type(py, message),
         Error::Unsupported(_) => of(py, "MissingFeatureError", message),
         Error::NoDriver { .. }
         | Error::DriverTooOld { .. }

@@ -6,6 +6,7 @@ mod call;
 mod emulated;
 mod errors;
 mod gradients;
+mod merge;
 mod sequences;
 
 use arrays::Array;
@@ -276,6 +277,50 @@ fn backward(
     call.run(py, stream, &options)
 }
 
+/// The merge of partial results on tensors of torch, all checks included.
+#[pyfunction]
+#[pyo3(signature = (stream, outs, lses, out, lse, /))]
+fn launch_merge(
+    py: Python<'_>,
+    stream: usize,
+    outs: Vec<TorchTensor<'_>>,
+    lses: Vec<TorchTensor<'_>>,
+    out: TorchTensor<'_>,
+    lse: Option<TorchTensor<'_>>,
+) -> PyResult<()> {
+    let parts = outs.iter().zip(&lses).map(|(out, lse)| Ok((torch_tensor(out)?, torch_tensor(lse)?)));
+    let parts = parts.collect::<PyResult<_>>()?;
+    let lse = lse.as_ref().map(torch_tensor).transpose()?;
+    merge::Call { parts, out: torch_tensor(&out)?, lse }.run(py, stream)
+}
+
+/// [`launch_merge`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
+#[pyfunction(name = "merge")]
+#[pyo3(signature = (outs, lses, out, lse, stream, device, /))]
+fn merge_arrays(
+    py: Python<'_>,
+    outs: Vec<Bound<'_, PyAny>>,
+    lses: Vec<Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    lse: Option<&Bound<'_, PyAny>>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<()> {
+    let import = |operand: Operand, object: &Bound<'_, PyAny>, is_written| {
+        Array::<DType>::import(&operand.to_string(), object, stream, device, is_written)
+    };
+    let parts =
+        outs.iter().zip(&lses).enumerate().map(|(i, (out, lse))| {
+            Ok((import(Operand::Part(i), out, false)?, import(Operand::PartLse(i), lse, false)?))
+        });
+    let parts = parts.collect::<PyResult<Vec<_>>>()?;
+    let out = import(Operand::Out, out, true)?;
+    let lse = lse.map(|lse| import(Operand::Lse, lse, true)).transpose()?;
+    let tensors = parts.iter().map(|(out, lse)| (out.tensor, lse.tensor)).collect();
+    // The arrays are held until the launch has returned.
+    merge::Call { parts: tensors, out: out.tensor, lse: lse.as_ref().map(|lse| lse.tensor) }.run(py, stream)
+}
+
 /// The devices that there are, and why there is no GPU where there is none.
 #[pyfunction]
 fn devices(py: Python<'_>) -> Vec<(String, String)> {
@@ -292,5 +337,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(forward_sequences, module)?)?;
     module.add_function(wrap_pyfunction!(launch_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward, module)?)?;
+    module.add_function(wrap_pyfunction!(launch_merge, module)?)?;
+    module.add_function(wrap_pyfunction!(merge_arrays, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

@@ -180,6 +180,11 @@ pub enum Splits {
     Count(u32),
     /// So many keys each, a multiple of 64, counted from the first key of a sequence: the bits of a result do not depend on the other
     /// sequences of the call.
+    ///
+    /// A call makes as many splits as the longest sequence needs, 128 at most, and a buffer for the results of all of them. The longest has
+    /// the capacity of the cache; of packed keys, what [`PackedRows::with_longest`](crate::PackedRows::with_longest) says, or all of them where
+    /// it says nothing, since one sequence may have them all. The last split runs to the end of the keys, so that a sequence longer than the
+    /// hint is computed too, with bits that depend on the hint.
     Keys(u32),
 }
 

@@ -8,6 +8,7 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
+use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{
     AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
 };
@@ -292,7 +293,11 @@ plain! {
         table, q, turned, new_k, new_v, k, v, cos, sin, positions, q_rows, kv_rows, q_heads, kv_heads, dim, turned_dims, interleaved,
         position_count, q_advances, features
     }
-    NaiveBackwardParams { probs, dprobs, score_stride, score_rows, with_dout, backward }
+    PartParams { out, lse }
+    MergeParams {
+        parts, out, lse, count, all_rows, rows, heads, row_threads, block_rows, aligned, out_aligned, features
+    }
+    NaiveBackwardParams { probs, factors, score_stride, with_dout, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

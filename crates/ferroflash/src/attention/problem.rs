@@ -1,5 +1,6 @@
 //! What attention is computed on: sequences, heads, dims and element types.
 
+use super::sequences::SequenceSizes;
 use crate::error::{Error, Operand, Result, Unsupported};
 use kernel_spec::{DType, MAX_HEAD_DIM, MAX_ROWS};
 
@@ -142,12 +143,62 @@ impl Problem {
         Ok(())
     }
 
-    /// Checks everything about the problem that does not depend on a device.
+    /// Checks everything about the problem that does not depend on a device: what [`Attention::plan`](crate::Attention::plan) refuses on
+    /// every device. Sequences of every kind are accepted.
+    ///
+    /// ```
+    /// use ferroflash::{DType, Problem, QueryRows, Sequences};
+    /// let cached = |capacity| Sequences::Cached { batch: 8, q_rows: QueryRows::Each(1), capacity };
+    /// let problem = |capacity| Problem::new(cached(capacity), 32, 8, 128, DType::Bf16);
+    /// assert!(problem(4096).validate().is_ok());
+    /// let error = problem(1 << 30).validate().unwrap_err();
+    /// assert_eq!(error.to_string(), "k has 1073741824 rows; fewer than 536870912 are accepted");
+    /// ```
     ///
     /// # Errors
     /// [`Error::Unsupported`], [`Error::EmptyAxis`], [`Error::HeadDim`], [`Error::HeadGroups`], [`Error::TooManyRows`].
     pub fn validate(&self) -> Result<()> {
-        self.sizes()?.validate()
+        self.check_one_dim_and_type()?;
+        self.sequence_sizes().map_or_else(|| self.sizes()?.validate(), |sizes| sizes.validate())
+    }
+
+    /// The sizes of a call over packed, cached or paged sequences; `None` for uniform ones.
+    pub(crate) fn sequence_sizes(&self) -> Option<SequenceSizes> {
+        let Problem { q_heads, kv_heads, dim_qk: head_dim, dtype, .. } = *self;
+        let of = |batch, rows, kv_entries, kv_rows| {
+            let (q_rows, packed_q) = match rows {
+                QueryRows::Each(rows) => (rows, false),
+                QueryRows::Packed(rows) => (rows, true),
+            };
+            SequenceSizes {
+                batch,
+                q_rows,
+                packed_q,
+                kv_rows,
+                kv_entries,
+                page_rows: None,
+                packed_kv: false,
+                q_heads,
+                kv_heads,
+                head_dim,
+                dtype,
+                longest_q: q_rows,
+                longest_kv: kv_rows,
+                new_rows: 0,
+                packed_new: false,
+            }
+        };
+        match self.sequences {
+            Sequences::Uniform { .. } => None,
+            Sequences::Packed { batch, q_rows, kv_rows } => {
+                Some(SequenceSizes { packed_kv: true, ..of(batch, QueryRows::Packed(q_rows), 1, kv_rows) })
+            }
+            Sequences::Cached { batch, q_rows, capacity } => Some(of(batch, q_rows, batch, capacity)),
+            Sequences::Paged { batch, q_rows, pages, page_rows, width } => {
+                let room = width.saturating_mul(page_rows);
+                Some(SequenceSizes { page_rows: Some(page_rows), ..of(batch, q_rows, pages, room) })
+            }
+        }
     }
 }
 

@@ -7,7 +7,9 @@ mod hopper;
 mod launches;
 mod params;
 mod plan;
+mod sizes;
 mod split;
 
 pub use describe::{KvCache, KvCacheMut, NewRows, PackedRows, PageTable, Rotary};
 pub(crate) use plan::plan_contiguous;
+pub(crate) use sizes::SequenceSizes;

@@ -50,10 +50,15 @@ pub enum Operand {
     Sin,
     /// Position of the first new row of each sequence.
     Positions,
+    /// A partial result that is merged with others, counted from 0.
+    Part(usize),
+    /// Its log-sum-exp.
+    PartLse(usize),
 }
 
 impl std::fmt::Display for Operand {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let numbered;
         f.pad(match self {
             Operand::Q => "q",
             Operand::K => "k",
@@ -78,6 +83,14 @@ impl std::fmt::Display for Operand {
             Operand::Cos => "cos",
             Operand::Sin => "sin",
             Operand::Positions => "the positions",
+            Operand::Part(index) => {
+                numbered = format!("part {index}");
+                &numbered
+            }
+            Operand::PartLse(index) => {
+                numbered = format!("the log-sum-exp of part {index}");
+                &numbered
+            }
         })
     }
 }

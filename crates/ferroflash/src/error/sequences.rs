@@ -78,7 +78,8 @@ pub enum SequencesError {
     },
     /// A split of the keys that is no multiple of what kernels visit at a time, or more splits than are merged.
     #[error(
-        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; the keys would need {needed}"
+        "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; the keys would need {needed}{}",
+        if *.of_all { ", counted over all packed keys: `PackedRows::with_longest` says how many the longest sequence has" } else { "" }
     )]
     Splits {
         /// What was asked for.
@@ -87,5 +88,7 @@ pub enum SequencesError {
         needed: usize,
         /// Most splits.
         most: u32,
+        /// Whether they are counted over all packed keys, because the longest sequence is not known.
+        of_all: bool,
     },
 }

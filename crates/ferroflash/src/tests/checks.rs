@@ -249,6 +249,58 @@ fn softcaps() {
     }
 }
 
+/// What is wrong with sequences of every kind is said without a device, in the words of the plan.
+#[test]
+fn problems_are_checked_without_a_device() {
+    let (device, _) = recording::device();
+    let (batch, q_rows, kv_rows, too_many) = (2, 5, 7, 1 << 29);
+    let problem = |sequences| Problem::new(sequences, 4, 2, 16, DType::F16);
+    let packed = problem(Sequences::Packed { batch, q_rows, kv_rows });
+    let cached = |batch, rows, capacity| problem(Sequences::Cached { batch, q_rows: QueryRows::Each(rows), capacity });
+    let paged = |pages, page_rows, width| {
+        problem(Sequences::Paged { batch, q_rows: QueryRows::Packed(q_rows), pages, page_rows, width })
+    };
+    // No rows of q are a call that computes nothing, and no keys one that gives zeros.
+    for legal in [problem(Sequences::Packed { batch, q_rows: 0, kv_rows: 0 }), cached(1, 0, 0), paged(1, 1, 0)] {
+        legal.validate().unwrap();
+        Attention::new().plan(&device, legal).unwrap();
+    }
+    let [no_heads, no_kv_heads, groups, dim] = [(0, 2, 16), (4, 0, 16), (4, 3, 16), (4, 2, 20)]
+        .map(|(q_heads, kv_heads, head_dim)| Problem::new(packed.sequences, q_heads, kv_heads, head_dim, DType::F16));
+    for (problem, expected) in [
+        (
+            problem(Sequences::Packed { batch: 0, q_rows, kv_rows }),
+            "q has no batch; at least 1 is needed (only k and v may have 0 rows)",
+        ),
+        (
+            problem(Sequences::Packed { batch, q_rows: too_many, kv_rows }),
+            "q has 536870912 rows; fewer than 536870912 are accepted",
+        ),
+        (
+            problem(Sequences::Packed { batch, q_rows, kv_rows: too_many }),
+            "k has 536870912 rows; fewer than 536870912 are accepted",
+        ),
+        (
+            problem(Sequences::Packed { batch: too_many, q_rows, kv_rows }),
+            "q has 536870912 rows; fewer than 536870912 are accepted",
+        ),
+        (cached(1 << 15, 1 << 15, 64), "q has 1073741824 rows; fewer than 536870912 are accepted"),
+        (cached(2, 1, too_many), "k has 536870912 rows; fewer than 536870912 are accepted"),
+        (paged(0, 16, 4), "k has no batch; at least 1 is needed (only k and v may have 0 rows)"),
+        (paged(9, 0, 4), "k has no rows; at least 1 is needed (only k and v may have 0 rows)"),
+        (paged(9, 1 << 20, 1 << 20), "k has 1099511627776 rows; fewer than 536870912 are accepted"),
+        (no_heads, "q has no heads; at least 1 is needed (only k and v may have 0 rows)"),
+        (no_kv_heads, "k has no heads; at least 1 is needed (only k and v may have 0 rows)"),
+        (groups, "4 query heads are no multiple of 3 key-value heads"),
+        (dim, "head_dim 20 is not supported; accepted are the multiples of 8 from 8 to 256"),
+        (packed.with_dim_v(8), "not supported: v and out have 8 dims, q and k 16; equal numbers are accepted"),
+        (packed.with_out_dtype(DType::F32), "not supported: out holds f32, the inputs f16; equal types are accepted"),
+    ] {
+        assert_eq!(problem.validate().unwrap_err().to_string(), expected, "{problem}");
+        assert_eq!(Attention::new().plan(&device, problem).unwrap_err().to_string(), expected, "{problem}");
+    }
+}
+
 /// Kinds of problems that no kernel takes yet: an error that says what was asked for. Sequences of other kinds have plans.
 #[test]
 fn problems_of_other_kinds() {
@@ -264,6 +316,7 @@ fn problems_of_other_kinds() {
     ] {
         let plan = Attention::new().plan(&device, problem(sequences)).unwrap();
         assert_eq!(plan.problem.sequences, sequences, "{plan}");
+        problem(sequences).validate().unwrap();
         assert!(plan.symbols().count() > 0);
     }
     for (problem, expected) in [

@@ -9,12 +9,15 @@ pub mod backward;
 #[macro_use]
 pub mod forward;
 #[macro_use]
+pub mod merge;
+#[macro_use]
 pub mod sequences;
 
 /// Every compiled entry point, of all families.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
-    forward.chain(backward::VARIANTS.iter().map(|variant| &variant.entry))
+    let backward = backward::VARIANTS.iter().map(|variant| &variant.entry);
+    forward.chain(backward).chain(merge::VARIANTS.iter().map(|variant| &variant.entry))
 }
 
 // `==` of slices is no const fn.

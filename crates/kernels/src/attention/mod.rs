@@ -17,6 +17,8 @@ pub mod backward;
 pub mod exact;
 pub mod exchange;
 pub mod exponent;
+#[cfg(not(target_feature = "sm_90a"))]
+pub mod merge;
 pub mod naive;
 pub mod online_softmax;
 pub mod query_block;

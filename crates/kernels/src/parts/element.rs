@@ -19,6 +19,12 @@ pub trait Element: Copy {
     /// The address is valid.
     unsafe fn load(global: u64) -> f32;
 
+    /// Reads four neighbours.
+    ///
+    /// # Safety
+    /// The address is valid and aligned to the four elements together.
+    unsafe fn load_four(global: u64) -> [f32; 4];
+
     /// The sum of the products of the elements in 16 bytes at `a` and at `b`, in global memory, and of `sum`.
     ///
     /// # Safety
@@ -160,6 +166,13 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    unsafe fn load_four(global: u64) -> [f32; 4] {
+        // SAFETY: passed on.
+        let [low, high] = unsafe { copy::load_u32x2(global) };
+        [T::widen(low as u16), T::widen((low >> 16) as u16), T::widen(high as u16), T::widen((high >> 16) as u16)]
+    }
+
+    #[inline(always)]
     unsafe fn dot_chunk(a: u64, b: u64, mut sum: f32) -> f32 {
         // SAFETY: passed on.
         let (a, b) = unsafe { (copy::load_u32x4(a), copy::load_u32x4(b)) };
@@ -219,6 +232,12 @@ impl Element for f32 {
     unsafe fn load(global: u64) -> f32 {
         // SAFETY: passed on.
         unsafe { copy::load_f32(global) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_four(global: u64) -> [f32; 4] {
+        // SAFETY: passed on.
+        unsafe { copy::load_f32x4(global) }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 """Exact attention by ferroflash, whose GPU kernels are written in Rust.
 
-``forward``, ``forward_packed``, ``forward_cached`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch,
-which is imported when the first of them is asked for.
+``forward``, ``forward_packed``, ``forward_cached``, ``merge`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The
+functions of ``flash_attn`` take tensors of PyTorch, which is imported when the first of them is asked for.
 """
 
 from ._backward import backward
@@ -14,6 +14,7 @@ from ._errors import (
     MissingFeatureError,
 )
 from ._forward import forward
+from ._merge import merge, merge_attn_states
 from ._native import __version__, devices
 from ._sequences import forward_cached, forward_packed
 from ._stand_in import install_as
@@ -41,6 +42,8 @@ __all__ = [
     "forward_cached",
     "forward_packed",
     "install_as",
+    "merge",
+    "merge_attn_states",
     *_OF_TORCH,
 ]
 

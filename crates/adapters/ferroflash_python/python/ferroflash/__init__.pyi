@@ -1,5 +1,6 @@
 """Types of the package; what each function does is in its own docstring."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
@@ -50,6 +51,38 @@ def forward(
     stream: int | None = None,
     device: int | None = None,
 ) -> tuple[Array, Any]: ...
+@overload
+def merge(
+    outs: Sequence[Array],
+    lses: Sequence[Any],
+    *,
+    dtype: Any = None,
+    out: Array | None = None,
+    lse: Any = None,
+    return_lse: Literal[False] = False,
+    stream: int | None = None,
+    device: int | None = None,
+) -> Array: ...
+@overload
+def merge(
+    outs: Sequence[Array],
+    lses: Sequence[Any],
+    *,
+    dtype: Any = None,
+    out: Array | None = None,
+    lse: Any = None,
+    return_lse: Literal[True],
+    stream: int | None = None,
+    device: int | None = None,
+) -> tuple[Array, Any]: ...
+def merge_attn_states(
+    output: Array,
+    prefix_output: Array,
+    prefix_lse: Any,
+    suffix_output: Array,
+    suffix_lse: Any,
+    output_lse: Any = None,
+) -> None: ...
 @overload
 def forward_packed(
     q: Array,

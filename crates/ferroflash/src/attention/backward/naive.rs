@@ -5,7 +5,6 @@ use super::super::problem::Sizes;
 use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, Pass};
-use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, Kernel};
 use std::mem::offset_of;
@@ -36,20 +35,19 @@ impl Launch {
 
 /// The launches behind the one of the statistics, in their order: `dv` is made of the probabilities before the gradients of scores take
 /// their place.
-pub(super) const LAUNCHES: [Launch; 6] = [
-    Launch::new(Pass::NaiveScores, false, "p = e^(scale q k^T - lse)").bounded("p = e^(cap t - lse), and 1 - t^2"),
+pub(super) const LAUNCHES: [Launch; 5] = [
+    Launch::new(Pass::NaiveScores, false, "p = e^(scale q k^T - lse)").bounded("p = e^(cap t - lse), and p (1 - t^2)"),
     Launch::new(Pass::NaiveKeys, true, "dv = p^T dout"),
-    Launch::new(Pass::NaiveScores, true, "dp = dout v^T").bounded("dp = (dout v^T - delta) (1 - t^2)"),
-    Launch::new(Pass::NaiveDscores, false, "ds = p (dp - delta)").bounded("ds = p dp"),
+    Launch::new(Pass::NaiveScores, true, "ds = p (dout v^T - delta)").bounded("ds = p (1 - t^2) (dout v^T - delta)"),
     Launch::new(Pass::NaiveQueries, false, "dq = scale ds k"),
     Launch::new(Pass::NaiveKeys, false, "dk = scale ds^T q"),
 ];
 
 /// The buffers of [`buffers`], behind that of the statistics.
 const PROBS: Binding = Binding::Buffer(1);
-const DPROBS: Binding = Binding::Buffer(2);
+const FACTORS: Binding = Binding::Buffer(2);
 
-/// Device memory for the probabilities and their gradients.
+/// Device memory for the probabilities, twice.
 ///
 /// # Errors
 /// [`Error::WorkspaceTooLarge`] when the device does not hold them together with `others` bytes.
@@ -64,7 +62,7 @@ pub(super) fn buffers(sizes: &Sizes, others: u128, available: u64) -> Result<[Bu
     let buffer = |name, bytes: u128, reason| Buffer { name, bytes: bytes as u64, reason };
     Ok([
         buffer("probabilities", bytes[0], "of dv, and then the gradients of scores, of dq and dk"),
-        buffer("gradients of probabilities", bytes[1], "the gradients of scores are made of both"),
+        buffer("probabilities in f32", bytes[1], "the gradients of scores are made of these, and rounded once"),
     ])
 }
 
@@ -79,17 +77,14 @@ pub(super) fn bind(
 ) -> Params {
     let params = NaiveBackwardParams {
         probs: 0,
-        dprobs: 0,
+        factors: 0,
         score_stride: sizes.score_stride() as u64,
-        // Fits: the buffers do, or there are no keys and this plays no part.
-        score_rows: sizes.score_rows() as u64,
         with_dout: launch.with_dout.into(),
         backward: *backward,
     };
-    let bounded = backward.features.has(SOFTCAP);
     let piece = CHUNK_BYTES as u64;
     let probs = (offset_of!(NaiveBackwardParams, probs), PROBS, piece);
-    let dprobs = (offset_of!(NaiveBackwardParams, dprobs), DPROBS, piece);
+    let factors = (offset_of!(NaiveBackwardParams, factors), FACTORS, piece);
     let statistics = (offset_of!(NaiveBackwardParams, backward.statistics), statistics, piece);
     let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
     let q = operand(offset_of!(NaiveBackwardParams, backward.q.address), Operand::Q, inputs);
@@ -97,11 +92,8 @@ pub(super) fn bind(
     let v = operand(offset_of!(NaiveBackwardParams, backward.v.address), Operand::V, inputs);
     let dout = operand(offset_of!(NaiveBackwardParams, backward.dout.address), Operand::Dout, inputs);
     let holes = match (launch.pass, launch.with_dout) {
-        // With a softcap the gradients of probabilities are there from the start: as the slopes of the scores.
-        (Pass::NaiveScores, false) if bounded => vec![q, k, statistics, probs, dprobs],
-        (Pass::NaiveScores, true) if bounded => vec![dout, v, statistics, dprobs],
-        (Pass::NaiveScores, false) => vec![q, k, statistics, probs],
-        (Pass::NaiveScores, true) => vec![dout, v, dprobs],
+        (Pass::NaiveScores, false) => vec![q, k, statistics, probs, factors],
+        (Pass::NaiveScores, true) => vec![dout, v, statistics, probs, factors],
         (Pass::NaiveQueries, _) => {
             let dq = operand(offset_of!(NaiveBackwardParams, backward.dq.address), Operand::Dq, dq);
             vec![k, statistics, probs, dq]
@@ -109,12 +101,8 @@ pub(super) fn bind(
         (Pass::NaiveKeys, true) => {
             vec![dout, probs, operand(offset_of!(NaiveBackwardParams, backward.dv.address), Operand::Dv, dkv)]
         }
-        (Pass::NaiveKeys, false) => {
-            vec![q, probs, operand(offset_of!(NaiveBackwardParams, backward.dk.address), Operand::Dk, dkv)]
-        }
-        // The only other pass of `LAUNCHES`.
-        _ if bounded => vec![probs, dprobs],
-        _ => vec![statistics, probs, dprobs],
+        // The only other one of `LAUNCHES`.
+        _ => vec![q, probs, operand(offset_of!(NaiveBackwardParams, backward.dk.address), Operand::Dk, dkv)],
     };
     let bytes = Params::new(bytes_of(&params));
     holes.into_iter().fold(bytes, |params, (offset, binding, alignment)| params.address(offset, binding, alignment))

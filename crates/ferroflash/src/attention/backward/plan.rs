@@ -151,7 +151,7 @@ pub(super) fn plan(
 /// Which kernels compute the gradients.
 #[derive(Clone, Debug)]
 enum Choice {
-    /// Probabilities and their gradients in memory.
+    /// Probabilities and gradients of scores in memory.
     Naive,
     /// One for keys and values and one for queries, for the reason given.
     TwoSided(String),
@@ -164,7 +164,7 @@ impl Choice {
     fn reason(&self) -> String {
         match self {
             Choice::Naive => {
-                "asked for naive: probabilities and their gradients in memory, each product a kernel of its own"
+                "asked for naive: probabilities and gradients of scores in memory, each product a kernel of its own"
                     .to_owned()
             }
             Choice::TwoSided(why) => {

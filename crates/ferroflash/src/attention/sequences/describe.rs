@@ -15,7 +15,7 @@ pub struct PackedRows<'a> {
     /// How many rows of each sequence are in use, `[batch]` ("seqused"); `None`: all.
     pub used: Option<IndicesView<'a>>,
     /// Rows of the longest sequence, if the caller knows ("max_seqlen"): a hint for the choice of tiles and splits, with no influence on what
-    /// is computed.
+    /// is computed, only on the order of sums. `None`: one sequence may have all rows.
     pub longest: Option<usize>,
 }
 

@@ -3,7 +3,7 @@
 use super::super::choose::{check_copies, check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::request::{Placed, Request, Tensors};
-use super::check::SequenceSizes;
+use super::sizes::SequenceSizes;
 use super::launches::{Launches, describe, features, find, is_decode};
 use super::params::{Arrays, Cut};
 use super::split::{keys, keys_per_row};

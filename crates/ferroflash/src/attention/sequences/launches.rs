@@ -3,7 +3,7 @@
 use super::super::choose::MAX_GRID;
 use super::super::problem::{Problem, QueryRows, Sequences};
 use super::super::request::{Placed, Request};
-use super::check::SequenceSizes;
+use super::sizes::SequenceSizes;
 use super::params::{self, Arrays, Cut};
 use crate::error::{Error, Result};
 use crate::plan::{Binding, Buffer, Params, Step};

@@ -2,7 +2,7 @@
 
 use super::super::params::{bytes_of, forward_params, tensor_params};
 use super::super::request::{Placed, Request};
-use super::check::SequenceSizes;
+use super::sizes::SequenceSizes;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
 use kernel_spec::families::forward::features::PAGED;

@@ -3,12 +3,12 @@
 use super::super::choose::{check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice};
 use super::super::plan::Plan;
-use super::super::problem::{Problem, QueryRows, Sequences, Sizes};
+use super::super::problem::{Problem, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
-use super::check::SequenceSizes;
 use super::hopper;
 use super::launches::{DECODE_ROWS, Launches, check_grid, describe, features, find, is_decode};
 use super::params::{self, Arrays, Cut};
+use super::sizes::SequenceSizes;
 use super::split::{clusters, split};
 use crate::device::DeviceInfo;
 use crate::error::Operand;
@@ -28,58 +28,14 @@ pub(super) struct NewTensors {
 
 /// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
 pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
-    let Problem { q_heads, kv_heads, dim_qk: head_dim, dtype, .. } = *problem;
-    let none = SequenceSizes {
-        batch: 0,
-        q_rows: 0,
-        packed_q: false,
-        kv_rows: 0,
-        kv_entries: 1,
-        page_rows: None,
-        packed_kv: false,
-        q_heads,
-        kv_heads,
-        head_dim,
-        dtype,
-        longest_q: 0,
-        longest_kv: 0,
-        new_rows: 0,
-        packed_new: false,
-    };
-    let with_queries = |sizes: SequenceSizes, rows: QueryRows| match rows {
-        QueryRows::Each(q_rows) => SequenceSizes { q_rows, longest_q: q_rows, ..sizes },
-        QueryRows::Packed(q_rows) => SequenceSizes { q_rows, longest_q: q_rows, packed_q: true, ..sizes },
-    };
-    let (sizes, arrays) = match problem.sequences {
-        Sequences::Packed { batch, q_rows, kv_rows } => (
-            SequenceSizes {
-                batch,
-                kv_rows,
-                packed_kv: true,
-                longest_kv: kv_rows,
-                ..with_queries(none, QueryRows::Packed(q_rows))
-            },
-            Arrays { q_starts: true, kv_starts: true, ..Arrays::default() },
-        ),
-        Sequences::Cached { batch, q_rows, capacity } => (
-            SequenceSizes {
-                batch,
-                kv_entries: batch,
-                kv_rows: capacity,
-                longest_kv: capacity,
-                ..with_queries(none, q_rows)
-            },
-            Arrays { kv_used: true, ..Arrays::default() },
-        ),
-        Sequences::Paged { batch, q_rows, pages, page_rows, width } => {
-            let kv_rows = width.saturating_mul(page_rows);
-            let sizes = SequenceSizes { batch, kv_entries: pages, kv_rows, longest_kv: kv_rows, ..none };
-            let sizes = SequenceSizes { page_rows: Some(page_rows), ..with_queries(sizes, q_rows) };
-            (sizes, Arrays { kv_used: true, pages: Some(width), ..Arrays::default() })
-        }
-        Sequences::Uniform { .. } => unreachable!("has a plan of its own"),
-    };
+    let sizes = problem.sequence_sizes().expect("uniform sequences have a plan of their own");
     sizes.validate()?;
+    let SequenceSizes { q_heads, kv_heads, head_dim, dtype, .. } = sizes;
+    let arrays = match problem.sequences {
+        Sequences::Packed { .. } => Arrays { kv_starts: true, ..Arrays::default() },
+        Sequences::Paged { width, .. } => Arrays { kv_used: true, pages: Some(width), ..Arrays::default() },
+        _ => Arrays { kv_used: true, ..Arrays::default() },
+    };
     let arrays = Arrays { q_starts: sizes.packed_q, ..arrays };
     let batch = |packed| if packed { 1 } else { sizes.batch };
     let placed = |batch, rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);

@@ -1,10 +1,10 @@
 //! How the keys of sequences are split, so that more of the GPU works on few query rows.
 
 use super::super::options::{Attention, Splits};
-use super::check::SequenceSizes;
 use super::params::Cut;
+use super::sizes::SequenceSizes;
 use crate::device::DeviceInfo;
-use crate::error::{Error, Result, SequencesError};
+use crate::error::{Result, SequencesError};
 use kernel_spec::families::sequences::MAX_SPLITS;
 use kernel_spec::{Mask, Pass, Variant};
 
@@ -41,15 +41,18 @@ pub(super) fn split(attention: &Attention, device: &DeviceInfo, sizes: &Sequence
     let cut = Cut::of(row, sizes);
     let in_clusters = row.pass == Pass::ClusterDecode;
     let most = if in_clusters { row.entry.max_cluster } else { MAX_SPLITS };
-    let refused = |found, needed| Err(Error::Sequences(SequencesError::Splits { found, needed, most }));
+    let refused = |found, needed, of_all| Err(SequencesError::Splits { found, needed, most, of_all }.into());
     match attention.splits {
-        Splits::Count(count) if count == 0 || count > most => refused(format!("{count} splits"), count as usize),
+        Splits::Count(count) if count == 0 || count > most => refused(format!("{count} splits"), count as usize, false),
         Splits::Count(splits) => Ok(Cut { splits, ..cut }),
         Splits::Keys(keys) => {
             let fits = keys > 0 && (keys as usize).is_multiple_of(SPLIT_UNIT);
+            // One sequence may have all packed keys: starts and lengths are on the device, and no number on the host is a better bound. Fewer
+            // splits than a sequence needs would make its last one longer, and its bits those of this call.
             let splits = sizes.longest_kv.div_ceil((keys as usize).max(1)).max(1);
             if !fits || splits > most as usize {
-                return refused(format!("splits of {keys} keys"), splits);
+                let of_all = sizes.packed_kv && sizes.batch > 1 && sizes.longest_kv == sizes.kv_rows;
+                return refused(format!("splits of {keys} keys"), splits, of_all);
             }
             Ok(Cut { splits: splits as u32, split_keys: keys, ..cut })
         }

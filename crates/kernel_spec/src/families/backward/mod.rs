@@ -54,10 +54,8 @@ pub enum Pass {
     Ordered,
     /// Rounds the sums.
     Round,
-    /// Naive: probabilities from scores and statistics, or their gradients `dout v^T`.
+    /// Naive: probabilities from scores and statistics, or the gradients of scores from `dout v^T`, in their place.
     NaiveScores,
-    /// Naive: gradients of scores, in the place of the probabilities.
-    NaiveDscores,
     /// Naive: gradients of queries.
     NaiveQueries,
     /// Naive: gradients of values, or of keys.
@@ -75,7 +73,7 @@ impl Pass {
     pub const ORDERED: [Pass; 3] = [Pass::Delta, Pass::Ordered, Pass::Round];
 
     /// Those that only the naive kernel has. They come after [`Pass::Delta`], some of them twice.
-    pub const NAIVE: [Pass; 4] = [Pass::NaiveScores, Pass::NaiveDscores, Pass::NaiveQueries, Pass::NaiveKeys];
+    pub const NAIVE: [Pass; 3] = [Pass::NaiveScores, Pass::NaiveQueries, Pass::NaiveKeys];
 
     /// Instruction set that its entries are compiled for.
     pub const fn arch(self) -> Arch {
@@ -88,7 +86,7 @@ impl Pass {
     /// The features that its entries run with.
     pub const fn accepts(self) -> FeatureSet {
         match self {
-            Pass::Keys | Pass::Queries | Pass::NaiveScores | Pass::NaiveDscores => FeatureSet::of(SOFTCAP),
+            Pass::Keys | Pass::Queries | Pass::NaiveScores => FeatureSet::of(SOFTCAP),
             _ => FeatureSet::NONE,
         }
     }
@@ -103,9 +101,7 @@ impl Pass {
         let bytes = match self {
             Pass::Delta | Pass::Keys | Pass::Queries | Pass::Round => size_of::<BackwardParams>(),
             Pass::Fused | Pass::Ordered => size_of::<FusedParams>(),
-            Pass::NaiveScores | Pass::NaiveDscores | Pass::NaiveQueries | Pass::NaiveKeys => {
-                size_of::<NaiveBackwardParams>()
-            }
+            Pass::NaiveScores | Pass::NaiveQueries | Pass::NaiveKeys => size_of::<NaiveBackwardParams>(),
         };
         bytes as u32
     }
@@ -122,7 +118,6 @@ pub enum Policy {
     Ordered(policy::Ordered),
     Round(policy::Round),
     NaiveScores(policy::NaiveScores),
-    NaiveDscores(policy::NaiveDscores),
     NaiveQueries(policy::NaiveQueries),
     NaiveKeys(policy::NaiveKeys),
 }
@@ -262,9 +257,6 @@ impl Variant {
             Pass::NaiveScores => {
                 batch * q_heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64)
             }
-            // Without keys there are rows of no elements.
-            Pass::NaiveDscores if kv_rows == 0 => 0,
-            Pass::NaiveDscores => (batch * q_heads * q_rows).div_ceil(naive::DSCORES_ROWS as u64),
         }
     }
 
@@ -298,7 +290,6 @@ impl Variant {
             Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
             Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
             Policy::NaiveScores(_) => memory::NaiveScores::of(&self).total,
-            Policy::NaiveDscores(_) => 0,
             Policy::NaiveQueries(policy) => memory::NaiveProduct::of(&self, policy, self.kv_tile_bytes()).total,
             Policy::NaiveKeys(policy) => memory::NaiveProduct::of(&self, policy, self.q_tile_bytes()).total,
         };
@@ -320,7 +311,6 @@ impl Variant {
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
             Policy::Delta(_) => {}
-            Policy::NaiveDscores(_) => assert!(self.q_block == self.warps, "one warp a row"),
             Policy::Keys(policy::Keys { stages, columns }) => {
                 assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
                 assert!(columns == 1 || columns == 2, "columns are split by one bit of their number");
@@ -366,7 +356,7 @@ mod tests {
     #[test]
     fn every_pass_covers_every_dtype_and_head_dim() {
         for pass in Pass::PORTABLE.into_iter().chain(Pass::NAIVE) {
-            let without_tile = matches!(pass, Pass::Delta | Pass::NaiveDscores);
+            let without_tile = pass == Pass::Delta;
             for dtype in DType::ALL {
                 for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
                     let v = Variant::find(pass, dtype, head_dim).unwrap();
@@ -390,7 +380,6 @@ mod tests {
                 }
                 Pass::Queries | Pass::Round | Pass::NaiveQueries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
                 Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),
-                Pass::NaiveDscores => 2 * 6 * 100 / 4,
             };
             assert_eq!(v.ctas(2, 6, 2, 100, 70), expected, "{}", v.entry.symbol);
         }

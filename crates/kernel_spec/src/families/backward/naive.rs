@@ -1,10 +1,6 @@
-//! The naive kernel of the backward pass, whose probabilities and gradients of probabilities lie in device memory: what it is given, and
-//! its rows.
+//! The naive kernel of the backward pass, whose probabilities and gradients of scores lie in device memory: what it is given, and its rows.
 
 use super::BackwardParams;
-
-/// Rows of the gradients of scores that one thread block computes: one a warp.
-pub(super) const DSCORES_ROWS: u32 = 4;
 
 /// Parameters of the passes of the naive kernel.
 #[repr(C)]
@@ -13,13 +9,12 @@ pub struct NaiveBackwardParams {
     /// Device address of the probabilities `p`, `[batch, q_heads, q_rows, score_stride]` in the element type of q. The gradients of scores
     /// take their place.
     pub probs: u64,
-    /// Device address of the gradients of probabilities `dp`, `f32 [batch, q_heads, q_rows, score_stride]`.
-    pub dprobs: u64,
+    /// Device address of what `dp - delta` is multiplied with for the gradients of scores, `f32 [batch, q_heads, q_rows, score_stride]`: the
+    /// probabilities before they were rounded, times `1 - t^2` with a softcap.
+    pub factors: u64,
     /// Elements from one row of either to the next: `kv_rows` rounded up to a multiple of 8, for 16-byte pieces.
     pub score_stride: u64,
-    /// `batch * q_heads * q_rows`, the rows of either.
-    pub score_rows: u64,
-    /// Which of two products a pass computes that the list has once. 1, those with dout: `dp = dout v^T` and `dv = p^T dout`; 0, those
+    /// Which of two products a pass computes that the list has once. 1, those with dout: `ds` of `dout v^T`, and `dv = p^T dout`; 0, those
     /// with q: `p` of `q k^T`, and `dk = scale ds^T q`. In 64 bits, as what follows it starts at a multiple of 8 bytes.
     pub with_dout: u64,
     /// The problem.
@@ -31,7 +26,7 @@ pub struct NaiveBackwardParams {
 macro_rules! for_each_naive_backward_row {
     ($callback:ident) => {
         $callback! {
-            // p of q k^T, and dp = dout v^T: one tile a thread block, the tiles of forward's naive scores.
+            // p of q k^T, and ds = p (dout v^T - delta): one tile a thread block, the tiles of forward's naive scores.
             NaiveScores 32 [F16 backward_naive_scores_f16_d32, Bf16 backward_naive_scores_bf16_d32] 128 x 64, 4, 2, {}, "as d128";
             NaiveScores 64 [F16 backward_naive_scores_f16_d64, Bf16 backward_naive_scores_bf16_d64] 128 x 64, 4, 2, {}, "as d128";
             NaiveScores 96 [F16 backward_naive_scores_f16_d96, Bf16 backward_naive_scores_bf16_d96] 128 x 64, 4, 2, {}, "as d128";
@@ -44,8 +39,6 @@ macro_rules! for_each_naive_backward_row {
             NaiveScores 128 [F32 backward_naive_scores_f32_d128] 64 x 32, 4, 2, {}, "48 KiB of tiles";
             NaiveScores 192 [F32 backward_naive_scores_f32_d192] 64 x 32, 4, 2, {}, "as d256";
             NaiveScores 256 [F32 backward_naive_scores_f32_d256] 64 x 32, 4, 2, {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            // ds = p (dp - delta): one warp a row, no tile; head dim plays no part.
-            NaiveDscores 0 [F16 backward_naive_dscores_f16, Bf16 backward_naive_dscores_bf16, F32 backward_naive_dscores_f32] 4 x 0, 4, 4, {}, "one warp a row, bound by reading";
             // dq = scale ds k.
             NaiveQueries 32 [F16 backward_naive_queries_f16_d32, Bf16 backward_naive_queries_bf16_d32] 64 x 64, 4, 2, { slots: 2 }, "as d128";
             NaiveQueries 64 [F16 backward_naive_queries_f16_d64, Bf16 backward_naive_queries_bf16_d64] 64 x 64, 4, 2, { slots: 2 }, "as d128";

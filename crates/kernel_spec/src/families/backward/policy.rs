@@ -44,10 +44,6 @@ pub struct Round {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NaiveScores {}
 
-/// None: one warp a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NaiveDscores {}
-
 /// Of the naive gradients, a product with what is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NaiveProduct {

@@ -1,16 +1,16 @@
-//! The backward pass as every framework computed it before 2022: probabilities and their gradients go through device memory.
+//! The backward pass as every framework computed it before 2022: probabilities and gradients of scores go through device memory.
 //!
 //! ```text
 //! p  = e^(scale q k^T - lse), 0 where hidden      [`scores`], one tile a thread block
 //! dv = p^T dout                                   [`keys`], a block of keys a thread block
-//! dp = dout v^T                                   [`scores`]
-//! ds = p (dp - delta), in the place of p          [`dscores`], one row a warp
+//! dp = dout v^T
+//! ds = p (dp - delta), in the place of p          [`scores`]
 //! dq = scale ds k                                 [`queries`], a block of rows a thread block
 //! dk = scale ds^T q                               [`keys`]
 //! ```
 //!
-//! With a softcap, the slopes `1 - t^2` of the scores wait in the place of `dp` for it, and `ds` is finished there: `dp` becomes
-//! `(dp - delta) (1 - t^2)`.
+//! `dv` is a product with `p` in the type of the tensors. `ds` is made of the same `p` in f32, which waits in a buffer of its own: made of a
+//! rounded one it would be rounded twice, where the kernels that recompute round once. With a softcap, what waits is `p (1 - t^2)`.
 //!
 //! The statistics, log-sum-exp and delta, are those of [`delta`](super::delta). All five products run on the tensor cores, in f32 on the
 //! float units, so that the distance to the kernels that recompute is what the memory traffic costs. Masked blocks are computed like any
@@ -56,7 +56,7 @@ pub trait ProductConfig: Config {
     type Acc: Fragments;
 }
 
-/// One tile of the probabilities, or of their gradients.
+/// One tile of the probabilities, or of the gradients of scores.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
@@ -93,62 +93,27 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
         // Elements in front of the head's own.
         let before = head as u64 * problem.q_rows as u64 * p.score_stride;
         let is_bounded = problem.features.has(SOFTCAP);
+        let store_two = |element: u64, pair| C::T::store_two(p.probs + (before + element) * C::T::BYTES as u64, pair);
+        let factors = |element: u64| p.factors + (before + element) * 4;
         if with_dout {
-            for_each_pair(&scores, p, [row, first_key], |element, pair| {
-                let at = p.dprobs + (before + element) * 4;
-                if is_bounded {
-                    let row = (element / p.score_stride) as u32;
-                    let Statistics { delta, .. } = Statistics::load(problem, head, row);
-                    let [left, right] = [copy::load_f32(at), copy::load_f32(at + 4)];
-                    copy::store_f32x2(at, [(pair[0] - delta) * left, (pair[1] - delta) * right]);
-                } else {
-                    copy::store_f32x2(at, pair);
-                }
+            subtract_delta(&mut scores, problem, head, row);
+            for_each_pair(&scores, p, [row, first_key], |element, [left, right]| {
+                let factors = factors(element);
+                store_two(element, [left * copy::load_f32(factors), right * copy::load_f32(factors + 4)]);
             });
         } else {
+            let mut slopes = C::Scores::zero();
             if is_bounded {
-                let mut slopes = C::Scores::zero();
                 bound(&mut scores, &mut slopes, Softcap::of(problem));
-                for_each_pair(&slopes, p, [row, first_key], |element, pair| {
-                    copy::store_f32x2(p.dprobs + (before + element) * 4, pair);
-                });
             }
             weigh::<C::T, _>(&mut scores, problem, head, row);
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
-            for_each_pair(&scores, p, [row, first_key], |element, pair| {
-                C::T::store_two(p.probs + (before + element) * C::T::BYTES as u64, pair);
-            });
-        }
-    }
-}
-
-/// One row of the gradients of scores, by one warp.
-///
-/// # Safety
-/// Kernel entry: all threads of the block.
-#[inline(always)]
-pub unsafe fn dscores<C: Config>(p: &NaiveBackwardParams) {
-    // SAFETY: a whole warp works on one row, and every address below is inside that row of a buffer, or that of its statistics.
-    unsafe {
-        assume_not_empty(&p.backward);
-        let row = thread::block_index() as u64 * C::ROW.q_block as u64 + thread::warp_index() as u64;
-        if row >= p.score_rows {
-            return;
-        }
-        let q_rows = p.backward.q_rows as u64;
-        // With a softcap it is in the other factor already.
-        let delta = if p.backward.features.has(SOFTCAP) {
-            0.0
-        } else {
-            Statistics::load(&p.backward, (row / q_rows) as u32, (row % q_rows) as u32).delta
-        };
-        let first = row * p.score_stride;
-        for col in (thread::lane()..p.score_stride as u32).step_by(32) {
-            let element = first + col as u64;
-            let prob = p.probs + element * C::T::BYTES as u64;
-            let dprob = copy::load_f32(p.dprobs + element * 4);
-            C::T::store(prob, C::T::load(prob) * (dprob - delta));
+            for_each_pair(&scores, p, [row, first_key], store_two);
+            if is_bounded {
+                multiply(&mut scores, &slopes);
+            }
+            for_each_pair(&scores, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
         }
     }
 }
@@ -283,6 +248,38 @@ unsafe fn weigh<T: Exponent, F: Fragments>(scores: &mut F, p: &BackwardParams, h
                 for x in &mut scores.at_mut(m, n)[2 * half as usize..][..2] {
                     *x = T::weight(*x, T::scale(p.scale_log2), statistics.minus_lse);
                 }
+            }
+        }
+    }
+}
+
+/// Subtracts delta from the gradients of probabilities: rows from `row` on of a head.
+///
+/// # Safety
+/// The rows have statistics.
+#[inline(always)]
+unsafe fn subtract_delta<F: Fragments>(dprobs: &mut F, p: &BackwardParams, head: u32, row: u32) {
+    for m in 0..F::M {
+        for half in 0..2 {
+            let row = row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half);
+            // SAFETY: passed on.
+            let Statistics { delta, .. } = unsafe { Statistics::load(p, head, row) };
+            for n in 0..F::N {
+                for x in &mut dprobs.at_mut(m, n)[2 * half as usize..][..2] {
+                    *x -= delta;
+                }
+            }
+        }
+    }
+}
+
+/// Multiplies the elements of a tile with those of another.
+#[inline(always)]
+fn multiply<F: Fragments>(tile: &mut F, factors: &F) {
+    for m in 0..F::M {
+        for n in 0..F::N {
+            for i in 0..4 {
+                tile.at_mut(m, n)[i] *= factors.at(m, n)[i];
             }
         }
     }

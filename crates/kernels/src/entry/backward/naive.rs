@@ -10,14 +10,14 @@ use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 
 /// A row: its type with what `$config` asks of it beyond every kernel, and the entry point, which hands it to `$kernel`.
 macro_rules! naive_entry {
-    ($symbol:ident $t:ident $warps:literal $ctas:literal $reason:literal $kernel:ident { $($config:item)? }) => {
+    ($symbol:ident $t:ident $warps:literal $ctas:literal $reason:literal $kernel:ident { $config:item }) => {
         #[doc = concat!("`", stringify!($kernel), "` of naive; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
 
             row! { $symbol $t $warps }
 
-            $($config)?
+            $config
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
             pub unsafe fn $symbol(p: NaiveBackwardParams) {
@@ -37,9 +37,6 @@ macro_rules! entry {
                 type Scores = RegTile<{ $q / 16 / $warps }, { $kv / 8 }>;
             }
         } }
-    };
-    (NaiveDscores $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
-        naive_entry! { $symbol $t $warps $ctas $reason dscores {} }
     };
     (NaiveQueries $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
         naive_entry! { $symbol $t $warps $ctas $reason queries {

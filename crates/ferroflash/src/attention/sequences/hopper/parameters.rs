@@ -2,7 +2,7 @@
 
 use super::super::super::params::{bytes_of, forward_params, listed_geometry};
 use super::super::super::request::{Request, Tensors};
-use super::super::check::SequenceSizes;
+use super::super::sizes::SequenceSizes;
 use super::super::params::{self, Arrays};
 use super::Choice;
 use crate::error::Operand;
