@@ -40,7 +40,9 @@ mod tests;
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
-pub use sequences::{SequenceRows, forward_sequences, forward_sequences_rounded};
+pub use sequences::{
+    SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
+};
 
 /// Attention in `f64`.
 ///

@@ -7,7 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
-use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
+use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
 use kernel_spec::families::sequences::{AppendParams, SequenceTable, SequencesParams, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
@@ -265,6 +265,7 @@ plain! {
         position_count, q_advances, features
     }
     NaiveBackwardParams { probs, dprobs, score_stride, score_rows, with_dout, backward }
+    PackedBackwardParams { table, tiles, tokens, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

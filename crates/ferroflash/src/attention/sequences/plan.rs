@@ -32,8 +32,9 @@ pub(super) struct NewTensors {
     pub(super) v: Placed,
 }
 
-/// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
-pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+/// The sizes of a problem of packed, cached or paged sequences, validated, and the arrays of numbers that it has.
+pub(in crate::attention) fn read(problem: &Problem) -> Result<(SequenceSizes, Arrays)> {
+    problem.check_one_dim_and_type()?;
     let Problem { q_heads, kv_heads, dim_qk: head_dim, dtype, .. } = *problem;
     let none = SequenceSizes {
         batch: 0,
@@ -86,7 +87,13 @@ pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, proble
         Sequences::Uniform { .. } => unreachable!("has a plan of its own"),
     };
     sizes.validate()?;
-    let arrays = Arrays { q_starts: sizes.packed_q, ..arrays };
+    Ok((sizes, Arrays { q_starts: sizes.packed_q, ..arrays }))
+}
+
+/// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
+pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+    let (sizes, arrays) = read(problem)?;
+    let SequenceSizes { q_heads, kv_heads, head_dim, dtype, .. } = sizes;
     let batch = |packed| if packed { 1 } else { sizes.batch };
     let placed = |batch, rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
     let q = placed(batch(sizes.packed_q), sizes.q_rows, q_heads);
@@ -315,7 +322,7 @@ fn packed(
 }
 
 /// The problem of a call, for plans and messages.
-fn describe(sizes: &SequenceSizes) -> Problem {
+pub(in crate::attention) fn describe(sizes: &SequenceSizes) -> Problem {
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
     let sequences = match sizes.page_rows {

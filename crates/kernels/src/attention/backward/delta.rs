@@ -21,11 +21,29 @@ use crate::parts::element::Element;
 /// Kernel entry: all threads of the block.
 #[inline(always)]
 pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
-    // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
-    unsafe { core::hint::assert_unchecked(p.padded_rows >= C::ROW.q_block && p.q_heads > 0) };
-    let blocks = p.padded_rows / C::ROW.q_block;
-    let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
-    let first_row = block * C::ROW.q_block;
+    let own = || {
+        // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
+        unsafe { core::hint::assert_unchecked(p.padded_rows >= C::ROW.q_block && p.q_heads > 0) };
+        let blocks = p.padded_rows / C::ROW.q_block;
+        let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
+        [head, block * C::ROW.q_block]
+    };
+    // SAFETY: passed on.
+    unsafe { of_block::<C>(p, own, || p.q_rows) }
+}
+
+/// The statistics of `q_block` rows of one head: `own` says the head and the first of the rows. From one head's log-sum-exps to the next
+/// one's are `lse_rows`.
+///
+/// # Safety
+/// All threads of the block; the head has these rows, or pads them.
+#[inline(always)]
+pub(super) unsafe fn of_block<C: Config>(
+    p: &BackwardParams,
+    own: impl FnOnce() -> [u32; 2],
+    lse_rows: impl Fn() -> u32,
+) {
+    let [head, first_row] = own();
     let chunks = (p.dim_v as usize * C::T::BYTES).div_ceil(CHUNK_BYTES) as u32;
     // 1 to 32 lanes.
     let lanes = chunks.next_power_of_two().min(32);
@@ -41,7 +59,7 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
             }
             for i in 0..ROWS {
                 let row = row(i);
-                let found = of_row::<C::T>(p, head, first_row + row, sum_of_lanes(sums[i], lanes));
+                let found = of_row::<C::T>(p, head, first_row + row, &lse_rows, sum_of_lanes(sums[i], lanes));
                 if thread::index() % lanes == 0 && row < C::ROW.q_block {
                     let to = statistics_of(p, head, first_row + row);
                     copy::store_f32(to, found.minus_lse);
@@ -126,11 +144,17 @@ unsafe fn sum_of_lanes(mut sum: f32, lanes: u32) -> f32 {
 /// # Safety
 /// Any thread.
 #[inline(always)]
-unsafe fn of_row<T: Exponent>(p: &BackwardParams, head: u32, row: u32, sum: f32) -> Statistics {
+unsafe fn of_row<T: Exponent>(
+    p: &BackwardParams,
+    head: u32,
+    row: u32,
+    lse_rows: impl Fn() -> u32,
+    sum: f32,
+) -> Statistics {
     if row >= p.q_rows {
         return Statistics::NONE;
     }
-    let index = head as u64 * p.q_rows as u64 + row as u64;
+    let index = head as u64 * lse_rows() as u64 + row as u64;
     // SAFETY: the row exists.
     unsafe {
         let lse = copy::load_f32(p.lse + index * 4);

@@ -148,11 +148,21 @@ impl KeyBlock {
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
+    // SAFETY: passed on.
+    unsafe { of_block::<C>(p, || KeyBlock::of::<C>(thread::block_index(), p)) }
+}
+
+/// `dk` and `dv` of the block of keys that `own` says.
+///
+/// # Safety
+/// All threads of the block, with the shared memory that the row asks for; the problem has the block.
+#[inline(always)]
+pub(super) unsafe fn of_block<C: Config>(p: &BackwardParams, own: impl FnOnce() -> KeyBlock) {
     let memory = const { Memory::of(C::ROW, C::POLICY) };
     let policy::Keys { stages, columns } = C::POLICY;
     // SAFETY: every thread of the block takes the same path; the barriers order shared memory.
     unsafe {
-        let block = KeyBlock::of::<C>(thread::block_index(), p);
+        let block = own();
         let blocks = block.q_blocks;
         let warp = thread::warp_index();
         let (row, part) = (warp / columns * 16 * C::Scores::M as u32, warp % columns);

@@ -40,11 +40,11 @@ pub trait Config: backward::Config + StreamConfig<K = Self::Kv, V = Self::Kv> {
 }
 
 /// What one thread block works on: a block of query rows of one head.
-struct QueryBlock {
-    batch: u32,
-    q_head: u32,
-    kv_head: u32,
-    first_row: u32,
+pub(super) struct QueryBlock {
+    pub(super) batch: u32,
+    pub(super) q_head: u32,
+    pub(super) kv_head: u32,
+    pub(super) first_row: u32,
 }
 
 impl QueryBlock {
@@ -72,10 +72,20 @@ impl QueryBlock {
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
+    // SAFETY: passed on.
+    unsafe { of_block::<C>(p, || QueryBlock::of::<C>(p)) }
+}
+
+/// `dq` of the block of query rows that `own` says, whenever it is asked.
+///
+/// # Safety
+/// All threads of the block, with the shared memory that the row asks for; the problem has the block.
+#[inline(always)]
+pub(super) unsafe fn of_block<C: Config>(p: &BackwardParams, own: impl Fn() -> QueryBlock) {
     let memory = const { Memory::of(C::ROW, C::POLICY) };
     // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
     unsafe {
-        let QueryBlock { batch, q_head, kv_head, first_row } = QueryBlock::of::<C>(p);
+        let QueryBlock { batch, q_head, kv_head, first_row } = own();
         let blocks = p.band.kv_blocks(first_row, C::ROW.q_block, p.q_rows, p.kv_rows, C::ROW.kv_block);
 
         let row = thread::warp_index() * 16 * C::Scores::M as u32;
@@ -129,7 +139,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
         q.write(row, 0, &dq);
         sync::block();
         // Anew: it would live in registers through the loop.
-        let QueryBlock { batch, q_head, first_row, .. } = QueryBlock::of::<C>(p);
+        let QueryBlock { batch, q_head, first_row, .. } = own();
         let rows = [batch, q_head, p.q_rows];
         q.store::<C>(&target::<C>(&p.dq, rows, p.dim_qk, p.dq_aligned != 0), first_row);
     }

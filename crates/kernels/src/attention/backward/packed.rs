@@ -1,0 +1,148 @@
+//! The backward pass over packed sequences: [`delta`], [`keys`] and [`queries`] of the problem that one sequence poses.
+//!
+//! ```text
+//! cta -> head, tile of all sequences' -> sequence, tile of its own    by lengths on the device, 32 sequences at a time
+//! sequence -> problem                                                 tensors, log-sum-exp and statistics moved to its first rows
+//! ```
+//!
+//! From there on nothing knows of sequences: rows that a sequence does not have, or that are not in use, are rows behind the last of its
+//! tensors, which are neither read nor written. Heads are numbered before tiles, so that neighbouring thread blocks share what they read.
+
+use cuda_std::{thread, warp};
+use kernel_spec::families::backward::packed::statistics_start;
+use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, STATISTICS_BYTES, STATISTICS_ROWS};
+
+use crate::attention::backward::key_block::KeyBlock;
+use crate::attention::backward::queries::QueryBlock;
+use crate::attention::backward::{Config, delta, keys, queries};
+use crate::attention::sequences::place::find_tile;
+use crate::attention::sequences::sequence::{CachePlace, moved, query_rows};
+use crate::parts::element::Element;
+
+/// Statistics of the rows. One thread block: `q_block` rows of one head of one sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block.
+#[inline(always)]
+pub unsafe fn statistics<C: Config>(p: &PackedBackwardParams) {
+    // Whole blocks of statistics: the other kernels read them without looking where the rows end.
+    let tiles = |rows: u32| rows.div_ceil(STATISTICS_ROWS) * const { STATISTICS_ROWS / C::ROW.q_block };
+    // SAFETY: passed on.
+    unsafe {
+        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
+        let problem = problem::<C>(p, sequence);
+        if tile < tiles(problem.q_rows) {
+            delta::of_block::<C>(&problem, || [head, tile * C::ROW.q_block], || p.tokens);
+        }
+    }
+}
+
+/// Gradients of keys and values. One thread block: a block of keys of one head of one sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+pub unsafe fn of_keys<C: keys::Config>(p: &PackedBackwardParams) {
+    let tiles = |rows: u32| rows.div_ceil(C::ROW.kv_block);
+    // SAFETY: passed on.
+    unsafe {
+        let kv_rows = |sequence| CachePlace::of(&p.table, p.backward.kv_rows, sequence).used;
+        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(kv_rows(sequence))) else { return };
+        let problem = problem::<C>(p, sequence);
+        if tile < tiles(problem.kv_rows) {
+            keys::of_block::<C>(&problem, || KeyBlock::at::<C>(&problem, 0, head, tile));
+        }
+    }
+}
+
+/// Gradients of queries. One thread block: a block of query rows of one head of one sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+pub unsafe fn of_queries<C: queries::Config>(p: &PackedBackwardParams) {
+    let tiles = |rows: u32| rows.div_ceil(C::ROW.q_block);
+    // SAFETY: passed on; there are heads, without which a division could panic.
+    unsafe {
+        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
+        let problem = problem::<C>(p, sequence);
+        core::hint::assert_unchecked(problem.group > 0);
+        let tiles = tiles(problem.q_rows);
+        if tile < tiles {
+            // Last rows first, as of equal sequences.
+            let first_row = (tiles - 1 - tile) * C::ROW.q_block;
+            let kv_head = head / problem.group;
+            queries::of_block::<C>(&problem, || QueryBlock { batch: 0, q_head: head, kv_head, first_row });
+        }
+    }
+}
+
+/// What a thread block works on.
+struct Place {
+    head: u32,
+    sequence: u32,
+    tile: u32,
+}
+
+impl Place {
+    /// The share of this thread block, of sequences that have as many tiles as `tiles` says of each. `None`: there is none for it.
+    ///
+    /// # Safety
+    /// All threads of the block, converged.
+    #[inline(always)]
+    unsafe fn of(p: &PackedBackwardParams, tiles: impl Fn(u32) -> u32) -> Option<Place> {
+        let (head, tile) = p.tiles.split(thread::block_index());
+        // SAFETY: passed on.
+        unsafe {
+            let [sequence, tile] = find_tile(&p.table, tile, tiles)?;
+            // From one lane to all: ptxas then keeps what follows from these in uniform registers.
+            let [head, sequence, tile] = [head, sequence, tile].map(|x| warp::broadcast(x, 0));
+            Some(Place { head, sequence, tile })
+        }
+    }
+}
+
+/// Rows of q of a sequence in use.
+///
+/// # Safety
+/// There is a sequence of this number.
+#[inline(always)]
+unsafe fn q_rows(p: &PackedBackwardParams, sequence: u32) -> u32 {
+    // SAFETY: passed on.
+    let [_, rows] = unsafe { query_rows(&p.table, p.backward.q_rows, sequence) };
+    rows
+}
+
+/// The problem that a sequence poses on its own: one batch entry, whose tensors start at its first rows.
+///
+/// # Safety
+/// All threads of the warp, converged; there is a sequence of this number.
+#[inline(always)]
+unsafe fn problem<C: Config>(p: &PackedBackwardParams, sequence: u32) -> BackwardParams {
+    let all = &p.backward;
+    // SAFETY: passed on.
+    let [q_first, q_rows, kv_first, kv_rows] = unsafe {
+        let [q_first, q_rows] = query_rows(&p.table, all.q_rows, sequence);
+        let CachePlace { base, used, .. } = CachePlace::of(&p.table, all.kv_rows, sequence);
+        [q_first, q_rows, base, used].map(|x| warp::broadcast(x, 0))
+    };
+    let of_queries = |tensor| moved(tensor, 0, q_first, C::T::BYTES);
+    let of_keys = |tensor| moved(tensor, 0, kv_first, C::T::BYTES);
+    let numbers = q_first as u64 * 4;
+    BackwardParams {
+        q: of_queries(&all.q),
+        k: of_keys(&all.k),
+        v: of_keys(&all.v),
+        out: of_queries(&all.out),
+        dout: of_queries(&all.dout),
+        dq: of_queries(&all.dq),
+        dk: of_keys(&all.dk),
+        dv: of_keys(&all.dv),
+        lse: all.lse + numbers,
+        dlse: if all.dlse == 0 { 0 } else { all.dlse + numbers },
+        statistics: all.statistics + statistics_start(q_first, sequence) as u64 * STATISTICS_BYTES as u64,
+        q_rows,
+        kv_rows,
+        ..*all
+    }
+}
