@@ -77,7 +77,9 @@ pub enum SequencesError {
         head_dim: usize,
     },
     /// More sequences than the statistics of their rows can be counted for.
-    #[error("{found} packed sequences with {rows} rows of q are not accepted; of so many rows, gradients are computed for up to {limit}")]
+    #[error(
+        "{found} packed sequences with {rows} rows of q are not accepted; of so many rows, gradients are computed for up to {limit}"
+    )]
     TooMany {
         /// Sequences.
         found: usize,

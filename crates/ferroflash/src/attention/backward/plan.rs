@@ -199,7 +199,7 @@ fn choose(
 
 /// The row that carries out a pass, and its thread blocks.
 pub(super) fn row(
-    pass: Pass, 
+    pass: Pass,
     features: FeatureSet,
     sizes: &Sizes,
     device: &DeviceInfo,

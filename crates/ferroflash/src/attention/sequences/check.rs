@@ -111,7 +111,11 @@ pub(super) struct New<'a> {
 }
 
 /// Reads a tensor of a call: three axes where its rows are packed, else four.
-pub(in crate::attention) fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<HeadsView<'a>> {
+pub(in crate::attention) fn heads<'a>(
+    tensor: Operand,
+    view: &TensorView<'a>,
+    is_packed: bool,
+) -> Result<HeadsView<'a>> {
     let shape = view.shape();
     match (is_packed, shape.len()) {
         (true, 3) => {

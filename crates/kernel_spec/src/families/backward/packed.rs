@@ -70,7 +70,10 @@ mod tests {
             for index in 0..batch {
                 for start in 0..=rows {
                     let end = statistics_start(start, index) + (rows - start).next_multiple_of(STATISTICS_ROWS);
-                    assert!(u64::from(end) <= statistics_rows(rows.into(), batch.into()), "{rows} rows from {start} on");
+                    assert!(
+                        u64::from(end) <= statistics_rows(rows.into(), batch.into()),
+                        "{rows} rows from {start} on"
+                    );
                 }
             }
         }

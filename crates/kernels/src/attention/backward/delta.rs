@@ -11,7 +11,7 @@ use kernel_spec::families::backward::BackwardParams;
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::layout::CHUNK_BYTES;
 
-use crate::attention::backward::{Config, DELTAS, Statistics, counter_of, head_address, statistics_of};
+use crate::attention::backward::{Config, DELTAS, Problem, Statistics, counter_of, head_address, statistics_of};
 use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
 
@@ -20,30 +20,9 @@ use crate::parts::element::Element;
 /// # Safety
 /// Kernel entry: all threads of the block.
 #[inline(always)]
-pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
-    let own = || {
-        // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
-        unsafe { core::hint::assert_unchecked(p.padded_rows >= C::ROW.q_block && p.q_heads > 0) };
-        let blocks = p.padded_rows / C::ROW.q_block;
-        let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
-        [head, block * C::ROW.q_block]
-    };
-    // SAFETY: passed on.
-    unsafe { of_block::<C>(p, own, || p.q_rows) }
-}
-
-/// The statistics of `q_block` rows of one head: `own` says the head and the first of the rows. From one head's log-sum-exps to the next
-/// one's are `lse_rows`.
-///
-/// # Safety
-/// All threads of the block; the head has these rows, or pads them.
-#[inline(always)]
-pub(super) unsafe fn of_block<C: Config>(
-    p: &BackwardParams,
-    own: impl FnOnce() -> [u32; 2],
-    lse_rows: impl Fn() -> u32,
-) {
-    let [head, first_row] = own();
+pub unsafe fn statistics<C: Config>(own: &impl Problem) {
+    let p = own.params();
+    let [head, first_row] = own.rows::<C>();
     let chunks = (p.dim_v as usize * C::T::BYTES).div_ceil(CHUNK_BYTES) as u32;
     // 1 to 32 lanes.
     let lanes = chunks.next_power_of_two().min(32);
@@ -59,7 +38,7 @@ pub(super) unsafe fn of_block<C: Config>(
             }
             for i in 0..ROWS {
                 let row = row(i);
-                let found = of_row::<C::T>(p, head, first_row + row, &lse_rows, sum_of_lanes(sums[i], lanes));
+                let found = of_row::<C::T>(own, head, first_row + row, sum_of_lanes(sums[i], lanes));
                 if thread::index() % lanes == 0 && row < C::ROW.q_block {
                     let to = statistics_of(p, head, first_row + row);
                     copy::store_f32(to, found.minus_lse);
@@ -144,17 +123,12 @@ unsafe fn sum_of_lanes(mut sum: f32, lanes: u32) -> f32 {
 /// # Safety
 /// Any thread.
 #[inline(always)]
-unsafe fn of_row<T: Exponent>(
-    p: &BackwardParams,
-    head: u32,
-    row: u32,
-    lse_rows: impl Fn() -> u32,
-    sum: f32,
-) -> Statistics {
+unsafe fn of_row<T: Exponent>(own: &impl Problem, head: u32, row: u32, sum: f32) -> Statistics {
+    let p = own.params();
     if row >= p.q_rows {
         return Statistics::NONE;
     }
-    let index = head as u64 * lse_rows() as u64 + row as u64;
+    let index = head as u64 * own.lse_rows() as u64 + row as u64;
     // SAFETY: the row exists.
     unsafe {
         let lse = copy::load_f32(p.lse + index * 4);

@@ -24,7 +24,7 @@ use kernel_spec::families::backward::memory::Keys as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::key_block::KeyBlock;
-use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
+use crate::attention::backward::{self, Problem, Scores, load_statistics, source, target, weigh_columns};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile};
@@ -147,22 +147,13 @@ impl KeyBlock {
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
-    // SAFETY: passed on.
-    unsafe { of_block::<C>(p, || KeyBlock::of::<C>(thread::block_index(), p)) }
-}
-
-/// `dk` and `dv` of the block of keys that `own` says.
-///
-/// # Safety
-/// All threads of the block, with the shared memory that the row asks for; the problem has the block.
-#[inline(always)]
-pub(super) unsafe fn of_block<C: Config>(p: &BackwardParams, own: impl FnOnce() -> KeyBlock) {
+pub unsafe fn gradients<C: Config>(own: &impl Problem) {
+    let p = own.params();
     let memory = const { Memory::of(C::ROW, C::POLICY) };
     let policy::Keys { stages, columns } = C::POLICY;
     // SAFETY: every thread of the block takes the same path; the barriers order shared memory.
     unsafe {
-        let block = own();
+        let block = own.keys::<C>();
         let blocks = block.q_blocks;
         let warp = thread::warp_index();
         let (row, part) = (warp / columns * 16 * C::Scores::M as u32, warp % columns);

@@ -11,11 +11,12 @@
 use cuda_std::{thread, warp};
 use kernel_spec::families::backward::packed::statistics_start;
 use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, STATISTICS_BYTES, STATISTICS_ROWS};
+use kernel_spec::families::sequences::SequenceTable;
 
 use crate::attention::backward::key_block::KeyBlock;
 use crate::attention::backward::queries::QueryBlock;
-use crate::attention::backward::{Config, delta, keys, queries};
-use crate::attention::sequences::place::find_tile;
+use crate::attention::backward::{Config, Problem, delta, keys, queries};
+use crate::attention::sequences::place::sum_up_to;
 use crate::attention::sequences::sequence::{CachePlace, moved, query_rows};
 use crate::parts::element::Element;
 
@@ -29,10 +30,10 @@ pub unsafe fn statistics<C: Config>(p: &PackedBackwardParams) {
     let tiles = |rows: u32| rows.div_ceil(STATISTICS_ROWS) * const { STATISTICS_ROWS / C::ROW.q_block };
     // SAFETY: passed on.
     unsafe {
-        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
-        let problem = problem::<C>(p, sequence);
-        if tile < tiles(problem.q_rows) {
-            delta::of_block::<C>(&problem, || [head, tile * C::ROW.q_block], || p.tokens);
+        let Some(place) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
+        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
+        if own.place.tile < tiles(own.problem.q_rows) {
+            delta::statistics::<C>(&own);
         }
     }
 }
@@ -47,10 +48,10 @@ pub unsafe fn of_keys<C: keys::Config>(p: &PackedBackwardParams) {
     // SAFETY: passed on.
     unsafe {
         let kv_rows = |sequence| CachePlace::of(&p.table, p.backward.kv_rows, sequence).used;
-        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(kv_rows(sequence))) else { return };
-        let problem = problem::<C>(p, sequence);
-        if tile < tiles(problem.kv_rows) {
-            keys::of_block::<C>(&problem, || KeyBlock::at::<C>(&problem, 0, head, tile));
+        let Some(place) = Place::of(p, |sequence| tiles(kv_rows(sequence))) else { return };
+        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
+        if own.place.tile < tiles(own.problem.kv_rows) {
+            keys::gradients::<C>(&own);
         }
     }
 }
@@ -62,18 +63,53 @@ pub unsafe fn of_keys<C: keys::Config>(p: &PackedBackwardParams) {
 #[inline(always)]
 pub unsafe fn of_queries<C: queries::Config>(p: &PackedBackwardParams) {
     let tiles = |rows: u32| rows.div_ceil(C::ROW.q_block);
-    // SAFETY: passed on; there are heads, without which a division could panic.
+    // SAFETY: passed on.
     unsafe {
-        let Some(Place { head, sequence, tile }) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
-        let problem = problem::<C>(p, sequence);
-        core::hint::assert_unchecked(problem.group > 0);
-        let tiles = tiles(problem.q_rows);
-        if tile < tiles {
-            // Last rows first, as of equal sequences.
-            let first_row = (tiles - 1 - tile) * C::ROW.q_block;
-            let kv_head = head / problem.group;
-            queries::of_block::<C>(&problem, || QueryBlock { batch: 0, q_head: head, kv_head, first_row });
+        let Some(place) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
+        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
+        if own.place.tile < tiles(own.problem.q_rows) {
+            queries::gradients::<C>(&own);
         }
+    }
+}
+
+/// The problem of a sequence, with the tile of a thread block.
+struct Own {
+    problem: BackwardParams,
+    place: Place,
+    tokens: u32,
+}
+
+impl Problem for Own {
+    #[inline(always)]
+    fn params(&self) -> &BackwardParams {
+        &self.problem
+    }
+
+    #[inline(always)]
+    fn rows<C: Config>(&self) -> [u32; 2] {
+        [self.place.head, self.place.tile * C::ROW.q_block]
+    }
+
+    #[inline(always)]
+    fn keys<C: Config>(&self) -> KeyBlock {
+        KeyBlock::at::<C>(&self.problem, 0, self.place.head, self.place.tile)
+    }
+
+    #[inline(always)]
+    fn queries<C: Config>(&self) -> QueryBlock {
+        let BackwardParams { q_rows, group, .. } = self.problem;
+        // SAFETY: there are heads. Without this, a division could panic.
+        unsafe { core::hint::assert_unchecked(group > 0) };
+        let Place { head, tile, .. } = self.place;
+        // Last rows first, as of uniform sequences.
+        let first_row = (q_rows.div_ceil(C::ROW.q_block) - 1 - tile) * C::ROW.q_block;
+        QueryBlock { batch: 0, q_head: head, kv_head: head / group, first_row }
+    }
+
+    #[inline(always)]
+    fn lse_rows(&self) -> u32 {
+        self.tokens
     }
 }
 
@@ -100,6 +136,34 @@ impl Place {
             Some(Place { head, sequence, tile })
         }
     }
+}
+
+/// Sequence and tile of the tile of this number, of sequences with as many as `tiles` says of each; see [`Place::of`].
+///
+/// The tile is one that the sequence has, unless the numbers of them all together do not fit 32 bits.
+///
+/// # Safety
+/// All threads of the warp, converged.
+#[inline(always)]
+unsafe fn find_tile(table: &SequenceTable, tile: u32, tiles: impl Fn(u32) -> u32) -> Option<[u32; 2]> {
+    // 32 sequences at a time, one a lane.
+    let (mut first, mut before) = (0, 0);
+    // SAFETY: passed on.
+    unsafe {
+        while first < table.batch {
+            let own = first + thread::lane();
+            let own_tiles = if own < table.batch { tiles(own) } else { 0 };
+            let end = before + sum_up_to(own_tiles);
+            let found = warp::ballot(tile < end);
+            if found != 0 {
+                let lane = found.trailing_zeros();
+                return Some([first + lane, tile - warp::broadcast(end - own_tiles, lane)]);
+            }
+            before = warp::broadcast(end, 31);
+            first += 32;
+        }
+    }
+    None
 }
 
 /// Rows of q of a sequence in use.

@@ -17,7 +17,7 @@ use cuda_std::{copy, math, shared, sync, thread, warp};
 use kernel_spec::families::backward::memory::Queries as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
-use crate::attention::backward::{self, Scores, Statistics, load_statistics, source, target, weigh_rows};
+use crate::attention::backward::{self, Problem, Scores, Statistics, load_statistics, source, target, weigh_rows};
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -50,7 +50,7 @@ pub(super) struct QueryBlock {
 impl QueryBlock {
     /// The share of this thread block. Numbered as v2's: last row first, then heads, then batch.
     #[inline(always)]
-    fn of<C: Config>(p: &BackwardParams) -> Self {
+    pub(super) fn of<C: backward::Config>(p: &BackwardParams) -> Self {
         // Opaque, so that it can be computed anew.
         let (cta, q_rows) = (thread::block_index(), math::opaque(p.q_rows));
         // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
@@ -71,21 +71,12 @@ impl QueryBlock {
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
-    // SAFETY: passed on.
-    unsafe { of_block::<C>(p, || QueryBlock::of::<C>(p)) }
-}
-
-/// `dq` of the block of query rows that `own` says, whenever it is asked.
-///
-/// # Safety
-/// All threads of the block, with the shared memory that the row asks for; the problem has the block.
-#[inline(always)]
-pub(super) unsafe fn of_block<C: Config>(p: &BackwardParams, own: impl Fn() -> QueryBlock) {
+pub unsafe fn gradients<C: Config>(own: &impl Problem) {
+    let p = own.params();
     let memory = const { Memory::of(C::ROW, C::POLICY) };
     // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
     unsafe {
-        let QueryBlock { batch, q_head, kv_head, first_row } = own();
+        let QueryBlock { batch, q_head, kv_head, first_row } = own.queries::<C>();
         let blocks = p.band.kv_blocks(first_row, C::ROW.q_block, p.q_rows, p.kv_rows, C::ROW.kv_block);
 
         let row = thread::warp_index() * 16 * C::Scores::M as u32;
@@ -139,7 +130,7 @@ pub(super) unsafe fn of_block<C: Config>(p: &BackwardParams, own: impl Fn() -> Q
         q.write(row, 0, &dq);
         sync::block();
         // Anew: it would live in registers through the loop.
-        let QueryBlock { batch, q_head, first_row, .. } = own();
+        let QueryBlock { batch, q_head, first_row, .. } = own.queries::<C>();
         let rows = [batch, q_head, p.q_rows];
         q.store::<C>(&target::<C>(&p.dq, rows, p.dim_qk, p.dq_aligned != 0), first_row);
     }

@@ -2,7 +2,7 @@
 
 use cuda_std::{thread, warp};
 use kernel_spec::TensorParams;
-use kernel_spec::families::sequences::{SequenceTable, SequencesParams};
+use kernel_spec::families::sequences::SequencesParams;
 
 use crate::attention::query_block::QueryRow;
 use crate::attention::sequences::sequence::query_rows;
@@ -53,37 +53,23 @@ impl Place {
                 let (sequence, tile) = p.q_tiles.split(tile);
                 return Some([sequence, tile]);
             }
-            find_tile(table, tile, |sequence| tiles(query_rows(table, p.forward.q_rows, sequence)[1]))
-        }
-    }
-}
-
-/// Sequence and tile of the tile of this number, of sequences with as many as `tiles` says of each. `None`: there are not so many.
-///
-/// The tile is one that the sequence has, unless the numbers of them all together do not fit 32 bits.
-///
-/// # Safety
-/// All threads of the warp, converged.
-#[inline(always)]
-pub unsafe fn find_tile(table: &SequenceTable, tile: u32, tiles: impl Fn(u32) -> u32) -> Option<[u32; 2]> {
-    // 32 sequences at a time, one a lane.
-    let (mut first, mut before) = (0, 0);
-    // SAFETY: passed on.
-    unsafe {
-        while first < table.batch {
-            let own = first + thread::lane();
-            let own_tiles = if own < table.batch { tiles(own) } else { 0 };
-            let end = before + sum_up_to(own_tiles);
-            let found = warp::ballot(tile < end);
-            if found != 0 {
-                let lane = found.trailing_zeros();
-                return Some([first + lane, tile - warp::broadcast(end - own_tiles, lane)]);
+            // 32 sequences at a time, one a lane.
+            let (mut first, mut before) = (0, 0);
+            while first < table.batch {
+                let own = first + thread::lane();
+                let own_tiles = if own < table.batch { tiles(query_rows(table, p.forward.q_rows, own)[1]) } else { 0 };
+                let end = before + sum_up_to(own_tiles);
+                let found = warp::ballot(tile < end);
+                if found != 0 {
+                    let lane = found.trailing_zeros();
+                    return Some([first + lane, tile - warp::broadcast(end - own_tiles, lane)]);
+                }
+                before = warp::broadcast(end, 31);
+                first += 32;
             }
-            before = warp::broadcast(end, 31);
-            first += 32;
+            None
         }
     }
-    None
 }
 
 /// The sum of the values of this lane and those before it.

@@ -115,7 +115,6 @@ fn bind(
 ) -> Params {
     let tokens = backward.q_rows;
     let params = PackedBackwardParams { table: table(sizes, arrays), tiles, tokens, backward: *backward };
-    let holes =
-        with_table(Params::new(bytes_of(&params)), offset_of!(PackedBackwardParams, table), arrays);
+    let holes = with_table(Params::new(bytes_of(&params)), offset_of!(PackedBackwardParams, table), arrays);
     with_holes(holes, offset_of!(PackedBackwardParams, backward), variant, backward, with_dlse)
 }
