@@ -3,12 +3,14 @@
 mod backward;
 mod error;
 mod forward;
+mod packed_gradients;
 mod sequences;
 mod view;
 
 pub use backward::{BackwardInputs, Gradients, backward};
 pub use error::{Error, Result};
 pub use forward::{device, forward, plan};
+pub use packed_gradients::backward_packed;
 pub use sequences::{
     CacheRows, NewRows, Numbers, PackedRows, Pages, Rotary, forward_appending, forward_cached, forward_packed,
 };

@@ -3,6 +3,7 @@
 use crate::call::{Call, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
+use crate::packed_gradients::{self, PackedBackward};
 use crate::sequences::{self, Numbers, TENSORS};
 use ferroflash::{
     Attention, DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16,
@@ -121,11 +122,7 @@ pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferrof
     let mut there = *call;
     for tensor in there.tensors.iter_mut().flatten() {
         // What is written is copied, too: rows of no sequence stay as they are.
-        let memory = match tensor.dtype {
-            DType::F16 => copy::<f16>(device, tensor)?,
-            DType::Bf16 => copy::<bf16>(device, tensor)?,
-            _ => copy::<f32>(device, tensor)?,
-        };
+        let memory = copy_of_any(device, tensor)?;
         tensor.address = memory.address();
         tensors.push(memory);
     }
@@ -143,12 +140,54 @@ pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferrof
     for operand in TENSORS.into_iter().filter(|&operand| is_written(operand)) {
         let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
         // SAFETY: the memory has as many elements as the tensor reaches.
-        let from = unsafe { from.view(device) }?;
-        match to.dtype {
-            DType::F16 => write::<f16>(&to, &from.to_vec()?),
-            DType::Bf16 => write::<bf16>(&to, &from.to_vec()?),
-            _ => write::<f32>(&to, &from.to_vec()?),
-        }
+        write_any(&to, &unsafe { from.view(device) }?)?;
+    }
+    Ok(())
+}
+
+/// Computes a backward pass over packed sequences whose tensors and numbers are in the memory of this process.
+pub(crate) fn packed_backward(attention: &Attention, call: &PackedBackward) -> ferroflash::Result<()> {
+    let device = device()?;
+    // Nothing of the tensors is read before they fit together.
+    call.plan(device, attention)?;
+    // The same call on memory of the emulator, which these own.
+    let (mut tensors, mut numbers) = (Vec::new(), Vec::new());
+    let mut there = *call;
+    for tensor in there.tensors.iter_mut().flatten() {
+        // What is written is copied, too: rows of no sequence stay as they are.
+        let memory = copy_of_any(device, tensor)?;
+        tensor.address = memory.address();
+        tensors.push(memory);
+    }
+    for array in there.numbers.iter_mut().flatten() {
+        let memory = copy_numbers(device, array)?;
+        array.address = memory.view().address();
+        numbers.push(memory);
+    }
+    there.launch(device, &device.default_stream(), attention)?;
+    for operand in packed_gradients::TENSORS.into_iter().filter(|&operand| packed_gradients::is_written(operand)) {
+        let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
+        // SAFETY: the memory has as many elements as the tensor reaches.
+        write_any(&to, &unsafe { from.view(device) }?)?;
+    }
+    Ok(())
+}
+
+/// [`copy`] of a tensor of its type.
+fn copy_of_any(device: &Device, tensor: &Tensor) -> ferroflash::Result<ferroflash::Tensor> {
+    match tensor.dtype {
+        DType::F16 => copy::<f16>(device, tensor),
+        DType::Bf16 => copy::<bf16>(device, tensor),
+        _ => copy::<f32>(device, tensor),
+    }
+}
+
+/// [`write`] of a tensor of its type.
+fn write_any(to: &Tensor, from: &TensorView<'_>) -> ferroflash::Result<()> {
+    match to.dtype {
+        DType::F16 => write::<f16>(to, &from.to_vec()?),
+        DType::Bf16 => write::<bf16>(to, &from.to_vec()?),
+        _ => write::<f32>(to, &from.to_vec()?),
     }
     Ok(())
 }

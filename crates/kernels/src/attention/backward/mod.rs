@@ -20,7 +20,8 @@
 //! | `fused` | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv`, its part of the sums of `dq` |
 //! | `round` | a block of queries of one head | | `dq`, from the sums |
 //!
-//! `packed` has the first three over packed sequences.
+//! The first three have a second entry, over packed sequences: [`packed`] finds what it works on. Their bodies are macros, so that the entry
+//! over equal sequences is compiled as if it were alone: as functions, other instructions came out.
 //!
 //! [`keys`] and [`queries`] compute scores and weights twice, seven products instead of five. What that buys: nothing is added in memory,
 //! results are the same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
@@ -37,8 +38,6 @@ use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
 
-use crate::attention::backward::key_block::KeyBlock;
-use crate::attention::backward::queries::QueryBlock;
 use crate::attention::exponent::Exponent;
 use crate::attention::score::tanh;
 use crate::parts::element::Element;
@@ -64,56 +63,6 @@ pub trait Config: ThreadBlock {
     const ROW: &'static Variant;
     /// Element type of all tensors.
     type T: Exponent;
-}
-
-/// A problem, and which of its rows a thread block works on: what a kernel has in common for uniform sequences, one of which is the whole
-/// call's, and for packed ones, where thread blocks look for their own.
-trait Problem {
-    /// The problem.
-    fn params(&self) -> &BackwardParams;
-
-    /// Of the statistics, the head of all and the first row.
-    fn rows<C: Config>(&self) -> [u32; 2];
-
-    /// The block of keys.
-    fn keys<C: Config>(&self) -> KeyBlock;
-
-    /// The block of queries, whenever it is asked: it need not live in registers.
-    fn queries<C: Config>(&self) -> QueryBlock;
-
-    /// Rows from the log-sum-exps of a head to those of the next one.
-    fn lse_rows(&self) -> u32;
-}
-
-impl Problem for BackwardParams {
-    #[inline(always)]
-    fn params(&self) -> &BackwardParams {
-        self
-    }
-
-    #[inline(always)]
-    fn rows<C: Config>(&self) -> [u32; 2] {
-        // SAFETY: the host launches no block for an empty problem. Without this, every division could panic.
-        unsafe { core::hint::assert_unchecked(self.padded_rows >= C::ROW.q_block && self.q_heads > 0) };
-        let blocks = self.padded_rows / C::ROW.q_block;
-        let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
-        [head, block * C::ROW.q_block]
-    }
-
-    #[inline(always)]
-    fn keys<C: Config>(&self) -> KeyBlock {
-        KeyBlock::of::<C>(thread::block_index(), self)
-    }
-
-    #[inline(always)]
-    fn queries<C: Config>(&self) -> QueryBlock {
-        QueryBlock::of::<C>(self)
-    }
-
-    #[inline(always)]
-    fn lse_rows(&self) -> u32 {
-        self.q_rows
-    }
 }
 
 /// One head's rows of a tensor that tiles are loaded from.

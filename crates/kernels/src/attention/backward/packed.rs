@@ -1,4 +1,5 @@
-//! The backward pass over packed sequences: [`delta`], [`keys`] and [`queries`] of the problem that one sequence poses.
+//! The backward pass over packed sequences: what [`delta`](super::delta), [`keys`](super::keys) and [`queries`](super::queries) work on is the
+//! problem that one sequence poses.
 //!
 //! ```text
 //! cta -> head, tile of all sequences' -> sequence, tile of its own    by lengths on the device, 32 sequences at a time
@@ -13,107 +14,75 @@ use kernel_spec::families::backward::packed::statistics_start;
 use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, STATISTICS_BYTES, STATISTICS_ROWS};
 use kernel_spec::families::sequences::SequenceTable;
 
-use crate::attention::backward::key_block::KeyBlock;
-use crate::attention::backward::queries::QueryBlock;
-use crate::attention::backward::{Config, Problem, delta, keys, queries};
+use crate::attention::backward::Config;
 use crate::attention::sequences::place::sum_up_to;
 use crate::attention::sequences::sequence::{CachePlace, moved, query_rows};
 use crate::parts::element::Element;
 
-/// Statistics of the rows. One thread block: `q_block` rows of one head of one sequence.
-///
-/// # Safety
-/// Kernel entry: all threads of the block.
-#[inline(always)]
-pub unsafe fn statistics<C: Config>(p: &PackedBackwardParams) {
-    // Whole blocks of statistics: the other kernels read them without looking where the rows end.
-    let tiles = |rows: u32| rows.div_ceil(STATISTICS_ROWS) * const { STATISTICS_ROWS / C::ROW.q_block };
-    // SAFETY: passed on.
-    unsafe {
-        let Some(place) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
-        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
-        if own.place.tile < tiles(own.problem.q_rows) {
-            delta::statistics::<C>(&own);
+/// What a thread block works on: a tile of a head of the problem of a sequence.
+pub struct Own {
+    /// The problem that the sequence poses on its own.
+    pub problem: BackwardParams,
+    /// Head: of keys, or of queries.
+    pub head: u32,
+    /// Tile, one that the sequence has.
+    pub tile: u32,
+}
+
+impl Own {
+    /// Of the statistics. `None`: there is nothing to do; likewise the others.
+    ///
+    /// # Safety
+    /// All threads of the block, converged; likewise the others.
+    #[inline(always)]
+    pub unsafe fn of_statistics<C: Config>(p: &PackedBackwardParams) -> Option<Own> {
+        // Whole blocks of statistics: the other kernels read them without looking where the rows end.
+        let tiles = |rows: u32| rows.div_ceil(STATISTICS_ROWS) * const { STATISTICS_ROWS / C::ROW.q_block };
+        // SAFETY: passed on.
+        unsafe {
+            let Place { head, sequence, tile } = Place::of(p, |sequence| tiles(q_rows(p, sequence)))?;
+            let mut problem = problem::<C>(p, sequence);
+            // A head's log-sum-exps are those of all tokens, of which the problem counts its own.
+            let others = head as u64 * (p.tokens - problem.q_rows) as u64 * 4;
+            problem.lse += others;
+            problem.dlse += if problem.dlse == 0 { 0 } else { others };
+            (tile < tiles(problem.q_rows)).then_some(Own { problem, head, tile })
+        }
+    }
+
+    /// Of the gradients of keys and values.
+    ///
+    /// # Safety
+    /// See [`Self::of_statistics`].
+    #[inline(always)]
+    pub unsafe fn of_keys<C: Config>(p: &PackedBackwardParams) -> Option<Own> {
+        let tiles = |rows: u32| rows.div_ceil(C::ROW.kv_block);
+        // SAFETY: passed on.
+        unsafe {
+            let kv_rows = |sequence| CachePlace::of(&p.table, p.backward.kv_rows, sequence).used;
+            let Place { head, sequence, tile } = Place::of(p, |sequence| tiles(kv_rows(sequence)))?;
+            let problem = problem::<C>(p, sequence);
+            (tile < tiles(problem.kv_rows)).then_some(Own { problem, head, tile })
+        }
+    }
+
+    /// Of the gradients of queries.
+    ///
+    /// # Safety
+    /// See [`Self::of_statistics`].
+    #[inline(always)]
+    pub unsafe fn of_queries<C: Config>(p: &PackedBackwardParams) -> Option<Own> {
+        let tiles = |rows: u32| rows.div_ceil(C::ROW.q_block);
+        // SAFETY: passed on.
+        unsafe {
+            let Place { head, sequence, tile } = Place::of(p, |sequence| tiles(q_rows(p, sequence)))?;
+            let problem = problem::<C>(p, sequence);
+            (tile < tiles(problem.q_rows)).then_some(Own { problem, head, tile })
         }
     }
 }
 
-/// Gradients of keys and values. One thread block: a block of keys of one head of one sequence.
-///
-/// # Safety
-/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
-#[inline(always)]
-pub unsafe fn of_keys<C: keys::Config>(p: &PackedBackwardParams) {
-    let tiles = |rows: u32| rows.div_ceil(C::ROW.kv_block);
-    // SAFETY: passed on.
-    unsafe {
-        let kv_rows = |sequence| CachePlace::of(&p.table, p.backward.kv_rows, sequence).used;
-        let Some(place) = Place::of(p, |sequence| tiles(kv_rows(sequence))) else { return };
-        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
-        if own.place.tile < tiles(own.problem.kv_rows) {
-            keys::gradients::<C>(&own);
-        }
-    }
-}
-
-/// Gradients of queries. One thread block: a block of query rows of one head of one sequence.
-///
-/// # Safety
-/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
-#[inline(always)]
-pub unsafe fn of_queries<C: queries::Config>(p: &PackedBackwardParams) {
-    let tiles = |rows: u32| rows.div_ceil(C::ROW.q_block);
-    // SAFETY: passed on.
-    unsafe {
-        let Some(place) = Place::of(p, |sequence| tiles(q_rows(p, sequence))) else { return };
-        let own = Own { problem: problem::<C>(p, place.sequence), place, tokens: p.tokens };
-        if own.place.tile < tiles(own.problem.q_rows) {
-            queries::gradients::<C>(&own);
-        }
-    }
-}
-
-/// The problem of a sequence, with the tile of a thread block.
-struct Own {
-    problem: BackwardParams,
-    place: Place,
-    tokens: u32,
-}
-
-impl Problem for Own {
-    #[inline(always)]
-    fn params(&self) -> &BackwardParams {
-        &self.problem
-    }
-
-    #[inline(always)]
-    fn rows<C: Config>(&self) -> [u32; 2] {
-        [self.place.head, self.place.tile * C::ROW.q_block]
-    }
-
-    #[inline(always)]
-    fn keys<C: Config>(&self) -> KeyBlock {
-        KeyBlock::at::<C>(&self.problem, 0, self.place.head, self.place.tile)
-    }
-
-    #[inline(always)]
-    fn queries<C: Config>(&self) -> QueryBlock {
-        let BackwardParams { q_rows, group, .. } = self.problem;
-        // SAFETY: there are heads. Without this, a division could panic.
-        unsafe { core::hint::assert_unchecked(group > 0) };
-        let Place { head, tile, .. } = self.place;
-        // Last rows first, as of uniform sequences.
-        let first_row = (q_rows.div_ceil(C::ROW.q_block) - 1 - tile) * C::ROW.q_block;
-        QueryBlock { batch: 0, q_head: head, kv_head: head / group, first_row }
-    }
-
-    #[inline(always)]
-    fn lse_rows(&self) -> u32 {
-        self.tokens
-    }
-}
-
-/// What a thread block works on.
+/// Where that is.
 struct Place {
     head: u32,
     sequence: u32,

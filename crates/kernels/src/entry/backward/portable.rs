@@ -4,7 +4,7 @@
 use cuda_std::prelude::*;
 use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, Variant, policy};
 
-use crate::attention::backward::{Config, delta, keys, packed, queries};
+use crate::attention::backward::{Config, delta, keys, queries};
 use crate::attention::stream::StreamConfig;
 use crate::entry::{Bf16, F16, F32};
 use crate::parts::fragments::RegTile;
@@ -16,19 +16,19 @@ macro_rules! entry {
         entry! { @delta BackwardParams, delta::statistics; $($row)+ }
     };
     (PackedDelta $($row:tt)+) => {
-        entry! { @delta PackedBackwardParams, packed::statistics; $($row)+ }
+        entry! { @delta PackedBackwardParams, delta::packed_statistics; $($row)+ }
     };
     (Keys $($row:tt)+) => {
         entry! { @keys BackwardParams, keys::gradients; $($row)+ }
     };
     (PackedKeys $($row:tt)+) => {
-        entry! { @keys PackedBackwardParams, packed::of_keys; $($row)+ }
+        entry! { @keys PackedBackwardParams, keys::packed_gradients; $($row)+ }
     };
     (Queries $($row:tt)+) => {
         entry! { @queries BackwardParams, queries::gradients; $($row)+ }
     };
     (PackedQueries $($row:tt)+) => {
-        entry! { @queries PackedBackwardParams, packed::of_queries; $($row)+ }
+        entry! { @queries PackedBackwardParams, queries::packed_gradients; $($row)+ }
     };
     (@delta $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt
      $reason:literal) => {
