@@ -124,7 +124,7 @@ fn has_equal_tiles(dtype: DType, head_dim: u32) -> bool {
 fn bits_are_those_of_each_sequence_alone<T: Element>(_: Kernel) {
     let device = &device::shared().device;
     let dims: Vec<u32> = COMPILED_HEAD_DIMS.into_iter().filter(|&dim| has_equal_tiles(T::DTYPE, dim)).collect();
-    assert!(dims.len() >= 3, "{dims:?}");
+    assert!(dims.len() >= 2, "{dims:?}");
     for head_dim in dims {
         let mut case = PackedCase::new(vec![[33, 70], [1, 1], [0, 3], [70, 33], [5, 0]]);
         (case.q_heads, case.kv_heads, case.head_dim) = (4, 2, head_dim as usize);

@@ -227,7 +227,9 @@ mod emulator {
         let device = device()?;
         // Rows of no sequence are not written.
         let mut out = Tensor::zeros(device, T::DTYPE, q.shape(), ferroflash::Layout::RowMajor)?;
-        let mut lse = call.keeps.then(|| Lse::uninit(device, packed_lse(&q.shape()))).transpose()?;
+        // Rows of no sequence are not written here, either.
+        let zeros = |shape: LseShape| Lse::from_slice(device, &vec![0.0; shape.heads * shape.rows], shape);
+        let mut lse = call.keeps.then(|| zeros(packed_lse(&q.shape()))).transpose()?;
         let mut lse_view = lse.as_mut().map(Lse::view_mut);
         let lse_into = lse_view.as_mut();
         let (mut into, stream) = (out.view_mut(), device.default_stream());

@@ -213,7 +213,7 @@ fn bad_input_of_packed_sequences() {
 
         // A gradient through pages is refused when candle asks for it.
         let (x, window) = (candle_core::Var::from_tensor(&q).unwrap(), None);
-        let table = Tensor::zeros((1, 1), candle_core::DType::U32, q.device()).unwrap();
+        let table = Tensor::zeros((2, 1), candle_core::DType::U32, q.device()).unwrap();
         let out = flash::flash_attn_varlen_paged_windowed(
             &x, &pages, &pages, &starts, &starts, &table, None, 3, 3, 0.125, window, window, 32, None,
         )

@@ -11,4 +11,4 @@ pub(super) use check::{Call, SequenceSizes, heads};
 pub use describe::{KvCache, KvCacheMut, NewRows, PackedRows, PageTable, Rotary};
 pub(super) use params::{Arrays, table, with_table};
 pub(crate) use plan::plan_contiguous;
-pub(super) use plan::{describe, read};
+pub(super) use plan::{problem_of, read};

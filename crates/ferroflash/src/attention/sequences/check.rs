@@ -91,15 +91,15 @@ impl SequenceSizes {
 }
 
 /// The inputs of a call, checked against each other.
-pub(in crate::attention) struct Call<'a> {
-    pub(in crate::attention) q: HeadsView<'a>,
-    pub(in crate::attention) k: HeadsView<'a>,
-    pub(in crate::attention) v: HeadsView<'a>,
+pub(crate) struct Call<'a> {
+    pub(crate) q: HeadsView<'a>,
+    pub(crate) k: HeadsView<'a>,
+    pub(crate) v: HeadsView<'a>,
     pub(super) q_rows: Rows<'a>,
     pub(super) kv_rows: Rows<'a>,
     pub(super) cache: Option<KvCache<'a>>,
     pub(super) new: Option<New<'a>>,
-    pub(in crate::attention) sizes: SequenceSizes,
+    pub(crate) sizes: SequenceSizes,
 }
 
 /// New rows, checked.
@@ -111,11 +111,7 @@ pub(super) struct New<'a> {
 }
 
 /// Reads a tensor of a call: three axes where its rows are packed, else four.
-pub(in crate::attention) fn heads<'a>(
-    tensor: Operand,
-    view: &TensorView<'a>,
-    is_packed: bool,
-) -> Result<HeadsView<'a>> {
+pub(crate) fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<HeadsView<'a>> {
     let shape = view.shape();
     match (is_packed, shape.len()) {
         (true, 3) => {
@@ -187,7 +183,7 @@ fn check_pair([a, b]: [&HeadsView<'_>; 2], [of, tensor]: [Operand; 2]) -> Result
 
 impl<'a> Call<'a> {
     /// Packed queries and keys.
-    pub(in crate::attention) fn packed(
+    pub(crate) fn packed(
         [q, k, v]: [&TensorView<'a>; 3],
         q_rows: &PackedRows<'a>,
         kv_rows: &PackedRows<'a>,
@@ -335,7 +331,7 @@ impl<'a> Call<'a> {
     }
 
     /// The arrays of numbers of the call.
-    pub(in crate::attention) fn numbers(&self) -> impl Iterator<Item = (Operand, IndicesView<'_>)> {
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (Operand, IndicesView<'_>)> {
         let packed = |rows: &Rows<'a>| match rows {
             Rows::Packed(rows) => [Some(rows.starts), rows.used],
             Rows::Uniform => [None, None],

@@ -33,7 +33,7 @@ pub(super) struct NewTensors {
 }
 
 /// The sizes of a problem of packed, cached or paged sequences, validated, and the arrays of numbers that it has.
-pub(in crate::attention) fn read(problem: &Problem) -> Result<(SequenceSizes, Arrays)> {
+pub(crate) fn read(problem: &Problem) -> Result<(SequenceSizes, Arrays)> {
     problem.check_one_dim_and_type()?;
     let Problem { q_heads, kv_heads, dim_qk: head_dim, dtype, .. } = *problem;
     let none = SequenceSizes {
@@ -200,7 +200,7 @@ pub(super) fn plan(
             bind(),
         ));
     }
-    let problem = describe(sizes);
+    let problem = problem_of(sizes);
     let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
     let plan = Plan {
         problem,
@@ -238,7 +238,7 @@ fn v3_row(
     let check = || {
         check_hopper(device)?;
         if !(sizes.packed_q && sizes.packed_kv) {
-            return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() });
+            return Err(Unsupported::Sequences { found: problem_of(sizes).sequences.name() });
         }
         if softcap {
             let (dtype, head_dim) = (sizes.dtype, sizes.head_dim);
@@ -305,7 +305,7 @@ fn packed(
     let reason =
         "packed sequences: asynchronous copies and products, and tiles in the order of their length".to_owned();
     let plan = Plan {
-        problem: describe(sizes),
+        problem: problem_of(sizes),
         mask: attention.mask,
         scale: request.scale,
         softcap: None,
@@ -322,7 +322,7 @@ fn packed(
 }
 
 /// The problem of a call, for plans and messages.
-pub(in crate::attention) fn describe(sizes: &SequenceSizes) -> Problem {
+pub(crate) fn problem_of(sizes: &SequenceSizes) -> Problem {
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
     let sequences = match sizes.page_rows {
@@ -363,11 +363,11 @@ fn choose(
                 return Ok((row, "asked for".to_owned()));
             }
             let (symbol, dtype, head_dim) = (row.entry.symbol, row.dtype, row.head_dim());
-            return Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: describe(sizes).to_string() });
+            return Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: problem_of(sizes).to_string() });
         }
         other => {
             let kernel = other.kernel().expect("a choice");
-            let reason = Unsupported::Sequences { found: describe(sizes).sequences.name() };
+            let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name() };
             return Err(Error::KernelUnsupported { kernel, reason });
         }
     }

@@ -4,7 +4,7 @@ use super::super::super::options::{Attention, KernelChoice};
 use super::super::super::params::bytes_of;
 use super::super::super::problem::{Problem, Sizes};
 use super::super::super::request::Placed;
-use super::super::super::sequences::{Arrays, SequenceSizes, describe, read, table, with_table};
+use super::super::super::sequences::{Arrays, SequenceSizes, problem_of, read, table, with_table};
 use super::super::plan::{self, BackwardPlan, features, with_holes};
 use super::super::tensors::Tensors;
 use crate::device::DeviceInfo;
@@ -20,11 +20,7 @@ use kernel_spec::{Divisor, Kernel};
 use std::mem::offset_of;
 
 /// Plans a problem of packed sequences, for contiguous tensors.
-pub(in super::super) fn plan_contiguous(
-    attention: &Attention,
-    device: &DeviceInfo,
-    problem: &Problem,
-) -> Result<BackwardPlan> {
+pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<BackwardPlan> {
     let (sizes, arrays) = read(problem)?;
     let SequenceSizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = sizes;
     let placed = |rows, heads| Placed::contiguous(Shape::new(1, rows, heads, head_dim), Layout::Bshd, dtype);
@@ -75,7 +71,7 @@ pub(super) fn plan(
     let bytes = bytes.ok_or(Error::WorkspaceTooLarge { kernel: Kernel::V2, needed, available })?;
     let reason = "the first step writes log-sum-exp and delta of every row, the others read them";
     let plan = BackwardPlan {
-        problem: describe(sizes),
+        problem: problem_of(sizes),
         mask: attention.mask,
         scale,
         softcap,
@@ -97,7 +93,7 @@ fn check_kernel(attention: &Attention, sizes: &SequenceSizes) -> Result<()> {
         choice => match choice.kernel() {
             None | Some(Kernel::V2) => Ok(()),
             Some(kernel) => {
-                let reason = Unsupported::Sequences { found: describe(sizes).sequences.name() };
+                let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name() };
                 Err(Error::KernelUnsupported { kernel, reason })
             }
         },
