@@ -240,7 +240,7 @@ fn forward_and_backward() {
     // Two numbers for every row in whole blocks, one block a sequence more than the rows fill, of two heads.
     assert_eq!(gradients.plan.workspace_bytes(), 2 * 2 * 128 * 8);
     assert!(gradients.plan.deterministic);
-    let planned = attention.backward_plan_packed(&q, &k, &v, &out, &lse.view(), q, &q_rows, &kv_rows).unwrap();
+    let planned = attention.backward_plan_packed(&q, &k, &v, &out, &lse.view(), q, &q_rows, &kv_rows, None).unwrap();
     assert_eq!(gradients.plan, planned);
     let used = |tensor: &Tensor, rows: &[std::ops::Range<usize>]| {
         let width = tensor.to_vec::<f32>().unwrap().len() / tensor.view().shape()[0];

@@ -114,10 +114,10 @@ impl PackedBackward {
         attention.backward_packed_into(stream, &q, &k, &v, &out, &lse, upstream, &q_rows, &kv_rows, &mut into)
     }
 
-    /// Checks the inputs as if they were in the memory of `device`. Nothing is launched.
+    /// Checks the tensors as if they were in the memory of `device`. Nothing is launched.
     pub(crate) fn plan(&self, device: &Device, attention: &Attention) -> ferroflash::Result<BackwardPlan> {
-        let Views { inputs: [q, k, v, out], lse, upstream, rows: [q_rows, kv_rows], .. } = self.views(device)?;
-        attention.backward_plan_packed(&q, &k, &v, &out, &lse, upstream, &q_rows, &kv_rows)
+        let Views { inputs: [q, k, v, out], lse, upstream, rows: [q_rows, kv_rows], into } = self.views(device)?;
+        attention.backward_plan_packed(&q, &k, &v, &out, &lse, upstream, &q_rows, &kv_rows, Some(&into))
     }
 
     fn views<'a>(&self, device: &'a Device) -> ferroflash::Result<Views<'a>> {

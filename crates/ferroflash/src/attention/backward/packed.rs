@@ -109,10 +109,11 @@ impl Attention {
         call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
     }
 
-    /// What a call of [`Attention::backward_packed`] would launch and allocate, and why; nothing is launched and no element is read.
+    /// What a call of [`Attention::backward_packed`] would launch and allocate, and why; `into` as of [`Attention::backward_packed_into`], or
+    /// `None` for new tensors. Nothing is launched and no element is read.
     ///
     /// # Errors
-    /// As [`Attention::backward_packed`].
+    /// As [`Attention::backward_packed_into`] before it launches.
     #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
     pub fn backward_plan_packed<'a>(
         &self,
@@ -124,8 +125,12 @@ impl Attention {
         gradients: impl Into<OutputGradients<'a>>,
         q_rows: &PackedRows<'_>,
         kv_rows: &PackedRows<'_>,
+        into: Option<&GradientsViewMut<'_>>,
     ) -> Result<BackwardPlan> {
-        PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?.plan(self, None)
+        let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
+        let Some(into) = into else { return call.plan(self, None) };
+        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
+        call.plan(self, Some(&call.outputs([&dq, &dk, &dv])?))
     }
 }
 
