@@ -42,7 +42,9 @@ pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};
-pub use sequences::{SequenceRows, forward_sequences, forward_sequences_rounded};
+pub use sequences::{
+    SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
+};
 
 /// Attention in `f64`.
 ///

@@ -37,6 +37,11 @@ impl<T: Copy> BackwardInputs<T> {
         self.inputs.v[elements].fill(value);
     }
 
+    /// q, k, v and dout, and the gradient of the log-sum-exp.
+    pub(crate) fn data(&self) -> ([&[T]; 4], Option<&[f32]>) {
+        ([&self.inputs.q, &self.inputs.k, &self.inputs.v, &self.dout], self.dlse.as_deref())
+    }
+
     /// q, k, v and dout, of these shapes.
     pub(crate) fn tensors(&self, shapes: [Shape; 4], upload: impl Fn(&[T], Shape) -> Tensor) -> [Tensor; 4] {
         let data = [&self.inputs.q, &self.inputs.k, &self.inputs.v, &self.dout];
@@ -138,26 +143,68 @@ impl BackwardCase {
     /// Compares gradients with the reference, by the rule of `ferroflash::reference` with the factors of [`FACTORS`].
     pub(crate) fn compare<T: Element>(&self, given: &BackwardInputs<T>, computed: &Computed<T>) -> Result<(), String> {
         let exact = self.reference(given, reference::backward);
-        let mut errors = self.errors(given, &exact);
-        // The error that the precision brings is a maximum over rows: of a few rows it is a matter of luck, so that small problems take
-        // it from further draws too, until they have enough rows that can tell.
-        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, dtype, .. } = self.forward.problem;
-        let rows = (batch * q_heads * q_rows).min((batch * kv_heads * kv_rows).max(1));
-        let enough = if dtype == DType::F32 { ENOUGH_F32_ROWS } else { ENOUGH_ROWS };
-        let mut telling = self.telling_rows(given).min(rows);
-        let mut draw = self.clone();
+        let found = self.precision(given, &exact);
+        let errors = BackwardCase::drawn_errors::<T>(std::slice::from_ref(self), found);
+        self.compare_within(given, computed, &exact, errors)
+    }
+
+    /// [`BackwardCase::compare`] of problems that one call computes: the error of the precision is that of all of them.
+    pub(crate) fn compare_together<T: Element>(
+        cases: &[BackwardCase],
+        given: &[BackwardInputs<T>],
+        computed: &[Computed<T>],
+    ) -> Result<(), String> {
+        let exact: Vec<_> =
+            cases.iter().zip(given).map(|(case, given)| case.reference(given, reference::backward)).collect();
+        let found = cases.iter().zip(given).zip(&exact).map(|((case, given), exact)| case.precision(given, exact));
+        let found = found.fold(([0.0; 3], 0), of_both);
+        let errors = BackwardCase::drawn_errors::<T>(cases, found);
+        for (i, case) in cases.iter().enumerate() {
+            let found = case.compare_within(&given[i], &computed[i], &exact[i], errors);
+            found.map_err(|wrong| format!("problem {i}: {wrong}"))?;
+        }
+        Ok(())
+    }
+
+    /// Rows that are compared.
+    fn rows(&self) -> usize {
+        let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, .. } = self.forward.problem;
+        (batch * q_heads * q_rows).min((batch * kv_heads * kv_rows).max(1))
+    }
+
+    /// The errors of the precision, and rows that can tell them.
+    fn precision<T: Element>(&self, given: &BackwardInputs<T>, exact: &ReferenceGradients) -> ([f64; 3], usize) {
+        (self.errors(given, exact), self.telling_rows(given).min(self.rows()))
+    }
+
+    /// The error that the precision brings is a maximum over rows: of a few rows it is a matter of luck, so that small problems take
+    /// it from further draws too, until they have enough rows that can tell.
+    fn drawn_errors<T: Element>(cases: &[BackwardCase], mut found: ([f64; 3], usize)) -> [f64; 3] {
+        let rows: usize = cases.iter().map(BackwardCase::rows).sum();
+        let enough = if T::DTYPE == DType::F32 { ENOUGH_F32_ROWS } else { ENOUGH_ROWS };
+        let mut draws = cases.to_vec();
         for _ in 1..MOST_DRAWS.min(MOST_ROWS.div_ceil(rows.max(1))) {
-            if telling >= enough {
+            if found.1 >= enough {
                 break;
             }
-            draw.forward.seed = draw.forward.seed.wrapping_add(1);
-            let further = draw.inputs::<T>();
-            let of_draw = draw.errors(&further, &draw.reference(&further, reference::backward));
-            errors = std::array::from_fn(|i| errors[i].max(of_draw[i]));
-            telling += draw.telling_rows(&further).min(rows);
+            for draw in &mut draws {
+                draw.forward.seed = draw.forward.seed.wrapping_add(1);
+                let further = draw.inputs::<T>();
+                found = of_both(found, draw.precision(&further, &draw.reference(&further, reference::backward)));
+            }
         }
+        found.0
+    }
+
+    fn compare_within<T: Element>(
+        &self,
+        given: &BackwardInputs<T>,
+        computed: &Computed<T>,
+        exact: &ReferenceGradients,
+        errors: [f64; 3],
+    ) -> Result<(), String> {
         let cancelled = self.cancelled(given);
-        for (i, exact) in parts(&exact).into_iter().enumerate() {
+        for (i, exact) in parts(exact).into_iter().enumerate() {
             let found = to_f64(&computed[i]);
             let bound = FACTORS[i] * errors[i] + 1e-5 + cancelled[i];
             let error = reference::max_abs_difference(&found, exact);
@@ -166,7 +213,7 @@ impl BackwardCase {
                 return Err(format!("{}: max error {error:.3e} is outside the bound {bound:.3e}", NAMES[i]));
             }
         }
-        self.compare_zeros(&exact, computed)
+        self.compare_zeros(exact, computed)
     }
 
     /// What two units in the last place of the largest `dp` make of dq and dk.
@@ -254,6 +301,11 @@ impl BackwardCase {
 /// A function of the reference.
 type Backward =
     fn([&[f64]; 3], &[f64], Option<&[f64]>, Sizes, &ferroflash::Attention) -> ferroflash::Result<ReferenceGradients>;
+
+/// The larger errors, and the rows of both.
+fn of_both(a: ([f64; 3], usize), b: ([f64; 3], usize)) -> ([f64; 3], usize) {
+    (std::array::from_fn(|i| a.0[i].max(b.0[i])), a.1 + b.1)
+}
 
 fn parts(gradients: &ReferenceGradients) -> [&[f64]; 3] {
     [&gradients.dq, &gradients.dk, &gradients.dv]

@@ -4,7 +4,7 @@ use crate::FlashAttn;
 use crate::differentiable::Inputs;
 use crate::error::Error;
 use crate::packed::Packed;
-use candle_core::{CpuStorage, CustomOp3, Layout, Result};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Tensor};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// What [`emulate_cpu`] said last.
@@ -57,10 +57,21 @@ pub(crate) fn backward(
     emulator::backward(options, op, inputs, lse)
 }
 
-/// The result of a call over packed sequences.
-pub(crate) fn packed(call: &Packed, tensors: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+/// The result of a call over packed sequences, and the log-sum-exp if it is wanted.
+pub(crate) fn packed(call: &Packed, tensors: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Option<CpuStorage>)> {
     check_asked(call.name())?;
     emulator::packed(call, tensors)
+}
+
+/// The gradients of packed sequences with respect to q, k and v, contiguous. `kv_starts` are those of the call.
+pub(crate) fn packed_backward(
+    call: &Packed,
+    kv_starts: &Tensor,
+    inputs: Inputs<'_, CpuStorage>,
+    lse: &CpuStorage,
+) -> Result<[CpuStorage; 3]> {
+    check_asked(call.name())?;
+    emulator::packed_backward(call, kv_starts, inputs, lse)
 }
 
 fn check_asked(op: &'static str) -> crate::error::Result<()> {
@@ -89,7 +100,16 @@ mod emulator {
         Err(Error::NoEmulator { op }.into())
     }
 
-    pub(super) fn packed(call: &Packed, _: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+    pub(super) fn packed(call: &Packed, _: [(&CpuStorage, &Layout); 3]) -> Result<(CpuStorage, Option<CpuStorage>)> {
+        Err(Error::NoEmulator { op: call.name() }.into())
+    }
+
+    pub(super) fn packed_backward(
+        call: &Packed,
+        _: &Tensor,
+        _: Inputs<'_, CpuStorage>,
+        _: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
         Err(Error::NoEmulator { op: call.name() }.into())
     }
 }
@@ -160,7 +180,10 @@ mod emulator {
         Ok((out.to_vec()?, lse.map(|lse| lse.to_vec()).transpose()?))
     }
 
-    pub(super) fn packed(call: &Packed, tensors: [(&CpuStorage, &Layout); 3]) -> Result<CpuStorage> {
+    pub(super) fn packed(
+        call: &Packed,
+        tensors: [(&CpuStorage, &Layout); 3],
+    ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         match tensors[0].0.dtype() {
             DType::F16 => typed_packed::<ferroflash::f16>(call, tensors),
             DType::BF16 => typed_packed::<ferroflash::bf16>(call, tensors),
@@ -172,7 +195,7 @@ mod emulator {
     fn typed_packed<T: Element + WithDType>(
         call: &Packed,
         [(q, q_l), (k, k_l), (v, v_l)]: [(&CpuStorage, &Layout); 3],
-    ) -> Result<CpuStorage> {
+    ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
         let numbers = |operand, tensor| indices(call, operand, tensor);
         let q_starts = numbers(Operand::QStarts, &call.q_starts)?;
@@ -183,10 +206,11 @@ mod emulator {
             }
         };
         let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
-        Ok(T::to_cpu_storage_owned(compute_packed::<T>(call, tensors, &q_starts, &kv_numbers, pages.as_ref())?))
+        let (out, lse) = compute_packed::<T>(call, tensors, &q_starts, &kv_numbers, pages.as_ref())?;
+        Ok((T::to_cpu_storage_owned(out), lse.map(CpuStorage::F32)))
     }
 
-    /// The elements of the result in logical order. `kv_numbers` are the starts of keys, or their lengths where they are in `pages`, of which
+    /// The elements of the result in logical order, and the log-sum-exp. `kv_numbers` are the starts of keys, or their lengths where they are in `pages`, of which
     /// the table has so many for each sequence.
     fn compute_packed<T: Element>(
         call: &Packed,
@@ -194,7 +218,7 @@ mod emulator {
         q_starts: &Indices,
         kv_numbers: &Indices,
         pages: Option<&(Indices, usize)>,
-    ) -> crate::error::Result<Vec<T>> {
+    ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let copy = |operand, (data, layout)| Copy::of(data, layout, call.axes(operand, layout)?);
         let (q, k, v) = (copy(Operand::Q, q)?, copy(Operand::K, k)?, copy(Operand::V, v)?);
         let (q, k, v) = (q.view()?, k.view()?, v.view()?);
@@ -203,19 +227,75 @@ mod emulator {
         let device = device()?;
         // Rows of no sequence are not written.
         let mut out = Tensor::zeros(device, T::DTYPE, q.shape(), ferroflash::Layout::RowMajor)?;
+        // Rows of no sequence are not written here, either.
+        let zeros = |shape: LseShape| Lse::from_slice(device, &vec![0.0; shape.heads * shape.rows], shape);
+        let mut lse = call.keeps.then(|| zeros(packed_lse(&q.shape()))).transpose()?;
+        let mut lse_view = lse.as_mut().map(Lse::view_mut);
+        let lse_into = lse_view.as_mut();
         let (mut into, stream) = (out.view_mut(), device.default_stream());
         match pages {
             Some((table, width)) => {
                 let table = PageTable::new(table.view(), *width);
                 let cache = KvCache::new(&k, &v).with_lengths(kv_numbers.view()).with_pages(table);
-                attention.forward_cached_into(&stream, &q, Some(&q_rows), &cache, &mut into, None)?
+                attention.forward_cached_into(&stream, &q, Some(&q_rows), &cache, &mut into, lse_into)?
             }
             None => {
                 let kv_rows = PackedRows::new(kv_numbers.view()).with_longest(longest_kv);
-                attention.forward_packed_into(&stream, &q, &k, &v, &q_rows, &kv_rows, &mut into, None)?
+                attention.forward_packed_into(&stream, &q, &k, &v, &q_rows, &kv_rows, &mut into, lse_into)?
             }
         }
-        Ok(out.to_vec()?)
+        Ok((out.to_vec()?, lse.map(|lse| lse.to_vec()).transpose()?))
+    }
+
+    /// Extents of the log-sum-exp of packed rows.
+    fn packed_lse(q: &[usize]) -> LseShape {
+        LseShape { batch: 1, heads: q[1], rows: q[0] }
+    }
+
+    pub(super) fn packed_backward(
+        call: &Packed,
+        kv_starts: &candle_core::Tensor,
+        inputs: Inputs<'_, CpuStorage>,
+        lse: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
+        match inputs[0].0.dtype() {
+            DType::F16 => typed_packed_backward::<ferroflash::f16>(call, kv_starts, inputs, lse),
+            DType::BF16 => typed_packed_backward::<ferroflash::bf16>(call, kv_starts, inputs, lse),
+            DType::F32 => typed_packed_backward::<f32>(call, kv_starts, inputs, lse),
+            found => Err(Error::DType { op: call.name(), found }.into()),
+        }
+    }
+
+    fn typed_packed_backward<T: Element + WithDType>(
+        call: &Packed,
+        kv_starts: &candle_core::Tensor,
+        inputs: Inputs<'_, CpuStorage>,
+        lse: &CpuStorage,
+    ) -> Result<[CpuStorage; 3]> {
+        let [q, k, v, out, dout] =
+            inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
+        let starts = [indices(call, Operand::QStarts, &call.q_starts)?, indices(call, Operand::KvStarts, kv_starts)?];
+        let inputs = [q?, k?, v?, out?, dout?];
+        let gradients = packed_gradients::<T>(call, starts, inputs, lse.as_slice::<f32>()?)?;
+        Ok(gradients.map(T::to_cpu_storage_owned))
+    }
+
+    /// The elements of the gradients of packed sequences in logical order: those of rows of no sequence are 0.
+    fn packed_gradients<T: Element>(
+        call: &Packed,
+        [q_starts, kv_starts]: [Indices; 2],
+        [q, k, v, out, dout]: [(&[T], &Layout); 5],
+        lse: &[f32],
+    ) -> crate::error::Result<[Vec<T>; 3]> {
+        let copy = |operand, (data, layout)| Copy::of(data, layout, call.axes(operand, layout)?);
+        let (q, k, v) = (copy(Operand::Q, q)?, copy(Operand::K, k)?, copy(Operand::V, v)?);
+        let (out, dout) = (copy(Operand::Out, out)?, copy(Operand::Dout, dout)?);
+        let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
+        let lse = Lse::from_slice(device()?, lse, packed_lse(&q.shape()))?;
+        let (q_rows, kv_rows) = (PackedRows::new(q_starts.view()), PackedRows::new(kv_starts.view()));
+        let attention = call.attention()?;
+        let gradients = attention.backward_packed(&q, &k, &v, &out, &lse.view(), dout, &q_rows, &kv_rows)?;
+        Ok([gradients.dq.to_vec()?, gradients.dk.to_vec()?, gradients.dv.to_vec()?])
     }
 
     /// Numbers in the emulator's memory.

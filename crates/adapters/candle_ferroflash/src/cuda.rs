@@ -110,8 +110,11 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
     Ok((storage, lse.map(|lse| CudaStorage::wrap_cuda_slice(lse, device.clone()))))
 }
 
-/// The result of a call over packed sequences.
-pub(crate) fn packed(call: &Packed, tensors: [(&CudaStorage, &Layout); 3]) -> Result<CudaStorage> {
+/// The result of a call over packed sequences, and the log-sum-exp if it is wanted.
+pub(crate) fn packed(
+    call: &Packed,
+    tensors: [(&CudaStorage, &Layout); 3],
+) -> Result<(CudaStorage, Option<CudaStorage>)> {
     match tensors[0].0.dtype() {
         DType::F16 => typed_packed::<ferroflash::f16>(call, tensors),
         DType::BF16 => typed_packed::<ferroflash::bf16>(call, tensors),
@@ -123,7 +126,7 @@ pub(crate) fn packed(call: &Packed, tensors: [(&CudaStorage, &Layout); 3]) -> Re
 fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     call: &Packed,
     [q, k, v]: [(&CudaStorage, &Layout); 3],
-) -> Result<CudaStorage> {
+) -> Result<(CudaStorage, Option<CudaStorage>)> {
     let (device, elements) = (q.0.device(), q.1.shape().elem_count());
     let q = Part::<T>::of(call, Operand::Q, q)?;
     let (k, v) = (Part::of(call, Operand::K, k)?, Part::of(call, Operand::V, v)?);
@@ -131,6 +134,12 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     // Rows of no sequence are not written.
     let mut out = device.alloc_zeros::<T>(at_least_one(elements))?;
     let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
+    let mut lse = match call.keeps {
+        // SAFETY: rows of no sequence stay what they are, and nobody reads those; the call below writes all others, or fails.
+        true => Some(unsafe { device.alloc::<f32>(at_least_one(q.shape.heads * q.shape.rows)) }?),
+        false => None,
+    };
+    let lse_view = lse.as_mut().map(|lse| lse as &mut _);
     let stream = device.cuda_stream();
     let q_starts = call.q_starts.storage_and_layout();
     let location = device.location();
@@ -143,7 +152,7 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
             let kv_starts = starts.storage_and_layout();
             let kv_starts = numbers(Operand::KvStarts, starts, (&kv_starts.0, kv_starts.1))?;
             let kv_rows = PackedRows { longest: longest_k, ..PackedRows::new(Numbers::new(&kv_starts)) };
-            ferroflash_cudarc::forward_packed(&attention, &stream, q, k, v, q_rows, kv_rows, &mut out_view, None)
+            ferroflash_cudarc::forward_packed(&attention, &stream, q, k, v, q_rows, kv_rows, &mut out_view, lse_view)
         }
         Keys::Paged { lengths, table } => {
             let (held, held_table) = (lengths.storage_and_layout(), table.storage_and_layout());
@@ -152,11 +161,66 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
             let width = table.dims()[1];
             let pages = Some(Pages { table: Numbers::new(&pages), width, stride: width });
             let rows = CacheRows { lengths: Some(Numbers::new(&lengths)), pages, ..CacheRows::default() };
-            ferroflash_cudarc::forward_cached(&attention, &stream, q, Some(q_rows), k, v, rows, &mut out_view, None)
+            ferroflash_cudarc::forward_cached(&attention, &stream, q, Some(q_rows), k, v, rows, &mut out_view, lse_view)
         }
     };
     done.map_err(Error::from)?;
-    Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
+    let storage = CudaStorage::wrap_cuda_slice(out, device.clone());
+    Ok((storage, lse.map(|lse| CudaStorage::wrap_cuda_slice(lse, device.clone()))))
+}
+
+/// The gradients of packed sequences with respect to q, k and v, contiguous. `kv_starts` are those of the call.
+pub(crate) fn packed_backward(
+    call: &Packed,
+    kv_starts: &Tensor,
+    inputs: Inputs<'_, CudaStorage>,
+    lse: &CudaStorage,
+) -> Result<[CudaStorage; 3]> {
+    match inputs[0].0.dtype() {
+        DType::F16 => typed_packed_backward::<ferroflash::f16>(call, kv_starts, inputs, lse),
+        DType::BF16 => typed_packed_backward::<ferroflash::bf16>(call, kv_starts, inputs, lse),
+        DType::F32 => typed_packed_backward::<f32>(call, kv_starts, inputs, lse),
+        found => Err(Error::DType { op: call.name(), found }.into()),
+    }
+}
+
+fn typed_packed_backward<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
+    call: &Packed,
+    kv_starts: &Tensor,
+    [q, k, v, out, dout]: Inputs<'_, CudaStorage>,
+    lse: &CudaStorage,
+) -> Result<[CudaStorage; 3]> {
+    let device = q.0.device();
+    let elements = [q.1, k.1, v.1].map(|layout| at_least_one(layout.shape().elem_count()));
+    let of = |operand, given| Part::<T>::of(call, operand, given);
+    let (q, k, v) = (of(Operand::Q, q)?, of(Operand::K, k)?, of(Operand::V, v)?);
+    let (out, dout) = (of(Operand::Out, out)?, of(Operand::Dout, dout)?);
+    // Rows of no sequence are not written.
+    let [dq, dk, dv] = elements.map(|elements| device.alloc_zeros::<T>(elements));
+    let (mut dq, mut dk, mut dv) = (dq?, dk?, dv?);
+    let contiguous = |slice, shape| ViewMut::contiguous(slice, shape, ferroflash::Layout::Bshd).map_err(Error::from);
+    let into = ferroflash_cudarc::Gradients {
+        dq: contiguous(&mut dq, q.shape)?,
+        dk: contiguous(&mut dk, k.shape)?,
+        dv: contiguous(&mut dv, v.shape)?,
+    };
+    let (location, q_held, kv_held) =
+        (device.location(), call.q_starts.storage_and_layout(), kv_starts.storage_and_layout());
+    let q_starts = numbers(call, location, Operand::QStarts, &call.q_starts, (&q_held.0, q_held.1))?;
+    let kv_starts = numbers(call, location, Operand::KvStarts, kv_starts, (&kv_held.0, kv_held.1))?;
+    let given = ferroflash_cudarc::BackwardInputs {
+        q: q.view(),
+        k: k.view(),
+        v: v.view(),
+        out: out.view(),
+        lse: lse.as_cuda_slice::<f32>()?,
+        dout: dout.view(),
+        dlse: None,
+    };
+    let [q_rows, kv_rows] = [&q_starts, &kv_starts].map(|starts| PackedRows::new(Numbers::new(starts)));
+    let (attention, stream) = (call.attention()?, device.cuda_stream());
+    ferroflash_cudarc::backward_packed(&attention, &stream, given, q_rows, kv_rows, into).map_err(Error::from)?;
+    Ok([dq, dk, dv].map(|gradient| CudaStorage::wrap_cuda_slice(gradient, device.clone())))
 }
 
 /// Numbers of a contiguous tensor of candle's, which has to be where q is.

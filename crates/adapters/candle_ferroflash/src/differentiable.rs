@@ -113,7 +113,7 @@ impl CustomOp3 for Call {
     }
 }
 
-fn on_cpu(storage: &Storage) -> Option<&CpuStorage> {
+pub(crate) fn on_cpu(storage: &Storage) -> Option<&CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Some(storage),
         _ => None,
@@ -121,7 +121,7 @@ fn on_cpu(storage: &Storage) -> Option<&CpuStorage> {
 }
 
 #[cfg(feature = "cuda")]
-fn on_cuda(storage: &Storage) -> Option<&candle_core::CudaStorage> {
+pub(crate) fn on_cuda(storage: &Storage) -> Option<&candle_core::CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Some(storage),
         _ => None,
@@ -129,7 +129,7 @@ fn on_cuda(storage: &Storage) -> Option<&candle_core::CudaStorage> {
 }
 
 /// The inputs as memory of the device that the log-sum-exp is on.
-fn of_one_device<'a, S>(
+pub(crate) fn of_one_device<'a, S>(
     op: &'static str,
     inputs: Inputs<'a, Storage>,
     memory: impl Fn(&'a Storage) -> Option<&'a S>,

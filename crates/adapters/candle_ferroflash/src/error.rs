@@ -123,7 +123,7 @@ pub enum Feature {
     /// A slope of each head that lowers the scores of distant keys.
     Alibi,
     /// Gradients of sequences that are packed one behind the other, or whose keys are in pages.
-    PackedGradients,
+    PagedGradients,
     /// Ranges of keys that every row sees, whatever the mask says.
     PrefixRanges,
 }
@@ -132,7 +132,7 @@ impl std::fmt::Display for Feature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Feature::Alibi => "ALiBi (alibi_slopes)",
-            Feature::PackedGradients => "gradients of packed sequences",
+            Feature::PagedGradients => "gradients of keys and values in pages",
             Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
         })
     }

@@ -1,10 +1,12 @@
 //! The operation that candle applies to packed sequences.
 
 use crate::FlashAttn;
-use crate::differentiable::Gradients;
+use crate::differentiable::{Gradients, Inputs, of_one_device, on_cpu};
 use crate::error::{Error, Feature};
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor};
 use ferroflash::{Attention, Dims, Operand};
+use std::sync::OnceLock;
 
 /// Where keys and values are.
 pub(crate) enum Keys {
@@ -22,6 +24,10 @@ pub(crate) struct Packed {
     pub(crate) keys: Keys,
     /// Rows of the longest sequence of q, and of k.
     pub(crate) longest: [usize; 2],
+    /// Whether a gradient may be asked for, as in `differentiable`, where it says what is kept.
+    pub(crate) keeps: bool,
+    /// `f32 [q_heads, rows]`, when it was kept.
+    lse: OnceLock<Storage>,
 }
 
 /// Attention of packed q, k and v as a part of candle's graph.
@@ -33,7 +39,14 @@ pub(crate) fn apply(
     name: &'static str,
 ) -> Result<Tensor> {
     let keys = Keys::Packed { starts: kv_starts.contiguous()? };
-    q.apply_op3(k, v, Packed::new(options, name, q_starts, keys, longest)?)
+    apply_call([q, k, v], Packed::new(options, name, q_starts, keys, longest)?)
+}
+
+/// Any call. Pages have no gradients, and keep nothing for them.
+pub(crate) fn apply_call([q, k, v]: [&Tensor; 3], mut call: Packed) -> Result<Tensor> {
+    let is_packed = matches!(call.keys, Keys::Packed { .. });
+    call.keeps = is_packed && [q, k, v].iter().any(|tensor| tensor.track_op());
+    q.apply_op3(k, v, call)
 }
 
 /// How many rows each sequence has, by its start and the next one's: computed where they are, so that nothing waits for them.
@@ -52,7 +65,8 @@ impl Packed {
         keys: Keys,
         longest: [usize; 2],
     ) -> Result<Packed> {
-        Ok(Packed { options, name, q_starts: q_starts.contiguous()?, keys, longest })
+        let q_starts = q_starts.contiguous()?;
+        Ok(Packed { options, name, q_starts, keys, longest, keeps: false, lse: OnceLock::new() })
     }
 
     /// The options as ferroflash's own.
@@ -60,7 +74,13 @@ impl Packed {
         self.options.attention(self.name, self.longest[1])
     }
 
-    /// Shape and strides of q, k or v.
+    fn keep(&self, lse: Option<Storage>) {
+        if let Some(lse) = lse {
+            assert!(self.lse.set(lse).is_ok(), "an operation of one call was applied twice");
+        }
+    }
+
+    /// Shape and strides of q, k or v, or of what is like q.
     pub(crate) fn axes(&self, operand: Operand, layout: &Layout) -> crate::error::Result<(Dims, Dims)> {
         let axes = match (operand, &self.keys) {
             (Operand::K | Operand::V, Keys::Paged { .. }) => PAGES,
@@ -113,7 +133,9 @@ impl CustomOp3 for Packed {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok((crate::cpu::packed(self, [(q, q_l), (k, k_l), (v, v_l)])?, q_l.shape().clone()))
+        let (out, lse) = crate::cpu::packed(self, [(q, q_l), (k, k_l), (v, v_l)])?;
+        self.keep(lse.map(Storage::Cpu));
+        Ok((out, q_l.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -126,10 +148,36 @@ impl CustomOp3 for Packed {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        Ok((crate::cuda::packed(self, [(q, q_l), (k, k_l), (v, v_l)])?, q_l.shape().clone()))
+        let (out, lse) = crate::cuda::packed(self, [(q, q_l), (k, k_l), (v, v_l)])?;
+        self.keep(lse.map(Storage::Cuda));
+        Ok((out, q_l.shape().clone()))
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Gradients> {
-        Err(Error::Missing { op: self.name, feature: Feature::PackedGradients }.into())
+    fn bwd(&self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor, dout: &Tensor) -> Result<Gradients> {
+        let op = self.name;
+        let Keys::Packed { starts } = &self.keys else {
+            return Err(Error::Missing { op, feature: Feature::PagedGradients }.into());
+        };
+        // As of uniform sequences: a last dim with gaps is the only stride that ferroflash does not take.
+        let dout = if dout.stride().last() == Some(&1) { dout.clone() } else { dout.contiguous()? };
+        let locked = [q, k, v, out, &dout].map(|tensor| tensor.storage_and_layout());
+        let inputs: Inputs<'_, Storage> = locked.each_ref().map(|(storage, layout)| (&**storage, *layout));
+        let gradients = match self.lse.get() {
+            Some(Storage::Cpu(lse)) => {
+                crate::cpu::packed_backward(self, starts, of_one_device(op, inputs, on_cpu)?, lse)?.map(Storage::Cpu)
+            }
+            #[cfg(feature = "cuda")]
+            Some(Storage::Cuda(lse)) => {
+                let inputs = of_one_device(op, inputs, crate::differentiable::on_cuda)?;
+                crate::cuda::packed_backward(self, starts, inputs, lse)?.map(Storage::Cuda)
+            }
+            // Nothing was kept: candle asks for gradients of what it has recorded, and `apply` keeps what it records.
+            _ => return Err(candle_core::Error::BackwardNotSupported { op }),
+        };
+        let [dq, dk, dv] = gradients;
+        let wanted = |of: &Tensor, gradient| {
+            of.track_op().then(|| Tensor::from_storage(gradient, of.shape(), BackpropOp::none(), false))
+        };
+        Ok((wanted(q, dq), wanted(k, dk), wanted(v, dv)))
     }
 }

@@ -17,7 +17,7 @@ const NAME: &str = "flash-attn-varlen";
 /// Masks end at the last row and the last key of each sequence. Sequences may have no rows. Rows of no sequence are 0.
 ///
 /// # Errors
-/// As [`flash_attn`](crate::flash_attn), and [`Error::Numbers`]; `backward` is [`Feature::PackedGradients`].
+/// As [`flash_attn`](crate::flash_attn), and [`Error::Numbers`].
 pub fn flash_attn_varlen(
     q: &Tensor,
     k: &Tensor,
@@ -84,7 +84,7 @@ pub fn flash_attn_varlen_alibi_windowed_softcap(
 /// plays no part, nor does what lies behind the rows of a sequence, in its pages and in its row of the table.
 ///
 /// # Errors
-/// As [`flash_attn_varlen`]; [`Feature::PrefixRanges`] with `mm_prefix_ranges`; [`Error::PageRows`].
+/// As [`flash_attn_varlen`]; [`Feature::PrefixRanges`] with `mm_prefix_ranges`; [`Error::PageRows`]; `backward` is [`Feature::PagedGradients`].
 pub fn flash_attn_varlen_paged_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -113,5 +113,5 @@ pub fn flash_attn_varlen_paged_windowed(
     let options = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap };
     let keys = Keys::Paged { lengths: packed::lengths(seqlens_k)?, table: block_table.contiguous()? };
     let call = Packed::new(options, NAME, seqlens_q, keys, [max_seqlen_q, max_seqlen_k])?;
-    q.apply_op3(k, v, call)
+    packed::apply_call([q, k, v], call)
 }

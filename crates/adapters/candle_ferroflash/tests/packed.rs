@@ -247,3 +247,45 @@ fn rows_of_no_sequence() {
     assert!(out[..3 * row].iter().chain(&out[40 * row..]).all(|&x| x == 0.0));
     assert!(out[3 * row..40 * row].iter().all(|&x| x != 0.0));
 }
+
+/// Gradients of all sequences against the reference, by the rule with FlashAttention's factors; rows of no sequence get 0.
+#[test]
+fn gradients() {
+    emulate_cpu(true);
+    for (dtype, of) in [(DType::F16, ferroflash::DType::F16), (DType::F32, ferroflash::DType::F32)] {
+        let [q, k, v] = packed(dtype, 64).map(|tensor| candle_core::Var::from_tensor(&tensor).unwrap());
+        let [q_starts, kv_starts] = [0, 1].map(|side| numbers(&starts(side)));
+        let [longest_q, longest_kv] = longest();
+        let out = flash_attn_varlen(&q, &k, &v, &q_starts, &kv_starts, longest_q, longest_kv, 0.125, true).unwrap();
+        let dout = values(q.dims(), 4).to_dtype(dtype).unwrap();
+        let found = (out * &dout).unwrap().sum_all().unwrap().backward().unwrap();
+        let found = [&q, &k, &v].map(|of| f64s(found.get(of).unwrap()));
+        let sizes = Sizes { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: of };
+        let rows = |side: usize, b: usize| starts(side)[b] as usize..starts(side)[b + 1] as usize;
+        let sequences: Vec<_> =
+            (0..LENGTHS.len()).map(|b| SequenceRows { q: rows(0, b), kv: rows(1, b).collect() }).collect();
+        let tensors = [&*q, &*k, &*v].map(f64s);
+        let tensors = tensors.each_ref().map(|tensor| &tensor[..]);
+        let attention = Attention::new().causal();
+        let (exact, rounded) = {
+            use reference::{backward_sequences, backward_sequences_rounded};
+            let dout = f64s(&dout);
+            let exact = backward_sequences(tensors, &dout, None, &sequences, sizes, &attention).unwrap();
+            (exact, backward_sequences_rounded(tensors, &dout, None, &sequences, sizes, &attention).unwrap())
+        };
+        let exact = [exact.dq, exact.dk, exact.dv];
+        for (i, rounded) in [rounded.dq, rounded.dk, rounded.dv].iter().enumerate() {
+            let bound = [2.0, 3.0, 3.0][i] * reference::max_abs_difference(rounded, &exact[i]) + 1e-5;
+            let error = reference::max_abs_difference(&found[i], &exact[i]);
+            assert!(error <= bound, "gradient {i} in {dtype:?} is off by {error:e}, not {bound:e}");
+        }
+    }
+    // The second half of the rows is no sequence's.
+    let x = candle_core::Var::from_tensor(&values(&[10, 2, 32], 5)).unwrap();
+    let at = numbers(&[0, 2, 5]);
+    let out = flash_attn_varlen(&x, &x, &x, &at, &at, 3, 3, 0.2, false).unwrap();
+    let found = out.sum_all().unwrap().backward().unwrap();
+    let found = f64s(found.get(&x).unwrap());
+    let [used, unused] = [&found[..5 * 64], &found[5 * 64..]];
+    assert!(used.iter().any(|&x| x != 0.0) && unused.iter().all(|&x| x == 0.0));
+}

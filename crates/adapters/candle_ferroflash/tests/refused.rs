@@ -211,10 +211,14 @@ fn bad_input_of_packed_sequences() {
         let flat = "flash-attn-varlen expects the table of pages of rank 2 (batch, pages); it has rank 1";
         assert_eq!(message(paged(&pages, &starts, 32)), flat);
 
-        // A gradient is refused when candle asks for it.
-        let x = candle_core::Var::from_tensor(&q).unwrap();
-        let out = flash::flash_attn_varlen(&x, &x, &x, &starts, &starts, 3, 3, 0.125, true).unwrap();
-        let is_gradient = |error: &Error| matches!(error, Error::Missing { feature: Feature::PackedGradients, .. });
+        // A gradient through pages is refused when candle asks for it.
+        let (x, window) = (candle_core::Var::from_tensor(&q).unwrap(), None);
+        let table = Tensor::zeros((2, 1), candle_core::DType::U32, q.device()).unwrap();
+        let out = flash::flash_attn_varlen_paged_windowed(
+            &x, &pages, &pages, &starts, &starts, &table, None, 3, 3, 0.125, window, window, 32, None,
+        )
+        .unwrap();
+        let is_gradient = |error: &Error| matches!(error, Error::Missing { feature: Feature::PagedGradients, .. });
         assert!(refused(out.sum_all().unwrap().backward().map(|_| ()), is_gradient));
     });
 }

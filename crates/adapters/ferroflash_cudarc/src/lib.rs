@@ -4,6 +4,7 @@ mod backward;
 mod error;
 mod forward;
 mod merge;
+mod packed_gradients;
 mod sequences;
 mod view;
 
@@ -11,6 +12,7 @@ pub use backward::{BackwardInputs, Gradients, backward};
 pub use error::{Error, Result};
 pub use forward::{device, forward, plan};
 pub use merge::{Part, merge};
+pub use packed_gradients::backward_packed;
 pub use sequences::{
     CacheRows, NewRows, Numbers, PackedRows, Pages, Rotary, forward_appending, forward_cached, forward_packed,
 };

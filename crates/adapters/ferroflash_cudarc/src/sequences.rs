@@ -11,7 +11,7 @@ use std::fmt;
 
 /// Numbers on the device that say where sequences are, as many as the call has sequences, or one more: a longer slice is to be cut.
 #[derive(Clone, Copy)]
-pub struct Numbers<'a>(&'a dyn DevicePtr<i32>);
+pub struct Numbers<'a>(pub(crate) &'a dyn DevicePtr<i32>);
 
 impl<'a> Numbers<'a> {
     /// Those of a `CudaSlice`, `CudaView` or `CudaViewMut`.
@@ -231,7 +231,7 @@ struct Read<'a, T> {
 }
 
 /// The axes of a tensor: of a packed one, those of its only batch entry. That another one has more is for the library to say.
-fn axes(shape: Shape, strides: Strides, is_packed: bool) -> (Dims, Dims) {
+pub(crate) fn axes(shape: Shape, strides: Strides, is_packed: bool) -> (Dims, Dims) {
     if is_packed && shape.batch == 1 {
         let Strides { row, head, dim, .. } = strides;
         return ([shape.rows, shape.heads, shape.head_dim].into(), [row, head, dim].into());

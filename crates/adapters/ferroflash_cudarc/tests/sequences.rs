@@ -5,8 +5,8 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr};
 use fake::{count, log, with_driver};
 use ferroflash::{Attention, Layout, Operand, Shape, Splits, Strides, f16};
 use ferroflash_cudarc::{
-    CacheRows, Error, NewRows, Numbers, PackedRows, Pages, Rotary, View, ViewMut, forward_appending, forward_cached,
-    forward_packed,
+    BackwardInputs, CacheRows, Error, Gradients, NewRows, Numbers, PackedRows, Pages, Rotary, View, ViewMut,
+    backward_packed, forward_appending, forward_cached, forward_packed,
 };
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ struct Slices {
     new: [CudaSlice<f16>; 2],
     tables: [CudaSlice<f16>; 2],
     out: CudaSlice<f16>,
+    gradients: [CudaSlice<f16>; 3],
     lse: CudaSlice<f32>,
     starts: CudaSlice<i32>,
     lengths: CudaSlice<i32>,
@@ -55,6 +56,7 @@ impl Slices {
             new: [0; 2].map(|_| halves(packed)),
             tables: [0; 2].map(|_| halves(48 * DIM / 2)),
             out: halves(packed),
+            gradients: [0; 3].map(|_| halves(packed)),
             lse: stream.alloc_zeros(HEADS * ROWS).unwrap(),
             starts: numbers(BATCH + 1),
             lengths: numbers(BATCH),
@@ -77,6 +79,18 @@ impl Slices {
         let mut out = ViewMut::contiguous(&mut self.out, Self::packed(), Layout::Bshd).unwrap();
         let attention = Attention::new().causal();
         forward_packed(&attention, stream, q, k, v, starts, starts, &mut out, Some(&mut self.lse))
+    }
+
+    fn backward_packed(&mut self, stream: &CudaStream) -> Result<(), Error> {
+        let q_rows = PackedRows { longest: Some(6), ..PackedRows::new(Numbers::new(&self.starts)) };
+        let kv_rows = PackedRows { used: Some(Numbers::new(&self.lengths)), ..q_rows };
+        let [k, v] = self.new.each_ref().map(|slice| contiguous(slice, Self::packed()));
+        let [q, out] = [&self.q, &self.out].map(|slice| contiguous(slice, Self::packed()));
+        let inputs = BackwardInputs { q, k, v, out, lse: &self.lse, dout: q, dlse: Some(&self.lse) };
+        let [dq, dk, dv] =
+            self.gradients.each_mut().map(|slice| ViewMut::contiguous(slice, Self::packed(), Layout::Bshd).unwrap());
+        let gradients = Gradients { dq, dk, dv };
+        backward_packed(&Attention::new().causal(), stream, inputs, q_rows, kv_rows, gradients)
     }
 
     fn forward_cached(&mut self, stream: &CudaStream) -> Result<(), Error> {
@@ -133,6 +147,12 @@ fn guards_are_held_over_the_launches() {
             (Slices::forward_packed as Forward, 3 + 2, 2, &["decode_f16"][..]),
             (Slices::forward_cached, 3 + 3, 2, &["decode_f16"]),
             (Slices::forward_appending, 1 + 2 + 2 + 5, 2 + 2, &["append_f16", "decode_f16", "merge_f16"]),
+            (
+                Slices::backward_packed,
+                5 + 2 + 3,
+                3,
+                &["backward_packed_delta_f16", "backward_packed_keys_f16", "backward_packed_queries_f16"],
+            ),
         ] {
             // Kernels are loaded by the first.
             call(&mut slices, &stream).unwrap();
@@ -160,10 +180,11 @@ fn addresses() {
         let stream = CudaContext::new(0).unwrap().default_stream();
         let mut slices = Slices::new(&stream);
         slices.forward_appending(&stream).unwrap();
+        slices.backward_packed(&stream).unwrap();
         // What kernels of sequences are told first is where the starts of q are.
         let launches: Vec<String> = log().into_iter().filter(|line| line.starts_with("launch")).collect();
         let first = format!("param {:#x}", address(&slices.starts));
-        assert!(launches.len() == 3 && launches.iter().all(|launch| launch.ends_with(&first)), "{launches:?}: {first}");
+        assert!(launches.len() == 6 && launches.iter().all(|launch| launch.ends_with(&first)), "{launches:?}: {first}");
     });
 }
 

@@ -41,7 +41,7 @@ pub(crate) type Tensor = Memory<DType>;
 
 impl<E> Memory<E> {
     /// Elements, or the most there can be.
-    fn elements(&self) -> usize {
+    pub(crate) fn elements(&self) -> usize {
         self.shape.iter().fold(1, |elements, &extent| elements.saturating_mul(extent))
     }
 

@@ -4,6 +4,7 @@ use crate::call::{Call, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
 use crate::merge;
+use crate::packed_gradients::{self, PackedBackward};
 use crate::sequences::{self, Numbers, TENSORS};
 use ferroflash::{
     Attention, DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16,
@@ -160,6 +161,33 @@ pub(crate) fn merge(call: &merge::Call) -> ferroflash::Result<()> {
     there.launch(device, &device.default_stream())?;
     let outputs = [(Some(&call.out), Some(&there.out)), (call.lse.as_ref(), there.lse.as_ref())];
     outputs.into_iter().filter_map(|(to, from)| to.zip(from)).try_for_each(|(to, from)| write_any(device, to, from))
+}
+
+/// Computes a backward pass over packed sequences whose tensors and numbers are in the memory of this process.
+pub(crate) fn packed_backward(attention: &Attention, call: &PackedBackward) -> ferroflash::Result<()> {
+    let device = device()?;
+    // Nothing of the tensors is read before they fit together.
+    call.plan(device, attention)?;
+    // The same call on memory of the emulator, which these own.
+    let (mut tensors, mut numbers) = (Vec::new(), Vec::new());
+    let mut there = *call;
+    for tensor in there.tensors.iter_mut().flatten() {
+        // What is written is copied, too: rows of no sequence stay as they are.
+        let memory = copy_any(device, tensor)?;
+        tensor.address = memory.address();
+        tensors.push(memory);
+    }
+    for array in there.numbers.iter_mut().flatten() {
+        let memory = copy_numbers(device, array)?;
+        array.address = memory.view().address();
+        numbers.push(memory);
+    }
+    there.launch(device, &device.default_stream(), attention)?;
+    for operand in packed_gradients::TENSORS.into_iter().filter(|&operand| packed_gradients::is_written(operand)) {
+        let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
+        write_any(device, &to, &from)?;
+    }
+    Ok(())
 }
 
 /// [`copy`], of elements of any type.

@@ -7,12 +7,14 @@ mod emulated;
 mod errors;
 mod gradients;
 mod merge;
+mod packed_gradients;
 mod sequences;
 
 use arrays::Array;
 use call::{Call, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
+use packed_gradients::PackedBackward;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use sequences::{Int32, NUMBERS, Numbers, TENSORS};
@@ -321,6 +323,68 @@ fn merge_arrays(
     merge::Call { parts: tensors, out: out.tensor, lse: lse.as_ref().map(|lse| lse.tensor) }.run(py, stream)
 }
 
+/// The backward pass over packed sequences on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
+/// [`packed_gradients::TENSORS`] and [`packed_gradients::NUMBERS`].
+#[pyfunction]
+#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
+fn launch_packed_backward(
+    py: Python<'_>,
+    stream: usize,
+    tensors: [Option<TorchTensor<'_>>; 10],
+    arrays: [Option<TorchNumbers<'_>>; 4],
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    // Packed sequences have no gradients but deterministic ones.
+    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
+    for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
+        *read = tensor.as_ref().map(torch_tensor).transpose()?;
+    }
+    for (read, array) in call.numbers.iter_mut().zip(&arrays) {
+        *read = array.as_ref().map(torch_numbers).transpose()?;
+    }
+    call.run(py, stream, &options)
+}
+
+/// [`launch_packed_backward`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not
+/// say theirs.
+#[pyfunction]
+#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, /))]
+#[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
+fn backward_packed(
+    py: Python<'_>,
+    tensors: [Option<Bound<'_, PyAny>>; 10],
+    arrays: [Option<Bound<'_, PyAny>>; 4],
+    stream: usize,
+    device: Option<usize>,
+    scale: Option<f64>,
+    causal: bool,
+    left: i64,
+    right: i64,
+    softcap: f64,
+) -> PyResult<()> {
+    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
+    for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
+        let is_written = packed_gradients::is_written(operand);
+        let import = |object| Array::<DType>::import(&operand.to_string(), object, stream, device, is_written);
+        *held = object.as_ref().map(import).transpose()?;
+    }
+    for ((held, object), operand) in held_numbers.iter_mut().zip(&arrays).zip(packed_gradients::NUMBERS) {
+        let import = |object| Array::<Int32>::import(&operand.to_string(), object, stream, device, false);
+        *held = object.as_ref().map(import).transpose()?;
+    }
+    let tensors = held.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
+    let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
+    // The arrays are held until the launch has returned.
+    PackedBackward { tensors, numbers }.run(py, stream, &options)
+}
+
 /// The devices that there are, and why there is no GPU where there is none.
 #[pyfunction]
 fn devices(py: Python<'_>) -> Vec<(String, String)> {
@@ -339,5 +403,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(backward, module)?)?;
     module.add_function(wrap_pyfunction!(launch_merge, module)?)?;
     module.add_function(wrap_pyfunction!(merge_arrays, module)?)?;
+    module.add_function(wrap_pyfunction!(launch_packed_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(backward_packed, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

@@ -151,12 +151,7 @@ impl Call {
         let Memory { shape, strides, .. } = numbers;
         let input = |message: String| Err(errors::of_input(py, message));
         if operand != Operand::Pages {
-            if shape.len() != 1 || !numbers.is_contiguous() {
-                return input(format!(
-                    "{operand} of shape {shape:?} and strides {strides:?}: one contiguous axis is accepted"
-                ));
-            }
-            return Ok(());
+            return check_one_axis(py, operand, numbers);
         }
         let [batch, width] = shape[..] else {
             return input(format!("{operand} has {} axes; 2 (batch, page) are accepted", shape.len()));
@@ -281,6 +276,16 @@ impl Call {
         }
         Ok(Described::Cached { cache, q_rows, new: Some(new) })
     }
+}
+
+/// Checks numbers that are no table of pages.
+pub(crate) fn check_one_axis(py: Python<'_>, operand: Operand, numbers: &Numbers) -> PyResult<()> {
+    let Memory { shape, strides, .. } = numbers;
+    if shape.len() == 1 && numbers.is_contiguous() {
+        return Ok(());
+    }
+    let message = format!("{operand} of shape {shape:?} and strides {strides:?}: one contiguous axis is accepted");
+    Err(errors::of_input(py, message))
 }
 
 /// Numbers from one sequence of a table of pages to the next one; that of a single sequence says nothing.

@@ -98,6 +98,22 @@ def check_gradients(test, found, inputs, dout, dlse, precision, *, causal=False,
         test.assertLessEqual(error, bound, f"{name} is off by {error}")
 
 
+def check_gradients_of_sequences(test, found, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+    """:func:`check_gradients` of several sequences as one result: `inputs` has `(q, k, v, dout, dlse)` of each, `found` its three gradients."""
+    errors, bounds = np.zeros(3), np.zeros(3)
+    for ours, (*tensors, dlse) in zip(found, inputs, strict=True):
+        q, k, v, dout = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
+        factor = q.shape[3] ** -0.5 if scale is None else scale
+        mask = visible(q.shape[1], k.shape[1], causal, left, right)
+        given = (q, k, v, dout, None if dlse is None else dlse[None], mask, factor, softcap)
+        for which, (x, truth, theirs) in enumerate(zip(ours, gradients(*given), gradients(*given, precision))):
+            test.assertEqual(np.shape(x), truth.shape[1:])
+            errors[which] = max(errors[which], _largest(np.asarray(x, dtype=np.float64) - truth[0]))
+            bounds[which] = max(bounds[which], _largest(theirs - truth))
+    for name, factor, error, bound in zip(("dq", "dk", "dv"), (2, 3, 3), errors, bounds):
+        test.assertLessEqual(error, factor * bound + 1e-5, f"{name} is off by {error}")
+
+
 def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
     """Fails the test where a result is outside the bound. `inputs` are q, k and v with the values that the tensors hold."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in inputs)

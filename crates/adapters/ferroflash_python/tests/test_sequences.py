@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 import ferroflash
-from reference import check_sequences, turned
+from reference import check_gradients_of_sequences, check_sequences, turned
 
 DTYPES = {"f16": np.float16, "f32": np.float32}
 HEADS, KV_HEADS, DIM = 4, 2, 64
@@ -276,6 +276,66 @@ class Appending(unittest.TestCase):
         keys = [np.concatenate((cache.keys[b], new[:, rows[b]]), axis=1) for b in range(8)]
         inputs = [(q[rows[b]], *keys[b]) for b in range(8)]
         check_sequences(self, [out[i] for i in rows], [lse[:, i] for i in rows], inputs, "f16", causal=True)
+
+
+class Gradients(unittest.TestCase):
+    """Of packed sequences, some without rows on a side, with rows that nobody may read before and behind those in use."""
+
+    Q, KV = [40, 0, 17, 30], [45, 5, 0, 33]
+
+    def laid(self, lengths, heads, seed, dtype):
+        """A tensor, NaN but for the sequences, and these."""
+        each = [values((length, heads, DIM), seed + i, dtype) for i, length in enumerate(lengths)]
+        at = starts([length + 2 for length in lengths])
+        tensor = nan((at[-1], heads, DIM), dtype)
+        for first, rows in zip(at, each):
+            tensor[first : first + len(rows)] = rows
+        return tensor, each, at
+
+    def check(self, name, with_dlse=False, given=False, **options):
+        dtype = DTYPES[name]
+        (q, of_q, q_at), (dout, of_dout, _) = self.laid(self.Q, HEADS, 1, dtype), self.laid(self.Q, HEADS, 31, dtype)
+        (k, of_k, kv_at), (v, of_v, _) = self.laid(self.KV, KV_HEADS, 11, dtype), self.laid(self.KV, KV_HEADS, 21, dtype)
+        numbers = {"q_used": int32(self.Q), "kv_used": int32(self.KV)}
+        out, lse = ferroflash.forward_packed(q, k, v, q_at, kv_at, return_lse=True, out=nan(q.shape, dtype), **numbers, **options)
+        dlse = values(lse.shape, 41, np.float32) if with_dlse else None
+        into = {f"d{of}": nan(x.shape, dtype) for of, x in (("q", q), ("k", k), ("v", v))} if given else {}
+        found = ferroflash.backward_packed(q, k, v, out, lse, dout, q_at, kv_at, dlse=dlse, **numbers, **into, **options)
+        rows = lambda tensor, at, lengths: [tensor[first : first + length] for first, length in zip(at, lengths)]
+        of_lse = [dlse[:, first : first + length] if with_dlse else None for first, length in zip(q_at, self.Q)]
+        each = list(zip(rows(found[0], q_at, self.Q), rows(found[1], kv_at, self.KV), rows(found[2], kv_at, self.KV)))
+        left, right = options.get("window", (None, None))
+        told = {"causal": options.get("causal", False), "left": left, "right": right, "softcap": options.get("softcap", 0.0)}
+        check_gradients_of_sequences(self, each, list(zip(of_q, of_k, of_v, of_dout, of_lse)), name, **told)
+        for tensor, at, lengths in ((found[0], q_at, self.Q), (found[1], kv_at, self.KV), (found[2], kv_at, self.KV)):
+            for first, length in zip(at, lengths):
+                unused = tensor[first + length : first + length + 2]
+                self.assertTrue(np.isnan(unused).all() if given else (unused == 0).all())
+
+    def test_types_and_masks(self):
+        for name in DTYPES:
+            self.check(name, causal=True)
+        self.check("f16", with_dlse=True, window=(9, 2), softcap=2.0)
+
+    def test_given_memory(self):
+        self.check("f32", given=True, with_dlse=True)
+
+    def test_refusals(self):
+        q, at = values((12, HEADS, DIM), 1), starts([5, 7])
+        lse = np.zeros((HEADS, 12), np.float32)
+        run = lambda *arrays, **named: lambda: ferroflash.backward_packed(*arrays, **named)
+        error, mistyped = ferroflash.InputError, ferroflash.InputTypeError
+        for exception, message, call in (
+            (error, "lse has 3 axes; 2 .head, row. are accepted", run(q, q, q, q, lse[None], q, at, at)),
+            (error, "lse has 11 rows", run(q, q, q, q, np.zeros((HEADS, 11), np.float32), q, at, at)),
+            (mistyped, "lse holds f16; f32 is accepted", run(q, q, q, q, lse.astype(np.float16), q, at, at)),
+            (error, "the starts of k and v holds 2 numbers; 3 are needed", run(q, q, q, q, lse, q, at, at[:2])),
+            (error, "the starts of q is needed", run(q, q, q, q, lse, q, None, at)),
+            (error, "dout has 11 rows", run(q, q, q, q, lse, q[:11], at, at)),
+            (error, "dq overlaps q", run(q, q, q, q, lse, q, at, at, dq=q)),
+        ):
+            with self.subTest(message), self.assertRaisesRegex(exception, message):
+                call()
 
 
 class Refusals(unittest.TestCase):

@@ -146,6 +146,88 @@ class Packed(unittest.TestCase):
 
 
 @unittest.skipIf(torch is None, "torch is not installed")
+class PackedGradients(unittest.TestCase):
+    """By autograd, against what `ferroflash.backward_packed` gives, which is compared with the reference where there is no PyTorch."""
+
+    Q, KV = [40, 0, 17, 30], [45, 5, 0, 33]
+
+    def expected(self, q, k, v, at, dout, dlse=None, **options):
+        with torch.no_grad():
+            out, lse = ferroflash.forward_packed(q, k, v, *at, return_lse=True, **options)
+            return ferroflash.backward_packed(q, k, v, out, lse, dout, *at, dlse=dlse, **options)
+
+    def equal(self, found, expected):
+        for a, b in zip(found, expected, strict=True):
+            self.assertTrue(torch.equal(a, b))
+
+    def inputs(self, dim=64):
+        of = lambda lengths, heads, seed: randn(sum(lengths), heads, dim, seed=seed).requires_grad_()
+        at = (starts(self.Q), starts(self.KV))
+        return of(self.Q, HEADS, 1), of(self.KV, KV_HEADS, 2), of(self.KV, KV_HEADS, 3), at, randn(sum(self.Q), HEADS, dim, seed=4)
+
+    def test_functions(self):
+        from ferroflash import flash_attn_3
+
+        q, k, v, at, dout = self.inputs()
+        expected = self.expected(q, k, v, at, dout, causal=True)
+        for function in (ferroflash.flash_attn_varlen_func, flash_attn_3.flash_attn_varlen_func):
+            out = function(q, k, v, *at, 40, 45, causal=True)
+            self.equal(torch.autograd.grad(out, (q, k, v), dout), expected)
+        self.equal(torch.autograd.grad(ferroflash.forward_packed(q, k, v, *at, causal=True), (q, k, v), dout), expected)
+        kv = torch.stack((k, v), 1).detach().requires_grad_()
+        out = ferroflash.flash_attn_varlen_kvpacked_func(q, kv, *at, 40, 45, causal=True)
+        dq, dkv = torch.autograd.grad(out, (q, kv), dout)
+        self.equal((dq, *dkv.unbind(1)), expected)
+        qkv = torch.stack((q, q, q), 1).detach().requires_grad_()
+        out = ferroflash.flash_attn_varlen_qkvpacked_func(qkv, at[0], 40, causal=True)
+        found = torch.autograd.grad(out, qkv, dout)[0].unbind(1)
+        self.equal(found, self.expected(q, q, q, (at[0], at[0]), dout, causal=True))
+
+    def test_the_log_sum_exp_and_options(self):
+        q, k, v, at, dout = self.inputs()
+        dlse = randn(HEADS, sum(self.Q), seed=5, dtype=torch.float32)
+        out, lse, _ = ferroflash.flash_attn_varlen_func(
+            q, k, v, *at, 40, 45, window_size=(9, 2), softcap=2.0, softmax_scale=0.3, return_attn_probs=True
+        )
+        found = torch.autograd.grad((out, lse), (q, k, v), (dout, dlse))
+        self.equal(found, self.expected(q, k, v, at, dout, dlse, window=(9, 2), softcap=2.0, softmax_scale=0.3))
+
+    def test_rows_in_use(self):
+        from ferroflash import flash_attn_3
+
+        q, k, v, at, dout = self.inputs()
+        used = (int32([11, 0, 17, 3]), int32([45, 2, 0, 30]))
+        out = flash_attn_3.flash_attn_varlen_func(q, k, v, *at, 40, 45, *used)
+        found = torch.autograd.grad(out, (q, k, v), dout)
+        self.equal(found, self.expected(q, k, v, at, dout, q_used=used[0], kv_used=used[1]))
+        self.assertTrue((found[0][11:40] == 0).all() and (found[1][47:50] == 0).all())
+
+    def test_head_dims_that_are_padded(self):
+        q, k, v, at, dout = self.inputs(dim=60)
+        out = ferroflash.flash_attn_varlen_func(q, k, v, *at, 40, 45)
+        pad = lambda x: torch.nn.functional.pad(x, (0, 4)).detach()
+        expected = self.expected(pad(q), pad(k), pad(v), at, pad(dout), softmax_scale=60**-0.5)
+        self.equal(torch.autograd.grad(out, (q, k, v), dout), [x[..., :60] for x in expected])
+
+    def test_as_operations(self):
+        q, k, v, at, dout = self.inputs()
+        expected = self.expected(q, k, v, at, dout)
+        function = torch.compile(lambda q, k, v: ferroflash.flash_attn_varlen_func(q, k, v, *at, 40, 45), fullgraph=True, backend="aot_eager")
+        self.equal(torch.autograd.grad(function(q, k, v), (q, k, v), dout), expected)
+        out, _ = torch.ops.ferroflash.forward_packed(q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, False)
+        self.equal(torch.autograd.grad(out, (q, k, v), dout), expected)
+        arguments = (q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, True)
+        torch.library.opcheck(torch.ops.ferroflash.forward_packed.default, arguments)
+
+    def test_gradients_of_gradients(self):
+        q, k, v, at, dout = self.inputs()
+        out = ferroflash.flash_attn_varlen_func(q, k, v, *at, 40, 45)
+        (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+        with self.assertRaisesRegex(ferroflash.MissingFeatureError, "a gradient of gradients"):
+            dq.sum().backward()
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
 class Cached(unittest.TestCase):
     def check(self, out, lse, q, keys, **options):
         inputs = [(array(of_q), *map(array, kv)) for of_q, kv in zip(q, keys)]
@@ -279,14 +361,11 @@ class Refusals(unittest.TestCase):
             self.refused(missing, "fp8", call(q, k_descale=slopes))
             self.refused(missing, "(attention_chunk)", call(q, attention_chunk=4))
             self.refused(missing, "a head dim of v", call(wide))
-        for which in (q, kv, qkv):
-            which.requires_grad_()
-        at_7 = (at, 7)
-        named = "gradients of packed sequences"
-        self.refused(missing, f"flash_attn_varlen_func: {named}", lambda: f.flash_attn_varlen_func(q, q, q, at, at, 7, 7))
-        self.refused(missing, named, lambda: f.flash_attn_varlen_kvpacked_func(q.detach(), kv, at, at, 7, 7))
-        self.refused(missing, named, lambda: f.flash_attn_varlen_qkvpacked_func(qkv, *at_7))
-        self.refused(missing, "gradients of a key-value cache", lambda: f.flash_attn_with_kvcache(q[None], q[None], q[None], cache_seqlens=3))
+        q.requires_grad_()
+        named = "gradients of a key-value cache"
+        self.refused(missing, named, lambda: f.flash_attn_with_kvcache(q[None], q[None], q[None], cache_seqlens=3))
+        pages, table = q[None], torch.zeros((2, 1), dtype=torch.int32, device=DEVICE)
+        self.refused(missing, named, lambda: f.flash_attn_varlen_func(q, pages, pages, at, at, 7, 7, block_table=table))
         with torch.no_grad():
             f.flash_attn_varlen_func(q, q, q, at, at, 7, 7)
         # A whole cache is uniform sequences, whose gradients there are.
@@ -399,8 +478,8 @@ class AsOperations(unittest.TestCase):
             ferroflash.forward_packed(q, array(q), q, at, at)
         with self.assertRaisesRegex(ferroflash.InputTypeError, "q_starts holds torch.int64"):
             ferroflash.forward_packed(q, q, q, at.long(), at)
-        with self.assertRaisesRegex(ferroflash.MissingFeatureError, "ferroflash.forward_packed: gradients of packed sequences"):
-            ferroflash.forward_packed(q.requires_grad_(), q, q, at, at)
+        with self.assertRaisesRegex(ferroflash.MissingFeatureError, "ferroflash.forward_packed: a gradient through `out`"):
+            ferroflash.forward_packed(q.requires_grad_(), q, q, at, at, out=out)
 
 
 if __name__ == "__main__":

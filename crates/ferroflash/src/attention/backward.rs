@@ -3,7 +3,7 @@
 use super::check::{self, check_apart, check_itself, check_like, check_rows_of, footprint, row_footprint};
 use super::forward::RawTensor;
 use super::options::Attention;
-use super::problem::{Problem, Sizes};
+use super::problem::{Problem, Sequences, Sizes};
 use super::request::Placed;
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
@@ -16,6 +16,7 @@ use tensors::Tensors;
 
 mod fused;
 mod naive;
+mod packed;
 pub(super) mod plan;
 mod tensors;
 
@@ -49,7 +50,8 @@ impl<'a> From<TensorView<'a>> for OutputGradients<'a> {
     }
 }
 
-/// What [`Attention::backward`] returns: gradients with respect to the inputs, of their shapes, element type and orders of axes in memory.
+/// What [`Attention::backward`] and [`Attention::backward_packed`] return: gradients with respect to the inputs, of their shapes and element
+/// type; of uniform sequences also of their orders of axes in memory.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Gradients {
@@ -63,7 +65,7 @@ pub struct Gradients {
     pub plan: BackwardPlan,
 }
 
-/// Memory for gradients, for [`Attention::backward_into`].
+/// Memory for gradients, for [`Attention::backward_into`] and [`Attention::backward_packed_into`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct GradientsViewMut<'a> {
@@ -83,7 +85,8 @@ impl<'a> GradientsViewMut<'a> {
 }
 
 impl Attention {
-    /// What a call of [`Attention::backward`] on `device` with contiguous tensors would launch and allocate, and why.
+    /// What a call of [`Attention::backward`], or of [`Attention::backward_packed`], on `device` with contiguous tensors would launch and
+    /// allocate, and why.
     ///
     /// ```
     /// # #[cfg(feature = "emulator")] {
@@ -109,7 +112,11 @@ impl Attention {
     /// [`Error::SharedMemory`](crate::Error::SharedMemory), [`Error::GridTooLarge`](crate::Error::GridTooLarge),
     /// [`Error::WorkspaceTooLarge`](crate::Error::WorkspaceTooLarge).
     pub fn backward_plan(&self, device: &Device, problem: impl Into<Problem>) -> Result<BackwardPlan> {
-        let sizes = problem.into().sizes()?;
+        let problem = problem.into();
+        if matches!(problem.sequences, Sequences::Packed { .. }) {
+            return packed::plan_contiguous(self, device.info(), &problem);
+        }
+        let sizes = problem.sizes()?;
         sizes.validate()?;
         plan::plan(self, device.info(), &sizes, &Tensors::contiguous(&sizes), false)
     }

@@ -7,7 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
-use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams};
+use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
 use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{
     AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
@@ -298,6 +298,7 @@ plain! {
         parts, out, lse, count, all_rows, rows, heads, row_threads, block_rows, aligned, out_aligned, features
     }
     NaiveBackwardParams { probs, factors, score_stride, with_dout, backward }
+    PackedBackwardParams { table, tiles, tokens, backward }
 }
 // SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
 unsafe impl Plain for Divisor {}

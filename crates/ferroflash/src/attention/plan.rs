@@ -92,7 +92,6 @@ impl std::fmt::Display for Plan {
 /// Plans a problem for contiguous tensors.
 pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
     if !matches!(problem.sequences, Sequences::Uniform { .. }) {
-        problem.check_one_dim_and_type()?;
         return sequences::plan_contiguous(attention, device, problem);
     }
     let sizes = problem.sizes()?;

@@ -76,6 +76,18 @@ pub enum SequencesError {
         /// Columns of q and k.
         head_dim: usize,
     },
+    /// More sequences than the statistics of their rows can be counted for.
+    #[error(
+        "{found} packed sequences with {rows} rows of q are not accepted; of so many rows, gradients are computed for up to {limit}"
+    )]
+    TooMany {
+        /// Sequences.
+        found: usize,
+        /// Rows of q, over all of them.
+        rows: usize,
+        /// Most sequences.
+        limit: usize,
+    },
     /// A split of the keys that is no multiple of what kernels visit at a time, or more splits than are merged.
     #[error(
         "{found} are not accepted: splits of a multiple of 64 keys, or 1 to {most} splits, are; the keys would need {needed}{}",

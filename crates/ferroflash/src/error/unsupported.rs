@@ -124,12 +124,12 @@ pub enum Unsupported {
         /// Its rows.
         accepted: u32,
     },
-    /// More rows than coordinates of the copy engine count.
+    /// More rows than coordinates of the copy engine count, or, of all heads and splits together, the kernel.
     #[error("{tensor} spans {found} rows; fewer than {limit} are accepted")]
     TooManyRows {
         /// The tensor.
         tensor: Operand,
-        /// Rows from its first to its last.
+        /// Rows from its first to its last, or of all heads and splits.
         found: u64,
         /// So many, or more, are too many.
         limit: u64,

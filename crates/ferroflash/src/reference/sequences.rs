@@ -1,6 +1,6 @@
 //! Sequences of different lengths: each is a problem of its own.
 
-use super::{ReferenceOutput, forward, forward_rounded};
+use super::{ReferenceGradients, ReferenceOutput, backward, backward_rounded, forward, forward_rounded};
 use crate::attention::{Attention, Sizes};
 use crate::error::Result;
 use std::ops::Range;
@@ -43,6 +43,82 @@ pub fn forward_sequences_rounded(
     each(tensors, sequences, sizes, |[q, k, v], sizes| forward_rounded(q, k, v, sizes, attention))
 }
 
+/// Gradients of each sequence in `f64`, as [`backward`] of it alone: `dout` and `dq` are as q `[row, q_head, dim]`, `dk` and `dv` as k and v
+/// `[row, kv_head, dim]`, `dlse` is `[q_head, row]`. Rows of no sequence are NaN.
+///
+/// `sizes` has the heads, the head dim and the element type; its batch and rows play no part.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_sequences(
+    tensors: [&[f64]; 3],
+    dout: &[f64],
+    dlse: Option<&[f64]>,
+    sequences: &[SequenceRows],
+    sizes: Sizes,
+    attention: &Attention,
+) -> Result<ReferenceGradients> {
+    each_backward(tensors, dout, dlse, sequences, sizes, |tensors, dout, dlse, sizes| {
+        backward(tensors, dout, dlse, sizes, attention)
+    })
+}
+
+/// [`backward_sequences`] as a straightforward program in the element type computes it, see [`backward_rounded`].
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_sequences_rounded(
+    tensors: [&[f64]; 3],
+    dout: &[f64],
+    dlse: Option<&[f64]>,
+    sequences: &[SequenceRows],
+    sizes: Sizes,
+    attention: &Attention,
+) -> Result<ReferenceGradients> {
+    each_backward(tensors, dout, dlse, sequences, sizes, |tensors, dout, dlse, sizes| {
+        backward_rounded(tensors, dout, dlse, sizes, attention)
+    })
+}
+
+/// The rows of a flat tensor in this order.
+fn gather(tensor: &[f64], rows: &[usize], width: usize) -> Vec<f64> {
+    rows.iter().flat_map(|&row| tensor[row * width..][..width].iter().copied()).collect()
+}
+
+fn each_backward(
+    [q, k, v]: [&[f64]; 3],
+    dout: &[f64],
+    dlse: Option<&[f64]>,
+    sequences: &[SequenceRows],
+    sizes: Sizes,
+    compute: impl Fn([&[f64]; 3], &[f64], Option<&[f64]>, Sizes) -> Result<ReferenceGradients>,
+) -> Result<ReferenceGradients> {
+    let (q_row, kv_row) = (sizes.q_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
+    let tokens = q.len() / q_row;
+    let nan = |like: &[f64]| vec![f64::NAN; like.len()];
+    let mut all = ReferenceGradients { dq: nan(q), dk: nan(k), dv: nan(v) };
+    for SequenceRows { q: rows, kv } in sequences {
+        let of_rows = rows.start * q_row..rows.end * q_row;
+        let own = if rows.is_empty() {
+            // Of no rows there is no problem to pose, and nothing in the sums.
+            let nothing = vec![0.0; kv.len() * kv_row];
+            ReferenceGradients { dq: Vec::new(), dk: nothing.clone(), dv: nothing }
+        } else {
+            let (k, v) = (gather(k, kv, kv_row), gather(v, kv, kv_row));
+            let dlse: Option<Vec<f64>> =
+                dlse.map(|dlse| dlse.chunks_exact(tokens).flat_map(|head| head[rows.clone()].to_vec()).collect());
+            let own = Sizes { batch: 1, q_rows: rows.len(), kv_rows: kv.len(), ..sizes };
+            compute([&q[of_rows.clone()], &k, &v], &dout[of_rows.clone()], dlse.as_deref(), own)?
+        };
+        all.dq[of_rows].copy_from_slice(&own.dq);
+        for (&row, (dk, dv)) in kv.iter().zip(own.dk.chunks_exact(kv_row).zip(own.dv.chunks_exact(kv_row))) {
+            all.dk[row * kv_row..][..kv_row].copy_from_slice(dk);
+            all.dv[row * kv_row..][..kv_row].copy_from_slice(dv);
+        }
+    }
+    Ok(all)
+}
+
 fn each(
     [q, k, v]: [&[f64]; 3],
     sequences: &[SequenceRows],
@@ -54,10 +130,7 @@ fn each(
     let mut out = vec![f64::NAN; q.len()];
     let mut lse = vec![f64::NAN; tokens * sizes.q_heads];
     for SequenceRows { q: rows, kv } in sequences.iter().filter(|sequence| !sequence.q.is_empty()) {
-        let gather = |tensor: &[f64]| -> Vec<f64> {
-            kv.iter().flat_map(|&row| tensor[row * kv_row..][..kv_row].iter().copied()).collect()
-        };
-        let (k, v) = (gather(k), gather(v));
+        let (k, v) = (gather(k, kv, kv_row), gather(v, kv, kv_row));
         let own = Sizes { batch: 1, q_rows: rows.len(), kv_rows: kv.len(), ..sizes };
         let result = compute([&q[rows.start * q_row..rows.end * q_row], &k, &v], own)?;
         out[rows.start * q_row..rows.end * q_row].copy_from_slice(&result.out);

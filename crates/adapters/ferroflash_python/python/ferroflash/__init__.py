@@ -1,10 +1,10 @@
 """Exact attention by ferroflash, whose GPU kernels are written in Rust.
 
-``forward``, ``forward_packed``, ``forward_cached``, ``merge`` and ``backward`` take any arrays that speak DLPack or ``__cuda_array_interface__``. The
-functions of ``flash_attn`` take tensors of PyTorch, which is imported when the first of them is asked for.
+``forward``, ``forward_packed``, ``forward_cached``, ``merge``, ``backward`` and ``backward_packed`` take any arrays that speak DLPack or
+``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch, which is imported when the first of them is asked for.
 """
 
-from ._backward import backward
+from ._backward import backward, backward_packed
 from ._errors import (
     DeviceError,
     EmulatorWarning,
@@ -37,6 +37,7 @@ __all__ = [
     "InputTypeError",
     "MissingFeatureError",
     "backward",
+    "backward_packed",
     "devices",
     "forward",
     "forward_cached",

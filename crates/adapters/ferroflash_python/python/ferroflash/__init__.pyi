@@ -217,6 +217,30 @@ def backward(
     device: int | None = None,
 ) -> tuple[Array, Any, Any]: ...
 
+def backward_packed(
+    q: Array,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    dout: Any,
+    q_starts: Any,
+    kv_starts: Any,
+    *,
+    q_used: Any = None,
+    kv_used: Any = None,
+    dlse: Any = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float = 0.0,
+    dq: Array | None = None,
+    dk: Any = None,
+    dv: Any = None,
+    stream: int | None = None,
+    device: int | None = None,
+) -> tuple[Array, Any, Any]: ...
+
 # With `return_attn_probs`: (out, softmax_lse, S_dmask).
 _Result = Tensor | tuple[Tensor, Tensor, Tensor]
 

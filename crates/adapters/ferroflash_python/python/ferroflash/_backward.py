@@ -62,3 +62,64 @@ def backward(
     arrays = (q, k, v, out, lse, dout, dlse, dq, dk, dv)
     _native.backward(*arrays, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, bool(deterministic))
     return dq, dk, dv
+
+
+def backward_packed(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    dout,
+    q_starts,
+    kv_starts,
+    *,
+    q_used=None,
+    kv_used=None,
+    dlse=None,
+    softmax_scale=None,
+    causal=False,
+    window=(None, None),
+    softcap=0.0,
+    dq=None,
+    dk=None,
+    dv=None,
+    stream=None,
+    device=None,
+):
+    """:func:`ferroflash.backward` of each of several sequences, packed one behind the other: the gradients of what
+    :func:`ferroflash.forward_packed` made of them. The same arrays give the same bits.
+
+    Args:
+        q, k, v, q_starts, kv_starts, q_used, kv_used, softmax_scale, causal, window, softcap: as in the call of ``forward_packed``.
+        out, lse: what it returned for them, with ``return_lse``.
+        dout: gradient with respect to ``out``, of its shape and type.
+        dlse: gradient with respect to ``lse``, contiguous float32 ``(q_heads, rows)``; ``None`` is 0.
+        dq, dk, dv: arrays of the shapes and the type of q, k and v that the gradients are written to; rows that no sequence has in use are not.
+            ``None`` makes a new one, for arrays of PyTorch, NumPy and CuPy, in which they are 0.
+        stream, device: as in ``forward``.
+
+    Returns:
+        ``(dq, dk, dv)``. On a GPU the call returns before the work is done.
+
+    Raises:
+        InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched.
+    """
+    options = (softmax_scale, bool(causal), *_bounds(window), softcap)
+    numbers = (q_starts, kv_starts, q_used, kv_used)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(q, torch.Tensor):
+        from . import _torch_sequences
+
+        return _torch_sequences.backward((q, k, v, out, lse, dout, dlse), numbers, (dq, dk, dv), options, stream)
+    dq, dk, dv = (
+        _zeros_like(of, name) if given is None else given for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
+    )
+    _native.backward_packed((q, k, v, out, lse, dout, dlse, dq, dk, dv), numbers, stream or 0, device, *options)
+    return dq, dk, dv
+
+
+def _zeros_like(of, name):
+    new = _new_like(of, getattr(of, "shape", None), None, name, f"`d{name}`")
+    new.fill(0)
+    return new

@@ -48,7 +48,7 @@ def forward_packed(
         lse: contiguous float32 ``(q_heads, rows)``, likewise.
 
     Returns:
-        ``out``, or ``(out, lse)`` with ``return_lse``. There are no gradients yet.
+        ``out``, or ``(out, lse)`` with ``return_lse``. Gradients are those of :func:`ferroflash.backward_packed`, by autograd for tensors of PyTorch.
 
     Raises:
         InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched.

@@ -1,5 +1,6 @@
 """Attention over packed sequences and caches on tensors of PyTorch: straight to the library where nothing of PyTorch has to know of it, and as the
-operations ``ferroflash::forward_packed``, ``forward_cached`` and ``forward_appending`` where it has to."""
+operations ``ferroflash::forward_packed``, ``forward_cached`` and ``forward_appending`` where it has to. Gradients of packed sequences are the
+operation ``ferroflash::backward_packed``."""
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from ._errors import InputError, InputTypeError, missing
 from ._torch import _DTYPES, _empty_like, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _transforms
 
 _launch = _native.launch_sequences
+_launch_backward = _native.launch_packed_backward
 
 # The order in which the extension module takes tensors and numbers.
 _TENSORS = ("q", "k", "v", "out", "lse", "the new k", "the new v", "rotary_cos", "rotary_sin")
@@ -42,7 +44,8 @@ def attend(function, tensors, numbers, hints, interleaved, splits, options, retu
     if q.dim() != axes:
         names = "where rows are packed (row, head, dim)" if is_packed else "(batch, row, head, dim)"
         raise InputError(f"q has {q.dim()} axes; {axes} are accepted {names}")
-    refuse_gradients(function, is_cached, tensors)
+    if is_cached:
+        refuse_gradients(function, tensors)
     q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if not is_cached:
         k_cache, v_cache = (x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous() for x in (k_cache, v_cache))
@@ -63,10 +66,14 @@ def attend(function, tensors, numbers, hints, interleaved, splits, options, retu
     return out, (lse if return_lse else None)
 
 
-def refuse_gradients(function, is_cached, tensors):
-    """The original has gradients of packed sequences, and leaves those of caches out without a word."""
-    if _is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise missing(function, "gradients of a key-value cache" if is_cached else "gradients of packed sequences")
+def refuse_gradients(function, tensors):
+    """The original leaves gradients of caches out without a word."""
+    if _wants_gradients(tensors):
+        raise missing(function, "gradients of a key-value cache")
+
+
+def _wants_gradients(tensors):
+    return _is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _contiguous(name, numbers):
@@ -88,14 +95,19 @@ def _check_numbers(name, numbers):
 
 def _by_operation(tensors, numbers, hints, interleaved, splits, options, return_lse):
     q, k_cache, v_cache, k, v, cos, sin = tensors
+    # Only packed sequences come here with any. The backward pass reads the log-sum-exp, whether the caller does or not.
+    with_gradient = _wants_gradients(tensors)
     if not _is_compiling() and not _modes() and not _transforms():
         if all(x is None or type(x) is Tensor for x in (*tensors, *numbers)):
+            if with_gradient:
+                return _PackedWithGradient.apply(q, k_cache, v_cache, numbers, hints, splits, options)
             told = (q, k_cache, v_cache, None, None, k, v, cos, sin)
             return _run(told, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
     q_starts, q_used, kv_starts, used, first, entries, new_starts, positions, pages = numbers
     if kv_starts is not None:
         of_rows = (q_starts, kv_starts, q_used, used)
-        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, return_lse)
+        with_lse = return_lse or with_gradient
+        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, with_lse)
     of_cache = (q_starts, q_used, used, first, entries, pages, hints[0], splits)
     if k is None:
         return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse)
@@ -149,15 +161,57 @@ def forward(function, tensors, numbers, hints, interleaved, splits, options, ret
             _check_numbers(name, array)
     q, k, v, out, lse, *of_new = tensors
     is_packed, is_cached = numbers[0] is not None, numbers[2] is None
-    refuse_gradients(f"ferroflash.{function}", is_cached, tensors)
+    if is_cached:
+        refuse_gradients(f"ferroflash.{function}", tensors)
     if q.dim() != (3 if is_packed else 4):
         names = "3 are accepted where rows are packed (row, head, dim)" if is_packed else "4 are accepted (batch, row, head, dim)"
         raise InputError(f"q has {q.dim()} axes; {names}")
     if out is None and lse is None and stream is None:
         out, lse = _by_operation((q, k, v, *of_new), numbers, hints, interleaved, splits, options, return_lse)
         return (out, lse) if return_lse else out
+    if _wants_gradients(tensors):
+        raise missing(f"ferroflash.{function}", "a gradient through `out`, `lse` or `stream`")
     out, lse = _run((q, k, v, out, lse, *of_new), numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, stream)
     return (out, lse) if return_lse else out
+
+
+_READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
+_WRITTEN = ("dq", "dk", "dv")
+_STARTS = ("q_starts", "kv_starts", "q_used", "kv_used")
+
+
+def backward(read, numbers, written, options, stream):
+    """``ferroflash.backward_packed`` for tensors of PyTorch: in place, no padding, no copies."""
+    tensors = read + written
+    for name, tensor in zip(_READ + _WRITTEN, tensors):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name not in ("dlse", *_WRITTEN)):
+            raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
+    for name, array in zip(_STARTS, numbers):
+        if array is not None:
+            _check_numbers(name, array)
+    if _wants_gradients(tensors):
+        raise missing("ferroflash.backward_packed", "a gradient of gradients")
+    return _run_backward(read, numbers, written, options, stream)
+
+
+def _run_backward(read, numbers, written, options, stream):
+    """Launches, with new tensors for the gradients that are not given: those of rows that are not in use are 0."""
+    q, k, v = read[:3]
+    if stream is None:
+        stream = _stream(q.get_device()) if q.is_cuda else 0
+    written = tuple(torch.zeros_like(of) if given is None else given for of, given in zip((q, k, v), written))
+    tensors, names = (*read, *written), _READ + _WRITTEN
+    try:
+        told = [
+            None if x is None else (_at(name, x), _DTYPES[x.dtype], x.data_ptr(), x.shape, x.stride())
+            for name, x in zip(names, tensors)
+        ]
+    except KeyError:
+        present = [(name, x) for name, x in zip(names, tensors) if x is not None]
+        raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
+    arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(_STARTS, numbers)]
+    _launch_backward(stream, told, arrays, *options)
+    return written
 
 
 _OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool return_lse"
@@ -213,7 +267,74 @@ def _fake(q, *arguments):
 
 
 def _no_gradients(ctx, *gradients):
-    raise missing("ferroflash", "gradients of packed sequences and key-value caches")
+    raise missing("ferroflash", "gradients of key-value caches")
+
+
+_library.define(
+    "backward_packed(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, Tensor q_starts, Tensor kv_starts, "
+    "Tensor? q_used, Tensor? kv_used, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap) "
+    "-> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _eager_backward(q, k, v, out, lse, dout, dlse, q_starts, kv_starts, q_used, kv_used, *options):
+    # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
+    if dout.dim() == 3 and dout.stride(2) != 1:
+        dout = dout.contiguous()
+    if dlse is not None:
+        dlse = dlse.contiguous()
+    read = (q, k, v, out, lse.contiguous(), dout, dlse)
+    numbers = tuple(_contiguous(name, x) for name, x in zip(_STARTS, (q_starts, kv_starts, q_used, kv_used)))
+    return _run_backward(read, numbers, (None, None, None), options, None)
+
+
+def _fake_backward(q, k, v, *others):
+    return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+
+
+def _keep(ctx, inputs, output):
+    """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
+    q, k, v, q_starts, kv_starts, q_used, kv_used, *ctx.hints, ctx.splits, scale, causal, left, right, softcap, ctx.has_lse = inputs
+    ctx.options = (scale, causal, left, right, softcap)
+    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used)
+    # A gradient that nobody wants is none, not zeros.
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dout, dlse):
+    q, k, v, out, lse, *numbers = ctx.saved_tensors
+    if not ctx.has_lse:
+        # The operation was called without one, which the functions of this package do not do for tensors with gradients.
+        _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *ctx.options, True)
+        dlse = None
+    if dout is None:
+        dout = torch.zeros_like(out)
+    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options)
+    return *gradients, *(None,) * 13
+
+
+class _PackedWithGradient(torch.autograd.Function):
+    """The operation for plain tensors: the same launches, without the time that an operation of torch.library takes for its gradient."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, numbers, hints, splits, options):
+        tensors = (q, k, v, None, None, None, None, None, None)
+        out, lse = _run(tensors, numbers, _NUMBERS, hints, False, splits, options, True, None)
+        q_starts, q_used, kv_starts, kv_used, *_ = numbers
+        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse, *numbers = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
+        compute = torch.ops.ferroflash.backward_packed if _is_grad_enabled() else _eager_backward
+        return *compute(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options), None, None, None, None
 
 
 for _name, _function in (
@@ -224,5 +345,11 @@ for _name, _function in (
     for _device in ("CUDA", "CPU"):
         _library.impl(_name, _function, _device)
     torch.library.register_fake(f"ferroflash::{_name}", _fake, lib=_library)
-    if _name != "forward_appending":  # autograd has no place for what an operation writes
+    if _name == "forward_cached":  # autograd has no place for what `forward_appending` writes
         torch.library.register_autograd(f"ferroflash::{_name}", _no_gradients, lib=_library)
+
+for _device in ("CUDA", "CPU"):
+    _library.impl("backward_packed", _eager_backward, _device)
+torch.library.register_fake("ferroflash::backward_packed", _fake_backward, lib=_library)
+torch.library.register_autograd("ferroflash::forward_packed", _gradients, setup_context=_keep, lib=_library)
+torch.library.register_autograd("ferroflash::backward_packed", _torch._second_gradients, lib=_library)

@@ -145,7 +145,8 @@ def flash_attn_varlen_func(
 
     Returns:
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``, ``softmax_lse`` float32 ``(nheads, total_q)``. Rows of no
-        sequence are not written. Tensors that ask for gradients are a :class:`ferroflash.MissingFeatureError`, until there are some.
+        sequence are not written, and have gradients of 0. With ``block_table`` tensors that ask for gradients are a
+        :class:`ferroflash.MissingFeatureError`.
     """
     if dropout_p or alibi_slopes is not None:
         raise _missing("flash_attn_varlen_func", dropout_p)

@@ -79,7 +79,7 @@ impl std::fmt::Display for BackwardPlan {
 }
 
 /// The buffer of the rows' statistics.
-const STATISTICS: Binding = Binding::Buffer(0);
+pub(super) const STATISTICS: Binding = Binding::Buffer(0);
 
 /// Plans a problem whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
 pub(super) fn plan(
@@ -198,7 +198,12 @@ fn choose(
 }
 
 /// The row that carries out a pass, and its thread blocks.
-fn row(pass: Pass, features: FeatureSet, sizes: &Sizes, device: &DeviceInfo) -> Result<(&'static Variant, u32)> {
+pub(super) fn row(
+    pass: Pass,
+    features: FeatureSet,
+    sizes: &Sizes,
+    device: &DeviceInfo,
+) -> Result<(&'static Variant, u32)> {
     let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype } = *sizes;
     // validated: at most MAX_HEAD_DIM, which every pass has rows for.
     let variant = Variant::find_with(pass, dtype, head_dim as u32, features);
@@ -218,7 +223,7 @@ fn row(pass: Pass, features: FeatureSet, sizes: &Sizes, device: &DeviceInfo) -> 
 }
 
 /// The features of a call.
-fn features(scale: f32, softcap: Option<f32>) -> Features<{ BACKWARD_SLOTS as usize }> {
+pub(super) fn features(scale: f32, softcap: Option<f32>) -> Features<{ BACKWARD_SLOTS as usize }> {
     match softcap {
         Some(cap) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
         None => Features::OFF,
@@ -226,7 +231,7 @@ fn features(scale: f32, softcap: Option<f32>) -> Features<{ BACKWARD_SLOTS as us
 }
 
 /// Without its features.
-fn params(
+pub(super) fn params(
     attention: &Attention,
     sizes: &Sizes,
     tensors: &Tensors,
@@ -297,7 +302,24 @@ fn bind(
     tensors: &Tensors,
     ctas: u32,
 ) -> Params {
-    let pieces = |aligned| pieces(aligned, sizes.dtype);
+    let (bytes, start) = match variant.pass {
+        Pass::Fused | Pass::Ordered => {
+            (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward))
+        }
+        _ => (Params::new(bytes_of(params)), 0),
+    };
+    with_holes(bytes, start, variant, params, with_dlse)
+}
+
+/// Holes for the addresses that a step that recomputes scores uses, in its [`BackwardParams`], which start so many bytes into its struct.
+pub(super) fn with_holes(
+    bytes: Params,
+    start: usize,
+    variant: &Variant,
+    params: &BackwardParams,
+    with_dlse: bool,
+) -> Params {
+    let pieces = |aligned| pieces(aligned, variant.dtype);
     let (inputs, numbers, chunk) = (pieces(params.aligned), DType::F32.bytes() as u64, CHUNK_BYTES as u64);
     let operand = |offset, operand, alignment| (offset, Binding::Operand(operand), alignment);
     let tiles = [
@@ -319,17 +341,17 @@ fn bind(
         holes.push((offset_of!(BackwardParams, counters), fused::COUNTERS, numbers));
     }
     match variant.pass {
-        Pass::Keys => {
+        Pass::Keys | Pass::PackedKeys => {
             holes.extend(tiles);
             holes.extend(kv_gradients);
         }
-        Pass::Queries => {
+        Pass::Queries | Pass::PackedQueries => {
             holes.extend(tiles);
             holes.push(q_gradient);
         }
         Pass::Fused | Pass::Ordered => holes.extend(kv_gradients),
         Pass::Round => holes.push(q_gradient),
-        // The only other pass that the list has.
+        // Statistics: the only others that the lists have.
         _ => {
             holes.push(operand(offset_of!(BackwardParams, out.address), Operand::Out, inputs));
             holes.push(operand(offset_of!(BackwardParams, dout.address), Operand::Dout, inputs));
@@ -338,12 +360,6 @@ fn bind(
             holes.extend(with_dlse.then_some(dlse));
         }
     }
-    let (bytes, start) = match variant.pass {
-        Pass::Fused | Pass::Ordered => {
-            (fused::params(variant, params, sizes, tensors, ctas), offset_of!(FusedParams, backward))
-        }
-        _ => (Params::new(bytes_of(params)), 0),
-    };
     holes
         .into_iter()
         .fold(bytes, |params, (offset, binding, alignment)| params.address(start + offset, binding, alignment))

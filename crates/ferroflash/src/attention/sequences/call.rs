@@ -227,7 +227,7 @@ impl Call<'_> {
         plan::plan(attention, self.q.device().info(), &self.sizes, &arrays, self.placed(out), new)
     }
 
-    fn arrays(&self, mask: Mask) -> Arrays {
+    pub(crate) fn arrays(&self, mask: Mask) -> Arrays {
         let used = |rows: &Rows<'_>| matches!(rows, Rows::Packed(rows) if rows.used.is_some());
         let starts = |rows: &Rows<'_>| matches!(rows, Rows::Packed(_));
         let cache = self.cache;

@@ -20,15 +20,15 @@ pub(super) enum Rows<'a> {
 }
 
 /// The inputs of a call, checked against each other.
-pub(super) struct Call<'a> {
-    pub(super) q: HeadsView<'a>,
-    pub(super) k: HeadsView<'a>,
-    pub(super) v: HeadsView<'a>,
+pub(crate) struct Call<'a> {
+    pub(crate) q: HeadsView<'a>,
+    pub(crate) k: HeadsView<'a>,
+    pub(crate) v: HeadsView<'a>,
     pub(super) q_rows: Rows<'a>,
     pub(super) kv_rows: Rows<'a>,
     pub(super) cache: Option<KvCache<'a>>,
     pub(super) new: Option<New<'a>>,
-    pub(super) sizes: SequenceSizes,
+    pub(crate) sizes: SequenceSizes,
 }
 
 /// New rows, checked.
@@ -40,7 +40,7 @@ pub(super) struct New<'a> {
 }
 
 /// Reads a tensor of a call: three axes where its rows are packed, else four.
-fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<HeadsView<'a>> {
+pub(crate) fn heads<'a>(tensor: Operand, view: &TensorView<'a>, is_packed: bool) -> Result<HeadsView<'a>> {
     let shape = view.shape();
     match (is_packed, shape.len()) {
         (true, 3) => {
@@ -112,7 +112,7 @@ fn check_pair([a, b]: [&HeadsView<'_>; 2], [of, tensor]: [Operand; 2]) -> Result
 
 impl<'a> Call<'a> {
     /// Packed queries and keys.
-    pub(super) fn packed(
+    pub(crate) fn packed(
         [q, k, v]: [&TensorView<'a>; 3],
         q_rows: &PackedRows<'a>,
         kv_rows: &PackedRows<'a>,
@@ -260,7 +260,7 @@ impl<'a> Call<'a> {
     }
 
     /// The arrays of numbers of the call.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = (Operand, IndicesView<'_>)> {
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = (Operand, IndicesView<'_>)> {
         let packed = |rows: &Rows<'a>| match rows {
             Rows::Packed(rows) => [Some(rows.starts), rows.used],
             Rows::Uniform => [None, None],

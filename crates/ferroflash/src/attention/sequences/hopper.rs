@@ -3,9 +3,9 @@
 use super::super::choose::{check_copies, check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::request::{Placed, Request, Tensors};
-use super::sizes::SequenceSizes;
-use super::launches::{Launches, describe, features, find, is_decode};
+use super::launches::{Launches, features, find, is_decode, problem_of};
 use super::params::{Arrays, Cut};
+use super::sizes::SequenceSizes;
 use super::split::{keys, keys_per_row};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
@@ -31,6 +31,9 @@ const MOST_SUM_BYTES: u128 = 1 << 30;
 
 /// Rows along an axis of a map, at most: coordinates are `i32`.
 const MAX_MAP_ROWS: u64 = 1 << 31;
+
+/// Rows of all heads and splits, fewer than which there are: the kernel counts them in 32 bits.
+const MAX_PLACES: u64 = 1 << 32;
 
 /// How v3 runs a call.
 pub(super) struct Choice {
@@ -144,12 +147,16 @@ impl Choice {
         let piece_rows = match (sizes.page_rows, split) {
             (None, _) => None,
             (Some(rows), Some(row)) => Some(piece_rows(rows, row)),
-            (Some(_), None) => return Err(Unsupported::Sequences { found: describe(sizes).sequences.name() }),
+            (Some(_), None) => return Err(Unsupported::Sequences { found: problem_of(sizes).sequences.name() }),
         };
         let row = if splits > 1 || piece_rows.is_some() { split } else { whole.or(split) }
             .ok_or_else(|| no_row(sizes, features))?;
         let (tiles, packed_heads) = tiles(sizes, row);
         let choice = Choice { row, packed_heads, tiles, splits, split_keys, piece_rows, q_step, kv_step };
+        let places = (sizes.tokens() as u64).saturating_mul(sizes.q_heads as u64).saturating_mul(splits.into());
+        if places >= MAX_PLACES {
+            return Err(Unsupported::TooManyRows { tensor: Operand::Out, found: places, limit: MAX_PLACES });
+        }
         let found = u128::from(choice.room()) * sizes.q_heads as u128;
         if found > MAX_TILES.into() {
             return Err(Unsupported::TooManyTiles { found, limit: MAX_TILES });

@@ -3,8 +3,8 @@
 use super::super::choose::MAX_GRID;
 use super::super::problem::{Problem, QueryRows, Sequences};
 use super::super::request::{Placed, Request};
-use super::sizes::SequenceSizes;
 use super::params::{self, Arrays, Cut};
+use super::sizes::SequenceSizes;
 use crate::error::{Error, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
@@ -99,7 +99,7 @@ pub(super) fn check_grid(entry: &Entry, ctas: u64) -> Result<u32> {
 }
 
 /// The problem of a call, for plans and messages.
-pub(super) fn describe(sizes: &SequenceSizes) -> Problem {
+pub(super) fn problem_of(sizes: &SequenceSizes) -> Problem {
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
     let sequences = match sizes.page_rows {

@@ -13,7 +13,7 @@ use std::mem::offset_of;
 
 /// The arrays of numbers that a call has.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Arrays {
+pub(crate) struct Arrays {
     pub(super) q_starts: bool,
     pub(super) q_used: bool,
     pub(super) kv_starts: bool,
@@ -79,7 +79,7 @@ impl Cut {
 }
 
 /// The table of a call, without addresses.
-pub(super) fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
+pub(crate) fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
     SequenceTable {
         q_starts: 0,
         q_used: 0,
@@ -98,7 +98,7 @@ pub(super) fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
 }
 
 /// Fills the holes of a table that starts `offset` bytes into a struct.
-pub(super) fn with_table(params: Params, offset: usize, arrays: &Arrays) -> Params {
+pub(crate) fn with_table(params: Params, offset: usize, arrays: &Arrays) -> Params {
     let holes = [
         (arrays.q_starts, offset_of!(SequenceTable, q_starts), Operand::QStarts),
         (arrays.q_used, offset_of!(SequenceTable, q_used), Operand::QUsed),

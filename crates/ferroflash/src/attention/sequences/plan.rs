@@ -6,7 +6,7 @@ use super::super::plan::Plan;
 use super::super::problem::{Problem, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
 use super::hopper;
-use super::launches::{DECODE_ROWS, Launches, check_grid, describe, features, find, is_decode};
+use super::launches::{DECODE_ROWS, Launches, check_grid, features, find, is_decode, problem_of};
 use super::params::{self, Arrays, Cut};
 use super::sizes::SequenceSizes;
 use super::split::{clusters, split};
@@ -26,17 +26,23 @@ pub(super) struct NewTensors {
     pub(super) v: Placed,
 }
 
-/// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
-pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+/// The sizes of a problem of packed, cached or paged sequences, validated, and the arrays of numbers that it has.
+pub(crate) fn read(problem: &Problem) -> Result<(SequenceSizes, Arrays)> {
+    problem.check_one_dim_and_type()?;
     let sizes = problem.sequence_sizes().expect("uniform sequences have a plan of their own");
     sizes.validate()?;
-    let SequenceSizes { q_heads, kv_heads, head_dim, dtype, .. } = sizes;
     let arrays = match problem.sequences {
         Sequences::Packed { .. } => Arrays { kv_starts: true, ..Arrays::default() },
         Sequences::Paged { width, .. } => Arrays { kv_used: true, pages: Some(width), ..Arrays::default() },
         _ => Arrays { kv_used: true, ..Arrays::default() },
     };
-    let arrays = Arrays { q_starts: sizes.packed_q, ..arrays };
+    Ok((sizes, Arrays { q_starts: sizes.packed_q, ..arrays }))
+}
+
+/// Plans a problem of packed, cached or paged sequences, for contiguous tensors and lengths on the device.
+pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, problem: &Problem) -> Result<Plan> {
+    let (sizes, arrays) = read(problem)?;
+    let SequenceSizes { q_heads, kv_heads, head_dim, dtype, .. } = sizes;
     let batch = |packed| if packed { 1 } else { sizes.batch };
     let placed = |batch, rows, heads| Placed::contiguous(Shape::new(batch, rows, heads, head_dim), Layout::Bshd, dtype);
     let q = placed(batch(sizes.packed_q), sizes.q_rows, q_heads);
@@ -109,7 +115,7 @@ pub(super) fn plan(
         return Err(Error::WorkspaceTooLarge { kernel, needed, available: device.memory_bytes });
     }
     let lse_bytes = if attention.lse { (sizes.tokens() * sizes.q_heads * DType::F32.bytes()) as u64 } else { 0 };
-    let problem = describe(sizes);
+    let problem = problem_of(sizes);
     let plan = Plan {
         problem,
         mask: attention.mask,
@@ -197,11 +203,11 @@ fn choose(
                 return Ok((row, "asked for".to_owned()));
             }
             let (symbol, dtype, head_dim) = (row.entry.symbol, row.dtype, row.head_dim());
-            return Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: describe(sizes).to_string() });
+            return Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: problem_of(sizes).to_string() });
         }
         other => {
             let kernel = other.kernel().expect("a choice");
-            let reason = Unsupported::Sequences { found: describe(sizes).sequences.name() };
+            let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name() };
             return Err(Error::KernelUnsupported { kernel, reason });
         }
     }

@@ -4,12 +4,14 @@
 //! compute every score anew, once for the gradients of keys and values and once for those of the queries. Every sum has one owner that
 //! adds in one order: results are the same from run to run, and nothing but the rows' statistics is kept in memory.
 //!
+//! Over packed sequences the three are [`Pass::PackedDelta`], [`Pass::PackedKeys`] and [`Pass::PackedQueries`]: the same, for tiles that thread
+//! blocks find by lengths on the device.
+//!
 //! The passes of [`naive`] keep all scores in memory instead, as every framework did before 2022.
 
 use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
-use crate::families::forward::features::SOFTCAP;
+use crate::entry::Entry;
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
@@ -18,13 +20,16 @@ pub mod memory;
 #[macro_use]
 pub mod naive;
 pub mod order;
+pub mod packed;
 mod params;
+mod pass;
 pub mod policy;
 #[macro_use]
 mod rows;
 
 pub use naive::NaiveBackwardParams;
-pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams};
+pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams, PackedBackwardParams};
+pub use pass::Pass;
 
 /// What the rows of the statistics of a head are rounded up to: the blocks of queries divide it, so that whole blocks are read.
 pub const STATISTICS_ROWS: u32 = 128;
@@ -38,75 +43,6 @@ pub const SHARE_ROWS: u32 = 64;
 /// Columns of it: a panel of a tile.
 pub const SHARE_COLS: u32 = BOX_COLS;
 
-/// One launch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Pass {
-    /// Statistics of the rows: `delta = sum(dout out) - dlse`, and the log-sum-exp in powers of two.
-    Delta,
-    /// Gradients of keys and values.
-    Keys,
-    /// Gradients of queries.
-    Queries,
-    /// All three gradients, those of queries as sums.
-    Fused,
-    /// The same, with sums that do not depend on which thread block is faster, see [`order`].
-    Ordered,
-    /// Rounds the sums.
-    Round,
-    /// Naive: probabilities from scores and statistics, or the gradients of scores from `dout v^T`, in their place.
-    NaiveScores,
-    /// Naive: gradients of queries.
-    NaiveQueries,
-    /// Naive: gradients of values, or of keys.
-    NaiveKeys,
-}
-
-impl Pass {
-    /// Those with an owner for every sum, in launch order.
-    pub const PORTABLE: [Pass; 3] = [Pass::Delta, Pass::Keys, Pass::Queries];
-
-    /// Those of Hopper, in launch order.
-    pub const FUSED: [Pass; 3] = [Pass::Delta, Pass::Fused, Pass::Round];
-
-    /// The same with sums in order.
-    pub const ORDERED: [Pass; 3] = [Pass::Delta, Pass::Ordered, Pass::Round];
-
-    /// Those that only the naive kernel has. They come after [`Pass::Delta`], some of them twice.
-    pub const NAIVE: [Pass; 3] = [Pass::NaiveScores, Pass::NaiveQueries, Pass::NaiveKeys];
-
-    /// Instruction set that its entries are compiled for.
-    pub const fn arch(self) -> Arch {
-        match self {
-            Pass::Fused | Pass::Ordered | Pass::Round => Arch::Sm90a,
-            _ => Arch::Sm80,
-        }
-    }
-
-    /// The features that its entries run with.
-    pub const fn accepts(self) -> FeatureSet {
-        match self {
-            Pass::Keys | Pass::Queries | Pass::NaiveScores => FeatureSet::of(SOFTCAP),
-            _ => FeatureSet::NONE,
-        }
-    }
-
-    /// Whether its thread blocks wait for each other.
-    pub const fn is_cooperative(self) -> bool {
-        matches!(self, Pass::Ordered)
-    }
-
-    /// Bytes of its parameter struct.
-    pub const fn params_bytes(self) -> u32 {
-        let bytes = match self {
-            Pass::Delta | Pass::Keys | Pass::Queries | Pass::Round => size_of::<BackwardParams>(),
-            Pass::Fused | Pass::Ordered => size_of::<FusedParams>(),
-            Pass::NaiveScores | Pass::NaiveQueries | Pass::NaiveKeys => size_of::<NaiveBackwardParams>(),
-        };
-        bytes as u32
-    }
-}
-
 /// The choices of a row, those of its pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "named like the passes")]
@@ -114,6 +50,9 @@ pub enum Policy {
     Delta(policy::Delta),
     Keys(policy::Keys),
     Queries(policy::Queries),
+    PackedDelta(policy::PackedDelta),
+    PackedKeys(policy::PackedKeys),
+    PackedQueries(policy::PackedQueries),
     Fused(policy::Fused),
     Ordered(policy::Ordered),
     Round(policy::Round),
@@ -176,14 +115,15 @@ macro_rules! variant_table {
 }
 
 /// The lists, one behind the other.
-const LISTS: [&[Variant]; 3] = [
+const LISTS: [&[Variant]; 4] = [
     for_each_backward_row!(variant_table),
+    for_each_packed_backward_row!(variant_table),
     for_each_fused_backward_row!(variant_table),
     for_each_naive_backward_row!(variant_table),
 ];
 
 /// Every compiled entry point.
-pub const VARIANTS: &[Variant] = &all_lists::<{ LISTS[0].len() + LISTS[1].len() + LISTS[2].len() }>();
+pub const VARIANTS: &[Variant] = &all_lists::<{ LISTS[0].len() + LISTS[1].len() + LISTS[2].len() + LISTS[3].len() }>();
 
 const fn all_lists<const N: usize>() -> [Variant; N] {
     let mut all = [LISTS[0][0]; N];
@@ -245,7 +185,18 @@ impl Variant {
         VARIANTS.iter().filter(holds).filter(|v| v.entry.accepts.contains(features)).min_by_key(|v| v.dim)
     }
 
-    /// Thread blocks of one launch. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
+    /// Tiles of a head, at most, of a pass over `batch` packed sequences with so many rows together. 0 for other passes.
+    pub const fn packed_tiles(&self, batch: u64, q_rows: u64, kv_rows: u64) -> u64 {
+        match self.pass {
+            // Rows that do not exist have statistics too.
+            Pass::PackedDelta => packed::statistics_rows(q_rows, batch) / self.q_block as u64,
+            Pass::PackedKeys => packed::most_tiles(kv_rows, batch, self.kv_block as u64),
+            Pass::PackedQueries => packed::most_tiles(q_rows, batch, self.q_block as u64),
+            _ => 0,
+        }
+    }
+
+    /// Thread blocks of one launch; of packed sequences, rows are those of all together. The grid is one-dimensional: its x axis is the only one that reaches 2^31 - 1.
     pub const fn ctas(&self, batch: u64, q_heads: u64, kv_heads: u64, q_rows: u64, kv_rows: u64) -> u64 {
         match self.pass {
             // Rows that do not exist have statistics too.
@@ -254,6 +205,10 @@ impl Variant {
                 batch * kv_heads * kv_rows.div_ceil(self.kv_block as u64)
             }
             Pass::Queries | Pass::Round | Pass::NaiveQueries => batch * q_heads * q_rows.div_ceil(self.q_block as u64),
+            Pass::PackedDelta | Pass::PackedKeys | Pass::PackedQueries => {
+                let heads = if matches!(self.pass, Pass::PackedKeys) { kv_heads } else { q_heads };
+                heads * self.packed_tiles(batch, q_rows, kv_rows)
+            }
             Pass::NaiveScores => {
                 batch * q_heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64)
             }
@@ -285,10 +240,10 @@ impl Variant {
 
     const fn with_shared_bytes(mut self) -> Variant {
         self.entry.shared_bytes = match self.policy {
-            Policy::Delta(_) | Policy::Round(_) => 0,
+            Policy::Delta(_) | Policy::PackedDelta(_) | Policy::Round(_) => 0,
             Policy::Fused(policy) | Policy::Ordered(policy) => memory::Fused::of(&self, policy).total,
-            Policy::Keys(policy) => memory::Keys::of(&self, policy).total,
-            Policy::Queries(policy) => memory::Queries::of(&self, policy).total,
+            Policy::Keys(policy) | Policy::PackedKeys(policy) => memory::Keys::of(&self, policy).total,
+            Policy::Queries(policy) | Policy::PackedQueries(policy) => memory::Queries::of(&self, policy).total,
             Policy::NaiveScores(_) => memory::NaiveScores::of(&self).total,
             Policy::NaiveQueries(policy) => memory::NaiveProduct::of(&self, policy, self.kv_tile_bytes()).total,
             Policy::NaiveKeys(policy) => memory::NaiveProduct::of(&self, policy, self.q_tile_bytes()).total,
@@ -310,8 +265,9 @@ impl Variant {
         // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
-            Policy::Delta(_) => {}
-            Policy::Keys(policy::Keys { stages, columns }) => {
+            Policy::Delta(_) | Policy::PackedDelta(_) => {}
+            Policy::Keys(policy::Keys { stages, columns })
+            | Policy::PackedKeys(policy::PackedKeys { stages, columns }) => {
                 assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
                 assert!(columns == 1 || columns == 2, "columns are split by one bit of their number");
                 assert!(self.kv_block.is_multiple_of(16 * self.warps / columns), "warps own whole 16-row fragments");
@@ -326,7 +282,7 @@ impl Variant {
             Policy::Round(_) => {
                 assert!(self.warps == 4 * self.shares(), "a warpgroup for each share, as those that added");
             }
-            Policy::Queries(_) | Policy::NaiveScores(_) | Policy::NaiveQueries(_) => {
+            Policy::Queries(_) | Policy::PackedQueries(_) | Policy::NaiveScores(_) | Policy::NaiveQueries(_) => {
                 assert!(self.q_block.is_multiple_of(16 * self.warps), "warps own whole 16-row fragments");
                 assert!(self.kv_block.is_multiple_of(fragment_cols), "whole fragments of scores");
             }
@@ -355,8 +311,8 @@ mod tests {
 
     #[test]
     fn every_pass_covers_every_dtype_and_head_dim() {
-        for pass in Pass::PORTABLE.into_iter().chain(Pass::NAIVE) {
-            let without_tile = pass == Pass::Delta;
+        for pass in Pass::PORTABLE.into_iter().chain(Pass::PACKED).chain(Pass::NAIVE) {
+            let without_tile = matches!(pass, Pass::Delta | Pass::PackedDelta);
             for dtype in DType::ALL {
                 for head_dim in (8..=MAX_HEAD_DIM).step_by(8) {
                     let v = Variant::find(pass, dtype, head_dim).unwrap();
@@ -379,6 +335,10 @@ mod tests {
                     2 * 2 * 70_u64.div_ceil(v.kv_block.into())
                 }
                 Pass::Queries | Pass::Round | Pass::NaiveQueries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
+                // Those rows in all, of two sequences that may each have a block that is not full.
+                Pass::PackedDelta => 6 * 2 * 128 / 64,
+                Pass::PackedKeys => 2 * (70 / u64::from(v.kv_block) + 2),
+                Pass::PackedQueries => 6 * (100 / u64::from(v.q_block) + 2),
                 Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),
             };
             assert_eq!(v.ctas(2, 6, 2, 100, 70), expected, "{}", v.entry.symbol);

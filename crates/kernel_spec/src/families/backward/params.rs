@@ -1,7 +1,9 @@
 //! The struct that the host writes and the kernels read.
 
 use crate::copy_engine::TensorMap;
+use crate::divisor::Divisor;
 use crate::families::forward::TensorParams;
+use crate::families::sequences::SequenceTable;
 use crate::features::Features;
 use crate::mask::Band;
 use crate::schedule::Schedule;
@@ -78,6 +80,24 @@ pub struct BackwardParams {
     pub dkv_aligned: u32,
     /// What it does beyond plain attention.
     pub features: Features<{ BACKWARD_SLOTS as usize }>,
+}
+
+/// Parameters of the passes over packed sequences.
+///
+/// In `backward`, q, out, dout and dq are `[q_rows, q_heads, dim]` with the rows of all sequences, k, v, dk and dv likewise; the log-sum-exp
+/// and its gradient are `[q_heads, q_rows]`, the statistics `[q_heads, padded_rows]` in the places that
+/// [`statistics_start`](super::packed::statistics_start) gives to sequences.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PackedBackwardParams {
+    /// The sequences: starts, and rows in use.
+    pub table: SequenceTable,
+    /// Tiles of a head, at most: see [`most_tiles`](super::packed::most_tiles).
+    pub tiles: Divisor,
+    /// Rows of q over all sequences: what lies between the log-sum-exps of neighbouring heads.
+    pub tokens: u32,
+    /// The problem, with the rows of all sequences.
+    pub backward: BackwardParams,
 }
 
 /// Parameters of the fused pass. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.

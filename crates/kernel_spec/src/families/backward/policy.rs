@@ -22,6 +22,15 @@ pub struct Queries {
     pub slots: u32,
 }
 
+/// Over packed sequences: as over equal ones.
+pub type PackedDelta = Delta;
+
+/// The same.
+pub type PackedKeys = Keys;
+
+/// The same.
+pub type PackedQueries = Queries;
+
 /// Of all three gradients in one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fused {

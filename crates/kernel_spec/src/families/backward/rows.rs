@@ -47,6 +47,41 @@ macro_rules! for_each_backward_row {
     };
 }
 
+/// Calls `$callback!` with every row of the backward pass over packed sequences; see [`for_each_backward_row!`], which has reasons for the tiles
+/// that are the same there.
+#[macro_export]
+macro_rules! for_each_packed_backward_row {
+    ($callback:ident) => {
+        $callback! {
+            PackedDelta 0 [F16 backward_packed_delta_f16, Bf16 backward_packed_delta_bf16, F32 backward_packed_delta_f32] 64 x 0, 8, 3, {}, "what a sequence is takes registers, which four thread blocks do not have";
+            PackedKeys 32 [F16 backward_packed_keys_f16_d32, Bf16 backward_packed_keys_bf16_d32] 32 x 128, 4, 2, { stages: 2, columns: 1 }, "as of equal sequences";
+            PackedKeys 64 [F16 backward_packed_keys_f16_d64, Bf16 backward_packed_keys_bf16_d64] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "the registers of two fragments do not hold what a sequence is as well";
+            PackedKeys 96 [F16 backward_packed_keys_f16_d96, Bf16 backward_packed_keys_bf16_d96] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "the registers of 64 queries do not hold a softcap and what a sequence is as well";
+            PackedKeys 128 [F16 backward_packed_keys_f16_d128, Bf16 backward_packed_keys_bf16_d128] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as of equal sequences";
+            PackedKeys 192 [F16 backward_packed_keys_f16_d192, Bf16 backward_packed_keys_bf16_d192] 32 x 32, 4, 2, { stages: 2, columns: 2 }, "as of equal sequences";
+            PackedKeys 256 [F16 backward_packed_keys_f16_d256, Bf16 backward_packed_keys_bf16_d256] 32 x 32, 4, 2, { stages: 1, columns: 2 }, "as of equal sequences";
+            PackedKeys 32 [F32 backward_packed_keys_f32_d32] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as of equal sequences";
+            PackedKeys 64 [F32 backward_packed_keys_f32_d64] 32 x 64, 4, 2, { stages: 2, columns: 1 }, "as of equal sequences";
+            PackedKeys 96 [F32 backward_packed_keys_f32_d96] 32 x 64, 4, 2, { stages: 1, columns: 1 }, "as of equal sequences";
+            PackedKeys 128 [F32 backward_packed_keys_f32_d128] 16 x 64, 4, 2, { stages: 1, columns: 1 }, "as of equal sequences";
+            PackedKeys 192 [F32 backward_packed_keys_f32_d192] 16 x 32, 4, 2, { stages: 1, columns: 2 }, "as of equal sequences";
+            PackedKeys 256 [F32 backward_packed_keys_f32_d256] 16 x 16, 2, 2, { stages: 1, columns: 2 }, "as of equal sequences";
+            PackedQueries 32 [F16 backward_packed_queries_f16_d32, Bf16 backward_packed_queries_bf16_d32] 64 x 64, 4, 2, { slots: 2 }, "as d64, with a softcap";
+            PackedQueries 64 [F16 backward_packed_queries_f16_d64, Bf16 backward_packed_queries_bf16_d64] 64 x 64, 4, 2, { slots: 2 }, "the registers of two fragments do not hold what a sequence is as well";
+            PackedQueries 96 [F16 backward_packed_queries_f16_d96, Bf16 backward_packed_queries_bf16_d96] 128 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 128 [F16 backward_packed_queries_f16_d128, Bf16 backward_packed_queries_bf16_d128] 64 x 64, 4, 2, { slots: 2 }, "as d64; 64 KiB, two thread blocks on sm_80";
+            PackedQueries 192 [F16 backward_packed_queries_f16_d192, Bf16 backward_packed_queries_bf16_d192] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 256 [F16 backward_packed_queries_f16_d256, Bf16 backward_packed_queries_bf16_d256] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 32 [F32 backward_packed_queries_f32_d32] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 64 [F32 backward_packed_queries_f32_d64] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 96 [F32 backward_packed_queries_f32_d96] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 128 [F32 backward_packed_queries_f32_d128] 64 x 32, 4, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 192 [F32 backward_packed_queries_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "as of equal sequences";
+            PackedQueries 256 [F32 backward_packed_queries_f32_d256] 32 x 16, 2, 2, { slots: 2 }, "as of equal sequences";
+        }
+    };
+}
+
 /// Calls `$callback!` with every row of the backward pass that is Hopper's alone; see [`for_each_backward_row!`].
 #[macro_export]
 macro_rules! for_each_fused_backward_row {

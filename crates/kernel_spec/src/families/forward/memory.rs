@@ -130,7 +130,7 @@ impl V3 {
     /// Bytes of the part of a note that says what one warpgroup does: two numbers.
     pub const NOTE_STEPS_BYTES: u32 = 8;
 
-    /// Bytes of the part of a note, the last, that says where the sequence of a packed tile lies: six numbers, and a place.
+    /// Bytes of the part of a note, the last, that says where the sequence of a packed tile lies: five numbers.
     pub const NOTE_SEQUENCE_BYTES: u32 = 32;
 
     /// Bytes of the two barriers of a buffer, full and empty.

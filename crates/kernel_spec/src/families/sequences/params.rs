@@ -143,10 +143,10 @@ pub struct TileEntry {
     /// One past its last block; the mask may hide some of them.
     pub end_block: u32,
     /// Where the sequence's first row is among those of a head that has one number a row, in a list of heads: the log-sum-exp, or the
-    /// statistics of all splits.
-    pub place: u64,
+    /// statistics of all splits. In 32 bits: the next register costs the warpgroups that multiply a spill.
+    pub place: u32,
     /// Nothing.
-    pub unused: [u32; 2],
+    pub unused: [u32; 3],
 }
 
 /// Parameters of [`Tiles`](crate::Pass::Tiles), which lists the tiles of sequences, the longest first.
@@ -159,9 +159,9 @@ pub struct TilesParams {
     pub tiles: u64,
     /// From the place of one sequence's first row to the next one's, see [`TileEntry::place`]; 0 where rows are packed: those of a sequence
     /// start at its first row.
-    pub place_step: u64,
+    pub place_step: u32,
     /// From one split's places to the next one's.
-    pub split_step: u64,
+    pub split_step: u32,
     /// Rows of q of all sequences, or of each where they are not packed.
     pub q_rows: u32,
     /// Rows of k and v of all sequences, or of each.

@@ -8,12 +8,57 @@
 
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::backward::BackwardParams;
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::backward::PackedBackwardParams;
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::layout::CHUNK_BYTES;
 
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::attention::backward::packed::Own;
 use crate::attention::backward::{Config, DELTAS, Statistics, counter_of, head_address, statistics_of};
 use crate::attention::exponent::Exponent;
 use crate::parts::element::Element;
+
+/// The statistics of `q_block` rows of head `$head` of a problem, from `$first_row` on: all threads of the block.
+macro_rules! statistics_of {
+    ($C:ident, $p:ident, $head:ident, $first_row:ident) => {
+        let chunks = ($p.dim_v as usize * $C::T::BYTES).div_ceil(CHUNK_BYTES) as u32;
+        // 1 to 32 lanes.
+        let lanes = chunks.next_power_of_two().min(32);
+        let per_pass = $C::THREADS as u32 / lanes;
+        // SAFETY: every warp walks along whole, and every address below is inside that row of a tensor that has it.
+        unsafe {
+            for first in (0..$C::ROW.q_block).step_by((ROWS as u32 * per_pass) as usize) {
+                let row = |i: usize| first + i as u32 * per_pass + thread::index() / lanes;
+                // All loads of all rows first: they take a microsecond, whatever their number.
+                let mut sums = [0.0; ROWS];
+                for i in 0..ROWS {
+                    sums[i] = product::<$C>($p, $head, $first_row + row(i), lanes);
+                }
+                for i in 0..ROWS {
+                    let row = row(i);
+                    let found = of_row::<$C::T>($p, $head, $first_row + row, sum_of_lanes(sums[i], lanes));
+                    if thread::index() % lanes == 0 && row < $C::ROW.q_block {
+                        let to = statistics_of($p, $head, $first_row + row);
+                        copy::store_f32(to, found.minus_lse);
+                        copy::store_f32(to + DELTAS as u64, found.delta);
+                    }
+                }
+            }
+            if $p.sums != 0 {
+                // The sums of the block's rows lie in one piece.
+                let bytes = $C::ROW.q_block as u64 * $p.sum_cols * 4;
+                let from = $p.sums + ($head as u64 * $p.padded_rows as u64 + $first_row as u64) * $p.sum_cols * 4;
+                for chunk in (thread::index()..(bytes / CHUNK_BYTES as u64) as u32).step_by($C::THREADS) {
+                    copy::store_f32x4(from + chunk as u64 * CHUNK_BYTES as u64, [0.0; 4]);
+                }
+            }
+            if $p.counters != 0 && thread::index() < const { $C::ROW.q_block / COUNTER_ROWS } {
+                copy::store_u32(counter_of($p, $head, $first_row, thread::index()), 0);
+            }
+        }
+    };
+}
 
 /// One thread block: `q_block` rows of one head.
 ///
@@ -26,41 +71,20 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
     let blocks = p.padded_rows / C::ROW.q_block;
     let (head, block) = (thread::block_index() / blocks, thread::block_index() % blocks);
     let first_row = block * C::ROW.q_block;
-    let chunks = (p.dim_v as usize * C::T::BYTES).div_ceil(CHUNK_BYTES) as u32;
-    // 1 to 32 lanes.
-    let lanes = chunks.next_power_of_two().min(32);
-    let per_pass = C::THREADS as u32 / lanes;
-    // SAFETY: every warp walks along whole, and every address below is inside that row of a tensor that has it.
-    unsafe {
-        for first in (0..C::ROW.q_block).step_by((ROWS as u32 * per_pass) as usize) {
-            let row = |i: usize| first + i as u32 * per_pass + thread::index() / lanes;
-            // All loads of all rows first: they take a microsecond, whatever their number.
-            let mut sums = [0.0; ROWS];
-            for i in 0..ROWS {
-                sums[i] = product::<C>(p, head, first_row + row(i), lanes);
-            }
-            for i in 0..ROWS {
-                let row = row(i);
-                let found = of_row::<C::T>(p, head, first_row + row, sum_of_lanes(sums[i], lanes));
-                if thread::index() % lanes == 0 && row < C::ROW.q_block {
-                    let to = statistics_of(p, head, first_row + row);
-                    copy::store_f32(to, found.minus_lse);
-                    copy::store_f32(to + DELTAS as u64, found.delta);
-                }
-            }
-        }
-        if p.sums != 0 {
-            // The sums of the block's rows lie in one piece.
-            let bytes = C::ROW.q_block as u64 * p.sum_cols * 4;
-            let from = p.sums + (head as u64 * p.padded_rows as u64 + first_row as u64) * p.sum_cols * 4;
-            for chunk in (thread::index()..(bytes / CHUNK_BYTES as u64) as u32).step_by(C::THREADS) {
-                copy::store_f32x4(from + chunk as u64 * CHUNK_BYTES as u64, [0.0; 4]);
-            }
-        }
-        if p.counters != 0 && thread::index() < const { C::ROW.q_block / COUNTER_ROWS } {
-            copy::store_u32(counter_of(p, head, first_row, thread::index()), 0);
-        }
-    }
+    statistics_of! { C, p, head, first_row }
+}
+
+/// The same of a packed sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block.
+#[inline(always)]
+#[cfg(not(target_feature = "sm_90a"))]
+pub unsafe fn packed_statistics<C: Config>(p: &PackedBackwardParams) {
+    // SAFETY: passed on.
+    let Some(Own { problem, head, tile }) = (unsafe { Own::of_statistics::<C>(p) }) else { return };
+    let (p, first_row) = (&problem, tile * C::ROW.q_block);
+    statistics_of! { C, p, head, first_row }
 }
 
 /// Rows that a thread has loads of in flight at a time.

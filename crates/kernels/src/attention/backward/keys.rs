@@ -20,10 +20,14 @@
 //! ```
 
 use cuda_std::{copy, shared, sync, thread};
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::backward::PackedBackwardParams;
 use kernel_spec::families::backward::memory::Keys as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 use crate::attention::backward::key_block::KeyBlock;
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::attention::backward::packed::Own;
 use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
@@ -142,90 +146,110 @@ impl KeyBlock {
     }
 }
 
+/// `dk` and `dv` of the block of keys `$block` of a problem: all threads of the block, with the shared memory that the row asks for.
+macro_rules! gradients_of {
+    ($C:ident, $p:ident, $block:expr) => {
+        let memory = const { Memory::of($C::ROW, $C::POLICY) };
+        let policy::Keys { stages, columns } = $C::POLICY;
+        // SAFETY: every thread of the block takes the same path; the barriers order shared memory.
+        unsafe {
+            let block = $block;
+            let blocks = block.q_blocks;
+            let warp = thread::warp_index();
+            let (row, part) = (warp / columns * 16 * $C::Scores::M as u32, warp % columns);
+            let col = part * 8 * $C::Scores::N as u32;
+            let (k, v) = ($C::Kv::at(shared::dynamic() + memory.k), $C::Kv::at(shared::dynamic() + memory.v));
+            let stage = |i: u32| shared::dynamic() + memory.stages + i % stages * memory.stage_bytes;
+            let statistics = |i: u32| shared::dynamic() + memory.statistics + i % stages * memory.statistics_bytes;
+
+            let rows = [block.batch, block.kv_head, $p.kv_rows];
+            k.load::<$C>(&source::<$C>($p, &$p.k, rows), block.first_row);
+            v.load::<$C>(&source::<$C>($p, &$p.v, rows), block.first_row);
+            block.load::<$C>($p, Step { head: 0, visit: 0 }, stage(0), memory.dout, statistics(0));
+
+            let (mut dk, mut dv) = ($C::Acc::zero(), $C::Acc::zero());
+            // Counts steps: it says which stage is whose.
+            let mut count = 0;
+            let mut visit = #[inline(always)]
+            |step: Step, masked: bool| {
+                copy::wait_group::<0>();
+                // Everybody's copies have landed, and everybody is done with the step before.
+                sync::block();
+                let load_next = || {
+                    block.load::<$C>($p, block.next(step), stage(count + 1), memory.dout, statistics(count + 1));
+                };
+                if stages == 2 {
+                    load_next();
+                }
+                let (q, dout) = ($C::Q::at(stage(count)), $C::Q::at(stage(count) + memory.dout));
+                let (mut weights, mut dscores) = ($C::Scores::zero(), $C::Scores::zero());
+                weights.mul_transposed(k, row, q, col);
+                dscores.mul_transposed(v, row, dout, col);
+                weigh_columns::<$C::T, _>(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, $p);
+                if masked {
+                    let first_query = blocks.visit(step.visit) * $C::ROW.q_block + col;
+                    Scores::transposed($p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
+                }
+                let weights = $C::Weights::pass(&weights, shared::dynamic() + memory.weights, row, col);
+                let dscores = $C::Weights::pass(&dscores, shared::dynamic() + memory.dscores, row, col);
+                if columns > 1 {
+                    sync::block();
+                }
+                dv.mul_weights(&weights, row, dout, part);
+                dk.mul_weights(&dscores, row, q, part);
+                if stages == 1 {
+                    // Everybody is done with the only stage.
+                    sync::block();
+                    load_next();
+                }
+                count += 1;
+            };
+            for head in 0..$p.group {
+                // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
+                for i in 0..blocks.unmasked_count() {
+                    visit(Step { head, visit: i }, false);
+                }
+                for i in blocks.unmasked_count()..blocks.count() {
+                    visit(Step { head, visit: i }, true);
+                }
+            }
+
+            for m in 0..$C::Acc::M {
+                for n in 0..$C::Acc::N {
+                    dk.at_mut(m, n).iter_mut().for_each(|x| *x *= $p.scale);
+                }
+            }
+            // A block of keys that no query sees never waited for them.
+            copy::wait_group::<0>();
+            sync::block();
+            k.write_part(row, part, columns, &dk);
+            v.write_part(row, part, columns, &dv);
+            sync::block();
+            let aligned = $p.dkv_aligned != 0;
+            k.store::<$C>(&target::<$C>(&$p.dk, rows, $p.dim_qk, aligned), block.first_row);
+            v.store::<$C>(&target::<$C>(&$p.dv, rows, $p.dim_v, aligned), block.first_row);
+        }
+    };
+}
+
 /// One thread block: `dk` and `dv` of a block of keys.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
-    let memory = const { Memory::of(C::ROW, C::POLICY) };
-    let policy::Keys { stages, columns } = C::POLICY;
-    // SAFETY: every thread of the block takes the same path; the barriers order shared memory.
-    unsafe {
-        let block = KeyBlock::of::<C>(thread::block_index(), p);
-        let blocks = block.q_blocks;
-        let warp = thread::warp_index();
-        let (row, part) = (warp / columns * 16 * C::Scores::M as u32, warp % columns);
-        let col = part * 8 * C::Scores::N as u32;
-        let (k, v) = (C::Kv::at(shared::dynamic() + memory.k), C::Kv::at(shared::dynamic() + memory.v));
-        let stage = |i: u32| shared::dynamic() + memory.stages + i % stages * memory.stage_bytes;
-        let statistics = |i: u32| shared::dynamic() + memory.statistics + i % stages * memory.statistics_bytes;
+    gradients_of! { C, p, KeyBlock::of::<C>(thread::block_index(), p) }
+}
 
-        let rows = [block.batch, block.kv_head, p.kv_rows];
-        k.load::<C>(&source::<C>(p, &p.k, rows), block.first_row);
-        v.load::<C>(&source::<C>(p, &p.v, rows), block.first_row);
-        block.load::<C>(p, Step { head: 0, visit: 0 }, stage(0), memory.dout, statistics(0));
-
-        let (mut dk, mut dv) = (C::Acc::zero(), C::Acc::zero());
-        // Counts steps: it says which stage is whose.
-        let mut count = 0;
-        let mut visit = #[inline(always)]
-        |step: Step, masked: bool| {
-            copy::wait_group::<0>();
-            // Everybody's copies have landed, and everybody is done with the step before.
-            sync::block();
-            let load_next = || {
-                block.load::<C>(p, block.next(step), stage(count + 1), memory.dout, statistics(count + 1));
-            };
-            if stages == 2 {
-                load_next();
-            }
-            let (q, dout) = (C::Q::at(stage(count)), C::Q::at(stage(count) + memory.dout));
-            let (mut weights, mut dscores) = (C::Scores::zero(), C::Scores::zero());
-            weights.mul_transposed(k, row, q, col);
-            dscores.mul_transposed(v, row, dout, col);
-            weigh_columns::<C::T, _>(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, p);
-            if masked {
-                let first_query = blocks.visit(step.visit) * C::ROW.q_block + col;
-                Scores::transposed(p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
-            }
-            let weights = C::Weights::pass(&weights, shared::dynamic() + memory.weights, row, col);
-            let dscores = C::Weights::pass(&dscores, shared::dynamic() + memory.dscores, row, col);
-            if columns > 1 {
-                sync::block();
-            }
-            dv.mul_weights(&weights, row, dout, part);
-            dk.mul_weights(&dscores, row, q, part);
-            if stages == 1 {
-                // Everybody is done with the only stage.
-                sync::block();
-                load_next();
-            }
-            count += 1;
-        };
-        for head in 0..p.group {
-            // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
-            for i in 0..blocks.unmasked_count() {
-                visit(Step { head, visit: i }, false);
-            }
-            for i in blocks.unmasked_count()..blocks.count() {
-                visit(Step { head, visit: i }, true);
-            }
-        }
-
-        for m in 0..C::Acc::M {
-            for n in 0..C::Acc::N {
-                dk.at_mut(m, n).iter_mut().for_each(|x| *x *= p.scale);
-            }
-        }
-        // A block of keys that no query sees never waited for them.
-        copy::wait_group::<0>();
-        sync::block();
-        k.write_part(row, part, columns, &dk);
-        v.write_part(row, part, columns, &dv);
-        sync::block();
-        let aligned = p.dkv_aligned != 0;
-        k.store::<C>(&target::<C>(&p.dk, rows, p.dim_qk, aligned), block.first_row);
-        v.store::<C>(&target::<C>(&p.dv, rows, p.dim_v, aligned), block.first_row);
-    }
+/// The same of a packed sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+#[cfg(not(target_feature = "sm_90a"))]
+pub unsafe fn packed_gradients<C: Config>(p: &PackedBackwardParams) {
+    // SAFETY: passed on.
+    let Some(Own { problem, head, tile }) = (unsafe { Own::of_keys::<C>(p) }) else { return };
+    let p = &problem;
+    gradients_of! { C, p, KeyBlock::at::<C>(p, 0, head, tile) }
 }

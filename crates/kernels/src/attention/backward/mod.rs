@@ -20,6 +20,9 @@
 //! | `fused` | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv`, its part of the sums of `dq` |
 //! | `round` | a block of queries of one head | | `dq`, from the sums |
 //!
+//! The first three have a second entry, over packed sequences: [`packed`] finds what it works on. Their bodies are macros, so that the entry
+//! over equal sequences is compiled as if it were alone: as functions, other instructions came out.
+//!
 //! [`keys`] and [`queries`] compute scores and weights twice, seven products instead of five. What that buys: nothing is added in memory,
 //! results are the same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
 //!
@@ -48,6 +51,8 @@ pub mod fused;
 mod key_block;
 pub mod keys;
 pub mod naive;
+#[cfg(not(target_feature = "sm_90a"))]
+pub mod packed;
 pub mod queries;
 #[cfg(target_feature = "sm_90a")]
 pub mod round;

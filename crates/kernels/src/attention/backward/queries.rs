@@ -14,9 +14,13 @@
 //! | warp `w` | rows `16 M w ..` of the query block |
 
 use cuda_std::{copy, math, shared, sync, thread, warp};
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::backward::PackedBackwardParams;
 use kernel_spec::families::backward::memory::Queries as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::attention::backward::packed::Own;
 use crate::attention::backward::{self, Scores, Statistics, load_statistics, source, target, weigh_rows};
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
@@ -64,6 +68,84 @@ impl QueryBlock {
             [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
         QueryBlock { batch, q_head, kv_head, first_row: (q_blocks - 1 - index) * C::ROW.q_block }
     }
+
+    /// Block `index` of a head, counted from the last row.
+    #[inline(always)]
+    #[cfg(not(target_feature = "sm_90a"))]
+    fn at<C: Config>(p: &BackwardParams, batch: u32, q_head: u32, index: u32) -> Self {
+        // SAFETY: there are heads. Without this, a division could panic.
+        unsafe { core::hint::assert_unchecked(p.group > 0) };
+        let first_row = (p.q_rows.div_ceil(C::ROW.q_block) - 1 - index) * C::ROW.q_block;
+        QueryBlock { batch, q_head, kv_head: q_head / p.group, first_row }
+    }
+}
+
+/// `dq` of the block of query rows `$block` of a problem, which is found anew where it is asked for: all threads of the block, with the shared
+/// memory that the row asks for.
+macro_rules! gradients_of {
+    ($C:ident, $p:ident, $block:expr) => {
+        let memory = const { Memory::of($C::ROW, $C::POLICY) };
+        // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
+        unsafe {
+            let QueryBlock { batch, q_head, kv_head, first_row } = $block;
+            let blocks = $p.band.kv_blocks(first_row, $C::ROW.q_block, $p.q_rows, $p.kv_rows, $C::ROW.kv_block);
+
+            let row = thread::warp_index() * 16 * $C::Scores::M as u32;
+            // In shared memory: two numbers a row would live in registers through the loop.
+            let statistics = shared::dynamic() + memory.statistics + row * STATISTICS_BYTES;
+            let q = $C::Q::at(shared::dynamic() + memory.q);
+            let dout = $C::Q::at(shared::dynamic() + memory.dout);
+            let (q_head_rows, kv_head_rows) = ([batch, q_head, $p.q_rows], [batch, kv_head, $p.kv_rows]);
+            q.load::<$C>(&source::<$C>($p, &$p.q, q_head_rows), first_row);
+            dout.load::<$C>(&source::<$C>($p, &$p.dout, q_head_rows), first_row);
+            load_statistics::<$C>(shared::dynamic() + memory.statistics, $p, batch * $p.q_heads + q_head, first_row);
+            let [v, k] = [&$p.v, &$p.k].map(|tensor| source::<$C>($p, tensor, kv_head_rows));
+            let stream = KvStream::<$C, _, _>::start(v, k, shared::dynamic() + memory.slots, blocks);
+
+            let mut dq = $C::Acc::zero();
+            let mut visit = #[inline(always)]
+            |i: u32, masked: bool| {
+                let mut dscores = $C::Scores::zero();
+                dscores.mul_transposed(dout, row, stream.keys(i), 0);
+                let k = stream.values(i);
+                let mut weights = $C::Scores::zero();
+                weights.mul_transposed(q, row, k, 0);
+                weigh_rows::<$C::T, _>(&mut weights, &mut dscores, statistics, $p);
+                if masked {
+                    Scores::of($p).hide([&mut dscores], first_row + row, blocks.visit(i) * $C::ROW.kv_block);
+                }
+                dq.mul_probs(&$C::Dscores::round(&dscores), k, 0);
+            };
+            // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
+            for i in 0..blocks.unmasked_count() {
+                visit(i, false);
+            }
+            for i in blocks.unmasked_count()..blocks.count() {
+                visit(i, true);
+            }
+
+            // A block without keys never waited for its queries.
+            copy::wait_group::<0>();
+            sync::block();
+            for m in 0..$C::Acc::M {
+                for half in 0..2 {
+                    // Not by a factor of 0: keys of minus infinity, which give a row no weight, are no numbers in the sum.
+                    let weightless = Statistics::of_row(statistics, m, half).is_weightless();
+                    for n in 0..$C::Acc::N {
+                        for x in &mut dq.at_mut(m, n)[2 * half..2 * half + 2] {
+                            *x = if weightless { 0.0 } else { *x * $p.scale };
+                        }
+                    }
+                }
+            }
+            q.write(row, 0, &dq);
+            sync::block();
+            // Anew: it would live in registers through the loop.
+            let QueryBlock { batch, q_head, first_row, .. } = $block;
+            let rows = [batch, q_head, $p.q_rows];
+            q.store::<$C>(&target::<$C>(&$p.dq, rows, $p.dim_qk, $p.dq_aligned != 0), first_row);
+        }
+    };
 }
 
 /// One thread block: `dq` of a block of query rows of one head.
@@ -72,65 +154,18 @@ impl QueryBlock {
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
 pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
-    let memory = const { Memory::of(C::ROW, C::POLICY) };
-    // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
-    unsafe {
-        let QueryBlock { batch, q_head, kv_head, first_row } = QueryBlock::of::<C>(p);
-        let blocks = p.band.kv_blocks(first_row, C::ROW.q_block, p.q_rows, p.kv_rows, C::ROW.kv_block);
+    gradients_of! { C, p, QueryBlock::of::<C>(p) }
+}
 
-        let row = thread::warp_index() * 16 * C::Scores::M as u32;
-        // In shared memory: two numbers a row would live in registers through the loop.
-        let statistics = shared::dynamic() + memory.statistics + row * STATISTICS_BYTES;
-        let q = C::Q::at(shared::dynamic() + memory.q);
-        let dout = C::Q::at(shared::dynamic() + memory.dout);
-        let (q_head_rows, kv_head_rows) = ([batch, q_head, p.q_rows], [batch, kv_head, p.kv_rows]);
-        q.load::<C>(&source::<C>(p, &p.q, q_head_rows), first_row);
-        dout.load::<C>(&source::<C>(p, &p.dout, q_head_rows), first_row);
-        load_statistics::<C>(shared::dynamic() + memory.statistics, p, batch * p.q_heads + q_head, first_row);
-        let [v, k] = [&p.v, &p.k].map(|tensor| source::<C>(p, tensor, kv_head_rows));
-        let stream = KvStream::<C, _, _>::start(v, k, shared::dynamic() + memory.slots, blocks);
-
-        let mut dq = C::Acc::zero();
-        let mut visit = #[inline(always)]
-        |i: u32, masked: bool| {
-            let mut dscores = C::Scores::zero();
-            dscores.mul_transposed(dout, row, stream.keys(i), 0);
-            let k = stream.values(i);
-            let mut weights = C::Scores::zero();
-            weights.mul_transposed(q, row, k, 0);
-            weigh_rows::<C::T, _>(&mut weights, &mut dscores, statistics, p);
-            if masked {
-                Scores::of(p).hide([&mut dscores], first_row + row, blocks.visit(i) * C::ROW.kv_block);
-            }
-            dq.mul_probs(&C::Dscores::round(&dscores), k, 0);
-        };
-        // Two copies of the loop: a branch around the element tests would cost a move for every score that crosses it.
-        for i in 0..blocks.unmasked_count() {
-            visit(i, false);
-        }
-        for i in blocks.unmasked_count()..blocks.count() {
-            visit(i, true);
-        }
-
-        // A block without keys never waited for its queries.
-        copy::wait_group::<0>();
-        sync::block();
-        for m in 0..C::Acc::M {
-            for half in 0..2 {
-                // Not by a factor of 0: keys of minus infinity, which give a row no weight, are no numbers in the sum.
-                let weightless = Statistics::of_row(statistics, m, half).is_weightless();
-                for n in 0..C::Acc::N {
-                    for x in &mut dq.at_mut(m, n)[2 * half..2 * half + 2] {
-                        *x = if weightless { 0.0 } else { *x * p.scale };
-                    }
-                }
-            }
-        }
-        q.write(row, 0, &dq);
-        sync::block();
-        // Anew: it would live in registers through the loop.
-        let QueryBlock { batch, q_head, first_row, .. } = QueryBlock::of::<C>(p);
-        let rows = [batch, q_head, p.q_rows];
-        q.store::<C>(&target::<C>(&p.dq, rows, p.dim_qk, p.dq_aligned != 0), first_row);
-    }
+/// The same of a packed sequence.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+#[cfg(not(target_feature = "sm_90a"))]
+pub unsafe fn packed_gradients<C: Config>(p: &PackedBackwardParams) {
+    // SAFETY: passed on.
+    let Some(Own { problem, head, tile }) = (unsafe { Own::of_queries::<C>(p) }) else { return };
+    let p = &problem;
+    gradients_of! { C, p, QueryBlock::at::<C>(p, 0, head, tile) }
 }

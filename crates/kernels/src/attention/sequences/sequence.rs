@@ -70,7 +70,7 @@ unsafe fn new_rows(table: &SequenceTable, index: u32) -> u32 {
 
 /// Moves a tensor by batch entries and rows.
 #[inline(always)]
-fn moved(tensor: &TensorParams, entry: u32, row: u32, bytes: usize) -> TensorParams {
+pub fn moved(tensor: &TensorParams, entry: u32, row: u32, bytes: usize) -> TensorParams {
     let elements = entry as u64 * tensor.batch_stride + row as u64 * tensor.row_stride;
     TensorParams { address: tensor.address + elements * bytes as u64, ..*tensor }
 }

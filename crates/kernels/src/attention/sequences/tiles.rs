@@ -27,7 +27,7 @@ unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut
             let cache = CachePlace::of(&p.table, p.kv_rows, sequence);
             let [from, end] = cache.keys(&p.table, sequence);
             let (kv_first, kv_rows) = (cache.entry * p.kv_step + cache.base + from, end - from);
-            let first_place = if p.place_step == 0 { q_first as u64 } else { sequence as u64 * p.place_step };
+            let first_place = if p.place_step == 0 { q_first } else { sequence * p.place_step };
             let tiles = (q_rows << p.packed_log2).div_ceil(p.q_block);
             for index in (thread::lane()..tiles * p.splits.value).step_by(32) {
                 let (tile, split) = p.splits.split(index);
@@ -35,7 +35,7 @@ unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut
                 let [first, rows] = [first_row, p.q_block].map(|rows| rows >> p.packed_log2);
                 let all = p.band.kv_blocks(first, rows, q_rows, kv_rows, p.kv_block);
                 let own = part(all, split, &p.splits, p.split_keys, p.kv_block);
-                let place = first_place + split as u64 * p.split_step;
+                let place = first_place + split * p.split_step;
                 let (first_block, end_block) = (own.first, own.end);
                 let entry = TileEntry {
                     q_first,
@@ -47,7 +47,7 @@ unsafe fn for_each_tile<const WARPS: u32>(p: &TilesParams, mut visit: impl FnMut
                     first_block,
                     end_block,
                     place,
-                    unused: [0; 2],
+                    unused: [0; 3],
                 };
                 visit(entry, own.count());
             }
@@ -97,7 +97,7 @@ pub unsafe fn list<const WARPS: u32>(p: &TilesParams) {
                 let to = p.tiles + (1 + place as u64) * size_of::<TileEntry>() as u64;
                 copy::store_u32x4(to, [entry.q_first, entry.q_rows, entry.kv_first, entry.kv_rows]);
                 copy::store_u32x4(to + 16, [entry.first_row, entry.sequence, entry.first_block, entry.end_block]);
-                copy::store_u32x4(to + 32, [entry.place as u32, (entry.place >> 32) as u32, 0, 0]);
+                copy::store_u32(to + 32, entry.place);
             }
         });
     }

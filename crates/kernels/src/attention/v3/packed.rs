@@ -27,7 +27,7 @@ pub struct Sequence {
     /// Rows of k and v in use.
     kv_rows: u32,
     /// Where its first row is among those that have one number each, see [`TileEntry::place`].
-    place: u64,
+    place: u32,
     /// Its number. Only the load warp knows it.
     index: u32,
 }
@@ -51,7 +51,7 @@ impl Sequence {
     /// Where row `row` of a head is among those that have one number each, `[head, row]`.
     #[inline(always)]
     pub fn place(&self, p: &V3Params, head: u64, row: u32) -> u64 {
-        self.place + head * p.forward.q_rows as u64 + row as u64
+        self.place as u64 + head * p.forward.q_rows as u64 + row as u64
     }
 
     /// Where a box of queries from `row` of the sequence on starts along both row axes of its map.
@@ -78,7 +78,7 @@ impl Sequence {
             k: moved(&f.k, self.kv_first),
             v: moved(&f.v, self.kv_first),
             out: moved(&f.out, self.q_first),
-            lse: if f.lse == 0 { 0 } else { f.lse + self.place * 4 },
+            lse: if f.lse == 0 { 0 } else { f.lse + self.place as u64 * 4 },
             q_rows: self.q_rows,
             kv_rows: self.kv_rows,
             ..*f
@@ -112,7 +112,7 @@ impl Sequence {
         // SAFETY: passed on.
         unsafe {
             shared::store_u32x4(at, [q_first, q_rows, kv_first, kv_rows]);
-            shared::store_u32x4(at + 16, [place as u32, (place >> 32) as u32, 0, 0]);
+            shared::store_u32(at + 16, place);
         }
     }
 
@@ -123,9 +123,9 @@ impl Sequence {
     #[inline(always)]
     pub unsafe fn read(at: u32) -> Sequence {
         // SAFETY: passed on.
-        let ([q_first, q_rows, kv_first, kv_rows], [low, high, ..]) =
-            unsafe { (shared::load_u32x4(at), shared::load_u32x4(at + 16)) };
-        Sequence { q_first, q_rows, kv_first, kv_rows, place: join(low, high), index: 0 }
+        let ([q_first, q_rows, kv_first, kv_rows], place) =
+            unsafe { (shared::load_u32x4(at), shared::load_u32(at + 16)) };
+        Sequence { q_first, q_rows, kv_first, kv_rows, place, index: 0 }
     }
 
     /// An entry of the list of tiles: the sequence, the first row of the tile, and its blocks of keys, `[first, end]`.
@@ -139,15 +139,9 @@ impl Sequence {
         unsafe {
             let [q_first, q_rows, kv_first, kv_rows] = copy::load_u32x4(at);
             let [first_row, index, first_block, end_block] = copy::load_u32x4(at + 16);
-            let [low, high, ..] = copy::load_u32x4(at + 32);
-            let sequence = Sequence { q_first, q_rows, kv_first, kv_rows, place: join(low, high), index };
+            let place = copy::load_u32(at + 32);
+            let sequence = Sequence { q_first, q_rows, kv_first, kv_rows, place, index };
             (sequence, first_row, [first_block, end_block])
         }
     }
-}
-
-/// Two halves of a number.
-#[inline(always)]
-fn join(low: u32, high: u32) -> u64 {
-    low as u64 | (high as u64) << 32
 }

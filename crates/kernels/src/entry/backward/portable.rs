@@ -1,7 +1,8 @@
-//! The entry points of the portable kernels: one for every row of `kernel_spec::for_each_backward_row!`.
+//! The entry points of the portable kernels: one for every row of `kernel_spec::for_each_backward_row!`, and one for every row of
+//! `for_each_packed_backward_row!`, of the same kernels over packed sequences.
 
 use cuda_std::prelude::*;
-use kernel_spec::families::backward::{BackwardParams, Variant, policy};
+use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, Variant, policy};
 
 use crate::attention::backward::{Config, delta, keys, queries};
 use crate::attention::stream::StreamConfig;
@@ -11,33 +12,54 @@ use crate::parts::products::Probs;
 use crate::parts::shared_tile::{SharedTile, ThreadBlock};
 
 macro_rules! entry {
-    (Delta $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+    (Delta $($row:tt)+) => {
+        entry! { @delta BackwardParams, delta::statistics; $($row)+ }
+    };
+    (PackedDelta $($row:tt)+) => {
+        entry! { @delta PackedBackwardParams, delta::packed_statistics; $($row)+ }
+    };
+    (Keys $($row:tt)+) => {
+        entry! { @keys BackwardParams, keys::gradients; $($row)+ }
+    };
+    (PackedKeys $($row:tt)+) => {
+        entry! { @keys PackedBackwardParams, keys::packed_gradients; $($row)+ }
+    };
+    (Queries $($row:tt)+) => {
+        entry! { @queries BackwardParams, queries::gradients; $($row)+ }
+    };
+    (PackedQueries $($row:tt)+) => {
+        entry! { @queries PackedBackwardParams, queries::packed_gradients; $($row)+ }
+    };
+    (@delta $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt
+     $reason:literal) => {
         #[doc = concat!("Statistics of the rows; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
+            use $kernel as kernel;
 
             row! { $symbol $t $warps }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
-            pub unsafe fn $symbol(p: BackwardParams) {
+            pub unsafe fn $symbol(p: $params) {
                 // SAFETY: launched with this row's threads.
-                unsafe { delta::statistics::<Row>(&p) }
+                unsafe { kernel::<Row>(&p) }
             }
         }
     };
-    (Keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
+    (@keys $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
      { stages: $stages:literal, columns: 1 } $reason:literal) => {
-        entry! { @keys $d $t $symbol $q $kv $warps $ctas $stages 1 $reason Probs<$t, { $kv / 16 / $warps }, { $q / 8 }> }
+        entry! { @keys_by $params, $kernel; $d $t $symbol $q $kv $warps $ctas $stages 1 $reason Probs<$t, { $kv / 16 / $warps }, { $q / 8 }> }
     };
-    (Keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
+    (@keys $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
      { stages: $stages:literal, columns: $columns:literal } $reason:literal) => {
-        entry! { @keys $d $t $symbol $q $kv $warps $ctas $stages $columns $reason SharedTile<$t, $kv, $q> }
+        entry! { @keys_by $params, $kernel; $d $t $symbol $q $kv $warps $ctas $stages $columns $reason SharedTile<$t, $kv, $q> }
     };
-    (@keys $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $stages:literal $columns:literal
-     $reason:literal $weights:ty) => {
+    (@keys_by $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal
+     $stages:literal $columns:literal $reason:literal $weights:ty) => {
         #[doc = concat!("Gradients of keys and values; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
+            use $kernel as kernel;
 
             row! { $symbol $t $warps }
 
@@ -51,16 +73,18 @@ macro_rules! entry {
             }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
-            pub unsafe fn $symbol(p: BackwardParams) {
+            pub unsafe fn $symbol(p: $params) {
                 // SAFETY: launched with this row's threads and shared memory.
-                unsafe { keys::gradients::<Row>(&p) }
+                unsafe { kernel::<Row>(&p) }
             }
         }
     };
-    (Queries $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+    (@queries $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt
+     $reason:literal) => {
         #[doc = concat!("Gradients of queries; this tile because: ", $reason)]
         pub mod $symbol {
             use super::*;
+            use $kernel as kernel;
 
             row! { $symbol $t $warps }
 
@@ -80,12 +104,13 @@ macro_rules! entry {
             }
 
             #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
-            pub unsafe fn $symbol(p: BackwardParams) {
+            pub unsafe fn $symbol(p: $params) {
                 // SAFETY: launched with this row's threads and shared memory.
-                unsafe { queries::gradients::<Row>(&p) }
+                unsafe { kernel::<Row>(&p) }
             }
         }
     };
 }
 
 kernel_spec::for_each_backward_row!(entries);
+kernel_spec::for_each_packed_backward_row!(entries);

@@ -2,8 +2,8 @@
 
 use super::super::super::params::{bytes_of, forward_params, listed_geometry};
 use super::super::super::request::{Request, Tensors};
-use super::super::sizes::SequenceSizes;
 use super::super::params::{self, Arrays};
+use super::super::sizes::SequenceSizes;
 use super::Choice;
 use crate::error::Operand;
 use crate::plan::{Binding, Params};
@@ -30,11 +30,12 @@ impl Choice {
             place_step: match (sizes.packed_q, of_all_splits) {
                 (true, _) => 0,
                 // `[head, token]`, once for each split.
-                (false, true) => sizes.q_rows as u64,
+                (false, true) => sizes.q_rows as u32,
                 // `[batch, head, row]`.
-                (false, false) => (sizes.q_heads * sizes.q_rows) as u64,
+                (false, false) => (sizes.q_heads * sizes.q_rows) as u32,
             },
-            split_step: (sizes.q_heads * sizes.tokens()) as u64,
+            // Checked when the row was chosen: all places are below 2^32.
+            split_step: (sizes.q_heads * sizes.tokens()) as u32,
             q_rows: sizes.q_rows as u32,
             kv_rows: sizes.kv_rows as u32,
             q_step: self.q_step,

@@ -1,0 +1,229 @@
+//! The calls of the backward pass over packed sequences.
+
+use super::super::check::{check_apart, check_itself, check_like, check_rows_of, footprint};
+use super::super::options::Attention;
+use super::super::request::Placed;
+use super::super::sequences::{Call, PackedRows, heads};
+use super::plan::BackwardPlan;
+use super::tensors::Tensors;
+use super::{Gradients, GradientsViewMut, OutputGradients};
+use crate::backend::RawStream;
+use crate::device::Stream;
+use crate::error::{Operand, Result};
+use crate::plan::run;
+use crate::tensor::overlap::Footprint;
+use crate::tensor::{HeadsView, Layout, LseView, Tensor, TensorView};
+use kernel_spec::DType;
+pub(super) use plan::plan_contiguous;
+
+mod plan;
+
+impl Attention {
+    /// Computes the gradients of a number with respect to q, k and v of packed sequences, given those with respect to what
+    /// [`Attention::forward_packed`] made of them, into new tensors on the default stream of q's device.
+    ///
+    /// q, `out`, its gradient and dq are `[row, q_head, dim]`, k, v, dk and dv `[row, kv_head, dim]`; the log-sum-exp and its gradient are
+    /// `[1, q_head, row]`. `out` and `lse` are what the forward pass gave for the same inputs and options. What comes out for a sequence is
+    /// what [`Attention::backward`] gives for it alone, by its portable kernels, the only ones here: a call is deterministic, and captured
+    /// calls read the numbers of `q_rows` and `kv_rows` anew. Hints of the longest sequence play no part.
+    ///
+    /// Rows that belong to no sequence, or are not in use, have gradients of 0, as their outputs are: they are neither read nor written.
+    /// A row of k and v that is in use and that nobody sees gets 0, too.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, Device, Indices, Layout, PackedRows, Tensor};
+    /// let device = Device::emulator()?;
+    /// // Two sequences, of 3 and 2 rows, of 2 heads.
+    /// let data: Vec<f32> = (0..5 * 2 * 8).map(|i| (i as f32).sin()).collect();
+    /// let x = Tensor::from_slice(&device, &data, [5, 2, 8], Layout::RowMajor)?;
+    /// let starts = Indices::from_slice(&device, &[0, 3, 5])?;
+    /// let rows = PackedRows::new(starts.view());
+    /// let attention = Attention::new().causal().with_lse(true);
+    /// let x = x.view();
+    /// let output = attention.forward_packed(&x, &x, &x, &rows, &rows)?;
+    /// let lse = output.lse.expect("asked for");
+    /// let gradients = attention.backward_packed(&x, &x, &x, &output.out.view(), &lse.view(), x, &rows, &rows)?;
+    /// // The first row of each sequence sees only itself: its weight is 1 whatever the query is.
+    /// let dq = gradients.dq.to_vec::<f32>()?;
+    /// for (row, dq) in dq.chunks(2 * 8).enumerate() {
+    ///     assert_eq!(dq.iter().all(|x| x.abs() < 1e-6), row == 0 || row == 3);
+    /// }
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Bad input gives the error that names it, before anything is launched; the numbers on the device are not looked at, see
+    /// [`PackedRows`]. [`Error::KernelUnsupported`](crate::Error::KernelUnsupported) where another kernel than v2 is asked for,
+    /// [`SequencesError::TooMany`](crate::SequencesError::TooMany). Then those of [`Attention::backward`].
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub fn backward_packed<'a>(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+        q_rows: &PackedRows<'_>,
+        kv_rows: &PackedRows<'_>,
+    ) -> Result<Gradients> {
+        let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
+        let plan = call.plan(self, None)?;
+        // What no sequence writes would be whatever was there before.
+        let new = |of: &HeadsView<'_>| {
+            let shape = of.shape();
+            Tensor::zeros(q.device(), q.dtype(), [shape.rows, shape.heads, shape.head_dim], Layout::RowMajor)
+        };
+        let (dq, dk, dv) = (new(&call.inputs.q)?, new(&call.inputs.k)?, new(&call.inputs.v)?);
+        call.launch(RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
+        Ok(Gradients { dq, dk, dv, plan })
+    }
+
+    /// [`Attention::backward_packed`] into `into`, on `stream`. Gradients of rows that belong to no sequence, or are not in use, stay what
+    /// they were.
+    ///
+    /// # Errors
+    /// As [`Attention::backward_packed`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub fn backward_packed_into<'a>(
+        &self,
+        stream: &Stream,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+        q_rows: &PackedRows<'_>,
+        kv_rows: &PackedRows<'_>,
+        into: &mut GradientsViewMut<'_>,
+    ) -> Result<()> {
+        let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
+        q.device().check_stream(stream)?;
+        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
+        let outputs = call.outputs([&dq, &dk, &dv])?;
+        let plan = call.plan(self, Some(&outputs))?;
+        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+    }
+
+    /// What a call of [`Attention::backward_packed`] would launch and allocate, and why; `into` as of [`Attention::backward_packed_into`], or
+    /// `None` for new tensors. Nothing is launched and no element is read.
+    ///
+    /// # Errors
+    /// As [`Attention::backward_packed_into`] before it launches.
+    #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
+    pub fn backward_plan_packed<'a>(
+        &self,
+        q: &TensorView<'_>,
+        k: &TensorView<'_>,
+        v: &TensorView<'_>,
+        out: &TensorView<'_>,
+        lse: &LseView<'_>,
+        gradients: impl Into<OutputGradients<'a>>,
+        q_rows: &PackedRows<'_>,
+        kv_rows: &PackedRows<'_>,
+        into: Option<&GradientsViewMut<'_>>,
+    ) -> Result<BackwardPlan> {
+        let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
+        let Some(into) = into else { return call.plan(self, None) };
+        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
+        call.plan(self, Some(&call.outputs([&dq, &dk, &dv])?))
+    }
+}
+
+/// The inputs of a call, checked against each other.
+struct PackedCall<'a> {
+    inputs: Call<'a>,
+    out: HeadsView<'a>,
+    dout: HeadsView<'a>,
+    lse: u64,
+    dlse: Option<u64>,
+}
+
+impl<'a> PackedCall<'a> {
+    fn read(
+        inputs: [&TensorView<'a>; 3],
+        out: &TensorView<'a>,
+        lse: &LseView<'_>,
+        OutputGradients { dout, dlse }: &OutputGradients<'a>,
+        [q_rows, kv_rows]: [&PackedRows<'a>; 2],
+    ) -> Result<PackedCall<'a>> {
+        let inputs = Call::packed(inputs, q_rows, kv_rows)?;
+        let like_q = |operand, view| {
+            let view = heads(operand, view, true)?;
+            check_like(&inputs.q, Operand::Q, operand, &view).map(|()| view)
+        };
+        let (out, dout) = (like_q(Operand::Out, out)?, like_q(Operand::Dout, dout)?);
+        check_rows_of(&inputs.q, Operand::Lse, lse.device(), lse.shape())?;
+        if let Some(dlse) = dlse {
+            check_rows_of(&inputs.q, Operand::Dlse, dlse.device(), dlse.shape())?;
+        }
+        Ok(PackedCall { inputs, out, dout, lse: lse.address(), dlse: dlse.map(|dlse| dlse.address()) })
+    }
+
+    /// Checks the gradients, of q, k and v, against the inputs and each other.
+    fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
+        let names = [Operand::Dq, Operand::Dk, Operand::Dv];
+        let [dq, dk, dv] = [0, 1, 2].map(|i| heads(names[i], views[i], true));
+        let outputs = [dq?, dk?, dv?];
+        let Call { q, k, v, .. } = &self.inputs;
+        for ((name, output), (of, like)) in
+            names.into_iter().zip(&outputs).zip([(Operand::Q, q), (Operand::K, k), (Operand::V, v)])
+        {
+            check_like(like, of, name, output)?;
+            check_itself(output)?;
+        }
+        let written: Vec<_> = names.into_iter().zip(outputs.each_ref().map(footprint)).collect();
+        let mut taken: Vec<_> = self.tensors().map(|(name, view)| (name, footprint(view))).into();
+        let of_rows = |address| {
+            let shape = q.shape();
+            Footprint::contiguous(address, (shape.heads * shape.rows * DType::F32.bytes()) as u128)
+        };
+        taken.push((Operand::Lse, of_rows(self.lse)));
+        taken.extend(self.dlse.map(|dlse| (Operand::Dlse, of_rows(dlse))));
+        // The numbers that say where sequences are, too.
+        taken.extend(self.inputs.numbers().map(|(operand, view)| {
+            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
+        }));
+        check_apart(&written, &taken)?;
+        Ok(outputs)
+    }
+
+    /// The inputs by name.
+    fn tensors(&self) -> [(Operand, &HeadsView<'a>); 5] {
+        [
+            (Operand::Q, &self.inputs.q),
+            (Operand::K, &self.inputs.k),
+            (Operand::V, &self.inputs.v),
+            (Operand::Out, &self.out),
+            (Operand::Dout, &self.dout),
+        ]
+    }
+
+    /// The plan for these tensors. Without `outputs` they are new tensors.
+    fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
+        let Call { q, k, v, sizes, .. } = &self.inputs;
+        let [dq, dk, dv] = match outputs {
+            Some(outputs) => outputs.each_ref().map(Placed::of),
+            None => [q, k, v].map(|of| Placed::contiguous(of.shape(), Layout::Bshd, of.dtype())),
+        };
+        let [q, k, v, out, dout] = self.tensors().map(|(_, view)| Placed::of(view));
+        let tensors = Tensors { q, k, v, out, dout, dq, dk, dv };
+        let arrays = self.inputs.arrays(attention.mask);
+        let device = self.inputs.q.device().info();
+        plan::plan(attention, device, sizes, &arrays, &tensors, self.dlse.is_some())
+    }
+
+    fn launch(&self, stream: RawStream, plan: &BackwardPlan, [dq, dk, dv]: [u64; 3]) -> Result<()> {
+        let span = tracing::debug_span!("attention backward", problem = %plan.problem);
+        let _entered = span.enter();
+        let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
+        operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
+        operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
+        operands.extend(self.inputs.numbers().map(|(operand, view)| (operand, view.address())));
+        run(self.inputs.q.device(), stream, &plan.steps, &plan.buffers, &operands)
+    }
+}
