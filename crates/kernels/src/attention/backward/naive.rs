@@ -102,18 +102,25 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
                 store_two(element, [left * copy::load_f32(factors), right * copy::load_f32(factors + 4)]);
             });
         } else {
-            let mut slopes = C::Scores::zero();
             if is_bounded {
+                // On their way through memory: the registers of a thread do not hold them beside the scores.
+                let mut slopes = C::Scores::zero();
                 bound(&mut scores, &mut slopes, Softcap::of(problem));
+                for_each_pair(&slopes, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
             }
             weigh::<C::T, _>(&mut scores, problem, head, row);
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
-            for_each_pair(&scores, p, [row, first_key], store_two);
-            if is_bounded {
-                multiply(&mut scores, &slopes);
-            }
-            for_each_pair(&scores, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
+            for_each_pair(&scores, p, [row, first_key], |element, pair| {
+                store_two(element, pair);
+                let (at, [left, right]) = (factors(element), pair);
+                let pair = if is_bounded {
+                    [left * copy::load_f32(at), right * copy::load_f32(at + 4)]
+                } else {
+                    [left, right]
+                };
+                copy::store_f32x2(at, pair);
+            });
         }
     }
 }
@@ -268,18 +275,6 @@ unsafe fn subtract_delta<F: Fragments>(dprobs: &mut F, p: &BackwardParams, head:
                 for x in &mut dprobs.at_mut(m, n)[2 * half as usize..][..2] {
                     *x -= delta;
                 }
-            }
-        }
-    }
-}
-
-/// Multiplies the elements of a tile with those of another.
-#[inline(always)]
-fn multiply<F: Fragments>(tile: &mut F, factors: &F) {
-    for m in 0..F::M {
-        for n in 0..F::N {
-            for i in 0..4 {
-                tile.at_mut(m, n)[i] *= factors.at(m, n)[i];
             }
         }
     }
