@@ -62,6 +62,9 @@ pub(crate) struct Given<T> {
     pub(crate) inputs: Vec<BackwardInputs<T>>,
 }
 
+/// Output and log-sum-exp of each sequence.
+type Made<T> = (Vec<Vec<T>>, Vec<Vec<f32>>);
+
 impl PackedCase {
     /// Two heads of queries, one of keys, and nothing but rows in use.
     pub(crate) fn new(lengths: Vec<[usize; 2]>) -> PackedCase {
@@ -154,7 +157,7 @@ impl PackedCase {
     }
 
     /// The output and the log-sum-exp of each sequence alone.
-    fn alone<T: Element>(&self, device: &Device, given: &Given<T>) -> ferroflash::Result<(Vec<Vec<T>>, Vec<Vec<f32>>)> {
+    fn alone<T: Element>(&self, device: &Device, given: &Given<T>) -> ferroflash::Result<Made<T>> {
         let each = given.cases.iter().zip(&given.inputs).map(|(case, inputs)| {
             let ([q, k, v, _], _) = inputs.data();
             let upload = |data: &[T], shape: Shape| Tensor::from_slice(device, data, shape, Layout::Bshd);

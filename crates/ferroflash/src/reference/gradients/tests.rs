@@ -2,7 +2,7 @@
 
 use crate::attention::{Attention, Sizes};
 use crate::error::Error;
-use crate::reference::{backward, backward_rounded, forward, max_abs_difference};
+use crate::reference::{SequenceRows, backward, backward_rounded, backward_sequences, forward, max_abs_difference};
 use kernel_spec::{DType, Mask};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -133,4 +133,40 @@ fn upstream_gradients_have_the_shapes_of_the_results() {
     };
     assert_eq!(shape(call(&dout[1..], &dlse)), (vec![2, 3, 2, D], 96, 95));
     assert_eq!(shape(call(&dout, &dlse[2..])), (vec![2, 2, 3], 12, 10));
+}
+
+/// Two sequences of a batch of 2, packed: the second's keys in the opposite order, and a third sequence that has none of either. Rows of
+/// nobody are NaN; keys without queries get 0.
+#[test]
+fn gradients_of_sequences_are_those_of_each_alone() {
+    let s = sizes(3, 4, 2, 1);
+    let [q, k, v, dout, dlse] = draw(s, &mut SmallRng::seed_from_u64(23));
+    let attention = Attention::new().with_mask(Mask::Causal);
+    let expected = backward([&q, &k, &v], &dout, Some(&dlse), s, &attention).unwrap();
+    // One row of nobody behind the six of q, one of k and v, and one that has no query.
+    let (q_row, kv_row) = (s.q_heads * D, s.kv_heads * D);
+    let padded = |tensor: &[f64], rows: usize, width: usize| [tensor, &vec![7.0; rows * width]].concat();
+    let reversed = |tensor: &[f64]| -> Vec<f64> {
+        let (first, second) = tensor.split_at(4 * kv_row);
+        first.iter().copied().chain(second.chunks(kv_row).rev().flatten().copied()).collect()
+    };
+    let (q, dout) = (padded(&q, 1, q_row), padded(&dout, 1, q_row));
+    let (k, v) = (padded(&reversed(&k), 2, kv_row), padded(&reversed(&v), 2, kv_row));
+    // `[batch, head, row]` becomes `[head, token]`.
+    let of_head = |head: usize| {
+        let of = |batch: usize| dlse[(batch * s.q_heads + head) * 3..][..3].to_vec();
+        [of(0), of(1), vec![7.0]].concat()
+    };
+    let dlse = [of_head(0), of_head(1)].concat();
+    let rows = |q, kv| SequenceRows { q, kv };
+    let sequences =
+        [rows(0..3, (0..4).collect()), rows(3..6, (4..8).rev().collect()), rows(6..6, vec![8]), rows(0..0, vec![])];
+    let found = backward_sequences([&q, &k, &v], &dout, Some(&dlse), &sequences, s, &attention).unwrap();
+    assert_eq!(found.dq[..6 * q_row], expected.dq);
+    assert!(found.dq[6 * q_row..].iter().all(|x| x.is_nan()));
+    for (found, expected) in [(&found.dk, &expected.dk), (&found.dv, &expected.dv)] {
+        assert_eq!(found[..8 * kv_row], reversed(expected));
+        assert!(found[8 * kv_row..9 * kv_row].iter().all(|&x| x == 0.0));
+        assert!(found[9 * kv_row..].iter().all(|x| x.is_nan()));
+    }
 }
