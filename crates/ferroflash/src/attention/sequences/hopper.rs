@@ -149,8 +149,14 @@ impl Choice {
             (Some(rows), Some(row)) => Some(piece_rows(rows, row)),
             (Some(_), None) => return Err(Unsupported::Sequences { found: problem_of(sizes).sequences.name() }),
         };
-        let row = if splits > 1 || piece_rows.is_some() { split } else { whole.or(split) }
-            .ok_or_else(|| no_row(sizes, features))?;
+        // Whole tiles find the log-sum-exp by the row of q, of which sequences have as many as they are rows apart.
+        let is_dense = sizes.packed_q || q_step == 0 || q_step as usize == sizes.q_rows;
+        if !is_dense && split.is_none() {
+            let (tensor, other) = (Operand::Q, Operand::Lse);
+            return Err(Unsupported::EntryRows { tensor, found: q_step, other, accepted: sizes.q_rows as u32 });
+        }
+        let is_whole = splits == 1 && piece_rows.is_none() && is_dense;
+        let row = if is_whole { whole.or(split) } else { split }.ok_or_else(|| no_row(sizes, features))?;
         let (tiles, packed_heads) = tiles(sizes, row);
         let choice = Choice { row, packed_heads, tiles, splits, split_keys, piece_rows, q_step, kv_step };
         let places = (sizes.tokens() as u64).saturating_mul(sizes.q_heads as u64).saturating_mul(splits.into());

@@ -99,7 +99,7 @@ pub(super) fn check_grid(entry: &Entry, ctas: u64) -> Result<u32> {
 }
 
 /// The problem of a call, for plans and messages.
-pub(super) fn problem_of(sizes: &SequenceSizes) -> Problem {
+pub(crate) fn problem_of(sizes: &SequenceSizes) -> Problem {
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     let rows = if sizes.packed_q { QueryRows::Packed(q_rows) } else { QueryRows::Each(q_rows) };
     let sequences = match sizes.page_rows {

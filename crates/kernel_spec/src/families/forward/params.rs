@@ -88,7 +88,7 @@ pub struct NaiveParams {
 /// Over sequences ([`PackedV3`](crate::Pass::PackedV3), [`SplitV3`](crate::Pass::SplitV3)) the maps have the rows twice, as an axis at least as
 /// long as any sequence (`forward.q_rows`, `forward.kv_rows`), which starts so many rows before the tensor, and in place of the batch entries
 /// as one of the same stride that moves it. Of the schedule, the sections and groups of heads are used, and `forward.q.batch_stride` is the
-/// address of the list of tiles.
+/// address of the list of tiles, `forward.out.batch_stride` how many numbers the log-sum-exp has for each row of q.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {

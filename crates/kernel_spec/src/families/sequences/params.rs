@@ -142,8 +142,7 @@ pub struct TileEntry {
     pub first_block: u32,
     /// One past its last block; the mask may hide some of them.
     pub end_block: u32,
-    /// Where the sequence's first row is among those of a head that has one number a row, in a list of heads: the log-sum-exp, or the
-    /// statistics of all splits. In 32 bits: the next register costs the warpgroups that multiply a spill.
+    /// Where the sequence's first row is among those of the first head of the split, in `[split, q_head, token]`.
     pub place: u32,
     /// Nothing.
     pub unused: [u32; 3],
@@ -158,7 +157,7 @@ pub struct TilesParams {
     /// Where the list goes: how many there are, in the place of an entry, and then the [`TileEntry`]s.
     pub tiles: u64,
     /// From the place of one sequence's first row to the next one's, see [`TileEntry::place`]; 0 where rows are packed: those of a sequence
-    /// start at its first row.
+    /// start at its first token.
     pub place_step: u32,
     /// From one split's places to the next one's.
     pub split_step: u32,

@@ -44,13 +44,13 @@ macro_rules! for_each_sequences_row {
             // v3 over packed sequences. The load warp finds its tiles in a list, which takes more registers than a schedule; at 256 dims the
             // warpgroups that multiply spill with what is left.
             PackedV3 64/64 [F16 v3_packed_f16_d64, Bf16 v3_packed_bf16_d64] 128 x 128, 12, 1, 0, [],
-                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: true, load_registers: 56, math_registers: 224 },
+                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: true, load_registers: 40, math_registers: 232 },
                 "as v3's for short rows";
             PackedV3 96/96 [F16 v3_packed_f16_d96, Bf16 v3_packed_bf16_d96] 128 x 128, 12, 1, 0, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
                 "as v3's for short rows";
             PackedV3 128/128 [F16 v3_packed_f16_d128, Bf16 v3_packed_bf16_d128] 128 x 128, 12, 1, 0, [],
-                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
                 "as v3's for short rows";
             PackedV3 64/64 [F16 v3_packed_f16_d64_long, Bf16 v3_packed_bf16_d64_long] 192 x 128, 16, 1, 1152, [],
                 { stages: 2, q_buffers: 2, turns: true, lazy: true, skips: true, lse_last: true, remembers: false, load_registers: 32, math_registers: 160 },

@@ -83,7 +83,7 @@ impl TileNotes {
         let blocks = KvBlocks { first, unmasked_first, unmasked_end, end };
         let sequence = if C::PACKED {
             // SAFETY: as above.
-            unsafe { Sequence::read(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES) }
+            unsafe { Sequence::read::<C>(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES) }
         } else {
             Sequence::NONE
         };

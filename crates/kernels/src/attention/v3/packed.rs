@@ -26,7 +26,7 @@ pub struct Sequence {
     kv_first: u32,
     /// Rows of k and v in use.
     kv_rows: u32,
-    /// Where its first row is among those that have one number each, see [`TileEntry::place`].
+    /// Where its first row is among those of all splits, see [`TileEntry::place`].
     place: u32,
     /// Its number. Only the load warp knows it.
     index: u32,
@@ -48,7 +48,7 @@ impl Sequence {
         self.index
     }
 
-    /// Where row `row` of a head is among those that have one number each, `[head, row]`.
+    /// Where row `row` of a head is among those of all splits.
     #[inline(always)]
     pub fn place(&self, p: &V3Params, head: u64, row: u32) -> u64 {
         self.place as u64 + head * p.forward.q_rows as u64 + row as u64
@@ -78,7 +78,9 @@ impl Sequence {
             k: moved(&f.k, self.kv_first),
             v: moved(&f.v, self.kv_first),
             out: moved(&f.out, self.q_first),
-            lse: if f.lse == 0 { 0 } else { f.lse + self.place as u64 * 4 },
+            // Of a row of packed sequences one number, `[head, token]`; of one of others as many as heads, `[batch, head, row]`. That factor is in
+            // place of a step between batch entries, which no tensor has.
+            lse: if f.lse == 0 { 0 } else { f.lse + self.q_first as u64 * f.out.batch_stride * 4 },
             q_rows: self.q_rows,
             kv_rows: self.kv_rows,
             ..*f
@@ -121,10 +123,10 @@ impl Sequence {
     /// # Safety
     /// It has been written.
     #[inline(always)]
-    pub unsafe fn read(at: u32) -> Sequence {
+    pub unsafe fn read<C: Config>(at: u32) -> Sequence {
         // SAFETY: passed on.
         let ([q_first, q_rows, kv_first, kv_rows], place) =
-            unsafe { (shared::load_u32x4(at), shared::load_u32(at + 16)) };
+            unsafe { (shared::load_u32x4(at), if C::SPLIT { shared::load_u32(at + 16) } else { 0 }) };
         Sequence { q_first, q_rows, kv_first, kv_rows, place, index: 0 }
     }
 

@@ -11,7 +11,7 @@ use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::sequences::{PagesParams, SplitV3Params, TilesParams};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{self, Schedule, Work};
-use kernel_spec::{Divisor, Features, ForwardParams, Pass, TensorMap, TensorParams, V3Params};
+use kernel_spec::{Divisor, Features, ForwardParams, TensorMap, TensorParams, V3Params};
 use std::mem::offset_of;
 
 impl Choice {
@@ -23,17 +23,10 @@ impl Choice {
         list: Binding,
     ) -> Params {
         let row = self.row;
-        let of_all_splits = row.pass == Pass::SplitV3;
         let params = TilesParams {
             table: params::table(sizes, arrays),
             tiles: 0,
-            place_step: match (sizes.packed_q, of_all_splits) {
-                (true, _) => 0,
-                // `[head, token]`, once for each split.
-                (false, true) => sizes.q_rows as u32,
-                // `[batch, head, row]`.
-                (false, false) => (sizes.q_heads * sizes.q_rows) as u32,
-            },
+            place_step: if sizes.packed_q { 0 } else { sizes.q_rows as u32 },
             // Checked when the row was chosen: all places are below 2^32.
             split_step: (sizes.q_heads * sizes.tokens()) as u32,
             q_rows: sizes.q_rows as u32,
@@ -105,6 +98,7 @@ impl Choice {
         let mut forward = forward_params(request);
         // Until the address of the list is known, which has its place there.
         forward.q.batch_stride = 0;
+        forward.out.batch_stride = if sizes.packed_q { 1 } else { sizes.q_heads as u64 };
         let params = Params::new(bytes_of(&self.v3(sizes, forward)));
         let params = self.with_maps(params, 0, &forward, &request.tensors, [q, list]);
         params.with_addresses(offset_of!(V3Params, forward), request, &forward, q)
