@@ -90,7 +90,7 @@ fn naive_is_measured_beside_the_choice() {
     let (folder, device) = (folder(), device::name());
     let json = folder.path().join("r.json");
     let scores = HEADS * ROWS * KEYS;
-    for (pass, launches) in [("backward", 7), ("both", 10)] {
+    for (pass, launches) in [("backward", 6), ("both", 9)] {
         succeed(&[&cell(&device, pass, utf8(&json))[..], &["--kernel", "naive"]].concat());
         let record = read(&json);
         assert_eq!(record["sweep"]["kernels"], json!(["naive", "ferroflash"]));
