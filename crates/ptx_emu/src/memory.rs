@@ -150,6 +150,14 @@ impl Alloc {
         (off..off + n).find(|o| self.init[(o / 64) as usize].load(Relaxed) >> (o % 64) & 1 == 0)
     }
 
+    #[cold]
+    fn fill_holes(&self, off: u64, n: u64) {
+        if let Some(mut holes) = self.holes() {
+            holes.fill(off, n);
+        }
+    }
+
+    #[cold]
     fn holes(&self) -> Option<MutexGuard<'_, Holes>> {
         self.holes.get().map(|h| h.lock().unwrap_or_else(|e| e.into_inner()))
     }
@@ -164,7 +172,7 @@ impl Alloc {
     /// The unknown bits of written bytes, if there are any.
     #[inline(always)]
     pub(crate) fn unknown<const N: usize>(&self, off: u64, n: usize) -> Option<[u8; N]> {
-        self.holes()?.get(off, n)
+        if self.holes.get().is_none() { None } else { self.holes()?.get(off, n) }
     }
 
     /// The range was written with bytes that have these unknown bits, if any.
@@ -183,10 +191,8 @@ impl Alloc {
     }
 
     pub(crate) fn mark_written(&self, off: u64, n: u64) {
-        if let Some(mut holes) = self.holes()
-            && !holes.is_empty()
-        {
-            holes.fill(off, n);
+        if self.holes.get().is_some() {
+            self.fill_holes(off, n);
         }
         let mut o = off;
         let end = off + n;

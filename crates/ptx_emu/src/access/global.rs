@@ -20,13 +20,29 @@ impl Cta<'_> {
         n: u64,
         kind: Kind,
     ) -> Exec<()> {
-        let weak_reads = self.ctx.checks.weak_reads;
-        let mut found = self.global_race(w, who, at, n, kind, weak_reads != Severity::Ignore);
-        if let Some(race) = found.filter(|race| race.weak_read && weak_reads == Severity::Warn) {
-            self.ctx.warn(pc, self.index, || self.report_race(w, pc, who, at, n, kind, race));
-            found = self.global_race(w, who, at, n, kind, false);
+        match self.global_race(w, who, at, n, kind, self.ctx.checks.weak_reads != Severity::Ignore) {
+            Some(race) => self.graded_race(w, pc, who, at, n, kind, race),
+            None => Ok(()),
         }
-        match found {
+    }
+
+    /// A race is an error, but for plain reads against atomics where they are warned of and nothing else is wrong.
+    #[cold]
+    fn graded_race(
+        &mut self,
+        w: usize,
+        pc: u32,
+        who: u32,
+        at: (usize, u64),
+        n: u64,
+        kind: Kind,
+        race: Race,
+    ) -> Exec<()> {
+        if !race.weak_read || self.ctx.checks.weak_reads != Severity::Warn {
+            return Err(self.report_race(w, pc, who, at, n, kind, race));
+        }
+        self.ctx.warn(pc, self.index, || self.report_race(w, pc, who, at, n, kind, race));
+        match self.global_race(w, who, at, n, kind, false) {
             Some(race) => Err(self.report_race(w, pc, who, at, n, kind, race)),
             None => Ok(()),
         }

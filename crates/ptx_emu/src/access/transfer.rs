@@ -3,7 +3,7 @@
 use super::atomic::Place;
 use super::counting::{Banks, Sectors};
 use super::shared::Stored;
-use crate::alu::{LANES, extend};
+use crate::alu::{LANES, Regs, extend};
 use crate::error::FaultKind;
 use crate::history::Kind;
 use crate::ir::*;
@@ -25,6 +25,16 @@ impl Unknown {
 }
 
 impl Access {
+    /// The unknown bits of what a lane stores, if there are any.
+    #[cold]
+    fn unknown(&self, regs: &Regs, lane: usize) -> Option<[u8; 32]> {
+        let (mut u, b) = ([0u8; 32], self.bytes as usize);
+        for (k, &slot) in self.regs[..self.count as usize].iter().enumerate() {
+            u[k * b..(k + 1) * b].copy_from_slice(&regs.unknown(slot, lane).to_le_bytes()[..b]);
+        }
+        Some(u).filter(|u| *u != [0; 32])
+    }
+
     /// What becomes of an element's bytes in its register; of their unknown bits too.
     #[inline(always)]
     fn register(&self, e: &[u8]) -> u64 {
@@ -172,14 +182,7 @@ impl Cta<'_> {
                 let v = if a.wide { regs.r64(slot)[lane] } else { regs.r32(slot)[lane] as u64 };
                 buf[k * b..(k + 1) * b].copy_from_slice(&v.to_le_bytes()[..b]);
             }
-            let mut unknown = None;
-            if known >> lane & 1 == 0 {
-                let mut u = [0u8; 32];
-                for (k, &slot) in a.regs[..a.count as usize].iter().enumerate() {
-                    u[k * b..(k + 1) * b].copy_from_slice(&regs.unknown(slot, lane).to_le_bytes()[..b]);
-                }
-                unknown = Some(u).filter(|u| *u != [0; 32]);
-            }
+            let unknown = if known >> lane & 1 == 1 { None } else { a.unknown(regs, lane) };
             let stored = match &unknown {
                 None => Stored::Known,
                 // Padding goes along with what it belongs to.

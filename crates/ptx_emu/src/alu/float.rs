@@ -35,7 +35,7 @@ fn f32_1(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f3
 
 /// As `f32_1`, of two operands.
 #[inline(always)]
-fn f32_2_large(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32) -> f32) {
+pub(super) fn f32_2_large(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32) -> f32) {
     let (a, b) = (operand(r, m, s[0]), operand(r, m, s[1]));
     let v = each(|i| f(a[i], b[i]));
     put_f32(r, m, d, &v, mask);
@@ -51,7 +51,7 @@ fn f32_2(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f3
 }
 
 #[inline(always)]
-fn f32_3(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32, f32) -> f32) {
+pub(super) fn f32_3(r: &mut Regs, m: Mods, d: Slot, s: &[Slot; 4], mask: u32, f: impl Fn(f32, f32, f32) -> f32) {
     if m.ftz || m.sat {
         let (a, b, c) = (operand(r, m, s[0]), operand(r, m, s[1]), operand(r, m, s[2]));
         let v = each(|i| f(a[i], b[i], c[i]));
@@ -78,13 +78,6 @@ pub(super) fn fmax(a: f32, b: f32, nan: bool) -> f32 {
     }
     let more = a > b || (a == b && b.is_sign_negative());
     if more || b.is_nan() { a } else { b }
-}
-
-/// A magnitude with the sign that two factors give a product; NaN has none.
-#[inline(always)]
-pub(super) fn xorsign(a: f32, b: f32, magnitude: f32) -> f32 {
-    let negative = a.is_sign_negative() != b.is_sign_negative() && !magnitude.is_nan();
-    if negative { -magnitude } else { magnitude }
 }
 
 #[inline]
@@ -126,9 +119,6 @@ pub(super) fn exp2(x: f32) -> f32 {
 
 #[inline]
 fn directed(f: Alu, m: Mods, a: f32, b: f32, c: f32) -> f32 {
-    if matches!(f, Alu::Div | Alu::Rcp | Alu::Sqrt) {
-        return super::directed::single(f, m.round, a, b, c);
-    }
     let (a, b, c) = (a as f64, b as f64, c as f64);
     let v = match f {
         Alu::Add => add_odd(a, b),
@@ -169,10 +159,6 @@ pub(super) fn float(r: &mut Regs, f: Alu, m: Mods, d: Slot, s: &[Slot; 4], k: u3
                 a / b
             }
         }),
-        Alu::Min if m.xorsign => f32_2_large(r, m, d, s, k, |a, b| xorsign(a, b, fmin(a.abs(), b.abs(), m.flag))),
-        Alu::Max if m.xorsign => f32_2_large(r, m, d, s, k, |a, b| xorsign(a, b, fmax(a.abs(), b.abs(), m.flag))),
-        Alu::Min3 => f32_3(r, m, d, s, k, |a, b, c| fmin(fmin(a, b, m.flag), c, m.flag)),
-        Alu::Max3 => f32_3(r, m, d, s, k, |a, b, c| fmax(fmax(a, b, m.flag), c, m.flag)),
         Alu::Min => f32_2_large(r, m, d, s, k, |a, b| fmin(a, b, m.flag)),
         Alu::Max => f32_2_large(r, m, d, s, k, |a, b| fmax(a, b, m.flag)),
         Alu::Neg => f32_1(r, m, d, s, k, |a| -a),
@@ -192,11 +178,7 @@ pub(super) fn float(r: &mut Regs, f: Alu, m: Mods, d: Slot, s: &[Slot; 4], k: u3
 }
 
 #[inline(always)]
-pub(super) fn double(r: &mut Regs, f: Alu, m: Mods, d: Slot, s: &[Slot; 4], k: u32) {
-    if m.round != Round::NearestEven {
-        map3(r, d, s, k, |a: f64, b: f64, c: f64| super::directed::double(f, m.round, a, b, c));
-        return;
-    }
+pub(super) fn double(r: &mut Regs, f: Alu, d: Slot, s: &[Slot; 4], k: u32) {
     match f {
         Alu::Mov => map1(r, d, s, k, |a: u64| a),
         Alu::Add => map2(r, d, s, k, |a: f64, b: f64| a + b),

@@ -1,6 +1,6 @@
 //! f16 and bf16.
 
-use super::float::{exp2, fmax, fmin, xorsign};
+use super::float::{exp2, fmax, fmin};
 use crate::float::*;
 use crate::ir::{Alu, Mods};
 
@@ -55,8 +55,6 @@ pub(super) fn half_op(f: Alu, m: Mods, bf: bool, a: u16, b: u16, c: u16) -> u16 
             let z = half_value(c, bf) as f64;
             half_format(bf).encode(fma_odd(x as f64, y as f64, z), Round::NearestEven, false) as u16
         }
-        Alu::Min if m.xorsign => half_bits(xorsign(x, y, fmin(x.abs(), y.abs(), m.flag)), bf),
-        Alu::Max if m.xorsign => half_bits(xorsign(x, y, fmax(x.abs(), y.abs(), m.flag)), bf),
         Alu::Min => half_bits(fmin(x, y, m.flag), bf),
         Alu::Max => half_bits(fmax(x, y, m.flag), bf),
         // Additions on hardware: a NaN becomes the canonical one.

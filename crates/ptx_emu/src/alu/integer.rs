@@ -1,6 +1,6 @@
 //! Integers of 16, 32 and 64 bits.
 
-use super::bits::{abs_diff4, bfe, bfi, dot, dot2, find_nth, lop3, pack_saturated, prmt, szext};
+use super::bits::{bfe, bfi, dot, dot2, lop3, prmt};
 use super::regs::{Regs, each, map1, map2, map3};
 use crate::ir::{Alu, Mods, Slot};
 
@@ -83,10 +83,6 @@ pub(super) fn integer32(r: &mut Regs, f: Alu, signed: bool, m: Mods, d: Slot, s:
             if f == Alu::ShfL { ((v << n) >> 32) as u32 } else { (v >> n) as u32 }
         }),
         Alu::Lop3 => map3(r, d, s, k, |a: u32, b: u32, c: u32| lop3(a, b, c, m.imm)),
-        Alu::Fns => map3(r, d, s, k, find_nth),
-        Alu::Szext => map2(r, d, s, k, |a: u32, b: u32| szext(a, b, signed, m.flag)),
-        Alu::CvtPack => map3(r, d, s, k, |a: u32, b: u32, c: u32| pack_saturated(a, b, c, m.imm as u32, m.flag)),
-        Alu::AbsDiff4 => map3(r, d, s, k, |a: u32, b: u32, c: u32| abs_diff4(a, b, c, m)),
         Alu::Dp4a => map3(r, d, s, k, |a: u32, b: u32, c: u32| dot(a, b, c, signed, m.flag)),
         Alu::Dp2a => map3(r, d, s, k, |a: u32, b: u32, c: u32| dot2(a, b, c, signed, m.flag, m.imm == 1)),
         // Lowering makes no other pair of operation and type.
@@ -197,22 +193,4 @@ pub(super) fn integer16(r: &mut Regs, f: Alu, signed: bool, d: Slot, s: &[Slot; 
         // Lowering makes no other pair of operation and type.
         _ => unreachable!("{f:?} of 16 bits"),
     }
-}
-
-/// add, min and max of two 16-bit integers in a word.
-#[inline(always)]
-pub(super) fn halves16(f: Alu, m: Mods, signed: bool, a: u32, b: u32) -> u32 {
-    let one = |sh: u32| {
-        let (x, y) = ((a >> sh) as u16, (b >> sh) as u16);
-        let v = match (f, signed) {
-            (Alu::Add, _) => x.wrapping_add(y),
-            (Alu::Min, false) => x.min(y),
-            (Alu::Min, true) => (x as i16).min(y as i16) as u16,
-            (_, false) => x.max(y),
-            (_, true) => (x as i16).max(y as i16) as u16,
-        };
-        let v = if m.relu { (v as i16).max(0) as u16 } else { v };
-        (v as u32) << sh
-    };
-    one(0) | one(16)
 }

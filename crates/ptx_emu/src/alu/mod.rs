@@ -9,19 +9,21 @@ mod directed;
 mod float;
 mod half;
 mod integer;
+mod rare;
 mod regs;
 
 use crate::float::ftz;
 use crate::ir::{Alu, Mods, SINK, Slot, Ty};
 use float::{double, finish, float};
 use half::half_op;
-use integer::{halves16, integer16, integer32, integer64};
-use regs::{map2, map3};
+use integer::{integer16, integer32, integer64};
+use regs::map3;
 
 pub(crate) use atomic::atomic;
 pub(crate) use compare::compare;
 pub(crate) use convert::convert;
 pub(crate) use defined::{bits, converted, decided, define, extend, ones};
+pub(crate) use rare::{execute_rare, is_rare};
 pub(crate) use regs::{LANES, Regs, each};
 
 /// Executes one arithmetic instruction; the caller keeps the record of written registers.
@@ -61,7 +63,7 @@ fn execute_any(r: &mut Regs, f: Alu, ty: Ty, m: Mods, d: Slot, s: &[Slot; 4], k:
     }
     match ty {
         Ty::F32 => float(r, f, m, d, s, k),
-        Ty::F64 => double(r, f, m, d, s, k),
+        Ty::F64 => double(r, f, d, s, k),
         Ty::F16 | Ty::BF16 if !bitwise(f) => {
             let bf = ty == Ty::BF16;
             map3(r, d, s, k, |a: u16, b: u16, c: u16| half_op(f, m, bf, a, b, c));
@@ -92,7 +94,6 @@ fn execute_any(r: &mut Regs, f: Alu, ty: Ty, m: Mods, d: Slot, s: &[Slot; 4], k:
             };
             one(0) | one(32)
         }),
-        Ty::U16x2 | Ty::S16x2 => map2(r, d, s, k, |a: u32, b: u32| halves16(f, m, ty == Ty::S16x2, a, b)),
         Ty::U64 | Ty::S64 | Ty::B64 | Ty::F32x2 => integer64(r, f, ty == Ty::S64, d, s, k),
         Ty::U16 | Ty::S16 | Ty::B16 | Ty::U8 | Ty::S8 | Ty::B8 => integer16(r, f, ty == Ty::S16, d, s, k),
         _ => integer32(r, f, ty == Ty::S32, m, d, s, k),

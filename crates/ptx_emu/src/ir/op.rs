@@ -13,6 +13,14 @@ pub(crate) enum Op {
         d: Slot,
         s: [Slot; 4],
     },
+    /// The same, of operations that `alu::is_rare` names.
+    Rare {
+        f: Alu,
+        ty: Ty,
+        m: Mods,
+        d: Slot,
+        s: [Slot; 4],
+    },
     /// add/sub/mad with carry: `f` is Add, Sub, MadLo or MadHi.
     Carry {
         f: Alu,

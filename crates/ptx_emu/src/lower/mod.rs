@@ -22,6 +22,7 @@ mod wmma;
 
 use std::collections::HashMap;
 
+use crate::alu::is_rare;
 use crate::ast::*;
 use crate::cfg;
 use crate::error::{ParseError, ParseErrorKind};
@@ -327,6 +328,10 @@ impl<'a> Lower<'a> {
         let (op, class) = self.operation(ctx, stmt, &mut m)?;
         m.done()?;
         let flops = flops(&op);
+        let op = match op {
+            Op::Alu { f, ty, m, d, s } if is_rare(f, ty, m) => Op::Rare { f, ty, m, d, s },
+            op => op,
+        };
         let at = self.emit_raw(op, guard, class, stmt.line, stmt.loc);
         self.code[at].flops = flops;
         Ok(())

@@ -1,12 +1,28 @@
 //! Every instruction that neither ends nor blocks the part of a warp that runs it, by the place that knows it.
 
 use super::{Cta, Exec, lanes};
+use crate::alu;
 use crate::ir::*;
 
 impl Cta<'_> {
     /// Executes an instruction that neither ends nor blocks the part of the warp that runs it.
     pub(super) fn execute(&mut self, w: usize, pc: u32, active: u32, op: &Op) -> Exec<()> {
         match op {
+            Op::Rare { f, ty, m, d, s } => {
+                let wide = &self.ctx.prog.wide;
+                let regs = &mut self.warps[w].regs;
+                if *d != SINK {
+                    let known = s.iter().fold(!0, |k, &s| k & regs.init(s));
+                    if known & active == active {
+                        regs.set_init(*d, active, !0);
+                    } else {
+                        alu::define(regs, wide, *f, *ty, *m, *d, s, active);
+                    }
+                }
+                alu::execute_rare(regs, *f, *ty, *m, *d, s, active);
+                let inst = &self.ctx.prog.code[pc as usize];
+                self.count_arithmetic(inst, *ty, active);
+            }
             Op::Carry { f, ty, carry_in, carry_out, d, s } => {
                 self.carry(w, active, *f, *ty, *carry_in, *carry_out, *d, *s)
             }

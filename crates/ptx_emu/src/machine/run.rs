@@ -103,7 +103,7 @@ impl Cta<'_> {
     }
 
     #[inline(always)]
-    fn count_arithmetic(&mut self, inst: &Inst, ty: Ty, active: u32) {
+    pub(super) fn count_arithmetic(&mut self, inst: &Inst, ty: Ty, active: u32) {
         let lanes = active.count_ones() as u64;
         let c = &mut self.counters;
         if inst.flops != 0 {
