@@ -291,19 +291,26 @@ pub(crate) fn judge(symbol: &str, list: &[Mutant], reports: Vec<Option<Box<Fault
             }
         }
     }
+    wrong += &unexcused(unreported, needless);
+    assert!(wrong.is_empty(), "{symbol}: {wrong}");
+}
+
+/// What is wrong with the mutants that nobody noticed: of each edit as many are expected as are said to be needless.
+pub(crate) fn unexcused(mut unnoticed: BTreeMap<Edit, Vec<&Mutant>>, needless: &[Needless]) -> String {
+    let mut wrong = String::new();
     for (edit, ..) in needless {
-        unreported.entry(*edit).or_default();
+        unnoticed.entry(*edit).or_default();
     }
-    for (edit, list) in unreported {
+    for (edit, list) in unnoticed {
         let expected = needless.iter().find(|needless| needless.0 == edit).map_or(0, |needless| needless.1);
         // Neither more nor fewer: an excuse that nothing needs any more is a lie.
         if list.len() != expected {
             let lines: Vec<_> = list.iter().map(|m| format!("line {} `{}`", m.line, m.statement)).collect();
-            writeln!(wrong, "{edit:?}: {expected} expected without a report, got {}", lines.join(", "))
+            writeln!(wrong, "{edit:?}: {expected} expected without notice, got {}", lines.join(", "))
                 .expect("a string takes all");
         }
     }
-    assert!(wrong.is_empty(), "{symbol}: {wrong}");
+    wrong
 }
 
 #[test]

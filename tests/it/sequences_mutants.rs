@@ -1,7 +1,9 @@
 //! What `mutants` does to the kernels of uniform sequences, done to those of packed and cached ones: every wait and barrier that is taken out
 //! is reported, or the result has other bits; and the seed changes nothing.
 
-use crate::mutants::{DTYPE, FIRST_QUERIES, LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE, Needless, data, planner};
+use crate::mutants::{
+    DTYPE, FIRST_QUERIES, LAST_VALUES, NEGATED_QUERIES, NOTES_CONVERGE, Needless, data, planner, unexcused,
+};
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{Attention, Mask, Operand, Plan, Problem, QueryRows, Sequences, Splits, Step, bf16};
@@ -312,10 +314,7 @@ fn check_mutants(subject: &Subject) {
     let list = &lists[0].1;
     assert!(list.len() >= subject.least_mutants, "{} mutants of {symbol}", list.len());
     assert!(lists.iter().all(|(_, other)| other.len() == list.len()));
-    let mut unnoticed: BTreeMap<Edit, Vec<String>> = BTreeMap::new();
-    for (edit, ..) in subject.needless {
-        unnoticed.entry(*edit).or_default();
-    }
+    let mut unnoticed: BTreeMap<Edit, Vec<&Mutant>> = BTreeMap::new();
     for (i, mutant) in list.iter().enumerate() {
         let edited = lists.iter().map(|(key, list)| {
             assert!(list[i].edit == mutant.edit && list[i].statement == mutant.statement);
@@ -330,18 +329,11 @@ fn check_mutants(subject: &Subject) {
             })
         });
         if !is_noticed {
-            unnoticed.entry(mutant.edit).or_default().push(format!("line {} `{}`", mutant.line, mutant.statement));
+            unnoticed.entry(mutant.edit).or_default().push(mutant);
         }
     }
-    let mut wrong = Vec::new();
-    for (edit, lines) in unnoticed {
-        let expected = subject.needless.iter().find(|needless| needless.0 == edit).map_or(0, |needless| needless.1);
-        // Neither more nor fewer: an excuse that nothing needs any more is a lie.
-        if lines.len() != expected {
-            wrong.push(format!("{edit:?}: {expected} expected without notice, got {}", lines.join(", ")));
-        }
-    }
-    assert!(wrong.is_empty(), "{symbol}: {}", wrong.join("\n"));
+    let wrong = unexcused(unnoticed, subject.needless);
+    assert!(wrong.is_empty(), "{symbol}: {wrong}");
 }
 
 #[test]

@@ -9,16 +9,19 @@ use ferroflash::{
     QueryRows, Sequences as Kind, Splits, Tensor, Unsupported, bf16, f16,
 };
 use kernel_spec::families::sequences::VARIANTS;
-use kernel_spec::{Pass, Variant};
+use kernel_spec::{Arch, Pass, Variant};
 
 const DTYPE: DType = DType::F16;
 
 /// Around the edges of tiles; some have no rows, some no keys.
 const LENGTHS: [[usize; 2]; 6] = [[3, 300], [0, 20], [130, 131], [5, 0], [70, 128], [2, 1]];
 
+/// The rows of a pass; none on GPUs other than Hopper.
 fn rows(device: &Device, pass: Pass, dtype: DType) -> Vec<&'static Variant> {
     let rows = VARIANTS.iter().filter(|row| row.pass == pass && row.dtype == dtype);
-    rows.filter(|row| device.info().runs(row.entry.arch)).collect()
+    let rows: Vec<_> = rows.filter(|row| device.info().runs(row.entry.arch)).collect();
+    assert_eq!(rows.is_empty(), !device.info().runs(Arch::Sm90a));
+    rows
 }
 
 /// Split or not, in one piece a block of keys or several, of pages that are longer than a block and shorter. f16 has the same statements, and

@@ -9,6 +9,7 @@ use crate::backend::RawStream;
 use crate::device::{Device, Stream};
 use crate::error::{Operand, Result};
 use crate::plan::run;
+use crate::tensor::overlap::Footprint;
 use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
 use plan::BackwardPlan;
 use std::ffi::c_void;
@@ -285,6 +286,24 @@ impl Attention {
     }
 }
 
+/// Names of what a call writes: gradients of q, k and v.
+const GRADIENTS: [Operand; 3] = [Operand::Dq, Operand::Dk, Operand::Dv];
+
+/// Checks gradients against the `inputs`, of which q, k and v are the first, each other, and whatever else is read.
+fn check_gradients(
+    outputs: &[HeadsView<'_>; 3],
+    inputs: &[(Operand, &HeadsView<'_>); 5],
+    others: impl Iterator<Item = (Operand, Footprint)>,
+) -> Result<()> {
+    for ((name, output), (of, like)) in GRADIENTS.into_iter().zip(outputs).zip(inputs) {
+        check_like(like, *of, name, output)?;
+        check_itself(output)?;
+    }
+    let written: Vec<_> = GRADIENTS.into_iter().zip(outputs.each_ref().map(footprint)).collect();
+    let read: Vec<_> = inputs.iter().map(|(name, view)| (*name, footprint(view))).chain(others).collect();
+    check_apart(&written, &read)
+}
+
 /// The inputs of a call, checked against each other.
 struct Call<'a> {
     q: HeadsView<'a>,
@@ -322,17 +341,9 @@ impl<'a> Call<'a> {
     fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
         let [dq, dk, dv] = views.map(|view| view.as_heads(Layout::Bshd));
         let outputs = [dq?, dk?, dv?];
-        let likes = [(Operand::Q, &self.q), (Operand::K, &self.k), (Operand::V, &self.v)];
-        let names = [Operand::Dq, Operand::Dk, Operand::Dv];
-        for ((name, output), (of, like)) in names.into_iter().zip(&outputs).zip(likes) {
-            check_like(like, of, name, output)?;
-            check_itself(output)?;
-        }
-        let outputs_taken: Vec<_> = names.into_iter().zip(outputs.each_ref().map(footprint)).collect();
-        let mut taken: Vec<_> = self.tensors().map(|(name, view)| (name, footprint(view))).into();
-        taken.push((Operand::Lse, row_footprint(self.lse, &self.sizes)));
-        taken.extend(self.dlse.map(|dlse| (Operand::Dlse, row_footprint(dlse, &self.sizes))));
-        check_apart(&outputs_taken, &taken)?;
+        let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
+        let rows = rows.into_iter().flatten().map(|(name, address)| (name, row_footprint(address, &self.sizes)));
+        check_gradients(&outputs, &self.tensors(), rows)?;
         Ok(outputs)
     }
 

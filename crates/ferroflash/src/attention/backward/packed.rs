@@ -1,12 +1,12 @@
 //! The calls of the backward pass over packed sequences.
 
-use super::super::check::{check_apart, check_itself, check_like, check_rows_of, footprint};
+use super::super::check::{check_like, check_rows_of};
 use super::super::options::Attention;
 use super::super::request::Placed;
 use super::super::sequences::{Call, PackedRows, heads};
 use super::plan::BackwardPlan;
 use super::tensors::Tensors;
-use super::{Gradients, GradientsViewMut, OutputGradients};
+use super::{GRADIENTS, Gradients, GradientsViewMut, OutputGradients, check_gradients};
 use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
@@ -166,29 +166,17 @@ impl<'a> PackedCall<'a> {
 
     /// Checks the gradients, of q, k and v, against the inputs and each other.
     fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
-        let names = [Operand::Dq, Operand::Dk, Operand::Dv];
-        let [dq, dk, dv] = [0, 1, 2].map(|i| heads(names[i], views[i], true));
+        let [dq, dk, dv] = [0, 1, 2].map(|i| heads(GRADIENTS[i], views[i], true));
         let outputs = [dq?, dk?, dv?];
-        let Call { q, k, v, .. } = &self.inputs;
-        for ((name, output), (of, like)) in
-            names.into_iter().zip(&outputs).zip([(Operand::Q, q), (Operand::K, k), (Operand::V, v)])
-        {
-            check_like(like, of, name, output)?;
-            check_itself(output)?;
-        }
-        let written: Vec<_> = names.into_iter().zip(outputs.each_ref().map(footprint)).collect();
-        let mut taken: Vec<_> = self.tensors().map(|(name, view)| (name, footprint(view))).into();
-        let of_rows = |address| {
-            let shape = q.shape();
-            Footprint::contiguous(address, (shape.heads * shape.rows * DType::F32.bytes()) as u128)
-        };
-        taken.push((Operand::Lse, of_rows(self.lse)));
-        taken.extend(self.dlse.map(|dlse| (Operand::Dlse, of_rows(dlse))));
+        let shape = self.inputs.q.shape();
+        let row_bytes = (shape.heads * shape.rows * DType::F32.bytes()) as u128;
+        let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
+        let rows = rows.into_iter().flatten().map(|(name, address)| (name, Footprint::contiguous(address, row_bytes)));
         // The numbers that say where sequences are, too.
-        taken.extend(self.inputs.numbers().map(|(operand, view)| {
+        let numbers = self.inputs.numbers().map(|(operand, view)| {
             (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
-        }));
-        check_apart(&written, &taken)?;
+        });
+        check_gradients(&outputs, &self.tensors(), rows.chain(numbers))?;
         Ok(outputs)
     }
 
