@@ -144,8 +144,7 @@ impl BackwardCase {
     pub(crate) fn compare<T: Element>(&self, given: &BackwardInputs<T>, computed: &Computed<T>) -> Result<(), String> {
         let exact = self.reference(given, reference::backward);
         let found = self.precision(given, &exact);
-        let errors = BackwardCase::drawn_errors::<T>(std::slice::from_ref(self), found);
-        self.compare_within(given, computed, &exact, errors)
+        judge::<T>(std::slice::from_ref(self), found, |errors| self.compare_within(given, computed, &exact, errors))
     }
 
     /// [`BackwardCase::compare`] of problems that one call computes: the error of the precision is that of all of them.
@@ -158,12 +157,13 @@ impl BackwardCase {
             cases.iter().zip(given).map(|(case, given)| case.reference(given, reference::backward)).collect();
         let found = cases.iter().zip(given).zip(&exact).map(|((case, given), exact)| case.precision(given, exact));
         let found = found.fold(([0.0; 3], 0), of_both);
-        let errors = BackwardCase::drawn_errors::<T>(cases, found);
-        for (i, case) in cases.iter().enumerate() {
-            let found = case.compare_within(&given[i], &computed[i], &exact[i], errors);
-            found.map_err(|wrong| format!("problem {i}: {wrong}"))?;
-        }
-        Ok(())
+        judge::<T>(cases, found, |errors| {
+            for (i, case) in cases.iter().enumerate() {
+                let found = case.compare_within(&given[i], &computed[i], &exact[i], errors);
+                found.map_err(|wrong| format!("problem {i}: {wrong}"))?;
+            }
+            Ok(())
+        })
     }
 
     /// Rows that are compared.
@@ -175,25 +175,6 @@ impl BackwardCase {
     /// The errors of the precision, and rows that can tell them.
     fn precision<T: Element>(&self, given: &BackwardInputs<T>, exact: &ReferenceGradients) -> ([f64; 3], usize) {
         (self.errors(given, exact), self.telling_rows(given).min(self.rows()))
-    }
-
-    /// The error that the precision brings is a maximum over rows: of a few rows it is a matter of luck, so that small problems take
-    /// it from further draws too, until they have enough rows that can tell.
-    fn drawn_errors<T: Element>(cases: &[BackwardCase], mut found: ([f64; 3], usize)) -> [f64; 3] {
-        let rows: usize = cases.iter().map(BackwardCase::rows).sum();
-        let enough = if T::DTYPE == DType::F32 { ENOUGH_F32_ROWS } else { ENOUGH_ROWS };
-        let mut draws = cases.to_vec();
-        for _ in 1..MOST_DRAWS.min(MOST_ROWS.div_ceil(rows.max(1))) {
-            if found.1 >= enough {
-                break;
-            }
-            for draw in &mut draws {
-                draw.forward.seed = draw.forward.seed.wrapping_add(1);
-                let further = draw.inputs::<T>();
-                found = of_both(found, draw.precision(&further, &draw.reference(&further, reference::backward)));
-            }
-        }
-        found.0
     }
 
     fn compare_within<T: Element>(
@@ -210,7 +191,12 @@ impl BackwardCase {
             let error = reference::max_abs_difference(&found, exact);
             // NaN where there should be a number is an infinite error.
             if error > bound || !error.is_finite() {
-                return Err(format!("{}: max error {error:.3e} is outside the bound {bound:.3e}", NAMES[i]));
+                let off = |j: usize| reference::max_abs_difference(&found[j..=j], &exact[j..=j]);
+                let worst = (0..exact.len()).max_by(|&a, &b| off(a).total_cmp(&off(b))).expect("an error has a place");
+                return Err(format!(
+                    "{}: max error {error:.3e} is outside the bound {bound:.3e}, at element {worst}: {:e}, not {:e}",
+                    NAMES[i], found[worst], exact[worst]
+                ));
             }
         }
         self.compare_zeros(exact, computed)
@@ -305,6 +291,33 @@ type Backward =
 /// The larger errors, and the rows of both.
 fn of_both(a: ([f64; 3], usize), b: ([f64; 3], usize)) -> ([f64; 3], usize) {
     (std::array::from_fn(|i| a.0[i].max(b.0[i])), a.1 + b.1)
+}
+
+/// Asks `compare` about the errors of the precision, `found` over the rows of `cases` so far.
+///
+/// They are maxima over rows: of a few rows a matter of luck, so that small problems take them from further draws too, until they have enough
+/// rows that can tell. A largest error of dq is that of one rare row even then: of two implementations that round equally often, one is more
+/// than twice as far off as the other in 13 of 600 problems of f16 with 256 rows, in 5 of 300 with 1024, in none with 4096. So nothing is called wrong before
+/// [`MOST_ROWS`] have been asked. What fewer rows accept, more would too: they are asked only then.
+fn judge<T: Element>(
+    cases: &[BackwardCase],
+    mut found: ([f64; 3], usize),
+    compare: impl Fn([f64; 3]) -> Result<(), String>,
+) -> Result<(), String> {
+    let rows: usize = cases.iter().map(BackwardCase::rows).sum();
+    let enough = if T::DTYPE == DType::F32 { ENOUGH_F32_ROWS } else { ENOUGH_ROWS };
+    let mut draws = cases.to_vec();
+    for _ in 1..MOST_DRAWS.min(MOST_ROWS.div_ceil(rows.max(1))) {
+        if found.1 >= enough && compare(found.0).is_ok() {
+            return Ok(());
+        }
+        for draw in &mut draws {
+            draw.forward.seed = draw.forward.seed.wrapping_add(1);
+            let further = draw.inputs::<T>();
+            found = of_both(found, draw.precision(&further, &draw.reference(&further, reference::backward)));
+        }
+    }
+    compare(found.0)
 }
 
 fn parts(gradients: &ReferenceGradients) -> [&[f64]; 3] {
