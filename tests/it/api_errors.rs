@@ -10,7 +10,7 @@ use ferroflash::{
 
 /// A call whose parts the tests spoil one at a time.
 struct Call {
-    attention: Attention,
+    attention: Attention<'static>,
     q: Tensor,
     k: Tensor,
     v: Tensor,

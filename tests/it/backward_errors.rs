@@ -9,7 +9,7 @@ use kernel_spec::Arch;
 
 /// A call whose parts the tests spoil one at a time.
 struct Call {
-    attention: Attention,
+    attention: Attention<'static>,
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -100,7 +100,7 @@ fn sums_in_any_order_have_other_bits() {
 #[test]
 fn the_library_chooses_it_where_it_runs_and_says_why_not() {
     let device = &device::shared().device;
-    let is_fused = |attention: Attention, problem| {
+    let is_fused = |attention: Attention<'static>, problem| {
         let plan = attention.backward_plan(device, problem).unwrap();
         let fused = plan.steps.len() == Pass::FUSED.len() && plan.symbols().any(|symbol| symbol.contains("fused"));
         assert_eq!(fused, plan.buffers.iter().any(|buffer| buffer.name == "sums of dq"), "{plan}");

@@ -33,6 +33,7 @@ mod numbers;
 mod properties;
 mod readme;
 mod regressions;
+mod score_programs;
 mod sequences;
 mod sequences_backward;
 mod sequences_backward_errors;

@@ -357,7 +357,7 @@ fn a_shared_prefix_is_attended_to_once() {
     let (all, each, prompt_starts, own_starts) =
         (starts(&[0, 8]), starts(&[0, 2, 4, 6, 8]), starts(&[0, 150]), starts(&[0, 0, 1, 71, 104]));
     let q_tensor = upload(&q);
-    let attend = |attention: Attention, kv: &[Vec<f32>; 2], q_rows: &Indices, kv_rows: &Indices| {
+    let attend = |attention: Attention<'static>, kv: &[Vec<f32>; 2], q_rows: &Indices, kv_rows: &Indices| {
         let [k, v] = [upload(&kv[0]), upload(&kv[1])];
         let rows = [q_rows, kv_rows].map(|starts| PackedRows::new(starts.view()));
         attention.with_lse(true).forward_packed(&q_tensor.view(), &k.view(), &v.view(), &rows[0], &rows[1]).unwrap()

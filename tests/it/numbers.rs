@@ -6,7 +6,7 @@ use ferroflash::{Attention, Device, Element, Kernel, Layout, Shape, Tensor, bf16
 /// One call on contiguous tensors of one head: output of the first row, and its log-sum-exp.
 fn attend<T: Element>(
     device: &Device,
-    attention: Attention,
+    attention: Attention<'static>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
@@ -24,7 +24,14 @@ fn attend<T: Element>(
 }
 
 /// Every kernel gives `out` in every column and `lse`, to a unit in the last place of the type and 16 of f32.
-fn check<T: Element>(attention: Attention, [q, k, v]: [&[f64]; 3], dim: usize, out: f64, lse: f64, epsilon: f64) {
+fn check<T: Element>(
+    attention: Attention<'static>,
+    [q, k, v]: [&[f64]; 3],
+    dim: usize,
+    out: f64,
+    lse: f64,
+    epsilon: f64,
+) {
     let shared = device::shared();
     for kernel in Kernel::ALL {
         if !crate::support::case::runs::<T>(&shared.device, kernel) {

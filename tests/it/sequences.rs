@@ -55,7 +55,7 @@ fn keys() -> impl Strategy<Value = Keys> {
     ]
 }
 
-fn cases<T: Element>() -> impl Strategy<Value = SequenceCase> {
+pub(crate) fn cases<T: Element>() -> impl Strategy<Value = SequenceCase> {
     let lengths = prop::collection::vec((rows(40), rows(200)).prop_map(|(q, kv)| [q, kv]), 1..5);
     let heads = prop::sample::select(vec![[1usize, 1], [2, 1], [4, 2], [7, 1], [3, 3], [20, 1]]);
     let head_dim = prop_oneof![3 => prop::sample::select(vec![64usize, 128]), 1 => (1usize..=32).prop_map(|n| 8 * n)];

@@ -8,7 +8,7 @@ use ferroflash::{
 
 /// A call whose parts the tests spoil one at a time.
 struct Call {
-    attention: Attention,
+    attention: Attention<'static>,
     /// q, k, v, out, dout, dq, dk, dv.
     tensors: [Tensor; 8],
     lse: Lse,

@@ -23,7 +23,7 @@ enum Form {
 /// A call whose parts the tests spoil one at a time. It has numbers of every kind that its form takes.
 struct Call {
     form: Form,
-    attention: Attention,
+    attention: Attention<'static>,
     q: Tensor,
     k: Tensor,
     v: Tensor,

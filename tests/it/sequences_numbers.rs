@@ -13,12 +13,12 @@ const DIM: usize = 64;
 const LENGTHS: [[usize; 2]; 4] = [[3, 150], [1, 129], [5, 33], [2, 64]];
 
 /// Every tile, with one split and with several, says what the reference says.
-fn check<T: Element>(all: &Sequences<T>, attention: Attention, what: &str) {
+fn check<T: Element>(all: &Sequences<T>, attention: Attention<'static>, what: &str) {
     let expected = all.expected(&attention);
     check_against(all, attention, &expected, what);
 }
 
-fn check_against<T: Element>(all: &Sequences<T>, attention: Attention, expected: &Expected, what: &str) {
+fn check_against<T: Element>(all: &Sequences<T>, attention: Attention<'static>, expected: &Expected, what: &str) {
     let shared = device::shared();
     for row in tiles::<T>(&shared.device, all.dim) {
         for splits in [Splits::Count(1), Splits::Count(3), Splits::Keys(64)] {

@@ -218,7 +218,7 @@ impl Packed {
     }
 
     /// The call into poison, which stays.
-    fn error(&self, attention: Attention) -> Error {
+    fn error(&self, attention: Attention<'static>) -> Error {
         let device = self.q.device();
         let rows = PackedRows::new(self.starts.view());
         let mut out = Tensor::zeros(device, DTYPE, [5, 4, 32], Layout::RowMajor).unwrap();
@@ -308,7 +308,7 @@ fn options_without_a_meaning() {
 #[test]
 fn problems_that_are_too_large() {
     let shared = device::shared();
-    let plan = |attention: Attention, batch, q_rows, q_heads| {
+    let plan = |attention: Attention<'static>, batch, q_rows, q_heads| {
         let sequences = Sequences::Cached { batch, q_rows, capacity: 1 << 14 };
         attention.plan(&shared.device, Problem::new(sequences, q_heads, q_heads, 256, DTYPE)).unwrap_err()
     };

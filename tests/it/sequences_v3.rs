@@ -100,7 +100,7 @@ fn chunks_of_prompts() {
 fn what_it_refuses() {
     let device = hopper();
     let v3 = Attention::new().with_kernel(Kernel::V3);
-    let refused = |attention: Attention, sequences, dtype, head_dim, words: &str| {
+    let refused = |attention: Attention<'static>, sequences, dtype, head_dim, words: &str| {
         let problem = Problem::new(sequences, 4, 2, head_dim, dtype);
         let error = attention.plan(&device, problem).unwrap_err();
         assert!(matches!(error, Error::KernelUnsupported { kernel: Kernel::V3, .. }), "{error:?}");

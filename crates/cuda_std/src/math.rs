@@ -89,19 +89,40 @@ pub fn opaque(value: u32) -> u32 {
 }
 
 /// A place where a program on scores can be put into the text, see `kernel_spec::specialise`: `s` comes back as the program makes it of
-/// `s`, `row`, `key` and `value`, and as it is where there is no program.
+/// `s` and of where it is, `[batch, head, row, key, q_rows, kv_rows]`, and as it is where there is no program.
 ///
-/// No instruction, any SM, any thread.
+/// The program finds its words in the kernel's parameters. No instruction, any SM, any thread.
 #[inline(always)]
-pub fn score_hook(s: f32, row: u32, key: u32, value: u64) -> f32 {
+pub fn score_hook(s: f32, at: [u32; 6]) -> f32 {
     let mut s = s;
+    let [batch, head, row, key, q_rows, kv_rows] = at;
     #[cfg(target_arch = "nvptx64")]
     // SAFETY: an empty statement; what takes its place changes nothing but its first operand.
     unsafe {
-        core::arch::asm!("// score.hook {}, {}, {}, {};",
-            inout(reg32) s, in(reg32) row, in(reg32) key, in(reg64) value, options(pure, nomem, nostack));
+        core::arch::asm!("// score.hook {}, {}, {}, {}, {}, {}, {};",
+            inout(reg32) s, in(reg32) batch, in(reg32) head, in(reg32) row, in(reg32) key, in(reg32) q_rows, in(reg32) kv_rows,
+            options(pure, nomem, nostack));
     }
     #[cfg(not(target_arch = "nvptx64"))]
-    let _ = (row, key, value);
+    let _ = (batch, head, row, key, q_rows, kv_rows);
+    s
+}
+
+/// [`score_hook`] in a function that is called, whose text cannot name the kernel's parameters: the program's factor and words come along.
+#[inline(always)]
+pub fn score_hook_with(s: f32, at: [u32; 6], factor: u64, words: [u64; 8]) -> f32 {
+    let mut s = s;
+    let [batch, head, row, key, q_rows, kv_rows] = at;
+    let [w0, w1, w2, w3, w4, w5, w6, w7] = words;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("// score.hook {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {};",
+            inout(reg32) s, in(reg32) batch, in(reg32) head, in(reg32) row, in(reg32) key, in(reg32) q_rows, in(reg32) kv_rows,
+            in(reg64) factor, in(reg64) w0, in(reg64) w1, in(reg64) w2, in(reg64) w3, in(reg64) w4, in(reg64) w5, in(reg64) w6,
+            in(reg64) w7, options(pure, nomem, nostack));
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    let _ = (batch, head, row, key, q_rows, kv_rows, factor, w0, w1, w2, w3, w4, w5, w6, w7);
     s
 }

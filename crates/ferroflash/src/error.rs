@@ -7,6 +7,7 @@ mod axes;
 mod bind;
 mod merge;
 mod names;
+mod program;
 mod sequences;
 mod unsupported;
 
@@ -14,6 +15,7 @@ pub use axes::AxesError;
 pub use bind::BindError;
 pub use merge::MergeError;
 pub use names::{Operand, Version};
+pub use program::ProgramError;
 pub use sequences::SequencesError;
 pub use unsupported::Unsupported;
 
@@ -434,6 +436,9 @@ pub enum Error {
     /// Addresses that a step of a plan cannot be launched with.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A program on scores, or its tensors.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// The build holds no PTX for an entry point.
     #[error(
         "this build holds no PTX for {symbol}; build with the kernels' source, or name a folder with {symbol}.ptx in FERROFLASH_PTX_DIR"

@@ -13,6 +13,7 @@ mod error;
 mod plan;
 mod ptx;
 pub mod reference;
+pub mod score;
 mod specialise;
 mod tensor;
 mod tensor_map;
@@ -25,7 +26,9 @@ pub use attention::{
     Sequences, Sizes, Splits, merge, merge_into, plan_merge,
 };
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
-pub use error::{AxesError, BindError, Error, MergeError, Operand, Result, SequencesError, Unsupported, Version};
+pub use error::{
+    AxesError, BindError, Error, MergeError, Operand, ProgramError, Result, SequencesError, Unsupported, Version,
+};
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.
 pub use kernel_spec::{Arch, DType, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant, entries};

@@ -87,6 +87,12 @@ impl<const SLOTS: usize> Features<SLOTS> {
         self
     }
 
+    /// The block with this value in `slot`, which holds no feature.
+    pub const fn with_word(mut self, slot: u32, value: u64) -> Features<SLOTS> {
+        self.values[slot as usize] = value;
+        self
+    }
+
     /// The features that are on.
     #[inline(always)]
     pub const fn set(&self) -> FeatureSet {

@@ -4,25 +4,33 @@
 //! them. It needs no compiler on the user's machine but the driver's, and the emulator checks exactly the text that runs. See
 //! [`Features`](crate::Features) for the kernel's side.
 //!
-//! A program on scores is not compiled into any entry. An entry that accepts one has a hook for every score, a comment that names four
+//! A program on scores is not compiled into any entry. An entry that accepts one has a hook for every score, a comment that names
 //! registers:
 //!
 //! ```text
-//! // score.hook %r7, %r8, %r9, %rd3;          score (f32), query row (u32), key (u32), the value of the feature's slot (u64)
+//! // score.hook %r1, %r2, %r3, %r4, %r5, %r6, %r7;      score (f32), batch entry, head, query row, key, rows, keys (u32)
 //! ```
 //!
-//! Without a program it stays a comment: the identity. With one, each becomes a block of the program's lines, in which `$s`, `$row`,
-//! `$key` and `$value` are those registers; a block may declare registers of its own, and writes none of the four but `$s`:
+//! Without a program it stays a comment: the identity. With one, each becomes a block of the program's lines, in which `$s`, `$batch`,
+//! `$head`, `$row`, `$key`, `$q_rows` and `$kv_rows` are those registers, `$factor` holds the value of
+//! [`PROGRAM`](crate::families::forward::features::PROGRAM) and `$word0` to `$word7` the slots behind
+//! [`FIRST_WORD`](crate::families::forward::features::FIRST_WORD) (u64). A block may declare registers of its own, and writes none of those but
+//! `$s`:
 //!
 //! ```text
 //! { .reg .f32 far; cvt.rn.f32.u32 far, $key; fma.rn.f32 $s, far, 0fBC000000, $s; }
 //! ```
+//!
+//! Factor and words are loaded from the parameters, where the hook is in the entry itself; a hook in a function that is called names
+//! registers for them too.
 
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::entry::Entry;
+use crate::families::forward::features::{FIRST_WORD, PROGRAM, WORDS};
 use crate::features::FeatureSet;
 
 /// A text that cannot be specialised.
@@ -84,7 +92,7 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Opti
             0 => Some(features.bits().into()),
             // The block is the end of the parameters: what lies behind it is no load of theirs.
             _ if slot > entry.feature_slots => None,
-            _ if features.contains(FeatureSet::of(slot - 1)) => None,
+            _ if features.contains(feature_of(slot - 1)) => None,
             _ => Some(0),
         }
     };
@@ -95,7 +103,7 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Opti
         if let Some(load) = ParamLoad::of(line, &parameter) {
             edited += &load.edit(line, block, known)?;
         } else if let (Some(program), Some(hook)) = (program, ScoreHook::of(line)) {
-            edited += &hook.run(program);
+            edited += &hook.run(program, &parameter, block + SLOT_BYTES);
             hooks += 1;
         } else {
             edited += line;
@@ -104,25 +112,46 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Opti
     if program.is_some() && hooks == 0 { Err(SpecialiseError::NoHook) } else { Ok(edited) }
 }
 
-/// `// score.hook S, ROW, KEY, VALUE;`, as `cuda_std::math::score_hook` writes it.
-struct ScoreHook<'a>([&'a str; 4]);
+/// The feature that a slot belongs to: the words of programs are theirs.
+fn feature_of(slot: u32) -> FeatureSet {
+    FeatureSet::of(if slot < FIRST_WORD { slot } else { PROGRAM })
+}
+
+/// `// score.hook S, BATCH, ..;`, as `cuda_std::math::score_hook` and `score_hook_with` write it.
+struct ScoreHook<'a>(Vec<&'a str>);
 
 impl<'a> ScoreHook<'a> {
     /// What a program calls the operands.
-    const NAMES: [&'static str; 4] = ["$s", "$row", "$key", "$value"];
+    const NAMES: [&'static str; 7] = ["$s", "$batch", "$head", "$row", "$key", "$q_rows", "$kv_rows"];
 
     fn of(line: &'a str) -> Option<ScoreHook<'a>> {
-        let mut operands = line.trim().strip_prefix("// score.hook ")?.strip_suffix(';')?.split(", ");
-        let mut next = || operands.next();
-        Some(ScoreHook([next()?, next()?, next()?, next()?]))
+        let operands = line.trim().strip_prefix("// score.hook ")?.strip_suffix(';')?.split(", ");
+        Some(ScoreHook(operands.collect()))
     }
 
-    fn run(&self, program: &str) -> String {
-        let code = Self::NAMES
-            .iter()
-            .zip(self.0)
-            .fold(program.to_owned(), |code, (name, register)| code.replace(name, register));
-        format!("\t{{ {code} }}\n")
+    /// The lines in place of the hook; `values` is where the slots' values start in the parameter.
+    fn run(&self, program: &str, parameter: &str, values: u32) -> String {
+        let mut code = program.to_owned();
+        for (name, register) in Self::NAMES.iter().zip(&self.0) {
+            code = code.replace(name, register);
+        }
+        let words = (0..WORDS as u32).map(|i| (format!("$word{i}"), FIRST_WORD + i));
+        let mut loads = String::new();
+        for (i, (name, slot)) in core::iter::once(("$factor".to_owned(), PROGRAM)).chain(words).enumerate() {
+            if !code.contains(&name) {
+                continue;
+            }
+            let register = match self.0.get(Self::NAMES.len() + i) {
+                Some(register) => (*register).to_owned(),
+                None => {
+                    let (register, offset) = (format!("score_{}", &name[1..]), values + SLOT_BYTES * slot);
+                    loads += &format!(".reg .b64 {register}; ld.param.b64 {register}, {parameter}+{offset}]; ");
+                    register
+                }
+            };
+            code = code.replace(&name, &register);
+        }
+        format!("\t{{ {loads}{code} }}\n")
     }
 }
 
@@ -253,17 +282,37 @@ mod tests {
 
     #[test]
     fn a_program_takes_the_place_of_every_hook() {
-        let text =
-            "\t// score.hook %r7, %r8, %r9, %rd3;\n\tadd.f32 %r1, %r7, %r7;\n\t// score.hook %r1, %r2, %r9, %rd3;\n";
-        let run = |program| specialise(text, &ENTRY, FeatureSet::NONE, program).unwrap();
+        let hook = "// score.hook %r1, %r2, %r3, %r4, %r5, %r6, %r7;";
+        let called = hook.replace(';', ", %rd0, %rd1, %rd2, %rd3, %rd4, %rd5, %rd6, %rd7, %rd8;");
+        let text = format!("\t{hook}\n\tadd.f32 %r1, %r1, %r1;\n\t{called}\n");
+        let entry = Entry { params_bytes: 16 + 12 * 8, feature_slots: 11, ..ENTRY };
+        let run = |program| specialise(&text, &entry, FeatureSet::of(PROGRAM), program).unwrap();
         assert_eq!(run(None), text);
         let program =
-            ".reg .f32 x; cvt.rn.f32.u32 x, $key; sub.f32 $s, $s, x; add.u32 x, $row, 1; ld.global.f32 x, [$value];";
+            "mad.lo.u32 x, $batch, $head, $row; sub.u32 x, $kv_rows, $q_rows; ld.global.f32 $s, [$word1]; mov x, $key;";
+        let edited = |word: &str| {
+            format!("mad.lo.u32 x, %r2, %r3, %r4; sub.u32 x, %r7, %r6; ld.global.f32 %r1, [{word}]; mov x, %r5;")
+        };
+        // The block starts at 16; the set has the first slot, words follow three values.
+        let load = ".reg .b64 score_word1; ld.param.b64 score_word1, [k_param_0+56]; ";
         let expected = text
-            .replace("// score.hook %r7, %r8, %r9, %rd3;", "{ .reg .f32 x; cvt.rn.f32.u32 x, %r9; sub.f32 %r7, %r7, x; add.u32 x, %r8, 1; ld.global.f32 x, [%rd3]; }")
-            .replace("// score.hook %r1, %r2, %r9, %rd3;", "{ .reg .f32 x; cvt.rn.f32.u32 x, %r9; sub.f32 %r1, %r1, x; add.u32 x, %r2, 1; ld.global.f32 x, [%rd3]; }");
+            .replace(&called, &format!("{{ {} }}", edited("%rd2")))
+            .replace(hook, &format!("{{ {load}{} }}", edited("score_word1")));
         assert_eq!(run(Some(program)), expected);
+        let factor = specialise(&format!("{hook}\n"), &entry, FeatureSet::of(PROGRAM), Some("mov.b64 x, $factor;"));
+        let load = ".reg .b64 score_factor; ld.param.b64 score_factor, [k_param_0+32]; mov.b64 x, score_factor;";
+        assert_eq!(factor.unwrap(), format!("\t{{ {load} }}\n"));
         assert_eq!(specialise("\tret;\n", &ENTRY, FeatureSet::NONE, Some(program)), Err(SpecialiseError::NoHook));
+    }
+
+    /// Words stay loads where there is a program, and are 0 elsewhere.
+    #[test]
+    fn words_are_the_programs() {
+        let entry = Entry { params_bytes: 16 + 12 * 8, feature_slots: 11, ..ENTRY };
+        let word = "ld.param.b64 %rd1, [k_param_0+48];";
+        let edited = |features| specialise(&format!("{word}\n"), &entry, features, None).unwrap();
+        assert_eq!(edited(FeatureSet::of(PROGRAM)).trim(), word);
+        assert_eq!(edited(FeatureSet::of(0)).trim(), "mov.b64 \t%rd1, 0;");
     }
 
     #[test]

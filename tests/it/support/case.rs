@@ -117,7 +117,7 @@ const LSE_GUARD: usize = 64;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Case {
     pub(crate) problem: Sizes,
-    pub(crate) attention: Attention,
+    pub(crate) attention: Attention<'static>,
     pub(crate) q: Memory,
     pub(crate) k: Memory,
     pub(crate) v: Memory,

@@ -8,6 +8,7 @@ pub(crate) mod json;
 pub(crate) mod packed;
 pub(crate) mod packed_gradients;
 pub(crate) mod program;
+pub(crate) mod programs;
 pub(crate) mod sequences;
 pub(crate) mod stub_driver;
 

@@ -116,7 +116,7 @@ impl<T: Element> Sequences<T> {
     }
 
     /// Runs them, with the log-sum-exp or without, and hints or without.
-    pub(crate) fn run(&self, device: &Device, place: Place, attention: Attention) -> Vec<Found<T>> {
+    pub(crate) fn run(&self, device: &Device, place: Place, attention: Attention<'static>) -> Vec<Found<T>> {
         self.run_with(device, place, attention, [None; 2], true)
     }
 
@@ -124,7 +124,7 @@ impl<T: Element> Sequences<T> {
         &self,
         device: &Device,
         place: Place,
-        attention: Attention,
+        attention: Attention<'static>,
         [longest_q, longest_kv]: [Option<usize>; 2],
         with_lse: bool,
     ) -> Vec<Found<T>> {

@@ -19,7 +19,7 @@ pub(crate) struct PackedCase {
     pub(crate) q_heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
-    pub(crate) attention: Attention,
+    pub(crate) attention: Attention<'static>,
     /// Whether heads lie before rows in memory.
     pub(crate) head_major: bool,
     /// Elements between what lies further apart, rows or heads, and before the first.

@@ -44,7 +44,7 @@ pub(crate) struct SequenceCase {
     pub(crate) q_heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
-    pub(crate) attention: Attention,
+    pub(crate) attention: Attention<'static>,
     /// Elements between neighbouring rows of k and v.
     pub(crate) row_gap: usize,
     pub(crate) deviation: f64,

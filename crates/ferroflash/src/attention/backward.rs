@@ -85,7 +85,7 @@ impl<'a> GradientsViewMut<'a> {
     }
 }
 
-impl Attention {
+impl Attention<'_> {
     /// What a call of [`Attention::backward`], or of [`Attention::backward_packed`], on `device` with contiguous tensors would launch and
     /// allocate, and why.
     ///

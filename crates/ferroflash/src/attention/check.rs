@@ -1,5 +1,6 @@
 //! Tensors against each other: everything that can be refused before a plan is made.
 
+use super::options::Attention;
 use super::problem::Sizes;
 use crate::device::Device;
 use crate::error::{Error, Operand, Result};
@@ -116,6 +117,31 @@ pub(super) fn check_overlaps(
         Some((address, sizes)) => check_apart(&[out, (Operand::Lse, row_footprint(address, sizes))], &inputs),
         None => check_apart(&[out], &inputs),
     }
+}
+
+/// Whether the tensors of a program are where q is.
+pub(super) fn check_program(attention: &Attention<'_>, q: &HeadsView<'_>) -> Result<()> {
+    let Some(program) = attention.changing_program() else { return Ok(()) };
+    program.devices().try_for_each(|(name, device)| {
+        if device == q.device() {
+            return Ok(());
+        }
+        let (found, expected) = (device.info().id(), q.device().info().id());
+        Err(Error::DeviceMismatch { what: name.to_owned(), found, expected })
+    })
+}
+
+/// That outputs do not overlap what a program reads.
+pub(super) fn check_program_apart(
+    attention: &Attention<'_>,
+    out: Option<&HeadsView<'_>>,
+    lse: Option<Footprint>,
+) -> Result<()> {
+    let Some(program) = attention.changing_program() else { return Ok(()) };
+    let read: Vec<_> = program.footprints().map(|(i, memory)| (Operand::ProgramTensor(i), memory)).collect();
+    let out = out.map(|out| (Operand::Out, footprint(out)));
+    let lse = lse.map(|memory| (Operand::Lse, memory));
+    out.into_iter().chain(lse).try_for_each(|output| check_apart(&[output], &read))
 }
 
 /// That no element of an output lies at the place of another.

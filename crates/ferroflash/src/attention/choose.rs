@@ -63,7 +63,8 @@ fn no_row(request: &Request<'_>, kernel: Kernel) -> Error {
 
 fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
     let Sizes { dtype, head_dim, .. } = request.sizes;
-    request.softcap.map(|_| Unsupported::Feature { feature: "softcap", dtype, head_dim })
+    let program = request.attention.changing_program().map(|_| "a program on scores");
+    request.softcap.map(|_| "softcap").or(program).map(|feature| Unsupported::Feature { feature, dtype, head_dim })
 }
 
 /// The row for a pass: the one that is asked for, or the one whose tile is the fastest of those that have the features.

@@ -1,6 +1,6 @@
 //! The calls of forward attention: on views, into given memory, and on plain addresses.
 
-use super::check;
+use super::check::{self, row_footprint};
 use super::options::Attention;
 use super::plan::{self, Plan};
 use super::problem::{Problem, Sizes};
@@ -48,7 +48,7 @@ pub struct Output {
     pub plan: Plan,
 }
 
-impl Attention {
+impl Attention<'_> {
     /// What a call on `device` with contiguous tensors would launch and allocate, and why.
     ///
     /// v3 also depends on addresses and strides, which are no part of `problem`: [`Attention::plan_for`] looks at those of a call.
@@ -129,7 +129,7 @@ impl Attention {
         let out = Tensor::uninit(q.device(), q.dtype(), q.shape(), call.q.memory_order())?;
         let Sizes { batch, q_heads: heads, q_rows: rows, .. } = call.sizes;
         let lse = if self.lse { Some(Lse::uninit(q.device(), LseShape { batch, heads, rows })?) } else { None };
-        call.launch(RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
+        call.launch(self, RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
         Ok(Output { out, lse, plan })
     }
 
@@ -172,9 +172,9 @@ impl Attention {
         let out = call.output(&out, lse.as_deref())?;
         q.device().check_stream(stream)?;
         let lse = lse.map(|lse| lse.address());
-        call.check_overlaps(&out, lse)?;
+        call.check_overlaps(self, &out, lse)?;
         let plan = call.plan(&self.with_lse(lse.is_some()), Some(&out))?;
-        call.launch(stream.raw(), &plan, out.address(), lse)
+        call.launch(self, stream.raw(), &plan, out.address(), lse)
     }
 
     /// Computes attention on addresses and a stream of another framework: the entry for bindings.
@@ -218,9 +218,9 @@ impl Attention {
             let dtype = DType::F32;
             return Err(Error::MisalignedAddress { address, bytes: dtype.bytes(), dtype });
         }
-        call.check_overlaps(&out, lse)?;
+        call.check_overlaps(self, &out, lse)?;
         let plan = call.plan(&self.with_lse(lse.is_some()), Some(&out))?;
-        call.launch(stream.raw(), &plan, out.address(), lse)
+        call.launch(self, stream.raw(), &plan, out.address(), lse)
     }
 }
 
@@ -247,12 +247,14 @@ impl<'a> Inputs<'a> {
         Ok(out)
     }
 
-    fn check_overlaps(&self, out: &HeadsView<'_>, lse: Option<u64>) -> Result<()> {
-        check::check_overlaps([&self.q, &self.k, &self.v], out, lse.map(|lse| (lse, &self.sizes)))
+    fn check_overlaps(&self, attention: &Attention<'_>, out: &HeadsView<'_>, lse: Option<u64>) -> Result<()> {
+        check::check_overlaps([&self.q, &self.k, &self.v], out, lse.map(|lse| (lse, &self.sizes)))?;
+        check::check_program_apart(attention, Some(out), lse.map(|lse| row_footprint(lse, &self.sizes)))
     }
 
     /// The plan for these tensors. Without `out` it is a new tensor.
-    fn plan(&self, attention: &Attention, out: Option<&HeadsView<'_>>) -> Result<Plan> {
+    fn plan(&self, attention: &Attention<'_>, out: Option<&HeadsView<'_>>) -> Result<Plan> {
+        check::check_program(attention, &self.q)?;
         let new = || Placed::contiguous(self.q.shape(), self.q.memory_order(), self.q.dtype());
         let tensors = Tensors {
             q: Placed::of(&self.q),
@@ -263,13 +265,25 @@ impl<'a> Inputs<'a> {
         plan::plan_for(attention, self.q.device().info(), &self.sizes, tensors)
     }
 
-    fn launch(&self, stream: RawStream, plan: &Plan, out: u64, lse: Option<u64>) -> Result<()> {
+    fn launch(
+        &self,
+        attention: &Attention<'_>,
+        stream: RawStream,
+        plan: &Plan,
+        out: u64,
+        lse: Option<u64>,
+    ) -> Result<()> {
         let span = tracing::debug_span!("attention", kernel = %plan.kernel, problem = %plan.problem);
         let _entered = span.enter();
         let inputs = [(Operand::Q, &self.q), (Operand::K, &self.k), (Operand::V, &self.v)];
         let [q, k, v] = inputs.map(|(operand, view)| (operand, view.address()));
         let out = (Operand::Out, out);
         let run = |operands: &[_]| run(self.q.device(), stream, &plan.steps, &plan.buffers, operands);
+        if let Some(program) = attention.changing_program() {
+            let lse = lse.map(|lse| (Operand::Lse, lse));
+            let tensors = [q, k, v, out].into_iter().chain(lse).chain(program.operands());
+            return run(&tensors.collect::<Vec<_>>());
+        }
         match lse {
             Some(lse) => run(&[q, k, v, out, (Operand::Lse, lse)]),
             None => run(&[q, k, v, out]),

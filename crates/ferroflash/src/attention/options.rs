@@ -1,6 +1,7 @@
 //! The options of attention.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Unsupported};
+use crate::score::BoundProgram;
 use kernel_spec::{Kernel, Mask, Variant};
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -61,7 +62,7 @@ impl From<Kernel> for KernelChoice {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Attention {
+pub struct Attention<'a> {
     /// Which keys a row sees.
     pub mask: Mask,
     /// Factor on the scores; `None` is `1 / sqrt(head_dim)`. Any finite value, 0 and negative ones too.
@@ -69,6 +70,8 @@ pub struct Attention {
     /// Bound of the scores: `scale * q k^T` becomes `softcap * tanh(scale * q k^T / softcap)`; `None` is no bound. The log-sum-exp is
     /// that of the bounded scores.
     pub softcap: Option<f32>,
+    /// What scores pass through, scaled and bounded, before keys are hidden. The log-sum-exp is that of the scores that come out.
+    pub program: Option<&'a BoundProgram<'a>>,
     /// Which kernel computes it.
     pub kernel: KernelChoice,
     /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
@@ -80,12 +83,13 @@ pub struct Attention {
     pub splits: Splits,
 }
 
-impl Default for Attention {
+impl Default for Attention<'_> {
     fn default() -> Self {
         Attention {
             mask: Mask::Full,
             scale: None,
             softcap: None,
+            program: None,
             kernel: KernelChoice::Auto,
             lse: false,
             deterministic: false,
@@ -94,63 +98,83 @@ impl Default for Attention {
     }
 }
 
-impl Attention {
+impl<'a> Attention<'a> {
     /// Every query sees every key, scale `1 / sqrt(head_dim)`, the library chooses the kernel, no log-sum-exp.
-    pub fn new() -> Attention {
+    pub fn new() -> Attention<'a> {
         Attention::default()
     }
 
     /// Query row `i` sees the keys up to `i + kv_rows - q_rows`: the mask is aligned to the last row and the last key.
-    pub fn causal(self) -> Attention {
+    pub fn causal(self) -> Attention<'a> {
         self.with_mask(Mask::Causal)
     }
 
     /// Query row `i` sees `left` keys before and `right` keys after key `i + kv_rows - q_rows`, and that one; `None` is unbounded.
-    pub fn window(self, left: Option<u32>, right: Option<u32>) -> Attention {
+    pub fn window(self, left: Option<u32>, right: Option<u32>) -> Attention<'a> {
         self.with_mask(Mask::Window { left, right })
     }
 
     /// Sets the mask.
-    pub fn with_mask(mut self, mask: Mask) -> Attention {
+    pub fn with_mask(mut self, mask: Mask) -> Attention<'a> {
         self.mask = mask;
         self
     }
 
     /// Sets the factor on the scores.
-    pub fn with_scale(mut self, scale: f32) -> Attention {
+    pub fn with_scale(mut self, scale: f32) -> Attention<'a> {
         self.scale = Some(scale);
         self
     }
 
     /// Bounds the scores by `cap`, smoothly: a score `s` becomes `cap * tanh(s / cap)`. `None` and 0 are no bound. (Gemma 2, section 2
     /// of its report.)
-    pub fn with_softcap(mut self, cap: impl Into<Option<f32>>) -> Attention {
+    pub fn with_softcap(mut self, cap: impl Into<Option<f32>>) -> Attention<'a> {
         self.softcap = cap.into();
         self
     }
 
+    /// Has scores pass through a program with its tensors. Uniform, packed and cached sequences take one, in every kernel of the forward pass; the
+    /// backward pass does not.
+    pub fn with_program(mut self, program: &'a BoundProgram<'a>) -> Attention<'a> {
+        self.program = Some(program);
+        self
+    }
+
     /// Sets whether equal inputs have to give equal bits.
-    pub fn with_deterministic(mut self, deterministic: bool) -> Attention {
+    pub fn with_deterministic(mut self, deterministic: bool) -> Attention<'a> {
         self.deterministic = deterministic;
         self
     }
 
     /// Sets the kernel.
-    pub fn with_kernel(mut self, kernel: impl Into<KernelChoice>) -> Attention {
+    pub fn with_kernel(mut self, kernel: impl Into<KernelChoice>) -> Attention<'a> {
         self.kernel = kernel.into();
         self
     }
 
     /// Sets whether [`Attention::forward`] returns the log-sum-exp.
-    pub fn with_lse(mut self, lse: bool) -> Attention {
+    pub fn with_lse(mut self, lse: bool) -> Attention<'a> {
         self.lse = lse;
         self
     }
 
     /// Sets how the keys of sequences are split.
-    pub fn with_splits(mut self, splits: Splits) -> Attention {
+    pub fn with_splits(mut self, splits: Splits) -> Attention<'a> {
         self.splits = splits;
         self
+    }
+
+    /// What scores pass through, unless it leaves them as they are.
+    pub(crate) fn changing_program(&self) -> Option<&'a BoundProgram<'a>> {
+        self.program.filter(|bound| !bound.program().is_identity())
+    }
+
+    /// Gradients go through no program.
+    pub(crate) fn refuse_program(&self) -> Result<()> {
+        self.changing_program().map_or(Ok(()), |bound| {
+            let program = bound.program().name().to_owned();
+            Err(Error::Unsupported(Unsupported::BackwardProgram { program }))
+        })
     }
 
     /// The factor on the scores for this head dim, checked.

@@ -5,9 +5,11 @@ use super::problem::Sizes;
 use super::request::{Placed, Request, Row, Tensors};
 use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
+use crate::score::{BoundProgram, Word};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
+use kernel_spec::families::forward::features::FIRST_WORD;
 use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{
     AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
@@ -15,8 +17,7 @@ use kernel_spec::families::sequences::{
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
 use kernel_spec::{
-    Band, DType, Divisor, FeatureSet, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap, TensorParams,
-    V3Params,
+    Band, DType, Divisor, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap, TensorParams, V3Params,
 };
 use std::mem::offset_of;
 
@@ -44,10 +45,10 @@ pub(super) fn buffers(kernel: Kernel, sizes: &Sizes) -> (Vec<Buffer>, u128) {
     (buffers.collect(), needed)
 }
 
-/// What a row's text is specialised for, and its parameters.
-pub(super) fn of(request: &Request<'_>, row: &Row) -> (FeatureSet, Params) {
+/// The parameters of a row.
+pub(super) fn of(request: &Request<'_>, row: &Row) -> Params {
     let forward = forward_params(request);
-    let params = match row.variant.pass {
+    match row.variant.pass {
         Pass::Scores | Pass::Softmax | Pass::Output => {
             let naive = NaiveParams {
                 forward,
@@ -67,8 +68,7 @@ pub(super) fn of(request: &Request<'_>, row: &Row) -> (FeatureSet, Params) {
         Pass::V3 => v3(request, row, forward),
         // What all passes need is all that the others take.
         _ => Params::new(bytes_of(&forward)).with_forward(0, request, &forward),
-    };
-    (forward.features.set(), params)
+    }
 }
 
 fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
@@ -119,11 +119,26 @@ impl Params {
         let params = tensor(params, offset_of!(ForwardParams, k.address), Operand::K, inputs);
         let params = tensor(params, offset_of!(ForwardParams, v.address), Operand::V, inputs);
         let params = tensor(params, offset_of!(ForwardParams, out.address), Operand::Out, out);
+        let params = params.with_program(offset, request);
         if !request.attention.lse {
             return params;
         }
         let lse = offset + offset_of!(ForwardParams, lse);
         params.address(lse, Binding::Operand(Operand::Lse), DType::F32.bytes() as u64)
+    }
+}
+
+impl Params {
+    /// The addresses of the tensors that a program reads, in the [`ForwardParams`] that start at `offset`.
+    pub(super) fn with_program(self, offset: usize, request: &Request<'_>) -> Params {
+        let slots = offset + offset_of!(ForwardParams, features) + size_of::<u64>();
+        let words = request.attention.changing_program().map_or(&[][..], BoundProgram::words);
+        (FIRST_WORD as usize..).zip(words).fold(self, |params, (slot, word)| match *word {
+            Word::Address(tensor, bytes) => {
+                params.address(slots + slot * size_of::<u64>(), Binding::Operand(Operand::ProgramTensor(tensor)), bytes)
+            }
+            Word::Axis(_) => params,
+        })
     }
 }
 
@@ -135,7 +150,9 @@ pub(super) fn forward_params(request: &Request<'_>) -> ForwardParams {
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = request.sizes;
     let Tensors { q, k, v, out } = &request.tensors;
     // With a softcap the kernels multiply tanh(scores |scale| / cap) with it, where they multiply scores with it otherwise.
-    let factor = request.softcap.unwrap_or(request.scale.abs());
+    let has_program = request.attention.changing_program().is_some();
+    // What comes out of a program is scaled.
+    let factor = if has_program { 1.0 } else { request.softcap.unwrap_or(request.scale.abs()) };
     // None of the conversions loses anything: Sizes::validate bounds rows and head_dim, the grid bounds the heads.
     ForwardParams {
         q: tensor_params(q),
@@ -154,7 +171,7 @@ pub(super) fn forward_params(request: &Request<'_>) -> ForwardParams {
         band: request.attention.mask.band(),
         aligned: [q, k, v].iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into(),
         out_aligned: out.rows_start_at(CHUNK_BYTES).into(),
-        negate: (request.scale < 0.0).into(),
+        negate: (request.scale < 0.0 && !has_program).into(),
         features: request.features(),
     }
 }

@@ -7,8 +7,7 @@ use super::{choose, params, sequences};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result};
 use crate::plan::{Buffer, Step};
-use crate::specialise::Specialised;
-use kernel_spec::{DType, Kernel, Mask};
+use kernel_spec::{DType, FeatureSet, Kernel, Mask};
 
 /// What a call will launch and allocate, and why. Prints as a few lines.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +21,8 @@ pub struct Plan {
     pub scale: f32,
     /// Bound of the scores, if there is one.
     pub softcap: Option<f32>,
+    /// Name of the program that scores pass through, if there is one that changes them.
+    pub program: Option<String>,
     /// The algorithm.
     pub kernel: Kernel,
     /// The launches in order.
@@ -66,7 +67,11 @@ impl std::fmt::Display for Plan {
         writeln!(f, "{}: {}", self.kernel, self.reason)?;
         write!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
         match self.softcap {
-            Some(cap) => writeln!(f, ", softcap {cap}")?,
+            Some(cap) => write!(f, ", softcap {cap}")?,
+            None => {}
+        }
+        match &self.program {
+            Some(name) => writeln!(f, ", program {name}")?,
             None => writeln!(f)?,
         }
         for step in &self.steps {
@@ -87,6 +92,11 @@ impl std::fmt::Display for Plan {
         }
         write!(f, "  memory     {} bytes of workspace, {} bytes of log-sum-exp", self.workspace_bytes(), self.lse_bytes)
     }
+}
+
+/// The name of the program that scores pass through.
+pub(super) fn program_name(attention: &Attention<'_>) -> Option<String> {
+    attention.changing_program().map(|bound| bound.program().name().to_owned())
 }
 
 /// Plans a problem for contiguous tensors.
@@ -117,14 +127,15 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     let packed_heads = rows.iter().map(|row| row.packed_heads).max().unwrap_or(1);
     let steps = rows.into_iter().map(|row| {
         let tile = format!("{} x {}: {}", row.variant.q_block, row.variant.kv_block, row.variant.reason);
-        let (features, params) = params::of(&request, &row);
-        Step::new(Specialised::with_features(&row.variant.entry, features), row.ctas, tile, params)
+        let params = params::of(&request, &row);
+        Step::new(request.specialised(row.variant, FeatureSet::NONE), row.ctas, tile, params)
     });
     let plan = Plan {
         problem: (*sizes).into(),
         mask: attention.mask,
         scale,
         softcap,
+        program: program_name(attention),
         kernel,
         steps: steps.collect(),
         buffers,

@@ -2,9 +2,11 @@
 
 use super::options::Attention;
 use super::problem::Sizes;
+use crate::score::{BoundProgram, Word};
+use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::SOFTCAP;
-use kernel_spec::{DType, ForwardFeatures, Variant};
+use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, SOFTCAP};
+use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +66,7 @@ impl Tensors {
 
 /// What a plan is made for, checked.
 pub(crate) struct Request<'a> {
-    pub(crate) attention: &'a Attention,
+    pub(crate) attention: &'a Attention<'a>,
     pub(crate) sizes: Sizes,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
@@ -76,12 +78,31 @@ pub(crate) struct Request<'a> {
 impl Request<'_> {
     /// What the call does beyond plain attention, as its parameters say it.
     pub(super) fn features(&self) -> ForwardFeatures {
-        match self.softcap {
-            Some(cap) => {
-                let ratio = self.scale.abs() / cap;
-                ForwardFeatures::OFF.with(SOFTCAP, ratio.to_bits().into())
+        let mut features = ForwardFeatures::OFF;
+        let program = self.attention.changing_program();
+        if let Some(cap) = self.softcap {
+            // Programs take scores with their sign.
+            let scale = if program.is_some() { self.scale } else { self.scale.abs() };
+            features = features.with(SOFTCAP, (scale / cap).to_bits().into());
+        }
+        if let Some(program) = program {
+            features = features.with(PROGRAM, self.softcap.unwrap_or(self.scale).to_bits().into());
+            for (slot, word) in (FIRST_WORD..).zip(program.words()) {
+                // Addresses are not known yet.
+                let value = if let Word::Axis(axis) = *word { axis } else { 0 };
+                features = features.with_word(slot, value);
             }
-            None => ForwardFeatures::OFF,
+        }
+        features
+    }
+
+    /// What a device loads for the row of a pass, with the call's features as far as its entry accepts them, and `more`.
+    pub(super) fn specialised(&self, variant: &'static Variant, more: FeatureSet) -> Specialised {
+        let features = self.features().set().union(more).intersection(variant.entry.accepts);
+        let program = self.attention.changing_program().filter(|_| variant.pass.has_score_hook());
+        Specialised {
+            program: program.map(BoundProgram::shared_text),
+            ..Specialised::with_features(&variant.entry, features)
         }
     }
 }

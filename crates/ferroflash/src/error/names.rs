@@ -54,6 +54,8 @@ pub enum Operand {
     Part(usize),
     /// Its log-sum-exp.
     PartLse(usize),
+    /// A tensor that a program on scores reads, counted from 0.
+    ProgramTensor(usize),
 }
 
 impl std::fmt::Display for Operand {
@@ -89,6 +91,10 @@ impl std::fmt::Display for Operand {
             }
             Operand::PartLse(index) => {
                 numbered = format!("the log-sum-exp of part {index}");
+                &numbered
+            }
+            Operand::ProgramTensor(index) => {
+                numbered = format!("tensor {index} of the program");
                 &numbered
             }
         })

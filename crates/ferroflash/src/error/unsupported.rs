@@ -8,6 +8,14 @@ use kernel_spec::DType;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsupported {
+    /// Gradients through a program on scores.
+    #[error(
+        "gradients of attention with a program on scores, {program}; without one, or with a softcap alone, they are accepted"
+    )]
+    BackwardProgram {
+        /// The name of the program.
+        program: String,
+    },
     /// The device lacks the instructions.
     #[error("the device has compute capability {found}; {accepted} alone is accepted")]
     ComputeCapability {

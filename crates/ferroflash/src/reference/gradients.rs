@@ -1,11 +1,11 @@
 //! The gradients, row by row.
 //!
-//! With `x_j = q k_j`, `s_j` the score that scale and softcap make of it, `p_j = e^(s_j - lse)` and `out = sum_j p_j v_j`
+//! With `x_j = q k_j`, `s_j` the score that scale, softcap and program make of it, `p_j = e^(s_j - lse)` and `out = sum_j p_j v_j`
 //! (Dao et al. 2022, appendix B.2; the term of the log-sum-exp is the derivative of `ln sum_j e^(s_j)`, which is `p_j`):
 //!
 //! ```text
 //! dv_j += p_j dout                          dp_j = dout v_j              delta = dout out
-//! ds_j  = p_j (dp_j - delta + dlse)         dx_j = ds_j ds/dx            ds/dx = scale (1 - tanh^2(scale x_j / cap))
+//! ds_j  = p_j (dp_j - delta + dlse)         dx_j = ds_j ds/dx            ds/dx = scale (1 - tanh^2(scale x_j / cap)) program'
 //! dq   += dx_j k_j                          dk_j += dx_j q
 //! ```
 
@@ -149,11 +149,7 @@ impl Inputs<'_> {
         let delta: f64 = dout.iter().zip(&out).map(|(dout, out)| dout * out).sum();
         let term = |key: usize| {
             let x = self.scale * dot(q, self.kv_row(self.k, row, key));
-            let cap = self.softcap.map(f64::from);
-            let (score, slope) = cap.map_or((x, 1.0), |cap| {
-                let tanh = (x / cap).tanh();
-                (cap * tanh, 1.0 - tanh * tanh)
-            });
+            let (score, slope) = (self.score(x, row, key), self.slope(x, row, key));
             // A key that minus infinity hides is no part of the sum, and moves nothing.
             (score != f64::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
@@ -173,10 +169,7 @@ impl Inputs<'_> {
         let delta = dot_f32(dout, &out);
         let term = |key: usize| {
             let x = self.scale_f32 * dot_f32(q, self.kv_row(self.k, row, key));
-            let (score, slope) = self.softcap.map_or((x, 1.0), |cap| {
-                let tanh = (x / cap).tanh();
-                (cap * tanh, 1.0 - tanh * tanh)
-            });
+            let (score, slope) = (self.score(x, row, key), self.slope(x, row, key));
             (score != f32::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
                 let ds = p * (dot_f32(dout, self.kv_row(self.v, row, key)) - delta + dlse as f32);

@@ -2,6 +2,7 @@
 
 use crate::attention::{Attention, Problem, Sizes};
 use crate::error::{Error, Result};
+use crate::score::{At, HostTensor, Real, ScoreProgram};
 use crate::tensor::{Dims, Element, Shape};
 use half::{bf16, f16};
 use kernel_spec::{DType, Mask};
@@ -38,6 +39,16 @@ pub(super) struct Inputs<'a> {
     pub(super) scale_f32: f32,
     /// Bound of the scores, if there is one.
     pub(super) softcap: Option<f32>,
+    program: Option<Program>,
+    /// Number of the first batch entry, for programs.
+    first_batch: usize,
+}
+
+/// What scores pass through.
+struct Program {
+    program: ScoreProgram,
+    derivative: ScoreProgram,
+    tensors: Vec<HostTensor>,
 }
 
 impl<'a> Inputs<'a> {
@@ -62,7 +73,37 @@ impl<'a> Inputs<'a> {
             }
         }
         let softcap = attention.softcap_for(scale_f32)?;
-        Ok(Inputs { q, k, v, sizes, mask: attention.mask, scale, scale_f32, softcap })
+        let program = attention.program.map(|bound| {
+            let program = bound.program().clone();
+            Ok::<_, Error>(Program { derivative: program.derivative(), program, tensors: bound.to_host()? })
+        });
+        let (mask, program) = (attention.mask, program.transpose()?);
+        Ok(Inputs { q, k, v, sizes, mask, scale, scale_f32, softcap, program, first_batch: 0 })
+    }
+
+    /// The same, as batch entries from this one on.
+    pub(super) fn from_batch(self, first_batch: usize) -> Self {
+        Inputs { first_batch, ..self }
+    }
+
+    fn at(&self, row: Row, key: usize) -> At {
+        let Sizes { q_rows, kv_rows, .. } = self.sizes;
+        At { batch: self.first_batch + row.batch, head: row.q_head, row: row.q_row, key, q_rows, kv_rows }
+    }
+
+    /// The score that softcap and program make of a scaled product.
+    pub(super) fn score<F: Real>(&self, x: F, row: Row, key: usize) -> F {
+        let bounded = self.softcap.map_or(x, |cap| F::bounded(x, cap));
+        let Some(Program { program, tensors, .. }) = &self.program else { return bounded };
+        program.evaluate(bounded, self.at(row, key), tensors)
+    }
+
+    /// Its derivative with respect to the scaled product.
+    pub(super) fn slope<F: Real>(&self, x: F, row: Row, key: usize) -> F {
+        let (bounded, slope) =
+            self.softcap.map_or((x, F::of_f64(1.0)), |cap| (F::bounded(x, cap), F::slope_of_bounded(x, cap)));
+        let Some(Program { derivative, tensors, .. }) = &self.program else { return slope };
+        derivative.evaluate(bounded, self.at(row, key), tensors).times(slope)
     }
 
     /// Runs `compute`, which fills one row of the output and returns its log-sum-exp, for every row.
@@ -143,8 +184,8 @@ impl<'a> Inputs<'a> {
         let visible: Vec<usize> = self.visible(row).collect();
         let scores = visible
             .iter()
-            .map(|&j| self.scale * q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>())
-            .map(|score| self.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()));
+            .map(|&j| (j, self.scale * q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>()))
+            .map(|(j, x)| self.score(x, row, j));
         // A key with a score of minus infinity is one that the row does not see.
         let (visible, scores): (Vec<usize>, Vec<f64>) =
             visible.iter().copied().zip(scores).filter(|&(_, score)| score != f64::NEG_INFINITY).unzip();
@@ -169,11 +210,14 @@ impl<'a> Inputs<'a> {
         let q = self.q_row(row);
         let visible: Vec<usize> = self.visible(row).collect();
         let dot = |k: &[f64]| q.iter().zip(k).map(|(&q, &k)| q as f32 * k as f32).sum::<f32>();
-        let scores = visible.iter().map(|&j| self.scale_f32 * dot(self.kv_row(self.k, row, j)));
-        let scores: Vec<f32> =
-            scores.map(|score| self.softcap.map_or(score, |cap| cap * (score / cap).tanh())).collect();
+        let scores = visible.iter().map(|&j| (j, self.scale_f32 * dot(self.kv_row(self.k, row, j))));
+        let scores: Vec<f32> = scores.map(|(j, x)| self.score(x, row, j)).collect();
         // Scores that f32 does not hold are not what is asked of it: only the rounding of the result is left.
-        let exact = |&j: &usize| q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum::<f64>();
+        let exact = |&j: &usize| {
+            let x: f64 = q.iter().zip(self.kv_row(self.k, row, j)).map(|(q, k)| q * k).sum();
+            // What a program hides is hidden on purpose.
+            if self.program.is_some() { self.score(self.scale * x, row, j) } else { x }
+        };
         if visible.iter().zip(&scores).any(|(j, score)| !score.is_finite() && exact(j).is_finite()) {
             let lse = self.row_f64(row, out);
             out.iter_mut().for_each(|o| *o = f64::from(round(*o as f32, self.sizes.dtype)));

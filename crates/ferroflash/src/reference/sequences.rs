@@ -1,6 +1,8 @@
 //! Sequences of different lengths: each is a problem of its own.
 
-use super::{ReferenceGradients, ReferenceOutput, backward, backward_rounded, forward, forward_rounded};
+use super::gradients::{Precision, Upstream};
+use super::inputs::Inputs;
+use super::{ReferenceGradients, ReferenceOutput};
 use crate::attention::{Attention, Sizes};
 use crate::error::Result;
 use std::ops::Range;
@@ -27,7 +29,10 @@ pub fn forward_sequences(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceOutput> {
-    each(tensors, sequences, sizes, |[q, k, v], sizes| forward(q, k, v, sizes, attention))
+    each(tensors, sequences, sizes, |[q, k, v], sizes, sequence| {
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        Ok(inputs.all_rows(|row, out| inputs.row_f64(row, out)))
+    })
 }
 
 /// [`forward_sequences`] as a straightforward program in the element type computes it, see [`forward_rounded`].
@@ -40,7 +45,10 @@ pub fn forward_sequences_rounded(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceOutput> {
-    each(tensors, sequences, sizes, |[q, k, v], sizes| forward_rounded(q, k, v, sizes, attention))
+    each(tensors, sequences, sizes, |[q, k, v], sizes, sequence| {
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        Ok(inputs.all_rows(|row, out| inputs.row_rounded(row, out)))
+    })
 }
 
 /// Gradients of each sequence in `f64`, as [`backward`] of it alone: `dout` and `dq` are as q `[row, q_head, dim]`, `dk` and `dv` as k and v
@@ -58,8 +66,9 @@ pub fn backward_sequences(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
-    each_backward(tensors, dout, dlse, sequences, sizes, |tensors, dout, dlse, sizes| {
-        backward(tensors, dout, dlse, sizes, attention)
+    each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        inputs.gradients(upstream, Precision::Exact)
     })
 }
 
@@ -75,8 +84,9 @@ pub fn backward_sequences_rounded(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
-    each_backward(tensors, dout, dlse, sequences, sizes, |tensors, dout, dlse, sizes| {
-        backward_rounded(tensors, dout, dlse, sizes, attention)
+    each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        inputs.gradients(upstream, Precision::Rounded)
     })
 }
 
@@ -91,13 +101,13 @@ fn each_backward(
     dlse: Option<&[f64]>,
     sequences: &[SequenceRows],
     sizes: Sizes,
-    compute: impl Fn([&[f64]; 3], &[f64], Option<&[f64]>, Sizes) -> Result<ReferenceGradients>,
+    compute: impl Fn([&[f64]; 3], Upstream<'_>, Sizes, usize) -> Result<ReferenceGradients>,
 ) -> Result<ReferenceGradients> {
     let (q_row, kv_row) = (sizes.q_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
     let tokens = q.len() / q_row;
     let nan = |like: &[f64]| vec![f64::NAN; like.len()];
     let mut all = ReferenceGradients { dq: nan(q), dk: nan(k), dv: nan(v) };
-    for SequenceRows { q: rows, kv } in sequences {
+    for (sequence, SequenceRows { q: rows, kv }) in sequences.iter().enumerate() {
         let of_rows = rows.start * q_row..rows.end * q_row;
         let own = if rows.is_empty() {
             // Of no rows there is no problem to pose, and nothing in the sums.
@@ -108,7 +118,8 @@ fn each_backward(
             let dlse: Option<Vec<f64>> =
                 dlse.map(|dlse| dlse.chunks_exact(tokens).flat_map(|head| head[rows.clone()].to_vec()).collect());
             let own = Sizes { batch: 1, q_rows: rows.len(), kv_rows: kv.len(), ..sizes };
-            compute([&q[of_rows.clone()], &k, &v], &dout[of_rows.clone()], dlse.as_deref(), own)?
+            let upstream = Upstream { dout: &dout[of_rows.clone()], dlse: dlse.as_deref() };
+            compute([&q[of_rows.clone()], &k, &v], upstream, own, sequence)?
         };
         all.dq[of_rows].copy_from_slice(&own.dq);
         for (&row, (dk, dv)) in kv.iter().zip(own.dk.chunks_exact(kv_row).zip(own.dv.chunks_exact(kv_row))) {
@@ -123,16 +134,19 @@ fn each(
     [q, k, v]: [&[f64]; 3],
     sequences: &[SequenceRows],
     sizes: Sizes,
-    compute: impl Fn([&[f64]; 3], Sizes) -> Result<ReferenceOutput>,
+    compute: impl Fn([&[f64]; 3], Sizes, usize) -> Result<ReferenceOutput>,
 ) -> Result<ReferenceOutput> {
     let (q_row, kv_row) = (sizes.q_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
     let tokens = q.len() / q_row;
     let mut out = vec![f64::NAN; q.len()];
     let mut lse = vec![f64::NAN; tokens * sizes.q_heads];
-    for SequenceRows { q: rows, kv } in sequences.iter().filter(|sequence| !sequence.q.is_empty()) {
+    for (sequence, SequenceRows { q: rows, kv }) in sequences.iter().enumerate() {
+        if rows.is_empty() {
+            continue;
+        }
         let (k, v) = (gather(k, kv, kv_row), gather(v, kv, kv_row));
         let own = Sizes { batch: 1, q_rows: rows.len(), kv_rows: kv.len(), ..sizes };
-        let result = compute([&q[rows.start * q_row..rows.end * q_row], &k, &v], own)?;
+        let result = compute([&q[rows.start * q_row..rows.end * q_row], &k, &v], own, sequence)?;
         out[rows.start * q_row..rows.end * q_row].copy_from_slice(&result.out);
         for (head, values) in result.lse.chunks_exact(rows.len()).enumerate() {
             lse[head * tokens + rows.start..head * tokens + rows.end].copy_from_slice(values);

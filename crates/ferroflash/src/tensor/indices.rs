@@ -58,11 +58,7 @@ impl Indices {
     /// # Errors
     /// [`Error::Cuda`], [`Error::Emulator`].
     pub fn to_vec(&self) -> Result<Vec<i32>> {
-        let mut numbers = vec![0; self.len];
-        if !numbers.is_empty() {
-            self.storage.device().backend().read(self.storage.address(), bytemuck::cast_slice_mut(&mut numbers))?;
-        }
-        Ok(numbers)
+        self.view().to_vec()
     }
 
     /// A view of them.
@@ -99,6 +95,18 @@ impl<'a> IndicesView<'a> {
     /// The device that holds them.
     pub fn device(&self) -> &'a Device {
         self.device
+    }
+
+    /// The numbers. Waits for work on the device.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::Emulator`].
+    pub fn to_vec(&self) -> Result<Vec<i32>> {
+        let mut numbers = vec![0; self.len];
+        if !numbers.is_empty() {
+            self.device.backend().read(self.address, bytemuck::cast_slice_mut(&mut numbers))?;
+        }
+        Ok(numbers)
     }
 
     /// How many there are.

@@ -2,7 +2,7 @@
 
 use crate::backend::{Launch, RawStream};
 use crate::*;
-use kernel_spec::families::forward::features::PROGRAM;
+use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM};
 
 /// `s + (key (row + 1) mod 8) / 8`, in units of a score without scale: no row's bias is another's plus a constant, which the softmax would
 /// take out.
@@ -101,10 +101,10 @@ fn programs_take_the_place_of_the_hooks() {
     }
 }
 
-/// The value of the slot reaches the program, and may change from launch to launch: the score of a key is its number times the value.
+/// A word reaches the program, and may change from launch to launch: the score of a key is its number times the word.
 #[test]
-fn a_program_reads_the_value_of_its_slot() {
-    const TEXT: &str = ".reg .u32 n; cvt.u32.u64 n, $value; mul.lo.u32 n, n, $key; cvt.rn.f32.u32 $s, n;";
+fn a_program_reads_its_words() {
+    const TEXT: &str = ".reg .u32 n; cvt.u32.u64 n, $word0; mul.lo.u32 n, n, $key; cvt.rn.f32.u32 $s, n;";
     const KEYS: usize = 9;
     let device = Device::emulator().unwrap();
     let accept = VARIANTS.iter().filter(|v| v.entry.accepts.contains(FeatureSet::of(PROGRAM)) && v.dtype == DType::F16);
@@ -128,7 +128,7 @@ fn a_program_reads_the_value_of_its_slot() {
         for value in [2_u64, 0, 3] {
             let mut params = step.params(&device, &operands, &[]).unwrap();
             // The slots are the end of the parameters.
-            let at = params.len() - 8 * (step.kernel.entry.feature_slots - PROGRAM) as usize;
+            let at = params.len() - 8 * (step.kernel.entry.feature_slots - FIRST_WORD) as usize;
             params[at..][..8].copy_from_slice(&value.to_ne_bytes());
             let (kernel, ctas, stream) = (&step.kernel, step.ctas, RawStream::DEFAULT);
             device.backend().launch(&Launch { kernel, ctas, cluster: 1, params: &params, stream }).unwrap();

@@ -19,7 +19,7 @@ use kernel_spec::layout::fragment_row;
 use crate::attention::Config;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
-use crate::attention::score;
+use crate::attention::score::{self, Place};
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
@@ -39,7 +39,12 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
     let mut factors = *max;
     for m in 0..R::M {
         for half in 0..2 {
-            let factor = factor::<C::T>(max.at(m, half), sum.at(m, half));
+            let factor = if block.may_hide() && max.at(m, half) == f32::NEG_INFINITY {
+                // Nothing that f32 lost: a program hides all keys.
+                0.0
+            } else {
+                factor::<C::T>(max.at(m, half), sum.at(m, half))
+            };
             let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
             *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };
         }
@@ -183,8 +188,8 @@ pub struct Row<'a, T, S> {
     pub places: S,
     /// Address of the log-sum-exp, or 0.
     pub lse: u64,
-    /// Row of the head.
-    pub row: u32,
+    /// Where its scores are; the key plays no part.
+    pub at: Place,
     /// First key that it sees.
     pub first: u32,
     /// One past the last.
@@ -206,7 +211,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             q: block.q.address + elements * T::BYTES as u64,
             places: Affine { p, k: block.k.address, v: block.v.address, element: PhantomData },
             lse: if p.lse == 0 { 0 } else { p.lse + lse * 4 },
-            row: at.row,
+            at: block.place(at, 0),
             first,
             end,
             element: PhantomData,
@@ -229,7 +234,8 @@ impl<T: Element, S: Places> Row<'_, T, S> {
             let [q, k] = unsafe { [T::load(self.q + offset), T::load(k + offset)] };
             sum += q as f64 * k as f64;
         }
-        score::modify_one(if self.p.negate != 0 { -sum } else { sum }, &self.p.features, self.row, key)
+        let at = Place { key, ..self.at };
+        score::modify_one(if self.p.negate != 0 { -sum } else { sum }, &self.p.features, at)
     }
 
     /// The largest score, in every lane; NaN if any is, and minus infinity if there is no key, or none that is more.

@@ -18,7 +18,7 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryBlock;
-use crate::attention::{Config, exact};
+use crate::attention::{Config, exact, score};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{Mul, MulTransposed};
@@ -136,6 +136,7 @@ pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
             core::hint::assert_unchecked(p.forward.q_rows > 0);
             let row_of_head = (row % p.forward.q_rows as u64) as i32;
             let without_keys = row_of_head < p.forward.band.rows_without_keys(p.forward.q_rows, p.forward.kv_rows);
+            let without_keys = without_keys | (score::may_hide(&p.forward.features) & (max == f32::NEG_INFINITY));
             if without_keys { 0.0 } else { f32::NAN }
         };
         for col in (4 * lane..stride).step_by(128) {

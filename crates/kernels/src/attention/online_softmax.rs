@@ -93,7 +93,8 @@ impl<R: PerRow> OnlineSoftmax<R> {
         OnlineSoftmax { max, sum, limit: max }
     }
 
-    /// Turns the scores of a block into weights and takes them in. Only a `masked` block can leave a row without a key.
+    /// Turns the scores of a block into weights and takes them in. Only a `masked` block can leave a row without a key; a block where a program
+    /// may hide some is one.
     ///
     /// # Safety
     /// All threads of the warps that share the rows, converged.

@@ -3,11 +3,13 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
+use kernel_spec::families::forward::features::PROGRAM;
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
+use kernel_spec::{Band, FeatureSet, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
+use crate::attention::Config;
 use crate::attention::exponent::Exponent;
-use crate::attention::{Config, score};
+use crate::attention::score::{self, Place};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::{GlobalRows, RowSource};
@@ -25,6 +27,10 @@ pub struct QueryBlock<C: Config> {
     pub v: GlobalRows<C::T>,
     /// The head's output.
     pub out: GlobalRows<C::Out>,
+    /// Batch entry, or sequence, of programs on scores.
+    pub batch: u32,
+    /// Query head, or the first of those that are packed together, likewise.
+    pub q_head: u32,
     /// First query row of the block.
     pub first_row: u32,
     /// The key blocks to visit.
@@ -124,6 +130,8 @@ impl<C: Config> QueryBlock<C> {
             k: head_rows(&p.k, batch, kv_head, [p.kv_rows, p.dim_qk], rows),
             v: head_rows(&p.v, batch, kv_head, [p.kv_rows, p.dim_v], rows),
             out: head_rows(&p.out, batch, q_head, [p.q_rows, p.dim_v], [p.out_aligned != 0, false]),
+            batch,
+            q_head,
             first_row,
             kv_blocks,
             // In 32 bits, which hold it because the thread blocks are counted in 32 bits; in 64, v2 at head dim 128 spills.
@@ -176,7 +184,24 @@ impl<C: Config> QueryBlock<C> {
     /// Changes scores as the features of the call say, see [`score`]: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn modify<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
-        score::modify(scores, &self.features, key, |tile_row| self.row(row + tile_row).row);
+        score::modify(scores, &self.features, |tile_row, tile_col| {
+            self.place(self.row(row + tile_row), key + tile_col)
+        });
+    }
+
+    /// Where the score of a row and a key is.
+    #[inline(always)]
+    pub fn place(&self, QueryRow { head, row }: QueryRow, key: u32) -> Place {
+        let (q_rows, kv_rows) = (self.q.rows, self.k.rows);
+        Place { batch: self.batch, head: self.q_head + head, row, key, q_rows, kv_rows }
+    }
+
+    /// Whether keys may be hidden that no mask hides, see [`score::may_hide`]. Known when the entry is compiled where it accepts nothing of the
+    /// kind.
+    #[inline(always)]
+    pub fn may_hide(&self) -> bool {
+        let accepts = const { C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM)) };
+        accepts && score::may_hide(&self.features)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

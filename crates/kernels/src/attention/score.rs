@@ -6,7 +6,7 @@
 
 use cuda_std::{math, thread};
 use kernel_spec::ForwardFeatures;
-use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
+use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, SOFTCAP, WORDS};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::parts::fragments::Fragments;
@@ -14,10 +14,27 @@ use crate::parts::fragments::Fragments;
 /// Which score it is.
 #[derive(Clone, Copy)]
 pub struct Place {
+    /// Batch entry, or sequence.
+    pub batch: u32,
+    /// Query head.
+    pub head: u32,
     /// Query row of its head.
     pub row: u32,
     /// Key.
     pub key: u32,
+    /// Query rows of its batch entry.
+    pub q_rows: u32,
+    /// Keys of its batch entry.
+    pub kv_rows: u32,
+}
+
+impl Place {
+    /// In the order of a hook's operands.
+    #[inline(always)]
+    fn operands(self) -> [u32; 6] {
+        let Place { batch, head, row, key, q_rows, kv_rows } = self;
+        [batch, head, row, key, q_rows, kv_rows]
+    }
 }
 
 /// A function of scores.
@@ -26,44 +43,49 @@ pub trait ScoreMod {
     fn apply(&self, s: f32, at: Place) -> f32;
 }
 
-/// Changes scores as the features of the call say, those of keys from `key` on; `row` tells the query row of its head, given the row of
-/// the tile. Before any score is hidden: a function may turn minus infinity into a number.
+/// Changes scores as the features of the call say; `place` tells where one is, given row and column of the tile. Before any score is
+/// hidden: a function may turn minus infinity into a number.
 #[inline(always)]
-pub fn modify<F: Fragments>(scores: &mut F, features: &ForwardFeatures, key: u32, row: impl Fn(u32) -> u32) {
+pub fn modify<F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: impl Fn(u32, u32) -> Place) {
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        each(scores, key, &row, &Softcap { factor });
+        each(scores, &place, &Softcap { factor });
     }
     if features.has(PROGRAM) {
-        each(scores, key, &row, &Program { value: features.value(PROGRAM) });
+        each(scores, &place, &Program);
     }
 }
 
-/// [`modify`] of one score in f64. What a function makes of it, it makes in f32.
+/// [`modify`] of one score in f64, in a function that is called. What a function makes of it, it makes in f32.
 #[inline(always)]
-pub fn modify_one(score: f64, features: &ForwardFeatures, row: u32, key: u32) -> f64 {
-    let (mut s, at) = (score, Place { row, key });
+pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
+    let mut s = score;
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         // The product in f64, where it does not overflow.
         s = tanh((s * factor as f64) as f32) as f64;
     }
     if features.has(PROGRAM) {
-        s = Program { value: features.value(PROGRAM) }.apply(s as f32, at) as f64;
+        let word = |i: u32| features.value(FIRST_WORD + i);
+        let words: [u64; WORDS] = [word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)];
+        s = math::score_hook_with(s as f32, at.operands(), features.value(PROGRAM), words) as f64;
     }
     s
 }
 
+/// Whether what comes of the scores may hide keys, which no test of the mask tells.
 #[inline(always)]
-fn each<F: Fragments>(scores: &mut F, key: u32, row: &impl Fn(u32) -> u32, score_mod: &impl ScoreMod) {
+pub fn may_hide(features: &ForwardFeatures) -> bool {
+    features.has(PROGRAM)
+}
+
+#[inline(always)]
+fn each<F: Fragments>(scores: &mut F, place: &impl Fn(u32, u32) -> Place, score_mod: &impl ScoreMod) {
     let lane = thread::lane();
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
-                let at = Place {
-                    row: row(16 * m as u32 + fragment_row(lane, i)),
-                    key: key + 8 * n as u32 + fragment_col(lane, i),
-                };
+                let at = place(16 * m as u32 + fragment_row(lane, i), 8 * n as u32 + fragment_col(lane, i));
                 let s = &mut scores.at_mut(m, n)[i as usize];
                 *s = score_mod.apply(*s, at);
             }
@@ -86,14 +108,12 @@ impl ScoreMod for Softcap {
 }
 
 /// Whatever takes the place of the hook when the entry is loaded, see `kernel_spec::specialise`; without it, a score stays what it is.
-struct Program {
-    value: u64,
-}
+struct Program;
 
 impl ScoreMod for Program {
     #[inline(always)]
     fn apply(&self, s: f32, at: Place) -> f32 {
-        math::score_hook(s, at.row, at.key, self.value)
+        math::score_hook(s, at.operands())
     }
 }
 

@@ -88,7 +88,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
                 block.hide(&mut scores, block.first_row, key);
             }
 
-            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked, &exchange);
+            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &exchange);
 
             let v = kv.values(i);
             let mut partial = C::Partial::zero();

@@ -80,7 +80,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             }
 
             let early = C::POLICY.early_values.then(|| kv.values(i));
-            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked, &Alone);
+            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &Alone);
 
             let probs = C::Probs::round(&scores);
             let v = early.unwrap_or_else(|| kv.values(i));

@@ -18,7 +18,7 @@ pub(super) use plan::plan_contiguous;
 
 mod plan;
 
-impl Attention {
+impl Attention<'_> {
     /// Computes the gradients of a number with respect to q, k and v of packed sequences, given those with respect to what
     /// [`Attention::forward_packed`] made of them, into new tensors on the default stream of q's device.
     ///

@@ -91,6 +91,7 @@ pub(super) fn plan(
 ) -> Result<BackwardPlan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    attention.refuse_program()?;
     let features = features(scale, softcap);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);

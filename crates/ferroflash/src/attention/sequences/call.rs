@@ -1,5 +1,6 @@
 //! The calls of attention over sequences.
 
+use super::super::check::{check_program, check_program_apart};
 use super::super::forward::Output;
 use super::super::options::Attention;
 use super::super::plan::Plan;
@@ -12,10 +13,11 @@ use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
+use crate::score::BoundProgram;
 use crate::tensor::{HeadsView, Layout, Lse, LseViewMut, Tensor, TensorView, TensorViewMut};
 use kernel_spec::Mask;
 
-impl Attention {
+impl Attention<'_> {
     /// Computes attention over packed sequences into a new tensor, on the default stream of q's device.
     ///
     /// q is `[row, q_head, dim]`, k and v are `[row, kv_head, dim]`; the output is like q, the log-sum-exp `[1, q_head, row]`. A mask is
@@ -199,7 +201,7 @@ impl Call<'_> {
             Tensor::uninit(device, q.dtype(), shape, self.new_order())?
         };
         self.check_overlaps(None, None)?;
-        self.launch(RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
+        self.launch(attention, RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
         Ok(Output { out, lse, plan })
     }
 
@@ -217,13 +219,16 @@ impl Call<'_> {
         }
         let lse = lse.map(|lse| lse.address());
         self.check_overlaps(Some(&out), lse)?;
+        let lse_memory = lse.map(|address| self.lse_footprint(address));
+        check_program_apart(attention, Some(&out), lse_memory)?;
         let plan = self.plan(&attention.with_lse(lse.is_some()), Some(&out))?;
-        self.launch(stream.raw(), &plan, out.address(), lse)
+        self.launch(attention, stream.raw(), &plan, out.address(), lse)
     }
 
     fn plan(&self, attention: &Attention, out: Option<&HeadsView<'_>>) -> Result<Plan> {
         let new = self.new.as_ref().map(|new| NewTensors { k: Placed::of(&new.k), v: Placed::of(&new.v) });
         let arrays = self.arrays(attention.mask);
+        check_program(attention, &self.q)?;
         plan::plan(attention, self.q.device().info(), &self.sizes, &arrays, self.placed(out), new)
     }
 
@@ -253,7 +258,14 @@ impl Call<'_> {
         }
     }
 
-    fn launch(&self, stream: RawStream, plan: &Plan, out: u64, lse: Option<u64>) -> Result<()> {
+    fn launch(
+        &self,
+        attention: &Attention<'_>,
+        stream: RawStream,
+        plan: &Plan,
+        out: u64,
+        lse: Option<u64>,
+    ) -> Result<()> {
         let span = tracing::debug_span!("attention", kernel = %plan.kernel, problem = %plan.problem);
         let _entered = span.enter();
         let mut operands = vec![
@@ -263,6 +275,7 @@ impl Call<'_> {
             (Operand::Out, out),
         ];
         operands.extend(lse.map(|lse| (Operand::Lse, lse)));
+        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
         operands.extend(self.numbers().map(|(operand, view)| (operand, view.address())));
         if let Some(New { k, v, rows }) = &self.new {
             operands.extend([(Operand::NewK, k.address()), (Operand::NewV, v.address())]);

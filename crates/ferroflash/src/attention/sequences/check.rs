@@ -226,6 +226,12 @@ impl<'a> Call<'a> {
     }
 
     /// What a call writes must not be what it reads. Without `out` it is a new tensor.
+    /// The bytes of a log-sum-exp at this address.
+    pub(super) fn lse_footprint(&self, address: u64) -> Footprint {
+        let LseShape { batch, heads, rows } = self.lse_shape();
+        Footprint::contiguous(address, (batch * heads * rows * DType::F32.bytes()) as u128)
+    }
+
     pub(super) fn check_overlaps(&self, out: Option<&HeadsView<'_>>, lse: Option<u64>) -> Result<()> {
         let footprint = |view: &HeadsView<'_>| Footprint::of(view.geometry(), view.address());
         let mut inputs =
@@ -243,9 +249,7 @@ impl<'a> Call<'a> {
         }));
         let mut outputs: Vec<_> = out.map(|out| (Operand::Out, footprint(out))).into_iter().collect();
         if let Some(address) = lse {
-            let LseShape { batch, heads, rows } = self.lse_shape();
-            let bytes = (batch * heads * rows * DType::F32.bytes()) as u128;
-            outputs.push((Operand::Lse, Footprint::contiguous(address, bytes)));
+            outputs.push((Operand::Lse, self.lse_footprint(address)));
         }
         check_apart(&outputs, &inputs)?;
         if self.new.is_some() {

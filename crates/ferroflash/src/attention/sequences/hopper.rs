@@ -3,7 +3,7 @@
 use super::super::choose::{check_copies, check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::request::{Placed, Request, Tensors};
-use super::launches::{Launches, features, find, is_decode, problem_of};
+use super::launches::{Launches, find, is_decode, problem_of};
 use super::params::{Arrays, Cut};
 use super::sizes::SequenceSizes;
 use super::split::{keys, keys_per_row};
@@ -11,7 +11,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::Binding;
 use crate::specialise::Specialised;
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::families::sequences::{self, MAX_SPLITS, TileEntry};
 use kernel_spec::schedule::{self, MAX_TILES};
 use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
@@ -123,7 +123,7 @@ fn entry_rows(tensor: Operand, placed: &Placed) -> Result<u32, Unsupported> {
 /// What a choice is made from, beside the tensors.
 struct Asked<'a> {
     row: Option<&'static Variant>,
-    attention: &'a Attention,
+    attention: &'a Attention<'a>,
     device: &'a DeviceInfo,
     sizes: &'a SequenceSizes,
     features: FeatureSet,
@@ -222,8 +222,12 @@ impl Choice {
             Some(partial) => self.split_params(request, sizes, arrays, [q, list], partial),
             None => self.whole_params(request, sizes, [q, list]),
         };
-        let kernel = Specialised::with_features(&row.entry, features(&Arrays::default(), request.softcap.is_some()));
-        launches.step(kernel, ctas(tiles.min(device.multiprocessors.into())), tile, params);
+        launches.step(
+            request.specialised(row, FeatureSet::NONE),
+            ctas(tiles.min(device.multiprocessors.into())),
+            tile,
+            params,
+        );
         if let Some(partial) = partial {
             let cut = Cut { splits, split_keys, ..Cut::of(row, sizes) };
             launches.merge(request, sizes, arrays, &cut, q, partial)?;
@@ -314,6 +318,9 @@ fn no_row(sizes: &SequenceSizes, features: FeatureSet) -> Unsupported {
         // A row that was asked for.
         Some(_) if features.contains(FeatureSet::of(SOFTCAP)) => {
             Unsupported::Feature { feature: "softcap", dtype, head_dim }
+        }
+        Some(_) if features.contains(FeatureSet::of(PROGRAM)) => {
+            Unsupported::Feature { feature: "a program on scores", dtype, head_dim }
         }
         Some(largest) => Unsupported::HeadDim { found: head_dim, largest },
         None => Unsupported::DType { found: dtype },

@@ -8,7 +8,7 @@ use super::sizes::SequenceSizes;
 use crate::error::{Error, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::specialise::Specialised;
-use kernel_spec::families::forward::features::{PAGED, SOFTCAP};
+use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences;
 use kernel_spec::{Entry, FeatureSet, Pass, Variant};
 
@@ -65,7 +65,7 @@ impl Launches {
         let params = params::append(request, sizes, arrays, new, turned);
         let pass = find(Pass::Append, sizes, FeatureSet::NONE)?;
         let ctas = check_grid(&pass.entry, rows.div_ceil(APPEND_ROWS))?;
-        let kernel = Specialised::with_features(&pass.entry, features(arrays, false).intersection(pass.entry.accepts));
+        let kernel = Specialised::with_features(&pass.entry, paged(arrays).intersection(pass.entry.accepts));
         self.step(kernel, ctas, pass.reason.to_owned(), params);
         Ok(())
     }
@@ -80,12 +80,11 @@ impl Launches {
         q: Binding,
         partial: [Binding; 2],
     ) -> Result<()> {
-        let features = features(arrays, request.softcap.is_some());
-        let merge = find(Pass::Merge, sizes, features)?;
+        let merge = find(Pass::Merge, sizes, features(request, arrays))?;
         let ctas = check_grid(&merge.entry, cut.places(sizes))?;
         let ctas = if sizes.tokens() == 0 { 0 } else { ctas };
         let params = params::attend(request, sizes, arrays, cut, q, Some(partial)).1;
-        self.step(Specialised::with_features(&merge.entry, features), ctas, merge.reason.to_owned(), params);
+        self.step(request.specialised(merge, paged(arrays)), ctas, merge.reason.to_owned(), params);
         Ok(())
     }
 }
@@ -113,9 +112,13 @@ pub(crate) fn problem_of(sizes: &SequenceSizes) -> Problem {
 }
 
 /// The features of a call.
-pub(super) fn features(arrays: &Arrays, softcap: bool) -> FeatureSet {
-    let on = [(softcap, SOFTCAP), (arrays.pages.is_some(), PAGED)].into_iter().filter(|(on, _)| *on);
-    on.fold(FeatureSet::NONE, |set, (_, slot)| set.union(FeatureSet::of(slot)))
+pub(super) fn features(request: &Request<'_>, arrays: &Arrays) -> FeatureSet {
+    request.features().set().union(paged(arrays))
+}
+
+/// The feature of calls with pages.
+pub(super) fn paged(arrays: &Arrays) -> FeatureSet {
+    if arrays.pages.is_some() { FeatureSet::of(PAGED) } else { FeatureSet::NONE }
 }
 
 pub(super) fn find(pass: Pass, sizes: &SequenceSizes, features: FeatureSet) -> Result<&'static Variant> {

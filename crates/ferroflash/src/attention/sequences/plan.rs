@@ -2,11 +2,11 @@
 
 use super::super::choose::{check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice};
-use super::super::plan::Plan;
+use super::super::plan::{Plan, program_name};
 use super::super::problem::{Problem, Sequences, Sizes};
 use super::super::request::{Placed, Request, Tensors};
 use super::hopper;
-use super::launches::{DECODE_ROWS, Launches, check_grid, features, find, is_decode, problem_of};
+use super::launches::{DECODE_ROWS, Launches, check_grid, features, find, is_decode, paged, problem_of};
 use super::params::{self, Arrays, Cut};
 use super::sizes::SequenceSizes;
 use super::split::{clusters, split};
@@ -14,10 +14,9 @@ use crate::device::DeviceInfo;
 use crate::error::Operand;
 use crate::error::{Error, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Step};
-use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::sequences;
-use kernel_spec::{DType, Kernel, Pass, Variant};
+use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
 
 /// Tensors that a call appends.
 #[derive(Clone, Copy, Debug)]
@@ -79,10 +78,10 @@ pub(super) fn plan(
     let attended = turned.unwrap_or(request.tensors.q);
     let tensors = Tensors { q: attended, ..tensors };
     // Pages are none of v3's features: its load warp asks the parameters.
-    let scored = features(&Arrays::default(), softcap.is_some());
+    let scored = request.features().set();
     let attend = match hopper::choose(attention, device, sizes, arrays, &tensors, scored)? {
         Some(choice) => Attend::Hopper(choice),
-        None => Attend::Portable(Portable::of(attention, device, sizes, arrays, softcap.is_some())?),
+        None => Attend::Portable(Portable::of(attention, device, sizes, features(&request, arrays))?),
     };
 
     let mut launches = Launches::default();
@@ -121,6 +120,7 @@ pub(super) fn plan(
         mask: attention.mask,
         scale,
         softcap,
+        program: program_name(attention),
         kernel,
         steps,
         buffers,
@@ -147,14 +147,8 @@ struct Portable {
 }
 
 impl Portable {
-    fn of(
-        attention: &Attention,
-        device: &DeviceInfo,
-        sizes: &SequenceSizes,
-        arrays: &Arrays,
-        softcap: bool,
-    ) -> Result<Portable> {
-        let (row, reason) = choose(attention, device, sizes, arrays, softcap)?;
+    fn of(attention: &Attention, device: &DeviceInfo, sizes: &SequenceSizes, features: FeatureSet) -> Result<Portable> {
+        let (row, reason) = choose(attention, device, sizes, features)?;
         check_device(&row.entry, device)?;
         let cut = split(attention, device, sizes, row)?;
         check_grid(&row.entry, cut.places(sizes).saturating_mul(cut.splits.into()))?;
@@ -173,12 +167,11 @@ impl Portable {
         let Portable { row, cut, .. } = self;
         let in_clusters = row.pass == Pass::ClusterDecode;
         let partial = (cut.splits > 1 && !in_clusters).then(|| launches.partial(sizes, cut.splits));
-        let features = row.entry.accepts.intersection(features(arrays, request.softcap.is_some()));
         // Nothing to do where there are no queries. Counted when the row was chosen.
         let ctas = if sizes.tokens() == 0 { 0 } else { (cut.places(sizes) * u64::from(cut.splits)) as u32 };
         let tile = format!("{} x {}: {}", row.q_block, row.kv_block, row.reason);
         let params = params::attend(request, sizes, arrays, cut, q, partial).1;
-        let step = Step::new(Specialised::with_features(&row.entry, features), ctas, tile, params);
+        let step = Step::new(request.specialised(row, paged(arrays)), ctas, tile, params);
         launches.steps.push(if in_clusters { step.in_clusters(cut.splits) } else { step });
         match partial {
             Some(partial) => launches.merge(request, sizes, arrays, cut, q, partial),
@@ -192,10 +185,8 @@ fn choose(
     attention: &Attention,
     device: &DeviceInfo,
     sizes: &SequenceSizes,
-    arrays: &Arrays,
-    softcap: bool,
+    features: FeatureSet,
 ) -> Result<(&'static Variant, String)> {
-    let features = features(arrays, softcap);
     match attention.kernel {
         KernelChoice::Auto | KernelChoice::Kernel(Kernel::V2) => {}
         KernelChoice::Variant(row) if matches!(row.pass, Pass::Decode | Pass::ClusterDecode | Pass::Prefill) => {

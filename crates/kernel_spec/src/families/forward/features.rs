@@ -6,12 +6,21 @@
 /// `softmax(cap * tanh(scale * q k^T / cap))` comes out.
 pub const SOFTCAP: u32 = 0;
 
-/// Scores pass through a program: `s' = program(s, row, key, value)`, after the softcap and before keys are hidden. The program is no
-/// part of the entry: its PTX takes the place of the entry's score hooks when it is loaded, see [`specialise`](crate::specialise::specialise).
+/// Scores pass through a program, after the softcap and before keys are hidden, and may come out as minus infinity, which hides a key. The
+/// program is no part of the entry: its PTX takes the place of the entry's score hooks when it is loaded, see
+/// [`specialise`](crate::specialise::specialise).
 ///
-/// The value is the program's own.
+/// The low half of the value holds the bits of an `f32`: what makes a scaled score of a product, the scale or the softcap, sign and all.
+/// What comes out is scaled, so that `scale_log2` is `log2(e)`, and nothing is negated.
 pub const PROGRAM: u32 = 1;
 
 /// Keys and values lie in pages, which a table names, see [`SequenceTable`](crate::families::sequences::SequenceTable). The value plays no
 /// part.
 pub const PAGED: u32 = 2;
+
+/// The first of the slots that hold no feature, but what the program reads: addresses, extents and strides of its tensors. They are on
+/// where [`PROGRAM`] is.
+pub const FIRST_WORD: u32 = 3;
+
+/// How many there are: a bias `[batch, head, row, key]` takes five, slopes of heads two.
+pub const WORDS: usize = 8;

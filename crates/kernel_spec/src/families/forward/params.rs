@@ -1,5 +1,6 @@
 //! The structs that the host writes and the kernels read: kernel parameters, passed by value.
 
+use super::features::{FIRST_WORD, WORDS};
 use crate::copy_engine::TensorMap;
 use crate::features::Features;
 use crate::mask::Band;
@@ -20,8 +21,8 @@ pub struct TensorParams {
     pub head_stride: u64,
 }
 
-/// Slots for features of attention: room for those that are planned, so that a new one moves no parameter.
-pub const FORWARD_SLOTS: u32 = 7;
+/// Slots for features of attention, and for what programs on scores read.
+pub const FORWARD_SLOTS: u32 = FIRST_WORD + WORDS as u32;
 
 /// The features of attention, at the end of its parameters.
 pub type ForwardFeatures = Features<{ FORWARD_SLOTS as usize }>;

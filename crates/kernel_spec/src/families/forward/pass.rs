@@ -47,6 +47,11 @@ impl Pass {
         }
     }
 
+    /// Whether its text has a hook for programs on scores: whether it computes scores, if only to mend.
+    pub const fn has_score_hook(self) -> bool {
+        !matches!(self, Pass::Softmax | Pass::Tiles | Pass::Append)
+    }
+
     /// Bytes of its parameter struct.
     pub const fn params_bytes(self) -> u32 {
         let bytes = match self {

@@ -66,6 +66,7 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         let kv_blocks = part(all, split, &p.splits, p.split_keys, C::ROW.kv_block);
         let mut block = QueryBlock::at(problem, 0, place.q_head, place.kv_head, first_row, kv_blocks);
         block.packed_log2 = packed_log2;
+        block.batch = place.sequence;
         let q = HeadRows::new(&block.q, problem.q.head_stride, packed_log2, place.heads);
         let out = HeadRows::new(&block.out, problem.out.head_stride, packed_log2, place.heads);
         let (k, v) = (SequenceRows::new(&block.k, pages, &problem.k), SequenceRows::new(&block.v, pages, &problem.v));

@@ -115,7 +115,7 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
             if masked {
                 block.hide(&mut scores, block.first_row, key);
             }
-            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked, &Alone);
+            let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &Alone);
             let probs = C::Probs::round(&scores);
             let v = kv.values(i);
             // Maxima settle after a few steps, and then there is nothing to rescale: a third of a step's arithmetic.

@@ -10,7 +10,7 @@ use crate::attention::query_block::QueryRow;
 use crate::attention::sequences::place::{Place, lse_address, row_address};
 use crate::attention::sequences::rows::SequenceRows;
 use crate::attention::sequences::sequence::Sequence;
-use crate::attention::{Config, exact};
+use crate::attention::{Config, exact, score};
 use crate::parts::element::Element;
 use crate::parts::rows::{GlobalRows, RowSource, RowWalk};
 
@@ -56,7 +56,14 @@ pub unsafe fn mend_row<T: Element>(p: &SequencesParams, sequence: &Sequence, pla
         q: row_address::<T>(&problem.q, place, at),
         places: CachePlaces { k, v },
         lse: if problem.lse == 0 { 0 } else { lse_address(problem.lse, p, place.q_head, at) },
-        row: at.row,
+        at: score::Place {
+            batch: place.sequence,
+            head: place.q_head + at.head,
+            row: at.row,
+            key: 0,
+            q_rows: problem.q_rows,
+            kv_rows: problem.kv_rows,
+        },
         first,
         end,
         element: PhantomData::<T>,

@@ -3,12 +3,12 @@
 use cuda_std::{cluster, copy, thread, warp};
 use kernel_spec::families::sequences::{MAX_SPLITS, SequencesParams};
 
-use crate::attention::exact;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryRow;
 use crate::attention::sequences::mend::mend_row;
 use crate::attention::sequences::place::{Place, lse_address, partial_index, row_address};
 use crate::attention::sequences::sequence::Sequence;
+use crate::attention::{exact, score};
 
 /// Splits whose statistics a lane reads, at most.
 const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;
@@ -180,7 +180,8 @@ pub unsafe fn merge_row<T: Exponent>(
         }
 
         let without_keys = sequence.problem.band.rows_without_keys(sequence.problem.q_rows, sequence.problem.kv_rows);
-        let factor = if (at.row as i32) < without_keys { 0.0 } else { exact::factor::<T>(largest, total) };
+        let hidden = score::may_hide(&p.forward.features) & (largest == f32::NEG_INFINITY);
+        let factor = if ((at.row as i32) < without_keys) | hidden { 0.0 } else { exact::factor::<T>(largest, total) };
         let out = row_address::<T>(&sequence.problem.out, place, at);
         let mut finite = true;
         for piece in 0..LANE_PIECES {

@@ -170,6 +170,7 @@ pub unsafe fn run<C: Config>(
                         v_ring.release(elected);
                         v_ring.advance();
                     };
+                    let masked = masked | block.may_hide();
                     if C::POLICY.lazy {
                         let found = online.lazy_step::<C::T, _>(&mut scores, scale_log2, masked);
                         wait_for_out();

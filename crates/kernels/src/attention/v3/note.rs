@@ -42,7 +42,7 @@ impl TileNotes {
                 shared::store_u32x4(at + 16, blocks);
                 if C::PACKED {
                     let sequence = tile.map_or(Sequence::NONE, |tile| tile.sequence);
-                    sequence.write(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
+                    sequence.write::<C>(at + self.bytes - Memory::NOTE_SEQUENCE_BYTES);
                 }
                 if C::POLICY.skips {
                     // Rolled: one computation at a time fits the registers of a load warp.

@@ -28,7 +28,7 @@ pub struct Sequence {
     kv_rows: u32,
     /// Where its first row is among those of all splits, see [`TileEntry::place`].
     place: u32,
-    /// Its number. Only the load warp knows it.
+    /// Its number. Of those that multiply, only they know it whose scores pass through a program.
     index: u32,
 }
 
@@ -42,7 +42,7 @@ impl Sequence {
         [self.q_rows, self.kv_rows]
     }
 
-    /// Its number. Only the load warp knows it.
+    /// Its number, for the load warp.
     #[inline(always)]
     pub fn index(&self) -> u32 {
         self.index
@@ -101,6 +101,7 @@ impl Sequence {
         block.packed_log2 = p.schedule.packed_log2;
         // Of all sequences where they are packed, `[head, token]`, else of one.
         block.packed_rows = p.forward.q_rows;
+        block.batch = self.index;
         block
     }
 
@@ -109,12 +110,15 @@ impl Sequence {
     /// # Safety
     /// One thread; the place is the note's own.
     #[inline(always)]
-    pub unsafe fn write(self, at: u32) {
-        let Sequence { q_first, q_rows, kv_first, kv_rows, place, .. } = self;
+    pub unsafe fn write<C: Config>(self, at: u32) {
+        let Sequence { q_first, q_rows, kv_first, kv_rows, place, index } = self;
         // SAFETY: passed on.
         unsafe {
             shared::store_u32x4(at, [q_first, q_rows, kv_first, kv_rows]);
             shared::store_u32(at + 16, place);
+            if C::SCORED {
+                shared::store_u32(at + 20, index);
+            }
         }
     }
 
@@ -127,7 +131,9 @@ impl Sequence {
         // SAFETY: passed on.
         let ([q_first, q_rows, kv_first, kv_rows], place) =
             unsafe { (shared::load_u32x4(at), if C::SPLIT { shared::load_u32(at + 16) } else { 0 }) };
-        Sequence { q_first, q_rows, kv_first, kv_rows, place, index: 0 }
+        // SAFETY: as above.
+        let index = if C::SCORED { unsafe { shared::load_u32(at + 20) } } else { 0 };
+        Sequence { q_first, q_rows, kv_first, kv_rows, place, index }
     }
 
     /// An entry of the list of tiles: the sequence, the first row of the tile, and its blocks of keys, `[first, end]`.

@@ -41,6 +41,7 @@ pub(super) fn plan(
     check_kernel(attention, sizes)?;
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    attention.refuse_program()?;
     let features = features(scale, softcap);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
