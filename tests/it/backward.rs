@@ -136,7 +136,7 @@ pub(crate) fn every_row_with_a_softcap<T: Element>(kernel: Kernel) {
 for_each_dtype!(every_row_with_a_softcap);
 
 /// A case of the forward pass, whose memories also serve the gradients, with a gradient of the output that may be the same for all heads.
-fn cases(kernel: Kernel, dtype: DType) -> impl Strategy<Value = BackwardCase> {
+pub(crate) fn cases(kernel: Kernel, dtype: DType) -> impl Strategy<Value = BackwardCase> {
     // v3 takes 16-byte pieces alone, and nothing that repeats.
     let v3 = kernel == Kernel::V3;
     let memory = if v3 { properties::memory_in_pieces().boxed() } else { properties::memory(false).boxed() };

@@ -1,19 +1,22 @@
 //! Programs on scores: random ones and well-known ones against the reference, in every kernel that computes scores, and what they are
 //! refused for.
 
+use crate::backward::{self, for_each_dtype};
 use crate::properties;
 use crate::sequences;
 use crate::support::case::{self, Case, to_f64};
+use crate::support::gradients::BackwardCase;
+use crate::support::packed_gradients::PackedCase;
 use crate::support::programs::{NAMED, Named, Number, leak, random, tensors};
 use crate::support::{bf16, device, f16};
 use ferroflash::reference;
 use ferroflash::score::{BoundProgram, ProgramTensor, ScoreProgram};
 use ferroflash::{
-    Attention, DType, Device, Element, EmulatorConfig, Error, Indices, Kernel, KernelChoice, Layout, Mask, Pass,
+    Arch, Attention, DType, Device, Element, EmulatorConfig, Error, Indices, Kernel, KernelChoice, Layout, Mask, Pass,
     ProgramError, Shape, Sizes, Tensor, Unsupported, VARIANTS, Variant,
 };
-use kernel_spec::FeatureSet;
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
+use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::sync::OnceLock;
@@ -128,6 +131,77 @@ fn gradients_of_random_programs_are_differences() {
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+for_each_dtype!(gradients_of_random_programs_agree_with_the_reference);
+
+/// Of the portable kernels, and of naive.
+fn gradients_of_random_programs_agree_with_the_reference<T: Element>(portable: Kernel) {
+    let shared = device::shared();
+    let device = lasting(&shared.device);
+    for kernel in [portable, Kernel::Naive] {
+        let cases = (backward::cases(kernel, T::DTYPE), random()).prop_map(|(mut case, number)| {
+            case.forward.attention.softcap = None;
+            case.forward.attention.program = Some(bound(device, &number));
+            if let KernelChoice::Variant(_) = case.forward.attention.kernel {
+                case.forward.attention.kernel = KernelChoice::Kernel(kernel);
+            }
+            case
+        });
+        TestRunner::new(config(device::cases().div_ceil(8)))
+            .run(&cases, |case| case.check::<T>(device).map_err(TestCaseError::fail))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+for_each_dtype!(gradients_of_named_programs_agree_with_the_reference);
+
+/// Every row with a hook.
+fn gradients_of_named_programs_agree_with_the_reference<T: Element>(portable: Kernel) {
+    let shared = device::shared();
+    let device = lasting(&shared.device);
+    for (i, head_dim) in COMPILED_HEAD_DIMS.into_iter().enumerate() {
+        for (j, kernel) in [(i, portable), (i + 3, Kernel::Naive), (i + 1, portable)] {
+            let named = &NAMED[j % NAMED.len()];
+            let sizes = backward::sizes::<T>(70, 75, [4, 2], head_dim as usize);
+            let mut case = BackwardCase::of(kernel, sizes, if j % 2 == 0 { Mask::Full } else { Mask::Causal });
+            case.forward.attention.program = Some(named.bound(device));
+            case.forward.attention.scale = (j % 3 == 1).then_some(-0.2);
+            case.with_dlse = true;
+            let plan = case.forward.attention.backward_plan(device, sizes).expect("a legal problem");
+            assert!(plan.to_string().contains(&format!("program {}", named.name)), "{plan}");
+            case.check::<T>(device).unwrap_or_else(|wrong| panic!("{}: {wrong}", named.name));
+        }
+    }
+}
+
+for_each_dtype!(packed_gradients_have_the_bits_of_each_sequence_alone);
+
+/// With slopes of each sequence: each knows which it is.
+fn packed_gradients_have_the_bits_of_each_sequence_alone<T: Element>(_: Kernel) {
+    let shared = device::shared();
+    let device = lasting(&shared.device);
+    let lengths = vec![[33, 70], [1, 1], [0, 3], [70, 33]];
+    let slopes: Vec<f32> = (0..lengths.len() * 4).map(|i| (i % 7) as f32 * 0.1).collect();
+    let slopes = Tensor::from_slice(device, &slopes, [lengths.len(), 4], Layout::RowMajor).unwrap();
+    let slopes = Box::leak(Box::new(slopes)).view();
+    let of = |rows| leak(ScoreProgram::alibi(), vec![("slopes", slopes.narrow(0, rows).unwrap().into())]);
+    for head_dim in [32, 256] {
+        let mut case = PackedCase::new(lengths.clone());
+        (case.q_heads, case.kv_heads, case.head_dim, case.made_alone) = (4, 2, head_dim, true);
+        case.attention.program = Some(of(0..lengths.len()));
+        let mut given = case.given::<T>();
+        for (i, alone) in given.cases.iter_mut().enumerate() {
+            alone.forward.attention.program = Some(of(i..i + 1));
+        }
+        let computed = case.run(device, &given).unwrap_or_else(|wrong| panic!("{wrong}"));
+        for (i, found) in computed.iter().enumerate().filter(|(i, _)| lengths[*i][0] > 0) {
+            let alone = given.cases[i].run(device, &given.inputs[i]).unwrap_or_else(|wrong| panic!("{wrong}"));
+            for (a, b) in found.iter().zip(&alone) {
+                assert!(to_f64(a) == to_f64(b), "head dim {head_dim}, sequence {i}");
+            }
+        }
+    }
 }
 
 /// Attention by its definition, with a function written in plain Rust in place of a program.
@@ -380,12 +454,19 @@ fn calls_that_a_program_is_refused_for() {
     let bound = ScoreProgram::alibi().bind(&[("slopes", of_slopes.into())]).unwrap();
     let attention = Attention::new().with_program(&bound);
     let problem = Sizes { batch: 1, q_rows: 4, kv_rows: 4, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
-    // No gradients.
-    let error = attention.backward_plan(device, problem).unwrap_err();
+    // Gradients through a softcap and a program, and by a kernel without hooks.
+    let error = attention.with_softcap(2.0).backward_plan(device, problem).unwrap_err();
+    let name = "alibi".to_owned();
     assert!(
-        matches!(&error, Error::Unsupported(Unsupported::BackwardProgram { program }) if program == "alibi"),
+        matches!(&error, Error::Unsupported(Unsupported::CappedProgram { program }) if *program == name),
         "{error:?}"
     );
+    let error = attention.with_kernel(Kernel::V3).backward_plan(device, problem).unwrap_err();
+    assert!(matches!(error, Error::KernelUnsupported { kernel: Kernel::V3, .. }), "{error:?}");
+    let plan = attention.backward_plan(device, problem).unwrap();
+    if device.info().runs(Arch::Sm90a) {
+        assert!(plan.reason.contains("no compiled entry accepts a program on scores"), "{plan}");
+    }
     // Tiles that have no hooks.
     let plain = VARIANTS.iter().filter(|v| v.entry.accepts.is_empty() && device.info().runs(v.entry.arch));
     for row in plain.filter(|v| matches!(v.pass, Pass::V2 | Pass::V3)) {

@@ -126,3 +126,21 @@ pub fn score_hook_with(s: f32, at: [u32; 6], factor: u64, words: [u64; 8]) -> f3
     let _ = (batch, head, row, key, q_rows, kv_rows, factor, w0, w1, w2, w3, w4, w5, w6, w7);
     s
 }
+
+/// [`score_hook`] of the backward pass: what the program makes of `s`, and how that grows with the scaled score; `s` and 1 where there is no
+/// program.
+#[inline(always)]
+pub fn score_gradient_hook(s: f32, at: [u32; 6]) -> [f32; 2] {
+    let (mut s, mut slope) = (s, 1.0);
+    let [batch, head, row, key, q_rows, kv_rows] = at;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: an empty statement; what takes its place changes nothing but its first two operands.
+    unsafe {
+        core::arch::asm!("// score.gradient {}, {}, {}, {}, {}, {}, {}, {};",
+            inout(reg32) slope, inout(reg32) s, in(reg32) batch, in(reg32) head, in(reg32) row, in(reg32) key, in(reg32) q_rows,
+            in(reg32) kv_rows, options(pure, nomem, nostack));
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    let _ = (batch, head, row, key, q_rows, kv_rows, &mut s, &mut slope);
+    [s, slope]
+}

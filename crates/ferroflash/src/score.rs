@@ -103,7 +103,7 @@ impl ScoreProgram {
     pub fn derivative(&self) -> ScoreProgram {
         let Definition { name, code, tensors } = &*self.0;
         let (name, tensors) = (format!("d {name} / d score"), tensors.clone());
-        ScoreProgram(Arc::new(Definition { name, code: derivative::derivative(code), tensors }))
+        ScoreProgram(Arc::new(Definition { name, code: derivative::derivative(code).without_the_unused(), tensors }))
     }
 
     /// The value for a scaled score, given the tensors on the host.

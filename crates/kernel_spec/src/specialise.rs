@@ -21,6 +21,9 @@
 //! { .reg .f32 far; cvt.rn.f32.u32 far, $key; fma.rn.f32 $s, far, 0fBC000000, $s; }
 //! ```
 //!
+//! The backward pass has another hook, `// score.gradient SLOPE, S, BATCH, ..;`, whose block also writes to `$slope` how the score that comes
+//! out grows with the scaled one that goes in.
+//!
 //! Factor and words are loaded from the parameters, where the hook is in the entry itself; a hook in a function that is called names
 //! registers for them too.
 
@@ -117,22 +120,30 @@ fn feature_of(slot: u32) -> FeatureSet {
     FeatureSet::of(if slot < FIRST_WORD { slot } else { PROGRAM })
 }
 
-/// `// score.hook S, BATCH, ..;`, as `cuda_std::math::score_hook` and `score_hook_with` write it.
-struct ScoreHook<'a>(Vec<&'a str>);
+/// `// score.hook S, BATCH, ..;` or `// score.gradient SLOPE, S, BATCH, ..;`, as `cuda_std::math` writes them.
+struct ScoreHook<'a> {
+    /// What a program calls the first operands; the others are factor and words.
+    names: &'static [&'static str],
+    operands: Vec<&'a str>,
+}
 
 impl<'a> ScoreHook<'a> {
-    /// What a program calls the operands.
-    const NAMES: [&'static str; 7] = ["$s", "$batch", "$head", "$row", "$key", "$q_rows", "$kv_rows"];
+    const OF_SCORES: [&'static str; 7] = ["$s", "$batch", "$head", "$row", "$key", "$q_rows", "$kv_rows"];
+    const OF_GRADIENTS: [&'static str; 8] = ["$slope", "$s", "$batch", "$head", "$row", "$key", "$q_rows", "$kv_rows"];
 
     fn of(line: &'a str) -> Option<ScoreHook<'a>> {
-        let operands = line.trim().strip_prefix("// score.hook ")?.strip_suffix(';')?.split(", ");
-        Some(ScoreHook(operands.collect()))
+        let line = line.trim().strip_prefix("// score.")?;
+        let (names, operands) = match line.strip_prefix("hook ") {
+            Some(operands) => (&Self::OF_SCORES[..], operands),
+            None => (&Self::OF_GRADIENTS[..], line.strip_prefix("gradient ")?),
+        };
+        Some(ScoreHook { names, operands: operands.strip_suffix(';')?.split(", ").collect() })
     }
 
     /// The lines in place of the hook; `values` is where the slots' values start in the parameter.
     fn run(&self, program: &str, parameter: &str, values: u32) -> String {
         let mut code = program.to_owned();
-        for (name, register) in Self::NAMES.iter().zip(&self.0) {
+        for (name, register) in self.names.iter().zip(&self.operands) {
             code = code.replace(name, register);
         }
         let words = (0..WORDS as u32).map(|i| (format!("$word{i}"), FIRST_WORD + i));
@@ -141,7 +152,7 @@ impl<'a> ScoreHook<'a> {
             if !code.contains(&name) {
                 continue;
             }
-            let register = match self.0.get(Self::NAMES.len() + i) {
+            let register = match self.operands.get(self.names.len() + i) {
                 Some(register) => (*register).to_owned(),
                 None => {
                     let (register, offset) = (format!("score_{}", &name[1..]), values + SLOT_BYTES * slot);

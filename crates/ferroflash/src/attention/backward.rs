@@ -9,6 +9,7 @@ use crate::backend::RawStream;
 use crate::device::{Device, Stream};
 use crate::error::{Operand, Result};
 use crate::plan::run;
+use crate::score::BoundProgram;
 use crate::tensor::overlap::Footprint;
 use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
 use plan::BackwardPlan;
@@ -141,7 +142,7 @@ impl Attention<'_> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         let Some(into) = into else { return call.plan(self, None) };
         let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        call.plan(self, Some(&call.outputs([&dq, &dk, &dv])?))
+        call.plan(self, Some(&call.outputs(self, [&dq, &dk, &dv])?))
     }
 
     /// Computes the gradients of a number with respect to q, k and v, given those with respect to what [`Attention::forward`] made of
@@ -204,7 +205,7 @@ impl Attention<'_> {
         let plan = call.plan(self, None)?;
         let new = |of: &HeadsView<'_>| Tensor::uninit(q.device(), q.dtype(), of.shape(), of.memory_order());
         let (dq, dk, dv) = (new(&call.q)?, new(&call.k)?, new(&call.v)?);
-        call.launch(RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
+        call.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
         Ok(Gradients { dq, dk, dv, plan })
     }
 
@@ -228,9 +229,9 @@ impl Attention<'_> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         q.device().check_stream(stream)?;
         let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        let outputs = call.outputs([&dq, &dk, &dv])?;
+        let outputs = call.outputs(self, [&dq, &dk, &dv])?;
         let plan = call.plan(self, Some(&outputs))?;
-        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
     }
 
     /// The backward pass on addresses and a stream of another framework: the entry for bindings.
@@ -280,9 +281,9 @@ impl Attention<'_> {
         let (q, k, v, out) = (of_q(q)?, of_k(k)?, of_k(v)?, of_q(out)?);
         let gradients = OutputGradients { dout: of_q(dout)?, dlse: dlse.map(of_rows).transpose()? };
         let call = Call::read(&q, &k, &v, &out, &of_rows(lse)?, &gradients)?;
-        let outputs = call.outputs([&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])?;
+        let outputs = call.outputs(self, [&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])?;
         let plan = call.plan(self, Some(&outputs))?;
-        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
     }
 }
 
@@ -338,12 +339,12 @@ impl<'a> Call<'a> {
     }
 
     /// Checks the gradients, of q, k and v, against the inputs and each other.
-    fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
+    fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
         let [dq, dk, dv] = views.map(|view| view.as_heads(Layout::Bshd));
         let outputs = [dq?, dk?, dv?];
         let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
         let rows = rows.into_iter().flatten().map(|(name, address)| (name, row_footprint(address, &self.sizes)));
-        check_gradients(&outputs, &self.tensors(), rows)?;
+        check_gradients(&outputs, &self.tensors(), rows.chain(check::program_footprints(attention)))?;
         Ok(outputs)
     }
 
@@ -360,6 +361,7 @@ impl<'a> Call<'a> {
 
     /// The plan for these tensors. Without `outputs` they are new tensors.
     fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
+        check::check_program(attention, &self.q)?;
         let new = |of: &HeadsView<'_>| Placed::contiguous(of.shape(), of.memory_order(), of.dtype());
         let [dq, dk, dv] = match outputs {
             Some(outputs) => outputs.each_ref().map(Placed::of),
@@ -370,12 +372,19 @@ impl<'a> Call<'a> {
         plan::plan(attention, self.q.device().info(), &self.sizes, &tensors, self.dlse.is_some())
     }
 
-    fn launch(&self, stream: RawStream, plan: &BackwardPlan, [dq, dk, dv]: [u64; 3]) -> Result<()> {
+    fn launch(
+        &self,
+        attention: &Attention<'_>,
+        stream: RawStream,
+        plan: &BackwardPlan,
+        [dq, dk, dv]: [u64; 3],
+    ) -> Result<()> {
         let span = tracing::debug_span!("attention backward", problem = %plan.problem);
         let _entered = span.enter();
         let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
         operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
         operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
+        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
         run(self.q.device(), stream, &plan.steps, &plan.buffers, &operands)
     }
 }

@@ -4,6 +4,7 @@ use super::options::Attention;
 use super::problem::Sizes;
 use crate::device::Device;
 use crate::error::{Error, Operand, Result};
+use crate::score::BoundProgram;
 use crate::tensor::overlap::{self, Footprint};
 use crate::tensor::{HeadsView, LseShape, LseViewMut};
 use kernel_spec::DType;
@@ -131,14 +132,22 @@ pub(super) fn check_program(attention: &Attention<'_>, q: &HeadsView<'_>) -> Res
     })
 }
 
+/// What a program reads.
+pub(super) fn program_footprints<'a>(attention: &Attention<'a>) -> impl Iterator<Item = (Operand, Footprint)> + 'a {
+    let footprints = attention.changing_program().into_iter().flat_map(BoundProgram::footprints);
+    footprints.map(|(i, memory)| (Operand::ProgramTensor(i), memory))
+}
+
 /// That outputs do not overlap what a program reads.
 pub(super) fn check_program_apart(
     attention: &Attention<'_>,
     out: Option<&HeadsView<'_>>,
     lse: Option<Footprint>,
 ) -> Result<()> {
-    let Some(program) = attention.changing_program() else { return Ok(()) };
-    let read: Vec<_> = program.footprints().map(|(i, memory)| (Operand::ProgramTensor(i), memory)).collect();
+    if attention.changing_program().is_none() {
+        return Ok(());
+    }
+    let read: Vec<_> = program_footprints(attention).collect();
     let out = out.map(|out| (Operand::Out, footprint(out)));
     let lse = lse.map(|memory| (Operand::Lse, memory));
     out.into_iter().chain(lse).try_for_each(|output| check_apart(&[output], &read))

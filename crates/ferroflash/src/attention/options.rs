@@ -133,8 +133,8 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Has scores pass through a program with its tensors. Uniform, packed and cached sequences take one, in every kernel of the forward pass; the
-    /// backward pass does not.
+    /// Has scores pass through a program with its tensors. Uniform, packed and cached sequences take one, in every kernel of the forward pass; so
+    /// do the portable and the naive kernels of the backward pass, without a softcap. There are no gradients of the program's tensors.
     pub fn with_program(mut self, program: &'a BoundProgram<'a>) -> Attention<'a> {
         self.program = Some(program);
         self
@@ -169,12 +169,15 @@ impl<'a> Attention<'a> {
         self.program.filter(|bound| !bound.program().is_identity())
     }
 
-    /// Gradients go through no program.
-    pub(crate) fn refuse_program(&self) -> Result<()> {
-        self.changing_program().map_or(Ok(()), |bound| {
-            let program = bound.program().name().to_owned();
-            Err(Error::Unsupported(Unsupported::BackwardProgram { program }))
-        })
+    /// Gradients go through a softcap or a program, not through both.
+    pub(crate) fn check_gradients(&self) -> Result<()> {
+        match self.changing_program() {
+            Some(bound) if self.softcap.is_some_and(|cap| cap != 0.0) => {
+                let program = bound.program().name().to_owned();
+                Err(Error::Unsupported(Unsupported::CappedProgram { program }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The factor on the scores for this head dim, checked.

@@ -1,6 +1,6 @@
 //! The parameter structs of the kernels, with holes where addresses go.
 
-use super::options::log2_of;
+use super::options::{Attention, log2_of};
 use super::problem::Sizes;
 use super::request::{Placed, Request, Row, Tensors};
 use crate::error::Operand;
@@ -131,8 +131,13 @@ impl Params {
 impl Params {
     /// The addresses of the tensors that a program reads, in the [`ForwardParams`] that start at `offset`.
     pub(super) fn with_program(self, offset: usize, request: &Request<'_>) -> Params {
-        let slots = offset + offset_of!(ForwardParams, features) + size_of::<u64>();
-        let words = request.attention.changing_program().map_or(&[][..], BoundProgram::words);
+        self.with_program_words(offset + offset_of!(ForwardParams, features), request.attention)
+    }
+
+    /// The same in a block of features at `offset`.
+    pub(super) fn with_program_words(self, offset: usize, attention: &Attention<'_>) -> Params {
+        let slots = offset + size_of::<u64>();
+        let words = attention.changing_program().map_or(&[][..], BoundProgram::words);
         (FIRST_WORD as usize..).zip(words).fold(self, |params, (slot, word)| match *word {
             Word::Address(tensor, bytes) => {
                 params.address(slots + slot * size_of::<u64>(), Binding::Operand(Operand::ProgramTensor(tensor)), bytes)

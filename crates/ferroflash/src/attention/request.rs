@@ -2,10 +2,10 @@
 
 use super::options::Attention;
 use super::problem::Sizes;
-use crate::score::{BoundProgram, Word};
+use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, SOFTCAP};
+use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
@@ -86,12 +86,7 @@ impl Request<'_> {
             features = features.with(SOFTCAP, (scale / cap).to_bits().into());
         }
         if let Some(program) = program {
-            features = features.with(PROGRAM, self.softcap.unwrap_or(self.scale).to_bits().into());
-            for (slot, word) in (FIRST_WORD..).zip(program.words()) {
-                // Addresses are not known yet.
-                let value = if let Word::Axis(axis) = *word { axis } else { 0 };
-                features = features.with_word(slot, value);
-            }
+            features = program.fill(features, self.softcap.unwrap_or(self.scale));
         }
         features
     }

@@ -8,11 +8,11 @@ use kernel_spec::DType;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unsupported {
-    /// Gradients through a program on scores.
+    /// Gradients through a softcap and a program on scores.
     #[error(
-        "gradients of attention with a program on scores, {program}; without one, or with a softcap alone, they are accepted"
+        "gradients through a softcap and the program {program}; one of the two is accepted, and a program may cap scores itself, with tanh"
     )]
-    BackwardProgram {
+    CappedProgram {
         /// The name of the program.
         program: String,
     },

@@ -1,5 +1,6 @@
 //! Programs with the tensors that they read.
 
+use super::derivative::derivative;
 use super::evaluate::{HostData, HostTensor};
 use super::lower::{self, Placed};
 use super::scope::Declared;
@@ -8,8 +9,8 @@ use crate::device::Device;
 use crate::error::{Operand, ProgramError, Result};
 use crate::tensor::overlap::Footprint;
 use crate::tensor::{Dims, IndicesView, TensorView};
-use kernel_spec::DType;
-use kernel_spec::families::forward::features::WORDS;
+use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, WORDS};
+use kernel_spec::{DType, Features};
 use std::sync::Arc;
 
 /// A tensor that a program reads.
@@ -110,6 +111,7 @@ pub struct BoundProgram<'a> {
     tensors: Vec<ProgramTensor<'a>>,
     words: Vec<Word>,
     text: Arc<str>,
+    gradient_text: Arc<str>,
 }
 
 /// The program as it prints, and the shapes of its tensors.
@@ -196,7 +198,8 @@ impl ScoreProgram {
             return Err(ProgramError::TooManyWords { found: words.len(), limit: WORDS }.into());
         }
         let text = lower::lower(code, &placed).into();
-        Ok(BoundProgram { program: self.clone(), tensors: bound, words, text })
+        let gradient_text = lower::lower_with_derivative(&derivative(code), code.result, &placed).into();
+        Ok(BoundProgram { program: self.clone(), tensors: bound, words, text, gradient_text })
     }
 }
 
@@ -233,6 +236,20 @@ impl BoundProgram<'_> {
 
     pub(crate) fn shared_text(&self) -> Arc<str> {
         self.text.clone()
+    }
+
+    /// The PTX in place of the hooks of the backward pass.
+    pub(crate) fn gradient_text(&self) -> Arc<str> {
+        self.gradient_text.clone()
+    }
+
+    /// The words in their slots, where values are known, and which addresses belong where.
+    pub(crate) fn fill<const SLOTS: usize>(&self, features: Features<SLOTS>, factor: f32) -> Features<SLOTS> {
+        let features = features.with(PROGRAM, factor.to_bits().into());
+        (FIRST_WORD..).zip(&self.words).fold(features, |features, (slot, word)| {
+            // Addresses are not known yet.
+            features.with_word(slot, if let Word::Axis(axis) = *word { axis } else { 0 })
+        })
     }
 
     pub(crate) fn words(&self) -> &[Word] {

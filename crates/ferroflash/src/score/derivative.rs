@@ -3,7 +3,8 @@
 use super::op::{Binary, Code, Id, Op, Unary};
 use super::scope::{Float, Scope};
 
-/// The program that gives `d program / d score`. Where a program has a corner, it is the derivative of the branch that the value came from.
+/// The program that gives `d program / d score`, behind the operations of the program itself. Where a program has a corner, it is the derivative
+/// of the branch that the value came from.
 pub(super) fn derivative(code: &Code) -> Code {
     let scope = Scope::of(code);
     let mut known: Vec<Option<Float<'_>>> = Vec::with_capacity(code.ops.len());

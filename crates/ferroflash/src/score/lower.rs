@@ -19,6 +19,20 @@ pub(super) struct Placed {
 
 /// The PTX of a program.
 pub(super) fn lower(code: &Code, tensors: &[Placed]) -> String {
+    let mut text = operations(code, tensors);
+    push(&mut text, format_args!("mov.f32 $s, {};", operand(code, code.result)));
+    text
+}
+
+/// The PTX of a program whose value is that of operation `value`, and of its derivative, behind which that operation stands.
+pub(super) fn lower_with_derivative(derivative: &Code, value: Id, tensors: &[Placed]) -> String {
+    let mut text = operations(derivative, tensors);
+    push(&mut text, format_args!("mov.f32 $slope, {};", operand(derivative, derivative.result)));
+    push(&mut text, format_args!("mov.f32 $s, {};", operand(derivative, value)));
+    text
+}
+
+fn operations(code: &Code, tensors: &[Placed]) -> String {
     let mut text = String::new();
     for (kind, class, prefix) in [(Kind::Float, "f32", 'f'), (Kind::Int, "b32", 'i'), (Kind::Bool, "pred", 'p')] {
         if code.ops.iter().any(|op| op.kind() == kind) {
@@ -29,7 +43,6 @@ pub(super) fn lower(code: &Code, tensors: &[Placed]) -> String {
         // At most MAX_OPS.
         line(&mut text, code, Id(i as u16), tensors);
     }
-    push(&mut text, format_args!("mov.f32 $s, {};", operand(code, code.result)));
     text
 }
 

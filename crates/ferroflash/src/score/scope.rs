@@ -25,6 +25,8 @@ pub struct Scope(RefCell<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
+    /// Whether it holds operations of a derivative, of which there may be several for each of the program.
+    is_derived: bool,
     ops: Vec<Op>,
     known: HashMap<Op, Id>,
     tensors: Vec<Declared>,
@@ -69,7 +71,7 @@ pub struct IntTensor<'p, const RANK: usize> {
 impl Scope {
     /// A scope that holds these operations.
     pub(super) fn of(code: &Code) -> Scope {
-        let scope = Scope::default();
+        let scope = Scope(RefCell::new(Inner { is_derived: true, ..Inner::default() }));
         for op in &code.ops {
             scope.push(*op);
         }
@@ -78,9 +80,9 @@ impl Scope {
 
     fn push(&self, op: Op) -> Id {
         let mut inner = self.0.borrow_mut();
-        let Inner { ops, known, error, .. } = &mut *inner;
+        let Inner { is_derived, ops, known, error, .. } = &mut *inner;
         *known.entry(op).or_insert_with(|| {
-            if ops.len() >= MAX_OPS {
+            if ops.len() >= MAX_OPS && !*is_derived {
                 error.get_or_insert(ProgramError::TooManyOperations { limit: MAX_OPS });
                 return Id(0);
             }
@@ -112,7 +114,7 @@ impl Scope {
 
     /// The operations, of which `result` is the value.
     pub(super) fn into_code(self, result: Id) -> Code {
-        Code { ops: self.0.into_inner().ops, result }.without_the_unused()
+        Code { ops: self.0.into_inner().ops, result }
     }
 
     pub(super) fn finish(self, result: Id) -> Result<(Code, Vec<Declared>), ProgramError> {

@@ -31,7 +31,7 @@ pub struct Place {
 impl Place {
     /// In the order of a hook's operands.
     #[inline(always)]
-    fn operands(self) -> [u32; 6] {
+    pub fn operands(self) -> [u32; 6] {
         let Place { batch, head, row, key, q_rows, kv_rows } = self;
         [batch, head, row, key, q_rows, kv_rows]
     }

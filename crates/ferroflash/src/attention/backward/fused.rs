@@ -1,6 +1,7 @@
 //! What the fused pass of Hopper runs, allocates and is told: all gradients in one pass, those of the queries as sums.
 
 use super::super::choose::{check_copies, check_hopper};
+use super::super::options::Attention;
 use super::super::params::{bytes_of, geometry, hides_something};
 use super::super::problem::Sizes;
 use super::tensors::Tensors;
@@ -41,9 +42,9 @@ pub(super) fn buffers(row: &Variant, rows: u64) -> Vec<Buffer> {
     buffers
 }
 
-/// The row of the pass, or what rules it out: the one place of its conditions. `deterministic`: equal inputs have to give equal bits.
+/// The row of the pass, or what rules it out: the one place of its conditions. With [`Attention::deterministic`], equal inputs have to give equal bits.
 pub(super) fn row(
-    deterministic: bool,
+    attention: &Attention<'_>,
     softcap: Option<f32>,
     sizes: &Sizes,
     tensors: &Tensors,
@@ -54,13 +55,14 @@ pub(super) fn row(
         return Err(Unsupported::DType { found: sizes.dtype });
     }
     let find = |pass| Variant::find(pass, sizes.dtype, sizes.head_dim as u32);
-    let row = find(Pass::Fused).filter(|row| !deterministic || is_deterministic(row, sizes));
+    let row = find(Pass::Fused).filter(|row| !attention.deterministic || is_deterministic(row, sizes));
     let Some(row) = row.or_else(|| find(Pass::Ordered)) else {
         return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_dim() });
     };
-    if softcap.is_some() {
+    let program = attention.changing_program().map(|_| "a program on scores");
+    if let Some(feature) = softcap.map(|_| "softcap").or(program) {
         let Sizes { dtype, head_dim, .. } = *sizes;
-        return Err(Unsupported::Feature { feature: "softcap", dtype, head_dim });
+        return Err(Unsupported::Feature { feature, dtype, head_dim });
     }
     if sizes.kv_rows == 0 {
         return Err(Unsupported::NoKeys);

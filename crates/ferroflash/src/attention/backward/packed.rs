@@ -1,6 +1,6 @@
 //! The calls of the backward pass over packed sequences.
 
-use super::super::check::{check_like, check_rows_of};
+use super::super::check::{check_like, check_program, check_rows_of, program_footprints};
 use super::super::options::Attention;
 use super::super::request::Placed;
 use super::super::sequences::{Call, PackedRows, heads};
@@ -11,6 +11,7 @@ use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
+use crate::score::BoundProgram;
 use crate::tensor::overlap::Footprint;
 use crate::tensor::{HeadsView, Layout, LseView, Tensor, TensorView};
 use kernel_spec::DType;
@@ -77,7 +78,7 @@ impl Attention<'_> {
             Tensor::zeros(q.device(), q.dtype(), [shape.rows, shape.heads, shape.head_dim], Layout::RowMajor)
         };
         let (dq, dk, dv) = (new(&call.inputs.q)?, new(&call.inputs.k)?, new(&call.inputs.v)?);
-        call.launch(RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
+        call.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
         Ok(Gradients { dq, dk, dv, plan })
     }
 
@@ -104,9 +105,9 @@ impl Attention<'_> {
         let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
         q.device().check_stream(stream)?;
         let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        let outputs = call.outputs([&dq, &dk, &dv])?;
+        let outputs = call.outputs(self, [&dq, &dk, &dv])?;
         let plan = call.plan(self, Some(&outputs))?;
-        call.launch(stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
     }
 
     /// What a call of [`Attention::backward_packed`] would launch and allocate, and why; `into` as of [`Attention::backward_packed_into`], or
@@ -130,7 +131,7 @@ impl Attention<'_> {
         let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
         let Some(into) = into else { return call.plan(self, None) };
         let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        call.plan(self, Some(&call.outputs([&dq, &dk, &dv])?))
+        call.plan(self, Some(&call.outputs(self, [&dq, &dk, &dv])?))
     }
 }
 
@@ -165,7 +166,7 @@ impl<'a> PackedCall<'a> {
     }
 
     /// Checks the gradients, of q, k and v, against the inputs and each other.
-    fn outputs<'o>(&self, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
+    fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
         let [dq, dk, dv] = [0, 1, 2].map(|i| heads(GRADIENTS[i], views[i], true));
         let outputs = [dq?, dk?, dv?];
         let shape = self.inputs.q.shape();
@@ -176,7 +177,7 @@ impl<'a> PackedCall<'a> {
         let numbers = self.inputs.numbers().map(|(operand, view)| {
             (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
         });
-        check_gradients(&outputs, &self.tensors(), rows.chain(numbers))?;
+        check_gradients(&outputs, &self.tensors(), rows.chain(numbers).chain(program_footprints(attention)))?;
         Ok(outputs)
     }
 
@@ -194,6 +195,7 @@ impl<'a> PackedCall<'a> {
     /// The plan for these tensors. Without `outputs` they are new tensors.
     fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
         let Call { q, k, v, sizes, .. } = &self.inputs;
+        check_program(attention, q)?;
         let [dq, dk, dv] = match outputs {
             Some(outputs) => outputs.each_ref().map(Placed::of),
             None => [q, k, v].map(|of| Placed::contiguous(of.shape(), Layout::Bshd, of.dtype())),
@@ -205,12 +207,19 @@ impl<'a> PackedCall<'a> {
         plan::plan(attention, device, sizes, &arrays, &tensors, self.dlse.is_some())
     }
 
-    fn launch(&self, stream: RawStream, plan: &BackwardPlan, [dq, dk, dv]: [u64; 3]) -> Result<()> {
+    fn launch(
+        &self,
+        attention: &Attention<'_>,
+        stream: RawStream,
+        plan: &BackwardPlan,
+        [dq, dk, dv]: [u64; 3],
+    ) -> Result<()> {
         let span = tracing::debug_span!("attention backward", problem = %plan.problem);
         let _entered = span.enter();
         let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
         operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
         operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
+        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
         operands.extend(self.inputs.numbers().map(|(operand, view)| (operand, view.address())));
         run(self.inputs.q.device(), stream, &plan.steps, &plan.buffers, &operands)
     }

@@ -3,6 +3,7 @@
 use super::super::choose::{MAX_GRID, check_device};
 use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
+use super::super::plan::program_name;
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
 use super::tensors::Tensors;
@@ -10,11 +11,12 @@ use super::{fused, naive};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
+use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use kernel_spec::families::backward::{
     BACKWARD_SLOTS, BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant,
 };
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
 use std::mem::offset_of;
@@ -31,6 +33,8 @@ pub struct BackwardPlan {
     pub scale: f32,
     /// Bound of the scores, if there is one.
     pub softcap: Option<f32>,
+    /// Name of the program that scores pass through, if there is one that changes them.
+    pub program: Option<String>,
     /// The launches in order.
     pub steps: Vec<Step>,
     /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
@@ -64,7 +68,11 @@ impl std::fmt::Display for BackwardPlan {
         writeln!(f, "backward: {}", self.reason)?;
         write!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
         match self.softcap {
-            Some(cap) => writeln!(f, ", softcap {cap}")?,
+            Some(cap) => write!(f, ", softcap {cap}")?,
+            None => {}
+        }
+        match &self.program {
+            Some(name) => writeln!(f, ", program {name}")?,
             None => writeln!(f)?,
         }
         for step in &self.steps {
@@ -91,8 +99,8 @@ pub(super) fn plan(
 ) -> Result<BackwardPlan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
-    attention.refuse_program()?;
-    let features = features(scale, softcap);
+    attention.check_gradients()?;
+    let features = features(attention, scale, softcap);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
     let choice = choose(attention, softcap, sizes, tensors, device)?;
@@ -108,8 +116,16 @@ pub(super) fn plan(
         let tile = format!("{equation}{} x {}: {}", variant.q_block, variant.kv_block, variant.reason);
         // Persistent thread blocks share out the blocks of keys.
         let ctas = if matches!(pass, Pass::Fused | Pass::Ordered) { ctas.min(device.multiprocessors) } else { ctas };
-        let kernel = Specialised::with_features(&variant.entry, features.set().intersection(pass.accepts()));
-        Ok(Step::new(kernel, ctas, tile, params(variant, ctas)))
+        let kernel = specialised(attention, variant, features.set());
+        let params = params(variant, ctas);
+        let params = match kernel.program {
+            // Features are the end of every parameter struct.
+            Some(_) => {
+                params.with_program_words(variant.entry.params_bytes as usize - size_of_val(&features), attention)
+            }
+            None => params,
+        };
+        Ok(Step::new(kernel, ctas, tile, params))
     };
     let recomputing = |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
     let mut steps = vec![recomputing(Pass::Delta)?];
@@ -140,6 +156,7 @@ pub(super) fn plan(
         mask: attention.mask,
         scale,
         softcap,
+        program: program_name(attention),
         steps,
         buffers,
         deterministic,
@@ -189,7 +206,7 @@ fn choose(
     tensors: &Tensors,
     device: &DeviceInfo,
 ) -> Result<Choice> {
-    match (attention.kernel.kernel(), fused::row(attention.deterministic, softcap, sizes, tensors, device)) {
+    match (attention.kernel.kernel(), fused::row(attention, softcap, sizes, tensors, device)) {
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
         (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
@@ -224,11 +241,24 @@ pub(super) fn row(
 }
 
 /// The features of a call.
-pub(super) fn features(scale: f32, softcap: Option<f32>) -> Features<{ BACKWARD_SLOTS as usize }> {
-    match softcap {
-        Some(cap) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
-        None => Features::OFF,
+pub(super) fn features(
+    attention: &Attention<'_>,
+    scale: f32,
+    softcap: Option<f32>,
+) -> Features<{ BACKWARD_SLOTS as usize }> {
+    match (softcap, attention.changing_program()) {
+        (Some(cap), _) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
+        (None, Some(program)) => program.fill(Features::OFF, scale),
+        (None, None) => Features::OFF,
     }
+}
+
+/// What a device loads for the row of a pass: its features as far as it has them, and the program where it recomputes scores.
+pub(super) fn specialised(attention: &Attention<'_>, variant: &'static Variant, features: FeatureSet) -> Specialised {
+    let features = features.intersection(variant.pass.accepts());
+    let program = attention.changing_program().filter(|_| features.contains(FeatureSet::of(PROGRAM)));
+    let program = program.map(BoundProgram::gradient_text);
+    Specialised { program, ..Specialised::with_features(&variant.entry, features) }
 }
 
 /// Without its features.
@@ -241,7 +271,8 @@ pub(super) fn params(
     padded_rows: usize,
 ) -> BackwardParams {
     // With a softcap the kernels multiply tanh(scores scale / cap) with it, where they multiply scores with the scale otherwise.
-    let factor = softcap.unwrap_or(scale);
+    // What comes out of a program is scaled.
+    let factor = if attention.changing_program().is_some() { 1.0 } else { softcap.unwrap_or(scale) };
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = *sizes;
     let Tensors { q, k, v, out, dout, dq, dk, dv } = tensors;
     let aligned = |tensors: &[&Placed]| tensors.iter().all(|tensor| tensor.rows_start_at(CHUNK_BYTES)).into();

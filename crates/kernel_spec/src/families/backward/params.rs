@@ -2,14 +2,15 @@
 
 use crate::copy_engine::TensorMap;
 use crate::divisor::Divisor;
-use crate::families::forward::TensorParams;
+use crate::families::forward::{FORWARD_SLOTS, TensorParams};
 use crate::families::sequences::SequenceTable;
 use crate::features::Features;
 use crate::mask::Band;
 use crate::schedule::Schedule;
 
-/// Slots for features of the backward pass: the softcap, as in the [forward pass](crate::families::forward::features::SOFTCAP).
-pub const BACKWARD_SLOTS: u32 = 1;
+/// Slots for features of the backward pass, and for what programs on scores read: those of the
+/// [forward pass](crate::families::forward::features).
+pub const BACKWARD_SLOTS: u32 = FORWARD_SLOTS;
 
 /// Parameters of all passes of attention's backward pass.
 #[repr(C)]

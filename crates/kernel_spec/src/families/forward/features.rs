@@ -11,7 +11,8 @@ pub const SOFTCAP: u32 = 0;
 /// [`specialise`](crate::specialise::specialise).
 ///
 /// The low half of the value holds the bits of an `f32`: what makes a scaled score of a product, the scale or the softcap, sign and all.
-/// What comes out is scaled, so that `scale_log2` is `log2(e)`, and nothing is negated.
+/// What comes out is scaled, so that `scale_log2` is `log2(e)`, and nothing is negated. The backward pass takes a program together with its
+/// derivative, and no softcap beside it.
 pub const PROGRAM: u32 = 1;
 
 /// Keys and values lie in pages, which a table names, see [`SequenceTable`](crate::families::sequences::SequenceTable). The value plays no

@@ -82,7 +82,7 @@ pub unsafe fn statistics<C: Config>(p: &BackwardParams) {
 #[cfg(not(target_feature = "sm_90a"))]
 pub unsafe fn packed_statistics<C: Config>(p: &PackedBackwardParams) {
     // SAFETY: passed on.
-    let Some(Own { problem, head, tile }) = (unsafe { Own::of_statistics::<C>(p) }) else { return };
+    let Some(Own { problem, head, tile, .. }) = (unsafe { Own::of_statistics::<C>(p) }) else { return };
     let (p, first_row) = (&problem, tile * C::ROW.q_block);
     statistics_of! { C, p, head, first_row }
 }

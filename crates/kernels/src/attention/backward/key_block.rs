@@ -11,6 +11,8 @@ use crate::attention::backward::Config;
 /// Without the parameters: a reference to them that is kept in memory, where an `Option` may put it, moves all of them to local memory.
 pub(super) struct KeyBlock {
     pub(super) batch: u32,
+    /// The same, or the sequence, of programs on scores.
+    pub(super) entry: u32,
     pub(super) kv_head: u32,
     pub(super) first_row: u32,
     /// Query blocks in the place of key blocks: the mask is transposed.
@@ -42,6 +44,6 @@ impl KeyBlock {
         let first_row = index * C::ROW.kv_block;
         let band = p.band.transposed();
         let q_blocks = band.kv_blocks(first_row, C::ROW.kv_block, p.kv_rows, p.q_rows, C::ROW.q_block);
-        KeyBlock { batch, kv_head, first_row, q_blocks }
+        KeyBlock { batch, entry: batch, kv_head, first_row, q_blocks }
     }
 }

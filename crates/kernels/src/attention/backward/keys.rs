@@ -28,7 +28,7 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 use crate::attention::backward::key_block::KeyBlock;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
-use crate::attention::backward::{self, Scores, load_statistics, source, target, weigh_columns};
+use crate::attention::backward::{self, Scores, load_statistics, place, source, target, weigh_columns};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile};
@@ -185,9 +185,14 @@ macro_rules! gradients_of {
                 let (mut weights, mut dscores) = ($C::Scores::zero(), $C::Scores::zero());
                 weights.mul_transposed(k, row, q, col);
                 dscores.mul_transposed(v, row, dout, col);
-                weigh_columns::<$C::T, _>(&mut weights, &mut dscores, statistics(count) + col * STATISTICS_BYTES, $p);
+                let first_query = blocks.visit(step.visit) * $C::ROW.q_block + col;
+                let head = block.kv_head * $p.group + step.head;
+                let place = |key: u32, query: u32| {
+                    place($p, [block.entry, head], first_query + query, block.first_row + row + key)
+                };
+                let statistics = statistics(count) + col * STATISTICS_BYTES;
+                weigh_columns::<$C::T, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
-                    let first_query = blocks.visit(step.visit) * $C::ROW.q_block + col;
                     Scores::transposed($p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
                 }
                 let weights = $C::Weights::pass(&weights, shared::dynamic() + memory.weights, row, col);
@@ -249,7 +254,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
 #[cfg(not(target_feature = "sm_90a"))]
 pub unsafe fn packed_gradients<C: Config>(p: &PackedBackwardParams) {
     // SAFETY: passed on.
-    let Some(Own { problem, head, tile }) = (unsafe { Own::of_keys::<C>(p) }) else { return };
+    let Some(Own { problem, sequence, head, tile }) = (unsafe { Own::of_keys::<C>(p) }) else { return };
     let p = &problem;
-    gradients_of! { C, p, KeyBlock::at::<C>(p, 0, head, tile) }
+    gradients_of! { C, p, KeyBlock { entry: sequence, ..KeyBlock::at::<C>(p, 0, head, tile) } }
 }

@@ -9,8 +9,8 @@
 //! dv = p^T dout                             dk = scale ds^T q            dq = scale ds k
 //! ```
 //!
-//! With a softcap `t = tanh(scale s / cap)`: `p = e^(cap t - lse)` and `ds = p (dp - delta) (1 - t^2)`. The portable and the naive kernels
-//! have it.
+//! With a softcap `t = tanh(scale s / cap)`: `p = e^(cap t - lse)` and `ds = p (dp - delta) (1 - t^2)`. With a program on scores `f`:
+//! `p = e^(f(scale s) - lse)` and `ds = p (dp - delta) f'(scale s)`. The portable and the naive kernels have both.
 //!
 //! | module | owns | walks over | computes |
 //! | --- | --- | --- | --- |
@@ -34,12 +34,12 @@ use core::marker::PhantomData;
 use cuda_std::{copy, math, shared, thread};
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, TensorParams};
 
 use crate::attention::exponent::Exponent;
-use crate::attention::score::tanh;
+use crate::attention::score::{self, tanh};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::rows::GlobalRows;
@@ -177,8 +177,8 @@ impl Statistics {
 
     /// Turns a score without scale into its weight `p`, and `dp` into the gradient `ds` of the scaled score.
     #[inline(always)]
-    fn weigh<T: Exponent>(self, score: &mut f32, dp: &mut f32, scale: f32, bounds: impl Bounds) {
-        let [bounded, slope] = bounds.apply(*score);
+    fn weigh<T: Exponent>(self, score: &mut f32, dp: &mut f32, scale: f32, bounds: impl Bounds, at: score::Place) {
+        let [bounded, slope] = bounds.apply(*score, at);
         *score = T::weight(bounded, scale, self.minus_lse);
         *dp = *score * (*dp - self.delta) * slope;
     }
@@ -187,7 +187,7 @@ impl Statistics {
 /// What becomes of a score before its weight is taken.
 trait Bounds: Copy {
     /// What takes the place of a score without scale, and how that grows with the score.
-    fn apply(self, score: f32) -> [f32; 2];
+    fn apply(self, score: f32, at: score::Place) -> [f32; 2];
 }
 
 /// Nothing.
@@ -196,7 +196,7 @@ struct Unbounded;
 
 impl Bounds for Unbounded {
     #[inline(always)]
-    fn apply(self, score: f32) -> [f32; 2] {
+    fn apply(self, score: f32, _: score::Place) -> [f32; 2] {
         [score, 1.0]
     }
 }
@@ -217,25 +217,45 @@ impl Softcap {
 
 impl Bounds for Softcap {
     #[inline(always)]
-    fn apply(self, score: f32) -> [f32; 2] {
+    fn apply(self, score: f32, _: score::Place) -> [f32; 2] {
         let t = tanh(score * self.ratio);
         [t, math::fma(-t, t, 1.0)]
     }
 }
 
-/// [`Statistics::weigh`] where rows are queries, whose statistics are at a shared address.
+/// A program on scores, and its derivative; what comes out is scaled.
+#[derive(Clone, Copy)]
+struct Program;
+
+impl Bounds for Program {
+    #[inline(always)]
+    fn apply(self, score: f32, at: score::Place) -> [f32; 2] {
+        math::score_gradient_hook(score, at.operands())
+    }
+}
+
+/// [`Statistics::weigh`] where rows are queries, whose statistics are at a shared address; `place` tells where a score is, given row and
+/// column of the tile.
 ///
 /// # Safety
 /// Those of all rows are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_rows<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, p: &BackwardParams) {
+unsafe fn weigh_rows<T: Exponent, F: Fragments>(
+    scores: &mut F,
+    dp: &mut F,
+    statistics: u32,
+    p: &BackwardParams,
+    place: impl Fn(u32, u32) -> score::Place,
+) {
     let scale = T::scale(p.scale_log2);
     // SAFETY: passed on.
     unsafe {
         if p.features.has(SOFTCAP) {
-            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Softcap::of(p));
+            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
+        } else if p.features.has(PROGRAM) {
+            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Program, place);
         } else {
-            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Unbounded);
+            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Unbounded, place);
         }
     }
 }
@@ -247,33 +267,47 @@ unsafe fn weigh_bounded_rows<T: Exponent, F: Fragments>(
     statistics: u32,
     scale: f32,
     bounds: impl Bounds,
+    place: impl Fn(u32, u32) -> score::Place,
 ) {
+    let lane = thread::lane();
     for m in 0..F::M {
         for half in 0..2 {
             // SAFETY: passed on.
             let row = unsafe { Statistics::of_row(statistics, m, half) };
             for n in 0..F::N {
                 for i in 2 * half..2 * half + 2 {
-                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds);
+                    let at = place(
+                        16 * m as u32 + fragment_row(lane, i as u32),
+                        8 * n as u32 + fragment_col(lane, i as u32),
+                    );
+                    row.weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds, at);
                 }
             }
         }
     }
 }
 
-/// [`Statistics::weigh`] where columns are queries, whose statistics are at a shared address.
+/// [`weigh_rows`] where columns are queries, whose statistics are at a shared address.
 ///
 /// # Safety
 /// Those of all columns are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_columns<T: Exponent, F: Fragments>(scores: &mut F, dp: &mut F, statistics: u32, p: &BackwardParams) {
+unsafe fn weigh_columns<T: Exponent, F: Fragments>(
+    scores: &mut F,
+    dp: &mut F,
+    statistics: u32,
+    p: &BackwardParams,
+    place: impl Fn(u32, u32) -> score::Place,
+) {
     let scale = T::scale(p.scale_log2);
     // SAFETY: passed on.
     unsafe {
         if p.features.has(SOFTCAP) {
-            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Softcap::of(p));
+            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
+        } else if p.features.has(PROGRAM) {
+            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Program, place);
         } else {
-            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Unbounded);
+            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Unbounded, place);
         }
     }
 }
@@ -285,7 +319,9 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
     statistics: u32,
     scale: f32,
     bounds: impl Bounds,
+    place: impl Fn(u32, u32) -> score::Place,
 ) {
+    let lane = thread::lane();
     let first = statistics + fragment_col(math::opaque(thread::lane()), 0) * STATISTICS_BYTES;
     for n in 0..F::N {
         // A lane's two columns are neighbours.
@@ -294,10 +330,18 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
         let cols = [(lse0, delta0), (lse1, delta1)].map(|(minus_lse, delta)| Statistics { minus_lse, delta });
         for m in 0..F::M {
             for i in 0..4 {
-                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds);
+                let at =
+                    place(16 * m as u32 + fragment_row(lane, i as u32), 8 * n as u32 + fragment_col(lane, i as u32));
+                cols[i % 2].weigh::<T>(&mut scores.at_mut(m, n)[i], &mut dp.at_mut(m, n)[i], scale, bounds, at);
             }
         }
     }
+}
+
+/// Where a score is, of programs: `[batch entry or sequence, query head]`, row and key.
+#[inline(always)]
+fn place(p: &BackwardParams, [batch, head]: [u32; 2], row: u32, key: u32) -> score::Place {
+    score::Place { batch, head, row, key, q_rows: p.q_rows, kv_rows: p.kv_rows }
 }
 
 /// A matrix of scores with its mask: queries by keys, or transposed.

@@ -21,11 +21,12 @@ use core::marker::PhantomData;
 use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::families::backward::memory::{NaiveProduct, NaiveScores};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, policy};
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{Bounds, Config, Scores, Softcap, Statistics, source, target};
+use crate::attention::backward::{Bounds, Config, Program, Scores, Softcap, Statistics, place, source, target};
 use crate::attention::exponent::Exponent;
+use crate::attention::score;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{Mul, MulTransposed, TransposedMul};
@@ -92,7 +93,8 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
         let row = first_row + row;
         // Elements in front of the head's own.
         let before = head as u64 * problem.q_rows as u64 * p.score_stride;
-        let is_bounded = problem.features.has(SOFTCAP);
+        let (is_bounded, has_program) = (problem.features.has(SOFTCAP), problem.features.has(PROGRAM));
+        let place = |query: u32, key: u32| place(problem, [batch, q_head], row + query, first_key + key);
         let store_two = |element: u64, pair| C::T::store_two(p.probs + (before + element) * C::T::BYTES as u64, pair);
         let factors = |element: u64| p.factors + (before + element) * 4;
         if with_dout {
@@ -105,7 +107,12 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
             if is_bounded {
                 // On their way through memory: the registers of a thread do not hold them beside the scores.
                 let mut slopes = C::Scores::zero();
-                bound(&mut scores, &mut slopes, Softcap::of(problem));
+                bound(&mut scores, &mut slopes, Softcap::of(problem), place);
+                for_each_pair(&slopes, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
+            }
+            if has_program {
+                let mut slopes = C::Scores::zero();
+                bound(&mut scores, &mut slopes, Program, place);
                 for_each_pair(&slopes, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
             }
             weigh::<C::T, _>(&mut scores, problem, head, row);
@@ -114,7 +121,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
             for_each_pair(&scores, p, [row, first_key], |element, pair| {
                 store_two(element, pair);
                 let (at, [left, right]) = (factors(element), pair);
-                let pair = if is_bounded {
+                let pair = if is_bounded | has_program {
                     [left * copy::load_f32(at), right * copy::load_f32(at + 4)]
                 } else {
                     [left, right]
@@ -230,11 +237,14 @@ unsafe fn assume_not_empty(p: &BackwardParams) {
 
 /// Bounds scores, and says how each grows.
 #[inline(always)]
-fn bound<F: Fragments>(scores: &mut F, slopes: &mut F, softcap: Softcap) {
+fn bound<F: Fragments>(scores: &mut F, slopes: &mut F, bounds: impl Bounds, place: impl Fn(u32, u32) -> score::Place) {
+    let lane = thread::lane();
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
-                [scores.at_mut(m, n)[i], slopes.at_mut(m, n)[i]] = softcap.apply(scores.at(m, n)[i]);
+                let at =
+                    place(16 * m as u32 + fragment_row(lane, i as u32), 8 * n as u32 + fragment_col(lane, i as u32));
+                [scores.at_mut(m, n)[i], slopes.at_mut(m, n)[i]] = bounds.apply(scores.at(m, n)[i], at);
             }
         }
     }

@@ -23,6 +23,8 @@ use crate::parts::element::Element;
 pub struct Own {
     /// The problem that the sequence poses on its own.
     pub problem: BackwardParams,
+    /// Sequence.
+    pub sequence: u32,
     /// Head: of keys, or of queries.
     pub head: u32,
     /// Tile, one that the sequence has.
@@ -46,7 +48,7 @@ impl Own {
             let others = head as u64 * (p.tokens - problem.q_rows) as u64 * 4;
             problem.lse += others;
             problem.dlse += if problem.dlse == 0 { 0 } else { others };
-            (tile < tiles(problem.q_rows)).then_some(Own { problem, head, tile })
+            (tile < tiles(problem.q_rows)).then_some(Own { problem, sequence, head, tile })
         }
     }
 
@@ -62,7 +64,7 @@ impl Own {
             let kv_rows = |sequence| CachePlace::of(&p.table, p.backward.kv_rows, sequence).used;
             let Place { head, sequence, tile } = Place::of(p, |sequence| tiles(kv_rows(sequence)))?;
             let problem = problem::<C>(p, sequence);
-            (tile < tiles(problem.kv_rows)).then_some(Own { problem, head, tile })
+            (tile < tiles(problem.kv_rows)).then_some(Own { problem, sequence, head, tile })
         }
     }
 
@@ -77,7 +79,7 @@ impl Own {
         unsafe {
             let Place { head, sequence, tile } = Place::of(p, |sequence| tiles(q_rows(p, sequence)))?;
             let problem = problem::<C>(p, sequence);
-            (tile < tiles(problem.q_rows)).then_some(Own { problem, head, tile })
+            (tile < tiles(problem.q_rows)).then_some(Own { problem, sequence, head, tile })
         }
     }
 }

@@ -21,7 +21,7 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
-use crate::attention::backward::{self, Scores, Statistics, load_statistics, source, target, weigh_rows};
+use crate::attention::backward::{self, Scores, Statistics, load_statistics, place, source, target, weigh_rows};
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -46,6 +46,8 @@ pub trait Config: backward::Config + StreamConfig<K = Self::Kv, V = Self::Kv> {
 /// What one thread block works on: a block of query rows of one head.
 struct QueryBlock {
     batch: u32,
+    /// The same, or the sequence, of programs on scores.
+    entry: u32,
     q_head: u32,
     kv_head: u32,
     first_row: u32,
@@ -66,7 +68,7 @@ impl QueryBlock {
         // SAFETY: a whole block does it.
         let [batch, q_head, kv_head, index] =
             [batch, q_head, q_head / p.group, index].map(|x| unsafe { warp::broadcast(x, 0) });
-        QueryBlock { batch, q_head, kv_head, first_row: (q_blocks - 1 - index) * C::ROW.q_block }
+        QueryBlock { batch, entry: batch, q_head, kv_head, first_row: (q_blocks - 1 - index) * C::ROW.q_block }
     }
 
     /// Block `index` of a head, counted from the last row.
@@ -76,7 +78,7 @@ impl QueryBlock {
         // SAFETY: there are heads. Without this, a division could panic.
         unsafe { core::hint::assert_unchecked(p.group > 0) };
         let first_row = (p.q_rows.div_ceil(C::ROW.q_block) - 1 - index) * C::ROW.q_block;
-        QueryBlock { batch, q_head, kv_head: q_head / p.group, first_row }
+        QueryBlock { batch, entry: batch, q_head, kv_head: q_head / p.group, first_row }
     }
 }
 
@@ -87,7 +89,7 @@ macro_rules! gradients_of {
         let memory = const { Memory::of($C::ROW, $C::POLICY) };
         // SAFETY: every thread of the block takes the same path; the stream's barriers order shared memory.
         unsafe {
-            let QueryBlock { batch, q_head, kv_head, first_row } = $block;
+            let QueryBlock { batch, entry, q_head, kv_head, first_row } = $block;
             let blocks = $p.band.kv_blocks(first_row, $C::ROW.q_block, $p.q_rows, $p.kv_rows, $C::ROW.kv_block);
 
             let row = thread::warp_index() * 16 * $C::Scores::M as u32;
@@ -110,9 +112,12 @@ macro_rules! gradients_of {
                 let k = stream.values(i);
                 let mut weights = $C::Scores::zero();
                 weights.mul_transposed(q, row, k, 0);
-                weigh_rows::<$C::T, _>(&mut weights, &mut dscores, statistics, $p);
+                let first_key = blocks.visit(i) * $C::ROW.kv_block;
+                let place =
+                    |query: u32, key: u32| place($p, [entry, q_head], first_row + row + query, first_key + key);
+                weigh_rows::<$C::T, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
-                    Scores::of($p).hide([&mut dscores], first_row + row, blocks.visit(i) * $C::ROW.kv_block);
+                    Scores::of($p).hide([&mut dscores], first_row + row, first_key);
                 }
                 dq.mul_probs(&$C::Dscores::round(&dscores), k, 0);
             };
@@ -165,7 +170,7 @@ pub unsafe fn gradients<C: Config>(p: &BackwardParams) {
 #[cfg(not(target_feature = "sm_90a"))]
 pub unsafe fn packed_gradients<C: Config>(p: &PackedBackwardParams) {
     // SAFETY: passed on.
-    let Some(Own { problem, head, tile }) = (unsafe { Own::of_queries::<C>(p) }) else { return };
+    let Some(Own { problem, sequence, head, tile }) = (unsafe { Own::of_queries::<C>(p) }) else { return };
     let p = &problem;
-    gradients_of! { C, p, QueryBlock::at::<C>(p, 0, head, tile) }
+    gradients_of! { C, p, QueryBlock { entry: sequence, ..QueryBlock::at::<C>(p, 0, head, tile) } }
 }

@@ -2,15 +2,15 @@
 
 use super::super::super::options::{Attention, KernelChoice};
 use super::super::super::params::bytes_of;
+use super::super::super::plan::program_name;
 use super::super::super::problem::{Problem, Sizes};
 use super::super::super::request::Placed;
 use super::super::super::sequences::{Arrays, SequenceSizes, problem_of, read, table, with_table};
-use super::super::plan::{self, BackwardPlan, features, with_holes};
+use super::super::plan::{self, BackwardPlan, features, specialised, with_holes};
 use super::super::tensors::Tensors;
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result, SequencesError, Unsupported};
 use crate::plan::{Buffer, Params, Step};
-use crate::specialise::Specialised;
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::backward::packed::statistics_rows;
 use kernel_spec::families::backward::{
@@ -41,8 +41,8 @@ pub(super) fn plan(
     check_kernel(attention, sizes)?;
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
-    attention.refuse_program()?;
-    let features = features(scale, softcap);
+    attention.check_gradients()?;
+    let features = features(attention, scale, softcap);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
     let whole = Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype };
@@ -60,10 +60,15 @@ pub(super) fn plan(
         // Nothing to do where there are no rows.
         let rows = if pass == Pass::PackedKeys { kv_rows } else { q_rows };
         let ctas = if rows == 0 { 0 } else { ctas };
-        let kernel = Specialised::with_features(&variant.entry, features.set().intersection(pass.accepts()));
+        let kernel = specialised(attention, variant, features.set());
         // Fits: the grid did.
         let tiles = Divisor::new(variant.packed_tiles(sequences, tokens, keys) as u32);
-        Ok(Step::new(kernel, ctas, tile, bind(variant, &params, sizes, arrays, tiles, with_dlse)))
+        let params = bind(variant, &params, sizes, arrays, tiles, with_dlse);
+        let params = match kernel.program {
+            Some(_) => params.with_program_words(offset_of!(PackedBackwardParams, backward.features), attention),
+            None => params,
+        };
+        Ok(Step::new(kernel, ctas, tile, params))
     };
     let steps = Pass::PACKED.into_iter().map(step).collect::<Result<Vec<_>>>()?;
     let needed = u128::from(padded_rows) * q_heads as u128 * u128::from(STATISTICS_BYTES);
@@ -76,6 +81,7 @@ pub(super) fn plan(
         mask: attention.mask,
         scale,
         softcap,
+        program: program_name(attention),
         steps,
         buffers: vec![Buffer { name: "statistics", bytes, reason }],
         deterministic: true,
