@@ -176,6 +176,7 @@ macro_rules! warpgroup_mma {
 
 macro_rules! warpgroup_mma_widths {
     ($type:ident) => {
+        warpgroup_mma!($type, 6, 48, 1 2 3 4 5);
         warpgroup_mma!($type, 8, 64, 1 2 3 4 5 6 7);
         warpgroup_mma!($type, 10, 80, 1 2 3 4 5 6 7 8 9);
         warpgroup_mma!($type, 12, 96, 1 2 3 4 5 6 7 8 9 10 11);

@@ -3,9 +3,8 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
-use kernel_spec::families::forward::features::PROGRAM;
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{Band, FeatureSet, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
+use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
 use crate::attention::Config;
 use crate::attention::exponent::Exponent;
@@ -184,7 +183,7 @@ impl<C: Config> QueryBlock<C> {
     /// Changes scores as the features of the call say, see [`score`]: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn modify<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
-        score::modify(scores, &self.features, |tile_row, tile_col| {
+        score::modify::<C, _>(scores, &self.features, |tile_row, tile_col| {
             self.place(self.row(row + tile_row), key + tile_col)
         });
     }
@@ -200,8 +199,7 @@ impl<C: Config> QueryBlock<C> {
     /// kind.
     #[inline(always)]
     pub fn may_hide(&self) -> bool {
-        let accepts = const { C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM)) };
-        accepts && score::may_hide(&self.features)
+        score::accepts_programs::<C>() && score::may_hide(&self.features)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

@@ -5,10 +5,11 @@
 //! they guard is gone from the machine code of a call without it. They stand around whole tiles, so that the text has one branch a step.
 
 use cuda_std::{math, thread};
-use kernel_spec::ForwardFeatures;
 use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, SOFTCAP, WORDS};
 use kernel_spec::layout::{fragment_col, fragment_row};
+use kernel_spec::{FeatureSet, ForwardFeatures};
 
+use crate::attention::Config;
 use crate::parts::fragments::Fragments;
 
 /// Which score it is.
@@ -46,12 +47,13 @@ pub trait ScoreMod {
 /// Changes scores as the features of the call say; `place` tells where one is, given row and column of the tile. Before any score is
 /// hidden: a function may turn minus infinity into a number.
 #[inline(always)]
-pub fn modify<F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: impl Fn(u32, u32) -> Place) {
+pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: impl Fn(u32, u32) -> Place) {
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         each(scores, &place, &Softcap { factor });
     }
-    if features.has(PROGRAM) {
+    // Hooks only where the row accepts them: a text without is shorter, and is ordered as it always was.
+    if accepts_programs::<C>() && features.has(PROGRAM) {
         each(scores, &place, &Program);
     }
 }
@@ -71,6 +73,12 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
         s = math::score_hook_with(s as f32, at.operands(), features.value(PROGRAM), words) as f64;
     }
     s
+}
+
+/// Whether the entry of a row runs programs, known when it is compiled.
+#[inline(always)]
+pub const fn accepts_programs<C: Config>() -> bool {
+    C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
 }
 
 /// Whether what comes of the scores may hide keys, which no test of the mask tells.

@@ -3,7 +3,7 @@
 /// The rows of a list: each becomes what the file's `entry!` makes of it, once for every element type.
 macro_rules! entries {
     ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {
+       $warps:literal, $min_ctas:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
         $($(entry! { $pass $dim $dtype $symbol $q_block $kv_block $warps $min_ctas $policy $reason })+)*
     };
 }

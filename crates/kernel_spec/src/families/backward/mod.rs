@@ -12,6 +12,7 @@
 use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
 use crate::entry::Entry;
+use crate::families::forward::features;
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
@@ -86,7 +87,7 @@ pub struct Variant {
 
 macro_rules! variant_table {
     ($($pass:ident $dim:literal [$($dtype:ident $symbol:ident),+] $q_block:literal x $kv_block:literal,
-       $warps:literal, $min_ctas:literal, $policy:tt, $reason:literal;)*) => {
+       $warps:literal, $min_ctas:literal, $features:tt, $policy:tt, $reason:literal;)*) => {
         &[$($(Variant {
             entry: Entry {
                 symbol: stringify!($symbol),
@@ -97,8 +98,7 @@ macro_rules! variant_table {
                 min_ctas: $min_ctas,
                 params_bytes: Pass::$pass.params_bytes(),
                 feature_slots: BACKWARD_SLOTS,
-                // Where no other row has them: see `all_lists`.
-                accepts: Pass::$pass.accepts(),
+                accepts: variant_table!(@ $features),
                 cooperative: Pass::$pass.is_cooperative(),
                 max_cluster: 1,
             },
@@ -112,6 +112,7 @@ macro_rules! variant_table {
             reason: $reason,
         }.with_shared_bytes(),)+)*]
     };
+    (@ [$($feature:ident),*]) => { FeatureSet::NONE$(.union(FeatureSet::of(features::$feature)))* };
 }
 
 /// The lists, one behind the other.
@@ -136,18 +137,6 @@ const fn all_lists<const N: usize>() -> [Variant; N] {
         }
         list += 1;
     }
-    // A row whose pass, type and dim come again leaves the features to the other.
-    let mut row = 0;
-    while row < N {
-        let mut other = row + 1;
-        while other < N {
-            if all[row].is_as(&all[other]) {
-                all[row].entry.accepts = FeatureSet::NONE;
-            }
-            other += 1;
-        }
-        row += 1;
-    }
     all
 }
 
@@ -165,11 +154,6 @@ impl Variant {
             i += 1;
         }
         panic!("no row has this symbol")
-    }
-
-    /// Whether it computes what another row does.
-    const fn is_as(&self, other: &Variant) -> bool {
-        self.pass as u8 == other.pass as u8 && self.dtype as u8 == other.dtype as u8 && self.dim == other.dim
     }
 
     /// The entry for `pass` on tensors of `dtype` of `head_dim` columns; `None` when no compiled head dim holds them.

@@ -27,44 +27,44 @@ macro_rules! for_each_naive_backward_row {
     ($callback:ident) => {
         $callback! {
             // p of q k^T, and ds = p (dout v^T - delta): one tile a thread block, the tiles of forward's naive scores.
-            NaiveScores 32 [F16 backward_naive_scores_f16_d32, Bf16 backward_naive_scores_bf16_d32] 128 x 64, 4, 2, {}, "as d128";
-            NaiveScores 64 [F16 backward_naive_scores_f16_d64, Bf16 backward_naive_scores_bf16_d64] 128 x 64, 4, 2, {}, "as d128";
-            NaiveScores 96 [F16 backward_naive_scores_f16_d96, Bf16 backward_naive_scores_bf16_d96] 128 x 64, 4, 2, {}, "as d128";
-            NaiveScores 128 [F16 backward_naive_scores_f16_d128, Bf16 backward_naive_scores_bf16_d128] 128 x 64, 4, 2, {}, "two 16-row fragments a warp reuse each key fragment";
-            NaiveScores 192 [F16 backward_naive_scores_f16_d192, Bf16 backward_naive_scores_bf16_d192] 64 x 64, 4, 2, {}, "as d256";
-            NaiveScores 256 [F16 backward_naive_scores_f16_d256, Bf16 backward_naive_scores_bf16_d256] 64 x 64, 4, 2, {}, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            NaiveScores 32 [F32 backward_naive_scores_f32_d32] 64 x 32, 4, 2, {}, "as d128";
-            NaiveScores 64 [F32 backward_naive_scores_f32_d64] 64 x 32, 4, 2, {}, "as d128";
-            NaiveScores 96 [F32 backward_naive_scores_f32_d96] 64 x 32, 4, 2, {}, "as d128";
-            NaiveScores 128 [F32 backward_naive_scores_f32_d128] 64 x 32, 4, 2, {}, "48 KiB of tiles";
-            NaiveScores 192 [F32 backward_naive_scores_f32_d192] 64 x 32, 4, 2, {}, "as d256";
-            NaiveScores 256 [F32 backward_naive_scores_f32_d256] 64 x 32, 4, 2, {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            NaiveScores 32 [F16 backward_naive_scores_f16_d32, Bf16 backward_naive_scores_bf16_d32] 128 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 64 [F16 backward_naive_scores_f16_d64, Bf16 backward_naive_scores_bf16_d64] 128 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 96 [F16 backward_naive_scores_f16_d96, Bf16 backward_naive_scores_bf16_d96] 128 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 128 [F16 backward_naive_scores_f16_d128, Bf16 backward_naive_scores_bf16_d128] 128 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "two 16-row fragments a warp reuse each key fragment";
+            NaiveScores 192 [F16 backward_naive_scores_f16_d192, Bf16 backward_naive_scores_bf16_d192] 64 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "as d256";
+            NaiveScores 256 [F16 backward_naive_scores_f16_d256, Bf16 backward_naive_scores_bf16_d256] 64 x 64, 4, 2, [SOFTCAP, PROGRAM], {}, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            NaiveScores 32 [F32 backward_naive_scores_f32_d32] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 64 [F32 backward_naive_scores_f32_d64] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 96 [F32 backward_naive_scores_f32_d96] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "as d128";
+            NaiveScores 128 [F32 backward_naive_scores_f32_d128] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "48 KiB of tiles";
+            NaiveScores 192 [F32 backward_naive_scores_f32_d192] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "as d256";
+            NaiveScores 256 [F32 backward_naive_scores_f32_d256] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // dq = scale ds k.
-            NaiveQueries 32 [F16 backward_naive_queries_f16_d32, Bf16 backward_naive_queries_bf16_d32] 64 x 64, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 64 [F16 backward_naive_queries_f16_d64, Bf16 backward_naive_queries_bf16_d64] 64 x 64, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 96 [F16 backward_naive_queries_f16_d96, Bf16 backward_naive_queries_bf16_d96] 64 x 64, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 128 [F16 backward_naive_queries_f16_d128, Bf16 backward_naive_queries_bf16_d128] 64 x 64, 4, 2, { slots: 2 }, "one block is loaded while the last is multiplied";
-            NaiveQueries 192 [F16 backward_naive_queries_f16_d192, Bf16 backward_naive_queries_bf16_d192] 64 x 64, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 256 [F16 backward_naive_queries_f16_d256, Bf16 backward_naive_queries_bf16_d256] 64 x 64, 4, 2, { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            NaiveQueries 32 [F32 backward_naive_queries_f32_d32] 64 x 32, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 64 [F32 backward_naive_queries_f32_d64] 64 x 32, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 96 [F32 backward_naive_queries_f32_d96] 64 x 32, 4, 2, { slots: 2 }, "as d128";
-            NaiveQueries 128 [F32 backward_naive_queries_f32_d128] 64 x 32, 4, 2, { slots: 2 }, "48 KiB of tiles";
-            NaiveQueries 192 [F32 backward_naive_queries_f32_d192] 64 x 32, 4, 2, { slots: 2 }, "as d256";
-            NaiveQueries 256 [F32 backward_naive_queries_f32_d256] 64 x 32, 4, 2, { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            NaiveQueries 32 [F16 backward_naive_queries_f16_d32, Bf16 backward_naive_queries_bf16_d32] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 64 [F16 backward_naive_queries_f16_d64, Bf16 backward_naive_queries_bf16_d64] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 96 [F16 backward_naive_queries_f16_d96, Bf16 backward_naive_queries_bf16_d96] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 128 [F16 backward_naive_queries_f16_d128, Bf16 backward_naive_queries_bf16_d128] 64 x 64, 4, 2, [], { slots: 2 }, "one block is loaded while the last is multiplied";
+            NaiveQueries 192 [F16 backward_naive_queries_f16_d192, Bf16 backward_naive_queries_bf16_d192] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 256 [F16 backward_naive_queries_f16_d256, Bf16 backward_naive_queries_bf16_d256] 64 x 64, 4, 2, [], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            NaiveQueries 32 [F32 backward_naive_queries_f32_d32] 64 x 32, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 64 [F32 backward_naive_queries_f32_d64] 64 x 32, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 96 [F32 backward_naive_queries_f32_d96] 64 x 32, 4, 2, [], { slots: 2 }, "as d128";
+            NaiveQueries 128 [F32 backward_naive_queries_f32_d128] 64 x 32, 4, 2, [], { slots: 2 }, "48 KiB of tiles";
+            NaiveQueries 192 [F32 backward_naive_queries_f32_d192] 64 x 32, 4, 2, [], { slots: 2 }, "as d256";
+            NaiveQueries 256 [F32 backward_naive_queries_f32_d256] 64 x 32, 4, 2, [], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // dv = p^T dout, and dk = scale ds^T q.
-            NaiveKeys 32 [F16 backward_naive_keys_f16_d32, Bf16 backward_naive_keys_bf16_d32] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 64 [F16 backward_naive_keys_f16_d64, Bf16 backward_naive_keys_bf16_d64] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 96 [F16 backward_naive_keys_f16_d96, Bf16 backward_naive_keys_bf16_d96] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 128 [F16 backward_naive_keys_f16_d128, Bf16 backward_naive_keys_bf16_d128] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 192 [F16 backward_naive_keys_f16_d192, Bf16 backward_naive_keys_bf16_d192] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 256 [F16 backward_naive_keys_f16_d256, Bf16 backward_naive_keys_bf16_d256] 64 x 64, 4, 2, { slots: 2 }, "as the gradients of queries";
-            NaiveKeys 32 [F32 backward_naive_keys_f32_d32] 32 x 32, 2, 2, { slots: 2 }, "as d256";
-            NaiveKeys 64 [F32 backward_naive_keys_f32_d64] 32 x 32, 2, 2, { slots: 2 }, "as d256";
-            NaiveKeys 96 [F32 backward_naive_keys_f32_d96] 32 x 32, 2, 2, { slots: 2 }, "as d256";
-            NaiveKeys 128 [F32 backward_naive_keys_f32_d128] 32 x 32, 2, 2, { slots: 2 }, "as d256";
-            NaiveKeys 192 [F32 backward_naive_keys_f32_d192] 32 x 32, 2, 2, { slots: 2 }, "as d256";
-            NaiveKeys 256 [F32 backward_naive_keys_f32_d256] 32 x 32, 2, 2, { slots: 2 }, "a row of 32 weights is the most that one panel holds; 72 KiB of tiles";
+            NaiveKeys 32 [F16 backward_naive_keys_f16_d32, Bf16 backward_naive_keys_bf16_d32] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 64 [F16 backward_naive_keys_f16_d64, Bf16 backward_naive_keys_bf16_d64] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 96 [F16 backward_naive_keys_f16_d96, Bf16 backward_naive_keys_bf16_d96] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 128 [F16 backward_naive_keys_f16_d128, Bf16 backward_naive_keys_bf16_d128] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 192 [F16 backward_naive_keys_f16_d192, Bf16 backward_naive_keys_bf16_d192] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 256 [F16 backward_naive_keys_f16_d256, Bf16 backward_naive_keys_bf16_d256] 64 x 64, 4, 2, [], { slots: 2 }, "as the gradients of queries";
+            NaiveKeys 32 [F32 backward_naive_keys_f32_d32] 32 x 32, 2, 2, [], { slots: 2 }, "as d256";
+            NaiveKeys 64 [F32 backward_naive_keys_f32_d64] 32 x 32, 2, 2, [], { slots: 2 }, "as d256";
+            NaiveKeys 96 [F32 backward_naive_keys_f32_d96] 32 x 32, 2, 2, [], { slots: 2 }, "as d256";
+            NaiveKeys 128 [F32 backward_naive_keys_f32_d128] 32 x 32, 2, 2, [], { slots: 2 }, "as d256";
+            NaiveKeys 192 [F32 backward_naive_keys_f32_d192] 32 x 32, 2, 2, [], { slots: 2 }, "as d256";
+            NaiveKeys 256 [F32 backward_naive_keys_f32_d256] 32 x 32, 2, 2, [], { slots: 2 }, "a row of 32 weights is the most that one panel holds; 72 KiB of tiles";
         }
     };
 }

@@ -191,7 +191,7 @@ macro_rules! gradients_of {
                     place($p, [block.entry, head], first_query + query, block.first_row + row + key)
                 };
                 let statistics = statistics(count) + col * STATISTICS_BYTES;
-                weigh_columns::<$C::T, _>(&mut weights, &mut dscores, statistics, $p, place);
+                weigh_columns::<$C, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
                     Scores::transposed($p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
                 }

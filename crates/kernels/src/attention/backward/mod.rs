@@ -36,7 +36,7 @@ use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
-use kernel_spec::{Band, TensorParams};
+use kernel_spec::{Band, FeatureSet, TensorParams};
 
 use crate::attention::exponent::Exponent;
 use crate::attention::score::{self, tanh};
@@ -240,22 +240,22 @@ impl Bounds for Program {
 /// # Safety
 /// Those of all rows are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_rows<T: Exponent, F: Fragments>(
+unsafe fn weigh_rows<C: Config, F: Fragments>(
     scores: &mut F,
     dp: &mut F,
     statistics: u32,
     p: &BackwardParams,
     place: impl Fn(u32, u32) -> score::Place,
 ) {
-    let scale = T::scale(p.scale_log2);
+    let scale = C::T::scale(p.scale_log2);
     // SAFETY: passed on.
     unsafe {
         if p.features.has(SOFTCAP) {
-            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if p.features.has(PROGRAM) {
-            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Program, place);
+            weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
+        } else if accepts_programs::<C>() && p.features.has(PROGRAM) {
+            weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
-            weigh_bounded_rows::<T, F>(scores, dp, statistics, scale, Unbounded, place);
+            weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
         }
     }
 }
@@ -292,22 +292,22 @@ unsafe fn weigh_bounded_rows<T: Exponent, F: Fragments>(
 /// # Safety
 /// Those of all columns are there, behind a barrier.
 #[inline(always)]
-unsafe fn weigh_columns<T: Exponent, F: Fragments>(
+unsafe fn weigh_columns<C: Config, F: Fragments>(
     scores: &mut F,
     dp: &mut F,
     statistics: u32,
     p: &BackwardParams,
     place: impl Fn(u32, u32) -> score::Place,
 ) {
-    let scale = T::scale(p.scale_log2);
+    let scale = C::T::scale(p.scale_log2);
     // SAFETY: passed on.
     unsafe {
         if p.features.has(SOFTCAP) {
-            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if p.features.has(PROGRAM) {
-            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Program, place);
+            weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
+        } else if accepts_programs::<C>() && p.features.has(PROGRAM) {
+            weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
-            weigh_bounded_columns::<T, F>(scores, dp, statistics, scale, Unbounded, place);
+            weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
         }
     }
 }
@@ -336,6 +336,12 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
             }
         }
     }
+}
+
+/// Whether the entry of a row runs programs, known when it is compiled.
+#[inline(always)]
+const fn accepts_programs<C: Config>() -> bool {
+    C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
 }
 
 /// Where a score is, of programs: `[batch entry or sequence, query head]`, row and key.

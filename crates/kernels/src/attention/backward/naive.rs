@@ -104,15 +104,14 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
                 store_two(element, [left * copy::load_f32(factors), right * copy::load_f32(factors + 4)]);
             });
         } else {
-            if is_bounded {
+            if is_bounded | has_program {
                 // On their way through memory: the registers of a thread do not hold them beside the scores.
                 let mut slopes = C::Scores::zero();
-                bound(&mut scores, &mut slopes, Softcap::of(problem), place);
-                for_each_pair(&slopes, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
-            }
-            if has_program {
-                let mut slopes = C::Scores::zero();
-                bound(&mut scores, &mut slopes, Program, place);
+                if is_bounded {
+                    bound(&mut scores, &mut slopes, Softcap::of(problem), place);
+                } else {
+                    bound(&mut scores, &mut slopes, Program, place);
+                }
                 for_each_pair(&slopes, p, [row, first_key], |element, pair| copy::store_f32x2(factors(element), pair));
             }
             weigh::<C::T, _>(&mut scores, problem, head, row);

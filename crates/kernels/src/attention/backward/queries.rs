@@ -115,7 +115,7 @@ macro_rules! gradients_of {
                 let first_key = blocks.visit(i) * $C::ROW.kv_block;
                 let place =
                     |query: u32, key: u32| place($p, [entry, q_head], first_row + row + query, first_key + key);
-                weigh_rows::<$C::T, _>(&mut weights, &mut dscores, statistics, $p, place);
+                weigh_rows::<$C, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
                     Scores::of($p).hide([&mut dscores], first_row + row, first_key);
                 }
