@@ -63,7 +63,7 @@ impl CustomOp3 for FlashAttn {
 
 impl FlashAttn {
     /// The options as ferroflash's own, for `kv_rows` keys.
-    pub(crate) fn attention(&self, op: &'static str, kv_rows: usize) -> crate::error::Result<Attention> {
+    pub(crate) fn attention(&self, op: &'static str, kv_rows: usize) -> crate::error::Result<Attention<'_>> {
         if self.alibi_slopes.is_some() {
             return Err(Error::Missing { op, feature: Feature::Alibi });
         }

@@ -70,7 +70,7 @@ impl Packed {
     }
 
     /// The options as ferroflash's own.
-    pub(crate) fn attention(&self) -> crate::error::Result<Attention> {
+    pub(crate) fn attention(&self) -> crate::error::Result<Attention<'_>> {
         self.options.attention(self.name, self.longest[1])
     }
 
