@@ -38,7 +38,7 @@ fn check_slopes(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
     let [q, k, v] = qkv;
     let slopes: Vec<f32> = (1..=q.dim(2)?).map(|head| (-(head as f32)).exp2()).collect();
     let out = flash_attn_alibi(q, k, v, &Tensor::new(&slopes[..], q.device())?, scale, true)?;
-    // The reference reads them where they are: on the host, but for a copy in the emulator's memory.
+    // The reference reads the tensors of a program from a device; the emulator is one that stays out of the way.
     let there = ferroflash::Device::emulator().map_err(candle_core::Error::wrap)?;
     let slopes = ferroflash::Tensor::from_slice(&there, &slopes, [1, slopes.len()], Layout::RowMajor);
     let slopes = slopes.map_err(candle_core::Error::wrap)?;

@@ -8,6 +8,7 @@ mod errors;
 mod gradients;
 mod merge;
 mod packed_gradients;
+mod program;
 mod sequences;
 
 use arrays::Array;
@@ -15,6 +16,7 @@ use call::{Call, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
 use packed_gradients::PackedBackward;
+use program::{Elements, OnScores};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use sequences::{Int32, NUMBERS, Numbers, TENSORS};
@@ -25,11 +27,17 @@ type TorchTensor<'py> = (i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)
 /// Numbers of torch as Python hands them over: `(ordinal, address, shape, strides)`, of 32 bits.
 type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
 
+/// A program on scores as Python hands it over: its text, and its tensors by name, `(name, ordinal, dtype, address, shape, strides)` each.
+type TorchProgram<'py> = (String, Vec<(String, i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>);
+
+/// The same, with tensors that speak DLPack or `__cuda_array_interface__`.
+type ArrayProgram<'py> = (String, Vec<(String, Bound<'py, PyAny>)>);
+
 /// Attention on tensors of torch, all checks included. `lse` is the address of contiguous `f32 [batch, q_heads, q_rows]`, or 0.
 ///
 /// One call with plain numbers: what it costs beside the launch is what a user of small tensors waits for.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch(
     py: Python<'_>,
@@ -44,8 +52,10 @@ fn launch(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
@@ -65,6 +75,33 @@ fn torch_numbers((ordinal, address, shape, strides): &TorchNumbers<'_>) -> PyRes
     Ok(Memory { place, dtype: Int32, address: *address, shape: numbers(shape)?, strides: numbers(strides)? })
 }
 
+fn torch_program((text, tensors): TorchProgram<'_>) -> PyResult<OnScores> {
+    let tensors = tensors.iter().map(|(name, ordinal, dtype, address, shape, strides)| {
+        let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
+        // The numbers that `_torch.py` gives the types.
+        let dtype = [DType::F16, DType::Bf16, DType::F32].get(usize::from(*dtype)).copied();
+        let dtype = dtype.map_or(Elements::Ints, Elements::Floats);
+        Ok((
+            name.clone(),
+            Memory { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? },
+        ))
+    });
+    Ok(OnScores { text, tensors: tensors.collect::<PyResult<_>>()? })
+}
+
+/// The program, and the arrays of its tensors, which are to be held until the launch has returned.
+fn program_of_arrays(
+    program: Option<ArrayProgram<'_>>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<(Option<OnScores>, Vec<Array<Elements>>)> {
+    let Some((text, tensors)) = program else { return Ok((None, Vec::new())) };
+    let import = |(name, object): &(String, _)| Array::<Elements>::import(name, object, stream, device, false);
+    let arrays = tensors.iter().map(import).collect::<PyResult<Vec<_>>>()?;
+    let tensors = tensors.into_iter().zip(&arrays).map(|((name, _), array)| (name, array.tensor)).collect();
+    Ok((Some(OnScores { text, tensors }), arrays))
+}
+
 /// The numbers of a tuple: extents or strides.
 fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
     let mut numbers = [0; MAX_RANK];
@@ -81,7 +118,7 @@ fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
 
 /// Attention on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward(
     py: Python<'_>,
@@ -97,8 +134,10 @@ fn forward(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -112,7 +151,7 @@ fn forward(
 /// Attention over packed sequences or a cache on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`TENSORS`] and [`NUMBERS`]; `hints` are the rows of the longest sequence of q and of k, where they are known.
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch_sequences(
     py: Python<'_>,
@@ -127,8 +166,10 @@ fn launch_sequences(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
     let (mut read, mut numbers) = ([None; 9], [None; 9]);
     for (read, tensor) in read.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -136,8 +177,7 @@ fn launch_sequences(
     for (numbers, array) in numbers.iter_mut().zip(&arrays) {
         *numbers = array.as_ref().map(torch_numbers).transpose()?;
     }
-    let splits = split(splits);
-    sequences::Call { tensors: read, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
+    sequences::Call { tensors: read, numbers, longest: hints, interleaved }.run(py, stream, &options)
 }
 
 /// How keys are split: 0 by the library's choice, a positive number into as many, a negative one into parts of as many keys.
@@ -153,7 +193,7 @@ fn split(number: i64) -> Splits {
 /// [`launch_sequences`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward_sequences(
     py: Python<'_>,
@@ -169,8 +209,10 @@ fn forward_sequences(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
     let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
     let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
@@ -189,14 +231,13 @@ fn forward_sequences(
     let tensors = held.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     // The arrays are held until the launch has returned.
-    let splits = split(splits);
-    sequences::Call { tensors, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
+    sequences::Call { tensors, numbers, longest: hints, interleaved }.run(py, stream, &options)
 }
 
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
 /// or 0 for `dlse`.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_backward(
     py: Python<'_>,
@@ -217,8 +258,10 @@ fn launch_backward(
     right: i64,
     softcap: f64,
     deterministic: bool,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -233,7 +276,7 @@ fn launch_backward(
 /// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, /))]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward(
     py: Python<'_>,
@@ -255,8 +298,10 @@ fn backward(
     right: i64,
     softcap: f64,
     deterministic: bool,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
@@ -326,7 +371,7 @@ fn merge_arrays(
 /// The backward pass over packed sequences on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`packed_gradients::TENSORS`] and [`packed_gradients::NUMBERS`].
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_packed_backward(
     py: Python<'_>,
@@ -338,9 +383,11 @@ fn launch_packed_backward(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
     // Packed sequences have no gradients but deterministic ones.
-    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
     let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
     for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -354,7 +401,7 @@ fn launch_packed_backward(
 /// [`launch_packed_backward`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not
 /// say theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward_packed(
     py: Python<'_>,
@@ -367,8 +414,10 @@ fn backward_packed(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
     let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
         let is_written = packed_gradients::is_written(operand);
@@ -383,6 +432,13 @@ fn backward_packed(
     let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     // The arrays are held until the launch has returned.
     PackedBackward { tensors, numbers }.run(py, stream, &options)
+}
+
+/// What the program of this text computes, in a few lines; an error when there is no such program.
+#[pyfunction]
+fn describe_program(py: Python<'_>, text: &str) -> PyResult<String> {
+    let program = program::program(text).map_err(|error| errors::raise(py, error))?;
+    Ok(program.to_string())
 }
 
 /// The devices that there are, and why there is no GPU where there is none.
@@ -405,5 +461,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(merge_arrays, module)?)?;
     module.add_function(wrap_pyfunction!(launch_packed_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward_packed, module)?)?;
+    module.add_function(wrap_pyfunction!(describe_program, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }
