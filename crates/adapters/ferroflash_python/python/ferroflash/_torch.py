@@ -101,8 +101,8 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, 
         out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
-        options = (scale, causal, left, right, softcap, bool(deterministic), *_spread(program))
-        out, lse = torch.ops.ferroflash.forward(q, k, v, *options, with_lse)
+        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program))
+        out, lse = torch.ops.ferroflash.forward(q, k, v, *options)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
@@ -172,14 +172,14 @@ def _told(program):
 def _spread(program):
     """A program as the operations of PyTorch take it."""
     if program is None:
-        return "", [], []
+        return "", "", None
     text, names, tensors = program
-    return text, list(names), list(tensors)
+    return text, " ".join(names), list(tensors) or None
 
 
 def _gathered(text, names, tensors):
     """The program that :func:`_spread` took apart."""
-    return (text, tuple(names), tuple(tensors)) if text else None
+    return (text, names.split(), tensors or ()) if text else None
 
 
 def refuse_gradients_of_programs(function, program):
@@ -283,26 +283,27 @@ def _run_backward(read, written, scale, causal, left, right, softcap, determinis
 
 
 _library = torch.library.Library("ferroflash", "DEF")
-_PROGRAM = "str program, str[] program_names, Tensor[] program_tensors"
-_OPTIONS = f"float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool deterministic, {_PROGRAM}"
+_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool deterministic"
+# The names with spaces between them. Without defaults, which PyTorch would leave out of what it hands to autograd.
+_PROGRAM = "str program, str program_names, Tensor[]? program_tensors"
 _library.define(
-    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse) -> (Tensor, Tensor)",
+    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, text, names, tensors, return_lse):
+def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors):
     # The forward pass gives the same bits by every kernel: `deterministic` is for the gradients.
     program = _gathered(text, names, tensors)
     out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
-def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, text, names, tensors, return_lse):
+def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, *program):
     batch, rows, heads, _ = q.shape
     lse = q.new_empty((batch, heads, rows) if return_lse else (0,), dtype=torch.float32)
     return _empty_like(q), lse
@@ -326,24 +327,23 @@ def _fake_backward(q, k, v, *others):
 # PyTorch calls it with these names.
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, *options, ctx.text, ctx.names, tensors, ctx.has_lse = inputs
-    ctx.options = options
-    ctx.save_for_backward(q, k, v, *output, *tensors)
+    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = inputs
+    ctx.save_for_backward(q, k, v, *output, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
     q, k, v, out, lse, *tensors = ctx.saved_tensors
-    options = (*ctx.options, ctx.text, ctx.names, tensors)
+    program = (ctx.text, ctx.names, tensors or None)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
-        _, lse = torch.ops.ferroflash.forward(q, k, v, *options, True)
+        _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *options)
-    return dq, dk, dv, *(None,) * 8, [None] * len(tensors), None
+    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options, *program)
+    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None
 
 
 class _WithGradient(torch.autograd.Function):
@@ -355,7 +355,7 @@ class _WithGradient(torch.autograd.Function):
         scale, causal, left, right, softcap, _ = ctx.options
         out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, True, None)
         ctx.text, ctx.names, tensors = _spread(program)
-        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        ctx.save_for_backward(q, k, v, out, lse, *(tensors or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -366,7 +366,7 @@ class _WithGradient(torch.autograd.Function):
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward if _is_grad_enabled() else _eager_backward
-        options = (*ctx.options, ctx.text, ctx.names, tensors)
+        options = (*ctx.options, ctx.text, ctx.names, tensors or None)
         return *compute(q, k, v, out, lse, dout, dlse, *options), *(None,) * 7
 
 

@@ -105,16 +105,16 @@ def _by_operation(tensors, numbers, hints, interleaved, splits, options, return_
             return _run(told, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
     q_starts, q_used, kv_starts, used, first, entries, new_starts, positions, pages = numbers
     *options, program = options
-    options = (*options, *_spread(program))
+    program = _spread(program)
     if kv_starts is not None:
         of_rows = (q_starts, kv_starts, q_used, used)
         with_lse = return_lse or with_gradient
-        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, with_lse)
+        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, with_lse, *program)
     of_cache = (q_starts, q_used, used, first, entries, pages, hints[0], splits)
     if k is None:
-        return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse)
+        return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse, *program)
     of_new = (k, v, new_starts, cos, sin, interleaved, positions)
-    return torch.ops.ferroflash.forward_appending(q, k_cache, v_cache, *of_new, *of_cache, *options, return_lse)
+    return torch.ops.ferroflash.forward_appending(q, k_cache, v_cache, *of_new, *of_cache, *options, return_lse, *program)
 
 
 def _run(tensors, numbers, names, hints, interleaved, splits, options, return_lse, stream):
@@ -220,7 +220,7 @@ def _run_backward(read, numbers, written, options, stream):
 
 
 _MASK = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap"
-_OPTIONS = f"{_MASK}, {_torch._PROGRAM}, bool return_lse"
+_OPTIONS = f"{_MASK}, bool return_lse, {_torch._PROGRAM}"
 _CACHE = "Tensor? q_starts, Tensor? q_used, Tensor? lengths, Tensor? first, Tensor? entries, Tensor? pages, SymInt? longest_q, int splits"
 _NEW = "Tensor k, Tensor v, Tensor? new_starts, Tensor? cos, Tensor? sin, bool interleaved, Tensor? positions"
 _library.define(
@@ -238,39 +238,43 @@ _library.define(
 )
 
 
-def _eager(tensors, numbers, hints, interleaved, splits, options, return_lse):
+def _told_apart(options):
+    """Options with their program, and whether the log-sum-exp is wanted, from what an operation is given behind its tensors."""
+    scale, causal, left, right, softcap, return_lse, *program = options
+    return (scale, causal, left, right, softcap, _gathered(*program)), return_lse
+
+
+def _eager(tensors, numbers, hints, interleaved, splits, options):
     q = tensors[0]
     numbers = tuple(_contiguous(name, x) for name, x in zip(_NUMBERS, numbers))
-    *options, text, names, of_program = options
-    options = (*options, _gathered(text, names, of_program))
+    options, return_lse = _told_apart(options)
     out, lse = _run(tensors, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
 def _eager_packed(q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, splits, *options):
-    *options, return_lse = options
     numbers = (q_starts, q_used, kv_starts, kv_used, None, None, None, None, None)
     tensors = (q, k, v, None, None, None, None, None, None)
-    return _eager(tensors, numbers, (longest_q, longest_kv), False, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, longest_kv), False, splits, options)
 
 
 def _eager_cached(q, k_cache, v_cache, q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options):
-    *options, return_lse = options
     numbers = (q_starts, q_used, None, lengths, first, entries, None, None, pages)
     tensors = (q, k_cache, v_cache, None, None, None, None, None, None)
-    return _eager(tensors, numbers, (longest_q, None), False, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, None), False, splits, options)
 
 
 def _eager_appending(q, k_cache, v_cache, k, v, new_starts, cos, sin, interleaved, positions, *of_cache):
-    q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options, return_lse = of_cache
+    q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options = of_cache
     numbers = (q_starts, q_used, None, lengths, first, entries, new_starts, positions, pages)
     tensors = (q, k_cache, v_cache, None, None, k, v, cos, sin)
-    return _eager(tensors, numbers, (longest_q, None), interleaved, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, None), interleaved, splits, options)
 
 
 def _fake(q, *arguments):
     # A q of three axes is packed.
-    lse = _lse_shape(q, q.dim() == 3) if arguments[-1] else (0,)
+    *_, return_lse, _, _, _ = arguments
+    lse = _lse_shape(q, q.dim() == 3) if return_lse else (0,)
     return _empty_like(q), q.new_empty(lse, dtype=torch.float32)
 
 
@@ -293,8 +297,8 @@ def _eager_backward(q, k, v, out, lse, dout, dlse, q_starts, kv_starts, q_used, 
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
     numbers = tuple(_contiguous(name, x) for name, x in zip(_STARTS, (q_starts, kv_starts, q_used, kv_used)))
-    *options, text, names, of_program = options
-    options = (*options, _gathered(text, names, of_program))
+    scale, causal, left, right, softcap, *program = options
+    options = (scale, causal, left, right, softcap, _gathered(*program))
     return _run_backward(read, numbers, (None, None, None), options, None)
 
 
@@ -304,9 +308,10 @@ def _fake_backward(q, k, v, *others):
 
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, ctx.splits, *options, tensors, ctx.has_lse = inputs
-    ctx.hints, ctx.options = (longest_q, longest_kv), options
-    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used, *tensors)
+    q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, ctx.splits, *others = inputs
+    *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = others
+    ctx.hints = (longest_q, longest_kv)
+    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
@@ -314,15 +319,15 @@ def _keep(ctx, inputs, output):
 def _gradients(ctx, dout, dlse):
     q, k, v, out, lse, *numbers = ctx.saved_tensors
     numbers, tensors = numbers[:4], numbers[4:]
-    options = (*ctx.options, tensors)
+    program = (ctx.text, ctx.names, tensors or None)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
-        _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *options, True)
+        _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *options)
-    return *gradients, *(None,) * 14, [None] * len(tensors), None
+    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options, *program)
+    return *gradients, *(None,) * 15, [None] * len(tensors) or None
 
 
 class _PackedWithGradient(torch.autograd.Function):
@@ -335,7 +340,7 @@ class _PackedWithGradient(torch.autograd.Function):
         q_starts, q_used, kv_starts, kv_used, *_ = numbers
         *ctx.options, program = options
         ctx.text, ctx.names, of_program = _spread(program)
-        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used, *of_program)
+        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used, *(of_program or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -347,7 +352,7 @@ class _PackedWithGradient(torch.autograd.Function):
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward_packed if _is_grad_enabled() else _eager_backward
-        options = (*ctx.options, ctx.text, ctx.names, of_program)
+        options = (*ctx.options, ctx.text, ctx.names, of_program or None)
         return *compute(q, k, v, out, lse, dout, dlse, *numbers, *options), None, None, None, None
 
 
