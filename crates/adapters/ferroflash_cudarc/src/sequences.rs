@@ -127,11 +127,8 @@ pub fn forward_packed<'a, T: Element>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
-    Call { options: options.into(), stream, q, q_rows: Some(q_rows) }.run(
-        Keys::Packed { k, v, rows: kv_rows },
-        out,
-        lse,
-    )
+    let (options, q_rows) = (options.into(), Some(q_rows));
+    Call { options, stream, q, q_rows }.run(Keys::Packed { k, v, rows: kv_rows }, out, lse)
 }
 
 /// Computes attention over keys in a cache, `k` and `v`, into `out` and `lse`, on `stream`: see [`ferroflash::Attention::forward_cached`].

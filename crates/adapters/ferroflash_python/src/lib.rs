@@ -16,7 +16,7 @@ use call::{Call, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
 use packed_gradients::PackedBackward;
-use program::{Elements, OnScores};
+use program::{ArrayProgram, TorchProgram, describe_program, program_of_arrays, torch_program};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use sequences::{Int32, NUMBERS, Numbers, TENSORS};
@@ -26,12 +26,6 @@ type TorchTensor<'py> = (i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)
 
 /// Numbers of torch as Python hands them over: `(ordinal, address, shape, strides)`, of 32 bits.
 type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
-
-/// A program on scores as Python hands it over: its text, and its tensors by name, `(name, ordinal, dtype, address, shape, strides)` each.
-type TorchProgram<'py> = (String, Vec<(String, i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>);
-
-/// The same, with tensors that speak DLPack or `__cuda_array_interface__`.
-type ArrayProgram<'py> = (String, Vec<(String, Bound<'py, PyAny>)>);
 
 /// Attention on tensors of torch, all checks included. `lse` is the address of contiguous `f32 [batch, q_heads, q_rows]`, or 0.
 ///
@@ -73,33 +67,6 @@ fn torch_tensor((ordinal, dtype, address, shape, strides): &TorchTensor<'_>) -> 
 fn torch_numbers((ordinal, address, shape, strides): &TorchNumbers<'_>) -> PyResult<Numbers> {
     let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
     Ok(Memory { place, dtype: Int32, address: *address, shape: numbers(shape)?, strides: numbers(strides)? })
-}
-
-fn torch_program((text, tensors): TorchProgram<'_>) -> PyResult<OnScores> {
-    let tensors = tensors.iter().map(|(name, ordinal, dtype, address, shape, strides)| {
-        let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
-        // The numbers that `_torch.py` gives the types.
-        let dtype = [DType::F16, DType::Bf16, DType::F32].get(usize::from(*dtype)).copied();
-        let dtype = dtype.map_or(Elements::Ints, Elements::Floats);
-        Ok((
-            name.clone(),
-            Memory { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? },
-        ))
-    });
-    Ok(OnScores { text, tensors: tensors.collect::<PyResult<_>>()? })
-}
-
-/// The program, and the arrays of its tensors, which are to be held until the launch has returned.
-fn program_of_arrays(
-    program: Option<ArrayProgram<'_>>,
-    stream: usize,
-    device: Option<usize>,
-) -> PyResult<(Option<OnScores>, Vec<Array<Elements>>)> {
-    let Some((text, tensors)) = program else { return Ok((None, Vec::new())) };
-    let import = |(name, object): &(String, _)| Array::<Elements>::import(name, object, stream, device, false);
-    let arrays = tensors.iter().map(import).collect::<PyResult<Vec<_>>>()?;
-    let tensors = tensors.into_iter().zip(&arrays).map(|((name, _), array)| (name, array.tensor)).collect();
-    Ok((Some(OnScores { text, tensors }), arrays))
 }
 
 /// The numbers of a tuple: extents or strides.
@@ -432,13 +399,6 @@ fn backward_packed(
     let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     // The arrays are held until the launch has returned.
     PackedBackward { tensors, numbers }.run(py, stream, &options)
-}
-
-/// What the program of this text computes, in a few lines; an error when there is no such program.
-#[pyfunction]
-fn describe_program(py: Python<'_>, text: &str) -> PyResult<String> {
-    let program = program::program(text).map_err(|error| errors::raise(py, error))?;
-    Ok(program.to_string())
 }
 
 /// The devices that there are, and why there is no GPU where there is none.

@@ -1,17 +1,24 @@
 //! Programs on scores: what Python hands over as text, and the memory that they read.
 
-use crate::arrays::ElementType;
+use crate::arrays::{Array, ElementType};
 use crate::call::{Memory, Place};
-use crate::errors;
 use crate::sequences::Int32;
+use crate::{errors, numbers};
 use dlpark::ffi::{DLDataType, DLDataTypeCode};
 use ferroflash::score::{BoundProgram, ProgramTensor, ScoreProgram};
 use ferroflash::{DType, Device, IndicesView};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 mod text;
+
+/// A program on scores as Python hands it over: its text, and its tensors by name, `(name, ordinal, dtype, address, shape, strides)` each.
+pub(crate) type TorchProgram<'py> = (String, Vec<(String, i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>);
+
+/// The same, with tensors that speak DLPack or `__cuda_array_interface__`.
+pub(crate) type ArrayProgram<'py> = (String, Vec<(String, Bound<'py, PyAny>)>);
 
 /// What a tensor of a program holds.
 #[derive(Clone, Copy, Debug)]
@@ -107,4 +114,39 @@ pub(crate) fn program(text: &str) -> ferroflash::Result<ScoreProgram> {
     }
     known.insert(text.to_owned(), program.clone());
     Ok(program)
+}
+
+/// A program on tensors of torch.
+pub(crate) fn torch_program((text, tensors): TorchProgram<'_>) -> PyResult<OnScores> {
+    let tensors = tensors.iter().map(|(name, ordinal, dtype, address, shape, strides)| {
+        let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
+        // The numbers that `_torch.py` gives the types.
+        let dtype = [DType::F16, DType::Bf16, DType::F32].get(usize::from(*dtype)).copied();
+        let dtype = dtype.map_or(Elements::Ints, Elements::Floats);
+        Ok((
+            name.clone(),
+            Memory { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? },
+        ))
+    });
+    Ok(OnScores { text, tensors: tensors.collect::<PyResult<_>>()? })
+}
+
+/// The program, and the arrays of its tensors, which are to be held until the launch has returned.
+pub(crate) fn program_of_arrays(
+    program: Option<ArrayProgram<'_>>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<(Option<OnScores>, Vec<Array<Elements>>)> {
+    let Some((text, tensors)) = program else { return Ok((None, Vec::new())) };
+    let import = |(name, object): &(String, _)| Array::<Elements>::import(name, object, stream, device, false);
+    let arrays = tensors.iter().map(import).collect::<PyResult<Vec<_>>>()?;
+    let tensors = tensors.into_iter().zip(&arrays).map(|((name, _), array)| (name, array.tensor)).collect();
+    Ok((Some(OnScores { text, tensors }), arrays))
+}
+
+/// What the program of this text computes, in a few lines; an error when there is no such program.
+#[pyfunction]
+pub(crate) fn describe_program(py: Python<'_>, text: &str) -> PyResult<String> {
+    let program = program(text).map_err(|error| errors::raise(py, error))?;
+    Ok(program.to_string())
 }
