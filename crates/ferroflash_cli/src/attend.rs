@@ -79,7 +79,7 @@ impl From<LayoutArg> for Layout {
 }
 
 impl AttendArgs {
-    fn attention(&self, mask: Mask) -> Attention {
+    fn attention(&self, mask: Mask) -> Attention<'static> {
         let mut attention = Attention::new().with_mask(mask).with_lse(true);
         attention.scale = self.scale;
         match self.kernel.0 {

@@ -367,7 +367,7 @@ impl GradientSet {
 }
 
 /// The options that one of ours runs with on this problem.
-fn attention(case: &Case, ours: Ours) -> Attention {
+fn attention(case: &Case, ours: Ours) -> Attention<'static> {
     let kernel = match ours {
         Ours::Kernel(kernel) => kernel.into(),
         Ours::Chosen | Ours::Deterministic => KernelChoice::Auto,

@@ -2,9 +2,10 @@
 //! when a result is outside of the tolerance.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_ferroflash::{flash_attn_alibi_windowed_softcap, flash_attn_varlen_paged_windowed, v3};
+use candle_ferroflash::{flash_attn_alibi, flash_attn_alibi_windowed_softcap, flash_attn_varlen_paged_windowed, v3};
 use ferroflash::reference::{self, Comparison, SequenceRows};
-use ferroflash::{Attention, Problem, Sequences, Sizes};
+use ferroflash::score::ScoreProgram;
+use ferroflash::{Attention, Layout, Problem, Sequences, Sizes};
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
     tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
@@ -30,6 +31,19 @@ fn check(what: &str, out: &Tensor, [q, k, v]: &[Tensor; 3], attention: &Attentio
     let comparison = Comparison::new(&f64s(out)?, &exact.out, &rounded.out);
     println!("{what}: {problem}: {comparison}");
     Ok(comparison.within)
+}
+
+/// Whether attention with a slope for each head is within the tolerance.
+fn check_slopes(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
+    let [q, k, v] = qkv;
+    let slopes: Vec<f32> = (1..=q.dim(2)?).map(|head| (-(head as f32)).exp2()).collect();
+    let out = flash_attn_alibi(q, k, v, &Tensor::new(&slopes[..], q.device())?, scale, true)?;
+    // The reference reads the tensors of a program from a device; the emulator is one that stays out of the way.
+    let there = ferroflash::Device::emulator().map_err(candle_core::Error::wrap)?;
+    let slopes = ferroflash::Tensor::from_slice(&there, &slopes, [1, slopes.len()], Layout::RowMajor);
+    let slopes = slopes.map_err(candle_core::Error::wrap)?;
+    let program = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).map_err(candle_core::Error::wrap)?;
+    check("slopes", &out, qkv, &Attention::new().causal().with_scale(scale).with_program(&program))
 }
 
 /// Whether the gradients that candle's `backward` finds are within the tolerance: FlashAttention's factors, 2 for dq and 3 for sums over groups.
@@ -162,6 +176,7 @@ fn main() -> Result<()> {
                 let out = flash_attn_alibi_windowed_softcap(q, k, v, None, scale, Some(50), Some(9), 10.0)?;
                 let window = Attention::new().window(Some(50), Some(9)).with_scale(scale).with_softcap(10.0);
                 fine &= check("window and softcap", &out, &qkv, &window)?;
+                fine &= check_slopes(&qkv, scale)?;
                 fine &= check_gradients(&qkv, scale)?;
                 fine &= check_packed(&device, dtype, head_dim)?;
             }

@@ -120,8 +120,10 @@ mod emulator {
     use crate::op::heads;
     use crate::packed::Keys;
     use candle_core::{DType, Storage, WithDType, backend::BackendStorage};
+    use ferroflash::score::{BoundProgram, ScoreProgram};
     use ferroflash::{
-        Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor, TensorView,
+        Attention, Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor,
+        TensorView,
     };
     use std::sync::OnceLock;
 
@@ -157,7 +159,8 @@ mod emulator {
     ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
         let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
-        let (out, lse) = compute::<T>(options, op, tensors, with_lse)?;
+        let slopes = Slopes::new(options, op, heads(op, Operand::Q, q_l)?.0.heads)?;
+        let (out, lse) = compute::<T>(options, op, tensors, &slopes, with_lse)?;
         Ok((T::to_cpu_storage_owned(out), lse.map(CpuStorage::F32)))
     }
 
@@ -166,12 +169,14 @@ mod emulator {
         options: &FlashAttn,
         op: &'static str,
         [q, k, v]: [(&[T], &Layout); 3],
+        slopes: &Slopes,
         with_lse: bool,
     ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let device = device()?;
         let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
         let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
-        let attention = options.attention(op, k_shape.rows)?;
+        let program = slopes.program()?;
+        let attention = with_program(options.attention(k_shape.rows), program.as_ref());
         let mut out = Tensor::uninit(device, T::DTYPE, q_shape, ferroflash::Layout::Bshd)?;
         let mut lse = with_lse.then(|| Lse::uninit(device, lse_shape(q_shape))).transpose()?;
         let stream = device.default_stream();
@@ -198,6 +203,7 @@ mod emulator {
     ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
         let numbers = |operand, tensor| indices(call, operand, tensor);
+        let slopes = Slopes::new(&call.options, call.name(), call.axes(Operand::Q, q_l)?.0[1])?;
         let q_starts = numbers(Operand::QStarts, &call.q_starts)?;
         let (kv_numbers, pages) = match &call.keys {
             Keys::Packed { starts } => (numbers(Operand::KvStarts, starts)?, None),
@@ -206,7 +212,7 @@ mod emulator {
             }
         };
         let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
-        let (out, lse) = compute_packed::<T>(call, tensors, &q_starts, &kv_numbers, pages.as_ref())?;
+        let (out, lse) = compute_packed::<T>(call, tensors, &slopes, &q_starts, &kv_numbers, pages.as_ref())?;
         Ok((T::to_cpu_storage_owned(out), lse.map(CpuStorage::F32)))
     }
 
@@ -215,6 +221,7 @@ mod emulator {
     fn compute_packed<T: Element>(
         call: &Packed,
         [q, k, v]: [(&[T], &Layout); 3],
+        slopes: &Slopes,
         q_starts: &Indices,
         kv_numbers: &Indices,
         pages: Option<&(Indices, usize)>,
@@ -222,7 +229,8 @@ mod emulator {
         let copy = |operand, (data, layout)| Copy::of(data, layout, call.axes(operand, layout)?);
         let (q, k, v) = (copy(Operand::Q, q)?, copy(Operand::K, k)?, copy(Operand::V, v)?);
         let (q, k, v) = (q.view()?, k.view()?, v.view()?);
-        let (attention, [longest_q, longest_kv]) = (call.attention()?, call.longest);
+        let (program, [longest_q, longest_kv]) = (slopes.program()?, call.longest);
+        let attention = with_program(call.attention(), program.as_ref());
         let q_rows = PackedRows::new(q_starts.view()).with_longest(longest_q);
         let device = device()?;
         // Rows of no sequence are not written.
@@ -272,11 +280,12 @@ mod emulator {
         inputs: Inputs<'_, CpuStorage>,
         lse: &CpuStorage,
     ) -> Result<[CpuStorage; 3]> {
+        let slopes = Slopes::new(&call.options, call.name(), call.axes(Operand::Q, inputs[0].1)?.0[1])?;
         let [q, k, v, out, dout] =
             inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
         let starts = [indices(call, Operand::QStarts, &call.q_starts)?, indices(call, Operand::KvStarts, kv_starts)?];
         let inputs = [q?, k?, v?, out?, dout?];
-        let gradients = packed_gradients::<T>(call, starts, inputs, lse.as_slice::<f32>()?)?;
+        let gradients = packed_gradients::<T>(call, starts, inputs, &slopes, lse.as_slice::<f32>()?)?;
         Ok(gradients.map(T::to_cpu_storage_owned))
     }
 
@@ -285,6 +294,7 @@ mod emulator {
         call: &Packed,
         [q_starts, kv_starts]: [Indices; 2],
         [q, k, v, out, dout]: [(&[T], &Layout); 5],
+        slopes: &Slopes,
         lse: &[f32],
     ) -> crate::error::Result<[Vec<T>; 3]> {
         let copy = |operand, (data, layout)| Copy::of(data, layout, call.axes(operand, layout)?);
@@ -293,7 +303,8 @@ mod emulator {
         let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
         let lse = Lse::from_slice(device()?, lse, packed_lse(&q.shape()))?;
         let (q_rows, kv_rows) = (PackedRows::new(q_starts.view()), PackedRows::new(kv_starts.view()));
-        let attention = call.attention()?;
+        let program = slopes.program()?;
+        let attention = with_program(call.attention(), program.as_ref());
         let gradients = attention.backward_packed(&q, &k, &v, &out, &lse.view(), dout, &q_rows, &kv_rows)?;
         Ok([gradients.dq.to_vec()?, gradients.dk.to_vec()?, gradients.dv.to_vec()?])
     }
@@ -334,9 +345,11 @@ mod emulator {
         inputs: Inputs<'_, CpuStorage>,
         lse: &CpuStorage,
     ) -> Result<[CpuStorage; 3]> {
+        let slopes = Slopes::new(options, op, heads(op, Operand::Q, inputs[0].1)?.0.heads)?;
         let [q, k, v, out, dout] =
             inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
-        let gradients = gradients::<T>(options, op, [q?, k?, v?, out?, dout?], lse.as_slice::<f32>()?)?;
+        let inputs = [q?, k?, v?, out?, dout?];
+        let gradients = gradients::<T>(options, op, inputs, &slopes, lse.as_slice::<f32>()?)?;
         Ok(gradients.map(T::to_cpu_storage_owned))
     }
 
@@ -345,12 +358,14 @@ mod emulator {
         options: &FlashAttn,
         op: &'static str,
         [q, k, v, out, dout]: [(&[T], &Layout); 5],
+        slopes: &Slopes,
         lse: &[f32],
     ) -> crate::error::Result<[Vec<T>; 3]> {
         let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
         let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
         let ((out, _), (dout, _)) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
-        let attention = options.attention(op, k_shape.rows)?;
+        let program = slopes.program()?;
+        let attention = with_program(options.attention(k_shape.rows), program.as_ref());
         let lse = Lse::from_slice(device()?, lse, lse_shape(q_shape))?;
         let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
         let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout)?;
@@ -359,6 +374,31 @@ mod emulator {
 
     fn lse_shape(q: ferroflash::Shape) -> LseShape {
         LseShape { batch: q.batch, heads: q.heads, rows: q.rows }
+    }
+
+    /// Slopes of the heads in the emulator's memory, `[1, q_heads]`, where there are any.
+    struct Slopes(Option<Tensor>);
+
+    impl Slopes {
+        fn new(options: &FlashAttn, op: &'static str, q_heads: usize) -> Result<Slopes> {
+            let Some(slopes) = options.slopes(op, q_heads)? else { return Ok(Slopes(None)) };
+            let (lhs, rhs) = (candle_core::DeviceLocation::Cpu, slopes.device().location());
+            if rhs != lhs {
+                return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
+            }
+            let (data, layout) = (slopes.to_vec1::<f32>()?, ferroflash::Layout::RowMajor);
+            let tensor = Tensor::from_slice(device()?, &data, [1, q_heads], layout);
+            Ok(Slopes(Some(tensor.map_err(Error::from)?)))
+        }
+
+        fn program(&self) -> crate::error::Result<Option<BoundProgram<'_>>> {
+            let Some(slopes) = &self.0 else { return Ok(None) };
+            Ok(Some(ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())])?))
+        }
+    }
+
+    fn with_program<'a>(attention: Attention<'a>, program: Option<&'a BoundProgram<'a>>) -> Attention<'a> {
+        program.map_or(attention, |program| attention.with_program(program))
     }
 
     /// A tensor in the emulator's memory.

@@ -11,8 +11,9 @@ use candle_core::cuda_backend::{
     cudarc::driver::{CudaView, DeviceRepr, ValidAsZeroBits},
 };
 use candle_core::{CudaStorage, CustomOp3, DType, DeviceLocation, Layout, Result, Storage, Tensor};
-use ferroflash::{Element, Operand, Shape, Strides};
-use ferroflash_cudarc::{CacheRows, Numbers, PackedRows, Pages, View, ViewMut};
+use ferroflash::score::ScoreProgram;
+use ferroflash::{Attention, Element, Operand, Shape, Strides};
+use ferroflash_cudarc::{CacheRows, Numbers, Options, PackedRows, Pages, Program, ProgramTensor, View, ViewMut};
 
 /// The result, and the log-sum-exp if it is wanted.
 pub(crate) fn forward(
@@ -80,6 +81,27 @@ impl<'a, T: Element + CudaDType + DeviceRepr> Part<'a, T> {
     }
 }
 
+/// Runs `call` with the options, and with slopes for the heads, where there are any, which have to be where q is.
+fn with_slopes<R>(
+    options: &FlashAttn,
+    op: &'static str,
+    q_heads: usize,
+    lhs: DeviceLocation,
+    attention: &Attention<'_>,
+    call: impl FnOnce(Options<'_>) -> Result<R>,
+) -> Result<R> {
+    let Some(slopes) = options.slopes(op, q_heads)? else { return call(Options::new(attention)) };
+    let (storage, layout) = slopes.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        let rhs = slopes.device().location();
+        return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
+    };
+    let data = storage.as_cuda_slice::<f32>()?.slice(layout.start_offset()..);
+    let tensor = ProgramTensor::with_strides(&data, [1, q_heads], [0, layout.stride()[0]]);
+    let program = Program::new(ScoreProgram::alibi()).with("slopes", tensor);
+    call(Options::new(attention).with_program(&program))
+}
+
 /// The driver does not allocate 0 elements. ferroflash refuses a q without any, and writes none of such keys.
 fn at_least_one(elements: usize) -> usize {
     elements.max(1)
@@ -93,7 +115,7 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
 ) -> Result<(CudaStorage, Option<CudaStorage>)> {
     let (device, elements) = (q.0.device(), q.1.shape().elem_count());
     let (q, k, v) = (Part::<T>::new(op, Operand::Q, q)?, Part::new(op, Operand::K, k)?, Part::new(op, Operand::V, v)?);
-    let attention = options.attention(op, k.shape.rows)?;
+    let attention = options.attention(k.shape.rows);
     // SAFETY: the call below writes every element, or fails, and then nobody reads one.
     let mut out = unsafe { device.alloc::<T>(at_least_one(elements)) }?;
     let mut lse = match with_lse {
@@ -104,8 +126,10 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
     let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
     let lse_view = lse.as_mut().map(|lse| lse as &mut _);
     let stream = device.cuda_stream();
-    ferroflash_cudarc::forward(&attention, &stream, q.view(), k.view(), v.view(), &mut out_view, lse_view)
-        .map_err(Error::from)?;
+    with_slopes(options, op, q.shape.heads, device.location(), &attention, |options| {
+        let (q, k, v) = (q.view(), k.view(), v.view());
+        Ok(ferroflash_cudarc::forward(options, &stream, q, k, v, &mut out_view, lse_view).map_err(Error::from)?)
+    })?;
     let storage = CudaStorage::wrap_cuda_slice(out, device.clone());
     Ok((storage, lse.map(|lse| CudaStorage::wrap_cuda_slice(lse, device.clone()))))
 }
@@ -130,7 +154,7 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     let (device, elements) = (q.0.device(), q.1.shape().elem_count());
     let q = Part::<T>::of(call, Operand::Q, q)?;
     let (k, v) = (Part::of(call, Operand::K, k)?, Part::of(call, Operand::V, v)?);
-    let (attention, [longest_q, longest_k]) = (call.attention()?, call.longest.map(Some));
+    let (attention, [longest_q, longest_k]) = (call.attention(), call.longest.map(Some));
     // Rows of no sequence are not written.
     let mut out = device.alloc_zeros::<T>(at_least_one(elements))?;
     let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
@@ -146,13 +170,17 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
     let numbers = |operand, tensor, held| numbers(call, location, operand, tensor, held);
     let q_starts = numbers(Operand::QStarts, &call.q_starts, (&q_starts.0, q_starts.1))?;
     let q_rows = PackedRows { longest: longest_q, ..PackedRows::new(Numbers::new(&q_starts)) };
-    let (q, k, v) = (q.view(), k.view(), v.view());
-    let done = match &call.keys {
+    let (heads, q, k, v) = (q.shape.heads, q.view(), k.view(), v.view());
+    match &call.keys {
         Keys::Packed { starts } => {
             let kv_starts = starts.storage_and_layout();
             let kv_starts = numbers(Operand::KvStarts, starts, (&kv_starts.0, kv_starts.1))?;
             let kv_rows = PackedRows { longest: longest_k, ..PackedRows::new(Numbers::new(&kv_starts)) };
-            ferroflash_cudarc::forward_packed(&attention, &stream, q, k, v, q_rows, kv_rows, &mut out_view, lse_view)
+            with_slopes(&call.options, call.name(), heads, location, &attention, |options| {
+                let out = &mut out_view;
+                Ok(ferroflash_cudarc::forward_packed(options, &stream, q, k, v, q_rows, kv_rows, out, lse_view)
+                    .map_err(Error::from)?)
+            })?;
         }
         Keys::Paged { lengths, table } => {
             let (held, held_table) = (lengths.storage_and_layout(), table.storage_and_layout());
@@ -161,10 +189,13 @@ fn typed_packed<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
             let width = table.dims()[1];
             let pages = Some(Pages { table: Numbers::new(&pages), width, stride: width });
             let rows = CacheRows { lengths: Some(Numbers::new(&lengths)), pages, ..CacheRows::default() };
-            ferroflash_cudarc::forward_cached(&attention, &stream, q, Some(q_rows), k, v, rows, &mut out_view, lse_view)
+            with_slopes(&call.options, call.name(), heads, location, &attention, |options| {
+                let (q_rows, out) = (Some(q_rows), &mut out_view);
+                Ok(ferroflash_cudarc::forward_cached(options, &stream, q, q_rows, k, v, rows, out, lse_view)
+                    .map_err(Error::from)?)
+            })?;
         }
-    };
-    done.map_err(Error::from)?;
+    }
     let storage = CudaStorage::wrap_cuda_slice(out, device.clone());
     Ok((storage, lse.map(|lse| CudaStorage::wrap_cuda_slice(lse, device.clone()))))
 }
@@ -218,8 +249,10 @@ fn typed_packed_backward<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
         dlse: None,
     };
     let [q_rows, kv_rows] = [&q_starts, &kv_starts].map(|starts| PackedRows::new(Numbers::new(starts)));
-    let (attention, stream) = (call.attention()?, device.cuda_stream());
-    ferroflash_cudarc::backward_packed(&attention, &stream, given, q_rows, kv_rows, into).map_err(Error::from)?;
+    let (attention, stream) = (call.attention(), device.cuda_stream());
+    with_slopes(&call.options, call.name(), q.shape.heads, location, &attention, |options| {
+        Ok(ferroflash_cudarc::backward_packed(options, &stream, given, q_rows, kv_rows, into).map_err(Error::from)?)
+    })?;
     Ok([dq, dk, dv].map(|gradient| CudaStorage::wrap_cuda_slice(gradient, device.clone())))
 }
 
@@ -256,7 +289,7 @@ fn typed_backward<T: Element + CudaDType + DeviceRepr>(
     let elements = [q.1, k.1, v.1].map(|layout| at_least_one(layout.shape().elem_count()));
     let (q, k, v) = (Part::<T>::new(op, Operand::Q, q)?, Part::new(op, Operand::K, k)?, Part::new(op, Operand::V, v)?);
     let (out, dout) = (Part::new(op, Operand::Out, out)?, Part::new(op, Operand::Dout, dout)?);
-    let attention = options.attention(op, k.shape.rows)?;
+    let attention = options.attention(k.shape.rows);
     // SAFETY: the call below writes every element of the three, or fails, and then nobody reads one.
     let [dq, dk, dv] = elements.map(|elements| unsafe { device.alloc::<T>(elements) });
     let (mut dq, mut dk, mut dv) = (dq?, dk?, dv?);
@@ -275,6 +308,8 @@ fn typed_backward<T: Element + CudaDType + DeviceRepr>(
         dout: dout.view(),
         dlse: None,
     };
-    ferroflash_cudarc::backward(&attention, &device.cuda_stream(), given, into).map_err(Error::from)?;
+    with_slopes(options, op, q.shape.heads, device.location(), &attention, |options| {
+        Ok(ferroflash_cudarc::backward(options, &device.cuda_stream(), given, into).map_err(Error::from)?)
+    })?;
     Ok([dq, dk, dv].map(|gradient| CudaStorage::wrap_cuda_slice(gradient, device.clone())))
 }

@@ -74,6 +74,24 @@ pub enum Error {
         /// Rows of a page of k.
         expected: usize,
     },
+    /// Slopes of another type.
+    #[error("{op} expects alibi_slopes to hold f32; it holds {found:?}")]
+    SlopesType {
+        /// The operation.
+        op: &'static str,
+        /// Their element type.
+        found: candle_core::DType,
+    },
+    /// Slopes of another shape.
+    #[error("{op} expects alibi_slopes of shape ({q_heads}), one for each head of q; it has shape {found:?}")]
+    SlopesShape {
+        /// The operation.
+        op: &'static str,
+        /// Their shape.
+        found: Vec<usize>,
+        /// Heads of q.
+        q_heads: usize,
+    },
     /// An element type without kernels.
     #[error("{op} is only supported for f16, bf16 and f32; q holds {found:?}")]
     DType {
@@ -96,12 +114,13 @@ impl Error {
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
-    /// use candle_ferroflash::{Error, Feature, flash_attn_alibi};
+    /// use candle_ferroflash::{Error, flash_attn_alibi};
     ///
     /// let q = Tensor::zeros((1, 4, 2, 64), DType::F16, &Device::Cpu)?;
-    /// let slopes = Tensor::zeros(2, DType::F32, &Device::Cpu)?;
+    /// let slopes = Tensor::zeros(3, DType::F32, &Device::Cpu)?;
+    /// candle_ferroflash::emulate_cpu(true);
     /// let error = flash_attn_alibi(&q, &q, &q, &slopes, 0.125, true).unwrap_err();
-    /// assert!(matches!(Error::find(&error), Some(Error::Missing { feature: Feature::Alibi, .. })));
+    /// assert!(matches!(Error::find(&error), Some(Error::SlopesShape { q_heads: 2, .. })));
     /// # Ok::<(), candle_core::Error>(())
     /// ```
     pub fn find(error: &candle_core::Error) -> Option<&Error> {
@@ -120,8 +139,6 @@ impl Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Feature {
-    /// A slope of each head that lowers the scores of distant keys.
-    Alibi,
     /// Gradients of sequences that are packed one behind the other, or whose keys are in pages.
     PagedGradients,
     /// Ranges of keys that every row sees, whatever the mask says.
@@ -131,7 +148,6 @@ pub enum Feature {
 impl std::fmt::Display for Feature {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Feature::Alibi => "ALiBi (alibi_slopes)",
             Feature::PagedGradients => "gradients of keys and values in pages",
             Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
         })

@@ -2,8 +2,6 @@
 
 use crate::FlashAttn;
 use crate::differentiable;
-use crate::error::Feature;
-use crate::waiting::missing;
 use candle_core::{CustomOp3, Result, Tensor};
 
 /// Attention, `softmax(softmax_scale * q k^T) v`, of q `(batch, q_rows, q_heads, head_dim)` and k, v `(batch, kv_rows, kv_heads,
@@ -34,15 +32,47 @@ pub fn flash_attn_windowed(
     window_size_left: Option<usize>,
     window_size_right: Option<usize>,
 ) -> Result<Tensor> {
-    let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap: None };
-    let name = op.name();
-    differentiable::apply([q, k, v], op, name)
+    apply([q, k, v], None, softmax_scale, [window_size_left, window_size_right], None)
 }
 
-/// [`flash_attn_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before the mask; 0 is no bound.
+/// [`flash_attn`] with a slope for each head, `alibi_slopes` f32 `(q_heads)`: the score of row `i` and key `j` is lowered by the slope times
+/// `|i + kv_rows - q_rows - j|`, the distance of the key from the one where the row stands. Slopes get no gradient.
 ///
 /// # Errors
-/// As [`flash_attn`]; [`Feature::Alibi`] with `alibi_slopes`; with a bound, `backward` is [`ferroflash::Error::Unsupported`] as yet; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+/// As [`flash_attn`]; [`Error::SlopesType`](crate::Error::SlopesType), [`Error::SlopesShape`](crate::Error::SlopesShape). `backward` is
+/// [`ferroflash::Error::Unsupported`] as yet.
+pub fn flash_attn_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    causal: bool,
+) -> Result<Tensor> {
+    flash_attn_alibi_windowed(q, k, v, alibi_slopes, softmax_scale, None, causal.then_some(0))
+}
+
+/// [`flash_attn_windowed`] with a slope for each head; see [`flash_attn_alibi`].
+///
+/// # Errors
+/// As [`flash_attn_alibi`].
+pub fn flash_attn_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    apply([q, k, v], Some(alibi_slopes), softmax_scale, [window_size_left, window_size_right], None)
+}
+
+/// [`flash_attn_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before slopes, where they are given, and the mask; 0 is no
+/// bound.
+///
+/// # Errors
+/// As [`flash_attn`], and with `alibi_slopes` as [`flash_attn_alibi`]; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
 #[allow(clippy::too_many_arguments, reason = "the arguments of the function that it stands for")]
 pub fn flash_attn_alibi_windowed_softcap(
     q: &Tensor,
@@ -54,11 +84,18 @@ pub fn flash_attn_alibi_windowed_softcap(
     window_size_right: Option<usize>,
     softcap: f32,
 ) -> Result<Tensor> {
-    if alibi_slopes.is_some() {
-        return missing("flash_attn_alibi_windowed_softcap", Feature::Alibi);
-    }
-    let softcap = Some(softcap);
-    let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap };
+    apply([q, k, v], alibi_slopes, softmax_scale, [window_size_left, window_size_right], Some(softcap))
+}
+
+fn apply(
+    tensors: [&Tensor; 3],
+    alibi_slopes: Option<&Tensor>,
+    softmax_scale: f32,
+    [window_size_left, window_size_right]: [Option<usize>; 2],
+    softcap: Option<f32>,
+) -> Result<Tensor> {
+    let alibi_slopes = alibi_slopes.cloned();
+    let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap };
     let name = op.name();
-    differentiable::apply([q, k, v], op, name)
+    differentiable::apply(tensors, op, name)
 }

@@ -14,16 +14,14 @@ mod op;
 mod packed;
 pub mod v3;
 mod varlen;
-mod waiting;
 
 pub use cpu::emulate_cpu;
 pub use error::{Error, Feature};
-pub use functions::{flash_attn, flash_attn_alibi_windowed_softcap, flash_attn_windowed};
+pub use functions::{
+    flash_attn, flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_alibi_windowed_softcap, flash_attn_windowed,
+};
 pub use op::FlashAttn;
 pub use varlen::{
-    flash_attn_varlen, flash_attn_varlen_alibi_windowed_softcap, flash_attn_varlen_paged_windowed,
-    flash_attn_varlen_windowed,
-};
-pub use waiting::{
-    flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed,
+    flash_attn_varlen, flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed,
+    flash_attn_varlen_alibi_windowed_softcap, flash_attn_varlen_paged_windowed, flash_attn_varlen_windowed,
 };

@@ -1,8 +1,8 @@
 //! The operation that candle applies to q, k and v.
 
 use crate::differentiable::{self, Gradients};
-use crate::error::{Error, Feature};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
+use crate::error::Error;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use ferroflash::{Attention, Mask, Operand, Strides};
 
 /// The options of one attention, as a [`CustomOp3`] of q `[batch, q_rows, q_heads, head_dim]` and k, v `[batch, kv_rows, kv_heads,
@@ -14,7 +14,7 @@ use ferroflash::{Attention, Mask, Operand, Strides};
 pub struct FlashAttn {
     /// Factor on the scores.
     pub softmax_scale: f32,
-    /// Slopes of the heads: [`Feature::Alibi`] when they are given.
+    /// Slopes of the heads, f32 `(q_heads)`: the score of key `j` and row `i` is lowered by the slope times `|i + kv_rows - q_rows - j|`.
     pub alibi_slopes: Option<Tensor>,
     /// Keys visible before the diagonal, which ends at the last row and the last key; `None`, or more than there are keys, is no bound.
     pub window_size_left: Option<usize>,
@@ -62,13 +62,22 @@ impl CustomOp3 for FlashAttn {
 }
 
 impl FlashAttn {
-    /// The options as ferroflash's own, for `kv_rows` keys.
-    pub(crate) fn attention(&self, op: &'static str, kv_rows: usize) -> crate::error::Result<Attention> {
-        if self.alibi_slopes.is_some() {
-            return Err(Error::Missing { op, feature: Feature::Alibi });
-        }
+    /// The options as ferroflash's own, for `kv_rows` keys, without what the slopes say.
+    pub(crate) fn attention(&self, kv_rows: usize) -> Attention<'static> {
         let mask = mask(self.window_size_left, self.window_size_right, kv_rows);
-        Ok(Attention::new().with_mask(mask).with_scale(self.softmax_scale).with_softcap(self.softcap))
+        Attention::new().with_mask(mask).with_scale(self.softmax_scale).with_softcap(self.softcap)
+    }
+
+    /// The slopes, which are of the type and the shape that they need.
+    pub(crate) fn slopes(&self, op: &'static str, q_heads: usize) -> crate::error::Result<Option<&Tensor>> {
+        let Some(slopes) = &self.alibi_slopes else { return Ok(None) };
+        if slopes.dtype() != DType::F32 {
+            return Err(Error::SlopesType { op, found: slopes.dtype() });
+        }
+        if slopes.dims() != [q_heads] {
+            return Err(Error::SlopesShape { op, found: slopes.dims().to_vec(), q_heads });
+        }
+        Ok(Some(slopes))
     }
 }
 

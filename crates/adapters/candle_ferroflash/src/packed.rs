@@ -18,7 +18,7 @@ pub(crate) enum Keys {
 
 /// One call: all its numbers are contiguous.
 pub(crate) struct Packed {
-    options: FlashAttn,
+    pub(crate) options: FlashAttn,
     name: &'static str,
     pub(crate) q_starts: Tensor,
     pub(crate) keys: Keys,
@@ -69,9 +69,9 @@ impl Packed {
         Ok(Packed { options, name, q_starts, keys, longest, keeps: false, lse: OnceLock::new() })
     }
 
-    /// The options as ferroflash's own.
-    pub(crate) fn attention(&self) -> crate::error::Result<Attention> {
-        self.options.attention(self.name, self.longest[1])
+    /// The options as ferroflash's own, without what the slopes say.
+    pub(crate) fn attention(&self) -> Attention<'static> {
+        self.options.attention(self.longest[1])
     }
 
     fn keep(&self, lse: Option<Storage>) {

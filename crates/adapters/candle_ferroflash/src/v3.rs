@@ -3,13 +3,11 @@
 //! `use_gqa_packing` changes no result and is not asked: ferroflash packs the query heads that share a key-value head where that is faster.
 //! Which kernel runs is ferroflash's choice too: FlashAttention-3's on compute capability 9.0, wherever addresses and strides permit it, and
 //! FlashAttention-2's elsewhere, where candle-flash-attn-v3 does not run.
-#![allow(unused_variables, clippy::too_many_arguments, reason = "the arguments of the functions that these stand for")]
+#![allow(clippy::too_many_arguments, reason = "the arguments of the functions that these stand for")]
 
 use crate::FlashAttn as Options;
 use crate::differentiable::{self, Gradients};
-use crate::error::Feature;
 use crate::packed;
-use crate::waiting::missing;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
 /// The options of one attention; see [`crate::FlashAttn`], also for what its gradients take.
@@ -17,7 +15,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 pub struct FlashAttn {
     /// Factor on the scores.
     pub softmax_scale: f32,
-    /// Slopes of the heads: [`Feature::Alibi`] when they are given.
+    /// Slopes of the heads, as there.
     pub alibi_slopes: Option<Tensor>,
     /// Keys visible before the diagonal.
     pub window_size_left: Option<usize>,
@@ -108,7 +106,7 @@ pub fn flash_attn_windowed(
 /// [`crate::flash_attn_alibi`].
 ///
 /// # Errors
-/// [`Feature::Alibi`], always.
+/// As there.
 pub fn flash_attn_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -118,13 +116,14 @@ pub fn flash_attn_alibi(
     causal: bool,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_alibi", Feature::Alibi)
+    let right = causal.then_some(0);
+    flash_attn_alibi_windowed(q, k, v, alibi_slopes, softmax_scale, None, right, use_gqa_packing)
 }
 
 /// [`crate::flash_attn_alibi_windowed`].
 ///
 /// # Errors
-/// [`Feature::Alibi`], always.
+/// As there.
 pub fn flash_attn_alibi_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -135,7 +134,9 @@ pub fn flash_attn_alibi_windowed(
     window_size_right: Option<usize>,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_alibi_windowed", Feature::Alibi)
+    let alibi_slopes = Some(alibi_slopes.clone());
+    let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
+    differentiable::apply([q, k, v], op.options(), op.name())
 }
 
 /// [`crate::flash_attn_varlen`].
@@ -185,7 +186,7 @@ pub fn flash_attn_varlen_windowed(
 /// [`crate::flash_attn_varlen_alibi`].
 ///
 /// # Errors
-/// [`Feature::Alibi`], always.
+/// As there.
 pub fn flash_attn_varlen_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -199,13 +200,28 @@ pub fn flash_attn_varlen_alibi(
     causal: bool,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen_alibi", Feature::Alibi)
+    let (slopes, right, packing) = (alibi_slopes, causal.then_some(0), use_gqa_packing);
+    let [longest_q, longest_k] = [max_seqlen_q, max_seqlen_k];
+    flash_attn_varlen_alibi_windowed(
+        q,
+        k,
+        v,
+        slopes,
+        seqlens_q,
+        seqlens_k,
+        longest_q,
+        longest_k,
+        softmax_scale,
+        None,
+        right,
+        packing,
+    )
 }
 
 /// [`crate::flash_attn_varlen_alibi_windowed`].
 ///
 /// # Errors
-/// [`Feature::Alibi`], always.
+/// As there.
 pub fn flash_attn_varlen_alibi_windowed(
     q: &Tensor,
     k: &Tensor,
@@ -220,5 +236,8 @@ pub fn flash_attn_varlen_alibi_windowed(
     window_size_right: Option<usize>,
     use_gqa_packing: bool,
 ) -> Result<Tensor> {
-    missing("v3::flash_attn_varlen_alibi_windowed", Feature::Alibi)
+    let alibi_slopes = Some(alibi_slopes.clone());
+    let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
+    let (starts, longest) = ([seqlens_q, seqlens_k], [max_seqlen_q, max_seqlen_k]);
+    packed::apply([q, k, v], starts, longest, op.options(), "flash-attn-v3-varlen")
 }

@@ -4,7 +4,6 @@
 use crate::FlashAttn;
 use crate::error::{Error, Feature};
 use crate::packed::{self, Keys, Packed};
-use crate::waiting::missing;
 use candle_core::{Result, Tensor};
 
 /// What the errors of these functions name.
@@ -53,10 +52,67 @@ pub fn flash_attn_varlen_windowed(
     packed::apply([q, k, v], [seqlens_q, seqlens_k], [max_seqlen_q, max_seqlen_k], options, NAME)
 }
 
-/// [`flash_attn_varlen_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before the mask; 0 is no bound.
+/// [`flash_attn_varlen`] with a slope for each head; see [`flash_attn_alibi`](crate::flash_attn_alibi). Rows and keys are those of each
+/// sequence.
 ///
 /// # Errors
-/// As [`flash_attn_varlen`]; [`Feature::Alibi`] with `alibi_slopes`; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+/// As [`flash_attn_varlen`]; [`Error::SlopesType`], [`Error::SlopesShape`]. `backward` is [`ferroflash::Error::Unsupported`] as yet.
+pub fn flash_attn_varlen_alibi(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    causal: bool,
+) -> Result<Tensor> {
+    let (slopes, right) = (alibi_slopes, causal.then_some(0));
+    let [longest_q, longest_k] = [max_seqlen_q, max_seqlen_k];
+    flash_attn_varlen_alibi_windowed(
+        q,
+        k,
+        v,
+        slopes,
+        seqlens_q,
+        seqlens_k,
+        longest_q,
+        longest_k,
+        softmax_scale,
+        None,
+        right,
+    )
+}
+
+/// [`flash_attn_varlen_alibi`] in a window.
+///
+/// # Errors
+/// As [`flash_attn_varlen_alibi`].
+pub fn flash_attn_varlen_alibi_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    alibi_slopes: &Tensor,
+    seqlens_q: &Tensor,
+    seqlens_k: &Tensor,
+    max_seqlen_q: usize,
+    max_seqlen_k: usize,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    let alibi_slopes = Some(alibi_slopes.clone());
+    let options = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap: None };
+    packed::apply([q, k, v], [seqlens_q, seqlens_k], [max_seqlen_q, max_seqlen_k], options, NAME)
+}
+
+/// [`flash_attn_varlen_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before slopes, where they are given, and the mask; 0 is
+/// no bound.
+///
+/// # Errors
+/// As [`flash_attn_varlen`], and with `alibi_slopes` as [`flash_attn_varlen_alibi`]; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
 pub fn flash_attn_varlen_alibi_windowed_softcap(
     q: &Tensor,
     k: &Tensor,
@@ -71,11 +127,8 @@ pub fn flash_attn_varlen_alibi_windowed_softcap(
     window_size_right: Option<usize>,
     softcap: f32,
 ) -> Result<Tensor> {
-    if alibi_slopes.is_some() {
-        return missing("flash_attn_varlen_alibi_windowed_softcap", Feature::Alibi);
-    }
-    let softcap = Some(softcap);
-    let options = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap };
+    let (alibi_slopes, softcap) = (alibi_slopes.cloned(), Some(softcap));
+    let options = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap };
     packed::apply([q, k, v], [seqlens_q, seqlens_k], [max_seqlen_q, max_seqlen_k], options, NAME)
 }
 
@@ -102,7 +155,8 @@ pub fn flash_attn_varlen_paged_windowed(
     softcap: Option<f32>,
 ) -> Result<Tensor> {
     if mm_prefix_ranges.is_some() {
-        return missing("flash_attn_varlen_paged_windowed", Feature::PrefixRanges);
+        let op = "flash_attn_varlen_paged_windowed";
+        return Err(Error::Missing { op, feature: Feature::PrefixRanges }.into());
     }
     // Another rank is refused with the tensors.
     if let &[_, expected, _, _] = k.dims()

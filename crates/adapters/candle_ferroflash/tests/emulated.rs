@@ -4,7 +4,8 @@
 use candle_core::{D, DType, Device, Tensor};
 use candle_ferroflash::{emulate_cpu, flash_attn, flash_attn_alibi_windowed_softcap, flash_attn_windowed, v3};
 use ferroflash::reference::{self, Comparison};
-use ferroflash::{Attention, Mask, Problem, Sequences};
+use ferroflash::score::ScoreProgram;
+use ferroflash::{Attention, Layout, Mask, Problem, Sequences};
 use proptest::prelude::*;
 
 /// Values of a fixed pattern, which repeats nowhere in these shapes: the fractional parts of multiples of an irrational number.
@@ -126,17 +127,29 @@ proptest! {
         ways in [0usize..5, 0..5, 0..5],
         (left, right) in (proptest::option::of(0usize..50), proptest::option::of(0usize..50)),
         (scale, softcap) in (0.05f32..1.0, prop_oneof![Just(0.0f32), 2.0f32..40.0]),
+        slope in proptest::option::of(-0.5f32..0.5),
     ) {
         emulate_cpu(true);
+        // Of each head another.
+        let slopes = slope.map(|slope| (1..=groups * kv_heads).map(|head| slope / head as f32).collect::<Vec<_>>());
+        let of_heads = slopes.as_ref().map(|slopes| Tensor::new(&slopes[..], &Device::Cpu).unwrap());
         let dim = 8 * eighths;
         let q = placed([batch, q_rows, groups * kv_heads, dim], ways[0], 1);
         let k = placed([batch, kv_rows, kv_heads, dim], ways[1], 2);
         let v = placed([batch, kv_rows, kv_heads, dim], ways[2], 3);
-        let out = flash_attn_alibi_windowed_softcap(&q, &k, &v, None, scale, left, right, softcap).unwrap();
+        let out = flash_attn_alibi_windowed_softcap(&q, &k, &v, of_heads.as_ref(), scale, left, right, softcap).unwrap();
         // What candle-flash-attn computes: bounds above the number of keys are none, and one on the left brings one on the right.
         let [left, right] = [left, right].map(|bound| bound.filter(|&keys| keys <= kv_rows).map(|keys| keys as u32));
         let right = right.or(left.map(|_| kv_rows as u32));
         let mask = Mask::Window { left, right };
-        check(&out, &q, &k, &v, &Attention::new().with_mask(mask).with_scale(scale).with_softcap(softcap));
+        let attention = Attention::new().with_mask(mask).with_scale(scale).with_softcap(softcap);
+        let Some(slopes) = slopes else {
+            check(&out, &q, &k, &v, &attention);
+            return Ok(());
+        };
+        let device = ferroflash::Device::emulator().unwrap();
+        let slopes = ferroflash::Tensor::from_slice(&device, &slopes, [1, slopes.len()], Layout::RowMajor).unwrap();
+        let program = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).unwrap();
+        check(&out, &q, &k, &v, &attention.with_program(&program));
     }
 }

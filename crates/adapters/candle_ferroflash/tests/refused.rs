@@ -81,47 +81,17 @@ fn the_environment_asks_for_something_else() {
 #[test]
 fn features_that_are_to_come() {
     let x = &q();
+    let (w, l, s) = (Some(1), 4, 0.125);
+    let ranges = || flash::flash_attn_varlen_paged_windowed(x, x, x, x, x, x, Some(x), l, l, s, w, w, 32, None);
     let missing = |error: &Error| match error {
         Error::Missing { op, feature } => (*op, *feature),
         other => panic!("{other:?}"),
     };
-    let (w, l, s) = (Some(1), 4, 0.125);
-    for (result, op, feature) in [
-        (flash::flash_attn_alibi(x, x, x, x, s, true), "flash_attn_alibi", Feature::Alibi),
-        (flash::flash_attn_alibi_windowed(x, x, x, x, s, w, w), "flash_attn_alibi_windowed", Feature::Alibi),
-        (
-            flash::flash_attn_varlen_paged_windowed(x, x, x, x, x, x, Some(x), l, l, s, w, w, 32, None),
-            "flash_attn_varlen_paged_windowed",
-            Feature::PrefixRanges,
-        ),
-        (flash::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true), "flash_attn_varlen_alibi", Feature::Alibi),
-        (
-            flash::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w),
-            "flash_attn_varlen_alibi_windowed",
-            Feature::Alibi,
-        ),
-        (
-            flash::flash_attn_varlen_alibi_windowed_softcap(x, x, x, Some(x), x, x, l, l, s, w, w, 1.0),
-            "flash_attn_varlen_alibi_windowed_softcap",
-            Feature::Alibi,
-        ),
-        (v3::flash_attn_alibi(x, x, x, x, s, true, false), "v3::flash_attn_alibi", Feature::Alibi),
-        (v3::flash_attn_alibi_windowed(x, x, x, x, s, w, w, true), "v3::flash_attn_alibi_windowed", Feature::Alibi),
-        (
-            v3::flash_attn_varlen_alibi(x, x, x, x, x, x, l, l, s, true, true),
-            "v3::flash_attn_varlen_alibi",
-            Feature::Alibi,
-        ),
-        (
-            v3::flash_attn_varlen_alibi_windowed(x, x, x, x, x, x, l, l, s, w, w, true),
-            "v3::flash_attn_varlen_alibi_windowed",
-            Feature::Alibi,
-        ),
-    ] {
-        assert_eq!(refused(result, missing), (op, feature));
-    }
-    let text = message(flash::flash_attn_alibi(x, x, x, x, s, true));
-    assert_eq!(text, "flash_attn_alibi: ALiBi (alibi_slopes) is not supported by ferroflash yet");
+    assert_eq!(refused(ranges(), missing), ("flash_attn_varlen_paged_windowed", Feature::PrefixRanges));
+    assert_eq!(
+        message(ranges()),
+        "flash_attn_varlen_paged_windowed: ranges of keys that every row sees (mm_prefix_ranges) is not supported by ferroflash yet"
+    );
 }
 
 #[cfg(feature = "emulator")]
@@ -156,19 +126,9 @@ fn bad_input() {
         // candle's own errors come as they are.
         let other = attend(&q, &tensor(&[1, 4, 2, 64], DType::F32), &q, 0.125, false).unwrap_err();
         assert!(other.to_string().starts_with("unexpected dtype, expected: F16, got: F32"), "{other}");
-        let slopes = tensor(&[2], DType::F32);
-        let capped =
-            |slopes, softcap| flash::flash_attn_alibi_windowed_softcap(&q, &q, &q, slopes, 0.1, None, None, softcap);
-        let is_alibi = |error: &Error| matches!(error, Error::Missing { feature: Feature::Alibi, .. });
-        assert!(refused(capped(Some(&slopes), 0.0), is_alibi));
-        // As the operation itself.
-        let alibi_slopes = Some(slopes.clone());
-        let (window_size_left, window_size_right) = (None, None);
-        let op =
-            flash::FlashAttn { softmax_scale: 0.1, alibi_slopes, window_size_left, window_size_right, softcap: None };
-        assert!(refused(q.apply_op3(&q, &q, op), is_alibi));
+        let capped = |softcap| flash::flash_attn_alibi_windowed_softcap(&q, &q, &q, None, 0.1, None, None, softcap);
         let is_softcap = |error: &Error| matches!(error, Error::Ferroflash(ferroflash::Error::Softcap { .. }));
-        assert!(refused(capped(None, -1.0), is_softcap));
+        assert!(refused(capped(-1.0), is_softcap));
     });
 }
 

@@ -1,13 +1,15 @@
 //! Attention through cudarc on the first GPU, compared with the f64 reference: each kernel on each kind of stream, views with strides, the
-//! log-sum-exp, a graph that cudarc captures, packed sequences, and a cache that is written row by row. The exit status is 1 when a result is outside of the tolerance.
+//! log-sum-exp, a program on scores, a graph that cudarc captures, packed sequences, and a cache that is written row by row. The exit status is 1 when a
+//! result is outside of the tolerance.
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use ferroflash::reference::{self, Comparison, SequenceRows};
+use ferroflash::score::ScoreProgram;
 use ferroflash::{Attention, Element, Kernel, Layout, Problem, Sequences, Shape, Sizes, Strides, bf16, f16};
 use ferroflash_cudarc::{
-    CacheRows, NewRows, Numbers, PackedRows, Pages, View, ViewMut, device, forward, forward_appending, forward_packed,
-    plan,
+    CacheRows, NewRows, Numbers, Options, PackedRows, Pages, Program, ProgramTensor, View, ViewMut, device, forward,
+    forward_appending, forward_packed, plan,
 };
 use std::error::Error;
 use std::sync::Arc;
@@ -34,12 +36,12 @@ impl<T: Element + DeviceRepr + ValidAsZeroBits> Tensors<T> {
         Ok(Tensors { qkv: stream.clone_htod(&values)?, out, lse: stream.clone_htod(&lse)? })
     }
 
-    fn forward(&mut self, attention: &Attention, stream: &CudaStream) -> ferroflash_cudarc::Result<()> {
+    fn forward(&mut self, options: Options<'_>, stream: &CudaStream) -> ferroflash_cudarc::Result<()> {
         let parts = [0, 1, 2].map(|i| self.qkv.slice(i * PART..));
         let [q, k, v] = [&parts[0], &parts[1], &parts[2]].map(|part| View::new(part, SHAPE, INTERLEAVED));
         let mut out = ViewMut::contiguous(&mut self.out, SHAPE, ferroflash::Layout::Bshd)?;
-        device(stream.context())?.prepare(&plan(&attention.with_lse(true), stream, q, k, v, &mut out)?)?;
-        forward(attention, stream, q, k, v, &mut out, Some(&mut self.lse))
+        device(stream.context())?.prepare(&plan(options, stream, q, k, v, &mut out)?)?;
+        forward(options, stream, q, k, v, &mut out, Some(&mut self.lse))
     }
 
     /// Whether the results are within the tolerance.
@@ -74,12 +76,23 @@ fn run<T: Element + DeviceRepr + ValidAsZeroBits>(context: &Arc<CudaContext>, ke
     ];
     let mut fine = true;
     for &kernel in kernels {
-        let attention = Attention::new().causal().with_kernel(kernel);
+        let attention = Attention::new().causal().with_kernel(kernel).with_lse(true);
+        let options = Options::new(&attention);
         for (name, stream) in &streams {
             let mut tensors = Tensors::<T>::new(stream, &values)?;
-            tensors.forward(&attention, stream)?;
+            tensors.forward(options, stream)?;
             fine &= tensors.check(&format!("{kernel}, {name} stream"), &attention, stream)?;
         }
+        // Slopes in a slice; the reference reads them from a tensor of ferroflash's own.
+        let slopes = [0.5f32, 0.25, 0.125, 0.0625];
+        let (_, stream) = &streams[2];
+        let (slice, device) = (stream.clone_htod(&slopes)?, device(context)?);
+        let alibi = Program::new(ScoreProgram::alibi()).with("slopes", ProgramTensor::floats(&slice, [1, 4]));
+        let mut tensors = Tensors::<T>::new(stream, &values)?;
+        tensors.forward(options.with_program(&alibi), stream)?;
+        let slopes = ferroflash::Tensor::from_slice(&device, &slopes, [1, 4], Layout::RowMajor)?;
+        let bound = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())])?;
+        fine &= tensors.check(&format!("{kernel}, slopes"), &attention.with_program(&bound), stream)?;
         // A graph. Events from outside of it cannot be waited for.
         let (_, stream) = &streams[2];
         // SAFETY: this stream alone works on the tensors that are made until events are on again.
@@ -87,7 +100,7 @@ fn run<T: Element + DeviceRepr + ValidAsZeroBits>(context: &Arc<CudaContext>, ke
         let mut tensors = Tensors::<T>::new(stream, &values)?;
         stream.synchronize()?;
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
-        tensors.forward(&attention, stream)?;
+        tensors.forward(options, stream)?;
         let graph = stream.end_capture(CUgraphInstantiate_flags(0))?.ok_or("nothing was captured")?;
         graph.launch()?;
         fine &= tensors.check(&format!("{kernel}, graph"), &attention, stream)?;

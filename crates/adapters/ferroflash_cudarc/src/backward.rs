@@ -1,11 +1,10 @@
 //! The backward pass.
 
 use crate::forward::{check_context, device};
-use crate::{Result, View, ViewMut};
+use crate::{Options, Result, View, ViewMut};
 use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
 use ferroflash::{
-    Attention, Device, Element, GradientsViewMut, LseShape, LseView, Operand, OutputGradients, Stream, TensorView,
-    TensorViewMut,
+    Device, Element, GradientsViewMut, LseShape, LseView, Operand, OutputGradients, Stream, TensorView, TensorViewMut,
 };
 
 /// What [`backward`] reads: the tensors of a call of [`forward`](crate::forward()), what it wrote, and the gradients with respect to that.
@@ -51,17 +50,17 @@ impl<T> std::fmt::Debug for BackwardInputs<'_, T> {
 }
 
 /// Computes the gradients of a number with respect to q, k and v into `gradients`, given those with respect to what
-/// [`forward`](crate::forward()) made of them, on `stream`: see [`Attention::backward`]. The same inputs give the same
-/// bits with [`Attention::deterministic`]; without, dq may differ in the last bits from run to run on GPUs of compute capability 9.0.
+/// [`forward`](crate::forward()) made of them, on `stream`: see [`ferroflash::Attention::backward`]. The same inputs give the same
+/// bits with [`ferroflash::Attention::deterministic`]; without, dq may differ in the last bits from run to run on GPUs of compute capability 9.0.
 ///
 /// Streams, waits and what is recorded in the slices are as in [`forward`](crate::forward()). The call returns before the work is done.
 ///
 /// # Errors
 /// [`Error::NotPrimary`](crate::Error::NotPrimary), [`Error::ContextMismatch`](crate::Error::ContextMismatch),
-/// [`Error::Cudarc`](crate::Error::Cudarc), and those of [`Attention::backward_into`]. Among them, [`ferroflash::Error::StorageTooSmall`] is a
+/// [`Error::Cudarc`](crate::Error::Cudarc), and those of [`ferroflash::Attention::backward_into`]. Among them, [`ferroflash::Error::StorageTooSmall`] is a
 /// slice that ends before its tensor does.
-pub fn backward<T: Element>(
-    attention: &Attention,
+pub fn backward<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     inputs: BackwardInputs<'_, T>,
     gradients: Gradients<'_, T>,
@@ -79,8 +78,12 @@ pub fn backward<T: Element>(
     for (operand, view) in [(Operand::Dq, &dq), (Operand::Dk, &dk), (Operand::Dv, &dv)] {
         check_context(operand, view.data.stream(), stream)?;
     }
+    let options = options.into();
+    options.check(stream)?;
 
     // The guards order the call with earlier and later work on the slices; they are held until it has returned.
+    let guarded = options.guard(stream);
+    let program = guarded.bind(&device)?;
     let guards = read.map(|(_, view)| view.data.device_ptr(stream));
     let row_guards = [Some(lse), dlse].map(|rows| rows.map(|rows| (rows.device_ptr(stream), rows.len())));
     let [q_view, k_view, v_view, out_view, dout_view] = [0, 1, 2, 3, 4].map(|i| {
@@ -110,6 +113,7 @@ pub fn backward<T: Element>(
     // returns.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
     let mut into = GradientsViewMut::new(dq_view, dk_view, dv_view);
+    let attention = guarded.attention(program.as_ref());
     attention.backward_into(&stream, &q_view?, &k_view?, &v_view?, &out_view?, &lse_view, upstream, &mut into)?;
     Ok(())
 }

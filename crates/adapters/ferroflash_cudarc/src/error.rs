@@ -33,6 +33,15 @@ pub enum Error {
         /// Number of the stream's GPU.
         expected: usize,
     },
+    /// The options carry a program that is bound to tensors already: nothing is known here of who writes them, and on which stream.
+    #[error(
+        "the program {program} is bound to tensors already; programs whose tensors are slices are accepted \
+         (`ferroflash_cudarc::Options::with_program`)"
+    )]
+    BoundElsewhere {
+        /// Its name.
+        program: String,
+    },
     /// The stream could not be made to wait for earlier work on the tensors, or an earlier call of cudarc that has no result of its own
     /// (that of a `Drop`) left this error.
     #[error("cudarc: {0}")]

@@ -1,6 +1,6 @@
 //! The calls.
 
-use crate::{Error, Result, View, ViewMut};
+use crate::{Error, Options, Result, View, ViewMut};
 use cudarc::driver::{CudaContext, CudaStream, DevicePtrMut};
 use ferroflash::{Attention, Device, Element, LseShape, LseViewMut, Operand, Plan, Stream, TensorView, TensorViewMut};
 
@@ -21,20 +21,22 @@ pub fn device(context: &CudaContext) -> Result<Device> {
 ///
 /// # Errors
 /// As [`forward`].
-pub fn plan<T: Element>(
-    attention: &Attention,
+pub fn plan<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     q: View<'_, T>,
     k: View<'_, T>,
     v: View<'_, T>,
     out: &mut ViewMut<'_, T>,
 ) -> Result<Plan> {
-    with_tensors(stream, q, k, v, out, None, |_, q, k, v, out, _| attention.plan_for(q, k, v, Some(&out.view())))
+    with_tensors(options.into(), stream, q, k, v, out, None, |attention, _, q, k, v, out, _| {
+        attention.plan_for(q, k, v, Some(&out.view()))
+    })
 }
 
 /// Computes attention of `q`, `k` and `v` into `out`, and with `lse` also the log-sum-exp of every row, on `stream`.
 ///
-/// Shapes are those of [`Attention`]. `lse` begins with contiguous `f32 [batch, q_heads, q_rows]`, in natural logarithm; what it holds
+/// `options` are an [`Attention`], by reference, or [`Options`], with a program on scores. Shapes are those of [`Attention`]. `lse` begins with contiguous `f32 [batch, q_heads, q_rows]`, in natural logarithm; what it holds
 /// behind them stays as it is. Any stream of cudarc is taken: the default stream, the one of the thread, those that wait for nothing else,
 /// and those that are captured. `stream` waits for what was queued before on the memory of the tensors, and this use is recorded in them, as
 /// in every call of cudarc itself. The call returns before the work is done.
@@ -63,10 +65,10 @@ pub fn plan<T: Element>(
 /// ```
 ///
 /// # Errors
-/// [`Error::NotPrimary`], [`Error::ContextMismatch`], [`Error::Cudarc`], and those of [`Attention::forward_into`]. Among them,
+/// [`Error::NotPrimary`], [`Error::ContextMismatch`], [`Error::Cudarc`], [`Error::BoundElsewhere`], and those of [`Attention::forward_into`]. Among them,
 /// [`ferroflash::Error::StorageTooSmall`] is a slice that ends before its tensor does.
-pub fn forward<T: Element>(
-    attention: &Attention,
+pub fn forward<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     q: View<'_, T>,
     k: View<'_, T>,
@@ -74,14 +76,16 @@ pub fn forward<T: Element>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
-    with_tensors(stream, q, k, v, out, lse, |stream, q, k, v, out, lse| {
+    with_tensors(options.into(), stream, q, k, v, out, lse, |attention, stream, q, k, v, out, lse| {
         attention.forward_into(stream, q, k, v, out, lse)
     })
 }
 
 /// Runs `call` with the tensors as ferroflash knows them. Until it has returned, cudarc's guards are held: they made the stream wait
 /// for earlier work, and record what `call` queued when they go.
+#[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
 fn with_tensors<T: Element, R>(
+    options: Options<'_>,
     stream: &CudaStream,
     q: View<'_, T>,
     k: View<'_, T>,
@@ -89,6 +93,7 @@ fn with_tensors<T: Element, R>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
     call: impl FnOnce(
+        &Attention<'_>,
         &Stream,
         &TensorView<'_>,
         &TensorView<'_>,
@@ -105,7 +110,10 @@ fn with_tensors<T: Element, R>(
     if let Some(lse) = &lse {
         check_context(Operand::Lse, lse.stream(), stream)?;
     }
+    options.check(stream)?;
 
+    let guarded = options.guard(stream);
+    let program = guarded.bind(&device)?;
     let inputs = [q, k, v].map(|view| view.data.device_ptr(stream));
     let [q, k, v] = [(q, &inputs[0]), (k, &inputs[1]), (v, &inputs[2])].map(|(view, &(address, _))| {
         let (len, View { shape, strides, .. }) = (view.data.len(), view);
@@ -132,8 +140,9 @@ fn with_tensors<T: Element, R>(
     // that called it, which matters for the stream of the thread. Tensors of ferroflash's own, which a stream that waits for nothing else
     // would be a danger to, are not used.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
-    let result = call(&stream, &q, &k, &v, &mut out, lse_view.as_mut())?;
-    drop((inputs, lse));
+    let attention = guarded.attention(program.as_ref());
+    let result = call(&attention, &stream, &q, &k, &v, &mut out, lse_view.as_mut())?;
+    drop((inputs, lse, guarded));
     Ok(result)
 }
 

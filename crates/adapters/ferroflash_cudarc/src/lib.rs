@@ -5,6 +5,7 @@ mod error;
 mod forward;
 mod merge;
 mod packed_gradients;
+mod program;
 mod sequences;
 mod view;
 
@@ -13,6 +14,7 @@ pub use error::{Error, Result};
 pub use forward::{device, forward, plan};
 pub use merge::{Part, merge};
 pub use packed_gradients::backward_packed;
+pub use program::{Options, Program, ProgramTensor};
 pub use sequences::{
     CacheRows, NewRows, Numbers, PackedRows, Pages, Rotary, forward_appending, forward_cached, forward_packed,
 };

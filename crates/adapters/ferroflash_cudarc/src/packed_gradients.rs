@@ -3,24 +3,24 @@
 use crate::backward::{BackwardInputs, Gradients};
 use crate::forward::{check_context, device};
 use crate::sequences::{PackedRows, axes};
-use crate::{Result, View, ViewMut};
+use crate::{Options, Result, View, ViewMut};
 use cudarc::driver::{CudaStream, SyncOnDrop};
 use ferroflash::{
-    Attention, Device, Element, GradientsViewMut, IndicesView, LseShape, LseView, Operand, OutputGradients, Stream,
-    TensorView, TensorViewMut,
+    Device, Element, GradientsViewMut, IndicesView, LseShape, LseView, Operand, OutputGradients, Stream, TensorView,
+    TensorViewMut,
 };
 
 /// Computes the gradients of a number with respect to q, k and v of packed sequences into `gradients`, given those with respect to what
-/// [`forward_packed`](crate::forward_packed) made of them, on `stream`: see [`Attention::backward_packed`]. All tensors have batch 1; the
+/// [`forward_packed`](crate::forward_packed) made of them, on `stream`: see [`ferroflash::Attention::backward_packed`]. All tensors have batch 1; the
 /// log-sum-exp and its gradient begin with contiguous `f32 [q_heads, rows]`. The same inputs give the same bits.
 ///
 /// Gradients of rows that no sequence has in use are not written. Streams, waits and what is recorded in the slices, those of the numbers too, are
 /// as in [`forward`](crate::forward()): nothing waits for the numbers on the host.
 ///
 /// # Errors
-/// Those of [`backward`](crate::backward()) and [`Attention::backward_packed_into`].
-pub fn backward_packed<T: Element>(
-    attention: &Attention,
+/// Those of [`backward`](crate::backward()) and [`ferroflash::Attention::backward_packed_into`].
+pub fn backward_packed<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     inputs: BackwardInputs<'_, T>,
     q_rows: PackedRows<'_>,
@@ -49,8 +49,12 @@ pub fn backward_packed<T: Element>(
     for (operand, view) in [(Operand::Dq, &dq), (Operand::Dk, &dk), (Operand::Dv, &dv)] {
         check_context(operand, view.data.stream(), stream)?;
     }
+    let options = options.into();
+    options.check(stream)?;
 
     // The guards order the call with earlier and later work on the slices; they are held until it has returned.
+    let guarded = options.guard(stream);
+    let program = guarded.bind(&device)?;
     let guards = read.map(|(_, view)| view.data.device_ptr(stream));
     let row_guards = [Some(lse), dlse].map(|rows| rows.map(|rows| (rows.device_ptr(stream), rows.len())));
     let number_guards =
@@ -92,6 +96,7 @@ pub fn backward_packed<T: Element>(
     // returns.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
     let mut into = GradientsViewMut::new(dq_view, dk_view, dv_view);
+    let attention = guarded.attention(program.as_ref());
     let (q, k, v, out) = (q_view?, k_view?, v_view?, out_view?);
     attention
         .backward_packed_into(&stream, &q, &k, &v, &out, &lse_view, upstream, &q_rows, &kv_rows, &mut into)

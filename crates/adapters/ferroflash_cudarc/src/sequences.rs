@@ -1,11 +1,11 @@
 //! The calls over packed sequences and caches.
 
 use crate::forward::{check_context, device};
-use crate::{Result, View, ViewMut};
+use crate::{Options, Result, View, ViewMut};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use ferroflash::{
-    Attention, Device, Dims, Element, IndicesView, KvCache, KvCacheMut, LseShape, LseViewMut, Operand, PageTable,
-    Shape, Stream, Strides, TensorView, TensorViewMut,
+    Device, Dims, Element, IndicesView, KvCache, KvCacheMut, LseShape, LseViewMut, Operand, PageTable, Shape, Stream,
+    Strides, TensorView, TensorViewMut,
 };
 use std::fmt;
 
@@ -108,16 +108,16 @@ impl<T> fmt::Debug for Rotary<'_, T> {
 }
 
 /// Computes attention over packed sequences into `out`, and with `lse` also the log-sum-exp of every row, on `stream`: see
-/// [`Attention::forward_packed`]. q, k, v and out have batch 1. Rows that no sequence has in use are not written.
+/// [`ferroflash::Attention::forward_packed`]. q, k, v and out have batch 1. Rows that no sequence has in use are not written.
 ///
 /// `lse` begins with contiguous `f32 [q_heads, rows]`. Streams, waits and what is recorded in the slices, those of the numbers too, are as in
 /// [`forward`](crate::forward()): nothing waits for the numbers on the host.
 ///
 /// # Errors
-/// Those of [`forward`](crate::forward()) and [`Attention::forward_packed_into`].
+/// Those of [`forward`](crate::forward()) and [`ferroflash::Attention::forward_packed_into`].
 #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
-pub fn forward_packed<T: Element>(
-    attention: &Attention,
+pub fn forward_packed<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     q: View<'_, T>,
     k: View<'_, T>,
@@ -127,19 +127,20 @@ pub fn forward_packed<T: Element>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
-    Call { attention, stream, q, q_rows: Some(q_rows) }.run(Keys::Packed { k, v, rows: kv_rows }, out, lse)
+    let (options, q_rows) = (options.into(), Some(q_rows));
+    Call { options, stream, q, q_rows }.run(Keys::Packed { k, v, rows: kv_rows }, out, lse)
 }
 
-/// Computes attention over keys in a cache, `k` and `v`, into `out` and `lse`, on `stream`: see [`Attention::forward_cached`].
+/// Computes attention over keys in a cache, `k` and `v`, into `out` and `lse`, on `stream`: see [`ferroflash::Attention::forward_cached`].
 ///
 /// With `q_rows`, q and out are packed and have batch 1. `lse` begins with contiguous `f32 [batch, q_heads, q_rows]`, or `[q_heads, rows]` for
 /// packed queries. Otherwise as [`forward_packed`].
 ///
 /// # Errors
-/// Those of [`forward`](crate::forward()) and [`Attention::forward_cached_into`].
+/// Those of [`forward`](crate::forward()) and [`ferroflash::Attention::forward_cached_into`].
 #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
-pub fn forward_cached<T: Element>(
-    attention: &Attention,
+pub fn forward_cached<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     q: View<'_, T>,
     q_rows: Option<PackedRows<'_>>,
@@ -149,11 +150,11 @@ pub fn forward_cached<T: Element>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
-    Call { attention, stream, q, q_rows }.run(Keys::Cached { k, v, rows }, out, lse)
+    Call { options: options.into(), stream, q, q_rows }.run(Keys::Cached { k, v, rows }, out, lse)
 }
 
 /// Writes new keys and values to the cache `k` and `v`, behind the rows in use, and computes attention over all of it: see
-/// [`Attention::forward_appending`]. Otherwise as [`forward_cached`].
+/// [`ferroflash::Attention::forward_appending`]. Otherwise as [`forward_cached`].
 ///
 /// ```no_run
 /// use cudarc::driver::CudaContext;
@@ -184,10 +185,10 @@ pub fn forward_cached<T: Element>(
 /// ```
 ///
 /// # Errors
-/// Those of [`forward`](crate::forward()) and [`Attention::forward_appending_into`].
+/// Those of [`forward`](crate::forward()) and [`ferroflash::Attention::forward_appending_into`].
 #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
-pub fn forward_appending<T: Element>(
-    attention: &Attention,
+pub fn forward_appending<'a, T: Element>(
+    options: impl Into<Options<'a>>,
     stream: &CudaStream,
     q: View<'_, T>,
     q_rows: Option<PackedRows<'_>>,
@@ -198,12 +199,12 @@ pub fn forward_appending<T: Element>(
     out: &mut ViewMut<'_, T>,
     lse: Option<&mut dyn DevicePtrMut<f32>>,
 ) -> Result<()> {
-    Call { attention, stream, q, q_rows }.run(Keys::Appending { k, v, rows, new }, out, lse)
+    Call { options: options.into(), stream, q, q_rows }.run(Keys::Appending { k, v, rows, new }, out, lse)
 }
 
 /// What the calls have in common.
 struct Call<'a, T> {
-    attention: &'a Attention,
+    options: Options<'a>,
     stream: &'a CudaStream,
     q: View<'a, T>,
     q_rows: Option<PackedRows<'a>>,
@@ -369,7 +370,7 @@ impl<T: Element> Call<'_, T> {
         out: &mut ViewMut<'_, T>,
         lse: Option<&mut dyn DevicePtrMut<f32>>,
     ) -> Result<()> {
-        let Call { attention, stream, q, q_rows } = self;
+        let Call { options, stream, q, q_rows } = self;
         let device = device(stream.context())?;
         let is_packed = q_rows.is_some();
         let mut inputs = Inputs { tensors: Vec::new(), numbers: Vec::new() };
@@ -398,7 +399,11 @@ impl<T: Element> Call<'_, T> {
         inputs.check_contexts(stream)?;
         check_context(Operand::Out, out.data.stream(), stream)?;
         lse.as_ref().map_or(Ok(()), |lse| check_context(Operand::Lse, lse.stream(), stream))?;
+        options.check(stream)?;
 
+        let of_program = options.guard(stream);
+        let program = of_program.bind(&device)?;
+        let attention = of_program.attention(program.as_ref());
         let guarded = inputs.guard(&device, stream);
         let (mut out, _out_guard) = written(&device, stream, out, is_packed)?;
         let lse = lse.map(|lse| (lse.len(), lse.device_ptr_mut(stream)));
@@ -439,7 +444,7 @@ impl<T: Element> Call<'_, T> {
                 attention.forward_appending_into(&on, &q, q_rows.as_ref(), &mut cache, &new, &mut out, lse_view)?;
             }
         }
-        drop((guarded, lse));
+        drop((guarded, lse, of_program));
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ fn contiguous(slice: &CudaSlice<f16>) -> View<'_, f16> {
     View::contiguous(slice, SHAPE, Layout::Bshd).unwrap()
 }
 
-fn v2() -> Attention {
+fn v2() -> Attention<'static> {
     Attention::new().with_kernel(Kernel::V2)
 }
 

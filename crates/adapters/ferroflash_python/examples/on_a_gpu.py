@@ -34,7 +34,7 @@ def visible(rows, keys, causal, left, right):
     return seen
 
 
-def by_definition(q, k, v, seen, scale, softcap, rounded):
+def by_definition(q, k, v, seen, scale, softcap, rounded, slopes=None):
     """Attention in float64, or as the tensors' precision rounds it: weights and result are stored in it."""
     number = torch.float32 if rounded else torch.float64
     to = lambda x: x.to(number).transpose(1, 2)
@@ -43,6 +43,10 @@ def by_definition(q, k, v, seen, scale, softcap, rounded):
     scores = to(q) @ keys.transpose(2, 3) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        q_rows, kv_rows = seen.shape
+        distance = (torch.arange(q_rows, device=DEVICE)[:, None] + kv_rows - q_rows - torch.arange(kv_rows, device=DEVICE)).abs()
+        scores = scores - slopes.to(number)[..., None, None] * distance
     scores = scores.masked_fill(~seen, float("-inf"))
     lse = torch.logsumexp(scores, dim=3)
     weights = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0)[..., None])
@@ -65,11 +69,11 @@ def check_sequences(what, out, q, keys, causal=False):
     assert max(errors) <= 2 * max(bounds) + 1e-5, f"{what}: off by {max(errors)}, {2 * max(bounds) + 1e-5} is accepted"
 
 
-def check(what, out, lse, q, k, v, causal=False, left=None, right=None, scale=None, softcap=0.0):
+def check(what, out, lse, q, k, v, causal=False, left=None, right=None, scale=None, softcap=0.0, slopes=None):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     seen = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact, exact_lse = by_definition(q, k, v, seen, scale, softcap, rounded=False)
-    rounded, _ = by_definition(q, k, v, seen, scale, softcap, rounded=True)
+    exact, exact_lse = by_definition(q, k, v, seen, scale, softcap, False, slopes)
+    rounded, _ = by_definition(q, k, v, seen, scale, softcap, True, slopes)
     error, bound = (out.double() - exact).abs().max().item(), 2 * (rounded - exact).abs().max().item() + 1e-5
     assert error <= bound, f"{what}: off by {error}, {bound} is accepted"
     if lse is not None:
@@ -98,7 +102,10 @@ def values():
             count += 1
         out = ferroflash.flash_attn_func(q, k, v, softmax_scale=0.2, softcap=10.0)
         check(f"softcap {dtype} {size} {dim}", out, None, q, k, v, scale=0.2, softcap=10.0)
-    print(f"values     {count} problems with log-sum-exp, as many softcaps as tensors")
+        for slopes in (torch.rand(size[3], device=DEVICE), torch.rand(size[0], size[3], device=DEVICE)):
+            out, lse, _ = ferroflash.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes, return_attn_probs=True)
+            check(f"slopes {dtype} {size} {dim}", out, lse, q, k, v, causal=True, slopes=slopes)
+    print(f"values     {count} problems with log-sum-exp, as many softcaps as tensors, and slopes of heads")
 
 
 def strides():

@@ -19,7 +19,7 @@ pub(crate) struct Array<E = DType> {
 }
 
 /// What the elements of an array may be.
-pub(crate) trait Elements: Sized {
+pub(crate) trait ElementType: Sized {
     /// The type, as DLPack says it.
     fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<Self>;
 
@@ -40,7 +40,7 @@ unsafe impl DlpackStream for Consumer {
     }
 }
 
-impl<E: Elements> Array<E> {
+impl<E: ElementType> Array<E> {
     /// Reads what the object says of itself. `stream` waits for whoever wrote it, if the object can say so; `gpu` is where an array is that
     /// does not say on which GPU it is.
     pub(crate) fn import(
@@ -64,7 +64,7 @@ impl<E: Elements> Array<E> {
     }
 }
 
-fn by_dlpack<E: Elements>(
+fn by_dlpack<E: ElementType>(
     name: &str,
     object: &Bound<'_, PyAny>,
     stream: usize,
@@ -116,7 +116,7 @@ fn place(py: Python<'_>, name: &str, device: DLDevice) -> PyResult<Place> {
     }
 }
 
-fn described_tensor<E: Elements>(
+fn described_tensor<E: ElementType>(
     py: Python<'_>,
     name: &str,
     place: Place,
@@ -144,7 +144,7 @@ fn words(DLDataType { code, bits, lanes }: DLDataType) -> String {
     format!("{kind} of {bits} bits{many}")
 }
 
-impl Elements for DType {
+impl ElementType for DType {
     fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<DType> {
         match (found.code, found.bits, found.lanes) {
             (DLDataTypeCode::FLOAT, 16, 1) => Ok(DType::F16),
@@ -174,7 +174,7 @@ impl Elements for DType {
     }
 }
 
-impl Elements for Int32 {
+impl ElementType for Int32 {
     fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<Int32> {
         match (found.code, found.bits, found.lanes) {
             (DLDataTypeCode::INT, 32, 1) => Ok(Int32),
@@ -219,7 +219,7 @@ fn of_empty(shape: &[i64], strides: Vec<i64>) -> Vec<i64> {
 }
 
 /// The array that a `__cuda_array_interface__` of version 2 or 3 describes.
-fn by_interface<E: Elements>(
+fn by_interface<E: ElementType>(
     name: &str,
     interface: &Bound<'_, PyDict>,
     stream: usize,

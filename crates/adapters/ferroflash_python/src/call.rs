@@ -1,8 +1,9 @@
 //! One call of attention: where its tensors lie, what it is asked, and who computes it.
 
+use crate::program::OnScores;
 use crate::{emulated, errors};
 use ferroflash::{
-    Attention, DType, Device, Dims, Error, LseShape, LseViewMut, Operand, Stream, TensorView, TensorViewMut,
+    Attention, DType, Device, Dims, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView, TensorViewMut,
 };
 use pyo3::prelude::*;
 
@@ -40,6 +41,12 @@ pub(crate) struct Memory<E> {
 pub(crate) type Tensor = Memory<DType>;
 
 impl<E> Memory<E> {
+    /// The same memory with elements of this type.
+    pub(crate) fn of<F>(&self, dtype: F) -> Memory<F> {
+        let Memory { place, address, shape, strides, .. } = *self;
+        Memory { place, dtype, address, shape, strides }
+    }
+
     /// Elements, or the most there can be.
     pub(crate) fn elements(&self) -> usize {
         self.shape.iter().fold(1, |elements, &extent| elements.saturating_mul(extent))
@@ -78,7 +85,7 @@ impl Tensor {
 }
 
 /// What attention is asked to compute, as Python says it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) scale: Option<f64>,
     pub(crate) causal: bool,
@@ -90,10 +97,31 @@ pub(crate) struct Options {
     pub(crate) softcap: f64,
     /// Of the backward pass; the forward pass always is.
     pub(crate) deterministic: bool,
+    /// How the keys of sequences are split.
+    pub(crate) splits: Splits,
+    /// What scores pass through.
+    pub(crate) program: Option<OnScores>,
 }
 
 impl Options {
-    pub(crate) fn attention(&self) -> Attention {
+    /// Checks what the library does not see of the program, whose tensors have to be where q is.
+    pub(crate) fn check(&self, py: Python<'_>, place: Place) -> PyResult<()> {
+        self.program.as_ref().map_or(Ok(()), |program| program.check(py, place))
+    }
+
+    /// Runs `call` with the options as ferroflash's own, and the program on tensors in the memory of `device`.
+    pub(crate) fn with_attention<R>(
+        &self,
+        device: &Device,
+        call: impl FnOnce(&Attention<'_>) -> ferroflash::Result<R>,
+    ) -> ferroflash::Result<R> {
+        let attention = self.attention();
+        let Some(program) = &self.program else { return call(&attention) };
+        let bound = program.bind(device)?;
+        call(&attention.with_program(&bound))
+    }
+
+    fn attention(&self) -> Attention<'static> {
         let right = if self.causal { 0 } else { self.right };
         // No tensor has more rows than 32 bits count, so that a larger bound hides nothing.
         let [left, right] = [self.left, right].map(|bound| u32::try_from(bound).ok());
@@ -103,6 +131,7 @@ impl Options {
             (left, right) => Attention::new().window(left, right),
         };
         let attention = attention.with_softcap(self.softcap as f32).with_deterministic(self.deterministic);
+        let attention = attention.with_splits(self.splits);
         match self.scale {
             Some(scale) => attention.with_scale(scale as f32),
             None => attention,
@@ -135,13 +164,13 @@ impl Call {
         let places = tensors.into_iter().chain([(Operand::Lse, lse)]).map(|(of, tensor)| (of, tensor.map(|x| x.place)));
         check_places(self.q.place, places).map_err(|error| errors::raise(py, error))?;
         lse.map_or(Ok(()), |lse| check_rows(py, Operand::Lse, lse))?;
-        let attention = options.attention();
+        options.check(py, self.q.place)?;
         let result = match self.q.place {
             Place::Cpu => {
                 emulated::warn(py)?;
-                py.detach(|| emulated::forward(&attention, self))
+                py.detach(|| emulated::forward(options, self))
             }
-            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(&attention, ordinal, stream)),
+            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(options, ordinal, stream)),
         };
         result.map_err(|error| errors::raise(py, error))
     }
@@ -151,7 +180,7 @@ impl Call {
         self.lse.as_ref().map(rows_of)
     }
 
-    fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
+    fn on_gpu(&self, options: &Options, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
         let device = Device::cuda(ordinal)?;
         // SAFETY: the caller of Python hands over a live stream of the GPU's primary context, which is what its frameworks work in. The
         // handle is gone when this function returns, in the thread that called it, which matters for the stream of the thread.
@@ -165,7 +194,8 @@ impl Call {
             // SAFETY: as for the output.
             unsafe { LseViewMut::from_raw(&device, address, elements, shape) }
         });
-        attention.forward_into(&stream, &q, &k, &v, &mut out, lse.transpose()?.as_mut())
+        let mut lse = lse.transpose()?;
+        options.with_attention(&device, |attention| attention.forward_into(&stream, &q, &k, &v, &mut out, lse.as_mut()))
     }
 }
 

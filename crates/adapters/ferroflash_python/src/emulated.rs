@@ -1,14 +1,13 @@
 //! Tensors on the CPU: the GPU's kernels in ferroflash's emulator, on copies in its memory.
 
-use crate::call::{Call, Tensor};
+use crate::call::{Call, Memory, Options, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
 use crate::merge;
 use crate::packed_gradients::{self, PackedBackward};
+use crate::program::Elements;
 use crate::sequences::{self, Numbers, TENSORS};
-use ferroflash::{
-    Attention, DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16,
-};
+use ferroflash::{DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16};
 use pyo3::prelude::*;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,21 +34,21 @@ fn device() -> ferroflash::Result<&'static Device> {
 }
 
 /// Computes a call whose tensors are in the memory of this process.
-pub(crate) fn forward(attention: &Attention, call: &Call) -> ferroflash::Result<()> {
+pub(crate) fn forward(options: &Options, call: &Call) -> ferroflash::Result<()> {
     let device = device()?;
     // SAFETY: these views are compared and planned with, and never launched with.
     let (q, k, v, out) =
         unsafe { (call.q.view(device)?, call.k.view(device)?, call.v.view(device)?, call.out.view(device)?) };
     // Nothing of the tensors is read before they fit together.
-    attention.plan_for(&q, &k, &v, Some(&out))?;
+    options.with_attention(device, |attention| attention.plan_for(&q, &k, &v, Some(&out)))?;
     match call.q.dtype {
-        DType::F16 => typed::<f16>(device, attention, call),
-        DType::Bf16 => typed::<bf16>(device, attention, call),
-        _ => typed::<f32>(device, attention, call),
+        DType::F16 => typed::<f16>(device, options, call),
+        DType::Bf16 => typed::<bf16>(device, options, call),
+        _ => typed::<f32>(device, options, call),
     }
 }
 
-fn typed<T: Element>(device: &Device, attention: &Attention, call: &Call) -> ferroflash::Result<()> {
+fn typed<T: Element>(device: &Device, options: &Options, call: &Call) -> ferroflash::Result<()> {
     let (q, k, v) = (copy::<T>(device, &call.q)?, copy::<T>(device, &call.k)?, copy::<T>(device, &call.v)?);
     let (q, k, v) = (view(&q, &call.q)?, view(&k, &call.k)?, view(&v, &call.v)?);
     let Tensor { shape, strides, .. } = call.out;
@@ -60,7 +59,12 @@ fn typed<T: Element>(device: &Device, attention: &Attention, call: &Call) -> fer
     let lse_shape = call.lse_shape();
     let mut lse = lse_shape.map(|(_, _, shape)| Lse::uninit(device, shape)).transpose()?;
     let mut lse_view = lse.as_mut().map(Lse::view_mut);
-    attention.forward_into(&device.default_stream(), &q, &k, &v, &mut out, lse_view.as_mut())?;
+    let stream = device.default_stream();
+    with_copies(device, options, |options| {
+        options.with_attention(device, |attention| {
+            attention.forward_into(&stream, &q, &k, &v, &mut out, lse_view.as_mut())
+        })
+    })?;
 
     write::<T>(&call.out, &out.view().to_vec()?);
     if let (Some(tensor), Some(lse)) = (&call.lse, &lse) {
@@ -70,18 +74,18 @@ fn typed<T: Element>(device: &Device, attention: &Attention, call: &Call) -> fer
 }
 
 /// Computes a backward pass whose tensors are in the memory of this process.
-pub(crate) fn backward(attention: &Attention, call: &Backward) -> ferroflash::Result<()> {
+pub(crate) fn backward(options: &Options, call: &Backward) -> ferroflash::Result<()> {
     let device = device()?;
     // Nothing of the tensors is read before they fit together.
-    call.plan(device, attention)?;
+    options.with_attention(device, |attention| call.plan(device, attention))?;
     match call.q.dtype {
-        DType::F16 => typed_backward::<f16>(device, attention, call),
-        DType::Bf16 => typed_backward::<bf16>(device, attention, call),
-        _ => typed_backward::<f32>(device, attention, call),
+        DType::F16 => typed_backward::<f16>(device, options, call),
+        DType::Bf16 => typed_backward::<bf16>(device, options, call),
+        _ => typed_backward::<f32>(device, options, call),
     }
 }
 
-fn typed_backward<T: Element>(device: &Device, attention: &Attention, call: &Backward) -> ferroflash::Result<()> {
+fn typed_backward<T: Element>(device: &Device, options: &Options, call: &Backward) -> ferroflash::Result<()> {
     // The same call on tensors in the emulator's memory, which `kept` owns.
     let mut kept = Vec::new();
     let mut moved = |tensor: &Tensor, memory: ferroflash::Tensor| {
@@ -105,7 +109,10 @@ fn typed_backward<T: Element>(device: &Device, attention: &Attention, call: &Bac
         dk: moved(&call.dk, uninit(&call.dk)?),
         dv: moved(&call.dv, uninit(&call.dv)?),
     };
-    there.launch(device, &device.default_stream(), attention)?;
+    let stream = device.default_stream();
+    with_copies(device, options, |options| {
+        options.with_attention(device, |attention| there.launch(device, &stream, attention))
+    })?;
     for (to, from) in [(&call.dq, &there.dq), (&call.dk, &there.dk), (&call.dv, &there.dv)] {
         // SAFETY: the memory has as many elements as the tensor reaches.
         write::<T>(to, &unsafe { from.view(device) }?.to_vec()?);
@@ -114,10 +121,10 @@ fn typed_backward<T: Element>(device: &Device, attention: &Attention, call: &Bac
 }
 
 /// Computes a call over sequences whose tensors and numbers are in the memory of this process.
-pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferroflash::Result<()> {
+pub(crate) fn sequences(options: &Options, call: &sequences::Call) -> ferroflash::Result<()> {
     let device = device()?;
     // Nothing of the tensors is read before they fit together.
-    call.plan(device, attention)?;
+    options.with_attention(device, |attention| call.plan(device, attention))?;
     // The same call on memory of the emulator, which these own.
     let (mut tensors, mut numbers) = (Vec::new(), Vec::new());
     let mut there = *call;
@@ -132,7 +139,10 @@ pub(crate) fn sequences(attention: &Attention, call: &sequences::Call) -> ferrof
         array.address = memory.view().address();
         numbers.push(memory);
     }
-    there.launch(device, &device.default_stream(), attention)?;
+    let stream = device.default_stream();
+    with_copies(device, options, |options| {
+        options.with_attention(device, |attention| there.launch(device, &stream, attention))
+    })?;
     let is_written = |operand| match operand {
         Operand::Out | Operand::Lse => true,
         Operand::K | Operand::V => call.appends(),
@@ -164,10 +174,10 @@ pub(crate) fn merge(call: &merge::Call) -> ferroflash::Result<()> {
 }
 
 /// Computes a backward pass over packed sequences whose tensors and numbers are in the memory of this process.
-pub(crate) fn packed_backward(attention: &Attention, call: &PackedBackward) -> ferroflash::Result<()> {
+pub(crate) fn packed_backward(options: &Options, call: &PackedBackward) -> ferroflash::Result<()> {
     let device = device()?;
     // Nothing of the tensors is read before they fit together.
-    call.plan(device, attention)?;
+    options.with_attention(device, |attention| call.plan(device, attention))?;
     // The same call on memory of the emulator, which these own.
     let (mut tensors, mut numbers) = (Vec::new(), Vec::new());
     let mut there = *call;
@@ -182,12 +192,39 @@ pub(crate) fn packed_backward(attention: &Attention, call: &PackedBackward) -> f
         array.address = memory.view().address();
         numbers.push(memory);
     }
-    there.launch(device, &device.default_stream(), attention)?;
+    let stream = device.default_stream();
+    with_copies(device, options, |options| {
+        options.with_attention(device, |attention| there.launch(device, &stream, attention))
+    })?;
     for operand in packed_gradients::TENSORS.into_iter().filter(|&operand| packed_gradients::is_written(operand)) {
         let (Some(to), Some(from)) = (call.tensor(operand), there.tensor(operand)) else { continue };
         write_any(device, &to, &from)?;
     }
     Ok(())
+}
+
+/// Runs `call` with the same options, the program's tensors in the emulator's memory.
+fn with_copies<R>(
+    device: &Device,
+    options: &Options,
+    call: impl FnOnce(&Options) -> ferroflash::Result<R>,
+) -> ferroflash::Result<R> {
+    let (mut tensors, mut numbers, mut there) = (Vec::new(), Vec::new(), options.clone());
+    for (_, memory) in there.program.iter_mut().flat_map(|program| &mut program.tensors) {
+        memory.address = match memory.dtype {
+            Elements::Floats(dtype) => {
+                tensors.push(copy_any(device, &memory.of(dtype))?);
+                tensors[tensors.len() - 1].address()
+            }
+            Elements::Ints => {
+                // Without gaps, so that they are as good as one axis.
+                let flat = Memory { shape: [memory.elements()].into(), strides: [1].into(), ..*memory };
+                numbers.push(copy_numbers(device, &flat.of(sequences::Int32))?);
+                numbers[numbers.len() - 1].view().address()
+            }
+        };
+    }
+    call(&there)
 }
 
 /// [`copy`], of elements of any type.

@@ -41,13 +41,13 @@ impl Backward {
         check_places(self.q.place, self.other_places()).map_err(|error| errors::raise(py, error))?;
         check_rows(py, Operand::Lse, &self.lse)?;
         self.dlse.as_ref().map_or(Ok(()), |dlse| check_rows(py, Operand::Dlse, dlse))?;
-        let attention = options.attention();
+        options.check(py, self.q.place)?;
         let result = match self.q.place {
             Place::Cpu => {
                 emulated::warn(py)?;
-                py.detach(|| emulated::backward(&attention, self))
+                py.detach(|| emulated::backward(options, self))
             }
-            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(&attention, ordinal, stream)),
+            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(options, ordinal, stream)),
         };
         result.map_err(|error| errors::raise(py, error))
     }
@@ -68,12 +68,12 @@ impl Backward {
         others.map(|(operand, tensor)| (operand, tensor.map(|tensor| tensor.place)))
     }
 
-    fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
+    fn on_gpu(&self, options: &Options, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
         let device = Device::cuda(ordinal)?;
         // SAFETY: as for the forward pass: a live stream of the GPU's primary context by the word of the caller of Python, and a handle that
         // is gone when this function returns.
         let stream = unsafe { Stream::from_raw(&device, std::ptr::with_exposed_provenance_mut(stream)) };
-        self.launch(&device, &stream, attention)
+        options.with_attention(&device, |attention| self.launch(&device, &stream, attention))
     }
 
     /// Launches it on tensors in the memory of `device`.

@@ -8,6 +8,7 @@ mod errors;
 mod gradients;
 mod merge;
 mod packed_gradients;
+mod program;
 mod sequences;
 
 use arrays::Array;
@@ -15,6 +16,7 @@ use call::{Call, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
 use packed_gradients::PackedBackward;
+use program::{ArrayProgram, TorchProgram, describe_program, program_of_arrays, torch_program};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use sequences::{Int32, NUMBERS, Numbers, TENSORS};
@@ -29,7 +31,7 @@ type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
 ///
 /// One call with plain numbers: what it costs beside the launch is what a user of small tensors waits for.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch(
     py: Python<'_>,
@@ -44,8 +46,10 @@ fn launch(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
@@ -81,7 +85,7 @@ fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
 
 /// Attention on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward(
     py: Python<'_>,
@@ -97,8 +101,10 @@ fn forward(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -112,7 +118,7 @@ fn forward(
 /// Attention over packed sequences or a cache on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`TENSORS`] and [`NUMBERS`]; `hints` are the rows of the longest sequence of q and of k, where they are known.
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch_sequences(
     py: Python<'_>,
@@ -127,8 +133,10 @@ fn launch_sequences(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
     let (mut read, mut numbers) = ([None; 9], [None; 9]);
     for (read, tensor) in read.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -136,8 +144,7 @@ fn launch_sequences(
     for (numbers, array) in numbers.iter_mut().zip(&arrays) {
         *numbers = array.as_ref().map(torch_numbers).transpose()?;
     }
-    let splits = split(splits);
-    sequences::Call { tensors: read, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
+    sequences::Call { tensors: read, numbers, longest: hints, interleaved }.run(py, stream, &options)
 }
 
 /// How keys are split: 0 by the library's choice, a positive number into as many, a negative one into parts of as many keys.
@@ -153,7 +160,7 @@ fn split(number: i64) -> Splits {
 /// [`launch_sequences`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward_sequences(
     py: Python<'_>,
@@ -169,8 +176,10 @@ fn forward_sequences(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: false };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
     let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
     let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
@@ -189,14 +198,13 @@ fn forward_sequences(
     let tensors = held.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     let numbers = held_numbers.each_ref().map(|array| array.as_ref().map(|array| array.tensor));
     // The arrays are held until the launch has returned.
-    let splits = split(splits);
-    sequences::Call { tensors, numbers, longest: hints, interleaved, splits }.run(py, stream, &options)
+    sequences::Call { tensors, numbers, longest: hints, interleaved }.run(py, stream, &options)
 }
 
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
 /// or 0 for `dlse`.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_backward(
     py: Python<'_>,
@@ -217,8 +225,10 @@ fn launch_backward(
     right: i64,
     softcap: f64,
     deterministic: bool,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -233,7 +243,7 @@ fn launch_backward(
 /// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, /))]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward(
     py: Python<'_>,
@@ -255,8 +265,10 @@ fn backward(
     right: i64,
     softcap: f64,
     deterministic: bool,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
@@ -326,7 +338,7 @@ fn merge_arrays(
 /// The backward pass over packed sequences on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`packed_gradients::TENSORS`] and [`packed_gradients::NUMBERS`].
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_packed_backward(
     py: Python<'_>,
@@ -338,9 +350,11 @@ fn launch_packed_backward(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
     // Packed sequences have no gradients but deterministic ones.
-    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let program = program.map(torch_program).transpose()?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
     let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
     for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -354,7 +368,7 @@ fn launch_packed_backward(
 /// [`launch_packed_backward`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not
 /// say theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, program, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward_packed(
     py: Python<'_>,
@@ -367,8 +381,10 @@ fn backward_packed(
     left: i64,
     right: i64,
     softcap: f64,
+    program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
-    let options = Options { scale, causal, left, right, softcap, deterministic: true };
+    let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
     let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
         let is_written = packed_gradients::is_written(operand);
@@ -405,5 +421,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(merge_arrays, module)?)?;
     module.add_function(wrap_pyfunction!(launch_packed_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward_packed, module)?)?;
+    module.add_function(wrap_pyfunction!(describe_program, module)?)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

@@ -51,13 +51,13 @@ impl PackedBackward {
     /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
     pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
         let place = self.check(py)?;
-        let attention = options.attention();
+        options.check(py, place)?;
         let result = match place {
             Place::Cpu => {
                 emulated::warn(py)?;
-                py.detach(|| emulated::packed_backward(&attention, self))
+                py.detach(|| emulated::packed_backward(options, self))
             }
-            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(&attention, ordinal, stream)),
+            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(options, ordinal, stream)),
         };
         result.map_err(|error| errors::raise(py, error))
     }
@@ -100,12 +100,12 @@ impl PackedBackward {
         self.tensor(operand).expect("checked by `check`")
     }
 
-    fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
+    fn on_gpu(&self, options: &Options, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
         let device = Device::cuda(ordinal)?;
         // SAFETY: a live stream of the GPU's primary context by the word of the caller of Python, and a handle that is gone when this function
         // returns.
         let stream = unsafe { Stream::from_raw(&device, std::ptr::with_exposed_provenance_mut(stream)) };
-        self.launch(&device, &stream, attention)
+        options.with_attention(&device, |attention| self.launch(&device, &stream, attention))
     }
 
     /// Launches it on tensors in the memory of `device`.

@@ -4,7 +4,7 @@ use crate::call::{Memory, Options, Place, Tensor, check_places, check_row_values
 use crate::{emulated, errors};
 use ferroflash::{
     Attention, Device, IndicesView, KvCache, KvCacheMut, LseShape, LseViewMut, NewRows, Operand, PackedRows, PageTable,
-    Plan, Rotary, Splits, Stream, TensorView,
+    Plan, Rotary, Stream, TensorView,
 };
 use pyo3::prelude::*;
 
@@ -50,7 +50,6 @@ pub(crate) struct Call {
     pub(crate) longest: [Option<usize>; 2],
     /// Whether neighbouring columns are turned together.
     pub(crate) interleaved: bool,
-    pub(crate) splits: Splits,
 }
 
 /// A call whose tensors are where ferroflash may look at them.
@@ -64,13 +63,13 @@ impl Call {
     /// Checks everything, and launches it on `stream` (on the CPU: computes it), without the interpreter's lock.
     pub(crate) fn run(&self, py: Python<'_>, stream: usize, options: &Options) -> PyResult<()> {
         let place = self.check(py)?;
-        let attention = options.attention().with_splits(self.splits);
+        options.check(py, place)?;
         let result = match place {
             Place::Cpu => {
                 emulated::warn(py)?;
-                py.detach(|| emulated::sequences(&attention, self))
+                py.detach(|| emulated::sequences(options, self))
             }
-            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(&attention, ordinal, stream)),
+            Place::Cuda(ordinal) => py.detach(|| self.on_gpu(options, ordinal, stream)),
         };
         result.map_err(|error| errors::raise(py, error))
     }
@@ -177,12 +176,12 @@ impl Call {
         }
     }
 
-    fn on_gpu(&self, attention: &Attention, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
+    fn on_gpu(&self, options: &Options, ordinal: usize, stream: usize) -> ferroflash::Result<()> {
         let device = Device::cuda(ordinal)?;
         // SAFETY: a live stream of the GPU's primary context by the word of the caller of Python, and a handle that is gone when this function
         // returns.
         let stream = unsafe { Stream::from_raw(&device, std::ptr::with_exposed_provenance_mut(stream)) };
-        self.launch(&device, &stream, attention)
+        options.with_attention(&device, |attention| self.launch(&device, &stream, attention))
     }
 
     /// What would be launched on tensors in the memory of `device`. Nothing is launched, and no number looked at.

@@ -33,8 +33,9 @@ def visible(rows, keys, causal=False, left=None, right=None):
     return seen
 
 
-def attention(q, k, v, mask, scale, softcap=0.0, precision=None):
-    """`(out, lse)` of q `[batch, row, head, dim]`, in float64, or as the precision rounds it."""
+def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0):
+    """`(out, lse)` of q `[batch, row, head, dim]`, in float64, or as the precision rounds it. `change` is a program on scores `[batch, head, row, key]`,
+    which is told the number of the first batch entry."""
     number = np.float64 if precision is None else np.float32
     q, k, v = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v))
     group = q.shape[1] // max(k.shape[1], 1)
@@ -42,9 +43,11 @@ def attention(q, k, v, mask, scale, softcap=0.0, precision=None):
     scores = (q @ k.transpose(0, 1, 3, 2)) * number(scale)
     if softcap:
         scores = number(softcap) * np.tanh(scores / number(softcap))
+    if change is not None:
+        scores = np.asarray(change(scores, first_batch), dtype=number)
     scores = np.where(mask, scores, number(-np.inf))
-    sees = mask.any(axis=1)[None, None, :, None]
     most = np.max(scores, axis=3, keepdims=True, initial=-np.inf)
+    sees = most > -np.inf
     weights = np.exp(scores - np.where(sees, most, 0))
     total = weights.sum(axis=3, keepdims=True)
     with np.errstate(divide="ignore"):
@@ -54,6 +57,19 @@ def attention(q, k, v, mask, scale, softcap=0.0, precision=None):
         weights = round_to(weights, precision).astype(number)
     out = (weights @ v).transpose(0, 2, 1, 3)
     return (out if precision is None else round_to(out, precision)).astype(np.float64), lse.astype(np.float64)
+
+
+def alibi(slopes):
+    """The program on scores of slopes `(heads,)` or `(batch, heads)`: `-slope * |row + keys - rows - key|`."""
+    slopes = np.atleast_2d(np.asarray(slopes, dtype=np.float64))
+
+    def change(scores, first_batch):
+        batch, _, rows, keys = scores.shape
+        distance = np.abs(np.arange(rows)[:, None] + keys - rows - np.arange(keys))
+        of_batch = slopes if len(slopes) == 1 else slopes[first_batch : first_batch + batch]
+        return scores - of_batch[:, :, None, None] * distance
+
+    return change
 
 
 def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None):
@@ -114,13 +130,13 @@ def check_gradients_of_sequences(test, found, inputs, precision, *, causal=False
         test.assertLessEqual(error, factor * bound + 1e-5, f"{name} is off by {error}")
 
 
-def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None):
     """Fails the test where a result is outside the bound. `inputs` are q, k and v with the values that the tensors hold."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in inputs)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact, exact_lse = attention(q, k, v, mask, scale, softcap)
-    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision)
+    exact, exact_lse = attention(q, k, v, mask, scale, softcap, None, change)
+    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision, change)
     out = np.asarray(out, dtype=np.float64)
     test.assertEqual(out.shape, exact.shape)
     error, bound = _largest(out - exact), 2 * _largest(rounded - exact) + 1e-5
@@ -137,15 +153,15 @@ def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=N
         test.assertLessEqual(error, bound, f"lse is off by {error}")
 
 
-def check_sequences(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+def check_sequences(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None):
     """:func:`check` of several sequences as one result: `out` and `inputs` have for each what `check` takes of a batch of 1, `lse` `[head, row]`."""
     errors, bounds, row_errors, row_bounds, most = [], [1e-5], [], [1e-5], 0.0
-    for of_out, of_lse, tensors in zip(out, lse, inputs, strict=True):
+    for batch, (of_out, of_lse, tensors) in enumerate(zip(out, lse, inputs, strict=True)):
         q, k, v = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
         factor = q.shape[3] ** -0.5 if scale is None else scale
         mask = visible(q.shape[1], k.shape[1], causal, left, right)
-        exact, exact_lse = attention(q, k, v, mask, factor, softcap)
-        rounded, rounded_lse = attention(q, k, v, mask, factor, softcap, precision)
+        exact, exact_lse = attention(q, k, v, mask, factor, softcap, None, change, batch)
+        rounded, rounded_lse = attention(q, k, v, mask, factor, softcap, precision, change, batch)
         test.assertEqual(np.shape(of_out), exact.shape[1:])
         test.assertEqual(np.shape(of_lse), exact_lse.shape[1:])
         errors.append(_largest(np.asarray(of_out, dtype=np.float64) - exact[0]))

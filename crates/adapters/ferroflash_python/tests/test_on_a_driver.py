@@ -172,6 +172,24 @@ class OnADriver(unittest.TestCase):
         self.assertEqual(fused, [True, True, False], symbols)
         self.assertTrue(any(symbol.startswith("backward_ordered_") for symbol in symbols[2]), symbols)
 
+    def test_programs_on_the_callers_stream(self):
+        """The writers of what a program reads are waited for, too, and outputs do not touch it."""
+        log = self.run_program("""
+            q, k, v, out = (Interface(0x70000000 + i * 0x100000) for i in range(4))
+            slopes = Interface(0x71000000, (2, 4), "<f4", stream=0x55)
+            options = {"program": ferroflash.ScoreProgram.alibi(), "tensors": {"slopes": slopes}}
+            ferroflash.forward(q, k, v, out=out, stream=0x77, **options)
+            refused(ferroflash.InputError, "overlaps", lambda: ferroflash.forward(q, k, v, out=Interface(slopes.address), **options))
+            elsewhere = {"slopes": Packed(0x72000000, (1, 4, 1, 1), device=(2, 1))}
+            refused(ferroflash.InputError, "slopes is on device cuda:1, q is on cuda:0",
+                    lambda: ferroflash.forward(q, k, v, out=out, device=0, program=options["program"], tensors=elsewhere))
+        """)
+        (launch,) = self.launches(log)
+        self.assertIn(f" stream {0x77} ", launch)
+        before = log[: log.index(launch)]
+        self.assertTrue(any(line.startswith("record event") and line.endswith(f"on stream {0x55}") for line in before), log)
+        self.assertTrue(any(line.startswith(f"stream {0x77} waits for event") for line in before), log)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 
 import ferroflash
-from reference import check, check_gradients
+from reference import alibi, check, check_gradients
 
 try:
     import torch
@@ -116,6 +116,47 @@ class Results(unittest.TestCase):
         self.assertTrue(torch.equal(out, expected))
         self.assertEqual(lse.shape, (2, 4, 3))
 
+    def test_slopes(self):
+        """Of heads, and of heads of each batch entry; in every function, with masks, padding of the head dim and grouped heads."""
+        f, generator = ferroflash, torch.Generator(DEVICE).manual_seed(2)
+        for name, dtype in PRECISIONS.items():
+            for shape in ((4,), (2, 4)):
+                for dim, options in ((64, {"causal": True}), (59, {"window_size": (9, 4), "softcap": 5.0})):
+                    with self.subTest(dtype=name, shape=shape, dim=dim):
+                        slopes = torch.rand(shape, generator=generator, device=DEVICE) - 0.25
+                        tensors = inputs(dtype, dim=dim)
+                        out, lse, _ = f.flash_attn_func(*tensors, alibi_slopes=slopes, return_attn_probs=True, **options)
+                        named = {"causal": True} if dim == 64 else {"left": 9, "right": 4, "softcap": 5.0}
+                        check(self, array(out), array(lse), arrays(tensors), name, change=alibi(array(slopes)), **named)
+        slopes = torch.rand((8,), generator=generator, device=DEVICE)[::2]
+        q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
+        expected = f.flash_attn_func(q, k, v, causal=True, alibi_slopes=slopes)
+        check(self, array(expected), None, arrays((q, k, v)), "f16", causal=True, change=alibi(array(slopes)))
+        kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
+        for out in (
+            f.flash_attn_kvpacked_func(q, kv, causal=True, alibi_slopes=slopes),
+            f.flash_attn_qkvpacked_func(qkv, causal=True, alibi_slopes=slopes),
+            f.flash_attn_with_kvcache(q, k, v, causal=True, alibi_slopes=slopes),
+            f.forward(q, k, v, causal=True, program=f.ScoreProgram.alibi(), tensors={"slopes": slopes[None]}),
+        ):
+            self.assertTrue(torch.equal(out, expected))
+
+    def test_programs(self):
+        q, k, v = inputs(torch.float16)
+        document = torch.arange(45, device=DEVICE, dtype=torch.int32) // 12
+        same = ferroflash.ScoreProgram.mask(lambda p: p.ints("document")[p.position] == p.ints("document")[p.key])
+        given = {"program": same, "tensors": {"document": document}, "causal": True}
+        out, lse = ferroflash.forward(q, k, v, return_lse=True, **given)
+
+        def change(scores, _):
+            of_keys = array(document)
+            return np.where(of_keys[np.arange(40)[:, None] + 5] == of_keys, scores, -np.inf)
+
+        check(self, array(out), array(lse), arrays((q, k, v)), "f16", causal=True, change=change)
+        to = torch.empty_like(q)
+        self.assertIs(ferroflash.forward(q, k, v, out=to, **given), to)
+        self.assertTrue(torch.equal(to, out))
+
     def test_forward_takes_tensors(self):
         q, k, v = inputs(torch.bfloat16)
         out = torch.full_like(q, float("nan"))
@@ -174,14 +215,11 @@ class Refusals(unittest.TestCase):
     def test_missing_features_are_named(self):
         q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
         f, missing = ferroflash, ferroflash.MissingFeatureError
-        slopes = torch.ones(4)
         kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
         for words, call in (
             ("flash_attn_func: dropout (dropout_p)", lambda: f.flash_attn_func(q, k, v, 0.1)),
-            ("flash_attn_func: ALiBi (alibi_slopes)", lambda: f.flash_attn_func(q, k, v, alibi_slopes=slopes)),
             ("flash_attn_kvpacked_func: dropout", lambda: f.flash_attn_kvpacked_func(q, kv, 0.1)),
-            ("flash_attn_qkvpacked_func: ALiBi", lambda: f.flash_attn_qkvpacked_func(qkv, alibi_slopes=slopes)),
-            ("ALiBi", lambda: f.flash_attn_with_kvcache(q, k, v, alibi_slopes=slopes)),
+            ("flash_attn_qkvpacked_func: dropout", lambda: f.flash_attn_qkvpacked_func(qkv, 0.1)),
         ):
             self.refused(missing, words, call)
 
@@ -202,6 +240,36 @@ class Refusals(unittest.TestCase):
         out = torch.full((2, 39, 4, 32), float("nan"), device=DEVICE).half()
         self.refused(ferroflash.InputError, "out has 39 rows, q has 40", lambda: ferroflash.forward(q, k, v, out=out))
         self.assertTrue(out.isnan().all())
+
+    def test_bad_slopes(self):
+        q, k, v = inputs(torch.float16)
+        call = lambda slopes: lambda: ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes)
+        slopes = torch.ones(4, device=DEVICE)
+        self.refused(ferroflash.InputTypeError, "alibi_slopes is a list", call([0.5] * 4))
+        self.refused(ferroflash.InputTypeError, "alibi_slopes holds torch.float16; torch.float32", call(slopes.half()))
+        self.refused(ferroflash.InputError, "alibi_slopes has shape (3,); (4,) (head) and (2, 4) (batch, head)", call(slopes[:3]))
+        self.refused(ferroflash.InputError, "alibi_slopes has shape (1, 4)", call(slopes[None]))
+        self.refused(ferroflash.InputError, "slopes is on device meta", call(slopes.to("meta")))
+        program = ferroflash.ScoreProgram.alibi()
+        call = lambda slopes: lambda: ferroflash.forward(q, k, v, program=program, tensors={"slopes": slopes})
+        self.refused(ferroflash.InputTypeError, "slopes holds torch.int64; torch.float16", call(torch.ones(1, 4, dtype=torch.int64)))
+        self.refused(ferroflash.InputTypeError, "slopes is a ndarray, q a torch.Tensor", call(np.ones((1, 4), np.float32)))
+
+    def test_gradients_through_programs(self):
+        """There are none, as yet: of plain tensors, of operations, and of what a program reads."""
+        q, k, v = inputs(torch.float16)
+        slopes, missing = torch.ones(4, device=DEVICE, requires_grad=True), ferroflash.MissingFeatureError
+        given = {"program": ferroflash.ScoreProgram.alibi(), "tensors": {"slopes": slopes[None]}}
+        self.refused(missing, "a gradient of slopes, which a program reads", lambda: ferroflash.forward(q, k, v, **given))
+        # The original leaves them out.
+        self.assertFalse(ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes).requires_grad)
+        q.requires_grad_()
+        words = "gradients of attention with a program on scores, alibi"
+        out = ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes)
+        self.refused(missing, words, lambda: out.sum().backward())
+        operation = torch.ops.ferroflash.forward
+        out, _ = operation(q, k, v, None, True, -1, -1, 0.0, False, True, "alibi", "slopes", [slopes.detach()[None]])
+        self.refused(missing, words, lambda: out.sum().backward())
 
     def test_gradients_that_there_are_not(self):
         q, k, v = inputs(torch.float16)
@@ -307,7 +375,7 @@ class Gradients(unittest.TestCase):
             with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
                 differentiate()
             (call,) = launch.call_args_list
-            return call.args[-1]
+            return call.args[-2]
 
         def of(function, *tensors):
             return lambda **options: function(*tensors, **options).sum().backward()
@@ -350,14 +418,17 @@ class Gradients(unittest.TestCase):
 class AsAnOperation(unittest.TestCase):
     def test_opcheck(self):
         q, k, v = inputs(torch.float16)
-        for return_lse in (False, True):
-            arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse, return_lse)
+        programs = (("", "", None), ("alibi", "slopes", [torch.ones(1, 4, device=DEVICE)]))
+        for return_lse, program in ((x, y) for x in (False, True) for y in programs):
+            arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse, return_lse, *program)
             tests = ("test_schema", "test_faketensor", "test_autograd_registration")
             ferroflash.flash_attn_func  # registers the operation
             torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
-            out, lse = torch.ops.ferroflash.forward(*arguments[:-1], True)
+            out, lse = torch.ops.ferroflash.forward(*arguments[:9], True, *program)
             dlse = torch.randn_like(lse) if return_lse else None
-            arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:-1])
+            if program[0]:
+                continue  # gradients there are not, as yet
+            arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:9], *program)
             torch.library.opcheck(torch.ops.ferroflash.backward.default, arguments, test_utils=tests)
 
     def test_gradients_of_the_operation_without_a_log_sum_exp(self):
@@ -366,7 +437,7 @@ class AsAnOperation(unittest.TestCase):
         ferroflash.flash_attn_func  # registers the operation
         both = []
         for return_lse in (False, True):
-            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse)
+            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse, "", "", None)
             both.append(torch.autograd.grad(out, leaves, dout))
         for without, with_lse in zip(*both):
             self.assertTrue(torch.equal(without, with_lse))
@@ -382,6 +453,19 @@ class AsAnOperation(unittest.TestCase):
         self.assertTrue(torch.equal(compiled(x, weight), block(x, weight)))
         longer = randn(2, 33, 64).half()
         self.assertTrue(torch.equal(compiled(longer, weight), block(longer, weight)))
+
+    def test_slopes_and_programs_compiled_without_a_break(self):
+        near = ferroflash.ScoreProgram.mask(lambda p: p.key > p.position - p.ints("reach")[p.head])
+        ferroflash.flash_attn_func  # registers the operation
+
+        def block(q, k, v, slopes, reach):
+            out = ferroflash.flash_attn_func(q * 2, k, v, causal=True, alibi_slopes=slopes)
+            return ferroflash.forward(out, k, v, causal=True, program=near, tensors={"reach": reach}).relu()
+
+        slopes, reach = torch.rand(4, device=DEVICE), torch.tensor([1, 5, 9, 50], dtype=torch.int32, device=DEVICE)
+        tensors = inputs(torch.float16)
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        self.assertTrue(torch.equal(compiled(*tensors, slopes, reach), block(*tensors, slopes, reach)))
 
     def test_fake_tensors(self):
         from torch._subclasses.fake_tensor import FakeTensorMode

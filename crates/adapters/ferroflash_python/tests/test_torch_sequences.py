@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 
 import ferroflash
-from reference import check_sequences, turned
+from reference import alibi, check_sequences, turned
 
 try:
     import torch
@@ -114,6 +114,23 @@ class Packed(unittest.TestCase):
         other, _, _ = ferroflash.flash_attn_varlen_kvpacked_func(q, qkv[:, 1:], at, at, 70, 70, **arguments)
         self.assertTrue(torch.equal(out, other))
 
+    def test_slopes(self):
+        """Of heads, and of heads of each sequence; distances are counted from the ends of each sequence."""
+        f, at, kv_at = ferroflash, starts(self.Q), starts(self.KV)
+        q, k, v = randn(sum(self.Q), HEADS, 59), *randn(2, sum(self.KV), KV_HEADS, 59, seed=2)
+        for shape in ((HEADS,), (6, HEADS)):
+            slopes = randn(*shape, seed=3, dtype=torch.float32) / 4
+            options = {"causal": True, "alibi_slopes": slopes, "return_attn_probs": True}
+            out, lse, _ = f.flash_attn_varlen_func(q, k, v, at, kv_at, 70, 90, **options)
+            self.check(out, lse, q, k, v, at, kv_at, causal=True, change=alibi(array(slopes)))
+            qkv = randn(sum(self.Q), 3, HEADS, 32)
+            out, lse, _ = f.flash_attn_varlen_qkvpacked_func(qkv, at, 70, **options)
+            self.check(out, lse, *qkv.unbind(1), at, at, causal=True, change=alibi(array(slopes)))
+            other, _, _ = f.flash_attn_varlen_kvpacked_func(qkv[:, 0], qkv[:, 1:], at, at, 70, 70, **options)
+            self.assertTrue(torch.equal(out, other))
+            given = {"program": f.ScoreProgram.alibi(), "tensors": {"slopes": slopes.reshape(-1, HEADS)}, "causal": True}
+            self.assertTrue(torch.equal(f.forward_packed(*qkv.unbind(1), at, at, **given), out))
+
     def test_pages(self):
         """Lengths come from the starts, which say nothing of where pages are."""
         at, kv_at = starts([1, 7, 0, 40, 1, 2, 30, 1]), starts(LENGTHS)
@@ -214,9 +231,9 @@ class PackedGradients(unittest.TestCase):
         expected = self.expected(q, k, v, at, dout)
         function = torch.compile(lambda q, k, v: ferroflash.flash_attn_varlen_func(q, k, v, *at, 40, 45), fullgraph=True, backend="aot_eager")
         self.equal(torch.autograd.grad(function(q, k, v), (q, k, v), dout), expected)
-        out, _ = torch.ops.ferroflash.forward_packed(q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, False)
+        out, _ = torch.ops.ferroflash.forward_packed(q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, False, "", "", None)
         self.equal(torch.autograd.grad(out, (q, k, v), dout), expected)
-        arguments = (q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, True)
+        arguments = (q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, True, "", "", None)
         torch.library.opcheck(torch.ops.ferroflash.forward_packed.default, arguments)
 
     def test_gradients_of_gradients(self):
@@ -251,6 +268,22 @@ class Cached(unittest.TestCase):
         self.assertTrue(torch.equal(out, expected))
         out, lse = ferroflash.flash_attn_with_kvcache(q[:, :1], k, v, return_softmax_lse=True)
         self.check(out, lse, q[:, :1], list(zip(k, v)))
+
+    def test_slopes(self):
+        """Keys are counted from the first in use; in pages too, and with new keys."""
+        f = ferroflash
+        for page_rows in (None, 16):
+            for shape in ((HEADS,), (8, HEADS)):
+                for rows in (1, 3):
+                    cache, slopes = Cache(page_rows=page_rows), randn(*shape, seed=3, dtype=torch.float32) / 4
+                    q, (k, v) = randn(8, rows, HEADS, 64), randn(2, 8, rows, KV_HEADS, 64, seed=2)
+                    options = {"causal": True, "alibi_slopes": slopes, "return_softmax_lse": True}
+                    change = alibi(array(slopes))
+                    out, lse = f.flash_attn_with_kvcache(q, cache.k, cache.v, **cache.arguments, **options)
+                    self.check(out, lse, q, [cache.read(b, length) for b, length in enumerate(LENGTHS)], causal=True, change=change)
+                    out, lse = f.flash_attn_with_kvcache(q, cache.k, cache.v, k, v, **cache.arguments, **options)
+                    keys = [cache.read(b, length + rows) for b, length in enumerate(LENGTHS)]
+                    self.check(out, lse, q, keys, causal=True, change=change)
 
     def test_padding_on_the_left(self):
         cache, q = Cache(), randn(8, 3, HEADS, 64)
@@ -348,11 +381,8 @@ class Refusals(unittest.TestCase):
         kv, qkv, slopes = torch.stack((q, q), 1), torch.stack((q, q, q), 1), torch.ones(HEADS)
         varlen = lambda *more, **named: lambda: f.flash_attn_varlen_func(q, q, q, at, at, 7, 7, *more, **named)
         self.refused(missing, "flash_attn_varlen_func: dropout (dropout_p)", varlen(0.1))
-        self.refused(missing, "flash_attn_varlen_func: ALiBi (alibi_slopes)", varlen(alibi_slopes=slopes))
         self.refused(missing, "dropout", lambda: f.flash_attn_varlen_kvpacked_func(q, kv, at, at, 7, 7, 0.1))
-        self.refused(missing, "ALiBi", lambda: f.flash_attn_varlen_qkvpacked_func(qkv, at, 7, alibi_slopes=slopes))
-        cached = lambda **named: lambda: f.flash_attn_with_kvcache(q[None], q[None], q[None], **named)
-        self.refused(missing, "flash_attn_with_kvcache: ALiBi", cached(alibi_slopes=slopes))
+        self.refused(missing, "dropout", lambda: f.flash_attn_varlen_qkvpacked_func(qkv, at, 7, 0.1))
         wide = torch.cat((q, q), dim=2)
         varlen = lambda v, **named: lambda: flash_attn_3.flash_attn_varlen_func(q, q, v, at, at, 7, 7, **named)
         cached = lambda v, **named: lambda: flash_attn_3.flash_attn_with_kvcache(q[None], q[None], v[None], **named)
@@ -370,6 +400,23 @@ class Refusals(unittest.TestCase):
             f.flash_attn_varlen_func(q, q, q, at, at, 7, 7)
         # A whole cache is uniform sequences, whose gradients there are.
         f.flash_attn_with_kvcache(q[None], q[None], q[None]).sum().backward()
+
+    def test_bad_slopes_and_gradients_through_them(self):
+        f, q, at, error = ferroflash, randn(12, HEADS, 32), starts([5, 7]), ferroflash.InputError
+        call = lambda slopes: lambda: f.flash_attn_varlen_func(q, q, q, at, at, 7, 7, alibi_slopes=slopes)
+        slopes = torch.ones(HEADS, device=DEVICE)
+        self.refused(ferroflash.InputTypeError, "alibi_slopes holds torch.float64; torch.float32", call(slopes.double()))
+        self.refused(error, "alibi_slopes has shape (3,); (4,) (head) and (2, 4) (batch, head)", call(slopes[:3]))
+        self.refused(error, "alibi_slopes has shape (12, 4)", call(slopes.expand(12, HEADS)))
+        cached = lambda: f.flash_attn_with_kvcache(q[None], q[None], q[None], alibi_slopes=slopes[1:], cache_seqlens=3)
+        self.refused(error, "alibi_slopes has shape (3,); (4,) (head) and (1, 4) (batch, head)", cached)
+        given = {"program": f.ScoreProgram.alibi(), "tensors": {"slopes": slopes[None].requires_grad_()}}
+        wanted = lambda: f.forward_packed(q, q, q, at, at, **given)
+        self.refused(ferroflash.MissingFeatureError, "a gradient of slopes, which a program reads", wanted)
+        # There are no gradients through a program, as yet.
+        q.requires_grad_()
+        words = "gradients of attention with a program on scores, alibi"
+        self.refused(ferroflash.MissingFeatureError, words, lambda: call(slopes.detach())().sum().backward())
 
     def test_bad_tensors(self):
         q, at, error = randn(12, HEADS, 32), starts([5, 7]), ferroflash.InputError
@@ -423,14 +470,15 @@ class AsOperations(unittest.TestCase):
         cache.k.nan_to_num_()
         cache.v.nan_to_num_()
         new, packed = randn(8, 6, KV_HEADS, 64), torch.ops.ferroflash
-        for return_lse in (False, True):
-            arguments = (q, q, q, at, at, None, None, 40, None, 0, *options, return_lse)
+        programs = (("", "", None), ("alibi", "slopes", [torch.ones(1, HEADS, device=DEVICE)]))
+        for return_lse, program in ((x, y) for x in (False, True) for y in programs):
+            arguments = (q, q, q, at, at, None, None, 40, None, 0, *options, return_lse, *program)
             torch.library.opcheck(packed.forward_packed.default, arguments, test_utils=tests)
             of_cache = (None, None, int32(LENGTHS), None, None, cache.table, None, 2)
             rows = randn(8, 6, HEADS, 64)
-            arguments = (rows, cache.k, cache.v, *of_cache, *options, return_lse)
+            arguments = (rows, cache.k, cache.v, *of_cache, *options, return_lse, *program)
             torch.library.opcheck(packed.forward_cached.default, arguments, test_utils=tests)
-            arguments = (rows, cache.k, cache.v, new, new, None, None, None, False, None, *of_cache, *options, return_lse)
+            arguments = (rows, cache.k, cache.v, new, new, None, None, None, False, None, *of_cache, *options, return_lse, *program)
             torch.library.opcheck(packed.forward_appending.default, arguments, test_utils=tests[:2])
 
     def test_compiled_without_a_break(self):
@@ -442,6 +490,13 @@ class AsOperations(unittest.TestCase):
         qkv = randn(32, 3, HEADS, 32)
         compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
         self.assertTrue(torch.equal(compiled(qkv, at), packed(qkv, at)))
+
+        def sloped(x, at, slopes):
+            return ferroflash.flash_attn_varlen_qkvpacked_func(x * 2, at, 20, causal=True, alibi_slopes=slopes).relu()
+
+        slopes = randn(HEADS, dtype=torch.float32)
+        compiled = torch.compile(sloped, fullgraph=True, backend="aot_eager")
+        self.assertTrue(torch.equal(compiled(qkv, at, slopes), sloped(qkv, at, slopes)))
 
         def step(q, k_cache, v_cache, k, v, lengths):
             return ferroflash.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, causal=True) + 1

@@ -16,6 +16,7 @@ from ._errors import (
 from ._forward import forward
 from ._merge import merge, merge_attn_states
 from ._native import __version__, devices
+from ._program import Scope, ScoreProgram
 from ._sequences import forward_cached, forward_packed
 from ._stand_in import install_as
 
@@ -36,6 +37,8 @@ __all__ = [
     "InputError",
     "InputTypeError",
     "MissingFeatureError",
+    "Scope",
+    "ScoreProgram",
     "backward",
     "backward_packed",
     "devices",

@@ -4,6 +4,7 @@ import sys
 
 from . import _native
 from ._forward import _bounds, _new_like
+from ._program import bound, of_arrays
 
 
 def backward(
@@ -19,6 +20,8 @@ def backward(
     causal=False,
     window=(None, None),
     softcap=0.0,
+    program=None,
+    tensors=None,
     deterministic=False,
     dq=None,
     dk=None,
@@ -32,7 +35,8 @@ def backward(
     capability 9.0, unless ``deterministic``. Arrays are of the kinds that ``forward`` takes, and used in place.
 
     Args:
-        q, k, v, softmax_scale, causal, window, softcap: as in the call of ``forward``.
+        q, k, v, softmax_scale, causal, window, softcap, program, tensors: as in the call of ``forward``. A program is a
+            :class:`ferroflash.MissingFeatureError`, until there are gradients through it.
         out, lse: what ``forward`` returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 of its shape; ``None`` is 0.
@@ -49,18 +53,20 @@ def backward(
         InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched, with what was given and what is accepted.
     """
     left, right = _bounds(window)
+    program = bound(program, tensors)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(q, torch.Tensor):
         from . import _torch
 
         read, written = (q, k, v, out, lse, dout, dlse), (dq, dk, dv)
-        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, bool(deterministic), stream)
+        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, bool(deterministic), program, stream)
     dq, dk, dv = (
         _new_like(of, getattr(of, "shape", None), None, name, f"`d{name}`") if given is None else given
         for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
     )
     arrays = (q, k, v, out, lse, dout, dlse, dq, dk, dv)
-    _native.backward(*arrays, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, bool(deterministic))
+    options = (softmax_scale, bool(causal), left, right, softcap, bool(deterministic), of_arrays(program))
+    _native.backward(*arrays, stream or 0, device, *options)
     return dq, dk, dv
 
 
@@ -81,6 +87,8 @@ def backward_packed(
     causal=False,
     window=(None, None),
     softcap=0.0,
+    program=None,
+    tensors=None,
     dq=None,
     dk=None,
     dv=None,
@@ -91,7 +99,8 @@ def backward_packed(
     :func:`ferroflash.forward_packed` made of them. The same arrays give the same bits.
 
     Args:
-        q, k, v, q_starts, kv_starts, q_used, kv_used, softmax_scale, causal, window, softcap: as in the call of ``forward_packed``.
+        q, k, v, q_starts, kv_starts, q_used, kv_used, softmax_scale, causal, window, softcap, program, tensors: as in the call of
+            ``forward_packed``. A program is a :class:`ferroflash.MissingFeatureError`, until there are gradients through it.
         out, lse: what it returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 ``(q_heads, rows)``; ``None`` is 0.
@@ -106,16 +115,17 @@ def backward_packed(
         InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched.
     """
     options = (softmax_scale, bool(causal), *_bounds(window), softcap)
+    program = bound(program, tensors)
     numbers = (q_starts, kv_starts, q_used, kv_used)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(q, torch.Tensor):
         from . import _torch_sequences
 
-        return _torch_sequences.backward((q, k, v, out, lse, dout, dlse), numbers, (dq, dk, dv), options, stream)
+        return _torch_sequences.backward((q, k, v, out, lse, dout, dlse), numbers, (dq, dk, dv), (*options, program), stream)
     dq, dk, dv = (
         _zeros_like(of, name) if given is None else given for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
     )
-    _native.backward_packed((q, k, v, out, lse, dout, dlse, dq, dk, dv), numbers, stream or 0, device, *options)
+    _native.backward_packed((q, k, v, out, lse, dout, dlse, dq, dk, dv), numbers, stream or 0, device, *options, of_arrays(program))
     return dq, dk, dv
 
 

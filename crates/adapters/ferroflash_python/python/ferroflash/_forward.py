@@ -4,6 +4,7 @@ import sys
 
 from . import _native
 from ._errors import InputError, InputTypeError
+from ._program import bound, of_arrays
 
 
 def forward(
@@ -15,6 +16,8 @@ def forward(
     causal=False,
     window=(None, None),
     softcap=0.0,
+    program=None,
+    tensors=None,
     out=None,
     lse=None,
     return_lse=False,
@@ -33,6 +36,8 @@ def forward(
         window: row ``i`` sees ``window[0]`` keys before and ``window[1]`` keys behind key ``i + kv_rows - q_rows``, and that one. ``None`` is
             no bound. A causal mask has none behind.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 is no bound.
+        program: :class:`ferroflash.ScoreProgram` that scores pass through, behind the softcap and before the mask.
+        tensors: arrays that it reads, by name.
         out: array of q's shape and type that the result is written to. ``None`` makes a new one, for arrays of PyTorch, NumPy and CuPy.
         lse: contiguous float32 array ``(batch, q_heads, q_rows)`` that the log-sum-exp of every row is written to: natural logarithm,
             minus infinity for a row that sees no key, whose result is 0.
@@ -47,12 +52,13 @@ def forward(
         InputError, InputTypeError, MissingFeatureError, DeviceError: before anything is launched, with what was given and what is accepted.
     """
     left, right = _bounds(window)
+    program = bound(program, tensors)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(q, torch.Tensor):
         from . import _torch
 
         tensors = (q, k, v, out, lse)
-        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, return_lse, stream)
+        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, program, return_lse, stream)
     if out is None:
         out = _new_like(q, q.shape if hasattr(q, "shape") else None, None)
     if return_lse and lse is None:
@@ -60,7 +66,7 @@ def forward(
         if len(shape) != 4:
             raise InputError(f"attention takes tensors of 4 axes (batch, row, head, dim); {len(shape)} were given")
         lse = _new_like(q, (shape[0], shape[2], shape[1]), "float32")
-    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap)
+    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, of_arrays(program))
     return (out, lse) if return_lse else out
 
 

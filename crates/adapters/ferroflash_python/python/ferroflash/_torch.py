@@ -31,7 +31,7 @@ def _stream_of(ordinal):
 _stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
-def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
+def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program=None):
     """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
 
     Plain tensors on a GPU, which is what nearly every call has, are seen to here without another call of Python: what it takes is what a
@@ -70,14 +70,15 @@ def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_l
                     left,
                     right,
                     softcap,
+                    None if program is None else _told(program),
                 )
                 return out, lse
     except (IndexError, KeyError):
         pass  # fewer axes, or another type: what follows says so
-    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse)
+    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program)
 
 
-def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
+def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program):
     """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
     with zeros. As an operation of PyTorch, where PyTorch has to know of it."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -95,18 +96,19 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, 
     with_gradient = _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     is_plain = type(q) is type(k) is type(v) is Tensor and not (_is_compiling() or _modes() or _transforms())
     if is_plain and with_gradient:
-        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic))
+        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic), program)
     elif is_plain:
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
-        out, lse = torch.ops.ferroflash.forward(q, k, v, scale, causal, left, right, softcap, bool(deterministic), with_lse)
+        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program))
+        out, lse = torch.ops.ferroflash.forward(q, k, v, *options)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
 
 
-def _run(q, k, v, out, lse, scale, causal, left, right, softcap, return_lse, stream):
+def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, return_lse, stream):
     """Launches, with new tensors for the results unless they are given."""
     q_shape, q_strides = q.shape, q.stride()
     k_shape, k_strides = k.shape, k.stride()
@@ -139,10 +141,53 @@ def _run(q, k, v, out, lse, scale, causal, left, right, softcap, return_lse, str
             left,
             right,
             softcap,
+            None if program is None else _told(program),
         )
     except KeyError:
         raise _dtype_error(q, k, v, out) from None
     return out, lse
+
+
+# The number of 32-bit integers, which programs read beside numbers.
+_PROGRAM_DTYPES = {**_DTYPES, torch.int32: 3}
+
+
+def _told(program):
+    """A program as the extension module takes it."""
+    if program is None:
+        return None
+    text, names, tensors = program
+    told = []
+    for name, tensor in zip(names, tensors):
+        if not isinstance(tensor, Tensor):
+            raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
+        dtype = _PROGRAM_DTYPES.get(tensor.dtype)
+        if dtype is None:
+            accepted = "torch.float16, torch.bfloat16, torch.float32 and torch.int32"
+            raise InputTypeError(f"{name} holds {tensor.dtype}; {accepted} are accepted")
+        told.append((name, _place(name, tensor), dtype, tensor.data_ptr(), tensor.shape, tensor.stride()))
+    return text, told
+
+
+def _spread(program):
+    """A program as the operations of PyTorch take it."""
+    if program is None:
+        return "", "", None
+    text, names, tensors = program
+    return text, " ".join(names), list(tensors) or None
+
+
+def _gathered(text, names, tensors):
+    """The program that :func:`_spread` took apart."""
+    return (text, names.split(), tensors or ()) if text else None
+
+
+def refuse_gradients_of_programs(function, program):
+    """A program's tensors have none, which nobody is to find out by missing them."""
+    if program is not None and _is_grad_enabled():
+        for name, tensor in zip(*program[1:]):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise missing(function, f"a gradient of {name}, which a program reads")
 
 
 def _place(name, tensor):
@@ -162,24 +207,25 @@ def _dtype_error(*tensors, names=("q", "k", "v", "out")):
     raise AssertionError("every type is known")
 
 
-def forward(tensors, scale, causal, left, right, softcap, return_lse, stream):
+def forward(tensors, scale, causal, left, right, softcap, program, return_lse, stream):
     """``ferroflash.forward`` for tensors of PyTorch: in place, no padding, no copies."""
     q, k, v, out, lse = tensors
     for name, tensor in zip(("q", "k", "v", "out", "lse"), tensors):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
+    refuse_gradients_of_programs("ferroflash.forward", program)
     if out is None and lse is None and stream is None:
         if any(tensor.dim() != 4 or tensor.stride(3) != 1 or tensor.shape[3] & 7 for tensor in (q, k, v)):
             # Nothing is copied here: what the library says of such tensors is raised.
-            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, return_lse, None)
+            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, program, return_lse, None)
         else:
-            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse)
+            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse, program)
         return (out, lse) if return_lse else out
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")
     if lse is not None:
         _check_rows("lse", q, lse)
-    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, return_lse, stream)
+    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, program, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
@@ -200,7 +246,7 @@ _READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
 _WRITTEN = ("dq", "dk", "dv")
 
 
-def backward(read, written, scale, causal, left, right, softcap, deterministic, stream):
+def backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream):
     """``ferroflash.backward`` for tensors of PyTorch: in place, no padding, no copies."""
     tensors = read + written
     for name, tensor in zip(_READ + _WRITTEN, tensors):
@@ -210,10 +256,10 @@ def backward(read, written, scale, causal, left, right, softcap, deterministic, 
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.backward", "a gradient of gradients")
-    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, stream)
+    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream)
 
 
-def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, stream):
+def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream):
     """Launches, with new tensors for the gradients that are not given."""
     # Asked when the gradients are computed, as PyTorch's own operations do: a program may set it after the forward pass or a compilation.
     deterministic = deterministic or _wants_determinism()
@@ -231,68 +277,73 @@ def _run_backward(read, written, scale, causal, left, right, softcap, determinis
     except KeyError:
         raise _dtype_error(*tensors, names=names) from None
     dlse_address = 0 if dlse is None else dlse.data_ptr()
-    options = (scale, causal, left, right, softcap, deterministic)
+    options = (scale, causal, left, right, softcap, deterministic, _told(program))
     _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options)
     return dq, dk, dv
 
 
 _library = torch.library.Library("ferroflash", "DEF")
 _OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool deterministic"
+# The names with spaces between them. Without defaults, which PyTorch would leave out of what it hands to autograd.
+_PROGRAM = "str program, str program_names, Tensor[]? program_tensors"
 _library.define(
-    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse) -> (Tensor, Tensor)",
+    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
+def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors):
     # The forward pass gives the same bits by every kernel: `deterministic` is for the gradients.
-    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, return_lse, None)
+    program = _gathered(text, names, tensors)
+    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
-def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse):
+def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, *program):
     batch, rows, heads, _ = q.shape
     lse = q.new_empty((batch, heads, rows) if return_lse else (0,), dtype=torch.float32)
     return _empty_like(q), lse
 
 
-def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic):
+def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic, text, names, tensors):
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
     if dout.dim() == 4 and dout.stride(3) != 1:
         dout = dout.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
-    return _run_backward(read, (None, None, None), scale, causal, left, right, softcap, deterministic, None)
+    options = (scale, causal, left, right, softcap, deterministic, _gathered(text, names, tensors))
+    return _run_backward(read, (None, None, None), *options, None)
 
 
-def _fake_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic):
+def _fake_backward(q, k, v, *others):
     return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 # PyTorch calls it with these names.
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, *ctx.options, ctx.has_lse = inputs
-    ctx.save_for_backward(q, k, v, *output)
+    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = inputs
+    ctx.save_for_backward(q, k, v, *output, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, out, lse = ctx.saved_tensors
+    q, k, v, out, lse, *tensors = ctx.saved_tensors
+    program = (ctx.text, ctx.names, tensors or None)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
-        _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True)
+        _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options)
-    return dq, dk, dv, None, None, None, None, None, None, None
+    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options, *program)
+    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None
 
 
 class _WithGradient(torch.autograd.Function):
@@ -300,21 +351,23 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, *options):
-        scale, causal, left, right, softcap, _ = options
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, True, None)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.options = options
+        *ctx.options, program = options
+        scale, causal, left, right, softcap, _ = ctx.options
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, True, None)
+        ctx.text, ctx.names, tensors = _spread(program)
+        ctx.save_for_backward(q, k, v, out, lse, *(tensors or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse = ctx.saved_tensors
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward if _is_grad_enabled() else _eager_backward
-        return *compute(q, k, v, out, lse, dout, dlse, *ctx.options), None, None, None, None, None, None
+        options = (*ctx.options, ctx.text, ctx.names, tensors or None)
+        return *compute(q, k, v, out, lse, dout, dlse, *options), *(None,) * 7
 
 
 def _second_gradients(ctx, *gradients):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _native, _torch
 from ._errors import InputError, InputTypeError, missing
-from ._torch import _DTYPES, _empty_like, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _transforms
+from ._torch import _DTYPES, _empty_like, _gathered, _is_compiling, _is_grad_enabled, _library, _modes, _place, _spread, _stream, _told, _transforms
 
 _launch = _native.launch_sequences
 _launch_backward = _native.launch_packed_backward
@@ -104,15 +104,17 @@ def _by_operation(tensors, numbers, hints, interleaved, splits, options, return_
             told = (q, k_cache, v_cache, None, None, k, v, cos, sin)
             return _run(told, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
     q_starts, q_used, kv_starts, used, first, entries, new_starts, positions, pages = numbers
+    *options, program = options
+    program = _spread(program)
     if kv_starts is not None:
         of_rows = (q_starts, kv_starts, q_used, used)
         with_lse = return_lse or with_gradient
-        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, with_lse)
+        return torch.ops.ferroflash.forward_packed(q, k_cache, v_cache, *of_rows, *hints, splits, *options, with_lse, *program)
     of_cache = (q_starts, q_used, used, first, entries, pages, hints[0], splits)
     if k is None:
-        return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse)
+        return torch.ops.ferroflash.forward_cached(q, k_cache, v_cache, *of_cache, *options, return_lse, *program)
     of_new = (k, v, new_starts, cos, sin, interleaved, positions)
-    return torch.ops.ferroflash.forward_appending(q, k_cache, v_cache, *of_new, *of_cache, *options, return_lse)
+    return torch.ops.ferroflash.forward_appending(q, k_cache, v_cache, *of_new, *of_cache, *options, return_lse, *program)
 
 
 def _run(tensors, numbers, names, hints, interleaved, splits, options, return_lse, stream):
@@ -134,7 +136,8 @@ def _run(tensors, numbers, names, hints, interleaved, splits, options, return_ls
         present = [(name, x) for name, x in zip(_TENSORS, given) if x is not None]
         raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
     arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(names, numbers)]
-    _launch(stream, told, arrays, hints, interleaved, splits, *options)
+    *options, program = options
+    _launch(stream, told, arrays, hints, interleaved, splits, *options, None if program is None else _told(program))
     return out, lse
 
 
@@ -161,6 +164,7 @@ def forward(function, tensors, numbers, hints, interleaved, splits, options, ret
             _check_numbers(name, array)
     q, k, v, out, lse, *of_new = tensors
     is_packed, is_cached = numbers[0] is not None, numbers[2] is None
+    _torch.refuse_gradients_of_programs(f"ferroflash.{function}", options[-1])
     if is_cached:
         refuse_gradients(f"ferroflash.{function}", tensors)
     if q.dim() != (3 if is_packed else 4):
@@ -210,11 +214,13 @@ def _run_backward(read, numbers, written, options, stream):
         present = [(name, x) for name, x in zip(names, tensors) if x is not None]
         raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
     arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(_STARTS, numbers)]
-    _launch_backward(stream, told, arrays, *options)
+    *options, program = options
+    _launch_backward(stream, told, arrays, *options, _told(program))
     return written
 
 
-_OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool return_lse"
+_MASK = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap"
+_OPTIONS = f"{_MASK}, bool return_lse, {_torch._PROGRAM}"
 _CACHE = "Tensor? q_starts, Tensor? q_used, Tensor? lengths, Tensor? first, Tensor? entries, Tensor? pages, SymInt? longest_q, int splits"
 _NEW = "Tensor k, Tensor v, Tensor? new_starts, Tensor? cos, Tensor? sin, bool interleaved, Tensor? positions"
 _library.define(
@@ -232,37 +238,43 @@ _library.define(
 )
 
 
-def _eager(tensors, numbers, hints, interleaved, splits, options, return_lse):
+def _told_apart(options):
+    """Options with their program, and whether the log-sum-exp is wanted, from what an operation is given behind its tensors."""
+    scale, causal, left, right, softcap, return_lse, *program = options
+    return (scale, causal, left, right, softcap, _gathered(*program)), return_lse
+
+
+def _eager(tensors, numbers, hints, interleaved, splits, options):
     q = tensors[0]
     numbers = tuple(_contiguous(name, x) for name, x in zip(_NUMBERS, numbers))
+    options, return_lse = _told_apart(options)
     out, lse = _run(tensors, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
 def _eager_packed(q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, splits, *options):
-    *options, return_lse = options
     numbers = (q_starts, q_used, kv_starts, kv_used, None, None, None, None, None)
     tensors = (q, k, v, None, None, None, None, None, None)
-    return _eager(tensors, numbers, (longest_q, longest_kv), False, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, longest_kv), False, splits, options)
 
 
 def _eager_cached(q, k_cache, v_cache, q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options):
-    *options, return_lse = options
     numbers = (q_starts, q_used, None, lengths, first, entries, None, None, pages)
     tensors = (q, k_cache, v_cache, None, None, None, None, None, None)
-    return _eager(tensors, numbers, (longest_q, None), False, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, None), False, splits, options)
 
 
 def _eager_appending(q, k_cache, v_cache, k, v, new_starts, cos, sin, interleaved, positions, *of_cache):
-    q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options, return_lse = of_cache
+    q_starts, q_used, lengths, first, entries, pages, longest_q, splits, *options = of_cache
     numbers = (q_starts, q_used, None, lengths, first, entries, new_starts, positions, pages)
     tensors = (q, k_cache, v_cache, None, None, k, v, cos, sin)
-    return _eager(tensors, numbers, (longest_q, None), interleaved, splits, options, return_lse)
+    return _eager(tensors, numbers, (longest_q, None), interleaved, splits, options)
 
 
 def _fake(q, *arguments):
     # A q of three axes is packed.
-    lse = _lse_shape(q, q.dim() == 3) if arguments[-1] else (0,)
+    *_, return_lse, _, _, _ = arguments
+    lse = _lse_shape(q, q.dim() == 3) if return_lse else (0,)
     return _empty_like(q), q.new_empty(lse, dtype=torch.float32)
 
 
@@ -272,8 +284,7 @@ def _no_gradients(ctx, *gradients):
 
 _library.define(
     "backward_packed(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, Tensor q_starts, Tensor kv_starts, "
-    "Tensor? q_used, Tensor? kv_used, float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap) "
-    "-> (Tensor, Tensor, Tensor)",
+    f"Tensor? q_used, Tensor? kv_used, {_MASK}, {_torch._PROGRAM}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -286,6 +297,8 @@ def _eager_backward(q, k, v, out, lse, dout, dlse, q_starts, kv_starts, q_used, 
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
     numbers = tuple(_contiguous(name, x) for name, x in zip(_STARTS, (q_starts, kv_starts, q_used, kv_used)))
+    scale, causal, left, right, softcap, *program = options
+    options = (scale, causal, left, right, softcap, _gathered(*program))
     return _run_backward(read, numbers, (None, None, None), options, None)
 
 
@@ -295,23 +308,26 @@ def _fake_backward(q, k, v, *others):
 
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, q_starts, kv_starts, q_used, kv_used, *ctx.hints, ctx.splits, scale, causal, left, right, softcap, ctx.has_lse = inputs
-    ctx.options = (scale, causal, left, right, softcap)
-    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used)
+    q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, ctx.splits, *others = inputs
+    *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = others
+    ctx.hints = (longest_q, longest_kv)
+    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
     q, k, v, out, lse, *numbers = ctx.saved_tensors
+    numbers, tensors = numbers[:4], numbers[4:]
+    program = (ctx.text, ctx.names, tensors or None)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
-        _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *ctx.options, True)
+        _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options)
-    return *gradients, *(None,) * 13
+    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options, *program)
+    return *gradients, *(None,) * 15, [None] * len(tensors) or None
 
 
 class _PackedWithGradient(torch.autograd.Function):
@@ -322,19 +338,22 @@ class _PackedWithGradient(torch.autograd.Function):
         tensors = (q, k, v, None, None, None, None, None, None)
         out, lse = _run(tensors, numbers, _NUMBERS, hints, False, splits, options, True, None)
         q_starts, q_used, kv_starts, kv_used, *_ = numbers
-        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used)
-        ctx.options = options
+        *ctx.options, program = options
+        ctx.text, ctx.names, of_program = _spread(program)
+        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used, *(of_program or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
         q, k, v, out, lse, *numbers = ctx.saved_tensors
+        numbers, of_program = numbers[:4], numbers[4:]
         if dout is None:
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward_packed if _is_grad_enabled() else _eager_backward
-        return *compute(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options), None, None, None, None
+        options = (*ctx.options, ctx.text, ctx.names, of_program or None)
+        return *compute(q, k, v, out, lse, dout, dlse, *numbers, *options), None, None, None, None
 
 
 for _name, _function in (

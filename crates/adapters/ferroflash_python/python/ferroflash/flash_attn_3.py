@@ -129,7 +129,7 @@ def flash_attn_varlen_func(
     left, right = window_size
     numbers = (cu_seqlens_q, seqused_q, cu_seqlens_k, seqused_k, None, None, None, None, None)
     tensors, hints = (q, k, v, None, None, None, None), (max_seqlen_q, max_seqlen_k)
-    options = (softmax_scale, causal, left, right, max(softcap, 0.0))
+    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None)
     out, lse = _interface._attend_sequences(
         "flash_attn_varlen_func", tensors, numbers, hints, False, num_splits, options, return_attn_probs
     )
@@ -189,7 +189,7 @@ def flash_attn_with_kvcache(
     tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
     of_cache = (cache_seqlens, cache_leftpad, cache_batch_idx, cu_seqlens_k_new, rotary_seqlens, page_table)
     numbers = (cu_seqlens_q, None, None, *of_cache)
-    options = (softmax_scale, causal, left, right, max(softcap, 0.0))
+    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None)
     out, lse = _interface._cached(
         "flash_attn_with_kvcache", tensors, numbers, max_seqlen_q, rotary_interleaved, num_splits, options, return_softmax_lse
     )

@@ -9,7 +9,7 @@ except ImportError as error:
     raise ImportError("the functions of flash_attn take tensors of PyTorch, which is not installed; `ferroflash.forward` needs none") from error
 
 from . import _torch, _torch_sequences
-from ._errors import InputError, missing
+from ._errors import InputError, InputTypeError, missing
 
 __all__ = [
     "flash_attn_func",
@@ -48,7 +48,9 @@ def flash_attn_func(
         window_size: ``(left, right)``: row ``i`` sees the keys from ``i + seqlen_k - seqlen_q - left`` to ``i + seqlen_k - seqlen_q + right``;
             a negative number is no bound.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 and below is no bound.
-        alibi_slopes: ``None``, until there is ALiBi.
+        alibi_slopes: float32 ``(nheads,)`` or ``(batch, nheads)`` on the tensors' device: the score of row ``i`` and key ``j`` is lowered by the slope
+            of its head times ``|i + seqlen_k - seqlen_q - j|``, behind the softcap. Slopes get no gradient; q, k and v with slopes get none as
+            yet: ``backward`` is a :class:`ferroflash.MissingFeatureError`.
         deterministic: whether the same tensors have to give the same gradients to the bit, by kernels that are slower on compute capability
             9.0; else dq may differ there in the last bits from run to run. ``torch.use_deterministic_algorithms(True)`` says the same. The
             forward pass gives the same bits, always.
@@ -60,12 +62,13 @@ def flash_attn_func(
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``: ``softmax_lse`` float32 ``(batch, nheads,
         seqlen_q)``, minus infinity for a row that sees no key; ``S_dmask`` is empty, as without dropout in the original.
     """
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_func", _DROPOUT)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
+    program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -82,13 +85,14 @@ def flash_attn_kvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` with k and v in one tensor ``(batch, seqlen_k, 2, nheads_k, headdim)``. Nothing is copied."""
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_kvpacked_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_kvpacked_func", _DROPOUT)
     k, v = kv.unbind(2)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
+    program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -104,13 +108,14 @@ def flash_attn_qkvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` with q, k and v in one tensor ``(batch, seqlen, 3, nheads, headdim)``. Nothing is copied."""
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_qkvpacked_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_qkvpacked_func", _DROPOUT)
     q, k, v = qkv.unbind(2)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs)
+    program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -148,10 +153,11 @@ def flash_attn_varlen_func(
         sequence are not written, and have gradients of 0. With ``block_table`` tensors that ask for gradients are a
         :class:`ferroflash.MissingFeatureError`.
     """
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_varlen_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_varlen_func", _DROPOUT)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    return _varlen("flash_attn_varlen_func", q, k, v, lengths, block_table, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    options = (softmax_scale, causal, window_size, softcap, alibi_slopes)
+    return _varlen("flash_attn_varlen_func", q, k, v, lengths, block_table, options, return_attn_probs)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -171,11 +177,12 @@ def flash_attn_varlen_kvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_varlen_func` with k and v in one tensor ``(total_k, 2, nheads_k, headdim)``. Nothing is copied."""
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_varlen_kvpacked_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_varlen_kvpacked_func", _DROPOUT)
     k, v = kv.unbind(1)
     lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    return _varlen("flash_attn_varlen_kvpacked_func", q, k, v, lengths, None, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    options = (softmax_scale, causal, window_size, softcap, alibi_slopes)
+    return _varlen("flash_attn_varlen_kvpacked_func", q, k, v, lengths, None, options, return_attn_probs)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -192,11 +199,12 @@ def flash_attn_varlen_qkvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_varlen_func` with q, k and v in one tensor ``(total, 3, nheads, headdim)``. Nothing is copied."""
-    if dropout_p or alibi_slopes is not None:
-        raise _missing("flash_attn_varlen_qkvpacked_func", dropout_p)
+    if dropout_p:
+        raise missing("flash_attn_varlen_qkvpacked_func", _DROPOUT)
     q, k, v = qkv.unbind(1)
     lengths = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    return _varlen("flash_attn_varlen_qkvpacked_func", q, k, v, lengths, None, softmax_scale, causal, window_size, softcap, return_attn_probs)
+    options = (softmax_scale, causal, window_size, softcap, alibi_slopes)
+    return _varlen("flash_attn_varlen_qkvpacked_func", q, k, v, lengths, None, options, return_attn_probs)
 
 
 def flash_attn_with_kvcache(
@@ -241,25 +249,25 @@ def flash_attn_with_kvcache(
 
     Tensors that ask for gradients are a :class:`ferroflash.MissingFeatureError`, but for whole caches without any of this.
     """
-    if alibi_slopes is not None:
-        raise missing("flash_attn_with_kvcache", _ALIBI)
+    program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
     left, right = window_size
     softcap = max(softcap, 0.0)
     others = (k, v, rotary_cos, rotary_sin, cache_seqlens, cache_batch_idx, cache_leftpad, block_table)
     is_one_row = q.dim() == 4 and q.shape[1] == 1 and not any(x.requires_grad for x in (q, k_cache, v_cache))
     if all(x is None for x in others) and num_splits <= 1 and not is_one_row:
         # Whole caches are uniform sequences, with gradients. But the keys of a single row are split, so that more of the GPU works on it.
-        out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, softcap, False, return_softmax_lse)
+        out, lse = _attend(q, k_cache, v_cache, softmax_scale, causal, left, right, softcap, False, return_softmax_lse, program)
         return (out, lse) if return_softmax_lse else out
     tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
     numbers = (None, None, None, cache_seqlens, cache_leftpad, cache_batch_idx, None, None, block_table)
-    options = (softmax_scale, causal, left, right, softcap)
+    options = (softmax_scale, causal, left, right, softcap, program)
     out, lse = _cached("flash_attn_with_kvcache", tensors, numbers, None, rotary_interleaved, num_splits, options, return_softmax_lse)
     return (out, lse) if return_softmax_lse else out
 
 
-def _varlen(function, q, k, v, lengths, block_table, scale, causal, window_size, softcap, return_attn_probs):
+def _varlen(function, q, k, v, lengths, block_table, options, return_attn_probs):
     cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k = lengths
+    scale, causal, window_size, softcap, alibi_slopes = options
     left, right = window_size
     if block_table is None:
         numbers = (cu_seqlens_q, None, cu_seqlens_k, None, None, None, None, None, None)
@@ -268,7 +276,8 @@ def _varlen(function, q, k, v, lengths, block_table, scale, causal, window_size,
         used = cu_seqlens_k[1:] - cu_seqlens_k[:-1]
         numbers = (cu_seqlens_q, None, None, used, None, None, None, None, block_table)
     tensors, hints = (q, k, v, None, None, None, None), (max_seqlen_q, max_seqlen_k)
-    options = (scale, causal, left, right, max(softcap, 0.0))
+    program = None if alibi_slopes is None else _alibi(alibi_slopes, q, cu_seqlens_q.shape[0] - 1)
+    options = (scale, causal, left, right, max(softcap, 0.0), program)
     out, lse = _attend_sequences(function, tensors, numbers, hints, False, 0, options, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
@@ -299,8 +308,21 @@ def _cached(function, tensors, numbers, max_seqlen_q, rotary_interleaved, num_sp
     return _attend_sequences(function, tensors, numbers, hints, rotary_interleaved, num_splits, options, return_lse)
 
 
-_ALIBI = "ALiBi (alibi_slopes)"
+_DROPOUT = "dropout (dropout_p)"
 
 
-def _missing(function, dropout_p):
-    return missing(function, "dropout (dropout_p)" if dropout_p else _ALIBI)
+def _alibi(slopes, q, batch=None):
+    """The program of slopes, ``(heads,)`` or ``(batch, heads)``. They get no gradient, as in the original."""
+    if not isinstance(slopes, torch.Tensor):
+        raise InputTypeError(f"alibi_slopes is a {type(slopes).__name__}; a torch.Tensor is accepted")
+    if slopes.dtype is not torch.float32:
+        raise InputTypeError(f"alibi_slopes holds {slopes.dtype}; torch.float32 is accepted")
+    if not isinstance(q, torch.Tensor) or q.dim() < 3:
+        return None  # refused with the other tensors
+    batch, heads = q.shape[0] if batch is None else batch, q.shape[-2]
+    if slopes.shape == (heads,):
+        slopes = slopes.unsqueeze(0)
+    elif slopes.shape != (batch, heads):
+        accepted = f"{(heads,)} (head) and {(batch, heads)} (batch, head) are accepted"
+        raise InputError(f"alibi_slopes has shape {tuple(slopes.shape)}; {accepted}")
+    return "alibi", ("slopes",), (slopes.detach(),)
