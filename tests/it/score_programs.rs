@@ -383,7 +383,7 @@ fn programs_print_readably() {
     let derivative = (NAMED[1].program)().derivative().to_string();
     assert_eq!(
         derivative,
-        "d capped / d score()\n  let x1 = tanh(score / 5.0)\n  5.0 * ((1.0 - (x1 * x1)) * (1.0 / 5.0))"
+        "derivative of capped()\n  let x1 = tanh(score / 5.0)\n  5.0 * ((1.0 - (x1 * x1)) * (1.0 / 5.0))"
     );
 }
 

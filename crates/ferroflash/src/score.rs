@@ -9,6 +9,7 @@ mod display;
 mod evaluate;
 mod lower;
 mod op;
+mod operators;
 mod scope;
 #[cfg(test)]
 mod tests;
@@ -102,7 +103,7 @@ impl ScoreProgram {
     /// The program that gives the derivative of this one with respect to the score.
     pub fn derivative(&self) -> ScoreProgram {
         let Definition { name, code, tensors } = &*self.0;
-        let (name, tensors) = (format!("d {name} / d score"), tensors.clone());
+        let (name, tensors) = (format!("derivative of {name}"), tensors.clone());
         ScoreProgram(Arc::new(Definition { name, code: derivative::derivative(code).without_the_unused(), tensors }))
     }
 

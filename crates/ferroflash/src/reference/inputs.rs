@@ -82,7 +82,7 @@ impl<'a> Inputs<'a> {
     }
 
     /// The same, as batch entries from this one on.
-    pub(super) fn from_batch(self, first_batch: usize) -> Self {
+    pub(super) fn with_first_batch(self, first_batch: usize) -> Self {
         Inputs { first_batch, ..self }
     }
 

@@ -30,7 +30,7 @@ pub fn forward_sequences(
     attention: &Attention,
 ) -> Result<ReferenceOutput> {
     each(tensors, sequences, sizes, |[q, k, v], sizes, sequence| {
-        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         Ok(inputs.all_rows(|row, out| inputs.row_f64(row, out)))
     })
 }
@@ -46,7 +46,7 @@ pub fn forward_sequences_rounded(
     attention: &Attention,
 ) -> Result<ReferenceOutput> {
     each(tensors, sequences, sizes, |[q, k, v], sizes, sequence| {
-        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         Ok(inputs.all_rows(|row, out| inputs.row_rounded(row, out)))
     })
 }
@@ -67,7 +67,7 @@ pub fn backward_sequences(
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
     each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
-        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         inputs.gradients(upstream, Precision::Exact)
     })
 }
@@ -85,7 +85,7 @@ pub fn backward_sequences_rounded(
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
     each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
-        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.from_batch(sequence);
+        let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         inputs.gradients(upstream, Precision::Rounded)
     })
 }

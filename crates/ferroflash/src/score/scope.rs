@@ -1,10 +1,9 @@
 //! What programs are written with: values that stand for operations, and the scope that holds these.
 
-use super::op::{Axis, Binary, Code, Compare, Division, Id, IntBinary, Load, Logic, MAX_AXES, Op, Unary};
+use super::op::{Axis, Binary, Code, Compare, Division, Id, IntBinary, Load, MAX_AXES, Op, Unary};
 use crate::error::ProgramError;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 
 /// Most operations of a program. Each stands in the kernel's text once for every score of a thread, of which there are up to 128.
 pub(super) const MAX_OPS: usize = 256;
@@ -36,22 +35,22 @@ struct Inner {
 /// A number of a program, an `f32` in kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Float<'p> {
-    scope: &'p Scope,
+    pub(super) scope: &'p Scope,
     pub(super) id: Id,
 }
 
 /// A whole number of a program, an `i32`. Sums and products wrap around.
 #[derive(Clone, Copy, Debug)]
 pub struct Int<'p> {
-    scope: &'p Scope,
+    pub(super) scope: &'p Scope,
     id: Id,
 }
 
 /// A condition of a program.
 #[derive(Clone, Copy, Debug)]
 pub struct Bool<'p> {
-    scope: &'p Scope,
-    id: Id,
+    pub(super) scope: &'p Scope,
+    pub(super) id: Id,
 }
 
 /// A tensor of numbers with `RANK` axes.
@@ -99,7 +98,7 @@ impl Scope {
         Int { scope: self, id: self.push(op) }
     }
 
-    fn condition(&self, op: Op) -> Bool<'_> {
+    pub(super) fn condition(&self, op: Op) -> Bool<'_> {
         Bool { scope: self, id: self.push(op) }
     }
 
@@ -227,11 +226,11 @@ impl<'p, const RANK: usize> IntTensor<'p, RANK> {
 }
 
 impl<'p> Float<'p> {
-    fn unary(self, unary: Unary) -> Float<'p> {
+    pub(super) fn unary(self, unary: Unary) -> Float<'p> {
         self.scope.float(Op::Unary(unary, self.id))
     }
 
-    fn binary(self, binary: Binary, other: Float<'p>) -> Float<'p> {
+    pub(super) fn binary(self, binary: Binary, other: Float<'p>) -> Float<'p> {
         self.scope.float(Op::Binary(binary, [self.id, other.id]))
     }
 
@@ -306,7 +305,7 @@ impl<'p> Float<'p> {
 }
 
 impl<'p> Int<'p> {
-    fn binary(self, binary: IntBinary, other: Int<'p>) -> Int<'p> {
+    pub(super) fn binary(self, binary: IntBinary, other: Int<'p>) -> Int<'p> {
         self.scope.int(Op::IntBinary(binary, [self.id, other.id]))
     }
 
@@ -395,67 +394,3 @@ impl<'p> Bool<'p> {
         self.scope.int(Op::SelectInt(self.id, [yes.id, no.id]))
     }
 }
-
-impl<'p> Not for Bool<'p> {
-    type Output = Bool<'p>;
-    fn not(self) -> Bool<'p> {
-        self.scope.condition(Op::Not(self.id))
-    }
-}
-
-impl<'p> BitAnd for Bool<'p> {
-    type Output = Bool<'p>;
-    fn bitand(self, other: Bool<'p>) -> Bool<'p> {
-        self.scope.condition(Op::Logic(Logic::And, [self.id, other.id]))
-    }
-}
-
-impl<'p> BitOr for Bool<'p> {
-    type Output = Bool<'p>;
-    fn bitor(self, other: Bool<'p>) -> Bool<'p> {
-        self.scope.condition(Op::Logic(Logic::Or, [self.id, other.id]))
-    }
-}
-
-impl<'p> Neg for Float<'p> {
-    type Output = Float<'p>;
-    fn neg(self) -> Float<'p> {
-        self.unary(Unary::Neg)
-    }
-}
-
-impl<'p> Neg for Int<'p> {
-    type Output = Int<'p>;
-    fn neg(self) -> Int<'p> {
-        self.scope.int_constant(0) - self
-    }
-}
-
-/// Arithmetic of two values, and of a value and a plain number on either side.
-macro_rules! arithmetic {
-    ($value:ident, $plain:ty, $constant:ident, $kind:ident: $($operator:ident $function:ident)*) => {$(
-        impl<'p> $operator for $value<'p> {
-            type Output = $value<'p>;
-            fn $function(self, other: $value<'p>) -> $value<'p> {
-                self.binary($kind::$operator, other)
-            }
-        }
-
-        impl<'p> $operator<$plain> for $value<'p> {
-            type Output = $value<'p>;
-            fn $function(self, other: $plain) -> $value<'p> {
-                self.binary($kind::$operator, self.scope.$constant(other))
-            }
-        }
-
-        impl<'p> $operator<$value<'p>> for $plain {
-            type Output = $value<'p>;
-            fn $function(self, other: $value<'p>) -> $value<'p> {
-                other.scope.$constant(self).binary($kind::$operator, other)
-            }
-        }
-    )*};
-}
-
-arithmetic! { Float, f32, constant, Binary: Add add Sub sub Mul mul Div div }
-arithmetic! { Int, i32, int_constant, IntBinary: Add add Sub sub Mul mul }

@@ -17,15 +17,17 @@ fn everything() -> ScoreProgram {
         let loads = p.floats("table").at([p.head(), from_middle])
             + p.floats("half").at([p.key()])
             // Along the first axis, of extent 1, every index will do.
-            + p.ints("ids").at([from_middle + p.batch(), p.key() - 3]).to_float() * 0.2;
+            + p.ints("ids").at([from_middle, p.key() - 3]).to_float() * 0.2;
         let whole = from_middle.div_floor(4) + from_middle.rem_floor(8) * 2 - from_middle.div_floor(7)
             + from_middle.rem_floor(5)
             + from_middle.abs().min(p.int_constant(9)).max(p.q_rows() - p.kv_rows() + 27)
-            + (p.row() * 3).min(p.key());
+            + (p.row() * 3).min(p.key())
+            + (p.batch() * p.key()).rem_floor(16)
+            - (from_middle * from_middle).min(p.int_constant(60));
         let near = from_middle.lt(p.int_constant(3)) & from_middle.gt(p.int_constant(-4));
         let edges = from_middle.le(p.int_constant(-9)) | from_middle.ge(p.int_constant(21));
         let odd = p.key().rem_floor(2).eq(p.int_constant(1));
-        let far = p.key().rem_floor(3).ne(p.int_constant(1));
+        let far = p.key().rem_floor(4).ne(p.int_constant(1));
         let high = x.gt(p.constant(0.4)) | x.le(p.constant(-0.9));
         let low = x.lt(p.constant(-0.25)) & x.ge(p.constant(-0.7));
         let chosen = near.select(p.constant(0.7), p.constant(-0.1))
@@ -33,7 +35,7 @@ fn everything() -> ScoreProgram {
             + (!odd).select(p.constant(0.4), p.constant(-0.3))
             + high.select(p.constant(0.3), p.constant(0.0))
             + low.select(p.constant(0.6), p.constant(0.0))
-            + far.select_int(p.key().rem_floor(4), p.int_constant(-2)).to_float() * 0.3;
+            + far.select_int(from_middle.rem_floor(3), p.int_constant(-2)).to_float() * 0.3;
         let sum = functions + arithmetic + loads + whole.to_float() * 0.1 + chosen;
         (p.key().ne(p.int_constant(7)) & p.bool_constant(true)).select(sum, p.hidden())
     });
@@ -111,6 +113,10 @@ fn changes(statement: &str) -> Vec<String> {
         let operands: Vec<&str> = operands.split(", ").collect();
         changed.push(format!("selp.{kind} {}, {}, {}, {}", operands[0], operands[2], operands[1], operands[3]));
     }
+    // What makes a constant condition compares any number with itself.
+    if statement.contains("$key, $key") {
+        changed.retain(|changed| !changed.contains("$row"));
+    }
     changed.retain(|changed| changed != statement);
     changed
 }
@@ -118,10 +124,10 @@ fn changes(statement: &str) -> Vec<String> {
 #[test]
 fn every_change_of_a_lowered_program_shows() {
     let device = Device::emulator().expect("it is built in");
-    let table: Vec<f32> = (0..4 * 30).map(|i| (i * 37 % 23) as f32 / 9.0 - 1.1).collect();
+    let table: Vec<f32> = (0..3 * 30).map(|i| (i * 37 % 23) as f32 / 9.0 - 1.1).collect();
     let half: Vec<f16> = (0..25).map(|i| f16::from_f32((i * 11 % 7) as f32 / 4.0 - 0.8)).collect();
     let ids: Vec<i32> = (0..35).map(|i| i * 13 % 9 - 4).collect();
-    let table = Tensor::from_slice(&device, &table, [4, 30], Layout::RowMajor).unwrap();
+    let table = Tensor::from_slice(&device, &table, [3, 30], Layout::RowMajor).unwrap();
     let half = Tensor::from_slice(&device, &half, [25], Layout::RowMajor).unwrap();
     let ids = Indices::from_slice(&device, &ids).unwrap();
     let tensors = [

@@ -199,7 +199,8 @@ impl<C: Config> QueryBlock<C> {
     /// kind.
     #[inline(always)]
     pub fn may_hide(&self) -> bool {
-        score::accepts_programs::<C>() && score::may_hide(&self.features)
+        let accepts = const { score::accepts_programs::<C>() };
+        accepts && score::may_hide(&self.features)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

@@ -53,7 +53,7 @@ pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeature
         each(scores, &place, &Softcap { factor });
     }
     // Hooks only where the row accepts them: a text without is shorter, and is ordered as it always was.
-    if accepts_programs::<C>() && features.has(PROGRAM) {
+    if const { accepts_programs::<C>() } && features.has(PROGRAM) {
         each(scores, &place, &Program);
     }
 }
@@ -75,7 +75,7 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
     s
 }
 
-/// Whether the entry of a row runs programs, known when it is compiled.
+/// Whether the entry of a row runs programs. In a `const` block, or LLVM finds out too late, and the loops of plain v3 come out in another order.
 #[inline(always)]
 pub const fn accepts_programs<C: Config>() -> bool {
     C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))

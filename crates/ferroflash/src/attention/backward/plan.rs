@@ -67,9 +67,8 @@ impl std::fmt::Display for BackwardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "backward: {}", self.reason)?;
         write!(f, "  problem    {}, {:?}, scale {}", self.problem, self.mask, self.scale)?;
-        match self.softcap {
-            Some(cap) => write!(f, ", softcap {cap}")?,
-            None => {}
+        if let Some(cap) = self.softcap {
+            write!(f, ", softcap {cap}")?;
         }
         match &self.program {
             Some(name) => writeln!(f, ", program {name}")?,

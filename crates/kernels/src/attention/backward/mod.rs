@@ -252,7 +252,7 @@ unsafe fn weigh_rows<C: Config, F: Fragments>(
     unsafe {
         if p.features.has(SOFTCAP) {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if accepts_programs::<C>() && p.features.has(PROGRAM) {
+        } else if const { accepts_programs::<C>() } && p.features.has(PROGRAM) {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
@@ -304,7 +304,7 @@ unsafe fn weigh_columns<C: Config, F: Fragments>(
     unsafe {
         if p.features.has(SOFTCAP) {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if accepts_programs::<C>() && p.features.has(PROGRAM) {
+        } else if const { accepts_programs::<C>() } && p.features.has(PROGRAM) {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
@@ -338,7 +338,7 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
     }
 }
 
-/// Whether the entry of a row runs programs, known when it is compiled.
+/// Whether the entry of a row runs programs; see `score::accepts_programs`.
 #[inline(always)]
 const fn accepts_programs<C: Config>() -> bool {
     C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
