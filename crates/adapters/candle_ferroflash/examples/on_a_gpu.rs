@@ -33,31 +33,39 @@ fn check(what: &str, out: &Tensor, [q, k, v]: &[Tensor; 3], attention: &Attentio
     Ok(comparison.within)
 }
 
-/// Whether attention with a slope for each head is within the tolerance.
+/// Whether attention with a slope for each head is within the tolerance, and its gradients.
 fn check_slopes(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
     let [q, k, v] = qkv;
     let slopes: Vec<f32> = (1..=q.dim(2)?).map(|head| (-(head as f32)).exp2()).collect();
-    let out = flash_attn_alibi(q, k, v, &Tensor::new(&slopes[..], q.device())?, scale, true)?;
+    let of_heads = Tensor::new(&slopes[..], q.device())?;
+    let out = flash_attn_alibi(q, k, v, &of_heads, scale, true)?;
     // The reference reads the tensors of a program from a device; the emulator is one that stays out of the way.
     let there = ferroflash::Device::emulator().map_err(candle_core::Error::wrap)?;
     let slopes = ferroflash::Tensor::from_slice(&there, &slopes, [1, slopes.len()], Layout::RowMajor);
     let slopes = slopes.map_err(candle_core::Error::wrap)?;
     let program = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).map_err(candle_core::Error::wrap)?;
-    check("slopes", &out, qkv, &Attention::new().causal().with_scale(scale).with_program(&program))
+    let attention = Attention::new().causal().with_scale(scale).with_program(&program);
+    let attend = |q: &Tensor, k: &Tensor, v: &Tensor| flash_attn_alibi(q, k, v, &of_heads, scale, true);
+    Ok(check("slopes", &out, qkv, &attention)? & check_gradients("slopes", qkv, &attention, attend)?)
 }
 
 /// Whether the gradients that candle's `backward` finds are within the tolerance: FlashAttention's factors, 2 for dq and 3 for sums over groups.
-fn check_gradients(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
+fn check_gradients(
+    what: &str,
+    qkv: &[Tensor; 3],
+    attention: &Attention,
+    attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+) -> Result<bool> {
     let [q, k, v] = qkv.each_ref().map(Var::from_tensor);
     let (q, k, v) = (q?, k?, v?);
     let dout = q.randn_like(0.0, 1.0)?;
-    let found = (v3::flash_attn(&q, &k, &v, scale, true, false)? * &dout)?.sum_all()?.backward()?;
-    let (problem, attention) = (problem(&q, &k)?, Attention::new().causal().with_scale(scale));
+    let found = (attend(&q, &k, &v)? * &dout)?.sum_all()?.backward()?;
+    let problem = problem(&q, &k)?;
     let (inputs, dout) = ([f64s(&q)?, f64s(&k)?, f64s(&v)?], f64s(&dout)?);
     let inputs = inputs.each_ref().map(|values| &values[..]);
-    let exact = reference::backward(inputs, &dout, None, problem, &attention).map_err(candle_core::Error::wrap)?;
+    let exact = reference::backward(inputs, &dout, None, problem, attention).map_err(candle_core::Error::wrap)?;
     let rounded =
-        reference::backward_rounded(inputs, &dout, None, problem, &attention).map_err(candle_core::Error::wrap)?;
+        reference::backward_rounded(inputs, &dout, None, problem, attention).map_err(candle_core::Error::wrap)?;
     let largest = |a: &[f64], b: &[f64]| {
         let worse = |most: f64, x: f64| if x > most || x.is_nan() { x } else { most };
         a.iter().zip(b).map(|(x, y)| (x - y).abs()).fold(0.0, worse)
@@ -70,7 +78,7 @@ fn check_gradients(qkv: &[Tensor; 3], scale: f32) -> Result<bool> {
     ] {
         let gradient = found.get(of).expect("a variable has a gradient");
         let (error, of_precision) = (largest(&f64s(gradient)?, &exact), largest(&rounded, &exact));
-        println!("{name}: {problem}: off by {error:.3e}, the type by {of_precision:.3e}");
+        println!("{what}: {name}: {problem}: off by {error:.3e}, the type by {of_precision:.3e}");
         fine &= error <= factor * of_precision + 1e-5;
     }
     Ok(fine)
@@ -177,7 +185,8 @@ fn main() -> Result<()> {
                 let window = Attention::new().window(Some(50), Some(9)).with_scale(scale).with_softcap(10.0);
                 fine &= check("window and softcap", &out, &qkv, &window)?;
                 fine &= check_slopes(&qkv, scale)?;
-                fine &= check_gradients(&qkv, scale)?;
+                let attend = |q: &Tensor, k: &Tensor, v: &Tensor| v3::flash_attn(q, k, v, scale, true, false);
+                fine &= check_gradients("gradients", &qkv, &causal, attend)?;
                 fine &= check_packed(&device, dtype, head_dim)?;
             }
         }

@@ -36,11 +36,11 @@ pub fn flash_attn_windowed(
 }
 
 /// [`flash_attn`] with a slope for each head, `alibi_slopes` f32 `(q_heads)`: the score of row `i` and key `j` is lowered by the slope times
-/// `|i + kv_rows - q_rows - j|`, the distance of the key from the one where the row stands. Slopes get no gradient.
+/// `|i + kv_rows - q_rows - j|`, the distance of the key from the one where the row stands. q, k and v get gradients through slopes; the slopes
+/// themselves get none.
 ///
 /// # Errors
-/// As [`flash_attn`]; [`Error::SlopesType`](crate::Error::SlopesType), [`Error::SlopesShape`](crate::Error::SlopesShape). `backward` is
-/// [`ferroflash::Error::Unsupported`] as yet.
+/// As [`flash_attn`]; [`Error::SlopesType`](crate::Error::SlopesType), [`Error::SlopesShape`](crate::Error::SlopesShape).
 pub fn flash_attn_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -69,10 +69,11 @@ pub fn flash_attn_alibi_windowed(
 }
 
 /// [`flash_attn_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before slopes, where they are given, and the mask; 0 is no
-/// bound.
+/// bound. Gradients go through a softcap or through slopes, not through both.
 ///
 /// # Errors
 /// As [`flash_attn`], and with `alibi_slopes` as [`flash_attn_alibi`]; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+/// candle's `backward` is [`ferroflash::Unsupported::CappedProgram`] with both.
 #[allow(clippy::too_many_arguments, reason = "the arguments of the function that it stands for")]
 pub fn flash_attn_alibi_windowed_softcap(
     q: &Tensor,

@@ -15,6 +15,7 @@ pub struct FlashAttn {
     /// Factor on the scores.
     pub softmax_scale: f32,
     /// Slopes of the heads, f32 `(q_heads)`: the score of key `j` and row `i` is lowered by the slope times `|i + kv_rows - q_rows - j|`.
+    /// They get no gradient; q, k and v do, without a softcap.
     pub alibi_slopes: Option<Tensor>,
     /// Keys visible before the diagonal, which ends at the last row and the last key; `None`, or more than there are keys, is no bound.
     pub window_size_left: Option<usize>,

@@ -53,10 +53,10 @@ pub fn flash_attn_varlen_windowed(
 }
 
 /// [`flash_attn_varlen`] with a slope for each head; see [`flash_attn_alibi`](crate::flash_attn_alibi). Rows and keys are those of each
-/// sequence.
+/// sequence. Slopes get no gradient.
 ///
 /// # Errors
-/// As [`flash_attn_varlen`]; [`Error::SlopesType`], [`Error::SlopesShape`]. `backward` is [`ferroflash::Error::Unsupported`] as yet.
+/// As [`flash_attn_varlen`]; [`Error::SlopesType`], [`Error::SlopesShape`].
 pub fn flash_attn_varlen_alibi(
     q: &Tensor,
     k: &Tensor,
@@ -109,10 +109,11 @@ pub fn flash_attn_varlen_alibi_windowed(
 }
 
 /// [`flash_attn_varlen_windowed`] with scores `s` bounded to `softcap * tanh(s / softcap)` before slopes, where they are given, and the mask; 0 is
-/// no bound.
+/// no bound. Gradients go through a softcap or through slopes, not through both.
 ///
 /// # Errors
 /// As [`flash_attn_varlen`], and with `alibi_slopes` as [`flash_attn_varlen_alibi`]; [`ferroflash::Error::Softcap`] for a negative or infinite bound.
+/// candle's `backward` is [`ferroflash::Unsupported::CappedProgram`] with both.
 pub fn flash_attn_varlen_alibi_windowed_softcap(
     q: &Tensor,
     k: &Tensor,

@@ -7,7 +7,7 @@ use candle_ferroflash::{
     flash_attn_alibi_windowed_softcap, flash_attn_varlen, flash_attn_varlen_alibi, flash_attn_varlen_alibi_windowed,
     flash_attn_varlen_alibi_windowed_softcap, v3,
 };
-use ferroflash::reference::{self, Comparison, SequenceRows};
+use ferroflash::reference::{self, Comparison, ReferenceGradients, SequenceRows};
 use ferroflash::score::ScoreProgram;
 use ferroflash::{Attention, Layout, Problem, Sequences, Sizes, Unsupported};
 
@@ -154,9 +154,8 @@ fn candle_computes_the_same_for_each_sequence() {
 #[test]
 fn types_windows_and_grouped_heads() {
     emulate_cpu(true);
-    let device = ferroflash::Device::emulator().unwrap();
     let (of_heads, slopes) = slopes();
-    let there = ferroflash::Tensor::from_slice(&device, &of_heads, [1, 4], Layout::RowMajor).unwrap();
+    let there = on_the_emulator(&of_heads);
     let program = ScoreProgram::alibi().bind(&[("slopes", there.view().into())]).unwrap();
     let attention =
         Attention::new().window(Some(20), Some(3)).with_scale(0.25).with_softcap(5.0).with_program(&program);
@@ -233,20 +232,145 @@ fn bad_slopes() {
     says(&rows, "flash-attn expects alibi_slopes of shape (4), one for each head of q; it has shape [1, 4]");
 }
 
-/// Gradients through slopes are ferroflash's refusal, as yet.
+/// The slopes as ferroflash's program reads them.
+fn on_the_emulator(slopes: &[f32]) -> ferroflash::Tensor {
+    let device = ferroflash::Device::emulator().unwrap();
+    ferroflash::Tensor::from_slice(&device, slopes, [1, slopes.len()], Layout::RowMajor).unwrap()
+}
+
+/// The gradients of `sum(dout * out)` with respect to q, k and v.
+fn gradients_of(out: Result<Tensor>, dout: &Tensor, qkv: &[Var; 3]) -> [Vec<f64>; 3] {
+    let found = (out.unwrap() * dout).unwrap().sum_all().unwrap().backward().unwrap();
+    qkv.each_ref().map(|of| {
+        let gradient = found.get(of).unwrap();
+        assert_eq!((gradient.dims(), gradient.dtype()), (of.dims(), of.dtype()));
+        f64s(gradient)
+    })
+}
+
+/// By the rule of the reference, with FlashAttention's factors for gradients: 2 for dq, and 3 for the sums over a group.
+fn check_gradients(found: &[Vec<f64>; 3], exact: ReferenceGradients, rounded: ReferenceGradients, what: &str) {
+    let exact = [exact.dq, exact.dk, exact.dv];
+    for (i, rounded) in [rounded.dq, rounded.dk, rounded.dv].iter().enumerate() {
+        let bound = [2.0, 3.0, 3.0][i] * reference::max_abs_difference(rounded, &exact[i]) + 1e-5;
+        let error = reference::max_abs_difference(&found[i], &exact[i]);
+        assert!(error <= bound, "gradient {i}, {what}: off by {error:e}, not {bound:e}");
+    }
+}
+
+const DTYPES: [(DType, ferroflash::DType); 3] = [
+    (DType::F16, ferroflash::DType::F16),
+    (DType::BF16, ferroflash::DType::Bf16),
+    (DType::F32, ferroflash::DType::F32),
+];
+
+/// Gradients of q, k and v through slopes, of every function and of the operation itself. Slopes have none.
 #[test]
 fn gradients() {
+    emulate_cpu(true);
+    let (of_heads, slopes) = slopes();
+    let there = on_the_emulator(&of_heads);
+    let program = ScoreProgram::alibi().bind(&[("slopes", there.view().into())]).unwrap();
+    let variable = Var::from_tensor(&slopes).unwrap();
+    for (dtype, of) in DTYPES {
+        let qkv = [(80, 4, 1), (90, 2, 2), (90, 2, 3)].map(|(rows, heads, seed)| {
+            Var::from_tensor(&values(&[2, rows, heads, 64], seed).to_dtype(dtype).unwrap()).unwrap()
+        });
+        let [q, k, v] = &qkv;
+        let dout = values(q.dims(), 4).to_dtype(dtype).unwrap();
+        let problem = Problem::new(Sequences::Uniform { batch: 2, q_rows: 80, kv_rows: 90 }, 4, 2, 64, of);
+        let [exact_q, exact_k, exact_v, exact_dout] = [q, k, v, &dout].map(f64s);
+        let inputs = [&exact_q[..], &exact_k, &exact_v];
+        for window in [[None, None], [None, Some(0)], [Some(20), Some(3)]] {
+            let [left, right] = window;
+            let bounds = window.map(|bound| bound.map(|keys| keys as u32));
+            let attention = Attention::new().window(bounds[0], bounds[1]).with_scale(0.125).with_program(&program);
+            let exact = reference::backward(inputs, &exact_dout, None, problem, &attention).unwrap();
+            let rounded = reference::backward_rounded(inputs, &exact_dout, None, problem, &attention).unwrap();
+            let first = gradients_of(flash_attn_alibi_windowed(q, k, v, &slopes, 0.125, left, right), &dout, &qkv);
+            check_gradients(&first, exact, rounded, &format!("{problem}, {window:?}"));
+            if window != [None, Some(0)] || dtype != DType::F16 {
+                continue;
+            }
+            let op = FlashAttn {
+                softmax_scale: 0.125,
+                alibi_slopes: Some(slopes.clone()),
+                window_size_left: left,
+                window_size_right: right,
+                softcap: None,
+            };
+            for out in [
+                flash_attn_alibi(q, k, v, &variable, 0.125, true),
+                flash_attn_alibi_windowed_softcap(q, k, v, Some(&slopes), 0.125, left, right, 0.0),
+                v3::flash_attn_alibi(q, k, v, &slopes, 0.125, true, false),
+                v3::flash_attn_alibi_windowed(q, k, v, &slopes, 0.125, left, right, false),
+                // It computes the log-sum-exp again.
+                q.apply_op3(k, v, op),
+            ] {
+                // To the bit: the order of every sum is fixed.
+                assert_eq!(gradients_of(out, &dout, &qkv), first);
+            }
+        }
+    }
+    let q = Var::from_tensor(&values(&[1, 5, 4, 32], 1)).unwrap();
+    let found = flash_attn_alibi(&q, &q, &q, &variable, 0.2, true).unwrap().sum_all().unwrap().backward().unwrap();
+    assert!(found.get(&q).is_some() && found.get(&variable).is_none());
+}
+
+/// The same of packed sequences, each with distances of its own.
+#[test]
+fn gradients_of_each_sequence() {
+    emulate_cpu(true);
+    let (of_heads, s) = slopes();
+    let there = on_the_emulator(&of_heads);
+    let program = ScoreProgram::alibi().bind(&[("slopes", there.view().into())]).unwrap();
+    let (at, kv_at) = (numbers(0), numbers(1));
+    let rows = |side: usize, b: usize| starts(side)[b] as usize..starts(side)[b + 1] as usize;
+    let sequences: Vec<_> =
+        (0..LENGTHS.len()).map(|b| SequenceRows { q: rows(0, b), kv: rows(1, b).collect() }).collect();
+    for (dtype, of) in DTYPES {
+        let qkv = packed(2, 64, dtype).map(|tensor| Var::from_tensor(&tensor).unwrap());
+        let [q, k, v] = &qkv;
+        let dout = values(q.dims(), 4).to_dtype(dtype).unwrap();
+        // Batch and rows are those of the sequences.
+        let sizes = Sizes { batch: 1, q_rows: 1, kv_rows: 1, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: of };
+        let [exact_q, exact_k, exact_v, of_out] = [q, k, v, &dout].map(f64s);
+        let inputs = [&exact_q[..], &exact_k, &exact_v];
+        for causal in [false, true] {
+            let plain = Attention::new().with_scale(0.125).with_program(&program);
+            let attention = if causal { plain.causal() } else { plain };
+            let exact = reference::backward_sequences(inputs, &of_out, None, &sequences, sizes, &attention).unwrap();
+            let rounded =
+                reference::backward_sequences_rounded(inputs, &of_out, None, &sequences, sizes, &attention).unwrap();
+            let out = flash_attn_varlen_alibi(q, k, v, &s, &at, &kv_at, 64, 90, 0.125, causal);
+            let first = gradients_of(out, &dout, &qkv);
+            check_gradients(&first, exact, rounded, &format!("packed, {of}, causal {causal}"));
+            if causal && dtype == DType::F16 {
+                for out in [
+                    flash_attn_varlen_alibi_windowed(q, k, v, &s, &at, &kv_at, 64, 90, 0.125, None, Some(0)),
+                    v3::flash_attn_varlen_alibi(q, k, v, &s, &at, &kv_at, 64, 90, 0.125, causal, false),
+                ] {
+                    assert_eq!(gradients_of(out, &dout, &qkv), first);
+                }
+            }
+        }
+    }
+}
+
+/// Slopes and a softcap together have no gradients: the forward pass computes, and the backward pass is ferroflash's refusal.
+#[test]
+fn gradients_through_a_softcap_too() {
     emulate_cpu(true);
     let (_, slopes) = slopes();
     let x = Var::from_tensor(&values(&[5, 4, 32], 1)).unwrap();
     let at = Tensor::new(&[0u32, 5], &Device::Cpu).unwrap();
-    let uniform = x.unsqueeze(0).unwrap();
+    let (uniform, s) = (x.unsqueeze(0).unwrap(), Some(&slopes));
     for out in [
-        flash_attn_alibi(&uniform, &uniform, &uniform, &slopes, 0.2, true),
-        flash_attn_varlen_alibi(&x, &x, &x, &slopes, &at, &at, 5, 5, 0.2, true),
+        flash_attn_alibi_windowed_softcap(&uniform, &uniform, &uniform, s, 0.2, None, Some(0), 5.0),
+        flash_attn_varlen_alibi_windowed_softcap(&x, &x, &x, s, &at, &at, 5, 5, 0.2, None, Some(0), 5.0),
     ] {
         let error = out.unwrap().sum_all().unwrap().backward().unwrap_err();
-        let refused = Unsupported::BackwardProgram { program: "alibi".to_owned() };
+        let refused = Unsupported::CappedProgram { program: "alibi".to_owned() };
         assert!(
             matches!(Error::find(&error), Some(Error::Ferroflash(ferroflash::Error::Unsupported(found))) if *found == refused),
             "{error}"

@@ -22,7 +22,7 @@ impl<'a> Options<'a> {
     }
 
     /// Has scores pass through a program: see [`Attention::with_program`]. Its tensors are waited for, and the call is recorded in them, as
-    /// in those of attention itself.
+    /// in those of attention itself. They get no gradients.
     pub fn with_program(mut self, program: &'a Program<'a>) -> Options<'a> {
         self.program = Some(program);
         self

@@ -130,7 +130,7 @@ fn guards_of_programs_are_held_over_the_launches() {
             .with("document", ProgramTensor::ints(&document, [9]))
             .with("slopes", ProgramTensor::floats(&slopes, [4]));
         let attention = Attention::new().causal();
-        for call in FORWARD {
+        for call in FORWARD.into_iter().chain(BACKWARD) {
             let plain = waits_and_records(call, Options::new(&attention), &mut slices, &stream);
             let options = Options::new(&attention).with_program(&program);
             let found = waits_and_records(call, options, &mut slices, &stream);
@@ -235,28 +235,38 @@ fn programs_that_are_bound_elsewhere() {
         let far = ScoreProgram::mask("far", |p| p.key().lt(p.position() - p.int_constant(2))).unwrap();
         let bound = far.bind(&[]).unwrap();
         let attention = Attention::new().with_program(&bound);
-        for call in FORWARD {
+        for call in FORWARD.into_iter().chain(BACKWARD) {
+            let before = count("launch");
             call(Options::new(&attention), &mut slices, &stream).unwrap();
+            assert!(count("launch") > before);
         }
-        assert!(count("launch") >= FORWARD.len());
     });
 }
 
-/// Gradients go through no program.
+/// Gradients go through a program or a softcap, not through both: that is ferroflash's error, before any launch.
 #[test]
 fn gradients() {
     with_driver(&[], &[], || {
         let stream = CudaContext::new(0).unwrap().default_stream();
-        let (mut slices, attention) = (Slices::new(&stream), Attention::new());
+        let mut slices = Slices::new(&stream);
         let slopes = stream.alloc_zeros::<f32>(4).unwrap();
         let alibi = Program::new(ScoreProgram::alibi()).with("slopes", ProgramTensor::floats(&slopes, [1, 4]));
+        let attention = Attention::new().causal();
         for call in BACKWARD {
-            let result = call(Options::new(&attention).with_program(&alibi), &mut slices, &stream);
-            let refused = Unsupported::BackwardProgram { program: "alibi".to_owned() };
+            let capped = attention.with_softcap(5.0);
+            let before = count("launch");
+            let result = call(Options::new(&capped).with_program(&alibi), &mut slices, &stream);
+            let refused = Unsupported::CappedProgram { program: "alibi".to_owned() };
             assert!(
                 matches!(&result, Err(Error::Ferroflash(ferroflash::Error::Unsupported(found))) if *found == refused),
                 "{result:?}"
             );
+            assert_eq!(count("launch"), before);
+            for options in [Options::new(&attention).with_program(&alibi), Options::new(&capped)] {
+                let before = count("launch");
+                call(options, &mut slices, &stream).unwrap();
+                assert!(count("launch") > before);
+            }
         }
     });
 }

@@ -34,6 +34,13 @@ def visible(rows, keys, causal, left, right):
     return seen
 
 
+def by_distance(slopes, seen):
+    """What slopes `(head,)` or `(batch, head)` take from scores."""
+    q_rows, kv_rows = seen.shape
+    distance = (torch.arange(q_rows, device=DEVICE)[:, None] + kv_rows - q_rows - torch.arange(kv_rows, device=DEVICE)).abs()
+    return slopes[..., None, None] * distance
+
+
 def by_definition(q, k, v, seen, scale, softcap, rounded, slopes=None):
     """Attention in float64, or as the tensors' precision rounds it: weights and result are stored in it."""
     number = torch.float32 if rounded else torch.float64
@@ -44,9 +51,7 @@ def by_definition(q, k, v, seen, scale, softcap, rounded, slopes=None):
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
-        q_rows, kv_rows = seen.shape
-        distance = (torch.arange(q_rows, device=DEVICE)[:, None] + kv_rows - q_rows - torch.arange(kv_rows, device=DEVICE)).abs()
-        scores = scores - slopes.to(number)[..., None, None] * distance
+        scores = scores - by_distance(slopes.to(number), seen)
     scores = scores.masked_fill(~seen, float("-inf"))
     lse = torch.logsumexp(scores, dim=3)
     weights = torch.exp(scores - lse.masked_fill(lse == float("-inf"), 0)[..., None])
@@ -272,23 +277,26 @@ def compiled():
                 print(f"compile    {name:16} {dtype} {count} rows: off by {error:.2e}, PyTorch's by {bound / 2:.2e}")
 
 
-def gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded):
+def gradients_by_definition(leaves, gradients_of_results, seen, scale, slopes, rounded):
     """By torch's autograd, through the definition in float64; or as the tensors' precision rounds it: weights, gradients of scores, the output
     that they are compared with, and the results are stored in it."""
     q, k, v = (x.detach() for x in leaves)
     dout, dlse = gradients_of_results
     if not rounded:
         exact = [x.double().requires_grad_() for x in (q, k, v)]
-        out, lse = by_definition(*exact, seen, scale, 0.0, rounded=False)
+        out, lse = by_definition(*exact, seen, scale, 0.0, False, slopes)
         # A row that sees no key has a log-sum-exp of minus infinity, whatever the tensors are.
         number = (out * dout.double()).sum() + (lse.masked_fill(lse.isinf(), 0) * (0 if dlse is None else dlse.double())).sum()
         return torch.autograd.grad(number, exact)
     stored = lambda x: x.to(q.dtype).float()
-    out, lse = by_definition(q, k, v, seen, scale, 0.0, rounded=True)
+    out, lse = by_definition(q, k, v, seen, scale, 0.0, True, slopes)
     group = q.shape[2] // k.shape[2]
     heads = lambda x: x.float().transpose(1, 2)
     wide_k, wide_v = (heads(x).repeat_interleave(group, dim=1) for x in (k, v))
-    scores = (heads(q) @ wide_k.transpose(2, 3) * scale).masked_fill(~seen, float("-inf"))
+    scores = heads(q) @ wide_k.transpose(2, 3) * scale
+    if slopes is not None:
+        scores = scores - by_distance(slopes, seen)
+    scores = scores.masked_fill(~seen, float("-inf"))
     weights = torch.exp(scores - lse.float().masked_fill(lse.isinf(), 0)[..., None])
     delta = (heads(dout) * heads(out)).sum(dim=3, keepdim=True) - (0 if dlse is None else dlse[..., None])
     of_scores = stored(weights * (heads(dout) @ wide_v.transpose(2, 3) - delta))
@@ -299,11 +307,11 @@ def gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded):
     return [stored(x).transpose(1, 2) for x in (dq, dk, dv)]
 
 
-def check_gradients(what, found, leaves, gradients_of_results, causal=False, left=None, right=None):
+def check_gradients(what, found, leaves, gradients_of_results, causal=False, left=None, right=None, slopes=None):
     q, k, _ = leaves
     seen, scale = visible(q.shape[1], k.shape[1], causal, left, right), q.shape[-1] ** -0.5
-    exact = gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded=False)
-    rounded = gradients_by_definition(leaves, gradients_of_results, seen, scale, rounded=True)
+    exact = gradients_by_definition(leaves, gradients_of_results, seen, scale, slopes, rounded=False)
+    rounded = gradients_by_definition(leaves, gradients_of_results, seen, scale, slopes, rounded=True)
     for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
         error = (ours.double() - truth).abs().max().item()
         bound = factor * (theirs.double() - truth).abs().max().item() + 1e-5
@@ -311,7 +319,7 @@ def check_gradients(what, found, leaves, gradients_of_results, causal=False, lef
 
 
 def gradients():
-    """Through autograd: types, head dims, masks, groups, the log-sum-exp; packed tensors; a stream; torch.compile and a graph of a whole step."""
+    """Through autograd: types, head dims, masks, groups, slopes, the log-sum-exp; packed tensors; a stream; torch.compile and a graph of a whole step."""
     sizes = [(2, 200, 333, 6, 2), (3, 257, 129, 4, 4)] if ON_GPU else [(1, 66, 70, 4, 2)]
     # Every head dim is kernels of its own to load, four for each type.
     dims = (59, 64, 128, 256) if ON_GPU else (59,)
@@ -332,7 +340,11 @@ def gradients():
                 again = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, **options), leaves, dout)
                 assert all(torch.equal(a, b) for a, b in zip(found, again)), "other bits the second time"
             count += 1
-    print(f"gradients  {count} problems, every second with a gradient of the log-sum-exp; the others the same bits twice")
+        for slopes in (torch.rand(size[3], device=DEVICE), torch.rand(size[0], size[3], device=DEVICE)):
+            options = {"causal": True, "alibi_slopes": slopes, "return_attn_probs": True}
+            found = torch.autograd.grad(ferroflash.flash_attn_func(*leaves, **options)[:2], leaves, (dout, dlse))
+            check_gradients(f"slopes {dtype} {size} {dim}", found, leaves, (dout, dlse), causal=True, right=0, slopes=slopes)
+    print(f"gradients  {count} problems, every second with a gradient of the log-sum-exp; the others the same bits twice; and slopes of heads")
 
     rows = 150 if ON_GPU else 20
     qkv = torch.randn(2, rows, 3, 4, 64, device=DEVICE).half().requires_grad_()

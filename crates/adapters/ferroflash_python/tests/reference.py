@@ -72,12 +72,21 @@ def alibi(slopes):
     return change
 
 
-def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None):
+def derivative(change, scores, first_batch):
+    """What a program does to small differences of scores, by such differences: 0 where it hides keys."""
+    step = 1e-6
+    scores = np.asarray(scores, dtype=np.float64)
+    more, less = (np.broadcast_to(change(moved, first_batch), scores.shape) for moved in (scores + step, scores - step))
+    seen = np.isfinite(more) & np.isfinite(less)
+    return (np.where(seen, more, 0) - np.where(seen, less, 0)) / (2 * step)
+
+
+def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0):
     """`(dq, dk, dv)` of `sum(dout * out) + sum(dlse * lse)`, in float64, or as a straightforward program in the precision rounds them: weights
-    and gradients of scores where they meet a tensor, the output that they are compared with, and the results."""
+    and gradients of scores where they meet a tensor, the output that they are compared with, and the results. `change` is as in `attention`."""
     number = np.float64 if precision is None else np.float32
     stored = (lambda x: x) if precision is None else (lambda x: round_to(x, precision).astype(number))
-    out, lse = attention(q, k, v, mask, scale, softcap, precision)
+    out, lse = attention(q, k, v, mask, scale, softcap, precision, change, first_batch)
     q, k, v, dout, out = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v, dout, out))
     batch, kv_heads, keys, dim = k.shape
     group = q.shape[1] // kv_heads
@@ -86,6 +95,9 @@ def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None):
     if softcap:
         bent = np.tanh(scores / number(softcap))
         scores, slopes = number(softcap) * bent, 1 - bent * bent
+    if change is not None:
+        slopes = slopes * derivative(change, scores, first_batch).astype(number)
+        scores = np.asarray(change(scores, first_batch), dtype=number)
     scores = np.where(mask, scores, number(-np.inf))
     weights = np.exp(scores - np.where(np.isfinite(lse), lse, 0)[..., None].astype(number))
     of_rows = (dout * out).sum(axis=3, keepdims=True)
@@ -99,14 +111,16 @@ def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None):
     return [stored(x).astype(np.float64).transpose(0, 2, 1, 3) for x in (dq, dk, dv)]
 
 
-def check_gradients(test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+def check_gradients(
+    test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None
+):
     """Fails the test where a gradient is outside the bound, whose factor is 2 for dq and 3 for the sums over groups, as in FlashAttention's
     own tests."""
     q, k, v, dout = (np.asarray(x, dtype=np.float64) for x in (*inputs, dout))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap)
-    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision)
+    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap, None, change)
+    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision, change)
     for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
         ours = np.asarray(ours, dtype=np.float64)
         test.assertEqual(ours.shape, truth.shape)
@@ -114,15 +128,18 @@ def check_gradients(test, found, inputs, dout, dlse, precision, *, causal=False,
         test.assertLessEqual(error, bound, f"{name} is off by {error}")
 
 
-def check_gradients_of_sequences(test, found, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0):
+def check_gradients_of_sequences(
+    test, found, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None
+):
     """:func:`check_gradients` of several sequences as one result: `inputs` has `(q, k, v, dout, dlse)` of each, `found` its three gradients."""
     errors, bounds = np.zeros(3), np.zeros(3)
-    for ours, (*tensors, dlse) in zip(found, inputs, strict=True):
+    for batch, (ours, (*tensors, dlse)) in enumerate(zip(found, inputs, strict=True)):
         q, k, v, dout = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
         factor = q.shape[3] ** -0.5 if scale is None else scale
         mask = visible(q.shape[1], k.shape[1], causal, left, right)
         given = (q, k, v, dout, None if dlse is None else dlse[None], mask, factor, softcap)
-        for which, (x, truth, theirs) in enumerate(zip(ours, gradients(*given), gradients(*given, precision))):
+        exact, rounded = (gradients(*given, of, change, batch) for of in (None, precision))
+        for which, (x, truth, theirs) in enumerate(zip(ours, exact, rounded)):
             test.assertEqual(np.shape(x), truth.shape[1:])
             errors[which] = max(errors[which], _largest(np.asarray(x, dtype=np.float64) - truth[0]))
             bounds[which] = max(bounds[which], _largest(theirs - truth))

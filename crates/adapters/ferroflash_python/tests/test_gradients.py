@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 import ferroflash
-from reference import attention, check_gradients, gradients, visible
+from reference import alibi, attention, check_gradients, gradients, visible
 
 DTYPES = {"f16": np.float16, "f32": np.float32}
 
@@ -41,13 +41,20 @@ class Reference(unittest.TestCase):
         k, v = rng.standard_normal((2, 1, 6, 2, 3))
         dlse, mask = rng.standard_normal((1, 4, 5)), visible(5, 6, causal=True)
 
-        for softcap in (0.0, 1.5):
+        def program(scores, first_batch):
+            bent = np.where(scores > 0, 2 * np.tanh(scores / 2) - 0.25, scores * scores)
+            hidden = (np.arange(5)[:, None] + np.arange(6)) % 3 == first_batch
+            return np.where(hidden, -np.inf, bent)
+
+        for softcap, change in ((0.0, None), (1.5, None), (0.0, program), (0.0, alibi([0.5, -0.1, 0.0, 2.0]))):
+            changed = change, 1
 
             def number(*tensors):
-                out, lse = attention(*tensors, mask, 0.7, softcap)
+                out, lse = attention(*tensors, mask, 0.7, softcap, None, *changed)
+                lse = np.where(np.isfinite(lse), lse, 0)  # that of a row that sees no key has no gradients
                 return (out * dout).sum() + (lse * dlse).sum()
 
-            found = gradients(q, k, v, dout, dlse, mask, 0.7, softcap)
+            found = gradients(q, k, v, dout, dlse, mask, 0.7, softcap, None, *changed)
             for which, gradient in enumerate(found):
                 for index in np.ndindex(gradient.shape):
                     both = []

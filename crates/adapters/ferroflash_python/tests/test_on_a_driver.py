@@ -190,6 +190,32 @@ class OnADriver(unittest.TestCase):
         self.assertTrue(any(line.startswith("record event") and line.endswith(f"on stream {0x55}") for line in before), log)
         self.assertTrue(any(line.startswith(f"stream {0x77} waits for event") for line in before), log)
 
+    def test_gradients_through_programs_on_the_callers_stream(self):
+        log = self.run_program("""
+            q, k, v, out, dout, dq, dk, dv = (Interface(0x70000000 + i * 0x100000) for i in range(8))
+            lse, slopes = Interface(0x71000000, (2, 4, 5), "<f4"), Interface(0x72000000, (2, 4), "<f4", stream=0x55)
+            options = {"program": ferroflash.ScoreProgram.alibi(), "tensors": {"slopes": slopes}}
+            into = {"dq": dq, "dk": dk, "dv": dv}
+            assert ferroflash.backward(q, k, v, out, lse, dout, stream=0x77, **into, **options) == (dq, dk, dv)
+            f = lambda **more: lambda: ferroflash.backward(q, k, v, out, lse, dout, **{**into, **options, **more})
+            refused(ferroflash.InputError, "overlaps", f(dk=Interface(slopes.address)))
+            refused(ferroflash.MissingFeatureError, "gradients through a softcap and the program alibi", f(softcap=5.0))
+            q, k, v, out, dout, dq, dk, dv = (Interface(x.address, (9, 4, 64)) for x in (q, k, v, out, dout, dq, dk, dv))
+            starts, lse, into = Interface(0x73000000, (3,), "<i4"), Interface(0x71000000, (4, 9), "<f4"), {"dq": dq, "dk": dk, "dv": dv}
+            ferroflash.backward_packed(q, k, v, out, lse, dout, starts, starts, stream=0x88, **into, **options)
+            f = lambda **more: lambda: ferroflash.backward_packed(q, k, v, out, lse, dout, starts, starts, **{**into, **options, **more})
+            refused(ferroflash.InputError, "overlaps", f(dk=Interface(slopes.address, (9, 4, 64))))
+            refused(ferroflash.MissingFeatureError, "gradients through a softcap and the program alibi", f(softcap=5.0))
+        """)
+        launches = self.launches(log)
+        for stream in (0x77, 0x88):
+            ours = [at for at, line in enumerate(log) if line in launches and f" stream {stream} " in line]
+            self.assertGreaterEqual(len(ours), 2, log)
+            waits = [line for line in log[: ours[0]] if line.startswith(f"stream {stream} waits for event")]
+            recorded = [line.split()[2] for line in log[: ours[0]] if line.startswith("record event") and line.endswith(f"on stream {0x55}")]
+            self.assertTrue({line.split()[5] for line in waits} & set(recorded), log)
+        self.assertTrue(all(any(f" stream {stream} " in line for stream in (0x77, 0x88)) for line in launches), log)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

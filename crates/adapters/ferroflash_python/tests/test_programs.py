@@ -7,7 +7,7 @@ import numpy as np
 
 import ferroflash
 from ferroflash import ScoreProgram
-from reference import alibi, check, check_sequences
+from reference import alibi, check, check_gradients, check_gradients_of_sequences, check_sequences
 
 DTYPES = {"f16": np.float16, "f32": np.float32}
 HEADS, KV_HEADS, DIM = 4, 2, 32
@@ -233,6 +233,81 @@ class Written(unittest.TestCase):
         self.assertTrue(repr(ScoreProgram.alibi()).startswith("alibi(slopes: float[2 axes])\n"))
 
 
+class Gradients(unittest.TestCase):
+    """Through programs, of the log-sum-exp too, against the formulas in float64, where a program is derived by differences."""
+
+    bias, document = values((HEADS, 45), 3), int32([i // 12 for i in range(45)])
+    tensors = {"bias": bias, "document": document}
+
+    @staticmethod
+    @ScoreProgram
+    def bent(p):
+        """Different slopes on both sides of 0, and hidden keys."""
+        capped = 2 * p.tanh(p.score / 2) + p.floats("bias")[p.head, p.key]
+        changed = p.where(p.score > 0, capped, p.score * 0.5)
+        return p.where(p.ints("document")[p.position] == p.ints("document")[p.key], changed, p.hidden)
+
+    def by_numpy(self, scores, first_batch):
+        w = Where(scores, first_batch)
+        capped = 2 * np.tanh(w.score / 2) + self.bias[:, : w.kv_rows].astype(np.float64)[None, :, None, :]
+        changed = np.where(w.score > 0, capped, w.score * 0.5)
+        return np.where(self.document[w.position] == self.document[w.key], changed, -np.inf)
+
+    def check(self, name, program, tensors, change, **options):
+        q, k, v = inputs(DTYPES[name])
+        dout, dlse = values(q.shape, 8, DTYPES[name]), values((2, HEADS, 40), 9)
+        given = {"program": program, "tensors": tensors, "causal": options.get("causal", False)}
+        given.update(softmax_scale=options.get("scale"), window=(options.get("left"), options.get("right")))
+        out, lse = ferroflash.forward(q, k, v, return_lse=True, **given)
+        for of_lse in (None, dlse):
+            found = ferroflash.backward(q, k, v, out, lse, dout, dlse=of_lse, **given)
+            self.assertEqual([x.dtype for x in found], [DTYPES[name]] * 3)
+            check_gradients(self, found, (q, k, v), dout, of_lse, name, change=change, **options)
+        again = ferroflash.backward(q, k, v, out, lse, dout, dlse=dlse, deterministic=True, **given)
+        for first, second in zip(found, again):
+            np.testing.assert_array_equal(first, second)
+
+    def test_types_and_masks(self):
+        for name in DTYPES:
+            for options in ({}, {"causal": True}, {"left": 9, "right": 4, "scale": 0.3}):
+                with self.subTest(dtype=name, **options):
+                    self.check(name, self.bent, self.tensors, self.by_numpy, **options)
+                    for batch in (None, 2):
+                        of_heads = slopes(batch)
+                        self.check(name, ScoreProgram.alibi(), {"slopes": of_heads}, alibi(of_heads), **options)
+
+    def test_packed_sequences(self):
+        q_lengths, kv_lengths = [40, 0, 33, 20, 5], [45, 20, 0, 31, 42]
+        of_heads = slopes(5)
+        q_starts, kv_starts = starts(q_lengths), starts(kv_lengths)
+        for name, dtype in DTYPES.items():
+            for program, tensors, change in (
+                (ScoreProgram.alibi(), {"slopes": of_heads}, alibi(of_heads)),
+                (self.bent, self.tensors, self.by_numpy),
+            ):
+                with self.subTest(dtype=name, program=program.name):
+                    q, dout = values((2, sum(q_lengths), HEADS, DIM), 1, dtype)
+                    k, v = values((2, sum(kv_lengths), KV_HEADS, DIM), 2, dtype)
+                    dlse = values((HEADS, sum(q_lengths)), 3)
+                    options = {"program": program, "tensors": tensors, "causal": True}
+                    out, lse = ferroflash.forward_packed(q, k, v, q_starts, kv_starts, return_lse=True, **options)
+                    found = ferroflash.backward_packed(q, k, v, out, lse, dout, q_starts, kv_starts, dlse=dlse, **options)
+                    rows = [slice(at, at + length) for at, length in zip(q_starts, q_lengths)]
+                    keys = [slice(at, at + length) for at, length in zip(kv_starts, kv_lengths)]
+                    each = [(found[0][i], found[1][j], found[2][j]) for i, j in zip(rows, keys)]
+                    told = [(q[i], k[j], v[j], dout[i], dlse[:, i]) for i, j in zip(rows, keys)]
+                    check_gradients_of_sequences(self, each, told, name, causal=True, change=change)
+
+    def test_a_program_that_bounds_scores_is_a_softcap(self):
+        """The refusal of both names it."""
+        cap = ScoreProgram(lambda p: 3 * p.tanh(p.score / 3))
+        q, k, v = inputs(np.float32)
+        dout = values(q.shape, 8)
+        out, lse = ferroflash.forward(q, k, v, program=cap, return_lse=True)
+        found = ferroflash.backward(q, k, v, out, lse, dout, program=cap)
+        check_gradients(self, found, (q, k, v), dout, None, "f32", softcap=3.0)
+
+
 class Refusals(unittest.TestCase):
     def refused(self, kind, words, call):
         with self.assertRaises(kind) as caught:
@@ -297,16 +372,24 @@ class Refusals(unittest.TestCase):
         self.refused(of_input, "take 12 words, one each; 8 are accepted", call(dict.fromkeys("abc", cube), many))
 
     def test_gradients(self):
-        """There are none through a program, as yet."""
+        """Through a program or a softcap, not through both; and no gradients of what a program reads."""
         q, k, v = inputs()
-        options = {"program": ScoreProgram.alibi(), "tensors": {"slopes": slopes()}}
+        options = {"program": ScoreProgram.alibi(), "tensors": {"slopes": slopes()}, "softcap": 5.0}
         out, lse = ferroflash.forward(q, k, v, return_lse=True, **options)
-        missing, words = ferroflash.MissingFeatureError, "gradients of attention with a program on scores, alibi"
-        self.refused(missing, words, lambda: ferroflash.backward(q, k, v, out, lse, out, **options))
+        missing = ferroflash.MissingFeatureError
+        words = "gradients through a softcap and the program alibi; one of the two is accepted, and a program may cap scores itself, with tanh"
+        given = [np.full_like(x, np.nan) for x in (q, k, v)]
+        into = lambda: dict(zip(("dq", "dk", "dv"), given))
+        self.refused(missing, words, lambda: ferroflash.backward(q, k, v, out, lse, out, **into(), **options))
         at, kv_at = starts([40, 40]), starts([45, 45])
-        q, k, v, out = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, out))
+        q, k, v, out, *given = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v, out, *given))
         lse = np.zeros((HEADS, 80), np.float32)
-        self.refused(missing, words, lambda: ferroflash.backward_packed(q, k, v, out, lse, out, at, kv_at, **options))
+        self.refused(missing, words, lambda: ferroflash.backward_packed(q, k, v, out, lse, out, at, kv_at, **into(), **options))
+        self.assertTrue(all(np.isnan(x).all() for x in given))
+        # A program that leaves scores as they are is none.
+        options.update(program=ScoreProgram(lambda p: p.score), tensors=None)
+        ferroflash.backward_packed(q, k, v, out, lse, out, at, kv_at, **into(), **options)
+        self.assertFalse(any(np.isnan(x).any() for x in given))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ class Refusals(unittest.TestCase):
         self.refused(ferroflash.InputTypeError, "slopes is a ndarray, q a torch.Tensor", call(np.ones((1, 4), np.float32)))
 
     def test_gradients_through_programs(self):
-        """There are none, as yet: of plain tensors, of operations, and of what a program reads."""
+        """There are none of what a program reads, and none through a softcap and a program: of plain tensors and of operations."""
         q, k, v = inputs(torch.float16)
         slopes, missing = torch.ones(4, device=DEVICE, requires_grad=True), ferroflash.MissingFeatureError
         given = {"program": ferroflash.ScoreProgram.alibi(), "tensors": {"slopes": slopes[None]}}
@@ -264,12 +264,16 @@ class Refusals(unittest.TestCase):
         # The original leaves them out.
         self.assertFalse(ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes).requires_grad)
         q.requires_grad_()
-        words = "gradients of attention with a program on scores, alibi"
-        out = ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes)
+        words = "gradients through a softcap and the program alibi; one of the two is accepted"
+        out = ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes, softcap=5.0)
         self.refused(missing, words, lambda: out.sum().backward())
         operation = torch.ops.ferroflash.forward
-        out, _ = operation(q, k, v, None, True, -1, -1, 0.0, False, True, "alibi", "slopes", [slopes.detach()[None]])
+        out, _ = operation(q, k, v, None, True, -1, -1, 5.0, False, True, "alibi", "slopes", [slopes.detach()[None]])
         self.refused(missing, words, lambda: out.sum().backward())
+        self.assertIsNone(q.grad)
+        # Slopes that ask for a gradient are no reason to refuse those of q.
+        ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes).sum().backward()
+        self.assertTrue(q.grad.abs().max() > 0 and slopes.grad is None)
 
     def test_gradients_that_there_are_not(self):
         q, k, v = inputs(torch.float16)
@@ -317,6 +321,64 @@ class Gradients(unittest.TestCase):
         q, kv = qkv[:, :, 0].detach().requires_grad_(), qkv[:, :, 1:].detach().requires_grad_()
         dq, dkv = torch.autograd.grad(ferroflash.flash_attn_kvpacked_func(q, kv, causal=True), (q, kv), dout)
         self.assertTrue(torch.equal(dq, expected[0]) and torch.equal(dkv, torch.stack(expected[1:], dim=2)))
+
+    def test_slopes(self):
+        """Of heads, and of heads of each batch entry, with head dims that are padded, and through every function that takes slopes."""
+        f, generator = ferroflash, torch.Generator(DEVICE).manual_seed(3)
+        for name, dtype in PRECISIONS.items():
+            for dim, shape, causal in ((32, (4,), True), (59, (2, 4), False), (64, (2, 4), True)):
+                with self.subTest(dtype=name, dim=dim, shape=shape):
+                    slopes = torch.rand(shape, generator=generator, device=DEVICE) - 0.25
+                    tensors = inputs(dtype, dim=dim)
+                    dout = randn(*tensors[0].shape).to(dtype)
+                    found = self.found(tensors, dout, lambda *x: f.flash_attn_func(*x, causal=causal, alibi_slopes=slopes))
+                    self.assertEqual([x.dtype for x in found], [dtype] * 3)
+                    change = alibi(array(slopes))
+                    check_gradients(self, arrays(found), arrays(tensors), array(dout), None, name, causal=causal, change=change)
+        tensors, slopes = inputs(torch.float16, kv_rows=40, kv_heads=4), torch.rand(4, generator=generator, device=DEVICE)
+        dout, options = randn(2, 40, 4, 32).half(), {"causal": True, "alibi_slopes": slopes}
+        expected = self.found(tensors, dout, lambda *x: f.flash_attn_func(*x, **options))
+        given = {"program": f.ScoreProgram.alibi(), "tensors": {"slopes": slopes[None]}}
+        told = ("alibi", "slopes", [slopes[None]])
+        ones = lambda call: self.found(tensors, dout, call)
+        for again in (
+            ones(lambda *x: f.flash_attn_kvpacked_func(x[0], torch.stack(x[1:], 2), **options)),
+            ones(lambda *x: f.flash_attn_qkvpacked_func(torch.stack(x, 2), **options)),
+            ones(lambda *x: f.flash_attn_with_kvcache(*x, **options)),
+            ones(lambda *x: f.forward(*x, causal=True, **given)),
+            # The operation, with a log-sum-exp and without one, which it then computes again.
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, True, *told)[0]),
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, False, *told)[0]),
+            f.backward(*tensors, *f.forward(*tensors, causal=True, return_lse=True, **given), dout, causal=True, **given),
+        ):
+            for a, b in zip(expected, again):
+                self.assertTrue(torch.equal(a, b))
+
+    def test_programs(self):
+        """One that bends scores and hides keys, with the log-sum-exp, eager and compiled."""
+        tensors = inputs(torch.float32)
+        dout, dlse = randn(*tensors[0].shape), randn(2, 4, 40)
+        document = torch.arange(45, device=DEVICE, dtype=torch.int32) // 12
+
+        def bent(p):
+            changed = p.where(p.score > 0, 2 * p.tanh(p.score / 2), p.score * 0.5)
+            return p.where(p.ints("document")[p.position] == p.ints("document")[p.key], changed, p.hidden)
+
+        def change(scores, _):
+            of_keys = array(document)
+            changed = np.where(scores > 0, 2 * np.tanh(scores / 2), scores * 0.5)
+            return np.where(of_keys[np.arange(40)[:, None] + 5] == of_keys, changed, -np.inf)
+
+        program = ferroflash.ScoreProgram(bent)
+
+        def attend(q, k, v, document):
+            return ferroflash.forward(q, k, v, return_lse=True, program=program, tensors={"document": document})
+
+        ferroflash.flash_attn_func  # registers the operation
+        for call in (attend, torch.compile(attend, fullgraph=True, backend="aot_eager")):
+            leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+            found = torch.autograd.grad(call(*leaves, document), leaves, (dout, dlse))
+            check_gradients(self, arrays(found), arrays(tensors), array(dout), array(dlse), "f32", change=change)
 
     def test_the_log_sum_exp_too(self):
         tensors = inputs(torch.float32)
@@ -426,8 +488,6 @@ class AsAnOperation(unittest.TestCase):
             torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
             out, lse = torch.ops.ferroflash.forward(*arguments[:9], True, *program)
             dlse = torch.randn_like(lse) if return_lse else None
-            if program[0]:
-                continue  # gradients there are not, as yet
             arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:9], *program)
             torch.library.opcheck(torch.ops.ferroflash.backward.default, arguments, test_utils=tests)
 

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 
 import ferroflash
-from reference import alibi, check_sequences, turned
+from reference import alibi, check_gradients_of_sequences, check_sequences, turned
 
 try:
     import torch
@@ -130,6 +130,43 @@ class Packed(unittest.TestCase):
             self.assertTrue(torch.equal(out, other))
             given = {"program": f.ScoreProgram.alibi(), "tensors": {"slopes": slopes.reshape(-1, HEADS)}, "causal": True}
             self.assertTrue(torch.equal(f.forward_packed(*qkv.unbind(1), at, at, **given), out))
+
+    def test_gradients_through_slopes(self):
+        """And through a program with a tensor of its own, both of which the log-sum-exp takes part in."""
+        f, at, kv_at = ferroflash, starts(self.Q), starts(self.KV)
+        near = f.ScoreProgram(lambda p: p.where(abs(p.position - p.key) < p.ints("reach")[p.head], 2 * p.tanh(p.score / 2), p.score - 1))
+        reach = int32([1, 5, 9, 50])
+
+        def change(scores, _):
+            rows, keys = scores.shape[2:]
+            distance = np.abs(np.arange(rows)[:, None] + keys - rows - np.arange(keys))
+            return np.where(distance < array(reach)[:, None, None], 2 * np.tanh(scores / 2), scores - 1)
+
+        def check(leaves, dout, dlse, found, name, change):
+            (dq, dk, dv), of_lse = found, rows_of(dlse, at)
+            each = list(zip(parts(dq, at), parts(dk, kv_at), parts(dv, kv_at)))
+            q, k, v = leaves
+            told = list(zip(parts(q, at), parts(k, kv_at), parts(v, kv_at), parts(dout, at), of_lse))
+            check_gradients_of_sequences(self, each, told, name, causal=True, change=change)
+
+        for name, dtype, dim in (("f16", torch.float16, 59), ("bf16", torch.bfloat16, 64), ("f32", torch.float32, 32)):
+            q, k, v = randn(sum(self.Q), HEADS, dim, dtype=dtype), *randn(2, sum(self.KV), KV_HEADS, dim, seed=2, dtype=dtype)
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            dout, dlse = randn(*q.shape, seed=5, dtype=dtype), randn(HEADS, sum(self.Q), seed=6, dtype=torch.float32)
+            for shape in ((HEADS,), (6, HEADS)):
+                slopes = randn(*shape, seed=3, dtype=torch.float32) / 4
+                options = {"causal": True, "alibi_slopes": slopes, "return_attn_probs": True}
+                out, lse, _ = f.flash_attn_varlen_func(*leaves, at, kv_at, 70, 90, **options)
+                found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
+                check(leaves, dout, dlse, found, name, alibi(array(slopes)))
+            if dim != 59:
+                given = {"program": near, "tensors": {"reach": reach}, "causal": True}
+                out, lse = f.forward_packed(*leaves, at, kv_at, return_lse=True, **given)
+                found = torch.autograd.grad((out, lse), leaves, (dout, dlse))
+                check(leaves, dout, dlse, found, name, change)
+                again = f.backward_packed(q, k, v, out.detach(), lse.detach(), dout, at, kv_at, dlse=dlse, **given)
+                for a, b in zip(found, again):
+                    self.assertTrue(torch.equal(a, b))
 
     def test_pages(self):
         """Lengths come from the starts, which say nothing of where pages are."""
@@ -413,10 +450,15 @@ class Refusals(unittest.TestCase):
         given = {"program": f.ScoreProgram.alibi(), "tensors": {"slopes": slopes[None].requires_grad_()}}
         wanted = lambda: f.forward_packed(q, q, q, at, at, **given)
         self.refused(ferroflash.MissingFeatureError, "a gradient of slopes, which a program reads", wanted)
-        # There are no gradients through a program, as yet.
+        # Gradients go through slopes or a softcap, not through both.
         q.requires_grad_()
-        words = "gradients of attention with a program on scores, alibi"
-        self.refused(ferroflash.MissingFeatureError, words, lambda: call(slopes.detach())().sum().backward())
+        words = "gradients through a softcap and the program alibi; one of the two is accepted"
+        out = f.flash_attn_varlen_func(q, q, q, at, at, 7, 7, alibi_slopes=slopes, softcap=5.0)
+        self.refused(ferroflash.MissingFeatureError, words, lambda: out.sum().backward())
+        self.assertIsNone(q.grad)
+        call(slopes)().sum().backward()
+        self.assertTrue(q.grad.abs().max() > 0)
+        self.assertIsNone(slopes.grad)
 
     def test_bad_tensors(self):
         q, at, error = randn(12, HEADS, 32), starts([5, 7]), ferroflash.InputError
@@ -474,6 +516,10 @@ class AsOperations(unittest.TestCase):
         for return_lse, program in ((x, y) for x in (False, True) for y in programs):
             arguments = (q, q, q, at, at, None, None, 40, None, 0, *options, return_lse, *program)
             torch.library.opcheck(packed.forward_packed.default, arguments, test_utils=tests)
+            out, lse = packed.forward_packed(*arguments[:-4], True, *program)
+            dlse = torch.randn_like(lse) if return_lse else None
+            arguments = (q, q, q, out, lse, q, dlse, at, at, None, None, *options, *program)
+            torch.library.opcheck(packed.backward_packed.default, arguments, test_utils=tests)
             of_cache = (None, None, int32(LENGTHS), None, None, cache.table, None, 2)
             rows = randn(8, 6, HEADS, 64)
             arguments = (rows, cache.k, cache.v, *of_cache, *options, return_lse, *program)
@@ -497,6 +543,9 @@ class AsOperations(unittest.TestCase):
         slopes = randn(HEADS, dtype=torch.float32)
         compiled = torch.compile(sloped, fullgraph=True, backend="aot_eager")
         self.assertTrue(torch.equal(compiled(qkv, at, slopes), sloped(qkv, at, slopes)))
+        wanted = qkv.detach().requires_grad_()
+        gradients = [torch.autograd.grad(call(wanted, at, slopes).float().square().sum(), wanted)[0] for call in (sloped, compiled)]
+        self.assertTrue(torch.equal(*gradients) and gradients[0].abs().max() > 0)
 
         def step(q, k_cache, v_cache, k, v, lengths):
             return ferroflash.flash_attn_with_kvcache(q, k_cache, v_cache, k, v, cache_seqlens=lengths, causal=True) + 1

@@ -35,8 +35,9 @@ def backward(
     capability 9.0, unless ``deterministic``. Arrays are of the kinds that ``forward`` takes, and used in place.
 
     Args:
-        q, k, v, softmax_scale, causal, window, softcap, program, tensors: as in the call of ``forward``. A program is a
-            :class:`ferroflash.MissingFeatureError`, until there are gradients through it.
+        q, k, v, softmax_scale, causal, window, softcap, program, tensors: as in the call of ``forward``. A softcap and a program
+            together are a :class:`ferroflash.MissingFeatureError`: a program may bound scores itself, with ``tanh``. There are no gradients of
+            ``tensors``.
         out, lse: what ``forward`` returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 of its shape; ``None`` is 0.
@@ -100,7 +101,8 @@ def backward_packed(
 
     Args:
         q, k, v, q_starts, kv_starts, q_used, kv_used, softmax_scale, causal, window, softcap, program, tensors: as in the call of
-            ``forward_packed``. A program is a :class:`ferroflash.MissingFeatureError`, until there are gradients through it.
+            ``forward_packed``. A softcap and a program together are a :class:`ferroflash.MissingFeatureError`. There are no gradients of
+            ``tensors``.
         out, lse: what it returned for them, with ``return_lse``.
         dout: gradient with respect to ``out``, of its shape and type.
         dlse: gradient with respect to ``lse``, contiguous float32 ``(q_heads, rows)``; ``None`` is 0.

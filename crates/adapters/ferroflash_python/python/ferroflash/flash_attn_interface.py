@@ -49,8 +49,8 @@ def flash_attn_func(
             a negative number is no bound.
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 and below is no bound.
         alibi_slopes: float32 ``(nheads,)`` or ``(batch, nheads)`` on the tensors' device: the score of row ``i`` and key ``j`` is lowered by the slope
-            of its head times ``|i + seqlen_k - seqlen_q - j|``, behind the softcap. Slopes get no gradient; q, k and v with slopes get none as
-            yet: ``backward`` is a :class:`ferroflash.MissingFeatureError`.
+            of its head times ``|i + seqlen_k - seqlen_q - j|``, behind the softcap. Slopes get no gradient; q, k and v get theirs, but with slopes
+            and a softcap ``backward`` is a :class:`ferroflash.MissingFeatureError`.
         deterministic: whether the same tensors have to give the same gradients to the bit, by kernels that are slower on compute capability
             9.0; else dq may differ there in the last bits from run to run. ``torch.use_deterministic_algorithms(True)`` says the same. The
             forward pass gives the same bits, always.
