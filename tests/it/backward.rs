@@ -122,7 +122,8 @@ pub(crate) fn every_row_with_a_softcap<T: Element>(kernel: Kernel) {
             let plan = case.forward.attention.backward_plan(&device::shared().device, case.forward.problem);
             let plan = plan.expect("a legal problem");
             for &pass in passes {
-                let row = Variant::find_with(pass, T::DTYPE, head_dim, FeatureSet::of(SOFTCAP)).expect("a row of the list");
+                let row =
+                    Variant::find_with(pass, T::DTYPE, head_dim, FeatureSet::of(SOFTCAP)).expect("a row of the list");
                 let is_capped = |step: &Step| {
                     step.kernel.entry.symbol == row.entry.symbol && step.kernel.features == FeatureSet::of(SOFTCAP)
                 };
