@@ -10,7 +10,7 @@ use ptx_emu::{
     Checks, Counters, EmuError, Emulator, EmulatorOptions, InstructionClass, Module, Swizzle, TensorDataType,
     TensorFill, TensorMapSpec,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,8 +18,7 @@ use std::time::{Duration, Instant};
 struct Emulated {
     emulator: Emulator,
     memory_limit: u64,
-    /// Parsed modules by entry point.
-    modules: Mutex<HashMap<Specialised, Arc<Module>>>,
+    modules: Mutex<Modules>,
     counters: Mutex<Counters>,
 }
 
@@ -56,7 +55,7 @@ impl Emulated {
     fn module(&self, kernel: &Specialised) -> Result<Arc<Module>> {
         // Modules are inserted whole, so a panic while the lock was held leaves the map usable.
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(module) = modules.get(kernel) {
+        if let Some(module) = modules.parsed.get(kernel) {
             return Ok(module.clone());
         }
         let symbol = kernel.entry.symbol;
@@ -65,8 +64,33 @@ impl Emulated {
         let module =
             Module::parse(&kernel.text()?).map_err(|error| Error::PtxRejected { symbol, log: error.to_string() })?;
         let module = Arc::new(module);
-        modules.insert(kernel.clone(), module.clone());
+        modules.keep(kernel, module.clone());
         Ok(module)
+    }
+}
+
+/// Modules with programs that are kept, at most. Each takes some megabytes, and of entries there is no end of programs.
+const PROGRAMS: usize = 32;
+
+/// Parsed modules by entry point.
+#[derive(Default)]
+struct Modules {
+    parsed: HashMap<Specialised, Arc<Module>>,
+    /// Those with a program, the oldest first.
+    with_program: VecDeque<Specialised>,
+}
+
+impl Modules {
+    /// Keeps a module, in place of the oldest with a program where there are too many.
+    fn keep(&mut self, kernel: &Specialised, module: Arc<Module>) {
+        if kernel.program.is_some() {
+            self.with_program.push_back(kernel.clone());
+        }
+        if self.with_program.len() > PROGRAMS {
+            let oldest = self.with_program.pop_front();
+            oldest.and_then(|oldest| self.parsed.remove(&oldest));
+        }
+        self.parsed.insert(kernel.clone(), module);
     }
 }
 
@@ -248,4 +272,25 @@ fn map_data_type(dtype: DType) -> TensorDataType {
 
 fn failed(error: EmuError) -> Error {
     Error::Emulator(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of modules with programs the last are kept, and all others for good.
+    #[test]
+    fn modules_with_programs_do_not_pile_up() {
+        let entry = crate::entries().next().expect("there are entries");
+        let module = Arc::new(Module::parse(".version 7.4\n.target sm_80\n.address_size 64\n").expect("a module"));
+        let mut modules = Modules::default();
+        modules.keep(&Specialised::plain(entry), module.clone());
+        let of = |i: usize| Specialised { program: Some(i.to_string().into()), ..Specialised::plain(entry) };
+        for i in 0..3 * PROGRAMS {
+            modules.keep(&of(i), module.clone());
+        }
+        assert_eq!(modules.parsed.len(), PROGRAMS + 1);
+        assert!(modules.parsed.contains_key(&Specialised::plain(entry)));
+        assert!(modules.parsed.contains_key(&of(2 * PROGRAMS)) && !modules.parsed.contains_key(&of(2 * PROGRAMS - 1)));
+    }
 }
