@@ -138,6 +138,47 @@ fn averages_of_large_values_are_in_range() {
     }
 }
 
+/// Weights that are rounded up are more than one all together: of values as large as the type holds, more than it holds.
+#[test]
+fn averages_of_the_largest_values_are_in_range() {
+    averages_of_the_largest_values::<f16>(F16);
+    averages_of_the_largest_values::<bf16>(BF16);
+}
+
+fn averages_of_the_largest_values<T: Element>(epsilon: f64) {
+    let (most, keys) = (crate::support::case::largest::<T>(), 300);
+    let round = |x: f64| T::from_f64(x).to_f64();
+    // One key of score 0, and others of a smaller one: the score whose weight loses most, whether it is divided by their sum before or after it is
+    // rounded.
+    let excess = |score: f64| {
+        let (weight, others) = (score.exp(), f64::from(keys - 1));
+        let sum = 1.0 + others * weight;
+        let [after, before] =
+            [(1.0 + others * round(weight)) / sum, round(1.0 / sum) + others * round(weight / sum)];
+        after.min(before)
+    };
+    let scores = (1..2000).map(|i| round(-f64::from(i) / 2000.0));
+    let score = scores.max_by(|a, b| excess(*a).total_cmp(&excess(*b))).expect("some");
+    assert!(round(most * excess(score)).is_infinite(), "a score of {score} overflows nothing");
+
+    let one_hot = |x: f64| [x, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+    let k: Vec<f64> = (0..keys).flat_map(|key| one_hot(if key == 0 { 0.0 } else { score })).collect();
+    let v: Vec<f64> = (0..8 * keys).map(|i| if i % 2 == 0 { most } else { -most }).collect();
+    let lse = (1.0 + f64::from(keys - 1) * score.exp()).ln();
+    let shared = device::shared();
+    for kernel in Kernel::ALL {
+        if !crate::support::case::runs::<T>(&shared.device, kernel) {
+            continue;
+        }
+        let attention = Attention::new().with_scale(1.0).with_kernel(kernel);
+        let (found, found_lse) = attend::<T>(&shared.device, attention, &one_hot(1.0), &k, &v, 8);
+        for (found, expected) in found.into_iter().zip([most, -most].into_iter().cycle()) {
+            assert!((found - expected).abs() <= epsilon * most, "{kernel}: {found}, not {expected}");
+        }
+        assert!((found_lse - lse).abs() <= 1e-4, "{kernel}: log-sum-exp {found_lse}, not {lse}");
+    }
+}
+
 #[test]
 fn products_beyond_f32_still_have_a_largest() {
     // Scores of 64 * 1e40 and twice that: f32 has neither, the second key has all the weight.

@@ -198,6 +198,6 @@ pub unsafe fn output<C: OutputConfig>(p: &NaiveParams) {
             sync::block();
         }
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic()), row, 0, &out);
-        exact::mend::<C>(&p.forward, out.any_not_finite());
+        exact::mend::<C>(&p.forward, out.any_not_finite::<C::Out>());
     }
 }

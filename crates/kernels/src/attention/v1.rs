@@ -111,7 +111,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         // The output is an average already; only a factor of NaN is left to take.
         let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
         out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
-        let not_finite = out.any_not_finite();
+        let not_finite = out.any_not_finite::<C::Out>();
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);
         exact::mend::<C>(p, not_finite);

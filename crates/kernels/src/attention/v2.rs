@@ -100,6 +100,6 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
 
         block.store_lse(row, &softmax.max, &sum);
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row - block.first_row, 0, &out);
-        exact::mend::<C>(p, out.any_not_finite());
+        exact::mend::<C>(p, out.any_not_finite::<C::Out>());
     }
 }

@@ -12,6 +12,14 @@ pub trait Element: Copy {
     /// Largest scaled maximum of a row, in powers of two, against which weights of this type are measured: half a unit in its last place
     /// is below half a unit of a weight near 1, so that the weight of the largest score is rounded to 1.
     const LARGEST_MAX_LOG2: f32;
+    /// The smallest number that is rounded to infinity: half a unit above the largest element.
+    const TOO_LARGE: f32;
+
+    /// Whether a number is a finite element once it is rounded.
+    #[inline(always)]
+    fn rounds_to_number(x: f32) -> bool {
+        math::abs(x) < Self::TOO_LARGE
+    }
 
     /// Reads one element.
     ///
@@ -72,6 +80,8 @@ pub trait Element: Copy {
 pub trait TensorCore: Copy {
     /// See [`Element::LARGEST_MAX_LOG2`].
     const LARGEST_MAX_LOG2: f32;
+    /// See [`Element::TOO_LARGE`].
+    const TOO_LARGE: f32;
 
     /// The nearest element, as its bits.
     fn round(x: f32) -> u16;
@@ -95,6 +105,7 @@ pub trait TensorCore: Copy {
 impl TensorCore for f16 {
     // Half a unit of it is 2^-12 and turns a weight of 1 into at most 1 + 0.7 * 2^-12, where the next f16 is 1 + 2^-10.
     const LARGEST_MAX_LOG2: f32 = 4096.0;
+    const TOO_LARGE: f32 = 65520.0;
 
     #[inline(always)]
     fn round(x: f32) -> u16 {
@@ -126,6 +137,7 @@ impl TensorCore for f16 {
 impl TensorCore for bf16 {
     // As for f16, with three bits less.
     const LARGEST_MAX_LOG2: f32 = 32768.0;
+    const TOO_LARGE: f32 = f32::from_bits(0x7f7f_8000);
 
     #[inline(always)]
     fn round(x: f32) -> u16 {
@@ -158,6 +170,7 @@ impl<T: TensorCore> Element for T {
     const BYTES: usize = 2;
     const SIGN_BITS: u32 = 0x8000_8000;
     const LARGEST_MAX_LOG2: f32 = <T as TensorCore>::LARGEST_MAX_LOG2;
+    const TOO_LARGE: f32 = <T as TensorCore>::TOO_LARGE;
 
     #[inline(always)]
     unsafe fn load(global: u64) -> f32 {
@@ -227,6 +240,7 @@ impl Element for f32 {
     const SIGN_BITS: u32 = 0x8000_0000;
     // Weights are not rounded, so the factor cancels; but scores of this size have errors that show.
     const LARGEST_MAX_LOG2: f32 = 4096.0;
+    const TOO_LARGE: f32 = f32::INFINITY;
 
     #[inline(always)]
     unsafe fn load(global: u64) -> f32 {

@@ -4,6 +4,8 @@
 
 use cuda_std::math;
 
+use crate::parts::element::Element;
+
 /// `M x N` accumulator fragments of 16 x 8 elements.
 ///
 /// `0[m][n][i]` is row `16 m + fragment_row(lane, i)`, column `8 n + fragment_col(lane, i)`.
@@ -44,19 +46,18 @@ pub trait Fragments: Copy {
         }
     }
 
-    /// Whether any element of this lane is infinite or NaN.
+    /// Whether any number of this lane becomes no finite element when it is rounded.
     #[inline(always)]
-    fn any_not_finite(&self) -> bool {
-        // A product with 0 is 0 or NaN, and NaN stays.
-        let mut zero = 0.0;
+    fn any_not_finite<Out: Element>(&self) -> bool {
+        let mut any = false;
         for m in 0..Self::M {
             for n in 0..Self::N {
                 for i in 0..4 {
-                    zero = math::fma(self.at(m, n)[i], 0.0, zero);
+                    any |= !Out::rounds_to_number(self.at(m, n)[i]);
                 }
             }
         }
-        zero.is_nan()
+        any
     }
 
     /// `self += other`.

@@ -150,6 +150,6 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
             own.store_lse(p, first_row, &softmax.max, &softmax.sum);
         }
         block.store_tile::<C, _>(C::OutTile::at(at(memory.q)), &own.out, 0, first_col, &out);
-        mend::<C>(p, out.any_not_finite());
+        mend::<C>(p, out.any_not_finite::<C::Out>());
     }
 }

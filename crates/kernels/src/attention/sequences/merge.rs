@@ -189,7 +189,7 @@ pub unsafe fn merge_row<T: Exponent>(
             if col < p.forward.dim_v {
                 let four = acc[piece].map(|x| x * factor);
                 for x in four {
-                    finite &= x.is_finite();
+                    finite &= T::rounds_to_number(x);
                 }
                 let to = out + (col as usize * T::BYTES) as u64;
                 if p.forward.out_aligned != 0 {
@@ -204,7 +204,6 @@ pub unsafe fn merge_row<T: Exponent>(
         if lane == 0 && sequence.problem.lse != 0 {
             copy::store_f32(lse_address(sequence.problem.lse, p, place.q_head, at), T::lse(largest, total));
         }
-        // Rounding to 16 bits may make infinity of a finite number: f16 ends at 65504. That is what it is.
         warp::any(!finite)
     }
 }

@@ -91,6 +91,6 @@ pub unsafe fn forward<C: Config>(p: &SequencesParams) {
         own.store_lse(p, row, &softmax.max, &sum);
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_tile::<C, _>(tile, &own.out, row - block.first_row, 0, &out);
-        mend::<C>(p, out.any_not_finite());
+        mend::<C>(p, out.any_not_finite::<C::Out>());
     }
 }
