@@ -1,4 +1,4 @@
-//! The copy engine (TMA): boxes of a 4-dimensional tensor, and plain runs of bytes, from global to shared memory.
+//! The copy engine (TMA): boxes of a tensor of 4 or 5 dimensions, and plain runs of bytes, from global to shared memory.
 //!
 //! A tensor map says where the tensor is, its extents, strides, box and swizzle; the host encodes it. Parts of a box outside the
 //! tensor are read as zero.
@@ -41,6 +41,23 @@ pub unsafe fn load_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, elected
         ptx!("{{ .reg .pred p; setp.ne.u32 p, {7}, 0;",
             "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}, {4}, {5}}}], [{6}]; }}",
             in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3],
+            in(reg32) barrier, in(reg32) elected as u32, options(nostack));
+    }
+}
+
+/// [`load_if`] of a 5-dimensional tensor.
+///
+/// PTX `@p cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes`, least SM 9.0.
+///
+/// # Safety
+/// As for [`load_if`].
+#[inline(always)]
+pub unsafe fn load_5d_if(shared: u32, map: u64, at: [u32; 5], barrier: u32, elected: bool) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {8}, 0;",
+            "@p cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}, {{{2}, {3}, {4}, {5}, {6}}}], [{7}]; }}",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3], in(reg32) at[4],
             in(reg32) barrier, in(reg32) elected as u32, options(nostack));
     }
 }

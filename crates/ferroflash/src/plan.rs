@@ -126,7 +126,6 @@ impl Step {
             match content {
                 Content::Address => bytes[*offset..][..8].copy_from_slice(&address.to_ne_bytes()),
                 Content::Map(geometry) => {
-                    let address = address.wrapping_sub(geometry.before);
                     let map = device.backend().tensor_map(&TensorGeometry { address, ..*geometry })?;
                     bytes[*offset..][..size_of_val(&map.0)].copy_from_slice(bytemuck::bytes_of(&map.0));
                 }

@@ -13,6 +13,10 @@ fn bf16(v: i32) -> u16 {
 }
 
 fn launch(e: &Emulator, body: &str, params: &[u64], seed: u64) {
+    try_launch(e, body, params, seed).unwrap_or_else(|e| panic!("{e}"));
+}
+
+fn try_launch(e: &Emulator, body: &str, params: &[u64], seed: u64) -> Result<(), EmuError> {
     let names: Vec<String> = (0..params.len()).map(|i| format!(".param .u64 p{i}")).collect();
     let text = format!(
         "{HEAD}.visible .entry k({})\n{{\n.reg .pred %q<9>;\n.reg .b32 %r<64>;\n.reg .f32 %f<160>;\n.reg .b64 %rd<32>;\n{body}\n}}\n",
@@ -23,7 +27,7 @@ fn launch(e: &Emulator, body: &str, params: &[u64], seed: u64) {
     for p in params {
         l = l.with_ptr(*p);
     }
-    e.launch(&m, "k", &l).unwrap_or_else(|e| panic!("{e}"));
+    e.launch(&m, "k", &l).map(drop)
 }
 
 fn upload(e: &Emulator, bytes: &[u8]) -> u64 {
@@ -122,6 +126,64 @@ fn tensor_loads_swizzle_and_fill() {
             }
         }
     }
+}
+
+/// A tensor of bf16 [8, 64] whose first rows are read through a map of these axes behind its columns, from this address on.
+fn load_eight_rows(
+    e: &Emulator,
+    address: u64,
+    axes: [(u64, u64); 4],
+    corner: [i32; 4],
+) -> Result<Vec<u8>, EmuError> {
+    let spec = TensorMapSpec {
+        data_type: TensorDataType::Bfloat16,
+        address,
+        dims: std::iter::once(64).chain(axes.map(|(extent, _)| extent)).collect(),
+        strides: axes.map(|(_, stride)| stride).to_vec(),
+        box_dims: vec![64, 8, 1, 1, 1],
+        swizzle: Swizzle::None,
+        fill: TensorFill::Zero,
+    };
+    let map = upload(e, TensorMap::encode(&spec).unwrap().as_bytes());
+    let out = e.alloc(1024).unwrap();
+    let [a, b, c, d] = corner;
+    let copy = format!(
+        "mov.b32 %r10, 0;\nmov.b32 %r11, {a};\nmov.b32 %r12, {b};\nmov.b32 %r13, {c};\nmov.b32 %r14, {d};\n\
+         cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%rd0, {{%r10, %r11, %r12, %r13, %r14}}], [%r0];"
+    );
+    try_launch(e, &load_tile(&copy, 1024), &[map, out], 3)?;
+    Ok(download(e, out, 1024))
+}
+
+/// Strides and coordinates whose products are 2^64 together lead to where the tensor is, as on an H200.
+#[test]
+fn addresses_of_tensors_wrap() {
+    let e = Emulator::default();
+    let bytes: Vec<u8> = (0..1024u32).map(|i| (i * 7 + 1) as u8).collect();
+    let t = upload(&e, &bytes);
+    let (rows, steps) = (1 << 30, 1 << 30);
+    let axes = [(rows, 128), (1, 128), (9, 128), (steps + 1, (1 << 34) - 128)];
+    // Rows 2 to 5 of the tensor; what follows is behind the end of the first axis.
+    let (first, n) = (2, 3);
+    let corner = [(rows - n) as i32, 0, (first + n) as i32, steps as i32];
+    let found = load_eight_rows(&e, t, axes, corner).unwrap();
+    assert_eq!(found[..384], bytes[256..640]);
+    assert!(found[384..].iter().all(|&byte| byte == 0));
+}
+
+/// On an H200, a box with nothing inside of the tensor is zeros, but the address that the map begins at has to be memory all the same.
+#[test]
+fn boxes_outside_touch_where_the_map_begins() {
+    let e = Emulator::default();
+    let t = upload(&e, &[1; 1024]);
+    let axes = [(8, 128), (1, 128), (9, 128), (1, 128)];
+    let outside = [8, 0, 0, 0];
+    assert_eq!(load_eight_rows(&e, t, axes, outside).unwrap(), [0; 1024]);
+    // Rows that begin eight before the tensor: those that are there can be read, and of others, no box.
+    let before = t - 1024;
+    assert_eq!(load_eight_rows(&e, before, axes, [4, 0, 4, 0]).unwrap()[..512], [1; 512]);
+    let error = load_eight_rows(&e, before, axes, outside).unwrap_err().to_string();
+    assert!(error.contains(&format!("{before:#x}")), "{error}");
 }
 
 #[test]

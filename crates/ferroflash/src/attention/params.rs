@@ -7,7 +7,7 @@ use crate::error::Operand;
 use crate::plan::{Binding, Buffer, Params};
 use crate::score::{BoundProgram, Word};
 use crate::tensor_map::TensorGeometry;
-use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
+use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS, WRAPPED};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
 use kernel_spec::families::forward::features::FIRST_WORD;
 use kernel_spec::families::merge::{MergeParams, PartParams};
@@ -206,7 +206,7 @@ pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeo
     let [inner, outer, last] = axes.map(|(extent, _)| extent as u64);
     TensorGeometry {
         address: 0,
-        before: 0,
+        wraps: false,
         dtype: tensor.dtype,
         extents: [dims as u64, inner, outer, last],
         byte_strides: axes.map(stride),
@@ -214,24 +214,19 @@ pub(super) fn geometry(tensor: &Placed, box_rows: u32, packed: u32) -> TensorGeo
     }
 }
 
-/// [`geometry`] of sequences, of which each box reads its own: the rows are there twice, see [`V3Params`]. The first of these axes has
-/// `first_rows` rows, and from one batch entry to the next there are `step`.
-pub(super) fn listed_geometry(
-    tensor: &Placed,
-    box_rows: u32,
-    packed: u32,
-    [first_rows, step]: [u32; 2],
-) -> TensorGeometry {
+/// [`geometry`] of sequences, of which each box reads its own: the map wraps, see [`WRAPPED`]. From one batch entry to the next there are
+/// `step` rows.
+pub(super) fn listed_geometry(tensor: &Placed, box_rows: u32, packed: u32, step: u32) -> TensorGeometry {
     let whole = geometry(tensor, box_rows, packed);
     let [(entries, _), (rows, _), ..] = tensor.axes;
     let row_axis = if packed == 1 { 0 } else { 1 };
     let row_bytes = whole.byte_strides[row_axis];
     let [heads_and_rows @ .., _] = whole.byte_strides;
     let mut extents = whole.extents;
-    extents[1 + row_axis] = first_rows.into();
+    extents[1 + row_axis] = WRAPPED.into();
     extents[3] = (entries as u64 - 1) * u64::from(step) + rows as u64 + 1;
     TensorGeometry {
-        before: u64::from(first_rows) * row_bytes,
+        wraps: true,
         extents,
         byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes],
         ..whole

@@ -142,12 +142,13 @@ impl Backend for Emulated {
     }
 
     fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap> {
+        let (dims, strides, box_dims) = tensor.axes();
         let map = ptx_emu::TensorMap::encode(&TensorMapSpec {
             data_type: map_data_type(tensor.dtype),
             address: tensor.address,
-            dims: tensor.extents.to_vec(),
-            strides: tensor.byte_strides.to_vec(),
-            box_dims: tensor.box_extents.to_vec(),
+            dims,
+            strides,
+            box_dims,
             swizzle: Swizzle::Bytes128,
             fill: TensorFill::Zero,
         })

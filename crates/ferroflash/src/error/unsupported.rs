@@ -78,6 +78,16 @@ pub enum Unsupported {
         /// The stride in bytes.
         bytes: u64,
     },
+    /// Rows of sequences that are further apart than the copy engine can step over them twice.
+    #[error("the rows of {tensor} are {bytes} bytes apart; fewer than {limit} are accepted over sequences")]
+    RowBytes {
+        /// The tensor.
+        tensor: Operand,
+        /// Bytes from one row to the next.
+        bytes: u64,
+        /// The first number that is not accepted.
+        limit: u64,
+    },
     /// Sequences that are not all of the same length in memory of their own.
     #[error("the sequences are {found}; uniform ones are accepted")]
     Sequences {

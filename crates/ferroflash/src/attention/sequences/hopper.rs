@@ -11,6 +11,7 @@ use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::Binding;
 use crate::specialise::Specialised;
+use kernel_spec::copy_engine::WRAPPED_BYTES;
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::families::sequences::{self, MAX_SPLITS, TileEntry};
 use kernel_spec::schedule::{self, MAX_TILES};
@@ -93,7 +94,14 @@ fn check(sizes: &SequenceSizes, arrays: &Arrays, tensors: &Tensors) -> Result<[u
         return Err(Unsupported::PageRows { found, multiple: LEAST_PIECE });
     }
     let operands = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out)];
-    operands.iter().try_for_each(|(operand, placed)| check_copies(*operand, placed))?;
+    for (operand, placed) in operands {
+        check_copies(operand, placed)?;
+        let [_, (rows, stride), ..] = placed.axes;
+        let bytes = stride as u64 * placed.dtype.bytes() as u64;
+        if rows > 1 && bytes >= WRAPPED_BYTES {
+            return Err(Unsupported::RowBytes { tensor: operand, bytes, limit: WRAPPED_BYTES });
+        }
+    }
     let same_step = |(tensor, placed): (Operand, &Placed), (other, like): (Operand, &Placed)| {
         let [found, accepted] = [entry_rows(tensor, placed)?, entry_rows(other, like)?];
         if found == accepted { Ok(found) } else { Err(Unsupported::EntryRows { tensor, found, other, accepted }) }
@@ -112,7 +120,6 @@ fn entry_rows(tensor: Operand, placed: &Placed) -> Result<u32, Unsupported> {
         return Err(Unsupported::EntryStride { tensor, entry_stride, row_stride });
     }
     let step = (entry_stride / row_stride) as u64;
-    // The first axis is no longer than the second.
     let found = step * entries as u64 + rows as u64;
     if found >= MAX_MAP_ROWS {
         return Err(Unsupported::TooManyRows { tensor, found, limit: MAX_MAP_ROWS });

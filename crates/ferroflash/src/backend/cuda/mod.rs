@@ -146,13 +146,14 @@ impl Backend for Cuda {
     }
 
     fn tensor_map(&self, tensor: &TensorGeometry) -> Result<TensorMap> {
+        let (extents, byte_strides, box_extents) = tensor.axes();
         let map = TensorMapSpec {
             data_type: map_data_type(tensor.dtype),
             address: tensor.address,
-            extents: &tensor.extents,
-            byte_strides: &tensor.byte_strides,
-            box_extents: &tensor.box_extents,
-            element_strides: &[1; 4],
+            extents: &extents,
+            byte_strides: &byte_strides,
+            box_extents: &box_extents,
+            element_strides: &[1; 5][..extents.len()],
             interleave: CUtensorMapInterleave::NONE,
             // The layout of `kernel_spec::layout`.
             swizzle: CUtensorMapSwizzle::BYTES_128,

@@ -86,10 +86,9 @@ pub struct NaiveParams {
 
 /// Parameters of v3. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
 ///
-/// Over sequences ([`PackedV3`](crate::Pass::PackedV3), [`SplitV3`](crate::Pass::SplitV3)) the maps have the rows twice, as an axis at least as
-/// long as any sequence (`forward.q_rows`, `forward.kv_rows`), which starts so many rows before the tensor, and in place of the batch entries
-/// as one of the same stride that moves it. Of the schedule, the sections and groups of heads are used, and `forward.q.batch_stride` is the
-/// address of the list of tiles, `forward.out.batch_stride` how many numbers the log-sum-exp has for each row of q.
+/// Over sequences ([`PackedV3`](crate::Pass::PackedV3), [`SplitV3`](crate::Pass::SplitV3)) the maps wrap: they have the rows a second time in
+/// place of the batch entries, see [`WRAPPED`](crate::copy_engine::WRAPPED). Of the schedule, the sections and groups of heads are used, and
+/// `forward.q.batch_stride` is the address of the list of tiles, `forward.out.batch_stride` how many numbers the log-sum-exp has for each row of q.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct V3Params {

@@ -210,7 +210,7 @@ pub struct PagesParams {
 /// Parameters of [`SplitV3`](crate::Pass::SplitV3).
 ///
 /// `v3.forward.out` is where sums go, `f32 [split, q_head, token, dim_v]`, and `v3.forward.lse` the statistics, as those of
-/// [`SequencesParams`]; `v3.forward.q_rows` are the tokens, and in pages `v3.forward.kv_rows` those of a piece.
+/// [`SequencesParams`]; `v3.forward.q_rows` are the tokens.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SplitV3Params {

@@ -9,6 +9,7 @@ use kernel_spec::{KvBlocks, Steps, V3Params};
 use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
 use crate::attention::v3::packed::Sequence;
+use crate::parts::boxes::Corner;
 
 /// What the load warp tells the others with a buffer of queries: the tile that they belong to.
 #[derive(Clone, Copy)]
@@ -173,19 +174,19 @@ impl QueryTile {
 
     /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
     #[inline(always)]
-    pub fn query_rows<C: Config>(&self, p: &V3Params) -> [u32; 3] {
+    pub fn query_rows<C: Config>(&self, p: &V3Params) -> Corner {
         let packed_log2 = p.schedule.packed_log2;
         let row = self.first_row >> packed_log2;
-        let [row, last] = if C::PACKED { self.sequence.q_box(p, row) } else { [row, self.batch] };
+        let [row, last] = if C::PACKED { self.sequence.q_box(row) } else { [row, self.batch] };
         let [outer, inner] = if packed_log2 == 0 { [self.q_head, row] } else { [row, self.q_head] };
-        [inner, outer, last]
+        Corner { at: [inner, outer, last], wraps: C::PACKED }
     }
 
     /// Where keys and values from `first` on are in their maps: row, head, batch entry.
     #[inline(always)]
-    pub fn kv_rows<C: Config>(&self, p: &V3Params, first: u32) -> [u32; 3] {
-        let [row, last] = if C::PACKED { self.sequence.kv_box(p, first) } else { [first, self.batch] };
-        [row, self.kv_head, last]
+    pub fn kv_rows<C: Config>(&self, first: u32) -> Corner {
+        let [row, last] = if C::PACKED { self.sequence.kv_box(first) } else { [first, self.batch] };
+        Corner { at: [row, self.kv_head, last], wraps: C::PACKED }
     }
 
     /// The query block of the tile.

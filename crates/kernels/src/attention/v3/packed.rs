@@ -3,11 +3,11 @@
 //! Sequences have lengths that only the device knows. A kernel before this one has written a list of their tiles, the longest first, see
 //! [`tiles`](crate::attention::sequences::tiles), and a tile brings along where its sequence lies.
 //!
-//! The copy engine knows one tensor, and no sequences. Its map has the rows twice, as axes of equal stride: the first is as long as any
-//! sequence, starts so many rows before the tensor, and ends where the sequence does once the second has moved it there. A box
-//! that reaches past the sequence reads zeros, as past the end of a tensor.
+//! The copy engine knows one tensor, and no sequences. Its map has the rows twice, as axes of equal stride: the first ends where the sequence
+//! does once the second has moved it there, see [`WRAPPED`]. A box that reaches past the sequence reads zeros, as past the end of a tensor.
 
 use cuda_std::{copy, shared};
+use kernel_spec::copy_engine::WRAPPED;
 use kernel_spec::families::sequences::TileEntry;
 use kernel_spec::{ForwardParams, KvBlocks, TensorParams, V3Params};
 
@@ -56,14 +56,14 @@ impl Sequence {
 
     /// Where a box of queries from `row` of the sequence on starts along both row axes of its map.
     #[inline(always)]
-    pub fn q_box(&self, p: &V3Params, row: u32) -> [u32; 2] {
-        [p.forward.q_rows - self.q_rows + row, self.q_first + self.q_rows]
+    pub fn q_box(&self, row: u32) -> [u32; 2] {
+        [WRAPPED - self.q_rows + row, self.q_first + self.q_rows]
     }
 
     /// The same of keys or values.
     #[inline(always)]
-    pub fn kv_box(&self, p: &V3Params, row: u32) -> [u32; 2] {
-        [p.forward.kv_rows - self.kv_rows + row, self.kv_first + self.kv_rows]
+    pub fn kv_box(&self, row: u32) -> [u32; 2] {
+        [WRAPPED - self.kv_rows + row, self.kv_first + self.kv_rows]
     }
 
     /// The problem that the sequence poses on its own. Keys and values are read through their maps alone, or to mend.

@@ -7,8 +7,9 @@
 //! A block of keys lies in one page or in several. Each lane of the load warp looks up the page of one piece of it, all at a time, and then
 //! the pieces are loaded one by one: the row axis that is there twice ends a piece where the sequence ends.
 
-use cuda_std::{copy, thread, tma, warp};
+use cuda_std::{copy, thread, warp};
 use kernel_spec::V3Params;
+use kernel_spec::copy_engine::WRAPPED;
 use kernel_spec::families::sequences::{PagesParams, SplitV3Params};
 use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 
@@ -16,7 +17,7 @@ use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
 use crate::attention::v3::note::QueryTile;
 use crate::attention::v3::packed::Sequence;
-use crate::parts::boxes;
+use crate::parts::boxes::{self, Corner};
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::ring::{Buffers, Ring};
 use crate::parts::shared_tile::SharedMatrix;
@@ -31,7 +32,6 @@ pub unsafe fn load_next<C: Config, S: SharedMatrix, B: Buffers>(
     ring: &mut Ring<B>,
     map: u64,
     maps: u64,
-    p: &V3Params,
     tile: &QueryTile,
     first: u32,
     elected: bool,
@@ -41,7 +41,7 @@ pub unsafe fn load_next<C: Config, S: SharedMatrix, B: Buffers>(
     unsafe {
         let pages = &*((maps - size_of::<PagesParams>() as u64) as *const PagesParams);
         if pages.table == 0 {
-            return boxes::load_next::<S, B>(ring, map, tile.kv_rows::<C>(p, first), elected);
+            return boxes::load_next::<S, B>(ring, map, tile.kv_rows::<C>(first), elected);
         }
         let piece_rows = pages.piece_rows;
         let from = piece(pages, &tile.sequence, first + thread::lane() * piece_rows);
@@ -50,9 +50,10 @@ pub unsafe fn load_next<C: Config, S: SharedMatrix, B: Buffers>(
         let mut to = ring.buffer();
         for piece in 0..S::ROWS as u32 / piece_rows {
             let [row, last] = from.map(|x| warp::broadcast(x, piece));
+            let corner = Corner { at: [row, tile.kv_head, last], wraps: true };
             for panel in 0..(S::COLS / PANEL_COLS) as u32 {
                 let to = to + panel * (S::ROWS * PANEL_BYTES) as u32;
-                tma::load_if(to, map, [panel * PANEL_COLS as u32, row, tile.kv_head, last], full, elected);
+                corner.load(to, map, panel * PANEL_COLS as u32, full, elected);
             }
             to += piece_rows * PANEL_BYTES as u32;
         }
@@ -76,7 +77,7 @@ unsafe fn piece(pages: &PagesParams, sequence: &Sequence, key: u32) -> [u32; 2] 
     let page = unsafe { copy::load_u32(at) };
     // A number that is no page's is a mistake of the caller's, who reads a page of somebody else then, but nothing outside.
     let moved = page.min(pages.count - 1) * pages.page_step + row + rows;
-    [pages.piece_rows - rows, if rows > 0 { moved } else { 0 }]
+    [WRAPPED - rows, if rows > 0 { moved } else { 0 }]
 }
 
 /// Writes what a warp's 16 rows of a split have found, from row `row` on: sums, and maxima and sums of weights.

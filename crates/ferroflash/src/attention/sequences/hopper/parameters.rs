@@ -77,15 +77,14 @@ impl Choice {
         &self,
         params: Params,
         offset: usize,
-        forward: &ForwardParams,
         tensors: &Tensors,
         [q, list]: [Binding; 2],
     ) -> Params {
         let Tensors { q: placed, k, v, .. } = tensors;
         let row = self.row;
         let kv_box = self.piece_rows.unwrap_or(row.kv_block);
-        let keys = |placed| listed_geometry(placed, kv_box, 1, [forward.kv_rows, self.kv_step]);
-        let queries = listed_geometry(placed, row.q_block, self.packed_heads, [forward.q_rows, self.q_step]);
+        let keys = |placed| listed_geometry(placed, kv_box, 1, self.kv_step);
+        let queries = listed_geometry(placed, row.q_block, self.packed_heads, self.q_step);
         params
             .map(offset + offset_of!(V3Params, q), q, ALIGNMENT, queries)
             .map(offset + offset_of!(V3Params, k), Binding::Operand(Operand::K), ALIGNMENT, keys(k))
@@ -100,7 +99,7 @@ impl Choice {
         forward.q.batch_stride = 0;
         forward.out.batch_stride = if sizes.packed_q { 1 } else { sizes.q_heads as u64 };
         let params = Params::new(bytes_of(&self.v3(sizes, forward)));
-        let params = self.with_maps(params, 0, &forward, &request.tensors, [q, list]);
+        let params = self.with_maps(params, 0, &request.tensors, [q, list]);
         params.with_addresses(offset_of!(V3Params, forward), request, &forward, q)
     }
 
@@ -120,7 +119,6 @@ impl Choice {
             v: none,
             out: none,
             q_rows: sizes.tokens() as u32,
-            kv_rows: self.piece_rows.unwrap_or(sizes.kv_rows as u32),
             ..forward_params(request)
         };
         let pages = PagesParams {
@@ -134,7 +132,7 @@ impl Choice {
         };
         let params = Params::new(bytes_of(&SplitV3Params { pages, v3: self.v3(sizes, forward) }));
         let offset = offset_of!(SplitV3Params, v3);
-        let params = self.with_maps(params, offset, &forward, &request.tensors, [q, list]);
+        let params = self.with_maps(params, offset, &request.tensors, [q, list]);
         let params = params.with_program(offset + offset_of!(V3Params, forward), request);
         let at = |field| offset + offset_of!(V3Params, forward) + field;
         let params = params.address(at(offset_of!(ForwardParams, out.address)), sums, CHUNK_BYTES as u64).address(

@@ -23,7 +23,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
         let mut tiles = Tiles { round: 0 };
         while let Some(walk) = tiles.next::<C>(p) {
             let (p, block) = (&p.backward, &walk.keys);
-            let kv_rows = [block.first_row, block.kv_head, block.batch];
+            let kv_rows = [block.first_row, block.kv_head, block.batch].into();
             let mut first = true;
             for head in 0..p.group {
                 let q_head = block.kv_head * p.group + head;
@@ -34,7 +34,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
                     }
                     rings.q.wait_free();
                     let full = rings.q.announce(elected);
-                    load::<C::Q>(rings.q.buffer(), q_map, [row, q_head, block.batch], full, elected);
+                    load::<C::Q>(rings.q.buffer(), q_map, [row, q_head, block.batch].into(), full, elected);
                     let statistics = statistics_of(p, block.batch * p.q_heads + q_head, row);
                     tma::load_bytes_if(
                         rings.statistics(),
@@ -48,7 +48,7 @@ pub(super) unsafe fn run<C: Config>(p: &FusedParams, maps: u64, rings: &mut Ring
                         load_next::<C::Kv, Values<C>>(&mut rings.v, v_map, kv_rows, elected);
                         first = false;
                     }
-                    load_next::<C::Q, Douts<C>>(&mut rings.dout, dout_map, [row, q_head, block.batch], elected);
+                    load_next::<C::Q, Douts<C>>(&mut rings.dout, dout_map, [row, q_head, block.batch].into(), elected);
                 }
             }
         }
