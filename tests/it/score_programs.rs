@@ -5,6 +5,7 @@ use crate::backward::{self, for_each_dtype};
 use crate::properties;
 use crate::sequences;
 use crate::support::case::{self, Case, to_f64};
+use crate::support::draws::{self, Draws};
 use crate::support::gradients::BackwardCase;
 use crate::support::packed_gradients::PackedCase;
 use crate::support::programs::{NAMED, Named, Number, leak, random, tensors};
@@ -18,7 +19,6 @@ use ferroflash::{
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use std::sync::OnceLock;
 
 /// The device of the tests, for as long as they run: what programs read lives on it.
@@ -27,9 +27,9 @@ fn lasting(device: &Device) -> &'static Device {
     DEVICE.get_or_init(|| device.clone())
 }
 
-fn config(cases: u32) -> ProptestConfig {
+fn draws(cases: u32) -> Draws {
     // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
-    ProptestConfig { cases, source_file: Some(file!()), max_shrink_iters: 256, ..ProptestConfig::default() }
+    draws::draws(file!(), cases, 256)
 }
 
 crate::for_each_kernel_and_dtype!(random_programs_agree_with_the_reference);
@@ -47,9 +47,7 @@ fn random_programs_agree_with_the_reference<T: Element>(kernel: Kernel) {
         }
         case
     });
-    TestRunner::new(config(device::cases().div_ceil(4)))
-        .run(&cases, |case| case.check::<T>(device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(device::cases().div_ceil(4)).check(&cases, |case| case.check::<T>(device));
 }
 
 fn program(number: &Number) -> ScoreProgram {
@@ -70,18 +68,13 @@ fn random_programs_over_sequences_agree_with_the_reference() {
         case.attention.program = Some(bound(device, &number));
         (case, dtype)
     });
-    TestRunner::new(config(device::cases()))
-        .run(&cases, |(case, dtype)| {
-            let found = match dtype {
-                0 => case.check::<f16>(device),
-                // A tile that is asked for has its type.
-                _ if matches!(case.attention.kernel, KernelChoice::Variant(_)) => case.check::<f16>(device),
-                1 => case.check::<bf16>(device),
-                _ => case.check::<f32>(device),
-            };
-            found.map_err(TestCaseError::fail)
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(device::cases()).check(&cases, |(case, dtype)| match dtype {
+        0 => case.check::<f16>(device),
+        // A tile that is asked for has its type.
+        _ if matches!(case.attention.kernel, KernelChoice::Variant(_)) => case.check::<f16>(device),
+        1 => case.check::<bf16>(device),
+        _ => case.check::<f32>(device),
+    });
 }
 
 /// Gradients of the reference are its own differences, whatever the program.
@@ -92,50 +85,45 @@ fn gradients_of_random_programs_are_differences() {
     let device = lasting(&shared.device);
     let sizes = Sizes { batch: 2, q_rows: 3, kv_rows: 5, q_heads: 2, kv_heads: 1, head_dim: 8, dtype: DType::F32 };
     let cases = (random(), prop::option::of(1f32..4.0), any::<u64>());
-    TestRunner::new(config(device::cases()))
-        .run(&cases, |(number, softcap, seed)| {
-            let attention = Attention::new().with_softcap(softcap).with_program(bound(device, &number));
-            let case = Case { seed, ..Case::new(Kernel::V2, sizes, Mask::Full) };
-            let inputs = case.inputs::<f32>();
-            let mut all = [&inputs.q, &inputs.k, &inputs.v].map(|x| to_f64(x));
-            let dout: Vec<f64> = (0..all[0].len()).map(|i| ((i * 7 + 3) % 11) as f64 / 5.0 - 1.0).collect();
-            let number_of = |[q, k, v]: &[Vec<f64>; 3]| -> f64 {
-                let out = reference::forward(q, k, v, sizes, &attention).unwrap().out;
-                out.iter().zip(&dout).map(|(out, dout)| out * dout).sum()
-            };
-            let [q, k, v] = &all;
-            let gradients = reference::backward([q, k, v], &dout, None, sizes, &attention).unwrap();
-            let found = [gradients.dq, gradients.dk, gradients.dv];
-            for (tensor, found) in found.iter().enumerate() {
-                for i in (0..found.len()).step_by(7) {
-                    let at = all[tensor][i];
-                    let mut moved = |by: f64| {
-                        all[tensor][i] = at + by;
-                        let number = number_of(&all);
-                        all[tensor][i] = at;
-                        number
-                    };
-                    let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
-                    // A corner of the program between the two is no derivative of either side.
-                    let sides = [moved(2.0 * STEP) - moved(STEP), moved(-STEP) - moved(-2.0 * STEP)].map(|d| d / STEP);
-                    let is_smooth = (sides[0] - sides[1]).abs() < 1e-2 * (1.0 + difference.abs());
-                    let close = (found[i] - difference).abs() < 1e-5 * (1.0 + difference.abs());
-                    prop_assert!(
-                        close || !is_smooth,
-                        "{tensor}, {i}: {}, not {difference}\n{}",
-                        found[i],
-                        program(&number)
-                    );
+    draws(device::cases()).check(&cases, |(number, softcap, seed)| {
+        let attention = Attention::new().with_softcap(softcap).with_program(bound(device, &number));
+        let case = Case { seed, ..Case::new(Kernel::V2, sizes, Mask::Full) };
+        let inputs = case.inputs::<f32>();
+        let mut all = [&inputs.q, &inputs.k, &inputs.v].map(|x| to_f64(x));
+        let dout: Vec<f64> = (0..all[0].len()).map(|i| ((i * 7 + 3) % 11) as f64 / 5.0 - 1.0).collect();
+        let number_of = |[q, k, v]: &[Vec<f64>; 3]| -> f64 {
+            let out = reference::forward(q, k, v, sizes, &attention).unwrap().out;
+            out.iter().zip(&dout).map(|(out, dout)| out * dout).sum()
+        };
+        let [q, k, v] = &all;
+        let gradients = reference::backward([q, k, v], &dout, None, sizes, &attention).unwrap();
+        let found = [gradients.dq, gradients.dk, gradients.dv];
+        for (tensor, found) in found.iter().enumerate() {
+            for i in (0..found.len()).step_by(7) {
+                let at = all[tensor][i];
+                let mut moved = |by: f64| {
+                    all[tensor][i] = at + by;
+                    let number = number_of(&all);
+                    all[tensor][i] = at;
+                    number
+                };
+                let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                // A corner of the program between the two is no derivative of either side.
+                let sides = [moved(2.0 * STEP) - moved(STEP), moved(-STEP) - moved(-2.0 * STEP)].map(|d| d / STEP);
+                let is_smooth = (sides[0] - sides[1]).abs() < 1e-2 * (1.0 + difference.abs());
+                let close = (found[i] - difference).abs() < 1e-5 * (1.0 + difference.abs());
+                if !close && is_smooth {
+                    return Err(format!("{tensor}, {i}: {}, not {difference}\n{}", found[i], program(&number)));
                 }
             }
-            Ok(())
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+        }
+        Ok(())
+    });
 }
 
 for_each_dtype!(gradients_of_random_programs_agree_with_the_reference);
 
-/// Of the portable kernels, and of naive.
+/// Of the portable kernels, and of naive, which see the same problems.
 fn gradients_of_random_programs_agree_with_the_reference<T: Element>(portable: Kernel) {
     let shared = device::shared();
     let device = lasting(&shared.device);
@@ -148,9 +136,7 @@ fn gradients_of_random_programs_agree_with_the_reference<T: Element>(portable: K
             }
             case
         });
-        TestRunner::new(config(device::cases().div_ceil(8)))
-            .run(&cases, |case| case.check::<T>(device).map_err(TestCaseError::fail))
-            .unwrap_or_else(|error| panic!("{error}"));
+        draws(device::cases().div_ceil(8)).check(&cases, |case| case.check::<T>(device));
     }
 }
 
