@@ -13,8 +13,9 @@ use crate::support::{bf16, device, f16};
 use ferroflash::reference;
 use ferroflash::score::{BoundProgram, ProgramTensor, ScoreProgram};
 use ferroflash::{
-    Arch, Attention, DType, Device, Element, EmulatorConfig, Error, Indices, Kernel, KernelChoice, Layout, Mask, Pass,
-    ProgramError, Shape, Sizes, Tensor, Unsupported, VARIANTS, Variant,
+    Arch, Attention, DType, Device, Dims, Element, EmulatorConfig, Error, GradientsViewMut, Indices, Kernel,
+    KernelChoice, KvCacheMut, Layout, Lse, LseShape, LseViewMut, Mask, NewRows, Operand, PackedRows, Pass,
+    ProgramError, Shape, Sizes, Tensor, TensorViewMut, Unsupported, VARIANTS, Variant,
 };
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
@@ -435,10 +436,8 @@ fn what_a_program_is_refused_for() {
 fn calls_that_a_program_is_refused_for() {
     let shared = device::shared();
     let device = lasting(&shared.device);
-    let mut q = Tensor::zeros(device, DType::F16, Shape::new(1, 4, 2, 64), Layout::Bshd).unwrap();
-    let mut slopes = Tensor::zeros(device, DType::F16, [1, 512], Layout::RowMajor).unwrap();
-    let [view, of_slopes] = [&q, &slopes].map(Tensor::view);
-    let bound = ScoreProgram::alibi().bind(&[("slopes", of_slopes.into())]).unwrap();
+    let slopes = Tensor::zeros(device, DType::F16, [1, 2], Layout::RowMajor).unwrap();
+    let bound = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).unwrap();
     let attention = Attention::new().with_program(&bound);
     let problem = Sizes { batch: 1, q_rows: 4, kv_rows: 4, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
     // Gradients through a softcap and a program, and by a kernel without hooks.
@@ -468,14 +467,86 @@ fn calls_that_a_program_is_refused_for() {
         let error = attention.forward(&q.view(), &q.view(), &q.view()).unwrap_err();
         assert!(matches!(&error, Error::DeviceMismatch { what, .. } if what == "slopes"), "{error:?}");
     }
-    // An output over what the program reads.
+}
+
+/// Outputs, gradients, and caches that new rows go into: none may lie where the call's program reads.
+#[test]
+fn nothing_that_a_program_reads_is_written() {
+    let shared = device::shared();
+    let device = &shared.device;
     let stream = device.default_stream();
-    let memory = slopes.address();
-    // SAFETY: 512 elements, which the refused call does not touch.
-    let mut out = unsafe {
-        ferroflash::TensorViewMut::from_raw(device, memory, 512, [1, 4, 2, 64], [512, 128, 64, 1], DType::F16).unwrap()
+    let mut slopes = Tensor::zeros(device, DType::F16, [1, 512], Layout::RowMajor).unwrap();
+    slopes.fill_bytes(0xff).unwrap();
+    let address = slopes.address();
+    let bound = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).unwrap();
+    let attention = Attention::new().with_program(&bound);
+    // All 512 of them; the refused calls do not touch them.
+    let there = |shape: &[usize]| {
+        let shape = Dims::new(shape).unwrap();
+        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        // SAFETY: as many elements as there are, and nothing else uses them.
+        unsafe { TensorViewMut::from_raw(device, address, 512, shape, Dims::new(&strides).unwrap(), DType::F16) }
+            .unwrap()
     };
-    let error = attention.forward_into(&stream, &view, &view, &view, &mut out, None).unwrap_err();
-    assert_eq!(error.to_string(), "out overlaps tensor 0 of the program in memory; outputs need memory of their own");
-    let _ = (&mut q, &mut slopes);
+    let refused = |output: Operand, result: ferroflash::Result<()>| {
+        let error = result.expect_err("the call should be refused");
+        assert!(
+            matches!(error, Error::OutputOverlaps { output: of, other: Operand::ProgramTensor(0) } if of == output),
+            "{error:?}"
+        );
+    };
+    let tensor =
+        |shape: &[usize]| Tensor::zeros(device, DType::F16, Dims::new(shape).unwrap(), Layout::RowMajor).unwrap();
+    let lse_shape = LseShape { batch: 1, heads: 2, rows: 4 };
+    let lse = Lse::uninit(device, lse_shape).unwrap();
+
+    let shape = [1, 4, 2, 64];
+    let (x, mut spare) = (tensor(&shape), [tensor(&shape), tensor(&shape), tensor(&shape)]);
+    let x = x.view();
+    refused(Operand::Out, attention.forward_into(&stream, &x, &x, &x, &mut there(&shape), None));
+    // SAFETY: 8 numbers in 1024 bytes, and nothing else uses them.
+    let mut of_rows = unsafe { LseViewMut::from_raw(device, address, 256, lse_shape) }.unwrap();
+    let out = &mut spare[0].view_mut();
+    refused(Operand::Lse, attention.forward_into(&stream, &x, &x, &x, out, Some(&mut of_rows)));
+    for (i, gradient) in [Operand::Dq, Operand::Dk, Operand::Dv].into_iter().enumerate() {
+        let mut views = spare.each_mut().map(Tensor::view_mut);
+        views[i] = there(&shape);
+        let [dq, dk, dv] = views;
+        let into = &mut GradientsViewMut::new(dq, dk, dv);
+        refused(gradient, attention.backward_into(&stream, &x, &x, &x, &x, &lse.view(), x, into));
+    }
+
+    let shape = [4, 2, 64];
+    let (x, mut spare) = (tensor(&shape), [tensor(&shape), tensor(&shape), tensor(&shape)]);
+    let x = x.view();
+    let starts = Indices::from_slice(device, &[0, 1, 4]).unwrap();
+    let rows = PackedRows::new(starts.view());
+    let out = &mut there(&shape);
+    refused(Operand::Out, attention.forward_packed_into(&stream, &x, &x, &x, &rows, &rows, out, None));
+    for (i, gradient) in [Operand::Dq, Operand::Dk, Operand::Dv].into_iter().enumerate() {
+        let mut views = spare.each_mut().map(Tensor::view_mut);
+        views[i] = there(&shape);
+        let [dq, dk, dv] = views;
+        let into = &mut GradientsViewMut::new(dq, dk, dv);
+        let lse = lse.view();
+        refused(gradient, attention.backward_packed_into(&stream, &x, &x, &x, &x, &lse, x, &rows, &rows, into));
+    }
+
+    let (q, mut spare, mut out) = (tensor(&[1, 1, 2, 64]), tensor(&[1, 4, 2, 64]), tensor(&[1, 1, 2, 64]));
+    let lengths = Indices::from_slice(device, &[2]).unwrap();
+    let q = q.view();
+    let new = NewRows::new(&q, &q);
+    for name in [Operand::K, Operand::V] {
+        let (mut k, mut v) = (spare.view_mut(), there(&[1, 4, 2, 64]));
+        if name == Operand::K {
+            std::mem::swap(&mut k, &mut v);
+        }
+        let mut cache = KvCacheMut::new(k, v).with(|cache| cache.with_lengths(lengths.view()));
+        refused(name, attention.forward_appending(&q, None, &mut cache, &new).map(drop));
+        let out = &mut out.view_mut();
+        refused(name, attention.forward_appending_into(&stream, &q, None, &mut cache, &new, out, None));
+        // A cache that is read is no output.
+        attention.plan_cached(&q, None, &cache.view(), None).unwrap();
+    }
+    assert!(slopes.to_f64_vec().unwrap().iter().all(|x| x.is_nan()), "something was written");
 }

@@ -104,8 +104,10 @@ fn check_rows_and_heads(like: &HeadsView<'_>, of: Operand, tensor: Operand, [row
     Ok(())
 }
 
-/// Outputs need memory of their own: out and lse (given as its address) against themselves, each other and the inputs.
+/// Outputs need memory of their own: out and lse (given as its address) against themselves, each other, the inputs and what a program
+/// reads.
 pub(super) fn check_overlaps(
+    attention: &Attention<'_>,
     inputs: [&HeadsView<'_>; 3],
     out: &HeadsView<'_>,
     lse: Option<(u64, &Sizes)>,
@@ -114,9 +116,13 @@ pub(super) fn check_overlaps(
     let [q, k, v] = inputs.map(footprint);
     let inputs = [(Operand::Q, q), (Operand::K, k), (Operand::V, v)];
     let out = (Operand::Out, footprint(out));
+    let check = |outputs: &[(Operand, Footprint)]| {
+        check_apart(outputs, &inputs)?;
+        check_program_apart(attention, outputs)
+    };
     match lse {
-        Some((address, sizes)) => check_apart(&[out, (Operand::Lse, row_footprint(address, sizes))], &inputs),
-        None => check_apart(&[out], &inputs),
+        Some((address, sizes)) => check(&[out, (Operand::Lse, row_footprint(address, sizes))]),
+        None => check(&[out]),
     }
 }
 
@@ -138,19 +144,15 @@ pub(super) fn program_footprints<'a>(attention: &Attention<'a>) -> impl Iterator
     footprints.map(|(i, memory)| (Operand::ProgramTensor(i), memory))
 }
 
-/// That outputs do not overlap what a program reads.
-pub(super) fn check_program_apart(
-    attention: &Attention<'_>,
-    out: Option<&HeadsView<'_>>,
-    lse: Option<Footprint>,
-) -> Result<()> {
-    if attention.changing_program().is_none() {
-        return Ok(());
+/// That nothing of what a call writes is what its program reads.
+pub(super) fn check_program_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
+    let read = || program_footprints(attention);
+    for (output, memory) in written {
+        if let Some((other, _)) = read().find(|(_, read)| memory.overlaps(read)) {
+            return Err(Error::OutputOverlaps { output: *output, other });
+        }
     }
-    let read: Vec<_> = program_footprints(attention).collect();
-    let out = out.map(|out| (Operand::Out, footprint(out)));
-    let lse = lse.map(|memory| (Operand::Lse, memory));
-    out.into_iter().chain(lse).try_for_each(|output| check_apart(&[output], &read))
+    Ok(())
 }
 
 /// That no element of an output lies at the place of another.
