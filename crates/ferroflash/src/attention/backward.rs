@@ -1,6 +1,8 @@
 //! The calls of the backward pass: on views, into given memory, and on plain addresses.
 
-use super::check::{self, check_apart, check_itself, check_like, check_rows_of, footprint, row_footprint};
+use super::check::{
+    self, check_apart, check_itself, check_like, check_program_apart, check_rows_of, footprint, row_footprint,
+};
 use super::forward::RawTensor;
 use super::options::Attention;
 use super::problem::{Problem, Sequences, Sizes};
@@ -213,7 +215,8 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// As [`Attention::backward`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
-    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps), [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
     #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
     pub fn backward_into<'a>(
         &self,
@@ -292,6 +295,7 @@ const GRADIENTS: [Operand; 3] = [Operand::Dq, Operand::Dk, Operand::Dv];
 
 /// Checks gradients against the `inputs`, of which q, k and v are the first, each other, and whatever else is read.
 fn check_gradients(
+    attention: &Attention<'_>,
     outputs: &[HeadsView<'_>; 3],
     inputs: &[(Operand, &HeadsView<'_>); 5],
     others: impl Iterator<Item = (Operand, Footprint)>,
@@ -302,7 +306,8 @@ fn check_gradients(
     }
     let written: Vec<_> = GRADIENTS.into_iter().zip(outputs.each_ref().map(footprint)).collect();
     let read: Vec<_> = inputs.iter().map(|(name, view)| (*name, footprint(view))).chain(others).collect();
-    check_apart(&written, &read)
+    check_apart(&written, &read)?;
+    check_program_apart(attention, &written)
 }
 
 /// The inputs of a call, checked against each other.
@@ -344,7 +349,7 @@ impl<'a> Call<'a> {
         let outputs = [dq?, dk?, dv?];
         let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
         let rows = rows.into_iter().flatten().map(|(name, address)| (name, row_footprint(address, &self.sizes)));
-        check_gradients(&outputs, &self.tensors(), rows.chain(check::program_footprints(attention)))?;
+        check_gradients(attention, &outputs, &self.tensors(), rows)?;
         Ok(outputs)
     }
 

@@ -3,11 +3,11 @@
 use super::options::Attention;
 use super::problem::Sizes;
 use crate::device::Device;
-use crate::error::{Error, Operand, Result};
-use crate::score::BoundProgram;
+use crate::error::{Error, Operand, ProgramError, Result};
 use crate::tensor::overlap::{self, Footprint};
 use crate::tensor::{HeadsView, LseShape, LseViewMut};
 use kernel_spec::DType;
+use std::fmt::Display;
 
 /// Checks q, k and v against each other and returns the sizes of the problem they pose.
 pub(super) fn check_inputs(q: &HeadsView<'_>, k: &HeadsView<'_>, v: &HeadsView<'_>) -> Result<Sizes> {
@@ -55,7 +55,7 @@ fn check_against_q(q: &HeadsView<'_>, tensor: Operand, view: &HeadsView<'_>) -> 
     Ok(())
 }
 
-pub(super) fn check_same_device(q: &HeadsView<'_>, tensor: Operand, device: &Device) -> Result<()> {
+pub(super) fn check_same_device(q: &HeadsView<'_>, tensor: impl Display, device: &Device) -> Result<()> {
     if device == q.device() {
         return Ok(());
     }
@@ -129,27 +129,15 @@ pub(super) fn check_overlaps(
 /// Whether the tensors of a program are where q is.
 pub(super) fn check_program(attention: &Attention<'_>, q: &HeadsView<'_>) -> Result<()> {
     let Some(program) = attention.changing_program() else { return Ok(()) };
-    program.devices().try_for_each(|(name, device)| {
-        if device == q.device() {
-            return Ok(());
-        }
-        let (found, expected) = (device.info().id(), q.device().info().id());
-        Err(Error::DeviceMismatch { what: name.to_owned(), found, expected })
-    })
-}
-
-/// What a program reads.
-pub(super) fn program_footprints<'a>(attention: &Attention<'a>) -> impl Iterator<Item = (Operand, Footprint)> + 'a {
-    let footprints = attention.changing_program().into_iter().flat_map(BoundProgram::footprints);
-    footprints.map(|(i, memory)| (Operand::ProgramTensor(i), memory))
+    program.devices().try_for_each(|(name, device)| check_same_device(q, name, device))
 }
 
 /// That nothing of what a call writes is what its program reads.
 pub(super) fn check_program_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
-    let read = || program_footprints(attention);
+    let Some(program) = attention.changing_program() else { return Ok(()) };
     for (output, memory) in written {
-        if let Some((other, _)) = read().find(|(_, read)| memory.overlaps(read)) {
-            return Err(Error::OutputOverlaps { output: *output, other });
+        if let Some((name, _)) = program.footprints().find(|(_, read)| memory.overlaps(read)) {
+            return Err(ProgramError::OutputOverlaps { output: *output, name: name.to_owned() }.into());
         }
     }
     Ok(())

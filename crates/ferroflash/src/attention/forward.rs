@@ -157,7 +157,8 @@ impl Attention<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`Attention::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`] and [`Error::DeviceMismatch`].
+    /// As [`Attention::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`],
+    /// [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and [`Error::DeviceMismatch`].
     pub fn forward_into(
         &self,
         stream: &Stream,

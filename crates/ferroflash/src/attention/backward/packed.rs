@@ -1,6 +1,6 @@
 //! The calls of the backward pass over packed sequences.
 
-use super::super::check::{check_like, check_program, check_rows_of, program_footprints};
+use super::super::check::{check_like, check_program, check_rows_of};
 use super::super::options::Attention;
 use super::super::request::Placed;
 use super::super::sequences::{Call, PackedRows, heads};
@@ -87,7 +87,8 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// As [`Attention::backward_packed`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
-    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps), [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
     #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
     pub fn backward_packed_into<'a>(
         &self,
@@ -177,7 +178,7 @@ impl<'a> PackedCall<'a> {
         let numbers = self.inputs.numbers().map(|(operand, view)| {
             (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
         });
-        check_gradients(&outputs, &self.tensors(), rows.chain(numbers).chain(program_footprints(attention)))?;
+        check_gradients(attention, &outputs, &self.tensors(), rows.chain(numbers))?;
         Ok(outputs)
     }
 

@@ -130,7 +130,7 @@ impl Attention<'_> {
     /// that it may lie nowhere where the call, or its program, reads anything else.
     ///
     /// # Errors
-    /// As [`Attention::forward_cached`].
+    /// As [`Attention::forward_cached`], and for the cache those that [`Attention::forward_into`] has for outputs.
     pub fn forward_appending(
         &self,
         q: &TensorView<'_>,
