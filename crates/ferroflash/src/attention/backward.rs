@@ -9,7 +9,7 @@ use super::problem::{Problem, Sequences, Sizes};
 use super::request::Placed;
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
-use crate::error::{Operand, Result};
+use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::run;
 use crate::score::BoundProgram;
 use crate::tensor::overlap::Footprint;
@@ -117,8 +117,13 @@ impl Attention<'_> {
     /// [`Error::WorkspaceTooLarge`](crate::Error::WorkspaceTooLarge).
     pub fn backward_plan(&self, device: &Device, problem: impl Into<Problem>) -> Result<BackwardPlan> {
         let problem = problem.into();
-        if matches!(problem.sequences, Sequences::Packed { .. }) {
-            return packed::plan_contiguous(self, device.info(), &problem);
+        match &problem.sequences {
+            Sequences::Uniform { .. } => {}
+            Sequences::Packed { .. } => return packed::plan_contiguous(self, device.info(), &problem),
+            other => {
+                let reason = Unsupported::Sequences { found: other.name(), accepted: "uniform and packed" };
+                return Err(Error::Unsupported(reason));
+            }
         }
         let sizes = problem.sizes()?;
         sizes.validate()?;
