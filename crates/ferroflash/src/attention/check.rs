@@ -170,6 +170,6 @@ pub(super) fn footprint(view: &HeadsView<'_>) -> Footprint {
 }
 
 /// The bytes of a log-sum-exp, or of its gradient.
-pub(super) fn row_footprint(address: u64, sizes: &Sizes) -> Footprint {
+fn row_footprint(address: u64, sizes: &Sizes) -> Footprint {
     Footprint::contiguous(address, sizes.score_rows() * DType::F32.bytes() as u128)
 }

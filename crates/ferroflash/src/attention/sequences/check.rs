@@ -250,9 +250,7 @@ impl<'a> Call<'a> {
             }
         }
         // The numbers that say where sequences are, too.
-        inputs.extend(self.numbers().map(|(operand, view)| {
-            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
-        }));
+        inputs.extend(self.number_footprints());
         let mut outputs: Vec<_> = out.map(|out| (Operand::Out, footprint(out))).into_iter().collect();
         if let Some(address) = lse {
             outputs.push((Operand::Lse, self.lse_footprint(address)));
@@ -293,6 +291,13 @@ impl<'a> Call<'a> {
             (Operand::Positions, new.and_then(|new| new.rotary).and_then(|rotary| rotary.positions)),
         ];
         all.into_iter().filter_map(|(operand, view)| Some((operand, view?)))
+    }
+
+    /// Their bytes.
+    pub(crate) fn number_footprints(&self) -> impl Iterator<Item = (Operand, Footprint)> {
+        self.numbers().map(|(operand, view)| {
+            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
+        })
     }
 
     /// The order of axes of a new output: packed rows follow one another, whatever the order of q is.
