@@ -3,6 +3,7 @@
 
 use crate::properties;
 use crate::support::case::Memory;
+use crate::support::draws::draws;
 use crate::support::gradients::BackwardCase;
 use crate::support::{bf16, device, f16};
 use ferroflash::{
@@ -12,7 +13,6 @@ use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
 use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 
 /// Makes one test for each of some element types, of what a kernel gives.
 macro_rules! for_each_type {
@@ -163,17 +163,8 @@ pub(crate) fn random_problems_agree_with_the_reference<T: Element>(kernel: Kerne
         let in_pieces = [&forward.q, &forward.k, &forward.v, &forward.out].into_iter().all(Memory::is_in_pieces);
         has(kernel, problem.head_dim, problem.kv_rows) && (kernel != Kernel::V3 || in_pieces)
     });
-    let config = ProptestConfig {
-        // Each is five kernels and two references that cost several times those of the forward pass.
-        cases: device::cases().div_ceil(2),
-        source_file: Some(file!()),
-        // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
-        max_shrink_iters: 256,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases, |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    // Each is five kernels and two references that cost several times those of the forward pass. Shrinking ends after about a minute.
+    draws(file!(), device::cases().div_ceil(2), 256).check(&cases, |case| case.check::<T>(&shared.device));
 }
 
 for_each_dtype!(random_problems_agree_with_the_reference);

@@ -3,6 +3,7 @@
 //! The binary needs neither the source tree nor Rust: it runs alone on a GPU machine, beside the `ferroflash` binary.
 //! - `FERROFLASH_TEST_DEVICE`: `cuda`, `cuda:N`, `emulator` or `best`. A device that is named and absent is a failure.
 //! - `FERROFLASH_TEST_CASES`: random cases of each property; by default few on the emulator, many on a GPU.
+//! - `PROPTEST_RNG_SEED`: the seed that these follow from, together with the names of tests; by default any. A failure says which it was.
 //! - `FERROFLASH_TEST_SEEDS`: interleavings of the emulator that each kernel of `mutants` runs under; by default 12.
 //! - `FERROFLASH_UPDATE_COUNTERS`: `counters` writes docs/benchmarks/counters.json and docs/io.md instead of comparing with them.
 //! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli` and `cli_*`; by default the one beside this

@@ -3,6 +3,7 @@
 
 use crate::support::case::{Case as WholeCase, Computed, Memory, Reference, compare, nan, to_f64};
 use crate::support::device;
+use crate::support::draws::draws;
 use crate::support::edits::mutants;
 use ferroflash::reference::{self, ReferenceOutput};
 use ferroflash::{
@@ -11,7 +12,6 @@ use ferroflash::{
 };
 use kernel_spec::families::merge::{MAX_PARTS, VARIANTS};
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
@@ -216,15 +216,7 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn random_parts_agree_with_the_definition<T: Element, Out: Element>() {
     let shared = device::shared();
-    let config = ProptestConfig {
-        cases: device::cases(),
-        source_file: Some(file!()),
-        max_shrink_iters: 256,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases(), |case| case.check::<T, Out>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(file!(), device::cases(), 256).check(&cases(), |case| case.check::<T, Out>(&shared.device));
 }
 
 for_each_pair!(random_parts_agree_with_the_definition);
@@ -313,15 +305,7 @@ impl Split {
 
 fn parts_of_the_keys_make_the_whole<T: Element>() {
     let shared = device::shared();
-    let config = ProptestConfig {
-        cases: device::cases().div_ceil(2),
-        source_file: Some(file!()),
-        max_shrink_iters: 256,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&splits(T::DTYPE), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(file!(), device::cases().div_ceil(2), 256).check(&splits(T::DTYPE), |case| case.check::<T>(&shared.device));
 }
 
 #[test]

@@ -5,13 +5,12 @@
 //! that the kernels as they are run under.
 
 use crate::support::device;
+use crate::support::draws::draws;
 use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::{
     Attention, DType, Device, Element, EmulatorConfig, Kernel, Mask, Operand, Pass, Sizes, Step, Variant,
 };
 use kernel_spec::FeatureSet;
-use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Fault, FaultKind, Launch, Module};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -367,19 +366,11 @@ fn random_problems_under_random_seeds<T: Element>(kernel: Kernel) {
     if device::is_gpu() {
         return;
     }
-    let config = ProptestConfig {
-        cases: device::seeds(12),
-        source_file: Some(file!()),
-        // Shrinking ends after about a minute.
-        max_shrink_iters: 256,
-        ..ProptestConfig::default()
-    };
     let strategy = (crate::properties::cases(kernel, T::DTYPE), 1u64..);
-    TestRunner::new(config)
-        .run(&strategy, |(case, seed)| {
-            let device =
-                Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("the emulator is built in");
-            case.check::<T>(&device).map_err(|wrong| TestCaseError::fail(format!("seed {seed}: {wrong}")))
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+    // Shrinking ends after about a minute.
+    draws(file!(), device::seeds(12), 256).check(&strategy, |(case, seed)| {
+        let device =
+            Device::emulator_with(EmulatorConfig::default().with_seed(seed)).expect("the emulator is built in");
+        case.check::<T>(&device).map_err(|wrong| format!("seed {seed}: {wrong}"))
+    });
 }

@@ -2,27 +2,18 @@
 
 use crate::support::case::{Case, Memory, largest};
 use crate::support::device;
+use crate::support::draws::draws;
 use ferroflash::{Attention, Element, Kernel, Layout, Mask, Sizes, VARIANTS, Variant};
 use kernel_spec::FeatureSet;
 use kernel_spec::families::forward::features::SOFTCAP;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 
 crate::for_each_kernel_and_dtype!(random_problems_agree_with_the_reference);
 
 fn random_problems_agree_with_the_reference<T: Element>(kernel: Kernel) {
     let shared = device::shared();
-    let config = ProptestConfig {
-        cases: device::cases(),
-        // Regression seeds lie in the repository, beside the source of this file; without the sources there are none to read.
-        source_file: Some(file!()),
-        // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
-        max_shrink_iters: 256,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases(kernel, T::DTYPE), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
+    draws(file!(), device::cases(), 256).check(&cases(kernel, T::DTYPE), |case| case.check::<T>(&shared.device));
 }
 
 /// Row counts: the edges of every tile in use, and everything between them.
@@ -170,15 +161,8 @@ crate::for_each_kernel_and_dtype!(numbers_of_every_size_agree_with_the_reference
 
 fn numbers_of_every_size_agree_with_the_reference<T: Element>(kernel: Kernel) {
     let shared = device::shared();
-    let config = ProptestConfig {
-        cases: device::cases(),
-        source_file: Some(file!()),
-        max_shrink_iters: 64,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases_of_every_size::<T>(kernel), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    let cases = cases_of_every_size::<T>(kernel);
+    draws(file!(), device::cases(), 64).check(&cases, |case| case.check::<T>(&shared.device));
 }
 
 /// Powers of ten whose number may be anything that the type holds, with the usual ones in the middle.

@@ -5,6 +5,7 @@ use crate::backward::{self, for_each_dtype};
 use crate::properties;
 use crate::sequences;
 use crate::support::case::{self, Case, to_f64};
+use crate::support::draws::{self, Draws};
 use crate::support::gradients::BackwardCase;
 use crate::support::packed_gradients::PackedCase;
 use crate::support::programs::{NAMED, Named, Number, leak, random, tensors};
@@ -12,13 +13,13 @@ use crate::support::{bf16, device, f16};
 use ferroflash::reference;
 use ferroflash::score::{BoundProgram, ProgramTensor, ScoreProgram};
 use ferroflash::{
-    Arch, Attention, DType, Device, Element, EmulatorConfig, Error, Indices, Kernel, KernelChoice, Layout, Mask, Pass,
-    ProgramError, Shape, Sizes, Tensor, Unsupported, VARIANTS, Variant,
+    Arch, Attention, DType, Device, Dims, Element, EmulatorConfig, Error, GradientsViewMut, Indices, Kernel,
+    KernelChoice, KvCacheMut, Layout, Lse, LseShape, LseViewMut, Mask, NewRows, Operand, PackedRows, Pass,
+    ProgramError, Shape, Sizes, Tensor, TensorViewMut, Unsupported, VARIANTS, Variant,
 };
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 use std::sync::OnceLock;
 
 /// The device of the tests, for as long as they run: what programs read lives on it.
@@ -27,9 +28,9 @@ fn lasting(device: &Device) -> &'static Device {
     DEVICE.get_or_init(|| device.clone())
 }
 
-fn config(cases: u32) -> ProptestConfig {
+fn draws(cases: u32) -> Draws {
     // A case on the emulator takes some hundred milliseconds: shrinking ends after about a minute.
-    ProptestConfig { cases, source_file: Some(file!()), max_shrink_iters: 256, ..ProptestConfig::default() }
+    draws::draws(file!(), cases, 256)
 }
 
 crate::for_each_kernel_and_dtype!(random_programs_agree_with_the_reference);
@@ -47,9 +48,7 @@ fn random_programs_agree_with_the_reference<T: Element>(kernel: Kernel) {
         }
         case
     });
-    TestRunner::new(config(device::cases().div_ceil(4)))
-        .run(&cases, |case| case.check::<T>(device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(device::cases().div_ceil(4)).check(&cases, |case| case.check::<T>(device));
 }
 
 fn program(number: &Number) -> ScoreProgram {
@@ -70,18 +69,13 @@ fn random_programs_over_sequences_agree_with_the_reference() {
         case.attention.program = Some(bound(device, &number));
         (case, dtype)
     });
-    TestRunner::new(config(device::cases()))
-        .run(&cases, |(case, dtype)| {
-            let found = match dtype {
-                0 => case.check::<f16>(device),
-                // A tile that is asked for has its type.
-                _ if matches!(case.attention.kernel, KernelChoice::Variant(_)) => case.check::<f16>(device),
-                1 => case.check::<bf16>(device),
-                _ => case.check::<f32>(device),
-            };
-            found.map_err(TestCaseError::fail)
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(device::cases()).check(&cases, |(case, dtype)| match dtype {
+        0 => case.check::<f16>(device),
+        // A tile that is asked for has its type.
+        _ if matches!(case.attention.kernel, KernelChoice::Variant(_)) => case.check::<f16>(device),
+        1 => case.check::<bf16>(device),
+        _ => case.check::<f32>(device),
+    });
 }
 
 /// Gradients of the reference are its own differences, whatever the program.
@@ -92,50 +86,45 @@ fn gradients_of_random_programs_are_differences() {
     let device = lasting(&shared.device);
     let sizes = Sizes { batch: 2, q_rows: 3, kv_rows: 5, q_heads: 2, kv_heads: 1, head_dim: 8, dtype: DType::F32 };
     let cases = (random(), prop::option::of(1f32..4.0), any::<u64>());
-    TestRunner::new(config(device::cases()))
-        .run(&cases, |(number, softcap, seed)| {
-            let attention = Attention::new().with_softcap(softcap).with_program(bound(device, &number));
-            let case = Case { seed, ..Case::new(Kernel::V2, sizes, Mask::Full) };
-            let inputs = case.inputs::<f32>();
-            let mut all = [&inputs.q, &inputs.k, &inputs.v].map(|x| to_f64(x));
-            let dout: Vec<f64> = (0..all[0].len()).map(|i| ((i * 7 + 3) % 11) as f64 / 5.0 - 1.0).collect();
-            let number_of = |[q, k, v]: &[Vec<f64>; 3]| -> f64 {
-                let out = reference::forward(q, k, v, sizes, &attention).unwrap().out;
-                out.iter().zip(&dout).map(|(out, dout)| out * dout).sum()
-            };
-            let [q, k, v] = &all;
-            let gradients = reference::backward([q, k, v], &dout, None, sizes, &attention).unwrap();
-            let found = [gradients.dq, gradients.dk, gradients.dv];
-            for (tensor, found) in found.iter().enumerate() {
-                for i in (0..found.len()).step_by(7) {
-                    let at = all[tensor][i];
-                    let mut moved = |by: f64| {
-                        all[tensor][i] = at + by;
-                        let number = number_of(&all);
-                        all[tensor][i] = at;
-                        number
-                    };
-                    let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
-                    // A corner of the program between the two is no derivative of either side.
-                    let sides = [moved(2.0 * STEP) - moved(STEP), moved(-STEP) - moved(-2.0 * STEP)].map(|d| d / STEP);
-                    let is_smooth = (sides[0] - sides[1]).abs() < 1e-2 * (1.0 + difference.abs());
-                    let close = (found[i] - difference).abs() < 1e-5 * (1.0 + difference.abs());
-                    prop_assert!(
-                        close || !is_smooth,
-                        "{tensor}, {i}: {}, not {difference}\n{}",
-                        found[i],
-                        program(&number)
-                    );
+    draws(device::cases()).check(&cases, |(number, softcap, seed)| {
+        let attention = Attention::new().with_softcap(softcap).with_program(bound(device, &number));
+        let case = Case { seed, ..Case::new(Kernel::V2, sizes, Mask::Full) };
+        let inputs = case.inputs::<f32>();
+        let mut all = [&inputs.q, &inputs.k, &inputs.v].map(|x| to_f64(x));
+        let dout: Vec<f64> = (0..all[0].len()).map(|i| ((i * 7 + 3) % 11) as f64 / 5.0 - 1.0).collect();
+        let number_of = |[q, k, v]: &[Vec<f64>; 3]| -> f64 {
+            let out = reference::forward(q, k, v, sizes, &attention).unwrap().out;
+            out.iter().zip(&dout).map(|(out, dout)| out * dout).sum()
+        };
+        let [q, k, v] = &all;
+        let gradients = reference::backward([q, k, v], &dout, None, sizes, &attention).unwrap();
+        let found = [gradients.dq, gradients.dk, gradients.dv];
+        for (tensor, found) in found.iter().enumerate() {
+            for i in (0..found.len()).step_by(7) {
+                let at = all[tensor][i];
+                let mut moved = |by: f64| {
+                    all[tensor][i] = at + by;
+                    let number = number_of(&all);
+                    all[tensor][i] = at;
+                    number
+                };
+                let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                // A corner of the program between the two is no derivative of either side.
+                let sides = [moved(2.0 * STEP) - moved(STEP), moved(-STEP) - moved(-2.0 * STEP)].map(|d| d / STEP);
+                let is_smooth = (sides[0] - sides[1]).abs() < 1e-2 * (1.0 + difference.abs());
+                let close = (found[i] - difference).abs() < 1e-5 * (1.0 + difference.abs());
+                if !close && is_smooth {
+                    return Err(format!("{tensor}, {i}: {}, not {difference}\n{}", found[i], program(&number)));
                 }
             }
-            Ok(())
-        })
-        .unwrap_or_else(|error| panic!("{error}"));
+        }
+        Ok(())
+    });
 }
 
 for_each_dtype!(gradients_of_random_programs_agree_with_the_reference);
 
-/// Of the portable kernels, and of naive.
+/// Of the portable kernels, and of naive, which see the same problems.
 fn gradients_of_random_programs_agree_with_the_reference<T: Element>(portable: Kernel) {
     let shared = device::shared();
     let device = lasting(&shared.device);
@@ -148,9 +137,7 @@ fn gradients_of_random_programs_agree_with_the_reference<T: Element>(portable: K
             }
             case
         });
-        TestRunner::new(config(device::cases().div_ceil(8)))
-            .run(&cases, |case| case.check::<T>(device).map_err(TestCaseError::fail))
-            .unwrap_or_else(|error| panic!("{error}"));
+        draws(device::cases().div_ceil(8)).check(&cases, |case| case.check::<T>(device));
     }
 }
 
@@ -449,10 +436,8 @@ fn what_a_program_is_refused_for() {
 fn calls_that_a_program_is_refused_for() {
     let shared = device::shared();
     let device = lasting(&shared.device);
-    let mut q = Tensor::zeros(device, DType::F16, Shape::new(1, 4, 2, 64), Layout::Bshd).unwrap();
-    let mut slopes = Tensor::zeros(device, DType::F16, [1, 512], Layout::RowMajor).unwrap();
-    let [view, of_slopes] = [&q, &slopes].map(Tensor::view);
-    let bound = ScoreProgram::alibi().bind(&[("slopes", of_slopes.into())]).unwrap();
+    let slopes = Tensor::zeros(device, DType::F16, [1, 2], Layout::RowMajor).unwrap();
+    let bound = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).unwrap();
     let attention = Attention::new().with_program(&bound);
     let problem = Sizes { batch: 1, q_rows: 4, kv_rows: 4, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
     // Gradients through a softcap and a program, and by a kernel without hooks.
@@ -482,14 +467,86 @@ fn calls_that_a_program_is_refused_for() {
         let error = attention.forward(&q.view(), &q.view(), &q.view()).unwrap_err();
         assert!(matches!(&error, Error::DeviceMismatch { what, .. } if what == "slopes"), "{error:?}");
     }
-    // An output over what the program reads.
+}
+
+/// Outputs, gradients, and caches that new rows go into: none may lie where the call's program reads.
+#[test]
+fn nothing_that_a_program_reads_is_written() {
+    let shared = device::shared();
+    let device = &shared.device;
     let stream = device.default_stream();
-    let memory = slopes.address();
-    // SAFETY: 512 elements, which the refused call does not touch.
-    let mut out = unsafe {
-        ferroflash::TensorViewMut::from_raw(device, memory, 512, [1, 4, 2, 64], [512, 128, 64, 1], DType::F16).unwrap()
+    let mut slopes = Tensor::zeros(device, DType::F16, [1, 512], Layout::RowMajor).unwrap();
+    slopes.fill_bytes(0xff).unwrap();
+    let address = slopes.address();
+    let bound = ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())]).unwrap();
+    let attention = Attention::new().with_program(&bound);
+    // All 512 of them; the refused calls do not touch them.
+    let there = |shape: &[usize]| {
+        let shape = Dims::new(shape).unwrap();
+        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        // SAFETY: as many elements as there are, and nothing else uses them.
+        unsafe { TensorViewMut::from_raw(device, address, 512, shape, Dims::new(&strides).unwrap(), DType::F16) }
+            .unwrap()
     };
-    let error = attention.forward_into(&stream, &view, &view, &view, &mut out, None).unwrap_err();
-    assert_eq!(error.to_string(), "out overlaps tensor 0 of the program in memory; outputs need memory of their own");
-    let _ = (&mut q, &mut slopes);
+    let refused = |output: Operand, result: ferroflash::Result<()>| {
+        let error = result.expect_err("the call should be refused");
+        let words = "overlaps slopes in memory, which the program reads; outputs need memory of their own";
+        assert_eq!(error.to_string(), format!("{output} {words}"));
+        let expected = ProgramError::OutputOverlaps { output, name: "slopes".to_owned() };
+        assert!(matches!(&error, Error::Program(found) if *found == expected), "{error:?}");
+    };
+    let tensor =
+        |shape: &[usize]| Tensor::zeros(device, DType::F16, Dims::new(shape).unwrap(), Layout::RowMajor).unwrap();
+    let lse_shape = LseShape { batch: 1, heads: 2, rows: 4 };
+    let lse = Lse::uninit(device, lse_shape).unwrap();
+
+    let shape = [1, 4, 2, 64];
+    let (x, mut spare) = (tensor(&shape), [tensor(&shape), tensor(&shape), tensor(&shape)]);
+    let x = x.view();
+    refused(Operand::Out, attention.forward_into(&stream, &x, &x, &x, &mut there(&shape), None));
+    // SAFETY: 8 numbers in 1024 bytes, and nothing else uses them.
+    let mut of_rows = unsafe { LseViewMut::from_raw(device, address, 256, lse_shape) }.unwrap();
+    let out = &mut spare[0].view_mut();
+    refused(Operand::Lse, attention.forward_into(&stream, &x, &x, &x, out, Some(&mut of_rows)));
+    for (i, gradient) in [Operand::Dq, Operand::Dk, Operand::Dv].into_iter().enumerate() {
+        let mut views = spare.each_mut().map(Tensor::view_mut);
+        views[i] = there(&shape);
+        let [dq, dk, dv] = views;
+        let into = &mut GradientsViewMut::new(dq, dk, dv);
+        refused(gradient, attention.backward_into(&stream, &x, &x, &x, &x, &lse.view(), x, into));
+    }
+
+    let shape = [4, 2, 64];
+    let (x, mut spare) = (tensor(&shape), [tensor(&shape), tensor(&shape), tensor(&shape)]);
+    let x = x.view();
+    let starts = Indices::from_slice(device, &[0, 1, 4]).unwrap();
+    let rows = PackedRows::new(starts.view());
+    let out = &mut there(&shape);
+    refused(Operand::Out, attention.forward_packed_into(&stream, &x, &x, &x, &rows, &rows, out, None));
+    for (i, gradient) in [Operand::Dq, Operand::Dk, Operand::Dv].into_iter().enumerate() {
+        let mut views = spare.each_mut().map(Tensor::view_mut);
+        views[i] = there(&shape);
+        let [dq, dk, dv] = views;
+        let into = &mut GradientsViewMut::new(dq, dk, dv);
+        let lse = lse.view();
+        refused(gradient, attention.backward_packed_into(&stream, &x, &x, &x, &x, &lse, x, &rows, &rows, into));
+    }
+
+    let (q, mut spare, mut out) = (tensor(&[1, 1, 2, 64]), tensor(&[1, 4, 2, 64]), tensor(&[1, 1, 2, 64]));
+    let lengths = Indices::from_slice(device, &[2]).unwrap();
+    let q = q.view();
+    let new = NewRows::new(&q, &q);
+    for name in [Operand::K, Operand::V] {
+        let (mut k, mut v) = (spare.view_mut(), there(&[1, 4, 2, 64]));
+        if name == Operand::K {
+            std::mem::swap(&mut k, &mut v);
+        }
+        let mut cache = KvCacheMut::new(k, v).with(|cache| cache.with_lengths(lengths.view()));
+        refused(name, attention.forward_appending(&q, None, &mut cache, &new).map(drop));
+        let out = &mut out.view_mut();
+        refused(name, attention.forward_appending_into(&stream, &q, None, &mut cache, &new, out, None));
+        // A cache that is read is no output.
+        attention.plan_cached(&q, None, &cache.view(), None).unwrap();
+    }
+    assert!(slopes.to_f64_vec().unwrap().iter().all(|x| x.is_nan()), "something was written");
 }

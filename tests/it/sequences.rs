@@ -2,12 +2,12 @@
 //! use.
 
 use crate::support::device;
+use crate::support::draws::draws;
 use crate::support::sequences::{Appending, Keys, SequenceCase};
 use ferroflash::{Attention, DType, Element, KernelChoice, Mask, Splits, bf16, f16};
 use kernel_spec::Pass;
 use kernel_spec::families::sequences::VARIANTS;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 
 /// The tiles that attend, of a type and head dim.
 fn tiles(dtype: DType, head_dim: usize) -> Vec<KernelChoice> {
@@ -137,15 +137,7 @@ pub(crate) fn cases<T: Element>() -> impl Strategy<Value = SequenceCase> {
 
 fn random_sequences_agree_with_the_reference<T: Element>() {
     let shared = device::shared();
-    let config = ProptestConfig {
-        cases: device::cases(),
-        source_file: Some(file!()),
-        max_shrink_iters: 128,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases::<T>(), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    draws(file!(), device::cases(), 128).check(&cases::<T>(), |case| case.check::<T>(&shared.device));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! anywhere, random problems, and nothing read or written that is not in use.
 
 use crate::backward::for_each_dtype;
+use crate::support::draws::draws;
 use crate::support::packed_gradients::PackedCase;
 use crate::support::{bf16, device, f16};
 use ferroflash::{
@@ -12,7 +13,6 @@ use kernel_spec::families::backward::{Pass, VARIANTS, Variant};
 use kernel_spec::families::forward::features::SOFTCAP;
 use kernel_spec::{COMPILED_HEAD_DIMS, FeatureSet};
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
 
 fn check<T: Element>(case: &PackedCase) {
     case.check::<T>(&device::shared().device).unwrap_or_else(|wrong| panic!("{wrong}"));
@@ -98,16 +98,8 @@ fn cases() -> impl Strategy<Value = PackedCase> {
 
 fn random_sequences_agree_with_the_reference<T: Element>(_: Kernel) {
     let shared = device::shared();
-    let config = ProptestConfig {
-        // Each is four kernels and two references.
-        cases: device::cases().div_ceil(4),
-        source_file: Some(file!()),
-        max_shrink_iters: 128,
-        ..ProptestConfig::default()
-    };
-    TestRunner::new(config)
-        .run(&cases(), |case| case.check::<T>(&shared.device).map_err(TestCaseError::fail))
-        .unwrap_or_else(|error| panic!("{error}"));
+    // Each is four kernels and two references.
+    draws(file!(), device::cases().div_ceil(4), 128).check(&cases(), |case| case.check::<T>(&shared.device));
 }
 
 for_each_dtype!(random_sequences_agree_with_the_reference);

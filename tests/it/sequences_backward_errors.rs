@@ -185,7 +185,7 @@ fn kernels_that_take_no_packed_sequences() {
     for kernel in [Kernel::Naive, Kernel::V1, Kernel::V3] {
         assert_error!(
             error(|call, _| call.attention = call.attention.with_kernel(kernel)),
-            Error::KernelUnsupported { kernel: found, reason: Unsupported::Sequences { found: "packed" } } if *found == kernel
+            Error::KernelUnsupported { kernel: found, reason: Unsupported::Sequences { found: "packed", accepted: "uniform" } } if *found == kernel
         );
     }
 }
@@ -264,10 +264,15 @@ fn problems_that_are_too_large() {
 #[test]
 fn sequences_in_caches() {
     let shared = device::shared();
-    let sequences = Sequences::Cached { batch: 2, q_rows: ferroflash::QueryRows::Each(1), capacity: 100 };
-    let problem = Problem::new(sequences, 1, 1, 64, DType::F16);
-    assert_error!(
-        Attention::new().backward_plan(&shared.device, problem).unwrap_err(),
-        Error::Unsupported(Unsupported::Sequences { found: "cached" })
-    );
+    let each = ferroflash::QueryRows::Each(1);
+    for (kind, sequences) in [
+        ("cached", Sequences::Cached { batch: 2, q_rows: each, capacity: 100 }),
+        ("paged", Sequences::Paged { batch: 2, q_rows: each, pages: 6, page_rows: 16, width: 3 }),
+    ] {
+        let error =
+            Attention::new().backward_plan(&shared.device, Problem::new(sequences, 1, 1, 64, DType::F16)).unwrap_err();
+        let words = format!("not supported: the sequences are {kind}; uniform and packed ones are accepted");
+        assert_eq!(error.to_string(), words);
+        assert_error!(error, Error::Unsupported(Unsupported::Sequences { found, .. }) if *found == kind);
+    }
 }

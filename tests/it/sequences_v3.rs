@@ -132,7 +132,7 @@ fn what_it_refuses() {
         "kernel v3 cannot run this: the keys are to be split as Count(2); one split and `Splits::Auto` are accepted";
     assert_eq!(error.to_string(), words);
     let error = Attention::new().with_kernel(whole).plan(&device, Problem::new(paged(16), 4, 2, 64, DTYPE));
-    let words = "kernel v3 cannot run this: the sequences are paged; uniform ones are accepted";
+    let words = "kernel v3 cannot run this: the sequences are paged; packed and cached ones are accepted";
     assert_eq!(error.unwrap_err().to_string(), words);
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::seed::{self, Seed};
 use crate::workspace;
 
 /// Folder of the adapters.
@@ -43,8 +44,8 @@ pub(crate) fn lint() -> Result<()> {
 
 /// Tests, none of which needs a GPU: on the stand-in for the driver and in the emulator. Without the default features, because
 /// `candle-flash-attn` is for GPUs, whose programs do not link without CUDA.
-pub(crate) fn test() -> Result<()> {
-    workspace::hand_over(cargo().args([
+pub(crate) fn test(seed: &Seed) -> Result<()> {
+    workspace::hand_over(cargo().env(seed::VARIABLE, seed.value.to_string()).args([
         "test",
         "--workspace",
         "--no-default-features",

@@ -9,6 +9,7 @@ mod doctor;
 mod output;
 mod package;
 mod program;
+mod seed;
 mod setup;
 mod table;
 mod test;

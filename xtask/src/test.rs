@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
-use lexopt::Arg;
+use lexopt::{Arg, ValueExt};
 
+use crate::seed::{self, Seed};
 use crate::{adapters, arguments, build, deny, output, package, setup, wheel, workspace};
 
 const HELP: &str = "\
@@ -12,10 +13,12 @@ Usage: cargo xtask test [OPTIONS] [-- CARGO-TEST-ARGUMENTS]
 
 Formatting, lints, the kernels to PTX, and `cargo test` of the workspace: units, documentation examples, and every kernel against
 the f64 reference on one device. Then, unless CARGO-TEST-ARGUMENTS say what to test, the adapters of crates/adapters and the Python wheel,
-without a GPU, and the packages as a registry would hold them, by a program that is made of them alone.
+without a GPU, and the packages as a registry would hold them, by a program that is made of them alone. Random cases are drawn from a
+seed of the last commit's sources: what has passed once passes again, and another commit draws others.
 
 Options
   --device NAME    cuda, cuda:N or emulator; one that is not there is a failure [best: a GPU, else the emulator]
+  --seed SEED      draw random cases from this number, or from one that is drawn by `random`
 
 Examples
   cargo xtask test
@@ -32,12 +35,13 @@ const KERNEL_LINTS: &[&str] = &[
 ];
 
 pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
-    let mut device = None;
+    let (mut device, mut seed) = (None, None);
     let mut parser = arguments::parser(rest);
     let mut cargo_arguments = Vec::new();
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("device") => device = Some(parser.value()?),
+            Arg::Long("seed") => seed = Some(parser.value()?.string()?),
             Arg::Long("help") | Arg::Short('h') => {
                 return output::print(HELP);
             }
@@ -49,7 +53,9 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
             other => return Err(arguments::unexpected(other, HELP)),
         }
     }
+    let seed = Seed::choose(seed.as_deref())?;
     setup::require_rust_src()?;
+    workspace::step(&format!("random cases follow from --seed {}, {}", seed.value, seed.from));
 
     workspace::step("formatting");
     workspace::run(workspace::cargo().args(["fmt", "--all", "--check"]))?;
@@ -95,7 +101,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
 
     workspace::step("tests");
     let mut cargo = workspace::cargo();
-    cargo.arg("test");
+    cargo.arg("test").env(seed::VARIABLE, seed.value.to_string());
     if of_everything {
         // All failures in one run.
         cargo.args(["--workspace", "--no-fail-fast"]);
@@ -106,7 +112,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     workspace::hand_over(cargo.args(cargo_arguments))?;
     if of_everything {
         workspace::step("tests of the adapters");
-        adapters::test()?;
+        adapters::test(&seed)?;
         workspace::step("tests of the Python wheel");
         wheel::test()?;
         package::test()?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod case;
 pub(crate) mod device;
+pub(crate) mod draws;
 pub(crate) mod edits;
 pub(crate) mod gradients;
 pub(crate) mod json;

@@ -1,22 +1,21 @@
 //! The calls of the backward pass: on views, into given memory, and on plain addresses.
 
-use super::check::{self, check_apart, check_itself, check_like, check_rows_of, footprint, row_footprint};
+use super::check;
 use super::forward::RawTensor;
 use super::options::Attention;
 use super::problem::{Problem, Sequences, Sizes};
-use super::request::Placed;
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
-use crate::error::{Operand, Result};
-use crate::plan::run;
-use crate::score::BoundProgram;
-use crate::tensor::overlap::Footprint;
+use crate::error::{Error, Result, Unsupported};
 use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
+use inputs::Inputs;
 use plan::BackwardPlan;
 use std::ffi::c_void;
+use std::iter;
 use tensors::Tensors;
 
 mod fused;
+mod inputs;
 mod naive;
 mod packed;
 pub(super) mod plan;
@@ -115,8 +114,13 @@ impl Attention<'_> {
     /// [`Error::WorkspaceTooLarge`](crate::Error::WorkspaceTooLarge).
     pub fn backward_plan(&self, device: &Device, problem: impl Into<Problem>) -> Result<BackwardPlan> {
         let problem = problem.into();
-        if matches!(problem.sequences, Sequences::Packed { .. }) {
-            return packed::plan_contiguous(self, device.info(), &problem);
+        match &problem.sequences {
+            Sequences::Uniform { .. } => {}
+            Sequences::Packed { .. } => return packed::plan_contiguous(self, device.info(), &problem),
+            other => {
+                let reason = Unsupported::Sequences { found: other.name(), accepted: "uniform and packed" };
+                return Err(Error::Unsupported(reason));
+            }
         }
         let sizes = problem.sizes()?;
         sizes.validate()?;
@@ -204,8 +208,9 @@ impl Attention<'_> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         let plan = call.plan(self, None)?;
         let new = |of: &HeadsView<'_>| Tensor::uninit(q.device(), q.dtype(), of.shape(), of.memory_order());
-        let (dq, dk, dv) = (new(&call.q)?, new(&call.k)?, new(&call.v)?);
-        call.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
+        let inputs = &call.inputs;
+        let (dq, dk, dv) = (new(&inputs.q)?, new(&inputs.k)?, new(&inputs.v)?);
+        inputs.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address), iter::empty())?;
         Ok(Gradients { dq, dk, dv, plan })
     }
 
@@ -213,7 +218,8 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// As [`Attention::backward`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
-    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps), [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
     #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
     pub fn backward_into<'a>(
         &self,
@@ -229,9 +235,7 @@ impl Attention<'_> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         q.device().check_stream(stream)?;
         let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        let outputs = call.outputs(self, [&dq, &dk, &dv])?;
-        let plan = call.plan(self, Some(&outputs))?;
-        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.run(self, stream.raw(), [&dq, &dk, &dv])
     }
 
     /// The backward pass on addresses and a stream of another framework: the entry for bindings.
@@ -281,39 +285,13 @@ impl Attention<'_> {
         let (q, k, v, out) = (of_q(q)?, of_k(k)?, of_k(v)?, of_q(out)?);
         let gradients = OutputGradients { dout: of_q(dout)?, dlse: dlse.map(of_rows).transpose()? };
         let call = Call::read(&q, &k, &v, &out, &of_rows(lse)?, &gradients)?;
-        let outputs = call.outputs(self, [&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])?;
-        let plan = call.plan(self, Some(&outputs))?;
-        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.run(self, stream.raw(), [&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])
     }
-}
-
-/// Names of what a call writes: gradients of q, k and v.
-const GRADIENTS: [Operand; 3] = [Operand::Dq, Operand::Dk, Operand::Dv];
-
-/// Checks gradients against the `inputs`, of which q, k and v are the first, each other, and whatever else is read.
-fn check_gradients(
-    outputs: &[HeadsView<'_>; 3],
-    inputs: &[(Operand, &HeadsView<'_>); 5],
-    others: impl Iterator<Item = (Operand, Footprint)>,
-) -> Result<()> {
-    for ((name, output), (of, like)) in GRADIENTS.into_iter().zip(outputs).zip(inputs) {
-        check_like(like, *of, name, output)?;
-        check_itself(output)?;
-    }
-    let written: Vec<_> = GRADIENTS.into_iter().zip(outputs.each_ref().map(footprint)).collect();
-    let read: Vec<_> = inputs.iter().map(|(name, view)| (*name, footprint(view))).chain(others).collect();
-    check_apart(&written, &read)
 }
 
 /// The inputs of a call, checked against each other.
 struct Call<'a> {
-    q: HeadsView<'a>,
-    k: HeadsView<'a>,
-    v: HeadsView<'a>,
-    out: HeadsView<'a>,
-    dout: HeadsView<'a>,
-    lse: u64,
-    dlse: Option<u64>,
+    inputs: Inputs<'a>,
     sizes: Sizes,
 }
 
@@ -329,62 +307,29 @@ impl<'a> Call<'a> {
         let [q, k, v, out, dout] = [q, k, v, out, dout].map(|view| view.as_heads(Layout::Bshd));
         let (q, k, v, out, dout) = (q?, k?, v?, out?, dout?);
         let sizes = check::check_inputs(&q, &k, &v)?;
-        check_like(&q, Operand::Q, Operand::Out, &out)?;
-        check_like(&q, Operand::Q, Operand::Dout, &dout)?;
-        check_rows_of(&q, Operand::Lse, lse.device(), lse.shape())?;
-        if let Some(dlse) = dlse {
-            check_rows_of(&q, Operand::Dlse, dlse.device(), dlse.shape())?;
-        }
-        Ok(Call { q, k, v, out, dout, lse: lse.address(), dlse: dlse.map(|dlse| dlse.address()), sizes })
+        Ok(Call { inputs: Inputs::read([q, k, v], [out, dout], lse, dlse.as_ref())?, sizes })
     }
 
     /// Checks the gradients, of q, k and v, against the inputs and each other.
     fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
         let [dq, dk, dv] = views.map(|view| view.as_heads(Layout::Bshd));
         let outputs = [dq?, dk?, dv?];
-        let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
-        let rows = rows.into_iter().flatten().map(|(name, address)| (name, row_footprint(address, &self.sizes)));
-        check_gradients(&outputs, &self.tensors(), rows.chain(check::program_footprints(attention)))?;
+        self.inputs.check_gradients(attention, &outputs, iter::empty())?;
         Ok(outputs)
-    }
-
-    /// The inputs by name.
-    fn tensors(&self) -> [(Operand, &HeadsView<'a>); 5] {
-        [
-            (Operand::Q, &self.q),
-            (Operand::K, &self.k),
-            (Operand::V, &self.v),
-            (Operand::Out, &self.out),
-            (Operand::Dout, &self.dout),
-        ]
     }
 
     /// The plan for these tensors. Without `outputs` they are new tensors.
     fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
-        check::check_program(attention, &self.q)?;
-        let new = |of: &HeadsView<'_>| Placed::contiguous(of.shape(), of.memory_order(), of.dtype());
-        let [dq, dk, dv] = match outputs {
-            Some(outputs) => outputs.each_ref().map(Placed::of),
-            None => [&self.q, &self.k, &self.v].map(new),
-        };
-        let [q, k, v, out, dout] = self.tensors().map(|(_, view)| Placed::of(view));
-        let tensors = Tensors { q, k, v, out, dout, dq, dk, dv };
-        plan::plan(attention, self.q.device().info(), &self.sizes, &tensors, self.dlse.is_some())
+        let Inputs { q, dlse, .. } = &self.inputs;
+        check::check_program(attention, q)?;
+        let tensors = self.inputs.placed(outputs, |of| of.memory_order());
+        plan::plan(attention, q.device().info(), &self.sizes, &tensors, dlse.is_some())
     }
 
-    fn launch(
-        &self,
-        attention: &Attention<'_>,
-        stream: RawStream,
-        plan: &BackwardPlan,
-        [dq, dk, dv]: [u64; 3],
-    ) -> Result<()> {
-        let span = tracing::debug_span!("attention backward", problem = %plan.problem);
-        let _entered = span.enter();
-        let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
-        operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
-        operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
-        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
-        run(self.q.device(), stream, &plan.steps, &plan.buffers, &operands)
+    /// The gradients into these tensors.
+    fn run(&self, attention: &Attention<'_>, stream: RawStream, views: [&TensorView<'_>; 3]) -> Result<()> {
+        let outputs = self.outputs(attention, views)?;
+        let plan = self.plan(attention, Some(&outputs))?;
+        self.inputs.launch(attention, stream, &plan, outputs.each_ref().map(|output| output.address()), iter::empty())
     }
 }

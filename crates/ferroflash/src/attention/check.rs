@@ -3,11 +3,11 @@
 use super::options::Attention;
 use super::problem::Sizes;
 use crate::device::Device;
-use crate::error::{Error, Operand, Result};
-use crate::score::BoundProgram;
+use crate::error::{Error, Operand, ProgramError, Result};
 use crate::tensor::overlap::{self, Footprint};
 use crate::tensor::{HeadsView, LseShape, LseViewMut};
 use kernel_spec::DType;
+use std::fmt::Display;
 
 /// Checks q, k and v against each other and returns the sizes of the problem they pose.
 pub(super) fn check_inputs(q: &HeadsView<'_>, k: &HeadsView<'_>, v: &HeadsView<'_>) -> Result<Sizes> {
@@ -55,7 +55,7 @@ fn check_against_q(q: &HeadsView<'_>, tensor: Operand, view: &HeadsView<'_>) -> 
     Ok(())
 }
 
-pub(super) fn check_same_device(q: &HeadsView<'_>, tensor: Operand, device: &Device) -> Result<()> {
+pub(super) fn check_same_device(q: &HeadsView<'_>, tensor: impl Display, device: &Device) -> Result<()> {
     if device == q.device() {
         return Ok(());
     }
@@ -104,8 +104,10 @@ fn check_rows_and_heads(like: &HeadsView<'_>, of: Operand, tensor: Operand, [row
     Ok(())
 }
 
-/// Outputs need memory of their own: out and lse (given as its address) against themselves, each other and the inputs.
+/// Outputs need memory of their own: out and lse (given as its address) against themselves, each other, the inputs and what a program
+/// reads.
 pub(super) fn check_overlaps(
+    attention: &Attention<'_>,
     inputs: [&HeadsView<'_>; 3],
     out: &HeadsView<'_>,
     lse: Option<(u64, &Sizes)>,
@@ -114,43 +116,31 @@ pub(super) fn check_overlaps(
     let [q, k, v] = inputs.map(footprint);
     let inputs = [(Operand::Q, q), (Operand::K, k), (Operand::V, v)];
     let out = (Operand::Out, footprint(out));
+    let check = |outputs: &[(Operand, Footprint)]| {
+        check_apart(outputs, &inputs)?;
+        check_program_apart(attention, outputs)
+    };
     match lse {
-        Some((address, sizes)) => check_apart(&[out, (Operand::Lse, row_footprint(address, sizes))], &inputs),
-        None => check_apart(&[out], &inputs),
+        Some((address, sizes)) => check(&[out, (Operand::Lse, row_footprint(address, sizes))]),
+        None => check(&[out]),
     }
 }
 
 /// Whether the tensors of a program are where q is.
 pub(super) fn check_program(attention: &Attention<'_>, q: &HeadsView<'_>) -> Result<()> {
     let Some(program) = attention.changing_program() else { return Ok(()) };
-    program.devices().try_for_each(|(name, device)| {
-        if device == q.device() {
-            return Ok(());
+    program.devices().try_for_each(|(name, device)| check_same_device(q, name, device))
+}
+
+/// That nothing of what a call writes is what its program reads.
+pub(super) fn check_program_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
+    let Some(program) = attention.changing_program() else { return Ok(()) };
+    for (output, memory) in written {
+        if let Some((name, _)) = program.footprints().find(|(_, read)| memory.overlaps(read)) {
+            return Err(ProgramError::OutputOverlaps { output: *output, name: name.to_owned() }.into());
         }
-        let (found, expected) = (device.info().id(), q.device().info().id());
-        Err(Error::DeviceMismatch { what: name.to_owned(), found, expected })
-    })
-}
-
-/// What a program reads.
-pub(super) fn program_footprints<'a>(attention: &Attention<'a>) -> impl Iterator<Item = (Operand, Footprint)> + 'a {
-    let footprints = attention.changing_program().into_iter().flat_map(BoundProgram::footprints);
-    footprints.map(|(i, memory)| (Operand::ProgramTensor(i), memory))
-}
-
-/// That outputs do not overlap what a program reads.
-pub(super) fn check_program_apart(
-    attention: &Attention<'_>,
-    out: Option<&HeadsView<'_>>,
-    lse: Option<Footprint>,
-) -> Result<()> {
-    if attention.changing_program().is_none() {
-        return Ok(());
     }
-    let read: Vec<_> = program_footprints(attention).collect();
-    let out = out.map(|out| (Operand::Out, footprint(out)));
-    let lse = lse.map(|memory| (Operand::Lse, memory));
-    out.into_iter().chain(lse).try_for_each(|output| check_apart(&[output], &read))
+    Ok(())
 }
 
 /// That no element of an output lies at the place of another.
@@ -180,6 +170,6 @@ pub(super) fn footprint(view: &HeadsView<'_>) -> Footprint {
 }
 
 /// The bytes of a log-sum-exp, or of its gradient.
-pub(super) fn row_footprint(address: u64, sizes: &Sizes) -> Footprint {
+fn row_footprint(address: u64, sizes: &Sizes) -> Footprint {
     Footprint::contiguous(address, sizes.score_rows() * DType::F32.bytes() as u128)
 }

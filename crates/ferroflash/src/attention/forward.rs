@@ -1,6 +1,6 @@
 //! The calls of forward attention: on views, into given memory, and on plain addresses.
 
-use super::check::{self, row_footprint};
+use super::check;
 use super::options::Attention;
 use super::plan::{self, Plan};
 use super::problem::{Problem, Sizes};
@@ -157,7 +157,8 @@ impl Attention<'_> {
     /// ```
     ///
     /// # Errors
-    /// As [`Attention::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`] and [`Error::DeviceMismatch`].
+    /// As [`Attention::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`],
+    /// [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and [`Error::DeviceMismatch`].
     pub fn forward_into(
         &self,
         stream: &Stream,
@@ -248,8 +249,7 @@ impl<'a> Inputs<'a> {
     }
 
     fn check_overlaps(&self, attention: &Attention<'_>, out: &HeadsView<'_>, lse: Option<u64>) -> Result<()> {
-        check::check_overlaps([&self.q, &self.k, &self.v], out, lse.map(|lse| (lse, &self.sizes)))?;
-        check::check_program_apart(attention, Some(out), lse.map(|lse| row_footprint(lse, &self.sizes)))
+        check::check_overlaps(attention, [&self.q, &self.k, &self.v], out, lse.map(|lse| (lse, &self.sizes)))
     }
 
     /// The plan for these tensors. Without `out` it is a new tensor.

@@ -125,7 +125,7 @@ impl Problem {
     pub fn sizes(&self) -> Result<Sizes> {
         let Problem { sequences, q_heads, kv_heads, dim_qk, dtype, .. } = *self;
         let Sequences::Uniform { batch, q_rows, kv_rows } = sequences else {
-            return Err(Error::Unsupported(Unsupported::Sequences { found: sequences.name() }));
+            return Err(Error::Unsupported(Unsupported::Sequences { found: sequences.name(), accepted: "uniform" }));
         };
         self.check_one_dim_and_type()?;
         Ok(Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim: dim_qk, dtype })

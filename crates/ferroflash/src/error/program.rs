@@ -1,5 +1,7 @@
 //! What is wrong with a program on scores, or with its tensors.
 
+use super::names::Operand;
+
 /// Why a [`ScoreProgram`](crate::score::ScoreProgram) cannot be written, bound or run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -75,6 +77,14 @@ pub enum ProgramError {
         found: String,
         /// That of the others.
         expected: String,
+    },
+    /// A call writes to memory that its program reads.
+    #[error("{output} overlaps {name} in memory, which the program reads; outputs need memory of their own")]
+    OutputOverlaps {
+        /// What the call writes: an output, a gradient, or k or v of a cache that rows are appended to.
+        output: Operand,
+        /// The tensor.
+        name: String,
     },
     /// An axis that 32 bits do not hold.
     #[error("axis {axis} of {name} has extent {extent} and stride {stride}; both must fit 32 bits")]

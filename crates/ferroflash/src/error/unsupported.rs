@@ -88,11 +88,13 @@ pub enum Unsupported {
         /// The first number that is not accepted.
         limit: u64,
     },
-    /// Sequences that are not all of the same length in memory of their own.
-    #[error("the sequences are {found}; uniform ones are accepted")]
+    /// Sequences whose rows are not where a kernel or a call looks for them.
+    #[error("the sequences are {found}; {accepted} ones are accepted")]
     Sequences {
         /// `packed`, `cached` or `paged`.
         found: &'static str,
+        /// `uniform`, or several kinds.
+        accepted: &'static str,
     },
     /// Keys that are to be split, where a kernel takes them whole.
     #[error("the keys are to be split as {found}; {accepted} and `Splits::Auto` are accepted")]

@@ -258,7 +258,7 @@ impl BoundProgram<'_> {
 
     /// Name and device of each tensor.
     pub(crate) fn devices(&self) -> impl Iterator<Item = (&str, &Device)> {
-        self.program.0.tensors.iter().zip(&self.tensors).map(|(of, tensor)| (of.name.as_str(), tensor.device()))
+        self.named().map(|(name, tensor)| (name, tensor.device()))
     }
 
     /// The address of each tensor.
@@ -266,9 +266,13 @@ impl BoundProgram<'_> {
         self.tensors.iter().enumerate().map(|(i, tensor)| (Operand::ProgramTensor(i), tensor.address()))
     }
 
-    /// The bytes of each tensor, which outputs must not touch.
-    pub(crate) fn footprints(&self) -> impl Iterator<Item = (usize, Footprint)> {
-        self.tensors.iter().map(ProgramTensor::footprint).enumerate()
+    /// Name and bytes of each tensor, which outputs must not touch.
+    pub(crate) fn footprints(&self) -> impl Iterator<Item = (&str, Footprint)> {
+        self.named().map(|(name, tensor)| (name, tensor.footprint()))
+    }
+
+    fn named(&self) -> impl Iterator<Item = (&str, &ProgramTensor<'_>)> {
+        self.program.0.tensors.iter().map(|of| of.name.as_str()).zip(&self.tensors)
     }
 
     /// The tensors, read from the device.

@@ -1,20 +1,15 @@
 //! The calls of the backward pass over packed sequences.
 
-use super::super::check::{check_like, check_program, check_rows_of, program_footprints};
+use super::super::check::check_program;
 use super::super::options::Attention;
-use super::super::request::Placed;
 use super::super::sequences::{Call, PackedRows, heads};
+use super::inputs::{GRADIENTS, Inputs};
 use super::plan::BackwardPlan;
-use super::tensors::Tensors;
-use super::{GRADIENTS, Gradients, GradientsViewMut, OutputGradients, check_gradients};
+use super::{Gradients, GradientsViewMut, OutputGradients};
 use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
-use crate::plan::run;
-use crate::score::BoundProgram;
-use crate::tensor::overlap::Footprint;
 use crate::tensor::{HeadsView, Layout, LseView, Tensor, TensorView};
-use kernel_spec::DType;
 pub(super) use plan::plan_contiguous;
 
 mod plan;
@@ -87,7 +82,8 @@ impl Attention<'_> {
     ///
     /// # Errors
     /// As [`Attention::backward_packed`], and [`Error::OutputOverlapsItself`](crate::Error::OutputOverlapsItself),
-    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps) and [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    /// [`Error::OutputOverlaps`](crate::Error::OutputOverlaps), [`ProgramError::OutputOverlaps`](crate::ProgramError::OutputOverlaps) and
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
     #[allow(clippy::too_many_arguments, reason = "the tensors of one call, each named")]
     pub fn backward_packed_into<'a>(
         &self,
@@ -137,11 +133,8 @@ impl Attention<'_> {
 
 /// The inputs of a call, checked against each other.
 struct PackedCall<'a> {
-    inputs: Call<'a>,
-    out: HeadsView<'a>,
-    dout: HeadsView<'a>,
-    lse: u64,
-    dlse: Option<u64>,
+    sequences: Call<'a>,
+    inputs: Inputs<'a>,
 }
 
 impl<'a> PackedCall<'a> {
@@ -152,59 +145,28 @@ impl<'a> PackedCall<'a> {
         OutputGradients { dout, dlse }: &OutputGradients<'a>,
         [q_rows, kv_rows]: [&PackedRows<'a>; 2],
     ) -> Result<PackedCall<'a>> {
-        let inputs = Call::packed(inputs, q_rows, kv_rows)?;
-        let like_q = |operand, view| {
-            let view = heads(operand, view, true)?;
-            check_like(&inputs.q, Operand::Q, operand, &view).map(|()| view)
-        };
-        let (out, dout) = (like_q(Operand::Out, out)?, like_q(Operand::Dout, dout)?);
-        check_rows_of(&inputs.q, Operand::Lse, lse.device(), lse.shape())?;
-        if let Some(dlse) = dlse {
-            check_rows_of(&inputs.q, Operand::Dlse, dlse.device(), dlse.shape())?;
-        }
-        Ok(PackedCall { inputs, out, dout, lse: lse.address(), dlse: dlse.map(|dlse| dlse.address()) })
+        let sequences = Call::packed(inputs, q_rows, kv_rows)?;
+        let given = [heads(Operand::Out, out, true)?, heads(Operand::Dout, dout, true)?];
+        let inputs = Inputs::read([sequences.q, sequences.k, sequences.v], given, lse, dlse.as_ref())?;
+        Ok(PackedCall { sequences, inputs })
     }
 
     /// Checks the gradients, of q, k and v, against the inputs and each other.
     fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
         let [dq, dk, dv] = [0, 1, 2].map(|i| heads(GRADIENTS[i], views[i], true));
         let outputs = [dq?, dk?, dv?];
-        let shape = self.inputs.q.shape();
-        let row_bytes = (shape.heads * shape.rows * DType::F32.bytes()) as u128;
-        let rows = [Some((Operand::Lse, self.lse)), self.dlse.map(|dlse| (Operand::Dlse, dlse))];
-        let rows = rows.into_iter().flatten().map(|(name, address)| (name, Footprint::contiguous(address, row_bytes)));
         // The numbers that say where sequences are, too.
-        let numbers = self.inputs.numbers().map(|(operand, view)| {
-            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
-        });
-        check_gradients(&outputs, &self.tensors(), rows.chain(numbers).chain(program_footprints(attention)))?;
+        self.inputs.check_gradients(attention, &outputs, self.sequences.number_footprints())?;
         Ok(outputs)
-    }
-
-    /// The inputs by name.
-    fn tensors(&self) -> [(Operand, &HeadsView<'a>); 5] {
-        [
-            (Operand::Q, &self.inputs.q),
-            (Operand::K, &self.inputs.k),
-            (Operand::V, &self.inputs.v),
-            (Operand::Out, &self.out),
-            (Operand::Dout, &self.dout),
-        ]
     }
 
     /// The plan for these tensors. Without `outputs` they are new tensors.
     fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
-        let Call { q, k, v, sizes, .. } = &self.inputs;
+        let Inputs { q, dlse, .. } = &self.inputs;
         check_program(attention, q)?;
-        let [dq, dk, dv] = match outputs {
-            Some(outputs) => outputs.each_ref().map(Placed::of),
-            None => [q, k, v].map(|of| Placed::contiguous(of.shape(), Layout::Bshd, of.dtype())),
-        };
-        let [q, k, v, out, dout] = self.tensors().map(|(_, view)| Placed::of(view));
-        let tensors = Tensors { q, k, v, out, dout, dq, dk, dv };
-        let arrays = self.inputs.arrays(attention.mask);
-        let device = self.inputs.q.device().info();
-        plan::plan(attention, device, sizes, &arrays, &tensors, self.dlse.is_some())
+        let tensors = self.inputs.placed(outputs, |_| Layout::Bshd);
+        let arrays = self.sequences.arrays(attention.mask);
+        plan::plan(attention, q.device().info(), &self.sequences.sizes, &arrays, &tensors, dlse.is_some())
     }
 
     fn launch(
@@ -212,15 +174,9 @@ impl<'a> PackedCall<'a> {
         attention: &Attention<'_>,
         stream: RawStream,
         plan: &BackwardPlan,
-        [dq, dk, dv]: [u64; 3],
+        gradients: [u64; 3],
     ) -> Result<()> {
-        let span = tracing::debug_span!("attention backward", problem = %plan.problem);
-        let _entered = span.enter();
-        let mut operands: Vec<_> = self.tensors().map(|(name, view)| (name, view.address())).into();
-        operands.extend([(Operand::Lse, self.lse), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)]);
-        operands.extend(self.dlse.map(|dlse| (Operand::Dlse, dlse)));
-        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
-        operands.extend(self.inputs.numbers().map(|(operand, view)| (operand, view.address())));
-        run(self.inputs.q.device(), stream, &plan.steps, &plan.buffers, &operands)
+        let numbers = self.sequences.numbers().map(|(operand, view)| (operand, view.address()));
+        self.inputs.launch(attention, stream, plan, gradients, numbers)
     }
 }

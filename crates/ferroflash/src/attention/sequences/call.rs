@@ -1,6 +1,6 @@
 //! The calls of attention over sequences.
 
-use super::super::check::{check_program, check_program_apart};
+use super::super::check::check_program;
 use super::super::forward::Output;
 use super::super::options::Attention;
 use super::super::plan::Plan;
@@ -126,10 +126,11 @@ impl Attention<'_> {
 
     /// Appends new keys and values to a cache, turned by their position if that is asked for, and computes attention over all of it.
     ///
-    /// The lengths of the cache are those before the call, and stay as they are: who counts them adds the new rows.
+    /// The lengths of the cache are those before the call, and stay as they are: who counts them adds the new rows. The cache is written, so
+    /// that it may lie nowhere where the call, or its program, reads anything else.
     ///
     /// # Errors
-    /// As [`Attention::forward_cached`].
+    /// As [`Attention::forward_cached`], and for the cache those that [`Attention::forward_into`] has for outputs.
     pub fn forward_appending(
         &self,
         q: &TensorView<'_>,
@@ -200,7 +201,7 @@ impl Call<'_> {
         } else {
             Tensor::uninit(device, q.dtype(), shape, self.new_order())?
         };
-        self.check_overlaps(None, None)?;
+        self.check_overlaps(attention, None, None)?;
         self.launch(attention, RawStream::DEFAULT, &plan, out.address(), lse.as_ref().map(Lse::address))?;
         Ok(Output { out, lse, plan })
     }
@@ -218,9 +219,7 @@ impl Call<'_> {
             self.check_lse(lse.device(), lse.shape())?;
         }
         let lse = lse.map(|lse| lse.address());
-        self.check_overlaps(Some(&out), lse)?;
-        let lse_memory = lse.map(|address| self.lse_footprint(address));
-        check_program_apart(attention, Some(&out), lse_memory)?;
+        self.check_overlaps(attention, Some(&out), lse)?;
         let plan = self.plan(&attention.with_lse(lse.is_some()), Some(&out))?;
         self.launch(attention, stream.raw(), &plan, out.address(), lse)
     }

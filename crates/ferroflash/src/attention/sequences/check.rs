@@ -1,6 +1,7 @@
 //! Everything of a call over sequences that can be refused before a plan is made. What the numbers on the device say is not looked at.
 
-use super::super::check::{check_apart, check_itself, check_last_dim, check_same_device};
+use super::super::check::{check_apart, check_itself, check_last_dim, check_program_apart, check_same_device};
+use super::super::options::Attention;
 use super::super::request::{Placed, Tensors};
 use super::describe::{KvCache, NewRows, PackedRows, PageTable, Rotary};
 use super::sizes::SequenceSizes;
@@ -225,14 +226,19 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    /// What a call writes must not be what it reads. Without `out` it is a new tensor.
     /// The bytes of a log-sum-exp at this address.
-    pub(super) fn lse_footprint(&self, address: u64) -> Footprint {
+    fn lse_footprint(&self, address: u64) -> Footprint {
         let LseShape { batch, heads, rows } = self.lse_shape();
         Footprint::contiguous(address, (batch * heads * rows * DType::F32.bytes()) as u128)
     }
 
-    pub(super) fn check_overlaps(&self, out: Option<&HeadsView<'_>>, lse: Option<u64>) -> Result<()> {
+    /// What a call writes must not be what it reads, nor what its program reads. Without `out` it is a new tensor.
+    pub(super) fn check_overlaps(
+        &self,
+        attention: &Attention<'_>,
+        out: Option<&HeadsView<'_>>,
+        lse: Option<u64>,
+    ) -> Result<()> {
         let footprint = |view: &HeadsView<'_>| Footprint::of(view.geometry(), view.address());
         let mut inputs =
             vec![(Operand::Q, footprint(&self.q)), (Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
@@ -244,14 +250,13 @@ impl<'a> Call<'a> {
             }
         }
         // The numbers that say where sequences are, too.
-        inputs.extend(self.numbers().map(|(operand, view)| {
-            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
-        }));
+        inputs.extend(self.number_footprints());
         let mut outputs: Vec<_> = out.map(|out| (Operand::Out, footprint(out))).into_iter().collect();
         if let Some(address) = lse {
             outputs.push((Operand::Lse, self.lse_footprint(address)));
         }
         check_apart(&outputs, &inputs)?;
+        check_program_apart(attention, &outputs)?;
         if self.new.is_some() {
             // The cache is written, too.
             let cache = [(Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
@@ -259,6 +264,7 @@ impl<'a> Call<'a> {
             check_itself(&self.v)?;
             let others: Vec<_> = inputs.into_iter().filter(|(of, _)| !matches!(of, Operand::K | Operand::V)).collect();
             check_apart(&cache, &others)?;
+            check_program_apart(attention, &cache)?;
         }
         Ok(())
     }
@@ -285,6 +291,13 @@ impl<'a> Call<'a> {
             (Operand::Positions, new.and_then(|new| new.rotary).and_then(|rotary| rotary.positions)),
         ];
         all.into_iter().filter_map(|(operand, view)| Some((operand, view?)))
+    }
+
+    /// Their bytes.
+    pub(crate) fn number_footprints(&self) -> impl Iterator<Item = (Operand, Footprint)> {
+        self.numbers().map(|(operand, view)| {
+            (operand, Footprint::contiguous(view.address(), (view.len() * size_of::<i32>()) as u128))
+        })
     }
 
     /// The order of axes of a new output: packed rows follow one another, whatever the order of q is.

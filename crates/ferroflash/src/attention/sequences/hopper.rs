@@ -155,7 +155,10 @@ impl Choice {
         let piece_rows = match (sizes.page_rows, split) {
             (None, _) => None,
             (Some(rows), Some(row)) => Some(piece_rows(rows, row)),
-            (Some(_), None) => return Err(Unsupported::Sequences { found: problem_of(sizes).sequences.name() }),
+            (Some(_), None) => {
+                let found = problem_of(sizes).sequences.name();
+                return Err(Unsupported::Sequences { found, accepted: "packed and cached" });
+            }
         };
         // Whole tiles find the log-sum-exp by the row of q, of which sequences have as many as they are rows apart.
         let is_dense = sizes.packed_q || q_step == 0 || q_step as usize == sizes.q_rows;

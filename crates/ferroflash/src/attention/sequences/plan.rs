@@ -198,7 +198,7 @@ fn choose(
         }
         other => {
             let kernel = other.kernel().expect("a choice");
-            let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name() };
+            let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name(), accepted: "uniform" };
             return Err(Error::KernelUnsupported { kernel, reason });
         }
     }

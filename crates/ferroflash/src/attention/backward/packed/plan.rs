@@ -100,7 +100,7 @@ fn check_kernel(attention: &Attention, sizes: &SequenceSizes) -> Result<()> {
         choice => match choice.kernel() {
             None | Some(Kernel::V2) => Ok(()),
             Some(kernel) => {
-                let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name() };
+                let reason = Unsupported::Sequences { found: problem_of(sizes).sequences.name(), accepted: "uniform" };
                 Err(Error::KernelUnsupported { kernel, reason })
             }
         },
