@@ -140,8 +140,15 @@ impl Choice {
     fn of(asked: &Asked<'_>, [q_step, kv_step]: [u32; 2]) -> Result<Choice, Unsupported> {
         let Asked { row: asked, attention, device, sizes, features } = *asked;
         let seen = keys_per_row(attention, sizes);
+        let few = sizes.longest_q.saturating_mul((sizes.q_heads / sizes.kv_heads).next_power_of_two());
         let row = |pass| {
-            let found = || sequences::find(pass, sizes.dtype, sizes.head_dim as u32, seen, features);
+            let (dtype, dim) = (sizes.dtype, sizes.head_dim as u32);
+            let found = || {
+                let few = u32::try_from(few).ok().and_then(|rows| sequences::find_few(pass, dtype, dim, rows, features));
+                let any = sequences::find(pass, dtype, dim, seen, features);
+                // Rows for a smaller head dim than the other's hold fewer columns than there are.
+                few.filter(|few| any.is_none_or(|any| few.dim_qk == any.dim_qk && few.q_block < any.q_block)).or(any)
+            };
             let row = asked.map_or_else(found, |row| (row.pass == pass).then_some(row));
             row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) && row.entry.accepts.contains(features))
         };
@@ -234,7 +241,7 @@ impl Choice {
         };
         launches.step(
             request.specialised(row, FeatureSet::NONE),
-            ctas(tiles.min(device.multiprocessors.into())),
+            ctas(tiles.min(resident(device, row).into())),
             tile,
             params,
         );
@@ -260,7 +267,7 @@ fn splits(
             let (tiles, packed_heads) = tiles(sizes, row);
             let blocks = keys(attention, sizes).div_ceil(block as usize) as u32;
             let tiles = tiles.saturating_mul((sizes.q_heads / packed_heads as usize) as u64);
-            Ok((auto_splits(tiles, blocks, device.multiprocessors), 0))
+            Ok((auto_splits(tiles, blocks, resident(device, row)), 0))
         }
         Splits::Count(count @ 1..=MAX_SPLITS) => Ok((count, 0)),
         Splits::Keys(keys) if keys > 0 && keys.is_multiple_of(block) => {
@@ -271,18 +278,23 @@ fn splits(
     }
 }
 
-/// The fewest splits with which the thread blocks are about as busy as with any number of them.
-fn auto_splits(tiles: u64, blocks: u32, multiprocessors: u32) -> u32 {
-    let multiprocessors = u64::from(multiprocessors);
+/// Thread blocks of a row that the device has room for at a time.
+fn resident(device: &DeviceInfo, row: &Variant) -> u32 {
+    device.multiprocessors * row.entry.min_ctas
+}
+
+/// The fewest splits with which the thread blocks are about as busy as with any number of them, given how many there is room for.
+fn auto_splits(tiles: u64, blocks: u32, resident: u32) -> u32 {
+    let resident = u64::from(resident);
     // Four fifths of the GPU are busy already, from which on FlashAttention splits nothing either: a merge costs more than the rest brings.
-    if tiles == 0 || 5 * tiles >= 4 * multiprocessors {
+    if tiles == 0 || 5 * tiles >= 4 * resident {
         return 1;
     }
     let most = u64::from((blocks / LEAST_BLOCKS).clamp(1, MAX_SPLITS));
     // Share of the time of the rounds that the thread blocks are busy in.
     let busy = |splits: u64| {
         let tiles = tiles * splits;
-        tiles as f64 / (tiles.div_ceil(multiprocessors) * multiprocessors) as f64
+        tiles as f64 / (tiles.div_ceil(resident) * resident) as f64
     };
     let best = (1..=most).map(busy).fold(0.0, f64::max);
     // FlashAttention's own rule, too: 0.85 of the best is as good, with fewer sums to write and to read.

@@ -341,7 +341,7 @@ impl Variant {
             assert!(!policy.skips || hidden_blocks, "a warpgroup finds no block to skip");
             // A warpgroup that asks for more than the others have given back waits for ever.
             let groups = self.entry.threads / (32 * memory::WARPGROUP_WARPS);
-            let at_entry = groups * (REGISTERS / self.entry.threads / 8 * 8);
+            let at_entry = groups * (REGISTERS / (self.entry.threads * self.entry.min_ctas) / 8 * 8);
             let taken = policy.load_registers + (groups - 1) * policy.math_registers;
             assert!(taken <= at_entry, "warpgroups take more registers than the thread block has at entry");
         }

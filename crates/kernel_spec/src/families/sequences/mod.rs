@@ -41,6 +41,16 @@ pub fn find(pass: Pass, dtype: DType, dim: u32, keys: u32, features: FeatureSet)
         .min_by_key(|v| (v.dim_qk, core::cmp::Reverse(v.from_keys)))
 }
 
+/// The row for few query rows: the one with the smallest tile that holds `rows`, those of a sequence with all heads of a group. `None` when no tile
+/// of a compiled head dim that holds the columns has so many.
+pub fn find_few(pass: Pass, dtype: DType, dim: u32, rows: u32, features: FeatureSet) -> Option<&'static Variant> {
+    VARIANTS
+        .iter()
+        .filter(|v| v.pass == pass && v.holds(dtype, [dim; 2]) && v.entry.accepts.contains(features))
+        .filter(|v| v.q_block >= rows)
+        .min_by_key(|v| (v.dim_qk, v.q_block))
+}
+
 /// Query heads of a group that share a tile of `q_block` rows with `q_rows` rows each, as a logarithm to base 2. With few rows, all of
 /// them: heads that a group does not have are rows that do not exist. With many, as many as divide the group.
 pub const fn packed_log2(q_rows: u32, group: u32, q_block: u32) -> u32 {

@@ -61,6 +61,13 @@ macro_rules! for_each_sequences_row {
             PackedV3 192/192 [F16 v3_packed_f16_d192, Bf16 v3_packed_bf16_d192] 128 x 64, 12, 1, 0, [],
                 { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
                 "as v3's for short rows";
+            // Few rows: they wait for their keys, so that two thread blocks of a multiprocessor have as many bytes on the way as fit.
+            PackedV3 64/64 [F16 v3_packed_f16_d64_few, Bf16 v3_packed_bf16_d64_few] 64 x 128, 8, 2, 0, [],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 216 },
+                "few rows wait for their keys: two thread blocks of a multiprocessor have 192 KiB on the way";
+            PackedV3 128/128 [F16 v3_packed_f16_d128_few, Bf16 v3_packed_bf16_d128_few] 64 x 64, 8, 2, 0, [],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 216 },
+                "few rows, as d64";
             // v3 over a split of the keys, in pages or not: the sums leave as they are. The load warp looks up pages, with what registers the
             // others leave.
             SplitV3 64/64 [F16 v3_split_f16_d64, Bf16 v3_split_bf16_d64] 128 x 128, 12, 1, 0, [],
@@ -78,6 +85,12 @@ macro_rules! for_each_sequences_row {
             SplitV3 256/256 [F16 v3_split_f16_d256, Bf16 v3_split_bf16_d256] 128 x 64, 12, 1, 0, [],
                 { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 40, math_registers: 232 },
                 "as v3's, with few registers for the load warp";
+            SplitV3 64/64 [F16 v3_split_f16_d64_few, Bf16 v3_split_bf16_d64_few] 64 x 128, 8, 2, 0, [],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 200 },
+                "few rows wait for their keys: two thread blocks of a multiprocessor have 192 KiB on the way";
+            SplitV3 128/128 [F16 v3_split_f16_d128_few, Bf16 v3_split_bf16_d128_few] 64 x 64, 8, 2, 0, [],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 200 },
+                "few rows, as d64";
             SplitV3 64/64 [F16 v3_split_f16_d64_scored, Bf16 v3_split_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
                 { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 56, math_registers: 224 },
                 "with features";

@@ -45,20 +45,20 @@ pub unsafe fn run<C: Config>(
         |tile: &QueryTile, i: u32| {
             if C::SPLIT {
                 let first = tile.first_key(i, C::ROW.kv_block);
-                return split::load_next::<C, C::K, Keys<C>>(k_ring, k_map, maps, tile, first, elected);
+                return split::load_next::<C, C::K, Keys<C>>(k_ring, k_map, maps, p, tile, first, elected);
             }
-            load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(tile.first_key(i, C::ROW.kv_block)), elected)
+            load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)), elected)
         };
         let mut load_values = #[inline(always)]
         |tile: &QueryTile, i: u32| {
             if C::SPLIT {
                 let first = tile.first_key(i, C::ROW.kv_block);
-                return split::load_next::<C, C::V, Values<C>>(v_ring, v_map, maps, tile, first, elected);
+                return split::load_next::<C, C::V, Values<C>>(v_ring, v_map, maps, p, tile, first, elected);
             }
             load_next::<C::V, Values<C>>(
                 v_ring,
                 v_map,
-                tile.kv_rows::<C>(tile.first_key(i, C::ROW.kv_block)),
+                tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)),
                 elected,
             )
         };

@@ -182,9 +182,10 @@ impl QueryTile {
         Corner { at: [inner, outer, last], wraps: C::PACKED }
     }
 
-    /// Where keys and values from `first` on are in their maps: row, head, batch entry.
+    /// Where keys and values from `first` on are in their maps: row, head, batch entry. The parameters play no part, but
+    /// the closures that load have to capture them: the order of registers depends on it, see [`v3`](super).
     #[inline(always)]
-    pub fn kv_rows<C: Config>(&self, first: u32) -> Corner {
+    pub fn kv_rows<C: Config>(&self, _p: &V3Params, first: u32) -> Corner {
         let [row, last] = if C::PACKED { self.sequence.kv_box(first) } else { [first, self.batch] };
         Corner { at: [row, self.kv_head, last], wraps: C::PACKED }
     }

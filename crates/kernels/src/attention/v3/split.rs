@@ -32,6 +32,7 @@ pub unsafe fn load_next<C: Config, S: SharedMatrix, B: Buffers>(
     ring: &mut Ring<B>,
     map: u64,
     maps: u64,
+    p: &V3Params,
     tile: &QueryTile,
     first: u32,
     elected: bool,
@@ -41,7 +42,7 @@ pub unsafe fn load_next<C: Config, S: SharedMatrix, B: Buffers>(
     unsafe {
         let pages = &*((maps - size_of::<PagesParams>() as u64) as *const PagesParams);
         if pages.table == 0 {
-            return boxes::load_next::<S, B>(ring, map, tile.kv_rows::<C>(first), elected);
+            return boxes::load_next::<S, B>(ring, map, tile.kv_rows::<C>(p, first), elected);
         }
         let piece_rows = pages.piece_rows;
         let from = piece(pages, &tile.sequence, first + thread::lane() * piece_rows);
