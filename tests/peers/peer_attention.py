@@ -109,10 +109,10 @@ class Flex(Attention):
             torch._dynamo.config.recompile_limit = 256
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             if problem.backward:
-                import torch._functorch.config
+                from torch._functorch import config
 
                 # A backward pass that is run again may not write over what the forward pass kept.
-                torch._functorch.config.donated_buffer = False
+                config.donated_buffer = False
             # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
             self.compiled = torch.compile(self.flex_attention, dynamic=True, fullgraph=True)
         compiled, gqa = self.compiled, problem.gqa

@@ -1,8 +1,9 @@
 """Programs on scores, as FlashAttention-4 takes them: functions that the CuTe DSL compiles into its kernels.
 
 Scores come with batch, head, row and key as vectors of one element where a function reads a tensor. Constants are captured, and so are
-part of the kernel. `mask_mod` stands in the place of FlashAttention-4's own masks, so that ours has both; which blocks of keys it leaves is
-found once by FlashAttention-4's own kernel, and those without a key are not visited.
+part of the kernel; functions of scores get their last four arguments by these names. `mask_mod` stands in the place of FlashAttention-4's
+own masks, so that ours has both; which blocks of keys it leaves is found once, by FlashAttention-4's own kernel, and the others are not
+visited.
 """
 
 import cutlass
@@ -48,7 +49,7 @@ def blocks(problem, mask, tensors):
 
 
 @cute.jit
-def added(slope, score, batch, head, row, key, seqlens, tensors):
+def added(slope, score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
     """The gradient of a score to which something was added."""
     return slope
 
@@ -58,32 +59,32 @@ def score_mod(program, offset):
     cap, span = program.cap, program.numbers.get("span", 0)
 
     @cute.jit
-    def capped(score, batch, head, row, key, seqlens, tensors):
+    def capped(score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
         return cap * cute.math.tanh(score / cap)
 
     @cute.jit
-    def slope_of_capped(slope, score, batch, head, row, key, seqlens, tensors):
+    def slope_of_capped(slope, score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
         x = cute.math.tanh(score / cap)
         return slope * (1.0 - x * x)
 
     @cute.jit
-    def alibi(score, batch, head, row, key, seqlens, tensors):
-        before = row[0] + offset - key[0]
+    def alibi(score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
+        before = q_idx[0] + offset - kv_idx[0]
         distance = larger(before, -before)
-        bias = tensors[0][0, head[0]] * cutlass.Float32(distance)
+        bias = aux_tensors[0][0, head[0]] * cutlass.Float32(distance)
         return score - scalar_to_ssa(bias, cutlass.Float32)
 
     @cute.jit
-    def relative(score, batch, head, row, key, seqlens, tensors):
-        after = key[0] - row[0] - offset
+    def relative(score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
+        after = kv_idx[0] - q_idx[0] - offset
         entry = smaller(larger(after, -span), span) + span
-        return score + scalar_to_ssa(tensors[0][head[0], entry], cutlass.Float32)
+        return score + scalar_to_ssa(aux_tensors[0][head[0], entry], cutlass.Float32)
 
     @cute.jit
-    def decay(score, batch, head, row, key, seqlens, tensors):
-        before = row[0] + offset - key[0]
+    def decay(score, batch, head, q_idx, kv_idx, seqlen_info, aux_tensors):
+        before = q_idx[0] + offset - kv_idx[0]
         distance = scalar_to_ssa(cutlass.Float32(larger(before, -before) + 1), cutlass.Float32)
-        return score - scalar_to_ssa(tensors[0][head[0]], cutlass.Float32) * cute.math.log(distance)
+        return score - scalar_to_ssa(aux_tensors[0][head[0]], cutlass.Float32) * cute.math.log(distance)
 
     return {
         "tanh-cap": (capped, slope_of_capped),

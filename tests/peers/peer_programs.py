@@ -20,7 +20,8 @@ def score_function(problem):
     if program.name in ("softcap", "tanh-cap"):
         return lambda score, b, h, row, key: cap * torch.tanh(score / cap)
     if program.name == "alibi":
-        return lambda score, b, h, row, key: score - tensor[0, h] * (row + offset - key).abs()
+        slopes = tensor[0]
+        return lambda score, b, h, row, key: score - slopes[h] * (row + offset - key).abs()
     if program.name == "relative":
         span = program.numbers["span"]
         return lambda score, b, h, row, key: score + tensor[h, (key - row - offset).clamp(-span, span) + span]
