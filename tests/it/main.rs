@@ -21,6 +21,7 @@ mod cli_files;
 mod cli_messages;
 mod cli_passes;
 mod cli_pipe;
+mod cli_programs;
 mod cli_report;
 mod cli_sequences;
 mod conformance;

@@ -14,6 +14,7 @@ import os
 
 import torch
 from peer_packages import NoResult, Peer, library_version, load_library
+from peer_programs import mask_function, no_program, score_function
 
 
 class Attention(Peer):
@@ -41,6 +42,7 @@ class Sdpa(Attention):
 
         if problem.windowed:
             raise NoResult("PyTorch's scaled_dot_product_attention has no windows")
+        no_program(problem)
         no_sequences(problem)
         # One row sees all keys.
         causal = problem.causal and problem.seq > 1
@@ -107,21 +109,31 @@ class Flex(Attention):
             torch._dynamo.config.recompile_limit = 256
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             if problem.backward:
-                import torch._functorch.config
+                from torch._functorch import config
 
                 # A backward pass that is run again may not write over what the forward pass kept.
-                torch._functorch.config.donated_buffer = False
+                config.donated_buffer = False
             # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
             self.compiled = torch.compile(self.flex_attention, dynamic=True, fullgraph=True)
         compiled, gqa = self.compiled, problem.gqa
-        visible, mask = self.visible(problem), None
+        visible, mask, score = self.visible(problem), None, score_function(problem)
         if visible:
-            mask = self.create_block_mask(visible, None, None, problem.seq, problem.kv_seq, device="cuda")
-        return lambda q, k, v, out: compiled(q, k, v, block_mask=mask, enable_gqa=gqa)
+            # Documents differ from sequence to sequence.
+            batch = problem.batch if problem.program and problem.program.name == "documents" else None
+            mask = self.create_block_mask(visible, batch, None, problem.seq, problem.kv_seq, device=problem.device)
+        return lambda q, k, v, out: compiled(q, k, v, score_mod=score, block_mask=mask, enable_gqa=gqa)
 
     @staticmethod
     def visible(problem):
-        """Which keys a row sees; `None` where it sees all."""
+        """Which keys a row sees, by the mask and by the program; `None` where it sees all."""
+        inside, left = Flex.inside(problem), mask_function(problem)
+        if inside is None or left is None:
+            return inside or left
+        return lambda b, h, row, key: inside(b, h, row, key) & left(b, h, row, key)
+
+    @staticmethod
+    def inside(problem):
+        """Which keys the mask leaves to a row; `None` where it leaves all."""
         left, right, offset = problem.window_left, problem.window_right, problem.kv_seq - problem.seq
         if left is None and right is None:
             return None
@@ -160,6 +172,7 @@ class FlashAttention3(Attention):
 
     def forward(self, problem):
         half_types_only(problem)
+        no_program(problem, "softcap")
         splits = 0 if problem.seq <= FEW_ROWS else 1
         left, right = (-1 if bound is None else bound for bound in problem.window)
         if problem.causal:
@@ -174,6 +187,8 @@ class FlashAttention3(Attention):
             function = self.module.flash_attn_varlen_func
             more.update(packed_arguments(problem))
         more.update(causal=problem.causal, window_size=(left, right))
+        if problem.program is not None:
+            more.update(softcap=softcap(problem))
         packed = problem.starts is not None
         return lambda q, k, v, out: call(function, packed, (q, k, v), more)
 
@@ -181,6 +196,7 @@ class FlashAttention3(Attention):
 def vllm_forward(problem, left, right, splits):
     """FlashAttention-3 by vLLM's operator, which leaves the kernels for equal lengths out: the batch goes as packed sequences."""
     fwd = torch.ops._vllm_fa3_C.fwd
+    cap = softcap(problem)
     batch, seq, kv_seq, causal, scale = problem.batch, problem.seq, problem.kv_seq, problem.causal, problem.head_dim**-0.5
 
     def starts(rows):
@@ -209,7 +225,7 @@ def vllm_forward(problem, left, right, splits):
             *(None, None, None),  # rotary_cos, rotary_sin, seqlens_rotary
             *(None, None, None),  # q_descale, k_descale, v_descale
             *(scale, causal, left, right),  # softmax_scale, is_causal, window_size_left, window_size_right
-            *(0.0, True),  # softcap, is_rotary_interleaved
+            *(cap, True),  # softcap, is_rotary_interleaved
             *(None, splits, None, 0),  # scheduler_metadata, num_splits, pack_gqa, sm_margin
             *(None, 1, 0, None),  # s_aux, cp_world_size, cp_rank, cp_tot_seqused_k
         )
@@ -238,7 +254,16 @@ class FlashAttention4(Attention):
         if packed:
             function = self.packed_function
             more.update(packed_arguments(problem))
+        if problem.program is not None:
+            import peer_cute
+
+            more.update(peer_cute.arguments(problem))
         return lambda q, k, v, out: call(function, packed, (q, k, v), more)
+
+
+def softcap(problem):
+    """The bound of the scores as a function takes it that has no other programs: 0 is none."""
+    return problem.program.cap if problem.program else 0.0
 
 
 def half_types_only(problem):

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+import time
 
 import torch
 from peer_packages import NoResult
@@ -41,6 +42,13 @@ class Timer:
         return sum(start.elapsed_time(end) for start, end in pairs)
 
 
+class Program:
+    """What scores pass through: its name, the cap of a softcap, whole numbers by name, and the tensor that it reads, if it reads one."""
+
+    def __init__(self, name, cap, numbers, tensor):
+        self.name, self.cap, self.numbers, self.tensor = name, cap, numbers, tensor
+
+
 class Problem:
     """One problem: its sizes, its mask, what of a training step is run, and its tensors on the GPU, [batch, row, head, dim].
 
@@ -63,6 +71,7 @@ class Problem:
         flush_bytes,
         calls=1,
         sequences=None,
+        program=None,
         **passes,
     ):
         # Its name in the protocol is a word of Python.
@@ -96,6 +105,11 @@ class Problem:
                 width = -(-kv_seq // page_rows)
                 pages = batch * width
                 self.page_table = numbers("pages", batch, width)
+        self.program = program
+        if program:
+            dtype, shape = program["tensor"] or (None, None)
+            tensor = load("program", *shape, dtype={"f32": torch.float32, "i32": torch.int32}[dtype]) if dtype else None
+            self.program = Program(program["name"], program["cap"], program["numbers"], tensor)
         keys = (pages, page_rows, kv_heads, head_dim)
         first = load("q", batch, seq, q_heads, head_dim), load("k", *keys), load("v", *keys)
         self.checked_dout = None
@@ -150,6 +164,7 @@ class Launcher:
         if problem.backward and peer.no_backward:
             raise NoResult(peer.no_backward)
         self.problem = problem
+        start = time.perf_counter()
         self.run = peer.forward(problem)
         self.heads_first = peer.heads_first
         self.sets = [tuple(self.turned(tensor) for tensor in tensors) for tensors in problem.sets]
@@ -172,6 +187,12 @@ class Launcher:
         # Compiles and chooses.
         self.call(0)
         torch.cuda.synchronize()
+        # To the first result, masks of blocks among it, and to the second.
+        self.first_ms = 1e3 * (time.perf_counter() - start)
+        start = time.perf_counter()
+        self.call(0)
+        torch.cuda.synchronize()
+        self.second_ms = 1e3 * (time.perf_counter() - start)
 
     def turned(self, tensor):
         """A view as the peer takes it, of a tensor of the problem, or the way back; nothing is copied."""

@@ -8,7 +8,8 @@ while ferroflash has, this one waits for a question. Inputs come from files and 
 tensors of ferroflash, or [page, row, head, dim]; who wants the heads first takes them as views, without a copy. The end of the input ends
 the program. With `-` for DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
 
-peer_attention.py has the peers of attention, peer_packages.py those of other operations, peer_launch.py problems and launches.
+peer_attention.py has the peers of attention, peer_packages.py those of other operations, peer_launch.py problems and launches,
+peer_programs.py and peer_cute.py programs on scores.
 """
 
 import gc
@@ -109,7 +110,8 @@ class Server:
                 data.tofile(name)
         if torch.cuda.memory_reserved() > torch.cuda.get_device_properties(0).total_memory / 16:
             trim()
-        return {"checked": {"extra_bytes": launcher.extra_bytes, "graph": bool(launcher.graphs)}}
+        times = {"first_ms": launcher.first_ms, "second_ms": launcher.second_ms}
+        return {"checked": {"extra_bytes": launcher.extra_bytes, "graph": bool(launcher.graphs), **times}}
 
     def time(self, peer, launches, lead):
         with torch.no_grad(), self.problem.on_stream():

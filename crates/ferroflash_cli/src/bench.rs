@@ -32,6 +32,7 @@ use measure::{Bench, Timing};
 use nvml::{Gpu, Probe, Sampler};
 use peers::{Operation, Outcome, PeerName, Peers};
 use record::{BENCH_KIND, Record, SCHEMA_VERSION, SweepRecord};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use sweep::{Sweep, SweepArgs};
@@ -59,6 +60,7 @@ Examples:
   ferroflash bench --pass both --kernel naive --preset memory
   ferroflash bench --preset decode --pages none,16,64 --cold --peers fa3,cudnn,flash
   ferroflash bench --preset varlen --peers fa3,fa4
+  ferroflash bench --program alibi,documents --dtype bf16 --head-dim 128 --seq 4096 --peers triton,fa4
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
@@ -231,6 +233,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         timing,
         ceilings: ceilings.as_ref(),
         sampler: sampler.as_ref(),
+        compiled: HashSet::new(),
     };
     run_sweep(bench, &sweep, args, &mut record)?;
     // A reader who left does not cost the files.

@@ -334,9 +334,10 @@ fn problem_header() -> Vec<String> {
 }
 
 fn problem_columns(problem: &CellProblem) -> Vec<String> {
-    let CellProblem { head_dim, seq, batch, q_heads, kv_heads, .. } = problem;
+    let CellProblem { head_dim, seq, batch, q_heads, kv_heads, program, .. } = problem;
     let heads = if kv_heads == q_heads { q_heads.to_string() } else { format!("{q_heads}/{kv_heads}") };
-    vec![head_dim.to_string(), seq.to_string(), format!("{batch} x {heads}")]
+    let program = program.as_ref().map_or(String::new(), |program| format!(" {program}"));
+    vec![head_dim.to_string(), format!("{seq}{program}"), format!("{batch} x {heads}")]
 }
 
 fn dash(value: Option<String>) -> String {

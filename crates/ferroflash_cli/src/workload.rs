@@ -5,6 +5,7 @@ mod exchange;
 mod gradients;
 mod output;
 mod pass;
+mod program;
 mod rows;
 mod sequences;
 
@@ -19,6 +20,8 @@ use ferroflash::{
 };
 use kernel_spec::DType;
 pub(crate) use pass::{Ours, Pass};
+use program::Scores;
+pub(crate) use program::{CAP, Program};
 use rayon::prelude::*;
 pub(crate) use rows::{Lengths, Rows};
 use sequences::{Numbers, Replay};
@@ -79,6 +82,8 @@ pub(crate) struct Workload {
     lse: Lse,
     /// Which rows are whose, where sequences are not equal tensors.
     numbers: Option<Numbers>,
+    /// What scores pass through.
+    scores: Scores,
     /// What is timed in the place of single calls, where these take microseconds; made for the first sample.
     replay: Option<Replay>,
     /// Where there is a forward pass.
@@ -148,9 +153,11 @@ impl Workload {
         // Far from the seeds of all cells, whose inputs are those of a run without a backward pass.
         let dout = if pass.has_backward() { Some(draw(case.q_shape(), !seed)?) } else { None };
         let table = sequences::page_table(&case, seed);
+        let scores = Scores::new(device, &case, seed)?;
+        let inputs = [&q.0[..], &k.0, &v.0];
         let forward =
-            pass.has_forward().then(|| output::Reference::new(&case, [&q.0, &k.0, &v.0], table.as_deref(), seed));
-        let gradients = dout.as_ref().map(|dout| gradients::Reference::new(&case, [&q.0, &k.0, &v.0], &dout.0, seed));
+            pass.has_forward().then(|| output::Reference::new(&case, &scores, inputs, table.as_deref(), seed));
+        let gradients = dout.as_ref().map(|dout| gradients::Reference::new(&case, &scores, inputs, &dout.0, seed));
         let (of_gradients, checked) = gradients.transpose()?.unzip();
         let upload = |(data, shape): &(Vec<T>, Shape)| Tensor::from_slice(device, data, *shape, Layout::Bshd);
         let Sizes { batch, q_heads: heads, q_rows: rows, dtype, .. } = case.problem;
@@ -173,6 +180,7 @@ impl Workload {
             }],
             lse: Lse::uninit(device, LseShape { batch, heads, rows })?,
             numbers: Numbers::new(device, &case, table.as_deref())?,
+            scores,
             replay: None,
             reference: forward.transpose()?,
             of_gradients,
@@ -189,7 +197,8 @@ impl Workload {
         if self.pass != Pass::Backward {
             return Ok(());
         }
-        let attention = attention(&self.case, Ours::Chosen);
+        let bound = self.scores.bind(None)?;
+        let attention = self.scores.apply(attention(&self.case, Ours::Chosen), bound.as_ref());
         for set in &mut self.sets[first..] {
             launch(&attention, Pass::Forward, &self.stream, set, &mut self.lse, self.numbers.as_ref(), None)?;
         }
@@ -198,7 +207,8 @@ impl Workload {
 
     /// Entry points of one launch, in their order.
     pub(crate) fn symbols(&self, ours: Ours) -> ferroflash::Result<Vec<&'static str>> {
-        let (attention, sizes) = (attention(&self.case, ours), self.case.problem);
+        let (bound, sizes) = (self.scores.bind(None)?, self.case.problem);
+        let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let mut symbols = Vec::new();
         if self.pass.has_forward() {
             let plan = match &self.numbers {
@@ -230,7 +240,9 @@ impl Workload {
     /// share of as many as hold so many.
     pub(crate) fn time_ms(&mut self, ours: Ours, launches: u32, lead: bool) -> ferroflash::Result<f64> {
         let calls = self.calls();
-        let attention = attention(&self.case, ours);
+        // Once for all launches, as a model does for all of its layers.
+        let bound = self.scores.bind(None)?;
+        let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let Workload { device, stream, sets, lse, numbers, replay, flush, pass, .. } = self;
         if let (2.., None, Some(numbers)) = (calls, &replay, &numbers) {
             *replay = Some(numbers.capture(&attention, device, calls, sets, lse)?);
@@ -263,7 +275,8 @@ impl Workload {
         let before = self.device.memory().live_bytes;
         self.device.reset_peak();
         let Set { q, k, v, out, gradients } = &self.sets[0];
-        let attention = attention(&self.case, ours);
+        let bound = self.scores.bind(None)?;
+        let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let output = match (self.pass.has_forward(), &self.numbers) {
             (true, Some(numbers)) => Some(numbers.forward(&attention, &self.sets[0])?),
             (true, None) => {
@@ -292,7 +305,8 @@ impl Workload {
 
     fn check_as<T: Element>(&mut self, ours: Ours) -> ferroflash::Result<Check> {
         // NaN in every type: an element that the kernel does not write stands out.
-        let attention = attention(&self.case, ours);
+        let bound = self.scores.bind(None)?;
+        let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let set = &mut self.sets[0];
         if self.pass.has_forward() {
             set.out.fill_bytes(0xff)?;
@@ -353,7 +367,9 @@ impl Workload {
         if before == self.fingerprints.get(&ours).copied() {
             return Ok(true);
         }
-        let plan = attention(&self.case, ours).backward_plan(&self.device, self.case.problem)?;
+        let bound = self.scores.bind(None)?;
+        let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
+        let plan = attention.backward_plan(&self.device, self.case.problem)?;
         Ok(self.pass.has_backward() && !plan.deterministic && check.within)
     }
 }

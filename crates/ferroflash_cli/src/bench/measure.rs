@@ -13,6 +13,7 @@ use ferroflash::{Device, Error};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 /// What holds more than this part of device memory is timed alone, so that no two such have to fit side by side.
@@ -57,6 +58,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) timing: Option<Timing>,
     pub(crate) ceilings: Option<&'a Ceilings>,
     pub(crate) sampler: Option<&'a Sampler>,
+    /// What was compiled for programs so far.
+    pub(crate) compiled: HashSet<String>,
 }
 
 /// One that takes turns.
@@ -135,12 +138,18 @@ impl Bench<'_> {
     }
 
     /// Memory, correctness and, on the emulator, counters.
-    fn check(&self, workload: &mut Workload, ours: Ours) -> Result<Measurement> {
+    fn check(&mut self, workload: &mut Workload, ours: Ours) -> Result<Measurement> {
         let device = self.device;
         let mut result = Measurement::new(ours.name(), false);
+        let with_program = workload.program_text(ours)?;
+        let times_first = self.timing.is_some() && with_program.clone().is_some_and(|text| self.compiled.insert(text));
         let measured = || -> ferroflash::Result<()> {
             result.symbols = workload.symbols(ours)?.into_iter().map(str::to_owned).collect();
             result.splits = workload.splits(ours)?;
+            if times_first {
+                result.first_result_ms = Some(rounded(workload.result_ms(ours)?));
+                result.second_result_ms = Some(rounded(workload.result_ms(ours)?));
+            }
             result.extra_bytes = Some(workload.extra_bytes(ours)?);
             device.reset_counters();
             result.check = Some(workload.check(ours)?);
@@ -159,6 +168,8 @@ impl Bench<'_> {
                 device.trim_memory()?;
                 result.skipped = Some(error.to_string());
             }
+            // Not every pass takes programs.
+            Err(error @ Error::Unsupported(_)) if with_program.is_some() => result.skipped = Some(error.to_string()),
             Err(error) => return Err(error.into()),
         }
         Ok(result)
@@ -182,11 +193,19 @@ impl Bench<'_> {
             progress(name.name());
             let mut result = Measurement::new(name.name(), true);
             result.version = peers.import(name).ok().map(str::to_owned);
+            let compiles = case.program.map(|program| {
+                let (numbers, problem) = (program.numbers(case.problem.kv_rows), &case.problem);
+                format!("{name} {} {} {:?} {program} {numbers:?}", problem.dtype, problem.head_dim, case.mask)
+            });
             match prepared.clone().and_then(|()| peers.check(name, workload)) {
                 Ok(checked) => {
                     result.extra_bytes = Some(checked.extra_bytes);
                     result.graph = checked.graph;
                     result.check = Some(checked.check);
+                    if compiles.is_some_and(|text| self.compiled.insert(text)) {
+                        result.first_result_ms = checked.first_ms.map(rounded);
+                        result.second_result_ms = checked.second_ms.map(rounded);
+                    }
                 }
                 Err(reason) => result.skipped = Some(reason),
             }
@@ -351,6 +370,7 @@ pub(crate) fn cell_problem(case: &Case) -> CellProblem {
         q_heads: case.problem.q_heads,
         kv_heads: case.problem.kv_heads,
         sequences: case.rows.name(),
+        program: case.program.map(|program| program.name().to_owned()),
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) fn method(args: &BenchArgs, timed: bool, sweep: &Sweep) -> Method {
     } else {
         "as listed"
     };
+    let programs = timed && sweep.cases.iter().any(|case| case.program.is_some());
     Method {
         pass: args.pass,
         timer: if timed && sweep.cases.iter().any(|case| case.rows.cached()) {
@@ -30,6 +31,7 @@ pub(super) fn method(args: &BenchArgs, timed: bool, sweep: &Sweep) -> Method {
         rest_ms: if timed { args.rest } else { 0 },
         warmup_seconds: if timed { args.warmup as f64 / 1e3 } else { 0.0 },
         l2: args.l2().name().to_owned(),
+        driver_cache: programs.then(|| std::env::var_os("CUDA_CACHE_DISABLE").is_none_or(|value| value != "1")),
         order: order.to_owned(),
         order_seed: args.order_seed,
         seed: args.seed,

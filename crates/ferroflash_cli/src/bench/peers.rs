@@ -25,11 +25,13 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// The programs of the peers, of which the first is started: links to `tests/peers`, which a package of this crate holds as files.
-const SCRIPTS: [(&str, &str); 4] = [
+const SCRIPTS: [(&str, &str); 6] = [
     ("peers.py", include_str!("peers/peers.py")),
     ("peer_attention.py", include_str!("peers/peer_attention.py")),
     ("peer_launch.py", include_str!("peers/peer_launch.py")),
     ("peer_packages.py", include_str!("peers/peer_packages.py")),
+    ("peer_programs.py", include_str!("peers/peer_programs.py")),
+    ("peer_cute.py", include_str!("peers/peer_cute.py")),
 ];
 
 /// Until the first answer: PyTorch takes seconds to import, and minutes from a cold disk.
@@ -77,6 +79,9 @@ pub(crate) struct Checked {
     /// Whether its launches are replays of a CUDA graph.
     pub(crate) graph: bool,
     pub(crate) check: Check,
+    /// Milliseconds from the request to the first result of a program, and to the second one.
+    pub(crate) first_ms: Option<f64>,
+    pub(crate) second_ms: Option<f64>,
 }
 
 /// Either what was asked for, or why there is none.
@@ -207,7 +212,7 @@ impl Peers {
         self.restarts += 1;
         self.launch()?;
         match self.prepared.clone() {
-            Some(prepare) => self.ask(&Request::Prepare(prepare)).map(|_| ()),
+            Some(prepare) => self.ask(&Request::Prepare(Box::new(prepare))).map(|_| ()),
             None => Ok(()),
         }
     }
@@ -263,7 +268,7 @@ impl Peers {
         };
         // After a restart it is given again.
         self.prepared = None;
-        let prepared = self.ask(&Request::Prepare(prepare.clone())).and_then(|answer| match answer {
+        let prepared = self.ask(&Request::Prepare(Box::new(prepare.clone()))).and_then(|answer| match answer {
             Answer::Prepared(true) => Ok(()),
             _ => Err(self.died("another question was answered")),
         });
@@ -277,13 +282,13 @@ impl Peers {
     pub(crate) fn check(&mut self, peer: PeerName, workload: &Workload) -> Outcome<Checked> {
         let out = self.data.path().join("out");
         match self.ask(&Request::Check { peer: peer.key(), out: out.clone() })? {
-            Answer::Checked { extra_bytes, graph } => {
+            Answer::Checked { extra_bytes, graph, first_ms, second_ms } => {
                 let check = workload.check_files(&out).map_err(|error| format!("{error:#}"));
                 // The next peer that writes nothing must not be judged by this one's.
                 for file in workload.result_files(&out) {
                     let _ = std::fs::remove_file(file);
                 }
-                Ok(Checked { extra_bytes, graph, check: check? })
+                Ok(Checked { extra_bytes, graph, check: check?, first_ms, second_ms })
             }
             _ => Err(self.died("another question was answered")),
         }

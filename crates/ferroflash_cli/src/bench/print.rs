@@ -60,6 +60,13 @@ pub(super) fn heading(record: &Record, timed: bool, throttled: &[&str]) -> Resul
     if let Some(scaled) = &sweep.scaled {
         say!("Smaller than on a GPU: {scaled}.")?;
     }
+    if let Some(cached) = method.driver_cache {
+        say!(
+            "over plain: time with the program over time without. first result: from a program to what its kernels give, with their \
+             compilation; second: the same again. The driver's cache on disk is {}.",
+            if cached { "on, and may have them of earlier runs: CUDA_CACHE_DISABLE=1 is without" } else { "off" }
+        )?;
+    }
     if method.pass.has_backward() {
         say!("Pass: {}. FLOP: {}.", method.pass.title(), method.flop_rule)?;
         return say!(

@@ -121,6 +121,10 @@ pub(crate) struct Method {
     pub(crate) warmup_seconds: f64,
     /// What a launch finds in the level-two cache: `warm`, `flush` or `rotate`.
     pub(crate) l2: String,
+    /// Whether the driver may take kernels of earlier runs from its cache on disk, where they are compiled for programs; `null` without
+    /// programs, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) driver_cache: Option<bool>,
     /// In which order cells, and kernels within a cell, are measured.
     pub(crate) order: String,
     /// Seed of that order.
@@ -247,6 +251,10 @@ pub(crate) struct CellProblem {
     /// together; `null` of tensors of equal sequences, and in records older than the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sequences: Option<String>,
+    /// The program that scores pass through, by its name on the command line; `null` where there is none, and in records older than the
+    /// field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) program: Option<String>,
 }
 
 /// The least time of one problem, were each unit of the device busy without a pause and all of them at once.
@@ -322,6 +330,13 @@ pub(crate) struct Measurement {
     /// Parts that the keys are split into; `null` of peers, of tensors of equal sequences, and in records older than the field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) splits: Option<u32>,
+    /// Milliseconds on the host from a program to the first result of its kernels, which are compiled in this time; `null` without a program,
+    /// without times, where an earlier cell compiled the same, and in records older than the field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) first_result_ms: Option<f64>,
+    /// The same once more, with kernels that are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) second_result_ms: Option<f64>,
     /// The median time of `naive` divided by this one's.
     pub(crate) speedup_over_naive: Option<f64>,
     /// The median time of the fastest peer whose result is right divided by this one's: above 1, this is faster. `null` for peers.

@@ -1,13 +1,14 @@
 //! Which cells a run visits.
 
 mod listed;
+mod programs;
 
 use super::preset::{self, Preset};
 use super::record::MaskName;
 use super::sequences::Pages;
 use super::sweep_file;
 use crate::names::Named;
-use crate::workload::Case;
+use crate::workload::{Case, Program};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use ferroflash::Sizes;
@@ -69,6 +70,9 @@ pub(crate) struct SweepArgs {
     /// Windows, comma separated: the keys that a query sees before and after its own place, `all` for no bound on a side
     #[arg(long, value_delimiter = ',', value_name = "LEFT/RIGHT")]
     window: Vec<Window>,
+    /// Programs on scores, comma separated: each cell is measured with each of them too, under its mask
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES", ignore_case = true)]
+    program: Vec<Program>,
 }
 
 /// A window on the command line: the mask of a record without its first word.
@@ -151,6 +155,10 @@ pub(crate) struct Sweep {
 impl SweepArgs {
     /// The cells that these arguments ask for. `runnable` are the kernels that the device has the instructions for.
     pub(crate) fn sweep(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
+        self.with_programs(self.plain(emulator, runnable)?)
+    }
+
+    fn plain(&self, emulator: bool, runnable: &[Kernel]) -> Result<Sweep> {
         let has_cache = matches!(self.preset, Some(Preset::Decode | Preset::Prefill));
         ensure!(self.pages.is_empty() || has_cache, "--pages is for --preset decode and prefill");
         if let Some(preset) = self.listed() {

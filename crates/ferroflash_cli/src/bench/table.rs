@@ -40,18 +40,22 @@ fn rows(problem: &CellProblem) -> String {
     if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") }
 }
 
-/// Columns that name a row: seq, batch, kernel.
+/// Columns that name a row: seq, batch, kernel; where cells have programs one more.
 const KEYS: usize = 3;
 
 /// Times, speeds, memory and errors of the cells of one group.
 pub(crate) fn timed(cells: &[Cell], pass: Pass, peers: &[String]) -> Sheet {
     let bounds = cells.iter().any(|cell| cell.roofline.is_some());
-    let mut header = vec!["seq", "batch", "kernel", pass.time(), "IQR", "TFLOP/s"];
+    let programs = has_programs(cells);
+    let mut header = keys(programs);
+    header.extend([pass.time(), "IQR", "TFLOP/s"]);
+    header.extend(programs.then_some("over plain"));
     header.extend(bounds.then_some("of bound"));
     header.push("vs naive");
     header.extend((!peers.is_empty()).then_some("vs best peer"));
+    header.extend(programs.then_some("first result, second"));
     header.extend(["extra memory", "saved", "max error"]);
-    let mut table = Sheet::new(header, KEYS, 0);
+    let mut table = Sheet::new(header, KEYS + usize::from(programs), 0);
     each_result(cells, |cell, result| {
         let time = |f: fn(&Quartiles) -> f64| optional(&result.time_ms, |time| format::milliseconds(f(time)));
         let mut row: Vec<TableCell> = vec![
@@ -59,6 +63,9 @@ pub(crate) fn timed(cells: &[Cell], pass: Pass, peers: &[String]) -> Sheet {
             time(Quartiles::range).into(),
             optional(&result.tflops, |&tflops| format::significant(tflops)).into(),
         ];
+        if programs {
+            row.push(optional(&over_plain(cells, cell, result), |over| format!("{over:.3}")).into());
+        }
         if bounds {
             let bound = cell.roofline.as_ref().map_or("", |roofline| &roofline.bound);
             row.push(optional(&result.bound_fraction, |&part| format!("{:.0} % {bound}", 100.0 * part)).into());
@@ -67,10 +74,35 @@ pub(crate) fn timed(cells: &[Cell], pass: Pass, peers: &[String]) -> Sheet {
         if !peers.is_empty() {
             row.push(ratio(result));
         }
+        if programs {
+            let both = result.first_result_ms.zip(result.second_result_ms);
+            let show = |&(first, second): &(f64, f64)| {
+                format!("{}, {}", format::milliseconds(first), format::milliseconds(second))
+            };
+            row.push(optional(&both, show).into());
+        }
         row.extend(memory(result).map(TableCell::from));
-        add_row(&mut table, cell, result, row);
+        add_row(&mut table, cell, result, programs, row);
     });
     table
+}
+
+fn has_programs(cells: &[Cell]) -> bool {
+    cells.iter().any(|cell| cell.problem.program.is_some())
+}
+
+/// Headings of what names a row.
+fn keys(programs: bool) -> Vec<&'static str> {
+    let program = programs.then_some("program");
+    ["seq", "batch"].into_iter().chain(program).chain(["kernel"]).collect()
+}
+
+/// The time with a program over that of the same implementation on the same problem without one.
+fn over_plain(cells: &[Cell], cell: &Cell, result: &Measurement) -> Option<f64> {
+    cell.problem.program.as_ref()?;
+    let problem = CellProblem { program: None, ..cell.problem.clone() };
+    let plain = cells.iter().find(|cell| cell.problem == problem)?.result(&result.name)?;
+    Some(result.time_ms?.median / plain.time_ms?.median)
 }
 
 /// How many times faster than the best peer: green when it is, red when the peer is.
@@ -130,10 +162,11 @@ const PRINTED_COUNTERS: [(&str, &str); 9] = [
 
 /// Counts of the emulator, memory and errors of the cells of one group.
 pub(crate) fn counted(cells: &[Cell]) -> Sheet {
-    let mut header = vec!["seq", "batch", "kernel"];
+    let programs = has_programs(cells);
+    let mut header = keys(programs);
     header.extend(PRINTED_COUNTERS.map(|(_, heading)| heading));
     header.extend(["extra memory", "saved", "max error"]);
-    let mut table = Sheet::new(header, KEYS, 0);
+    let mut table = Sheet::new(header, KEYS + usize::from(programs), 0);
     each_result(cells, |cell, result| {
         let mut row: Vec<TableCell> = PRINTED_COUNTERS
             .iter()
@@ -143,7 +176,7 @@ pub(crate) fn counted(cells: &[Cell]) -> Sheet {
             })
             .collect();
         row.extend(memory(result).map(TableCell::from));
-        add_row(&mut table, cell, result, row);
+        add_row(&mut table, cell, result, programs, row);
     });
     table
 }
@@ -168,11 +201,15 @@ fn each_result<'a>(cells: &'a [Cell], mut visit: impl FnMut(&'a Cell, &'a Measur
 }
 
 /// Adds the cell's sizes in front of `columns` and the verdict behind them.
-fn add_row(table: &mut Sheet, cell: &Cell, result: &Measurement, columns: Vec<TableCell>) {
+fn add_row(table: &mut Sheet, cell: &Cell, result: &Measurement, programs: bool, columns: Vec<TableCell>) {
     let first = std::ptr::eq(result, &cell.results[0]);
     let once = |value: String| if first { value } else { String::new() };
     let batch = cell.problem.batch.to_string();
-    let mut row: Vec<TableCell> = vec![once(rows(&cell.problem)).into(), once(batch).into(), result.title().into()];
+    let mut row: Vec<TableCell> = vec![once(rows(&cell.problem)).into(), once(batch).into()];
+    if programs {
+        row.push(once(cell.problem.program.clone().unwrap_or_else(|| "plain".to_owned())).into());
+    }
+    row.push(result.title().into());
     row.extend(columns);
     row.push(error(result));
     table.add_row(row);
@@ -199,8 +236,8 @@ pub(crate) fn skipped(cells: &[Cell]) -> Vec<String> {
     each_result(cells, |cell, result| {
         if let Some(reason) = &result.skipped {
             let place = match &cell.problem.sequences {
-                None => format!("seq {}", cell.problem.seq),
-                Some(_) => cell.problem.to_string(),
+                None if cell.problem.program.is_none() => format!("seq {}", cell.problem.seq),
+                _ => cell.problem.to_string(),
             };
             lines.push(format!("not run: {} at {place}: {reason}", result.name));
         }

@@ -361,9 +361,9 @@ fn problem_header() -> Vec<String> {
 }
 
 fn problem_fields(problem: &CellProblem) -> Vec<Field> {
-    let CellProblem { head_dim, seq, kv_seq, batch, q_heads, kv_heads, sequences, .. } = problem;
+    let CellProblem { head_dim, seq, kv_seq, batch, q_heads, kv_heads, sequences, program, .. } = problem;
     let mut seqs = if kv_seq == seq { seq.to_string() } else { format!("{seq}/{kv_seq}") };
-    seqs.extend(sequences.iter().map(|sequences| format!(" {sequences}")));
+    seqs.extend(sequences.iter().chain(program).map(|more| format!(" {more}")));
     let heads = if kv_heads == q_heads { q_heads.to_string() } else { format!("{q_heads}/{kv_heads}") };
     vec![
         Field::number(head_dim.to_string(), *head_dim as f64),

@@ -1,5 +1,6 @@
 //! The problem of a cell: its sizes, and how much work it is.
 
+use super::program::Program;
 use super::rows::Rows;
 use ferroflash::{Shape, Sizes};
 use kernel_spec::Mask;
@@ -7,18 +8,19 @@ use kernel_spec::Mask;
 /// Most copies of the tensors that launches go round: beyond, their allocation takes longer than the launches.
 const MAX_SETS: u64 = 64;
 
-/// Sizes, element type and mask of one problem, and where its rows are.
+/// Sizes, element type and mask of one problem, where its rows are, and what its scores pass through.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Case {
     pub(crate) problem: Sizes,
     pub(crate) mask: Mask,
     pub(crate) rows: Rows,
+    pub(crate) program: Option<Program>,
 }
 
 impl Case {
     /// A problem of equal sequences.
     pub(crate) fn new(problem: Sizes, mask: Mask) -> Case {
-        Case { problem, mask, rows: Rows::Equal }
+        Case { problem, mask, rows: Rows::Equal, program: None }
     }
 
     /// How many sequences there are.
@@ -35,7 +37,8 @@ impl Case {
         self.rows.cached().then(|| (2 * batch * kv_rows * kv_heads * head_dim * dtype.bytes()) as u64)
     }
 
-    /// Floating-point operations by the convention of the FlashAttention papers: two matrix products of what is visible.
+    /// Floating-point operations by the convention of the FlashAttention papers: two matrix products of what the mask leaves. What a program
+    /// does counts for nothing, also where it hides keys.
     pub(crate) fn flops(&self) -> f64 {
         4.0 * self.scores() * self.problem.head_dim as f64
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 impl Workload {
     /// Writes q, k and v as files of that name, element after element in the order `[batch, row, head, dim]` or `[page, row, head, dim]`; for
     /// a backward pass also `dout`, and `checked_dout`, which takes its place when results are compared. Which rows are whose goes to
-    /// `starts`, of packed sequences, or `lengths` and `pages`, of a cache: numbers of 32 bits.
+    /// `starts`, of packed sequences, or `lengths` and `pages`, of a cache: numbers of 32 bits. What a program reads goes to `program`.
     pub(crate) fn write_inputs(&self, folder: &Path) -> Result<()> {
         let Set { q, k, v, gradients, .. } = &self.sets[0];
         let mut inputs = vec![("q", q), ("k", k), ("v", v)];
@@ -23,6 +23,10 @@ impl Workload {
             let write = |bytes: &[u8]| std::fs::write(&path, bytes);
             with_element!(self.case.problem.dtype, T => write(bytemuck::cast_slice(&tensor.to_vec::<T>()?)))
                 .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if let Some(bytes) = self.scores.bytes()? {
+            let path = folder.join("program");
+            std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
         }
         for (name, numbers) in self.numbers.iter().flat_map(Numbers::files) {
             let path = folder.join(name);

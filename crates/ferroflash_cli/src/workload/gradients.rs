@@ -5,6 +5,7 @@
 //! are timed get a full `dout`.
 
 use super::Case;
+use super::program::{Place, Scores};
 use crate::bench::record::{Check, GradientCheck};
 use anyhow::Result;
 use ferroflash::reference::{self, ReferenceGradients};
@@ -91,6 +92,13 @@ impl Part {
         Part { sizes, batch, q_head, kv_head: q_head / (q_heads / kv_heads), q_row, given }
     }
 
+    /// Where it begins, if it is not all there is.
+    fn place(&self, case: &Case) -> Option<Place> {
+        let Sizes { q_rows, kv_rows, .. } = case.problem;
+        let position = self.q_row as i64 + kv_rows as i64 - q_rows as i64;
+        (*self != Part::whole(case)).then_some(Place { batch: self.batch, head: self.q_head, position })
+    }
+
     fn of_q<T: Element>(&self, case: &Case, data: &[T]) -> impl Iterator<Item = T> {
         let Sizes { q_rows, q_heads, head_dim, .. } = case.problem;
         let part = [self.sizes.batch, self.sizes.q_rows, self.sizes.q_heads];
@@ -141,6 +149,7 @@ impl Reference {
     /// The reference, and the `dout` of launches that are compared with it, when that is not `dout`.
     pub(super) fn new<T: Element>(
         case: &Case,
+        scores: &Scores,
         [q, k, v]: [&[T]; 3],
         dout: &[T],
         seed: u64,
@@ -152,8 +161,9 @@ impl Reference {
             checked
         });
         let dout = checked.as_deref().unwrap_or(dout);
-        let attention = Attention::new().with_mask(case.mask);
         let block = |part: Part| {
+            let bound = scores.bind(part.place(case))?;
+            let attention = scores.apply(Attention::new().with_mask(case.mask), bound.as_ref());
             let of_q = |data: &[T]| part.of_q(case, data).map(|x| x.to_f64()).collect::<Vec<_>>();
             let of_kv = |data: &[T]| part.of_kv(case, data).map(|x| x.to_f64()).collect::<Vec<_>>();
             let (q, k, v, dout) = (of_q(q), of_kv(k), of_kv(v), of_q(dout));
@@ -226,6 +236,8 @@ mod tests {
     use super::super::case::tests::case;
     use super::*;
     use crate::values::normal;
+    use crate::workload::Program;
+    use clap::ValueEnum;
     use ferroflash::reference::max_abs_difference;
 
     #[test]
@@ -242,16 +254,21 @@ mod tests {
     /// What a part gives is what it gives to the whole.
     #[test]
     fn gradients_of_a_part_are_those_of_the_whole() {
+        let device = ferroflash::Device::emulator().unwrap();
         let window = |left, right| Mask::Window { left, right };
-        for mask in
-            [Mask::Full, Mask::Causal, window(Some(9), Some(5)), window(Some(20), None), window(None, Some(200))]
-        {
-            let mut case = case(2, 150, 4, mask);
+        let plain =
+            [Mask::Full, Mask::Causal, window(Some(9), Some(5)), window(Some(20), None), window(None, Some(200))];
+        let plain = plain.map(|mask| (mask, None));
+        let programs = Program::value_variants().iter().zip([Mask::Full, Mask::Causal].into_iter().cycle());
+        for (mask, program) in plain.into_iter().chain(programs.map(|(&program, mask)| (mask, Some(program)))) {
+            let mut case = Case { program, ..case(2, 150, 4, mask) };
             (case.problem.kv_heads, case.problem.kv_rows, case.problem.head_dim) = (2, 170, 8);
             let draw = |rows: usize, heads: usize, seed| normal::<f32>(2 * rows * heads * 8, seed);
             let (q, dout, k, v) = (draw(150, 4, 0), draw(150, 4, 1), draw(170, 2, 2), draw(170, 2, 3));
             let wide = |data: &[f32]| data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-            let attention = Attention::new().with_mask(mask);
+            let scores = Scores::new(&device, &case, 7).unwrap();
+            let bound = scores.bind(None).unwrap();
+            let attention = scores.apply(Attention::new().with_mask(mask), bound.as_ref());
             for part in [Part::rows_of(&case, 1, 3, 0), Part::rows_of(&case, 0, 1, 40), Part::rows_of(&case, 1, 2, 86)]
             {
                 let mut given = vec![0.0f32; dout.len()];
@@ -261,6 +278,8 @@ mod tests {
                 let cut_q = |data: &[f32]| wide(&part.of_q(&case, data).collect::<Vec<_>>());
                 let cut_kv = |data: &[f32]| wide(&part.of_kv(&case, data).collect::<Vec<_>>());
                 let inputs = [&cut_q(&q)[..], &cut_kv(&k), &cut_kv(&v)];
+                let bound = scores.bind(part.place(&case)).unwrap();
+                let attention = scores.apply(Attention::new().with_mask(mask), bound.as_ref());
                 let own = reference::backward(inputs, &cut_q(&given), None, part.sizes, &attention).unwrap();
                 let narrow = |data: &[f64]| data.iter().map(|&x| x as f32).collect::<Vec<_>>();
                 for (found, own) in [
@@ -268,7 +287,7 @@ mod tests {
                     (cut_kv(&narrow(&whole.dk)), own.dk),
                     (cut_kv(&narrow(&whole.dv)), own.dv),
                 ] {
-                    assert!(max_abs_difference(&found, &own) < 1e-6, "{mask:?} {part:?}");
+                    assert!(max_abs_difference(&found, &own) < 1e-6, "{mask:?} {program:?} {part:?}");
                     assert!(own.iter().any(|x| x.abs() > 1e-2));
                 }
                 // And nothing is given outside of it.

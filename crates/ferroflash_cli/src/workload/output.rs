@@ -2,6 +2,7 @@
 
 mod gathered;
 
+use super::program::Scores;
 use super::{Case, Rows};
 use crate::bench::record::{Check, ErrorQuantiles, LseCheck};
 use anyhow::Result;
@@ -29,6 +30,7 @@ impl Reference {
     /// Of these tensors; `table` has the pages of the sequences, one after the other, where there are pages.
     pub(super) fn new<T: Element>(
         case: &Case,
+        scores: &Scores,
         tensors: [&[T]; 3],
         table: Option<&[i32]>,
         seed: u64,
@@ -39,7 +41,8 @@ impl Reference {
             return Ok(Reference { rows, exact, rounded });
         }
         let [q, k, v] = tensors.map(|data| data.par_iter().map(|x| x.to_f64()).collect::<Vec<_>>());
-        let attention = Attention::new().with_mask(case.mask);
+        let bound = scores.bind(None)?;
+        let attention = scores.apply(Attention::new().with_mask(case.mask), bound.as_ref());
         let exact = reference::forward_rows(&q, &k, &v, case.problem, &attention, &rows)?;
         let rounded = reference::forward_rounded_rows(&q, &k, &v, case.problem, &attention, &rows)?;
         Ok(Reference { rows, exact, rounded })

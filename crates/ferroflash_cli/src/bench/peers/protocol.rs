@@ -5,7 +5,8 @@
 //!                                                           "peers": {"cudnn": {"version": "9.19.0"}, "fa3": {"missing": "why"}}}}
 //!                                                or {"unavailable": "why"}
 //! {"prepare": {"folder": "..", "pass": "forward", .., "sets": 1, "flush_bytes": 0}}         {"prepared": true}
-//! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true}}
+//! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true,
+//!                                                                        "first_ms": 900.5, "second_ms": 0.4}}
 //!                                                            FILE is the output, FILE.dq, FILE.dk and FILE.dv are gradients
 //! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
 //! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
@@ -17,7 +18,7 @@
 //! What a peer cannot do is answered with `{"skipped": "why"}`.
 
 use super::Outcome;
-use crate::workload::{Case, L2, Pass, Rows};
+use crate::workload::{CAP, Case, L2, Pass, Program, Rows};
 use ferroflash::{Mask, Sizes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request<'a> {
-    Prepare(Prepare),
+    Prepare(Box<Prepare>),
     Check { peer: &'a str, out: PathBuf },
     Time { peer: &'a str, launches: u32, lead: bool },
     Verify { peer: &'a str },
@@ -63,6 +64,32 @@ pub(super) struct Prepare {
     /// Where the rows are; nothing of equal sequences.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sequences: Option<Sequences>,
+    /// What scores pass through, if there is something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<ProgramOf>,
+}
+
+/// A program on scores; `docs/benchmarking.md` says what each computes.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct ProgramOf {
+    name: &'static str,
+    /// Bound of the scores in a softcap.
+    cap: f32,
+    /// Whole numbers that it has, by name.
+    numbers: BTreeMap<&'static str, usize>,
+    /// Type, `f32` or `i32`, and shape of the tensor in the file `program`; `None` where it reads none.
+    tensor: Option<(&'static str, Vec<usize>)>,
+}
+
+impl ProgramOf {
+    fn new(program: Program, sizes: &Sizes) -> ProgramOf {
+        ProgramOf {
+            name: program.name(),
+            cap: CAP,
+            numbers: program.numbers(sizes.kv_rows).into_iter().collect(),
+            tensor: program.tensor(sizes),
+        }
+    }
 }
 
 /// Which rows are whose.
@@ -115,6 +142,7 @@ impl Prepare {
                     Some(Sequences::Packed { sequences: lengths.rows.len(), longest: lengths.longest() })
                 }
             },
+            program: case.program.map(|program| ProgramOf::new(program, &case.problem)),
         })
     }
 }
@@ -122,10 +150,20 @@ impl Prepare {
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    Hello { versions: BTreeMap<String, String>, peers: BTreeMap<String, Import> },
+    Hello {
+        versions: BTreeMap<String, String>,
+        peers: BTreeMap<String, Import>,
+    },
     Unavailable(String),
     Prepared(bool),
-    Checked { extra_bytes: u64, graph: bool },
+    Checked {
+        extra_bytes: u64,
+        graph: bool,
+        #[serde(default)]
+        first_ms: Option<f64>,
+        #[serde(default)]
+        second_ms: Option<f64>,
+    },
     Ms(f64),
     Verified(bool),
     Trimmed(bool),
@@ -156,7 +194,7 @@ mod tests {
 
     fn of(case: &Case, l2: L2, calls: u32) -> Value {
         let prepare = Prepare::new(case, Pass::Forward, Path::new("inputs"), l2, 1 << 16, calls).unwrap();
-        serde_json::to_value(Request::Prepare(prepare)).unwrap()
+        serde_json::to_value(Request::Prepare(Box::new(prepare))).unwrap()
     }
 
     #[test]
@@ -171,6 +209,25 @@ mod tests {
         assert_eq!([found(Rows::Cache), found(Rows::Pages(16))], [json!("cache"), json!({"pages": 16})]);
         let lengths = Lengths { name: "two", rows: &[3, 1] };
         assert_eq!(found(Rows::Packed(lengths)), json!({"packed": {"sequences": 2, "longest": 3}}));
+    }
+
+    #[test]
+    fn programs_arrive_with_their_numbers_and_tensors() {
+        let problem =
+            Sizes { batch: 2, q_rows: 80, kv_rows: 100, q_heads: 8, kv_heads: 4, head_dim: 64, dtype: DType::Bf16 };
+        let found = |program| {
+            let case = Case { program: Some(program), ..Case::new(problem, Mask::Causal) };
+            of(&case, L2::Warm, 1)["prepare"]["program"].clone()
+        };
+        let expected = |name, numbers, tensor| json!({"name": name, "cap": 5.0, "numbers": numbers, "tensor": tensor});
+        let none = Value::Null;
+        assert_eq!(found(Program::Softcap), expected("softcap", json!({}), none.clone()));
+        assert_eq!(found(Program::Prefix), expected("prefix", json!({"prefix": 7, "window": 13}), none.clone()));
+        let picture = json!({"width": 10, "reach": 2});
+        assert_eq!(found(Program::Neighbourhood), expected("neighbourhood", picture, none));
+        assert_eq!(found(Program::Documents), expected("documents", json!({}), json!(["i32", [2, 100]])));
+        let table = json!(["f32", [8, 257]]);
+        assert_eq!(found(Program::Relative), expected("relative", json!({"span": 128}), table));
     }
 
     #[test]

@@ -19,6 +19,8 @@ impl Measurement {
             tflops: None,
             kv_bytes_per_second: None,
             splits: None,
+            first_result_ms: None,
+            second_result_ms: None,
             speedup_over_naive: None,
             ratio_to_best_peer: None,
             bound_fraction: None,
@@ -78,7 +80,7 @@ impl Record {
 
 impl std::fmt::Display for CellProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let CellProblem { dtype, head_dim, mask, seq, kv_seq, batch, q_heads, kv_heads, sequences } = self;
+        let CellProblem { dtype, head_dim, mask, seq, kv_seq, batch, q_heads, kv_heads, sequences, program } = self;
         write!(f, "{dtype} {mask} head_dim {head_dim} seq {seq}")?;
         if kv_seq != seq {
             write!(f, "/{kv_seq}")?;
@@ -87,7 +89,7 @@ impl std::fmt::Display for CellProblem {
         if kv_heads != q_heads {
             write!(f, "/{kv_heads}")?;
         }
-        sequences.as_ref().map_or(Ok(()), |sequences| write!(f, " {sequences}"))
+        sequences.iter().chain(program).try_for_each(|more| write!(f, " {more}"))
     }
 }
 

@@ -46,6 +46,7 @@ pub(crate) fn sample(device: &str, backend: &str, cells: Vec<Cell>) -> Record {
             rest_ms: 0,
             warmup_seconds: 0.2,
             l2: "warm".to_owned(),
+            driver_cache: None,
             order: "shuffled".to_owned(),
             order_seed: 0,
             seed: 0,
@@ -78,6 +79,7 @@ pub(crate) fn sample_cell(dtype: &str, seq: usize, times: &[(&str, f64)]) -> Cel
         q_heads: 4,
         kv_heads: 4,
         sequences: None,
+        program: None,
     };
     let flops = 4.0 * 2.0 * 4.0 * (seq * seq * 64) as f64;
     let results = times.iter().map(|&(name, ms)| {

@@ -10,10 +10,10 @@ pub(super) struct Group<'a> {
 
 /// Panels in the order of mask and head dim; the same sequence length twice in one panel makes two of it.
 pub(super) fn groups<'a>(cells: &[&'a Cell]) -> Vec<Group<'a>> {
-    type Key = (MaskName, usize, usize, usize, Option<String>);
+    type Key = (MaskName, usize, usize, usize, Option<String>, Option<String>);
     fn key(problem: &CellProblem) -> Key {
-        let CellProblem { mask, head_dim, q_heads, kv_heads, sequences, .. } = problem;
-        (*mask, *head_dim, *q_heads, *kv_heads, sequences.clone())
+        let CellProblem { mask, head_dim, q_heads, kv_heads, sequences, program, .. } = problem;
+        (*mask, *head_dim, *q_heads, *kv_heads, sequences.clone(), program.clone())
     }
     let mut keys: Vec<Key> = cells.iter().map(|cell| key(&cell.problem)).collect();
     keys.sort_unstable();
@@ -22,12 +22,12 @@ pub(super) fn groups<'a>(cells: &[&'a Cell]) -> Vec<Group<'a>> {
     for wanted in keys {
         let mut of_key: Vec<&'a Cell> = cells.iter().copied().filter(|cell| key(&cell.problem) == wanted).collect();
         of_key.sort_by_key(|cell| (cell.problem.seq, cell.problem.batch, cell.problem.kv_seq));
-        let (mask, head_dim, q_heads, kv_heads, sequences) = wanted;
+        let (mask, head_dim, q_heads, kv_heads, sequences, program) = wanted;
         let mut title = format!("head dim {head_dim}, {}", mask.title());
         if q_heads != kv_heads {
             title += &format!(", {q_heads} heads on {kv_heads}");
         }
-        title.extend(sequences.map(|sequences| format!(", {sequences}")));
+        title.extend(sequences.into_iter().chain(program).map(|more| format!(", {more}")));
         let once = of_key.windows(2).all(|pair| pair[0].problem.seq != pair[1].problem.seq)
             && of_key.iter().all(|cell| cell.problem.seq == cell.problem.kv_seq);
         if once {
