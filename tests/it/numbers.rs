@@ -153,8 +153,7 @@ fn averages_of_the_largest_values<T: Element>(epsilon: f64) {
     let excess = |score: f64| {
         let (weight, others) = (score.exp(), f64::from(keys - 1));
         let sum = 1.0 + others * weight;
-        let [after, before] =
-            [(1.0 + others * round(weight)) / sum, round(1.0 / sum) + others * round(weight / sum)];
+        let [after, before] = [(1.0 + others * round(weight)) / sum, round(1.0 / sum) + others * round(weight / sum)];
         after.min(before)
     };
     let scores = (1..2000).map(|i| round(-f64::from(i) / 2000.0));

@@ -6,7 +6,7 @@ use crate::support::device;
 use crate::support::packed::{Place, Sequences};
 use ferroflash::{
     Attention, DType, Device, Error, Indices, Kernel, KernelChoice, KvCache, Layout, Mask, PageTable, Problem,
-    QueryRows, Sequences as Kind, Splits, Tensor, Unsupported, bf16, f16,
+    QueryRows, Sequences as Kind, Splits, Tensor, TensorView, Unsupported, bf16, f16,
 };
 use kernel_spec::families::sequences::VARIANTS;
 use kernel_spec::{Arch, Pass, Variant};
@@ -163,4 +163,13 @@ fn tensors_that_it_refuses() {
     let expected = "batch entries of v are 4288 elements apart, and its rows 128; entries of several rows, a whole number of rows apart, are \
                     accepted";
     assert_eq!(found, expected);
+    // Rows that the copy engine cannot step over twice.
+    let row = 1 << 33;
+    // SAFETY: no call reads it: it is refused.
+    let far = unsafe {
+        TensorView::from_raw(&device, k.address(), 4 * row, [2, 2, 2, 64], [2 * row, row, 64, 1], DTYPE).unwrap()
+    };
+    let (found, reason) = words(&KvCache::new(&far, &far));
+    assert!(matches!(reason, Unsupported::RowBytes { .. }), "{reason:?}");
+    assert_eq!(found, "the rows of k are 17179869184 bytes apart; fewer than 17179869168 are accepted over sequences");
 }

@@ -129,12 +129,7 @@ fn tensor_loads_swizzle_and_fill() {
 }
 
 /// A tensor of bf16 [8, 64] whose first rows are read through a map of these axes behind its columns, from this address on.
-fn load_eight_rows(
-    e: &Emulator,
-    address: u64,
-    axes: [(u64, u64); 4],
-    corner: [i32; 4],
-) -> Result<Vec<u8>, EmuError> {
+fn load_eight_rows(e: &Emulator, address: u64, axes: [(u64, u64); 4], corner: [i32; 4]) -> Result<Vec<u8>, EmuError> {
     let spec = TensorMapSpec {
         data_type: TensorDataType::Bfloat16,
         address,

@@ -225,12 +225,7 @@ pub(super) fn listed_geometry(tensor: &Placed, box_rows: u32, packed: u32, step:
     let mut extents = whole.extents;
     extents[1 + row_axis] = WRAPPED.into();
     extents[3] = (entries as u64 - 1) * u64::from(step) + rows as u64 + 1;
-    TensorGeometry {
-        wraps: true,
-        extents,
-        byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes],
-        ..whole
-    }
+    TensorGeometry { wraps: true, extents, byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes], ..whole }
 }
 
 /// The bytes of a kernel parameter struct.

@@ -49,15 +49,20 @@ pub trait Fragments: Copy {
     /// Whether any number of this lane becomes no finite element when it is rounded.
     #[inline(always)]
     fn any_not_finite<Out: Element>(&self) -> bool {
-        let mut any = false;
+        let (mut any, mut zero) = (false, 0.0);
         for m in 0..Self::M {
             for n in 0..Self::N {
                 for i in 0..4 {
-                    any |= !Out::rounds_to_number(self.at(m, n)[i]);
+                    if const { Out::TOO_LARGE == f32::INFINITY } {
+                        // A product with 0 is 0 or NaN, and NaN stays. At 256 dims the comparison spills.
+                        zero = math::fma(self.at(m, n)[i], 0.0, zero);
+                    } else {
+                        any |= !Out::rounds_to_number(self.at(m, n)[i]);
+                    }
                 }
             }
         }
-        any
+        any | zero.is_nan()
     }
 
     /// `self += other`.

@@ -144,10 +144,15 @@ impl Choice {
         let row = |pass| {
             let (dtype, dim) = (sizes.dtype, sizes.head_dim as u32);
             let found = || {
-                let few = u32::try_from(few).ok().and_then(|rows| sequences::find_few(pass, dtype, dim, rows, features));
+                let few =
+                    u32::try_from(few).ok().and_then(|rows| sequences::find_few(pass, dtype, dim, rows, features));
                 let any = sequences::find(pass, dtype, dim, seen, features);
-                // Rows for a smaller head dim than the other's hold fewer columns than there are.
-                few.filter(|few| any.is_none_or(|any| few.dim_qk == any.dim_qk && few.q_block < any.q_block)).or(any)
+                // For few rows, unless it is a row for more columns than there are.
+                let few =
+                    few.filter(|few| any.is_some_and(|any| few.dim_qk == any.dim_qk && few.q_block < any.q_block));
+                let short = sequences::find(pass, dtype, dim, 0, features);
+                let short = short.filter(|short| any.is_some_and(|long| leaves_idle(long, short, device, sizes)));
+                few.or(short).or(any)
             };
             let row = asked.map_or_else(found, |row| (row.pass == pass).then_some(row));
             row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) && row.entry.accepts.contains(features))
@@ -300,6 +305,18 @@ fn auto_splits(tiles: u64, blocks: u32, resident: u32) -> u32 {
     // FlashAttention's own rule, too: 0.85 of the best is as good, with fewer sums to write and to read.
     let fewest = (1..=most).find(|&splits| busy(splits) >= 0.85 * best);
     fewest.unwrap_or(1) as u32
+}
+
+/// Whether so many multiprocessors have nothing to do with the tiles for long rows that those for short ones are faster.
+fn leaves_idle(long: &Variant, short: &Variant, device: &DeviceInfo, sizes: &SequenceSizes) -> bool {
+    // Rows that each thread block works on, one tile after the other.
+    let rows = |row: &Variant| {
+        let (tiles, packed_heads) = tiles(sizes, row);
+        let tiles = tiles.saturating_mul((sizes.q_heads / packed_heads as usize) as u64);
+        tiles.div_ceil(resident(device, row).into()).saturating_mul(row.q_block.into())
+    };
+    // By a quarter: long tiles are up to a tenth faster where both are busy, and tiles differ in length under a mask.
+    4 * u128::from(rows(long)) > 5 * u128::from(rows(short))
 }
 
 /// Tiles of a head, at most, without splits, and the heads that share one.

@@ -61,9 +61,9 @@ macro_rules! for_each_forward_row {
             V2 64/64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 128, 4, 2, 0, [], { slots: 2, early_values: true }, "few dims leave registers for 128 keys: half the barriers and rescales, +14 % over 64 keys";
             V2 64/64 [F16 v2_f16_d64_narrow, Bf16 v2_bf16_d64_narrow] 128 x 64, 4, 2, 0, [SOFTCAP], { slots: 2, early_values: true }, "the registers of 128 keys do not hold a softcap as well";
             V2 64/64 [F16 v2_f16_d64_program, Bf16 v2_bf16_d64_program] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "the registers of the tile above do not hold a program";
-            V2 96/96 [F16 v2_f16_d96, Bf16 v2_bf16_d96] 128 x 64, 4, 2, 0, [SOFTCAP], { slots: 2, early_values: true }, "as d128";
+            V2 96/96 [F16 v2_f16_d96, Bf16 v2_bf16_d96] 128 x 64, 4, 2, 0, [], { slots: 2, early_values: true }, "as d128";
             V2 96/96 [F16 v2_f16_d96_program, Bf16 v2_bf16_d96_program] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "the registers of the tile above do not hold a program";
-            V2 128/128 [F16 v2_f16_d128, Bf16 v2_bf16_d128] 128 x 64, 4, 2, 0, [SOFTCAP], { slots: 2, early_values: false }, "two 16-row fragments a warp reuse each key and value fragment; 64 KiB, two thread blocks on sm_80 too";
+            V2 128/128 [F16 v2_f16_d128, Bf16 v2_bf16_d128] 128 x 64, 4, 2, 0, [], { slots: 2, early_values: false }, "two 16-row fragments a warp reuse each key and value fragment; 64 KiB, two thread blocks on sm_80 too";
             V2 128/128 [F16 v2_f16_d128_program, Bf16 v2_bf16_d128_program] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "the registers of the tile above do not hold a program";
             V2 192/192 [F16 v2_f16_d192, Bf16 v2_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "as d256";
             V2 256/256 [F16 v2_f16_d256, Bf16 v2_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP], { slots: 2, early_values: true }, "the accumulator of one 16-row fragment fits; 8 warps on 128 rows are 8 to 20 % slower; 96 KiB fits sm_86 and sm_89";
@@ -102,14 +102,18 @@ macro_rules! for_each_forward_row {
             V3 256/256 [F16 v3_f16_d256, Bf16 v3_bf16_d256] 128 x 64, 12, 1, 0, [],
                 { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "80 keys, the most whose two stages fit, are 1 to 7 % slower up to 4096 rows: fewer of 64 are hidden or missing";
-            // v3 with a program on scores, which needs more registers than a softcap: fewer keys at a time.
+            // v3 with features: rows of their own, because a test that is off would still move the schedule of the plain ones. Scores that change need
+            // registers: fewer keys at a time.
             V3 64/64 [F16 v3_f16_d64_program, Bf16 v3_bf16_d64_program] 128 x 112, 12, 1, 0, [PROGRAM],
                 { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "with 128 keys a bias of 16 bits spills, and with 96 a cap of tanh";
-            V3 96/96 [F16 v3_f16_d96_program, Bf16 v3_bf16_d96_program] 128 x 96, 12, 1, 0, [PROGRAM],
+            V3 64/64 [F16 v3_f16_d64_scored, Bf16 v3_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
+                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
+            V3 96/96 [F16 v3_f16_d96_program, Bf16 v3_bf16_d96_program] 128 x 96, 12, 1, 0, [SOFTCAP, PROGRAM],
                 { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "with 128 keys a cap of tanh spills";
-            V3 128/128 [F16 v3_f16_d128_program, Bf16 v3_bf16_d128_program] 128 x 80, 12, 1, 0, [PROGRAM],
+            V3 128/128 [F16 v3_f16_d128_program, Bf16 v3_bf16_d128_program] 128 x 80, 12, 1, 0, [SOFTCAP, PROGRAM],
                 { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "with 96 keys a bias spills, with 128 most programs do";
             V3 192/192 [F16 v3_f16_d192_program, Bf16 v3_bf16_d192_program] 128 x 48, 12, 1, 0, [PROGRAM],
@@ -118,16 +122,6 @@ macro_rules! for_each_forward_row {
             V3 256/256 [F16 v3_f16_d256_program, Bf16 v3_bf16_d256_program] 128 x 48, 12, 1, 0, [PROGRAM],
                 { stages: 2, q_buffers: 1, turns: false, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "with 64 keys most programs spill; here a bias and a cap of tanh do, 64 and 100 bytes";
-            // v3 with features: rows of their own, because a test that is off would still move the schedule of the plain ones.
-            V3 64/64 [F16 v3_f16_d64_scored, Bf16 v3_bf16_d64_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
-                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
-            V3 96/96 [F16 v3_f16_d96_scored, Bf16 v3_bf16_d96_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
-                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
-            V3 128/128 [F16 v3_f16_d128_scored, Bf16 v3_bf16_d128_scored] 128 x 128, 12, 1, 0, [SOFTCAP, PROGRAM],
-                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
-                "as the plain row of short rows, but for the second buffer of queries: the step between two tiles spills with a softcap";
             V3 192/192 [F16 v3_f16_d192_scored, Bf16 v3_bf16_d192_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
                 { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows";

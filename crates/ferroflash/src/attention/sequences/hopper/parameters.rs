@@ -73,13 +73,7 @@ impl Choice {
     }
 
     /// The holes that both kernels have, in a struct of which [`V3Params`] start at `offset`.
-    fn with_maps(
-        &self,
-        params: Params,
-        offset: usize,
-        tensors: &Tensors,
-        [q, list]: [Binding; 2],
-    ) -> Params {
+    fn with_maps(&self, params: Params, offset: usize, tensors: &Tensors, [q, list]: [Binding; 2]) -> Params {
         let Tensors { q: placed, k, v, .. } = tensors;
         let row = self.row;
         let kv_box = self.piece_rows.unwrap_or(row.kv_block);
