@@ -15,6 +15,7 @@ mod backward_errors;
 mod backward_fused;
 mod backward_mutants;
 mod backward_naive;
+mod blocks;
 mod cli;
 mod cli_bench;
 mod cli_files;

@@ -1,6 +1,7 @@
 //! Attention: its options, the problems it is posed, the plans of calls, forward and backward, the calls, and the merge of their results.
 
 mod backward;
+mod blocks;
 mod check;
 mod choose;
 mod forward;

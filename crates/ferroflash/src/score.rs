@@ -3,10 +3,12 @@
 //! A program is built once from expressions. Kernels run it as a few lines of PTX, put into their text before the driver compiles it; the
 //! [reference](crate::reference) evaluates the same expressions in f64; [`ScoreProgram::derivative`] derives them.
 
+mod blocks;
 mod bound;
 mod derivative;
 mod display;
 mod evaluate;
+mod hides;
 mod lower;
 mod op;
 mod operators;
@@ -14,9 +16,11 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::ScoreShape;
 pub use bound::{BoundProgram, ProgramTensor};
 pub use scope::{Bool, Float, FloatTensor, Int, IntTensor, Scope};
 
+pub(crate) use blocks::Blocks;
 pub(crate) use bound::Word;
 pub(crate) use evaluate::{At, HostTensor, Real};
 
@@ -49,8 +53,8 @@ use std::sync::Arc;
 /// ```
 ///
 /// Kernels compute it in f32, with the functions of the hardware (`exp`, `ln`, `sqrt`) and a `tanh` that is exact to 1e-7. A program that
-/// returns the score unchanged is none: the call runs the plain kernel. A key that a program hides is still visited: masks that skip keys
-/// are [`Mask`](crate::Mask)'s.
+/// returns the score unchanged is none: the call runs the plain kernel. A key that a program hides is still visited,
+/// unless the program knows its [blocks](BoundProgram::with_blocks).
 #[derive(Clone, PartialEq, Eq)]
 pub struct ScoreProgram(Arc<Definition>);
 

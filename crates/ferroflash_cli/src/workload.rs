@@ -207,7 +207,7 @@ impl Workload {
 
     /// Entry points of one launch, in their order.
     pub(crate) fn symbols(&self, ours: Ours) -> ferroflash::Result<Vec<&'static str>> {
-        let (bound, sizes) = (self.scores.bind(None)?, self.case.problem);
+        let (bound, sizes) = (self.scores.bind_with_blocks(&self.device)?, self.case.problem);
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let mut symbols = Vec::new();
         if self.pass.has_forward() {
@@ -241,7 +241,7 @@ impl Workload {
     pub(crate) fn time_ms(&mut self, ours: Ours, launches: u32, lead: bool) -> ferroflash::Result<f64> {
         let calls = self.calls();
         // Once for all launches, as a model does for all of its layers.
-        let bound = self.scores.bind(None)?;
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let Workload { device, stream, sets, lse, numbers, replay, flush, pass, .. } = self;
         if let (2.., None, Some(numbers)) = (calls, &replay, &numbers) {
@@ -272,10 +272,10 @@ impl Workload {
     /// Device memory at the peak of one allocating call of each pass, beyond what goes in and the tensors that come out: measured, not
     /// computed. The log-sum-exp is part of it where a forward pass makes it.
     pub(crate) fn extra_bytes(&self, ours: Ours) -> ferroflash::Result<u64> {
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let before = self.device.memory().live_bytes;
         self.device.reset_peak();
         let Set { q, k, v, out, gradients } = &self.sets[0];
-        let bound = self.scores.bind(None)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let output = match (self.pass.has_forward(), &self.numbers) {
             (true, Some(numbers)) => Some(numbers.forward(&attention, &self.sets[0])?),
@@ -305,7 +305,7 @@ impl Workload {
 
     fn check_as<T: Element>(&mut self, ours: Ours) -> ferroflash::Result<Check> {
         // NaN in every type: an element that the kernel does not write stands out.
-        let bound = self.scores.bind(None)?;
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let set = &mut self.sets[0];
         if self.pass.has_forward() {
@@ -367,7 +367,7 @@ impl Workload {
         if before == self.fingerprints.get(&ours).copied() {
             return Ok(true);
         }
-        let bound = self.scores.bind(None)?;
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let plan = attention.backward_plan(&self.device, self.case.problem)?;
         Ok(self.pass.has_backward() && !plan.deterministic && check.within)

@@ -24,6 +24,8 @@ use crate::parts::warpgroup::WarpgroupTiles;
 
 mod backward;
 #[cfg(not(target_feature = "sm_90a"))]
+mod blocks;
+#[cfg(not(target_feature = "sm_90a"))]
 mod merge;
 mod sequences;
 

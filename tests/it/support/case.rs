@@ -376,10 +376,10 @@ fn has_variant(device: &Device, kernel: Kernel, dtype: DType) -> bool {
     variants.any(|variant| device.info().runs(variant.entry.arch))
 }
 
-/// The tiles of v3 for this type; none where the device does not run v3.
+/// The tiles of v3 for this type that need no lists of blocks; none where the device does not run v3.
 pub(crate) fn v3_tiles<T: Element>(device: &Device) -> impl Iterator<Item = &'static Variant> {
     let v3 = VARIANTS.iter().filter(|variant| variant.pass == Pass::V3 && variant.dtype == T::DTYPE);
-    v3.filter(|variant| device.info().runs(variant.entry.arch))
+    v3.filter(|variant| device.info().runs(variant.entry.arch) && !variant.is_listed())
 }
 
 /// Whether the device runs this kernel on this type. Where it does not, a call has been seen to say so.

@@ -167,7 +167,7 @@ fn whole() -> BoxedStrategy<Whole> {
     .boxed()
 }
 
-fn condition() -> BoxedStrategy<Condition> {
+pub(crate) fn condition() -> BoxedStrategy<Condition> {
     let two = [whole(), whole()].prop_map(Box::new);
     let leaf = prop_oneof![
         6 => (any::<u8>(), two).prop_map(|(which, x)| Condition::Compare(which, x)),

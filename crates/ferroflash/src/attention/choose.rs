@@ -6,8 +6,9 @@ use super::request::{Placed, Request, Row};
 use crate::device::{DeviceInfo, DeviceKind};
 use crate::error::{Error, Operand, Result, Unsupported, Version};
 use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
+use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{Arch, Entry, Kernel, Mask, Pass, VARIANTS, Variant};
+use kernel_spec::{Arch, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
 
 /// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
 pub(super) const MAX_GRID: u64 = (1 << 31) - 1;
@@ -23,6 +24,12 @@ pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kern
         if !kernel.passes().contains(&asked.pass) {
             let reason = Unsupported::Row { symbol: asked.entry.symbol };
             return Err(Error::KernelUnsupported { kernel, reason });
+        }
+        if !request.features().set().contains(asked.needs()) {
+            return Err(Error::KernelUnsupported {
+                kernel,
+                reason: Unsupported::NoBlocks { symbol: asked.entry.symbol },
+            });
         }
         row(request, asked.pass)?;
     }
@@ -71,17 +78,22 @@ fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
 fn row(request: &Request<'_>, pass: Pass) -> Result<Option<&'static Variant>> {
     let sizes = &request.sizes;
     let head_dim = sizes.head_dim as u32; // validated: at most MAX_HEAD_DIM
-    let features = request.features().set();
+    let (features, needed) = (request.features().set(), request.needed());
     match request.attention.kernel {
         KernelChoice::Variant(variant) if variant.pass == pass => {
             if variant.holds(sizes.dtype, [head_dim; 2]) {
-                return Ok(Some(variant).filter(|variant| variant.entry.accepts.contains(features)));
+                return Ok(Some(variant).filter(|variant| variant.entry.accepts.contains(needed)));
             }
             let Variant { entry: Entry { symbol, .. }, dtype, .. } = *variant;
             let head_dim = variant.head_dim();
             Err(Error::VariantMismatch { symbol, dtype, head_dim, problem: sizes.to_string() })
         }
-        _ => Ok(Variant::find(pass, sizes.dtype, [head_dim; 2], request.keys_per_row, features)),
+        _ => {
+            let find = |features| Variant::find(pass, sizes.dtype, [head_dim; 2], request.keys_per_row, features);
+            // With all that saves time, or some of it, or none.
+            let for_blocks = needed.union(features.intersection(FeatureSet::of(BLOCKS)));
+            Ok(find(features).or_else(|| find(for_blocks)).or_else(|| find(needed)))
+        }
     }
 }
 
@@ -180,6 +192,8 @@ pub(super) fn check_device(entry: &'static Entry, device: &DeviceInfo) -> Result
 fn packed_heads(variant: &Variant, sizes: &Sizes) -> u32 {
     match variant.pass {
         // At most MAX_ROWS rows. A group beyond 32 bits exceeds the grid, which `grid` reports next.
+        // Heads have lists of their own.
+        Pass::V3 if variant.is_listed() => 1,
         Pass::V3 => u32::try_from(sizes.q_heads / sizes.kv_heads)
             .map_or(1, |group| schedule::packed_heads(sizes.q_rows as u32, group, variant.q_block)),
         _ => 1,

@@ -9,7 +9,8 @@ use crate::score::{BoundProgram, Word};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS, WRAPPED};
 use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
-use kernel_spec::families::forward::features::FIRST_WORD;
+use kernel_spec::families::blocks::{ClassesParams, ListsParams};
+use kernel_spec::families::forward::features::{BLOCKS, FIRST_WORD};
 use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{
     AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
@@ -24,6 +25,9 @@ use std::mem::offset_of;
 /// The buffers of the naive kernel, in this order.
 const SCORES: Binding = Binding::Buffer(0);
 const PROBS: Binding = Binding::Buffer(1);
+
+/// The only buffer of v3, where keys come in the order of lists.
+const LISTS: Binding = Binding::Buffer(0);
 
 /// Device memory that a kernel needs besides its tensors, and the bytes of all of it.
 pub(super) fn buffers(kernel: Kernel, sizes: &Sizes) -> (Vec<Buffer>, u128) {
@@ -94,7 +98,13 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
     let params = map(params, offset_of!(V3Params, q), Operand::Q, geometry(q, variant.q_block, packed));
     let params = map(params, offset_of!(V3Params, k), Operand::K, geometry(k, variant.kv_block, 1));
     let params = map(params, offset_of!(V3Params, v), Operand::V, geometry(v, variant.kv_block, 1));
-    params.with_forward(offset_of!(V3Params, forward), request, &forward)
+    let params = params.with_forward(offset_of!(V3Params, forward), request, &forward);
+    if !row.variant.is_listed() {
+        return params;
+    }
+    let slot = size_of::<u64>() * (1 + BLOCKS as usize);
+    let lists = offset_of!(V3Params, forward) + offset_of!(ForwardParams, features) + slot;
+    params.address(lists, LISTS, CHUNK_BYTES as u64)
 }
 
 impl Params {
@@ -155,7 +165,7 @@ pub(super) fn forward_params(request: &Request<'_>) -> ForwardParams {
     let Sizes { q_rows, kv_rows, q_heads, kv_heads, head_dim, .. } = request.sizes;
     let Tensors { q, k, v, out } = &request.tensors;
     // With a softcap the kernels multiply tanh(scores |scale| / cap) with it, where they multiply scores with it otherwise.
-    let has_program = request.attention.changing_program().is_some();
+    let has_program = request.scaled_by_program();
     // What comes out of a program is scaled.
     let factor = if has_program { 1.0 } else { request.softcap.unwrap_or(request.scale.abs()) };
     // None of the conversions loses anything: Sizes::validate bounds rows and head_dim, the grid bounds the heads.
@@ -306,6 +316,11 @@ plain! {
         position_count, q_advances, features
     }
     PartParams { out, lse }
+    ClassesParams { classes, q_rows, kv_rows, key_pairs, row_units, heads, count, features }
+    ListsParams {
+        classes, lists, q_rows, kv_rows, q_block, kv_block, tiles, row_units, key_pairs, words, head_words, batch_words, count, band, unused,
+        features
+    }
     MergeParams {
         parts, out, lse, count, all_rows, rows, heads, row_threads, block_rows, aligned, out_aligned, features
     }

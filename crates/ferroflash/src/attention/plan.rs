@@ -3,7 +3,7 @@
 use super::options::Attention;
 use super::problem::{Problem, Sequences, Sizes};
 use super::request::{Request, Tensors};
-use super::{choose, params, sequences};
+use super::{blocks, choose, params, sequences};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result};
 use crate::plan::{Buffer, Step};
@@ -112,11 +112,12 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
 pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes, tensors: Tensors) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    blocks::check(attention, sizes)?;
     let keys_per_row = choose::keys_per_row(attention.mask, sizes);
     let request = Request { attention, sizes: *sizes, scale, softcap, keys_per_row, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
     let rows = choose::rows(&request, device, kernel)?;
-    let (buffers, needed) = params::buffers(kernel, sizes);
+    let (mut buffers, needed) = params::buffers(kernel, sizes);
     let fits = |needed| u64::try_from(needed).is_ok_and(|needed| needed <= device.memory_bytes);
     if !fits(needed) {
         return Err(Error::WorkspaceTooLarge { kernel, needed, available: device.memory_bytes });
@@ -124,11 +125,24 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     // Fits: the grid did, whose thread blocks have no more rows than a tile.
     let lse_bytes = if attention.lse { sizes.score_rows() as u64 * DType::F32.bytes() as u64 } else { 0 };
     let packed_heads = rows.iter().map(|row| row.packed_heads).max().unwrap_or(1);
-    let steps = rows.into_iter().map(|row| {
+    let mut steps = Vec::with_capacity(1 + rows.len());
+    let mut reason = reason;
+    if let Some(found) = attention.changing_program().and_then(|program| program.blocks()) {
+        match rows.iter().find(|row| row.variant.is_listed()) {
+            Some(row) => {
+                let (buffer, step) = blocks::lists(found, row, attention.mask.band(), buffers.len())?;
+                buffers.push(buffer);
+                steps.push(step);
+                reason += "; blocks that the program hides are passed over";
+            }
+            None => reason += "; blocks that the program hides are visited: only v3 passes over them, in f16 and bf16",
+        }
+    }
+    steps.extend(rows.into_iter().map(|row| {
         let tile = format!("{} x {}: {}", row.variant.q_block, row.variant.kv_block, row.variant.reason);
         let params = params::of(&request, &row);
         Step::new(request.specialised(row.variant, FeatureSet::NONE), row.ctas, tile, params)
-    });
+    }));
     let plan = Plan {
         problem: (*sizes).into(),
         mask: attention.mask,
@@ -136,7 +150,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
         softcap,
         program: program_name(attention),
         kernel,
-        steps: steps.collect(),
+        steps,
         buffers,
         packed_heads,
         splits: 1,

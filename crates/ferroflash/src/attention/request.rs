@@ -5,7 +5,7 @@ use super::problem::Sizes;
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{BLOCKS, MASK_ONLY, SOFTCAP};
 use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
@@ -79,16 +79,33 @@ impl Request<'_> {
     /// What the call does beyond plain attention, as its parameters say it.
     pub(super) fn features(&self) -> ForwardFeatures {
         let mut features = ForwardFeatures::OFF;
-        let program = self.attention.changing_program();
         if let Some(cap) = self.softcap {
             // Programs take scores with their sign.
-            let scale = if program.is_some() { self.scale } else { self.scale.abs() };
+            let scale = if self.scaled_by_program() { self.scale } else { self.scale.abs() };
             features = features.with(SOFTCAP, (scale / cap).to_bits().into());
         }
-        if let Some(program) = program {
-            features = program.fill(features, self.softcap.unwrap_or(self.scale));
+        if let Some(program) = self.attention.changing_program() {
+            let factor = if self.scaled_by_program() { self.softcap.unwrap_or(self.scale) } else { 1.0 };
+            features = program.fill(features, factor);
+            if program.blocks().is_some() {
+                features = features.with(BLOCKS, 0);
+                if program.is_mask_only() {
+                    features = features.with(MASK_ONLY, 0);
+                }
+            }
         }
         features
+    }
+
+    /// Whether scores are scaled before the softmax, because the program is to see them so. One that only hides keys takes them as they come.
+    pub(super) fn scaled_by_program(&self) -> bool {
+        self.attention.changing_program().is_some_and(|program| !program.is_mask_only())
+    }
+
+    /// The features without which a pass does not give the result of the call. Lists of blocks save time alone.
+    pub(super) fn needed(&self) -> FeatureSet {
+        let saving = FeatureSet::of(BLOCKS).union(FeatureSet::of(MASK_ONLY));
+        self.features().set().without(saving)
     }
 
     /// What a device loads for the row of a pass, with the call's features as far as its entry accepts them, and `more`.

@@ -56,6 +56,8 @@ pub enum Operand {
     PartLse(usize),
     /// A tensor that a program on scores reads, counted from 0.
     ProgramTensor(usize),
+    /// The blocks of keys that a program on scores shows.
+    Blocks,
 }
 
 impl std::fmt::Display for Operand {
@@ -85,6 +87,7 @@ impl std::fmt::Display for Operand {
             Operand::Cos => "cos",
             Operand::Sin => "sin",
             Operand::Positions => "the positions",
+            Operand::Blocks => "the blocks of the program",
             Operand::Part(index) => {
                 numbered = format!("part {index}");
                 &numbered

@@ -114,4 +114,45 @@ pub enum ProgramError {
         /// Most of them.
         limit: usize,
     },
+    /// Blocks of a program that hides no key without a look at its score.
+    #[error(
+        "{name} hides no key whatever its score is, so that there is no block to pass over; programs that give minus infinity where a condition \
+         on the place holds are accepted"
+    )]
+    HidesNothing {
+        /// The program.
+        name: String,
+    },
+    /// More blocks than kernels count.
+    #[error("{name} would take {found} pieces; fewer than {limit} are accepted")]
+    TooManyBlocks {
+        /// The program, or its lists.
+        name: String,
+        /// Pairs of units of 64 rows and 16 keys, or words of the lists.
+        found: u128,
+        /// So many, or more, are too many.
+        limit: u128,
+    },
+    /// A call on other scores than those that the blocks were found for.
+    #[error(
+        "the blocks of {name} are those of scores {expected:?}, [batch, heads, q_rows, kv_rows]; the call has {found:?}"
+    )]
+    BlocksShape {
+        /// The program.
+        name: String,
+        /// Scores of the call.
+        found: [usize; 4],
+        /// Scores that the blocks were found for.
+        expected: [usize; 4],
+    },
+    /// Blocks for a call that does not pass over any.
+    #[error(
+        "the blocks of {name} are for sequences of equal length; a program without blocks is accepted over {found} ones"
+    )]
+    BlocksOfSequences {
+        /// The program.
+        name: String,
+        /// `packed`, `cached` or `paged`.
+        found: &'static str,
+    },
 }

@@ -162,6 +162,15 @@ pub enum Unsupported {
         /// Entry point.
         symbol: &'static str,
     },
+    /// A row that visits listed blocks alone, for a call without lists.
+    #[error(
+        "{symbol} visits the blocks of keys that a program shows; calls of a program with blocks (`BoundProgram::with_blocks`) are accepted, where \
+         it is `_masked` those of one that only hides keys"
+    )]
+    NoBlocks {
+        /// Entry point.
+        symbol: &'static str,
+    },
     /// Values of another head dim than queries and keys.
     #[error("v and out have {dim_v} dims, q and k {dim_qk}; equal numbers are accepted")]
     ValueDim {

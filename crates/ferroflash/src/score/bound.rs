@@ -1,8 +1,11 @@
 //! Programs with the tensors that they read.
 
+use super::blocks::Blocks;
 use super::derivative::derivative;
 use super::evaluate::{HostData, HostTensor};
+use super::hides::{hides, is_mask_only};
 use super::lower::{self, Placed};
+use super::op::{Axis, Op};
 use super::scope::Declared;
 use super::{Definition, ScoreProgram};
 use crate::device::Device;
@@ -112,6 +115,11 @@ pub struct BoundProgram<'a> {
     words: Vec<Word>,
     text: Arc<str>,
     gradient_text: Arc<str>,
+    /// The PTX that says which keys are hidden whatever their scores are, if any are.
+    hides_text: Option<Arc<str>>,
+    /// Whether these differ from batch entry to batch entry, and from head to head.
+    hides_by: [bool; 2],
+    blocks: Option<Arc<Blocks>>,
 }
 
 /// The program as it prints, and the shapes of its tensors.
@@ -122,7 +130,7 @@ impl std::fmt::Debug for BoundProgram<'_> {
     }
 }
 
-/// Equal programs on the same tensors.
+/// Equal programs on the same tensors, with the same blocks.
 impl PartialEq for BoundProgram<'_> {
     fn eq(&self, other: &BoundProgram<'_>) -> bool {
         let addresses =
@@ -131,6 +139,7 @@ impl PartialEq for BoundProgram<'_> {
             && self.words == other.words
             && self.text == other.text
             && addresses(self) == addresses(other)
+            && self.blocks.as_ref().map(Arc::as_ptr) == other.blocks.as_ref().map(Arc::as_ptr)
     }
 }
 
@@ -199,7 +208,20 @@ impl ScoreProgram {
         }
         let text = lower::lower(code, &placed).into();
         let gradient_text = lower::lower_with_derivative(&derivative(code), code.result, &placed).into();
-        Ok(BoundProgram { program: self.clone(), tensors: bound, words, text, gradient_text })
+        let hides = hides(code);
+        let hides_by =
+            [Axis::Batch, Axis::Head].map(|axis| hides.iter().any(|code| code.ops.contains(&Op::Axis(axis))));
+        let hides_text = hides.map(|code| lower::lower(&code, &placed).into());
+        Ok(BoundProgram {
+            program: self.clone(),
+            tensors: bound,
+            words,
+            text,
+            gradient_text,
+            hides_text,
+            hides_by,
+            blocks: None,
+        })
     }
 }
 
@@ -243,6 +265,27 @@ impl BoundProgram<'_> {
         self.gradient_text.clone()
     }
 
+    pub(crate) fn hides_text(&self) -> Option<Arc<str>> {
+        self.hides_text.clone()
+    }
+
+    pub(crate) fn hides_by(&self) -> [bool; 2] {
+        self.hides_by
+    }
+
+    /// Whether it gives the score that it gets, or minus infinity.
+    pub(crate) fn is_mask_only(&self) -> bool {
+        is_mask_only(&self.program.0.code)
+    }
+
+    pub(crate) fn blocks(&self) -> Option<&Blocks> {
+        self.blocks.as_deref()
+    }
+
+    pub(crate) fn with_found_blocks(self, blocks: Arc<Blocks>) -> Self {
+        BoundProgram { blocks: Some(blocks), ..self }
+    }
+
     /// The words in their slots, where values are known, and which addresses belong where.
     pub(crate) fn fill<const SLOTS: usize>(&self, features: Features<SLOTS>, factor: f32) -> Features<SLOTS> {
         let features = features.with(PROGRAM, factor.to_bits().into());
@@ -256,14 +299,16 @@ impl BoundProgram<'_> {
         &self.words
     }
 
-    /// Name and device of each tensor.
+    /// Name and device of each tensor, and of the blocks.
     pub(crate) fn devices(&self) -> impl Iterator<Item = (&str, &Device)> {
-        self.named().map(|(name, tensor)| (name, tensor.device()))
+        let tensors = self.named().map(|(name, tensor)| (name, tensor.device()));
+        tensors.chain(self.blocks().map(|blocks| ("the program's blocks", blocks.device())))
     }
 
-    /// The address of each tensor.
+    /// The address of each tensor, and of the blocks.
     pub(crate) fn operands(&self) -> impl Iterator<Item = (Operand, u64)> {
-        self.tensors.iter().enumerate().map(|(i, tensor)| (Operand::ProgramTensor(i), tensor.address()))
+        let tensors = self.tensors.iter().enumerate().map(|(i, tensor)| (Operand::ProgramTensor(i), tensor.address()));
+        tensors.chain(self.blocks().map(Blocks::operand))
     }
 
     /// Name and bytes of each tensor, which outputs must not touch.

@@ -1,8 +1,8 @@
 //! Programs on scores that cells are measured with, and the tensors that they read.
 
-use super::{Case, Ours, Workload, attention, launch};
+use super::{Case, Ours, Rows, Workload, attention, launch};
 use clap::ValueEnum;
-use ferroflash::score::{BoundProgram, Int, ProgramTensor, Scope, ScoreProgram};
+use ferroflash::score::{BoundProgram, Int, ProgramTensor, Scope, ScoreProgram, ScoreShape};
 use ferroflash::{Attention, Device, Dims, Error, Indices, Layout, Result, Sizes, Tensor};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -162,6 +162,8 @@ enum Read {
 pub(super) struct Scores {
     program: Option<Program>,
     sizes: Sizes,
+    /// Whether sequences are of equal length, each in memory of its own: blocks are theirs.
+    uniform: bool,
     read: Read,
 }
 
@@ -193,7 +195,7 @@ impl Scores {
                 Read::Nothing
             }
         };
-        Ok(Scores { program: case.program, sizes: case.problem, read })
+        Ok(Scores { program: case.program, sizes: case.problem, uniform: matches!(case.rows, Rows::Equal), read })
     }
 
     /// The program with its tensors, if there is one; for the reference of a part of the problem in the terms of that part.
@@ -214,6 +216,18 @@ impl Scores {
         match bound {
             Some(bound) => attention.with_program(bound),
             None => attention,
+        }
+    }
+
+    /// [`Self::bind`] of the whole problem, with the blocks that it hides where it hides any: forward attention passes over them.
+    pub(super) fn bind_with_blocks(&self, device: &Device) -> Result<Option<BoundProgram<'_>>> {
+        let hides = matches!(self.program, Some(Program::Documents | Program::Prefix | Program::Neighbourhood));
+        let hides = hides && self.uniform;
+        let Sizes { batch, q_heads: heads, q_rows, kv_rows, .. } = self.sizes;
+        let shape = ScoreShape { batch, heads, q_rows, kv_rows };
+        match self.bind(None)? {
+            Some(bound) if hides => Ok(Some(bound.with_blocks(device, shape)?)),
+            bound => Ok(bound),
         }
     }
 
@@ -242,7 +256,7 @@ impl Workload {
     pub(crate) fn result_ms(&mut self, ours: Ours) -> Result<f64> {
         self.stream.synchronize()?;
         let start = Instant::now();
-        let bound = self.scores.bind(None)?;
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
         let (set, lse, numbers) = (&mut self.sets[0], &mut self.lse, self.numbers.as_ref());
         launch(&attention, self.pass, &self.stream, set, lse, numbers, None)?;

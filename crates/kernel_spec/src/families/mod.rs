@@ -6,6 +6,7 @@
 use crate::entry::Entry;
 
 pub mod backward;
+pub mod blocks;
 #[macro_use]
 pub mod forward;
 #[macro_use]
@@ -17,7 +18,7 @@ pub mod sequences;
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
     let backward = backward::VARIANTS.iter().map(|variant| &variant.entry);
-    forward.chain(backward).chain(merge::VARIANTS.iter().map(|variant| &variant.entry))
+    forward.chain(backward).chain(merge::VARIANTS.iter().map(|variant| &variant.entry)).chain(blocks::ENTRIES)
 }
 
 // `==` of slices is no const fn.

@@ -14,6 +14,8 @@ use crate::parts::element::Element;
 use crate::parts::shared_tile::ThreadBlock;
 
 pub mod backward;
+#[cfg(not(target_feature = "sm_90a"))]
+pub mod blocks;
 pub mod exact;
 pub mod exchange;
 pub mod exponent;

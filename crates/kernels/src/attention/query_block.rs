@@ -3,6 +3,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
+use kernel_spec::families::forward::features::MASK_ONLY;
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
@@ -188,6 +189,14 @@ impl<C: Config> QueryBlock<C> {
         });
     }
 
+    /// The same where the program, which only hides keys, would hide none.
+    #[inline(always)]
+    pub fn modify_seen<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
+        score::cap::<C, _>(scores, &self.features, &|tile_row, tile_col| {
+            self.place(self.row(row + tile_row), key + tile_col)
+        });
+    }
+
     /// Where the score of a row and a key is.
     #[inline(always)]
     pub fn place(&self, QueryRow { head, row }: QueryRow, key: u32) -> Place {
@@ -201,6 +210,12 @@ impl<C: Config> QueryBlock<C> {
     pub fn may_hide(&self) -> bool {
         let accepts = const { score::accepts_programs::<C>() };
         accepts && score::may_hide(&self.features)
+    }
+
+    /// Whether the call's program only hides keys.
+    #[inline(always)]
+    pub fn is_mask_only(&self) -> bool {
+        self.features.has(MASK_ONLY)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

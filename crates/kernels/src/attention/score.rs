@@ -48,17 +48,23 @@ pub trait ScoreMod {
 /// hidden: a function may turn minus infinity into a number.
 #[inline(always)]
 pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: impl Fn(u32, u32) -> Place) {
-    if features.has(SOFTCAP) {
-        let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        if const { takes_turns::<C>() } {
-            each(scores, &place, &Softcap { factor, tanh: tanh_with_branch });
-        } else {
-            each(scores, &place, &Softcap { factor, tanh });
-        }
-    }
-    // Hooks only where the row accepts them: a text without is shorter, and is ordered as it always was.
+    cap::<C, F>(scores, features, &place);
+    // Text of a feature only where the row accepts it: one without is shorter, and is ordered as it always was.
     if const { accepts_programs::<C>() } && features.has(PROGRAM) {
         each(scores, &place, &Program);
+    }
+}
+
+/// The part of [`modify`] that no list of blocks makes needless: a tile whose keys are all seen passes over a program that only hides.
+#[inline(always)]
+pub fn cap<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: &impl Fn(u32, u32) -> Place) {
+    if const { accepts::<C>(SOFTCAP) } && features.has(SOFTCAP) {
+        let factor = f32::from_bits(features.value(SOFTCAP) as u32);
+        if const { takes_turns::<C>() } {
+            each(scores, place, &Softcap { factor, tanh: tanh_with_branch });
+        } else {
+            each(scores, place, &Softcap { factor, tanh });
+        }
     }
 }
 
@@ -82,7 +88,12 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
 /// Whether the entry of a row runs programs. In a `const` block, or LLVM finds out too late, and the loops of plain v3 come out in another order.
 #[inline(always)]
 pub const fn accepts_programs<C: Config>() -> bool {
-    C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
+    accepts::<C>(PROGRAM)
+}
+
+/// Whether it runs with the feature of a slot, likewise.
+const fn accepts<C: Config>(slot: u32) -> bool {
+    C::ROW.entry.accepts.contains(FeatureSet::of(slot))
 }
 
 /// Whether the registers of a row do not hold the softcaps of several scores at a time: with branches, they come one after the other.

@@ -1,5 +1,6 @@
 //! What a call of the backward pass will do, decided before it does it.
 
+use super::super::blocks;
 use super::super::choose::{MAX_GRID, check_device};
 use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
@@ -99,6 +100,7 @@ pub(super) fn plan(
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
+    blocks::check(attention, sizes)?;
     let features = features(attention, scale, softcap);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);

@@ -1,5 +1,6 @@
 //! What a call over sequences will do, decided before it does it.
 
+use super::super::blocks;
 use super::super::choose::{check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice};
 use super::super::plan::{Plan, program_name};
@@ -60,6 +61,7 @@ pub(super) fn plan(
 ) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    blocks::check_none(attention, problem_of(sizes).sequences.name())?;
     // As a problem of one sequence or equal ones: what parameters and checks take of it.
     let whole = Sizes {
         batch: sizes.batch,

@@ -19,9 +19,17 @@ pub const PROGRAM: u32 = 1;
 /// part.
 pub const PAGED: u32 = 2;
 
+/// Keys come in the order of lists, which name those tiles alone that a program leaves to any of the rows, see
+/// [`blocks`](crate::families::blocks). The value is the address of the lists. They belong to the tile of the row that runs.
+pub const BLOCKS: u32 = 3;
+
+/// The program only hides keys: it gives the score that it gets, or minus infinity. Tiles that no list says to test skip it. The value plays no
+/// part.
+pub const MASK_ONLY: u32 = 4;
+
 /// The first of the slots that hold no feature, but what the program reads: addresses, extents and strides of its tensors. They are on
 /// where [`PROGRAM`] is.
-pub const FIRST_WORD: u32 = 3;
+pub const FIRST_WORD: u32 = 5;
 
 /// How many there are: a bias `[batch, head, row, key]` takes five, slopes of heads two.
 pub const WORDS: usize = 8;

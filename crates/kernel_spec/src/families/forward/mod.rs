@@ -2,8 +2,8 @@
 
 use crate::dtype::DType;
 use crate::entry::Entry;
-use crate::families::same;
 use crate::families::sequences;
+use crate::families::{blocks, same};
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
 
@@ -228,7 +228,8 @@ impl Variant {
         VARIANTS
             .iter()
             .filter(|v| {
-                v.pass == pass && v.holds(dtype, dims) && v.entry.accepts.contains(features) && v.from_keys <= keys
+                let runs = v.entry.accepts.contains(features) && features.contains(v.needs());
+                v.pass == pass && v.holds(dtype, dims) && runs && v.from_keys <= keys
             })
             .min_by_key(|v| (v.dim_qk + v.dim_v, core::cmp::Reverse(v.from_keys)))
     }
@@ -245,6 +246,16 @@ impl Variant {
     pub fn runs_plain(&self) -> bool {
         let chosen = Variant::find(self.pass, self.dtype, [self.dim_qk, self.dim_v], self.from_keys, FeatureSet::NONE);
         chosen.is_some_and(|chosen| chosen.entry.symbol == self.entry.symbol)
+    }
+
+    /// Whether its keys come in the order of lists, see [`blocks`](crate::families::blocks).
+    pub const fn is_listed(&self) -> bool {
+        self.entry.accepts.contains(FeatureSet::of(features::BLOCKS))
+    }
+
+    /// The features without which it does not run.
+    pub const fn needs(&self) -> FeatureSet {
+        self.entry.accepts.intersection(FeatureSet::of(features::BLOCKS).union(FeatureSet::of(features::MASK_ONLY)))
     }
 
     /// Columns of its tiles, the larger number where those of keys and values differ; 0 for a pass that has neither.
@@ -334,6 +345,15 @@ impl Variant {
             _ => self.warps,
         };
         assert!(self.q_block.is_multiple_of(16 * warps_of_rows), "warps own whole 16-row fragments");
+        if self.is_listed() {
+            let units =
+                self.q_block.is_multiple_of(blocks::UNIT_ROWS) && self.kv_block.is_multiple_of(blocks::UNIT_KEYS);
+            assert!(units, "tiles with lists are made of whole units");
+            assert!(
+                self.q_block <= blocks::MOST_ROWS && self.kv_block <= blocks::MOST_KEYS,
+                "no more units than lists look at"
+            );
+        }
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());
         if let Policy::V3(policy) | Policy::PackedV3(policy) | Policy::SplitV3(policy) = self.policy {

@@ -122,6 +122,38 @@ macro_rules! for_each_forward_row {
             V3 256/256 [F16 v3_f16_d256_program, Bf16 v3_bf16_d256_program] 128 x 48, 12, 1, 0, [PROGRAM],
                 { stages: 2, q_buffers: 1, turns: false, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "with 64 keys most programs spill; here a bias and a cap of tanh do, 64 and 100 bytes";
+            // v3 with lists of the blocks that a program leaves, see `families::blocks`. A program that only hides keys runs in few blocks: its rows have
+            // the tiles of plain ones.
+            V3 64/64 [F16 v3_f16_d64_masked, Bf16 v3_bf16_d64_masked] 128 x 128, 12, 1, 0, [PROGRAM, BLOCKS, MASK_ONLY],
+                { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 96/96 [F16 v3_f16_d96_masked, Bf16 v3_bf16_d96_masked] 128 x 128, 12, 1, 0, [PROGRAM, BLOCKS, MASK_ONLY],
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 128/128 [F16 v3_f16_d128_masked, Bf16 v3_bf16_d128_masked] 128 x 128, 12, 1, 0, [PROGRAM, BLOCKS, MASK_ONLY],
+                { stages: 2, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 192/192 [F16 v3_f16_d192_masked, Bf16 v3_bf16_d192_masked] 128 x 64, 12, 1, 0, [PROGRAM, BLOCKS, MASK_ONLY],
+                { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 256/256 [F16 v3_f16_d256_masked, Bf16 v3_bf16_d256_masked] 128 x 64, 12, 1, 0, [PROGRAM, BLOCKS, MASK_ONLY],
+                { stages: 2, q_buffers: 1, turns: false, lazy: true, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the plain row of short rows";
+            V3 64/64 [F16 v3_f16_d64_listed, Bf16 v3_bf16_d64_listed] 128 x 112, 12, 1, 0, [PROGRAM, BLOCKS],
+                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the row with programs";
+            V3 96/96 [F16 v3_f16_d96_listed, Bf16 v3_bf16_d96_listed] 128 x 96, 12, 1, 0, [SOFTCAP, PROGRAM, BLOCKS],
+                { stages: 2, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the row with programs";
+            V3 128/128 [F16 v3_f16_d128_listed, Bf16 v3_bf16_d128_listed] 128 x 80, 12, 1, 0, [SOFTCAP, PROGRAM, BLOCKS],
+                { stages: 3, q_buffers: 1, turns: true, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the row with programs";
+            V3 192/192 [F16 v3_f16_d192_listed, Bf16 v3_bf16_d192_listed] 128 x 48, 12, 1, 0, [SOFTCAP, PROGRAM, BLOCKS],
+                { stages: 3, q_buffers: 1, turns: false, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the row with programs";
+            V3 256/256 [F16 v3_f16_d256_listed, Bf16 v3_bf16_d256_listed] 128 x 48, 12, 1, 0, [SOFTCAP, PROGRAM, BLOCKS],
+                { stages: 2, q_buffers: 1, turns: false, lazy: false, skips: false, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
+                "as the row with programs";
             V3 192/192 [F16 v3_f16_d192_scored, Bf16 v3_bf16_d192_scored] 128 x 64, 12, 1, 0, [SOFTCAP, PROGRAM],
                 { stages: 3, q_buffers: 1, turns: false, lazy: true, skips: true, lse_last: false, remembers: false, load_registers: 24, math_registers: 240 },
                 "as the plain row of short rows";

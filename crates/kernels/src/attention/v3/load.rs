@@ -44,23 +44,18 @@ pub unsafe fn run<C: Config>(
         let mut load_keys = #[inline(always)]
         |tile: &QueryTile, i: u32| {
             if C::SPLIT {
-                let first = tile.first_key(i, C::ROW.kv_block);
+                let first = tile.first_key::<C>(p, i);
                 return split::load_next::<C, C::K, Keys<C>>(k_ring, k_map, maps, p, tile, first, elected);
             }
-            load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)), elected)
+            load_next::<C::K, Keys<C>>(k_ring, k_map, tile.kv_rows::<C>(p, tile.first_key::<C>(p, i)), elected)
         };
         let mut load_values = #[inline(always)]
         |tile: &QueryTile, i: u32| {
             if C::SPLIT {
-                let first = tile.first_key(i, C::ROW.kv_block);
+                let first = tile.first_key::<C>(p, i);
                 return split::load_next::<C, C::V, Values<C>>(v_ring, v_map, maps, p, tile, first, elected);
             }
-            load_next::<C::V, Values<C>>(
-                v_ring,
-                v_map,
-                tile.kv_rows::<C>(p, tile.first_key(i, C::ROW.kv_block)),
-                elected,
-            )
+            load_next::<C::V, Values<C>>(v_ring, v_map, tile.kv_rows::<C>(p, tile.first_key::<C>(p, i)), elected)
         };
 
         let mut tiles = Tiles { round: 0 };

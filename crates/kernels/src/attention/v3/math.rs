@@ -68,13 +68,22 @@ pub unsafe fn run<C: Config>(
             let tile = &mine.tile;
             let block = tile.block::<C>(p);
             if C::SCORED {
-                block.modify(scores, tile.first_row + warp_row, tile.first_key(mine.first_step(), C::ROW.kv_block));
+                let (row, key) = (tile.first_row + warp_row, tile.first_key::<C>(p, mine.first_step()));
+                if C::LISTED && block.is_mask_only() && !mine.starts_with_tests() {
+                    block.modify_seen(scores, row, key);
+                } else {
+                    block.modify(scores, row, key);
+                }
             }
             // `QueryTile::first_key`, with the count taken before the test: behind it, LLVM folds the count into other sums, and
             // ptxas 13.0 then orders the stores of the output differently.
             let steps = tile.blocks.count();
             if mine.starts_with_tests() {
-                let key = tile.blocks.visit(steps - 1 - mine.first_step()) * C::ROW.kv_block;
+                let key = if C::LISTED {
+                    tile.first_key::<C>(p, mine.first_step())
+                } else {
+                    tile.blocks.visit(steps - 1 - mine.first_step()) * C::ROW.kv_block
+                };
                 block.hide(scores, tile.first_row + warp_row, key);
             }
             OnlineSoftmax::first::<C::T, _>(scores, scale_log2)
@@ -157,11 +166,18 @@ pub unsafe fn run<C: Config>(
                     wgmma::wait::<1>();
                     k_ring.release(elected);
                     k_ring.advance();
+                    // Where a list says that all keys are seen, a program that only hides has nothing to do.
+                    let seen = C::LISTED && !masked && block.is_mask_only();
                     if C::SCORED {
-                        block.modify(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
+                        let (row, key) = (tile.first_row + warp_row, tile.first_key::<C>(p, i));
+                        if seen {
+                            block.modify_seen(&mut scores, row, key);
+                        } else {
+                            block.modify(&mut scores, row, key);
+                        }
                     }
                     if masked {
-                        block.hide(&mut scores, tile.first_row + warp_row, tile.first_key(i, C::ROW.kv_block));
+                        block.hide(&mut scores, tile.first_row + warp_row, tile.first_key::<C>(p, i));
                     }
 
                     let mut wait_for_out = #[inline(always)]
@@ -170,7 +186,7 @@ pub unsafe fn run<C: Config>(
                         v_ring.release(elected);
                         v_ring.advance();
                     };
-                    let masked = masked | block.may_hide();
+                    let masked = masked | (!seen && block.may_hide());
                     if C::POLICY.lazy {
                         let found = online.lazy_step::<C::T, _>(&mut scores, scale_log2, masked);
                         wait_for_out();

@@ -3,6 +3,8 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, thread, warp};
+use kernel_spec::families::blocks::{HEAD_WORDS, LIST_WORDS};
+use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
 use kernel_spec::{KvBlocks, Steps, V3Params};
 
@@ -168,8 +170,14 @@ impl QueryTile {
 
     /// First key of step `i`. Blocks with element tests come first: with the longest tests, they run beside other warpgroups' loads.
     #[inline(always)]
-    pub fn first_key(&self, i: u32, kv_block: u32) -> u32 {
-        self.blocks.step(i) * kv_block
+    pub fn first_key<C: Config>(&self, p: &V3Params, i: u32) -> u32 {
+        let block = if C::LISTED {
+            // SAFETY: `listed` has counted the blocks as words of the lists.
+            unsafe { copy::load_u32(lists(p) + 4 * (self.blocks.first + i) as u64) }
+        } else {
+            self.blocks.step(i)
+        };
+        block * C::ROW.kv_block
     }
 
     /// Where the queries start in their tensor map: first row, head and batch entry; with several heads a tile, head, row, batch entry.
@@ -225,6 +233,9 @@ impl Tiles {
                 blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
             }
             let q_head = head << schedule.packed_log2;
+            if C::LISTED {
+                blocks = listed(p, batch, q_head, tile.q_block);
+            }
             return Some(QueryTile { batch, q_head, kv_head, first_row, blocks, sequence: Sequence::NONE });
         }
     }
@@ -268,4 +279,24 @@ impl Tiles {
             Some(QueryTile { batch: 0, q_head, kv_head, first_row, blocks, sequence })
         }
     }
+}
+
+/// The address of the lists.
+#[inline(always)]
+fn lists(p: &V3Params) -> u64 {
+    p.forward.features.value(BLOCKS)
+}
+
+/// The blocks of a tile that has a list, counted in place of keys as words of the lists, in the order of steps.
+#[inline(always)]
+fn listed(p: &V3Params, batch: u32, q_head: u32, tile: u32) -> KvBlocks {
+    // SAFETY: the kernel before this one has written a list for every tile.
+    let (list, [count, tested, ..]) = unsafe {
+        let [words, head_words, batch_words, _] = copy::load_u32x4(lists(p));
+        let list = HEAD_WORDS + batch * batch_words + q_head * head_words + tile * words;
+        (list, copy::load_u32x4(lists(p) + 4 * list as u64))
+    };
+    let first = list + LIST_WORDS;
+    let end = first + count;
+    KvBlocks { first, unmasked_first: first, unmasked_end: end - tested, end }
 }

@@ -1,5 +1,6 @@
 //! What a call of the backward pass over packed sequences will do, decided before it does it.
 
+use super::super::super::blocks;
 use super::super::super::options::{Attention, KernelChoice};
 use super::super::super::params::bytes_of;
 use super::super::super::plan::program_name;
@@ -42,6 +43,7 @@ pub(super) fn plan(
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
+    blocks::check_none(attention, "packed")?;
     let features = features(attention, scale, softcap);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
