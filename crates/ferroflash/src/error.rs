@@ -9,6 +9,7 @@ mod merge;
 mod names;
 mod program;
 mod sequences;
+mod sink;
 mod unsupported;
 
 pub use axes::AxesError;
@@ -17,6 +18,7 @@ pub use merge::MergeError;
 pub use names::{Operand, Version};
 pub use program::ProgramError;
 pub use sequences::SequencesError;
+pub use sink::SinkError;
 pub use unsupported::Unsupported;
 
 /// Result of every fallible function of this crate.
@@ -171,6 +173,9 @@ pub enum Error {
     /// Partial results do not fit together.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// Sinks, or their gradient, that the call does not take.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// Axes that do not fit together, or that a tensor does not have.
     #[error(transparent)]
     Axes(#[from] AxesError),

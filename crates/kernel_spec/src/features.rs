@@ -34,6 +34,11 @@ impl FeatureSet {
         FeatureSet(self.0 & other.0)
     }
 
+    /// Features that are in this one and not in the other.
+    pub const fn without(self, other: FeatureSet) -> FeatureSet {
+        FeatureSet(self.0 & !other.0)
+    }
+
     /// Whether all features of `other` are in this set.
     #[inline(always)]
     pub const fn contains(self, other: FeatureSet) -> bool {
@@ -137,6 +142,7 @@ mod tests {
         let all = a.union(b);
         assert_eq!(all.bits(), 1 | 1 << 3 | 1 << 31);
         assert!(all.contains(a) && all.contains(b) && !a.contains(b) && !b.contains(a) && a.contains(FeatureSet::NONE));
+        assert_eq!(all.without(b), FeatureSet::of(0));
         assert!(FeatureSet::NONE.is_empty() && !a.is_empty());
     }
 

@@ -5,7 +5,7 @@ use super::problem::Sizes;
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::SOFTCAP;
+use kernel_spec::families::forward::features::{SINK, SOFTCAP};
 use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
@@ -87,6 +87,10 @@ impl Request<'_> {
         }
         if let Some(program) = program {
             features = program.fill(features, self.softcap.unwrap_or(self.scale));
+        }
+        if self.attention.sink.is_some() {
+            // The address is not known yet.
+            features = features.with(SINK, 0);
         }
         features
     }

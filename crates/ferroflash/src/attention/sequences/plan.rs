@@ -60,6 +60,7 @@ pub(super) fn plan(
 ) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    attention.check_sink(sizes.q_heads)?;
     // As a problem of one sequence or equal ones: what parameters and checks take of it.
     let whole = Sizes {
         batch: sizes.batch,
@@ -121,6 +122,7 @@ pub(super) fn plan(
         scale,
         softcap,
         program: program_name(attention),
+        sink: attention.sink.is_some(),
         kernel,
         steps,
         buffers,
