@@ -80,8 +80,8 @@ fn every_row_at_its_tile_edges<T: Element>(kernel: Kernel) {
             if !alone {
                 let takes = |feature| row.entry.accepts.contains(FeatureSet::of(feature));
                 case.attention.softcap = takes(SOFTCAP).then_some(5.0);
-                case.attention.program =
-                    takes(kernel_spec::families::forward::features::PROGRAM).then(|| NAMED[i % NAMED.len()].bound(device));
+                case.attention.program = takes(kernel_spec::families::forward::features::PROGRAM)
+                    .then(|| NAMED[i % NAMED.len()].bound(device));
                 case.attention.scale = Some(-0.3);
             }
             let plan = case.attention.plan(device, sizes).expect("a legal problem");
@@ -138,7 +138,10 @@ fn extremes<T: Element>(kernel: Kernel) {
     let found = case.run(device, &case.inputs::<T>());
     for (place, out) in to_f64(&found.out).chunks(64).enumerate() {
         let (row, head) = (place / 3, place % 3);
-        assert!(out.iter().all(|x| if row < 30 { *x == 0.0 } else { x.is_nan() == (head < 2) }), "{kernel} {row} {head}");
+        assert!(
+            out.iter().all(|x| if row < 30 { *x == 0.0 } else { x.is_nan() == (head < 2) }),
+            "{kernel} {row} {head}"
+        );
         assert_eq!(found.lse[head * 70 + row].is_nan(), head < 2, "{kernel} {row} {head}");
     }
     // Logits that f32 does not carry, and a sink among them; values whose sums overflow.
@@ -232,10 +235,7 @@ fn packed_v3_is_tiles_of_one_split() {
     assert_eq!(symbols, ["packed_tiles", "v3_split_f16_d64", "merge_f16"]);
     let whole = SEQUENCES.iter().find(|v| v.entry.symbol == "v3_packed_f16_d64").expect("a row");
     let error = plan(&attention.with_kernel(whole).with_sink(&some(2, 0))).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "v3 does not run this: no compiled entry accepts sinks for f16 and head dim 64"
-    );
+    assert_eq!(error.to_string(), "kernel v3 cannot run this: no compiled entry accepts sinks for f16 and head dim 64");
 }
 
 /// Gradients of the reference are its own differences, those of the sinks too.
@@ -308,20 +308,17 @@ fn dsink<T: Element>(case: &BackwardCase) -> [Vec<f64>; 3] {
     if let Some(dlse) = &dlse_view {
         upstream = upstream.with_dlse(dlse.view());
     }
-    let gradients =
-        attention.backward(&q_view, &k_view, &v_view, &made.out.view(), &lse.view(), upstream).unwrap();
+    let gradients = attention.backward(&q_view, &k_view, &v_view, &made.out.view(), &lse.view(), upstream).unwrap();
     assert!(gradients.plan.sink && gradients.plan.symbols().any(|symbol| symbol == "backward_sinks"));
     let found = gradients.dsink.expect("there are sinks");
-    assert_eq!(found.dims()[..], [q_heads]);
+    assert_eq!(found.shape()[..], [q_heads]);
     let [q, k, v, dout] = [q, k, v, dout].map(|x| to_f64(x));
     let dlse: Option<Vec<f64>> = dlse.map(|dlse| dlse.iter().map(|&x| x.into()).collect());
-    let of = |backward: fn(_, &[f64], Option<&[f64]>, Sizes, &Attention) -> _| {
-        let gradients: ferroflash::Result<reference::ReferenceGradients> =
-            backward([&q[..], &k, &v], &dout, dlse.as_deref(), problem, &attention);
-        gradients.unwrap().dsink.expect("there are sinks")
-    };
-    let exact = of(reference::backward::<Sizes>);
-    [to_f64(&found.to_vec::<f32>().unwrap()), exact, of(reference::backward_rounded::<Sizes>)]
+    let (tensors, dlse) = ([&q[..], &k, &v], dlse.as_deref());
+    let exact = reference::backward(tensors, &dout, dlse, problem, &attention).expect("a legal problem");
+    let rounded = reference::backward_rounded(tensors, &dout, dlse, problem, &attention).expect("a legal problem");
+    let [exact, rounded] = [exact, rounded].map(|gradients| gradients.dsink.expect("there are sinks"));
+    [to_f64(&found.to_vec::<f32>().unwrap()), exact, rounded]
 }
 
 /// Checks all gradients of a case, those of the sinks by the rule for sums over a group.
@@ -341,7 +338,7 @@ fn check<T: Element>(case: &BackwardCase) {
 }
 
 for_each_dtype!(gradients_agree_with_the_reference);
-for_each_half!(fused_gradients_agree_with_the_reference, Kernel::V3);
+for_each_half!(fused_gradients_agree_with_the_reference, ferroflash::Kernel::V3);
 
 /// Of the portable kernels, and of naive, which see the same problems.
 fn gradients_agree_with_the_reference<T: Element>(portable: Kernel) {
@@ -436,12 +433,19 @@ fn packed_gradients_are_sums_over_sequences() {
     let [q, k, v, dout] = [&q, &k, &v, &dout].map(|(data, _)| to_f64(data));
     let of = |i: usize| starts[i] as usize..(starts[i] + used[i]) as usize;
     let sequences: Vec<_> = (0..4).map(|i| SequenceRows { q: of(i), kv: of(i).collect() }).collect();
-    let sizes =
-        Sizes { batch: 1, q_rows: 0, kv_rows: 0, q_heads: 4, kv_heads: 2, head_dim: dim, dtype: DType::F32 };
+    let sizes = Sizes { batch: 1, q_rows: 0, kv_rows: 0, q_heads: 4, kv_heads: 2, head_dim: dim, dtype: DType::F32 };
     let expected = reference::backward_sequences([&q, &k, &v], &dout, None, &sequences, sizes, &attention).unwrap();
     let expected = expected.dsink.unwrap();
     assert!(reference::max_abs_difference(&to_f64(&found), &expected) < 1e-4, "{found:?} {expected:?}");
     assert!(expected[..3].iter().all(|x| x.abs() > 1e-2) && expected[3] == 0.0, "{expected:?}");
+}
+
+fn zeros(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    match *shape {
+        [a] => Tensor::zeros(device, dtype, [a], Layout::RowMajor).unwrap(),
+        [a, b] => Tensor::zeros(device, dtype, [a, b], Layout::RowMajor).unwrap(),
+        _ => unreachable!("{shape:?}"),
+    }
 }
 
 /// What sinks are refused for, before anything is launched.
@@ -452,7 +456,7 @@ fn refusals() {
     let x = Tensor::zeros(device, DType::F32, shape, Layout::Bshd).unwrap();
     let x = x.view();
     let with = |sink: &TensorView<'_>| Attention::new().with_sink(sink).forward(&x, &x, &x).map(|_| ()).unwrap_err();
-    let zeros = |dtype, shape: &[usize]| Tensor::zeros(device, dtype, shape, Layout::RowMajor).unwrap();
+    let zeros = |dtype, shape: &[usize]| zeros(device, dtype, shape);
     let error = with(&zeros(DType::F16, &[2]).view());
     assert!(matches!(error, Error::Sink(SinkError::DType { tensor: Operand::Sink, found: DType::F16 })), "{error:?}");
     assert_eq!(error.to_string(), "sink holds f16; f32 is accepted, whatever q holds");

@@ -342,7 +342,8 @@ impl Case {
         // With doubled scores, log-sum-exp is the logarithm of the sum of squares: sum p^2 = exp(lse(2 s) - 2 lse(s)).
         let doubled: Vec<f64> = q.iter().map(|x| 2.0 * x).collect();
         // Among the keys: a sink is not doubled.
-        let attention = Attention { sink: None, ..self.attention };
+        let mut attention = self.attention;
+        attention.sink = None;
         let of = |q: &[f64]| reference::forward(q, k, v, self.problem, &attention).expect("a legal problem");
         let squares = of(&doubled);
         let without_sink = self.attention.sink.map(|_| of(q).lse);

@@ -349,9 +349,9 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                 }
             }
             let with_sink = self.sink.map(|sink| self.with_sink(max, sum, sink));
-            let [divisor, rescale] = with_sink.map_or([sum, 1.0], |[_, sum, rescale]| [sum, rescale]);
+            let (share, sum) = with_sink.map_or((1.0, sum), |[_, sum, rescale]| (rescale, sum));
             // Once: a division in f64 is a hundred instructions.
-            let inverse = if divisor == 0.0 { 0.0 } else { rescale / divisor };
+            let inverse = if sum == 0.0 { 0.0 } else { share / sum };
             for (i, acc) in acc.into_iter().enumerate() {
                 let col = lane + 32 * i as u32;
                 if col < self.p.dim_v {
@@ -359,8 +359,7 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                 }
             }
             if lane == 0 {
-                let [max, sum] = with_sink.map_or_else(|| [self.exponent(max), sum], |[max, sum, _]| [max, sum]);
-                self.store_lse(max, sum);
+                self.store_lse(with_sink.map_or_else(|| self.exponent(max), |[max, ..]| max), sum);
             }
         }
     }

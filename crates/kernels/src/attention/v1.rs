@@ -24,7 +24,7 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use cuda_std::{shared, thread};
+use cuda_std::{math, shared, thread};
 use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
@@ -113,7 +113,9 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         // The output is an average already: only a factor of NaN is left to take, or the share of the weights that a sink leaves to the keys.
         let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
         if block.has_sink() {
-            out.scale_rows(&factors.zip(&softmax.sum, |factor, sum| factor * sum));
+            // A sink that weighs nothing leaves every bit, which a product of a sum and its reciprocal would not.
+            let share = |factor: f32, sum| if factor == math::reciprocal(sum) { 1.0 } else { factor * sum };
+            out.scale_rows(&factors.zip(&softmax.sum, share));
         } else {
             out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
         }
