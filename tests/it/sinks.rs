@@ -121,8 +121,8 @@ fn extremes<T: Element>(kernel: Kernel) {
 
         // Sinks of minus infinity, in a tile that takes sinks.
         let nothing = leak(&[none; 4]);
-        let tiles = VARIANTS.iter().filter(|v| v.pass == kernel.passes()[0] && v.holds(T::DTYPE, [64; 2]));
-        let tile = tiles.filter(|v| v.dim_qk == 64 && v.entry.accepts.contains(FeatureSet::of(SINK))).next();
+        let mut tiles = VARIANTS.iter().filter(|v| v.pass == kernel.passes()[0] && v.holds(T::DTYPE, [64; 2]));
+        let tile = tiles.find(|v| v.dim_qk == 64 && v.entry.accepts.contains(FeatureSet::of(SINK)));
         let mut plain = Case::new(kernel, sizes, mask);
         if kernel.passes().len() == 1 {
             plain.attention.kernel = KernelChoice::Variant(tile.expect("a tile"));

@@ -12,14 +12,9 @@ mod sequences;
 mod sink;
 mod unsupported;
 
-pub use axes::AxesError;
-pub use bind::BindError;
-pub use merge::MergeError;
 pub use names::{Operand, Version};
-pub use program::ProgramError;
-pub use sequences::SequencesError;
-pub use sink::SinkError;
-pub use unsupported::Unsupported;
+pub use {axes::AxesError, bind::BindError, merge::MergeError, program::ProgramError};
+pub use {sequences::SequencesError, sink::SinkError, unsupported::Unsupported};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -2,7 +2,6 @@
 
 use super::options::Attention;
 use super::problem::Sizes;
-use super::sinks;
 use crate::device::Device;
 use crate::error::{Error, Operand, ProgramError, Result};
 use crate::tensor::overlap::{self, Footprint};
@@ -138,7 +137,7 @@ pub(super) fn check_options(attention: &Attention<'_>, q: &HeadsView<'_>) -> Res
 
 /// That nothing of what a call writes is what its program reads, or its sinks.
 pub(super) fn check_options_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
-    if let Some(sink) = attention.sink.as_ref().map(sinks::footprint)
+    if let Some(sink) = attention.sink.map(|sink| Footprint::of(sink.geometry(), sink.address()))
         && let Some((output, _)) = written.iter().find(|(_, memory)| memory.overlaps(&sink))
     {
         return Err(Error::OutputOverlaps { output: *output, other: Operand::Sink });

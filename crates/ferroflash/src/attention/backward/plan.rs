@@ -156,7 +156,9 @@ pub(super) fn plan(
         }
     }
     if beside.dsink {
-        steps.push(sinks::step(device, sizes, sinks::uniform(sizes.batch), &Arrays::default(), padded_rows)?);
+        let own = row(Pass::Sinks, FeatureSet::NONE, &sinks::problem(sizes), device)?;
+        let table = sinks::uniform(sizes.batch);
+        steps.push(sinks::step(own, STATISTICS, sizes, table, &Arrays::default(), padded_rows));
     }
     let plan = BackwardPlan {
         problem: (*sizes).into(),

@@ -3,15 +3,13 @@
 use super::super::params::bytes_of;
 use super::super::problem::Sizes;
 use super::super::sequences::{Arrays, with_table};
-use super::plan::{STATISTICS, row};
-use crate::device::DeviceInfo;
-use crate::error::{Operand, Result};
+use crate::error::Operand;
 use crate::plan::{Binding, Params, Step};
 use crate::specialise::Specialised;
-use kernel_spec::families::backward::{Pass, SinkParams};
+use kernel_spec::families::backward::{SinkParams, Variant};
 use kernel_spec::families::sequences::SequenceTable;
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, Divisor, FeatureSet, Features};
+use kernel_spec::{DType, Divisor, Features};
 use std::mem::offset_of;
 
 /// Uniform sequences, as a table that has no numbers on the device.
@@ -33,16 +31,20 @@ pub(super) fn uniform(batch: usize) -> SequenceTable {
     }
 }
 
-/// The step for a problem whose heads have `padded_rows` rows of statistics each.
+/// The problem as the choice of a row takes it: statistics and sinks are f32, whatever the tensors are.
+pub(super) fn problem(sizes: &Sizes) -> Sizes {
+    Sizes { dtype: DType::F32, ..*sizes }
+}
+
+/// The step of a row on so many thread blocks, for a problem whose heads have `padded_rows` rows of statistics each.
 pub(super) fn step(
-    device: &DeviceInfo,
+    (variant, ctas): (&'static Variant, u32),
+    statistics: Binding,
     sizes: &Sizes,
     table: SequenceTable,
     arrays: &Arrays,
     padded_rows: usize,
-) -> Result<Step> {
-    // Statistics and sinks are f32, whatever the tensors are.
-    let (variant, ctas) = row(Pass::Sinks, FeatureSet::NONE, &Sizes { dtype: DType::F32, ..*sizes }, device)?;
+) -> Step {
     let params = SinkParams {
         table,
         lse: 0,
@@ -59,12 +61,12 @@ pub(super) fn step(
     let numbers = DType::F32.bytes() as u64;
     let params = [
         (offset_of!(SinkParams, lse), Binding::Operand(Operand::Lse), numbers),
-        (offset_of!(SinkParams, statistics), STATISTICS, CHUNK_BYTES as u64),
+        (offset_of!(SinkParams, statistics), statistics, CHUNK_BYTES as u64),
         (offset_of!(SinkParams, sink), Binding::Operand(Operand::Sink), numbers),
         (offset_of!(SinkParams, dsink), Binding::Operand(Operand::Dsink), numbers),
     ]
     .into_iter()
     .fold(params, |params, (offset, binding, alignment)| params.address(offset, binding, alignment));
     let tile = format!("gradient of the sinks: {}", variant.reason);
-    Ok(Step::new(Specialised::plain(&variant.entry), ctas, tile, params))
+    Step::new(Specialised::plain(&variant.entry), ctas, tile, params)
 }

@@ -17,7 +17,7 @@ use kernel_spec::families::backward::packed::statistics_rows;
 use kernel_spec::families::backward::{
     BackwardParams, PackedBackwardParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant,
 };
-use kernel_spec::{Divisor, Kernel};
+use kernel_spec::{Divisor, FeatureSet, Kernel};
 use std::mem::offset_of;
 
 /// Plans a problem of packed sequences, for contiguous tensors.
@@ -75,7 +75,9 @@ pub(super) fn plan(
     };
     let mut steps = Pass::PACKED.into_iter().map(step).collect::<Result<Vec<_>>>()?;
     if beside.dsink {
-        steps.push(sinks::step(device, &whole, table(sizes, arrays), arrays, padded_rows as usize)?);
+        let own = plan::row(Pass::Sinks, FeatureSet::NONE, &sinks::problem(&whole), device)?;
+        let table = table(sizes, arrays);
+        steps.push(sinks::step(own, plan::STATISTICS, &whole, table, arrays, padded_rows as usize));
     }
     let needed = u128::from(padded_rows) * q_heads as u128 * u128::from(STATISTICS_BYTES);
     let available = device.memory_bytes;
