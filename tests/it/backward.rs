@@ -349,7 +349,9 @@ fn raw_addresses_give_the_same_bits() {
         let inputs = [&q, &k, &v, &output.out, &dout].map(raw);
         let [q, k, v, out, dout] = inputs;
         let [dq, dk, dv] = [&dq, &dk, &dv].map(raw);
-        attention.backward_raw(device, null, problem, q, k, v, out, lse.address(), dout, None, dq, dk, dv).unwrap();
+        attention
+            .backward_raw(device, null, problem, q, k, v, out, lse.address(), dout, None, dq, dk, dv, None)
+            .unwrap();
     }
     device.synchronize().unwrap();
     for (found, expected) in [(&dq, &expected.dq), (&dk, &expected.dk), (&dv, &expected.dv)] {

@@ -234,8 +234,10 @@ fn gradients_that_overlap() {
         let [q, k, v, out, dout, dq, dk, dv] = ALL.map(raw);
         let null = std::ptr::null_mut();
         // SAFETY: nothing is launched.
-        unsafe { Attention::new().backward_raw(device, null, SIZES, q, k, v, out, lse, dout, Some(dlse), dq, dk, dv) }
-            .unwrap_err()
+        unsafe {
+            Attention::new().backward_raw(device, null, SIZES, q, k, v, out, lse, dout, Some(dlse), dq, dk, dv, None)
+        }
+        .unwrap_err()
     };
     for gradient in [Operand::Dq, Operand::Dk, Operand::Dv] {
         for other in ALL.into_iter().filter(|&other| other != gradient) {

@@ -47,5 +47,6 @@ mod sequences_mutants;
 mod sequences_numbers;
 mod sequences_refusals;
 mod sequences_v3;
+mod sinks;
 mod streams;
 mod support;

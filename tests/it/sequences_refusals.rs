@@ -364,8 +364,10 @@ fn calls_for_uniform_sequences() {
             // SAFETY: nothing is launched.
             unsafe { attention.forward_raw(device, null, problem, q, k, v, out, Some(9 << 20)) }.unwrap_err(),
             // SAFETY: as above.
-            unsafe { attention.backward_raw(device, null, problem, q, k, v, out, 9 << 20, dout, None, dq, dk, dv) }
-                .unwrap_err(),
+            unsafe {
+                attention.backward_raw(device, null, problem, q, k, v, out, 9 << 20, dout, None, dq, dk, dv, None)
+            }
+            .unwrap_err(),
         ] {
             assert_error!(
                 error,

@@ -12,6 +12,7 @@ pub(crate) mod plan;
 mod problem;
 mod request;
 mod sequences;
+mod sinks;
 
 pub use backward::plan::BackwardPlan;
 pub use backward::{Gradients, GradientsViewMut, OutputGradients};

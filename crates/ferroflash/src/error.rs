@@ -9,15 +9,12 @@ mod merge;
 mod names;
 mod program;
 mod sequences;
+mod sink;
 mod unsupported;
 
-pub use axes::AxesError;
-pub use bind::BindError;
-pub use merge::MergeError;
 pub use names::{Operand, Version};
-pub use program::ProgramError;
-pub use sequences::SequencesError;
-pub use unsupported::Unsupported;
+pub use {axes::AxesError, bind::BindError, merge::MergeError, program::ProgramError};
+pub use {sequences::SequencesError, sink::SinkError, unsupported::Unsupported};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -171,6 +168,9 @@ pub enum Error {
     /// Partial results do not fit together.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// Sinks, or their gradient, that the call does not take.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
     /// Axes that do not fit together, or that a tensor does not have.
     #[error(transparent)]
     Axes(#[from] AxesError),

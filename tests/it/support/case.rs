@@ -341,7 +341,13 @@ impl Case {
     fn sharing_rows(&self, q: &[f64], k: &[f64], v: &[f64], lse: &[f64]) -> usize {
         // With doubled scores, log-sum-exp is the logarithm of the sum of squares: sum p^2 = exp(lse(2 s) - 2 lse(s)).
         let doubled: Vec<f64> = q.iter().map(|x| 2.0 * x).collect();
-        let squares = reference::forward(&doubled, k, v, self.problem, &self.attention).expect("a legal problem");
+        // Among the keys: a sink is not doubled.
+        let mut attention = self.attention;
+        attention.sink = None;
+        let of = |q: &[f64]| reference::forward(q, k, v, self.problem, &attention).expect("a legal problem");
+        let squares = of(&doubled);
+        let without_sink = self.attention.sink.map(|_| of(q).lse);
+        let lse = without_sink.as_deref().unwrap_or(lse);
         let shares = |(lse, squares): &(&f64, &f64)| 1.0 - (*squares - 2.0 * *lse).exp() > SHARED;
         lse.iter().zip(&squares.lse).filter(shares).count()
     }

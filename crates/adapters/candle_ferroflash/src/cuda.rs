@@ -234,6 +234,7 @@ fn typed_packed_backward<T: Element + CudaDType + DeviceRepr + ValidAsZeroBits>(
         dq: contiguous(&mut dq, q.shape)?,
         dk: contiguous(&mut dk, k.shape)?,
         dv: contiguous(&mut dv, v.shape)?,
+        dsink: None,
     };
     let (location, q_held, kv_held) =
         (device.location(), call.q_starts.storage_and_layout(), kv_starts.storage_and_layout());
@@ -298,6 +299,7 @@ fn typed_backward<T: Element + CudaDType + DeviceRepr>(
         dq: contiguous(&mut dq, q.shape)?,
         dk: contiguous(&mut dk, k.shape)?,
         dv: contiguous(&mut dv, v.shape)?,
+        dsink: None,
     };
     let given = ferroflash_cudarc::BackwardInputs {
         q: q.view(),

@@ -2,9 +2,10 @@
 
 use crate::forward::{check_context, device};
 use crate::{Options, Result, View, ViewMut};
-use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
 use ferroflash::{
-    Device, Element, GradientsViewMut, LseShape, LseView, Operand, OutputGradients, Stream, TensorView, TensorViewMut,
+    DType, Device, Element, GradientsViewMut, LseShape, LseView, Operand, OutputGradients, Stream, TensorView,
+    TensorViewMut,
 };
 
 /// What [`backward`] reads: the tensors of a call of [`forward`](crate::forward()), what it wrote, and the gradients with respect to that.
@@ -26,8 +27,7 @@ pub struct BackwardInputs<'a, T> {
     pub dlse: Option<&'a dyn DevicePtr<f32>>,
 }
 
-/// What [`backward`] writes: the gradients with respect to q, k and v, of their shapes.
-#[derive(Debug)]
+/// What [`backward`] writes: the gradients with respect to q, k and v, of their shapes, and with respect to the sinks.
 pub struct Gradients<'a, T> {
     /// With respect to q.
     pub dq: ViewMut<'a, T>,
@@ -35,6 +35,16 @@ pub struct Gradients<'a, T> {
     pub dk: ViewMut<'a, T>,
     /// With respect to v, likewise.
     pub dv: ViewMut<'a, T>,
+    /// With respect to the sinks, a number for each query head; `None` where it is not wanted.
+    pub dsink: Option<&'a mut dyn DevicePtrMut<f32>>,
+}
+
+impl<T> std::fmt::Debug for Gradients<'_, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Gradients { dq, dk, dv, dsink } = self;
+        let dsink = dsink.as_ref().map(|dsink| dsink.len());
+        f.debug_struct("Gradients").field("dq", dq).field("dk", dk).field("dv", dv).field("dsink", &dsink).finish()
+    }
 }
 
 impl<T> std::fmt::Debug for BackwardInputs<'_, T> {
@@ -67,7 +77,7 @@ pub fn backward<'a, T: Element>(
 ) -> Result<()> {
     let device = device(stream.context())?;
     let BackwardInputs { q, k, v, out, lse, dout, dlse } = inputs;
-    let Gradients { mut dq, mut dk, mut dv } = gradients;
+    let Gradients { mut dq, mut dk, mut dv, dsink } = gradients;
     let read = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out), (Operand::Dout, dout)];
     for (operand, view) in read {
         check_context(operand, view.data.stream(), stream)?;
@@ -78,12 +88,15 @@ pub fn backward<'a, T: Element>(
     for (operand, view) in [(Operand::Dq, &dq), (Operand::Dk, &dk), (Operand::Dv, &dv)] {
         check_context(operand, view.data.stream(), stream)?;
     }
+    if let Some(dsink) = &dsink {
+        check_context(Operand::Dsink, dsink.stream(), stream)?;
+    }
     let options = options.into();
     options.check(stream)?;
 
     // The guards order the call with earlier and later work on the slices; they are held until it has returned.
     let guarded = options.guard(stream);
-    let program = guarded.bind(&device)?;
+    let bound = guarded.bind(&device)?;
     let guards = read.map(|(_, view)| view.data.device_ptr(stream));
     let row_guards = [Some(lse), dlse].map(|rows| rows.map(|rows| (rows.device_ptr(stream), rows.len())));
     let [q_view, k_view, v_view, out_view, dout_view] = [0, 1, 2, 3, 4].map(|i| {
@@ -106,6 +119,7 @@ pub fn backward<'a, T: Element>(
     let (dq_view, _dq_guard) = written(&device, stream, &mut dq)?;
     let (dk_view, _dk_guard) = written(&device, stream, &mut dk)?;
     let (dv_view, _dv_guard) = written(&device, stream, &mut dv)?;
+    let (dsink_view, _dsink_guard) = dsink.map(|dsink| written_sink(&device, stream, dsink)).transpose()?.unzip();
     // The waits above have no result of their own.
     stream.context().check_err()?;
 
@@ -113,9 +127,23 @@ pub fn backward<'a, T: Element>(
     // returns.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
     let mut into = GradientsViewMut::new(dq_view, dk_view, dv_view);
-    let attention = guarded.attention(program.as_ref());
+    into.dsink = dsink_view;
+    let attention = guarded.attention(&bound);
     attention.backward_into(&stream, &q_view?, &k_view?, &v_view?, &out_view?, &lse_view, upstream, &mut into)?;
     Ok(())
+}
+
+/// The gradient of the sinks as ferroflash knows it, and the guard of its slice.
+pub(crate) fn written_sink<'v>(
+    device: &'v Device,
+    stream: &'v CudaStream,
+    dsink: &'v mut dyn DevicePtrMut<f32>,
+) -> Result<(TensorViewMut<'v>, SyncOnDrop<'v>)> {
+    let len = dsink.len();
+    let (address, guard) = dsink.device_ptr_mut(stream);
+    // SAFETY: as for the other gradients.
+    let view = unsafe { TensorViewMut::from_raw(device, address, len, [len], [1], DType::F32) }?;
+    Ok((view, guard))
 }
 
 /// A gradient as ferroflash knows it, and the guard of its slice.

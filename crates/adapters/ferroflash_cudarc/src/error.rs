@@ -42,6 +42,11 @@ pub enum Error {
         /// Its name.
         program: String,
     },
+    /// The options carry sinks that are a view already: nothing is known here of who writes them, and on which stream.
+    #[error(
+        "the sinks are a view already; sinks that are a slice are accepted (`ferroflash_cudarc::Options::with_sink`)"
+    )]
+    SinkElsewhere,
     /// The stream could not be made to wait for earlier work on the tensors, or an earlier call of cudarc that has no result of its own
     /// (that of a `Drop`) left this error.
     #[error("cudarc: {0}")]

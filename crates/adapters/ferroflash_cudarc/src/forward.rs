@@ -113,7 +113,7 @@ fn with_tensors<T: Element, R>(
     options.check(stream)?;
 
     let guarded = options.guard(stream);
-    let program = guarded.bind(&device)?;
+    let bound = guarded.bind(&device)?;
     let inputs = [q, k, v].map(|view| view.data.device_ptr(stream));
     let [q, k, v] = [(q, &inputs[0]), (k, &inputs[1]), (v, &inputs[2])].map(|(view, &(address, _))| {
         let (len, View { shape, strides, .. }) = (view.data.len(), view);
@@ -140,7 +140,7 @@ fn with_tensors<T: Element, R>(
     // that called it, which matters for the stream of the thread. Tensors of ferroflash's own, which a stream that waits for nothing else
     // would be a danger to, are not used.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
-    let attention = guarded.attention(program.as_ref());
+    let attention = guarded.attention(&bound);
     let result = call(&attention, &stream, &q, &k, &v, &mut out, lse_view.as_mut())?;
     drop((inputs, lse, guarded));
     Ok(result)

@@ -1,6 +1,6 @@
 //! The backward pass over packed sequences.
 
-use crate::backward::{BackwardInputs, Gradients};
+use crate::backward::{BackwardInputs, Gradients, written_sink};
 use crate::forward::{check_context, device};
 use crate::sequences::{PackedRows, axes};
 use crate::{Options, Result, View, ViewMut};
@@ -29,7 +29,7 @@ pub fn backward_packed<'a, T: Element>(
 ) -> Result<()> {
     let device = device(stream.context())?;
     let BackwardInputs { q, k, v, out, lse, dout, dlse } = inputs;
-    let Gradients { mut dq, mut dk, mut dv } = gradients;
+    let Gradients { mut dq, mut dk, mut dv, dsink } = gradients;
     let read = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::Out, out), (Operand::Dout, dout)];
     for (operand, view) in read {
         check_context(operand, view.data.stream(), stream)?;
@@ -49,12 +49,15 @@ pub fn backward_packed<'a, T: Element>(
     for (operand, view) in [(Operand::Dq, &dq), (Operand::Dk, &dk), (Operand::Dv, &dv)] {
         check_context(operand, view.data.stream(), stream)?;
     }
+    if let Some(dsink) = &dsink {
+        check_context(Operand::Dsink, dsink.stream(), stream)?;
+    }
     let options = options.into();
     options.check(stream)?;
 
     // The guards order the call with earlier and later work on the slices; they are held until it has returned.
     let guarded = options.guard(stream);
-    let program = guarded.bind(&device)?;
+    let bound = guarded.bind(&device)?;
     let guards = read.map(|(_, view)| view.data.device_ptr(stream));
     let row_guards = [Some(lse), dlse].map(|rows| rows.map(|rows| (rows.device_ptr(stream), rows.len())));
     let number_guards =
@@ -89,6 +92,7 @@ pub fn backward_packed<'a, T: Element>(
     let (dq_view, _dq_guard) = written(&device, stream, &mut dq)?;
     let (dk_view, _dk_guard) = written(&device, stream, &mut dk)?;
     let (dv_view, _dv_guard) = written(&device, stream, &mut dv)?;
+    let (dsink_view, _dsink_guard) = dsink.map(|dsink| written_sink(&device, stream, dsink)).transpose()?.unzip();
     // The waits above have no result of their own.
     stream.context().check_err()?;
 
@@ -96,7 +100,8 @@ pub fn backward_packed<'a, T: Element>(
     // returns.
     let stream = unsafe { Stream::from_raw(&device, stream.cu_stream().cast()) };
     let mut into = GradientsViewMut::new(dq_view, dk_view, dv_view);
-    let attention = guarded.attention(program.as_ref());
+    into.dsink = dsink_view;
+    let attention = guarded.attention(&bound);
     let (q, k, v, out) = (q_view?, k_view?, v_view?, out_view?);
     attention
         .backward_packed_into(&stream, &q, &k, &v, &out, &lse_view, upstream, &q_rows, &kv_rows, &mut into)

@@ -4,21 +4,41 @@ use crate::forward::check_context;
 use crate::{Error, Result};
 use cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
 use ferroflash::score::{BoundProgram, ScoreProgram};
-use ferroflash::{Attention, Device, Dims, Element, IndicesView, Operand, TensorView};
+use ferroflash::{Attention, DType, Device, Dims, Element, IndicesView, Operand, TensorView};
 use std::fmt;
 use std::sync::Arc;
 
-/// The options of a call: those of ferroflash, which a reference to an [`Attention`] is enough for, and what a program on scores reads.
-#[derive(Clone, Copy, Debug)]
+/// The options of a call: those of ferroflash, which a reference to an [`Attention`] is enough for, what a program on scores reads, and sinks.
+#[derive(Clone, Copy)]
 pub struct Options<'a> {
     attention: &'a Attention<'a>,
     program: Option<&'a Program<'a>>,
+    sink: Option<&'a dyn DevicePtr<f32>>,
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Options { attention, program, sink } = self;
+        let sinks = sink.map(|sink| sink.len());
+        f.debug_struct("Options")
+            .field("attention", attention)
+            .field("program", program)
+            .field("sinks", &sinks)
+            .finish()
+    }
 }
 
 impl<'a> Options<'a> {
-    /// These options, without a program.
+    /// These options, without a program and without sinks.
     pub fn new(attention: &'a Attention<'a>) -> Options<'a> {
-        Options { attention, program: None }
+        Options { attention, program: None, sink: None }
+    }
+
+    /// Gives every query head a sink: see [`Attention::with_sink`]. The slice has one number for each query head; it is waited for, and the call
+    /// is recorded in it, as in the tensors of attention itself.
+    pub fn with_sink(mut self, sink: &'a impl DevicePtr<f32>) -> Options<'a> {
+        self.sink = Some(sink);
+        self
     }
 
     /// Has scores pass through a program: see [`Attention::with_program`]. Its tensors are waited for, and the call is recorded in them, as
@@ -201,6 +221,12 @@ impl<'a> Options<'a> {
             let program = bound.program();
             program.bind(&[]).map_err(|_| Error::BoundElsewhere { program: program.name().to_owned() })?;
         }
+        if self.attention.sink.is_some() {
+            return Err(Error::SinkElsewhere);
+        }
+        if let Some(sink) = self.sink {
+            check_context(Operand::Sink, sink.stream(), stream)?;
+        }
         let tensors = self.program.into_iter().flat_map(|program| &program.tensors).enumerate();
         for (i, (_, tensor)) in tensors {
             check_context(Operand::ProgramTensor(i), tensor.data.stream(), stream)?;
@@ -208,22 +234,41 @@ impl<'a> Options<'a> {
         Ok(())
     }
 
-    /// The slices of the program with their guards, which order a call with earlier and later work on them.
+    /// The slices of program and sinks with their guards, which order a call with earlier and later work on them.
     pub(crate) fn guard(&self, stream: &'a CudaStream) -> Guarded<'a> {
         let tensors = self.program.into_iter().flat_map(|program| &program.tensors);
-        Guarded { options: *self, guards: tensors.map(|(_, tensor)| tensor.data.guard(stream)).collect() }
+        Guarded {
+            options: *self,
+            guards: tensors.map(|(_, tensor)| tensor.data.guard(stream)).collect(),
+            sink: self.sink.map(|sink| sink.device_ptr(stream)),
+        }
     }
 }
 
-/// Options while the guards of the program's slices are held.
+/// Options while the guards of their slices are held.
 pub(crate) struct Guarded<'a> {
     options: Options<'a>,
     guards: Vec<(u64, SyncOnDrop<'a>)>,
+    sink: Option<(u64, SyncOnDrop<'a>)>,
+}
+
+/// What [`Guarded::bind`] makes: program and sinks as ferroflash knows them.
+pub(crate) struct Bound<'d> {
+    program: Option<BoundProgram<'d>>,
+    sink: Option<TensorView<'d>>,
 }
 
 impl<'a> Guarded<'a> {
-    /// The program with its tensors, which are in the primary context of `device`: [`Options::check`] has seen to that.
-    pub(crate) fn bind<'d>(&self, device: &'d Device) -> Result<Option<BoundProgram<'d>>> {
+    /// Program and sinks with their tensors, which are in the primary context of `device`: [`Options::check`] has seen to that.
+    pub(crate) fn bind<'d>(&self, device: &'d Device) -> Result<Bound<'d>> {
+        let sink = self.options.sink.zip(self.sink.as_ref()).map(|(slice, &(address, _))| {
+            // SAFETY: the slice has that many numbers from the address on; it is borrowed for this call, and its guard is held.
+            unsafe { TensorView::from_raw(device, address, slice.len(), [slice.len()], [1], DType::F32) }
+        });
+        Ok(Bound { program: self.program(device)?, sink: sink.transpose()? })
+    }
+
+    fn program<'d>(&self, device: &'d Device) -> Result<Option<BoundProgram<'d>>> {
         let Some(Program { program, tensors }) = self.options.program else { return Ok(None) };
         let views = tensors.iter().zip(&self.guards).map(|((name, tensor), &(address, _))| {
             // SAFETY: the slice is borrowed for this call, and its guard, which gave the address, is held.
@@ -235,10 +280,12 @@ impl<'a> Guarded<'a> {
     }
 
     /// The options, with what [`Self::bind`] made.
-    pub(crate) fn attention<'b>(&self, program: Option<&'b BoundProgram<'b>>) -> Attention<'b>
+    pub(crate) fn attention<'b>(&self, bound: &'b Bound<'b>) -> Attention<'b>
     where
         'a: 'b,
     {
-        program.map_or(*self.options.attention, |program| self.options.attention.with_program(program))
+        let attention: Attention<'b> = *self.options.attention;
+        let attention = bound.program.as_ref().map_or(attention, |program| attention.with_program(program));
+        bound.sink.as_ref().map_or(attention, |sink| attention.with_sink(sink))
     }
 }

@@ -402,8 +402,8 @@ impl<T: Element> Call<'_, T> {
         options.check(stream)?;
 
         let of_program = options.guard(stream);
-        let program = of_program.bind(&device)?;
-        let attention = of_program.attention(program.as_ref());
+        let bound = of_program.bind(&device)?;
+        let attention = of_program.attention(&bound);
         let guarded = inputs.guard(&device, stream);
         let (mut out, _out_guard) = written(&device, stream, out, is_packed)?;
         let lse = lse.map(|lse| (lse.len(), lse.device_ptr_mut(stream)));

@@ -39,7 +39,7 @@ impl Slices {
         let inputs = BackwardInputs { q, k, v, out, lse, dout, dlse: Some(dlse) };
         let [dq, dk, dv] =
             self.written.each_mut().map(|slice| ViewMut::contiguous(slice, SHAPE, Layout::Bshd).unwrap());
-        backward(&Attention::new().causal(), stream, inputs, Gradients { dq, dk, dv })
+        backward(&Attention::new().causal(), stream, inputs, Gradients { dq, dk, dv, dsink: None })
     }
 }
 

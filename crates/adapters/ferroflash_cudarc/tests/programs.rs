@@ -77,7 +77,7 @@ impl Slices {
         let Slices { read, written, lse, starts } = self;
         let [q, k, v, out, dout] = read.each_ref().map(view);
         let [dq, dk, dv] = written.each_mut().map(|slice| ViewMut::contiguous(slice, SHAPE, Layout::Bshd).unwrap());
-        (BackwardInputs { q, k, v, out, lse, dout, dlse: None }, Gradients { dq, dk, dv }, starts)
+        (BackwardInputs { q, k, v, out, lse, dout, dlse: None }, Gradients { dq, dk, dv, dsink: None }, starts)
     }
 
     fn backward(options: Options<'_>, slices: &mut Slices, stream: &CudaStream) -> Result<(), Error> {
@@ -267,6 +267,61 @@ fn gradients() {
                 call(options, &mut slices, &stream).unwrap();
                 assert!(count("launch") > before);
             }
+        }
+    });
+}
+
+/// Sinks are waited for and noted like any other slice that is read, and their gradient like any that is written.
+#[test]
+fn guards_of_sinks_are_held_over_the_launches() {
+    with_driver(&[], &[], || {
+        let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+        let mut slices = Slices::new(&stream);
+        let sink = stream.alloc_zeros::<f32>(4).unwrap();
+        let attention = Attention::new().causal();
+        for call in FORWARD.into_iter().chain(BACKWARD) {
+            let plain = waits_and_records(call, Options::new(&attention), &mut slices, &stream);
+            let found = waits_and_records(call, Options::new(&attention).with_sink(&sink), &mut slices, &stream);
+            assert_eq!(found, plain.map(|events| events + 1));
+        }
+        let mut dsink = stream.alloc_zeros::<f32>(4).unwrap();
+        let options = Options::new(&attention).with_sink(&sink);
+        let launches = |run: &mut dyn FnMut() -> Result<(), Error>| {
+            let start = log().len();
+            run().unwrap();
+            log()[start..].iter().filter(|line| line.starts_with("launch")).count()
+        };
+        let without = launches(&mut || Slices::backward(options, &mut slices, &stream));
+        let with = launches(&mut || {
+            let (inputs, gradients, _) = slices.inputs();
+            backward(options, &stream, inputs, Gradients { dsink: Some(&mut dsink), ..gradients })
+        });
+        assert_eq!(with, without + 1);
+        let with = launches(&mut || {
+            let (inputs, gradients, starts) = slices.inputs();
+            let rows = PackedRows::new(Numbers::new(starts));
+            backward_packed(options, &stream, inputs, rows, rows, Gradients { dsink: Some(&mut dsink), ..gradients })
+        });
+        assert_eq!(with, launches(&mut || Slices::backward_packed(options, &mut slices, &stream)) + 1);
+    });
+}
+
+/// Sinks of another length are refused, and so are those that nothing is known of here.
+#[test]
+fn sinks_that_do_not_fit_are_refused() {
+    with_driver(&[], &[], || {
+        let stream = CudaContext::new(0).unwrap().new_stream().unwrap();
+        let mut slices = Slices::new(&stream);
+        let three = stream.alloc_zeros::<f32>(3).unwrap();
+        let ours = device(stream.context()).unwrap();
+        let elsewhere = Tensor::zeros(&ours, ferroflash::DType::F32, [4], Layout::RowMajor).unwrap();
+        let plain = Attention::new();
+        let bound = plain.with_sink(&elsewhere.view());
+        for call in FORWARD.into_iter().chain(BACKWARD) {
+            let error = call(Options::new(&plain).with_sink(&three), &mut slices, &stream).unwrap_err();
+            assert_eq!(error.to_string(), "sink has shape [3]; [4] is accepted, a number for each query head");
+            let error = call(Options::new(&bound), &mut slices, &stream).unwrap_err();
+            assert!(matches!(error, Error::SinkElsewhere), "{error:?}");
         }
     });
 }

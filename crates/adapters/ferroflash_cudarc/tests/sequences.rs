@@ -89,7 +89,7 @@ impl Slices {
         let inputs = BackwardInputs { q, k, v, out, lse: &self.lse, dout: q, dlse: Some(&self.lse) };
         let [dq, dk, dv] =
             self.gradients.each_mut().map(|slice| ViewMut::contiguous(slice, Self::packed(), Layout::Bshd).unwrap());
-        let gradients = Gradients { dq, dk, dv };
+        let gradients = Gradients { dq, dk, dv, dsink: None };
         backward_packed(&Attention::new().causal(), stream, inputs, q_rows, kv_rows, gradients)
     }
 

@@ -6,19 +6,21 @@ use super::options::Attention;
 use super::problem::{Problem, Sequences, Sizes};
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
-use crate::error::{Error, Result, Unsupported};
+use crate::error::{Error, Operand, Result, Unsupported};
 use crate::tensor::{HeadsView, Layout, LseShape, LseView, Tensor, TensorView, TensorViewMut};
-use inputs::Inputs;
+use inputs::{Inputs, Outputs, Views};
+use kernel_spec::DType;
 use plan::BackwardPlan;
 use std::ffi::c_void;
 use std::iter;
-use tensors::Tensors;
+use tensors::{Beside, Tensors};
 
 mod fused;
 mod inputs;
 mod naive;
 mod packed;
 pub(super) mod plan;
+mod sinks;
 mod tensors;
 
 /// What comes back to the backward pass: the gradients of a number with respect to what the forward pass gave. A view of the
@@ -62,6 +64,8 @@ pub struct Gradients {
     pub dk: Tensor,
     /// With respect to v, likewise.
     pub dv: Tensor,
+    /// With respect to the sinks, `f32 [q_heads]`, where the call has any: see [`Attention::with_sink`].
+    pub dsink: Option<Tensor>,
     /// What was launched.
     pub plan: BackwardPlan,
 }
@@ -76,12 +80,26 @@ pub struct GradientsViewMut<'a> {
     pub dk: TensorViewMut<'a>,
     /// With respect to v, of its shape.
     pub dv: TensorViewMut<'a>,
+    /// With respect to the sinks, contiguous `f32 [q_heads]`; `None` where it is not wanted, which saves its launch.
+    pub dsink: Option<TensorViewMut<'a>>,
 }
 
 impl<'a> GradientsViewMut<'a> {
     /// Memory for the three of them.
     pub fn new(dq: TensorViewMut<'a>, dk: TensorViewMut<'a>, dv: TensorViewMut<'a>) -> Self {
-        GradientsViewMut { dq, dk, dv }
+        GradientsViewMut { dq, dk, dv, dsink: None }
+    }
+
+    /// Sets the memory for the gradient with respect to the sinks.
+    pub fn with_dsink(mut self, dsink: TensorViewMut<'a>) -> Self {
+        self.dsink = Some(dsink);
+        self
+    }
+
+    /// All of it, for checks.
+    fn views(&self) -> Views<'_> {
+        let GradientsViewMut { dq, dk, dv, dsink } = self;
+        Views { tensors: [dq.view(), dk.view(), dv.view()], dsink: dsink.as_ref().map(TensorViewMut::view) }
     }
 }
 
@@ -124,7 +142,8 @@ impl Attention<'_> {
         }
         let sizes = problem.sizes()?;
         sizes.validate()?;
-        plan::plan(self, device.info(), &sizes, &Tensors::contiguous(&sizes), false)
+        let beside = Beside { dlse: false, dsink: self.sink.is_some() };
+        plan::plan(self, device.info(), &sizes, &Tensors::contiguous(&sizes), beside)
     }
 
     /// [`Attention::backward_plan`] for the tensors of a call, whose strides and addresses are looked at; `into` as of
@@ -145,8 +164,7 @@ impl Attention<'_> {
     ) -> Result<BackwardPlan> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         let Some(into) = into else { return call.plan(self, None) };
-        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        call.plan(self, Some(&call.outputs(self, [&dq, &dk, &dv])?))
+        call.plan(self, Some(&call.outputs(self, &into.views())?))
     }
 
     /// Computes the gradients of a number with respect to q, k and v, given those with respect to what [`Attention::forward`] made of
@@ -163,6 +181,11 @@ impl Attention<'_> {
     /// its sums are added in any order: see [`BackwardPlan::deterministic`], and [`Attention::deterministic`] for sums in order, whose bits
     /// are equal on GPUs with as many multiprocessors.
     ///
+    /// # Sinks
+    /// `lse` is that of the forward pass, with the sinks, so that every kernel takes calls with them. Their gradient,
+    /// `-sum e^(sink - lse) (sum(dout out) - dlse)` over the rows of a head and the batch, is a launch more: [`Gradients::dsink`].
+    ///
+    /// # Rows without keys
     /// A row whose log-sum-exp is minus infinity, because it sees no key, gives nothing and gets 0; plus infinity means the same, as other
     /// programs write it. A key that no row sees gets 0.
     ///
@@ -210,8 +233,10 @@ impl Attention<'_> {
         let new = |of: &HeadsView<'_>| Tensor::uninit(q.device(), q.dtype(), of.shape(), of.memory_order());
         let inputs = &call.inputs;
         let (dq, dk, dv) = (new(&inputs.q)?, new(&inputs.k)?, new(&inputs.v)?);
-        inputs.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address), iter::empty())?;
-        Ok(Gradients { dq, dk, dv, plan })
+        let dsink = inputs.new_dsink(self)?;
+        let others = dsink.iter().map(|dsink| (Operand::Dsink, dsink.address()));
+        inputs.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address), others)?;
+        Ok(Gradients { dq, dk, dv, dsink, plan })
     }
 
     /// [`Attention::backward`] into `into`, on `stream`.
@@ -234,14 +259,14 @@ impl Attention<'_> {
     ) -> Result<()> {
         let call = Call::read(q, k, v, out, lse, &gradients.into())?;
         q.device().check_stream(stream)?;
-        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        call.run(self, stream.raw(), [&dq, &dk, &dv])
+        call.run(self, stream.raw(), &into.views())
     }
 
     /// The backward pass on addresses and a stream of another framework: the entry for bindings.
     ///
     /// `stream` is a `CUstream` of the primary context of `device` (null for the default stream; on the emulator always null); `lse` and
-    /// `dlse`, which may be absent, are addresses of contiguous `f32 [batch, q_heads, q_rows]`. Returns before the work is done.
+    /// `dlse`, which may be absent, are addresses of contiguous `f32 [batch, q_heads, q_rows]`, `dsink`, which may be too, of `f32 [q_heads]`.
+    /// Returns before the work is done.
     ///
     /// # Errors
     /// As [`Attention::backward_into`], and [`Error::MisalignedAddress`](crate::Error::MisalignedAddress).
@@ -266,6 +291,7 @@ impl Attention<'_> {
         dq: RawTensor,
         dk: RawTensor,
         dv: RawTensor,
+        dsink: Option<u64>,
     ) -> Result<()> {
         // SAFETY: the caller vouches for the stream.
         let stream = unsafe { Stream::from_raw(device, stream) };
@@ -285,7 +311,10 @@ impl Attention<'_> {
         let (q, k, v, out) = (of_q(q)?, of_k(k)?, of_k(v)?, of_q(out)?);
         let gradients = OutputGradients { dout: of_q(dout)?, dlse: dlse.map(of_rows).transpose()? };
         let call = Call::read(&q, &k, &v, &out, &of_rows(lse)?, &gradients)?;
-        call.run(self, stream.raw(), [&of_q(dq)?, &of_k(dk)?, &of_k(dv)?])
+        // SAFETY: see above.
+        let of_heads = |address| unsafe { TensorView::from_raw(device, address, q_heads, [q_heads], [1], DType::F32) };
+        let tensors = [of_q(dq)?, of_k(dk)?, of_k(dv)?];
+        call.run(self, stream.raw(), &Views { tensors, dsink: dsink.map(of_heads).transpose()? })
     }
 }
 
@@ -310,26 +339,26 @@ impl<'a> Call<'a> {
         Ok(Call { inputs: Inputs::read([q, k, v], [out, dout], lse, dlse.as_ref())?, sizes })
     }
 
-    /// Checks the gradients, of q, k and v, against the inputs and each other.
-    fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
-        let [dq, dk, dv] = views.map(|view| view.as_heads(Layout::Bshd));
-        let outputs = [dq?, dk?, dv?];
+    /// Checks the gradients against the inputs and each other.
+    fn outputs<'o>(&self, attention: &Attention<'_>, views: &Views<'o>) -> Result<Outputs<'o>> {
+        let [dq, dk, dv] = views.tensors.map(|view| view.as_heads(Layout::Bshd));
+        let outputs = Outputs { tensors: [dq?, dk?, dv?], dsink: views.dsink };
         self.inputs.check_gradients(attention, &outputs, iter::empty())?;
         Ok(outputs)
     }
 
     /// The plan for these tensors. Without `outputs` they are new tensors.
-    fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
-        let Inputs { q, dlse, .. } = &self.inputs;
-        check::check_program(attention, q)?;
+    fn plan(&self, attention: &Attention, outputs: Option<&Outputs<'_>>) -> Result<BackwardPlan> {
+        let Inputs { q, .. } = &self.inputs;
+        check::check_options(attention, q)?;
         let tensors = self.inputs.placed(outputs, |of| of.memory_order());
-        plan::plan(attention, q.device().info(), &self.sizes, &tensors, dlse.is_some())
+        plan::plan(attention, q.device().info(), &self.sizes, &tensors, self.inputs.beside(attention, outputs))
     }
 
     /// The gradients into these tensors.
-    fn run(&self, attention: &Attention<'_>, stream: RawStream, views: [&TensorView<'_>; 3]) -> Result<()> {
+    fn run(&self, attention: &Attention<'_>, stream: RawStream, views: &Views<'_>) -> Result<()> {
         let outputs = self.outputs(attention, views)?;
         let plan = self.plan(attention, Some(&outputs))?;
-        self.inputs.launch(attention, stream, &plan, outputs.each_ref().map(|output| output.address()), iter::empty())
+        self.inputs.launch(attention, stream, &plan, outputs.addresses(), outputs.dsink_operand())
     }
 }

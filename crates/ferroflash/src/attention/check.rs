@@ -118,7 +118,7 @@ pub(super) fn check_overlaps(
     let out = (Operand::Out, footprint(out));
     let check = |outputs: &[(Operand, Footprint)]| {
         check_apart(outputs, &inputs)?;
-        check_program_apart(attention, outputs)
+        check_options_apart(attention, outputs)
     };
     match lse {
         Some((address, sizes)) => check(&[out, (Operand::Lse, row_footprint(address, sizes))]),
@@ -126,14 +126,22 @@ pub(super) fn check_overlaps(
     }
 }
 
-/// Whether the tensors of a program are where q is.
-pub(super) fn check_program(attention: &Attention<'_>, q: &HeadsView<'_>) -> Result<()> {
+/// Whether the tensors that options bring along, of a program and sinks, are where q is.
+pub(super) fn check_options(attention: &Attention<'_>, q: &HeadsView<'_>) -> Result<()> {
+    if let Some(sink) = attention.sink {
+        check_same_device(q, Operand::Sink, sink.device())?;
+    }
     let Some(program) = attention.changing_program() else { return Ok(()) };
     program.devices().try_for_each(|(name, device)| check_same_device(q, name, device))
 }
 
-/// That nothing of what a call writes is what its program reads.
-pub(super) fn check_program_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
+/// That nothing of what a call writes is what its program reads, or its sinks.
+pub(super) fn check_options_apart(attention: &Attention<'_>, written: &[(Operand, Footprint)]) -> Result<()> {
+    if let Some(sink) = attention.sink.map(|sink| Footprint::of(sink.geometry(), sink.address()))
+        && let Some((output, _)) = written.iter().find(|(_, memory)| memory.overlaps(&sink))
+    {
+        return Err(Error::OutputOverlaps { output: *output, other: Operand::Sink });
+    }
     let Some(program) = attention.changing_program() else { return Ok(()) };
     for (output, memory) in written {
         if let Some((name, _)) = program.footprints().find(|(_, read)| memory.overlaps(read)) {

@@ -254,7 +254,7 @@ impl<'a> Inputs<'a> {
 
     /// The plan for these tensors. Without `out` it is a new tensor.
     fn plan(&self, attention: &Attention<'_>, out: Option<&HeadsView<'_>>) -> Result<Plan> {
-        check::check_program(attention, &self.q)?;
+        check::check_options(attention, &self.q)?;
         let new = || Placed::contiguous(self.q.shape(), self.q.memory_order(), self.q.dtype());
         let tensors = Tensors {
             q: Placed::of(&self.q),
@@ -279,9 +279,9 @@ impl<'a> Inputs<'a> {
         let [q, k, v] = inputs.map(|(operand, view)| (operand, view.address()));
         let out = (Operand::Out, out);
         let run = |operands: &[_]| run(self.q.device(), stream, &plan.steps, &plan.buffers, operands);
-        if let Some(program) = attention.changing_program() {
+        if attention.changing_program().is_some() || attention.sink.is_some() {
             let lse = lse.map(|lse| (Operand::Lse, lse));
-            let tensors = [q, k, v, out].into_iter().chain(lse).chain(program.operands());
+            let tensors = [q, k, v, out].into_iter().chain(lse).chain(attention.operands());
             return run(&tensors.collect::<Vec<_>>());
         }
         match lse {

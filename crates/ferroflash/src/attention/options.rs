@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, Unsupported};
 use crate::score::BoundProgram;
+use crate::tensor::TensorView;
 use kernel_spec::{Kernel, Mask, Variant};
 
 /// Which kernel computes the result. All give the same result up to rounding.
@@ -44,7 +45,8 @@ impl From<Kernel> for KernelChoice {
 ///
 /// Shapes: q and out `[batch, q_rows, q_heads, head_dim]`, k and v `[batch, kv_rows, kv_heads, head_dim]` with `q_heads` a multiple
 /// of `kv_heads` (query head `h` reads key-value head `h / (q_heads / kv_heads)`), and `head_dim` a multiple of 8 up to 256. Scores,
-/// softmax and sums are `f32` for every element type. A row that sees no key gives 0, and minus infinity as its log-sum-exp.
+/// softmax and sums are `f32` for every element type. A row that sees no key gives 0, and minus infinity as its log-sum-exp, or its
+/// [sink](Attention::with_sink).
 ///
 /// ```
 /// # #[cfg(feature = "emulator")] {
@@ -72,6 +74,8 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// What scores pass through, scaled and bounded, before keys are hidden. The log-sum-exp is that of the scores that come out.
     pub program: Option<&'a BoundProgram<'a>>,
+    /// Sinks of the query heads, see [`Attention::with_sink`].
+    pub sink: Option<TensorView<'a>>,
     /// Which kernel computes it.
     pub kernel: KernelChoice,
     /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
@@ -90,6 +94,7 @@ impl Default for Attention<'_> {
             scale: None,
             softcap: None,
             program: None,
+            sink: None,
             kernel: KernelChoice::Auto,
             lse: false,
             deterministic: false,
@@ -137,6 +142,37 @@ impl<'a> Attention<'a> {
     /// do the portable and the naive kernels of the backward pass, without a softcap. There are no gradients of the program's tensors.
     pub fn with_program(mut self, program: &'a BoundProgram<'a>) -> Attention<'a> {
         self.program = Some(program);
+        self
+    }
+
+    /// Gives every query head a sink: a logit that takes part in the softmax of its rows and has no value, `f32 [q_heads]` on q's device, contiguous
+    /// and not multiplied by the scale. A row with scores `s_j` gives `sum_j e^(s_j) v_j / (sum_j e^(s_j) + e^sink)`, and the logarithm of that
+    /// denominator as its log-sum-exp. (`learnable_sink` of FlashAttention-4, `s_aux` of vLLM.)
+    ///
+    /// A row that sees no key gives 0, and the sink as its log-sum-exp. A sink of minus infinity leaves every bit as it is without sinks. Plus
+    /// infinity, or NaN, makes the log-sum-exp of the head's rows NaN, and the output of those that see a key: as of a score, the softmax of
+    /// it is not defined. From 2e38 on, a sink may count as plus infinity.
+    ///
+    /// The numbers are read on the device when the call runs, and belong to nothing but the call. Every kernel takes them, uniform, packed and
+    /// cached sequences alike, with any mask, softcap and program; where the keys are split, the sink is in the sum once. Parts that
+    /// [`merge`](crate::merge) puts together would each bring it: at most one of them is to have it.
+    ///
+    /// ```
+    /// # #[cfg(feature = "emulator")] {
+    /// use ferroflash::{Attention, DType, Device, Layout, Shape, Tensor};
+    /// let device = Device::emulator()?;
+    /// let q = Tensor::zeros(&device, DType::F32, Shape::new(1, 1, 2, 8), Layout::Bshd)?;
+    /// let v = Tensor::from_slice(&device, &[1f32; 3 * 2 * 8], Shape::new(1, 3, 2, 8), Layout::Bshd)?;
+    /// let sink = Tensor::from_slice(&device, &[f32::NEG_INFINITY, 0.0], [2], Layout::RowMajor)?;
+    /// let output = Attention::new().with_sink(&sink.view()).forward(&q.view(), &v.view(), &v.view())?;
+    /// // Three scores of 0: the sink of the second head takes a quarter of the weight.
+    /// let out = output.out.to_vec::<f32>()?;
+    /// assert!((out[0] - 1.0).abs() < 1e-6 && (out[8] - 0.75).abs() < 1e-6);
+    /// # }
+    /// # Ok::<(), ferroflash::Error>(())
+    /// ```
+    pub fn with_sink(mut self, sink: &TensorView<'a>) -> Attention<'a> {
+        self.sink = Some(*sink);
         self
     }
 

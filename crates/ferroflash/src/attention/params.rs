@@ -8,9 +8,11 @@ use crate::plan::{Binding, Buffer, Params};
 use crate::score::{BoundProgram, Word};
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS, WRAPPED};
-use kernel_spec::families::backward::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
+use kernel_spec::families::backward::{
+    BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams, SinkParams,
+};
 use kernel_spec::families::blocks::{ClassesParams, ListsParams};
-use kernel_spec::families::forward::features::{BLOCKS, FIRST_WORD};
+use kernel_spec::families::forward::features::{BLOCKS, FIRST_WORD, SINK};
 use kernel_spec::families::merge::{MergeParams, PartParams};
 use kernel_spec::families::sequences::{
     AppendParams, PagesParams, SequenceTable, SequencesParams, SplitV3Params, TilesParams,
@@ -129,7 +131,7 @@ impl Params {
         let params = tensor(params, offset_of!(ForwardParams, k.address), Operand::K, inputs);
         let params = tensor(params, offset_of!(ForwardParams, v.address), Operand::V, inputs);
         let params = tensor(params, offset_of!(ForwardParams, out.address), Operand::Out, out);
-        let params = params.with_program(offset, request);
+        let params = params.with_options(offset, request);
         if !request.attention.lse {
             return params;
         }
@@ -139,9 +141,16 @@ impl Params {
 }
 
 impl Params {
-    /// The addresses of the tensors that a program reads, in the [`ForwardParams`] that start at `offset`.
-    pub(super) fn with_program(self, offset: usize, request: &Request<'_>) -> Params {
-        self.with_program_words(offset + offset_of!(ForwardParams, features), request.attention)
+    /// The addresses of the sinks and of the tensors that a program reads, in the [`ForwardParams`] that start at `offset`.
+    pub(super) fn with_options(self, offset: usize, request: &Request<'_>) -> Params {
+        let features = offset + offset_of!(ForwardParams, features);
+        let params = self.with_program_words(features, request.attention);
+        if request.attention.sink.is_none() {
+            return params;
+        }
+        // Behind the set.
+        let slot = features + (1 + SINK as usize) * size_of::<u64>();
+        params.address(slot, Binding::Operand(Operand::Sink), DType::F32.bytes() as u64)
     }
 
     /// The same in a block of features at `offset`.
@@ -297,6 +306,7 @@ plain! {
         q, k, v, out, dout, dq, dk, dv, lse, dlse, statistics, sums, counters, sum_cols, q_rows, kv_rows, padded_rows, q_heads, group, dim_qk, dim_v,
         scale, scale_log2, lse_to_log2, band, aligned, dq_aligned, dkv_aligned, features
     }
+    SinkParams { table, lse, statistics, sink, dsink, q_rows, padded_rows, q_heads, unused, features }
     FusedParams { q, k, v, dout, schedule, backward }
     SequenceTable {
         q_starts, q_used, kv_starts, kv_used, kv_first, kv_entries, pages, table_stride, batch, kv_entry_count, new_starts, page_rows,

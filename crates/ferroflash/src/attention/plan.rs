@@ -23,6 +23,8 @@ pub struct Plan {
     pub softcap: Option<f32>,
     /// Name of the program that scores pass through, if there is one that changes them.
     pub program: Option<String>,
+    /// Whether query heads have sinks.
+    pub sink: bool,
     /// The algorithm.
     pub kernel: Kernel,
     /// The launches in order.
@@ -69,10 +71,10 @@ impl std::fmt::Display for Plan {
         if let Some(cap) = self.softcap {
             write!(f, ", softcap {cap}")?;
         }
-        match &self.program {
-            Some(name) => writeln!(f, ", program {name}")?,
-            None => writeln!(f)?,
+        if let Some(name) = &self.program {
+            write!(f, ", program {name}")?;
         }
+        writeln!(f, "{}", if self.sink { ", sinks" } else { "" })?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
         }
@@ -113,6 +115,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     blocks::check(attention, sizes)?;
+    attention.check_sink(sizes.q_heads)?;
     let keys_per_row = choose::keys_per_row(attention.mask, sizes);
     let request = Request { attention, sizes: *sizes, scale, softcap, keys_per_row, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
@@ -149,6 +152,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
         scale,
         softcap,
         program: program_name(attention),
+        sink: attention.sink.is_some(),
         kernel,
         steps,
         buffers,

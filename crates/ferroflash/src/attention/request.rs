@@ -5,7 +5,7 @@ use super::problem::Sizes;
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::{BLOCKS, MASK_ONLY, SOFTCAP};
+use kernel_spec::families::forward::features::{BLOCKS, MASK_ONLY, SINK, SOFTCAP};
 use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
@@ -93,6 +93,10 @@ impl Request<'_> {
                     features = features.with(MASK_ONLY, 0);
                 }
             }
+        }
+        if self.attention.sink.is_some() {
+            // The address is not known yet.
+            features = features.with(SINK, 0);
         }
         features
     }

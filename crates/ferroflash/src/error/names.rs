@@ -24,6 +24,10 @@ pub enum Operand {
     Dk,
     /// Gradient with respect to the values.
     Dv,
+    /// Sinks of the query heads.
+    Sink,
+    /// Gradient with respect to the sinks.
+    Dsink,
     /// First row of each packed sequence of q.
     QStarts,
     /// Rows of q in use.
@@ -74,6 +78,8 @@ impl std::fmt::Display for Operand {
             Operand::Dq => "dq",
             Operand::Dk => "dk",
             Operand::Dv => "dv",
+            Operand::Sink => "sink",
+            Operand::Dsink => "dsink",
             Operand::QStarts => "the starts of q",
             Operand::QUsed => "the rows of q in use",
             Operand::KvStarts => "the starts of k and v",

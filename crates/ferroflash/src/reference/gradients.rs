@@ -8,6 +8,8 @@
 //! ds_j  = p_j (dp_j - delta + dlse)         dx_j = ds_j ds/dx            ds/dx = scale (1 - tanh^2(scale x_j / cap)) program'
 //! dq   += dx_j k_j                          dk_j += dx_j q
 //! ```
+//!
+//! A sink is a score more, of a key without a value: `dsink += e^(sink - lse) (0 - delta + dlse)`.
 
 use rayon::prelude::*;
 
@@ -25,6 +27,8 @@ pub struct ReferenceGradients {
     pub dk: Vec<f64>,
     /// As `dk`.
     pub dv: Vec<f64>,
+    /// With respect to the sinks, `[q_head]`, summed over rows and batch; `None` without sinks.
+    pub dsink: Option<Vec<f64>>,
 }
 
 /// The gradients of the number with respect to the output and to the log-sum-exp.
@@ -50,6 +54,15 @@ struct HeadGradients {
     dq: Vec<f64>,
     dk: Vec<f64>,
     dv: Vec<f64>,
+    /// Of the group's sinks.
+    dsink: Vec<f64>,
+}
+
+/// What a row gives to the sums.
+struct RowTerms {
+    terms: Vec<Term>,
+    /// To the gradient of the sink.
+    dsink: f64,
 }
 
 /// How numbers are kept: all of them in f64, or sums in f32 and what is stored in the type of the tensors.
@@ -80,6 +93,7 @@ impl Inputs<'_> {
             dq: vec![0.0; self.q.len()],
             dk: vec![0.0; self.k.len()],
             dv: vec![0.0; self.k.len()],
+            dsink: self.has_sinks().then(|| vec![0.0; q_heads]),
         };
         // Heads lie inside of rows.
         let scatter = |to: &mut [f64], from: &[f64], index: usize, rows: usize, width: usize| {
@@ -92,6 +106,8 @@ impl Inputs<'_> {
             scatter(&mut result.dq, &head.dq, index, q_rows, group * head_dim);
             scatter(&mut result.dk, &head.dk, index, kv_rows, head_dim);
             scatter(&mut result.dv, &head.dv, index, kv_rows, head_dim);
+            let of_group = result.dsink.iter_mut().flat_map(|all| &mut all[index % kv_heads * group..][..group]);
+            of_group.zip(&head.dsink).for_each(|(sum, x)| *sum += x);
         }
         Ok(result)
     }
@@ -103,6 +119,7 @@ impl Inputs<'_> {
             dq: vec![0.0; q_rows * group * head_dim],
             dk: vec![0.0; kv_rows * head_dim],
             dv: vec![0.0; kv_rows * head_dim],
+            dsink: vec![0.0; group],
         };
         let add = |sums: &mut [f64], factor: f64, row: &[f64]| {
             for (sum, x) in sums.iter_mut().zip(row) {
@@ -118,10 +135,11 @@ impl Inputs<'_> {
                 let place = (row.batch * q_rows + q_row) * q_heads + row.q_head;
                 let dout = &upstream.dout[place * head_dim..][..head_dim];
                 let dlse = upstream.dlse.map_or(0.0, |dlse| dlse[(batch * q_heads + row.q_head) * q_rows + q_row]);
-                let terms = match precision {
+                let RowTerms { terms, dsink } = match precision {
                     Precision::Exact => self.terms_f64(row, dout, dlse),
                     Precision::Rounded => self.terms_rounded(row, dout, dlse),
                 };
+                add(&mut sums.dsink[of_group..][..1], 1.0, &[dsink]);
                 for Term { key, p, dx } in terms {
                     add(
                         &mut sums.dq[(q_row * group + of_group) * head_dim..][..head_dim],
@@ -141,8 +159,8 @@ impl Inputs<'_> {
         sums
     }
 
-    /// The terms of a row in `f64`; none if it sees no key.
-    fn terms_f64(&self, row: Row, dout: &[f64], dlse: f64) -> Vec<Term> {
+    /// The terms of a row in `f64`; none if it sees no key, but for the sink's.
+    fn terms_f64(&self, row: Row, dout: &[f64], dlse: f64) -> RowTerms {
         let mut out = vec![0.0; dout.len()];
         let lse = self.row_f64(row, &mut out);
         let q = self.q_row(row);
@@ -157,12 +175,15 @@ impl Inputs<'_> {
                 Term { key, p, dx: ds * slope * self.scale }
             })
         };
-        self.visible(row).filter_map(term).collect()
+        // The weight of the sink has no value: of its gradient, the average and the log-sum-exp are left.
+        let sink = self.sink(row);
+        let dsink = if sink == f64::NEG_INFINITY { 0.0 } else { (sink - lse).exp() * (dlse - delta) };
+        RowTerms { terms: self.visible(row).filter_map(term).collect(), dsink }
     }
 
     /// As a program in the tensors' type has them: scores in `f32`, probabilities and gradients of scores rounded before they meet a
     /// tensor, and the output that `delta` reads rounded as it was stored.
-    fn terms_rounded(&self, row: Row, dout: &[f64], dlse: f64) -> Vec<Term> {
+    fn terms_rounded(&self, row: Row, dout: &[f64], dlse: f64) -> RowTerms {
         let mut out = vec![0.0; dout.len()];
         let lse = self.row_rounded(row, &mut out) as f32;
         let (q, dtype) = (self.q_row(row), self.sizes.dtype);
@@ -177,7 +198,9 @@ impl Inputs<'_> {
                 Term { key, p: p.into(), dx: f64::from(ds * self.scale_f32) }
             })
         };
-        self.visible(row).filter_map(term).collect()
+        let sink = self.sink(row) as f32;
+        let dsink = if sink == f32::NEG_INFINITY { 0.0 } else { (sink - lse).exp() * (dlse as f32 - delta) };
+        RowTerms { terms: self.visible(row).filter_map(term).collect(), dsink: dsink.into() }
     }
 }
 

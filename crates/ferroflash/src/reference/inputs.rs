@@ -13,7 +13,8 @@ use rayon::prelude::*;
 pub struct ReferenceOutput {
     /// `[batch, q_row, q_head, dim]`.
     pub out: Vec<f64>,
-    /// Natural log-sum-exp of the scaled scores, `[batch, q_head, q_row]`; minus infinity for a row that sees no key.
+    /// Natural log-sum-exp of the scaled scores, and of the sink if there is one, `[batch, q_head, q_row]`; for a row that sees no key minus
+    /// infinity, or the sink.
     pub lse: Vec<f64>,
 }
 
@@ -40,6 +41,8 @@ pub(super) struct Inputs<'a> {
     /// Bound of the scores, if there is one.
     pub(super) softcap: Option<f32>,
     program: Option<Program>,
+    /// Sinks of the query heads, if there are any.
+    sinks: Option<Vec<f64>>,
     /// Number of the first batch entry, for programs.
     first_batch: usize,
 }
@@ -77,8 +80,10 @@ impl<'a> Inputs<'a> {
             let program = bound.program().clone();
             Ok::<_, Error>(Program { derivative: program.derivative(), program, tensors: bound.to_host()? })
         });
+        attention.check_sink(sizes.q_heads)?;
+        let sinks = attention.sink.map(|sink| sink.to_f64_vec()).transpose()?;
         let (mask, program) = (attention.mask, program.transpose()?);
-        Ok(Inputs { q, k, v, sizes, mask, scale, scale_f32, softcap, program, first_batch: 0 })
+        Ok(Inputs { q, k, v, sizes, mask, scale, scale_f32, softcap, program, sinks, first_batch: 0 })
     }
 
     /// The same, as batch entries from this one on.
@@ -175,6 +180,16 @@ impl<'a> Inputs<'a> {
         &tensor[start..start + head_dim]
     }
 
+    /// The sink of a row's head, minus infinity where there is none: a score more in the sum.
+    pub(super) fn sink(&self, row: Row) -> f64 {
+        self.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks[row.q_head])
+    }
+
+    /// Whether heads have sinks.
+    pub(super) fn has_sinks(&self) -> bool {
+        self.sinks.is_some()
+    }
+
     pub(super) fn visible(&self, row: Row) -> impl Iterator<Item = usize> {
         (0..self.sizes.kv_rows).filter(move |&kv_row| self.sees(row.q_row, kv_row))
     }
@@ -189,14 +204,15 @@ impl<'a> Inputs<'a> {
         // A key with a score of minus infinity is one that the row does not see.
         let (visible, scores): (Vec<usize>, Vec<f64>) =
             visible.iter().copied().zip(scores).filter(|&(_, score)| score != f64::NEG_INFINITY).unzip();
-        // A row that sees no key: no maximum, no sum, output 0.
+        let sink = self.sink(row);
+        // A row that sees no key: no sum but that of a sink, output 0.
         if scores.is_empty() {
             out.fill(0.0);
-            return f64::NEG_INFINITY;
+            return sink;
         }
-        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let max = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f64 = weights.iter().sum();
+        let sum: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
         out.fill(0.0);
         for (&j, weight) in visible.iter().zip(&weights) {
             for (o, v) in out.iter_mut().zip(self.kv_row(self.v, row, j)) {
@@ -225,13 +241,14 @@ impl<'a> Inputs<'a> {
         }
         let (visible, scores): (Vec<usize>, Vec<f32>) =
             visible.into_iter().zip(scores).filter(|&(_, score)| score != f32::NEG_INFINITY).unzip();
+        let sink = self.sink(row) as f32;
         if scores.is_empty() {
             out.fill(0.0);
-            return f64::NEG_INFINITY;
+            return sink.into();
         }
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = scores.iter().copied().fold(sink, f32::max);
         let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
-        let sum: f32 = weights.iter().sum();
+        let sum: f32 = weights.iter().sum::<f32>() + (sink - max).exp();
         let dtype = self.sizes.dtype;
         let mut accumulator = vec![0f32; out.len()];
         for (&j, weight) in visible.iter().zip(&weights) {

@@ -66,7 +66,7 @@ pub fn backward_sequences(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
-    each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
+    each_backward(tensors, dout, dlse, sequences, (sizes, attention), |[q, k, v], upstream, sizes, sequence| {
         let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         inputs.gradients(upstream, Precision::Exact)
     })
@@ -84,7 +84,7 @@ pub fn backward_sequences_rounded(
     sizes: Sizes,
     attention: &Attention,
 ) -> Result<ReferenceGradients> {
-    each_backward(tensors, dout, dlse, sequences, sizes, |[q, k, v], upstream, sizes, sequence| {
+    each_backward(tensors, dout, dlse, sequences, (sizes, attention), |[q, k, v], upstream, sizes, sequence| {
         let inputs = Inputs::new(q, k, v, &sizes.into(), attention)?.with_first_batch(sequence);
         inputs.gradients(upstream, Precision::Rounded)
     })
@@ -100,19 +100,24 @@ fn each_backward(
     dout: &[f64],
     dlse: Option<&[f64]>,
     sequences: &[SequenceRows],
-    sizes: Sizes,
+    (sizes, attention): (Sizes, &Attention),
     compute: impl Fn([&[f64]; 3], Upstream<'_>, Sizes, usize) -> Result<ReferenceGradients>,
 ) -> Result<ReferenceGradients> {
     let (q_row, kv_row) = (sizes.q_heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim);
     let tokens = q.len() / q_row;
     let nan = |like: &[f64]| vec![f64::NAN; like.len()];
-    let mut all = ReferenceGradients { dq: nan(q), dk: nan(k), dv: nan(v) };
+    let mut all = ReferenceGradients {
+        dq: nan(q),
+        dk: nan(k),
+        dv: nan(v),
+        dsink: attention.sink.map(|_| vec![0.0; sizes.q_heads]),
+    };
     for (sequence, SequenceRows { q: rows, kv }) in sequences.iter().enumerate() {
         let of_rows = rows.start * q_row..rows.end * q_row;
         let own = if rows.is_empty() {
             // Of no rows there is no problem to pose, and nothing in the sums.
             let nothing = vec![0.0; kv.len() * kv_row];
-            ReferenceGradients { dq: Vec::new(), dk: nothing.clone(), dv: nothing }
+            ReferenceGradients { dq: Vec::new(), dk: nothing.clone(), dv: nothing, dsink: None }
         } else {
             let (k, v) = (gather(k, kv, kv_row), gather(v, kv, kv_row));
             let dlse: Option<Vec<f64>> =
@@ -122,6 +127,9 @@ fn each_backward(
             compute([&q[of_rows.clone()], &k, &v], upstream, own, sequence)?
         };
         all.dq[of_rows].copy_from_slice(&own.dq);
+        for (sum, x) in all.dsink.iter_mut().flatten().zip(own.dsink.iter().flatten()) {
+            *sum += x;
+        }
         for (&row, (dk, dv)) in kv.iter().zip(own.dk.chunks_exact(kv_row).zip(own.dv.chunks_exact(kv_row))) {
             all.dk[row * kv_row..][..kv_row].copy_from_slice(dk);
             all.dv[row * kv_row..][..kv_row].copy_from_slice(dv);

@@ -27,7 +27,9 @@ use std::ops::Range;
 /// # }
 /// # Ok::<(), ferroflash::Error>(())
 /// ```
-#[derive(Clone, Copy, Debug)]
+///
+/// Views are equal that see the same memory in the same way.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorView<'a> {
     device: &'a Device,
     address: u64,

@@ -20,6 +20,7 @@ use crate::attention::Config;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
+use crate::attention::sink::WithSink;
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
@@ -29,7 +30,7 @@ const UNSEEN: f32 = -1.0;
 /// Output columns of a lane, at most.
 const LANE_COLS: usize = 8;
 
-/// What the output of rows from `row` on is multiplied with at its end: `1 / sum`; 0 for a row that sees no key, whose output is defined to
+/// What the output of rows from `row` on is multiplied with at its end: `1 / sum`, with the sink where there are any; 0 for a row that sees no key, whose output is defined to
 /// be 0; NaN for a row that [`rows`] has to compute.
 ///
 /// `max` and `sum` are those of whole rows, `max` scaled.
@@ -39,26 +40,34 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
     let mut factors = *max;
     for m in 0..R::M {
         for half in 0..2 {
+            let at = || block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32));
             let factor = if block.may_hide() && max.at(m, half) == f32::NEG_INFINITY {
                 // Nothing that f32 lost: a program hides all keys.
                 0.0
             } else {
-                factor::<C::T>(max.at(m, half), sum.at(m, half))
+                factor::<C::T>(max.at(m, half), sum.at(m, half), block.sink(|| at().head))
             };
-            let row = block.row(row + 16 * m as u32 + fragment_row(thread::lane(), 2 * half as u32)).row;
-            *factors.at_mut(m, half) = if (row as i32) < without_keys { 0.0 } else { factor };
+            *factors.at_mut(m, half) = if (at().row as i32) < without_keys { 0.0 } else { factor };
         }
     }
     factors
 }
 
-/// `1 / sum`, or NaN for a row that has to be computed again.
+/// `1 / sum`, with the sink if there is one, or NaN for a row that has to be computed again.
 #[inline(always)]
-pub fn factor<T: Exponent>(max: f32, sum: f32) -> f32 {
+pub fn factor<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
     // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
     // tells which they are.
     let carried = math::fma(sum, 0.0, math::abs(max)) <= T::scale(T::LARGEST_MAX_LOG2);
-    if carried { math::reciprocal(sum) } else { f32::NAN }
+    if carried { factor_of_carried::<T>(max, sum, sink) } else { f32::NAN }
+}
+
+/// [`factor`] of a row that f32 is known to carry.
+#[inline(always)]
+pub fn factor_of_carried<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
+    let Some(sink) = sink else { return math::reciprocal(sum) };
+    let row = WithSink::of::<T>(max, sum, sink);
+    row.rescale * math::reciprocal(row.sum)
 }
 
 /// Whether any of these is NaN.
@@ -194,6 +203,8 @@ pub struct Row<'a, T, S> {
     pub first: u32,
     /// One past the last.
     pub end: u32,
+    /// The sink of its head, if there are any.
+    pub sink: Option<f32>,
     /// The element type.
     pub element: PhantomData<T>,
 }
@@ -214,6 +225,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             at: block.place(at, 0),
             first,
             end,
+            sink: block.sink(|| at.head),
             element: PhantomData,
         }
     }
@@ -277,13 +289,29 @@ impl<T: Element, S: Places> Row<'_, T, S> {
         math::exp2(((score - max) * self.p.scale_log2 as f64) as f32)
     }
 
-    /// Writes the natural log-sum-exp, for a sum of weights, if it is wanted.
+    /// Largest exponent, sum of weights and the factor on what was summed up, of a row with this sink: [`WithSink`] in f64.
+    #[inline(always)]
+    fn with_sink(&self, max: f64, sum: f64, sink: f32) -> [f64; 3] {
+        let (max, sink) = (self.exponent(max), sink as f64 * core::f64::consts::LOG2_E);
+        let largest = larger(max, sink);
+        let base = if largest == f64::NEG_INFINITY { 0.0 } else { largest };
+        let [rescale, own] = [max, sink].map(|exponent| math::exp2((exponent - base) as f32) as f64);
+        [largest, sum * rescale + own, rescale]
+    }
+
+    /// The largest exponent, of the largest score.
+    #[inline(always)]
+    fn exponent(&self, max: f64) -> f64 {
+        max * self.p.scale_log2 as f64
+    }
+
+    /// Writes the natural log-sum-exp, for the largest exponent and a sum of weights, if it is wanted.
     ///
     /// # Safety
     /// One thread of the warp that has the row.
     #[inline(always)]
     unsafe fn store_lse(&self, max: f64, sum: f64) {
-        let lse = ((max * self.p.scale_log2 as f64 + math::log2(sum as f32) as f64) * core::f64::consts::LN_2) as f32;
+        let lse = ((max + math::log2(sum as f32) as f64) * core::f64::consts::LN_2) as f32;
         if self.lse != 0 {
             // SAFETY: the row's own.
             unsafe { copy::store_f32(self.lse, lse) };
@@ -320,8 +348,10 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                     }
                 }
             }
+            let with_sink = self.sink.map(|sink| self.with_sink(max, sum, sink));
+            let (share, sum) = with_sink.map_or((1.0, sum), |[_, sum, rescale]| (rescale, sum));
             // Once: a division in f64 is a hundred instructions.
-            let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            let inverse = if sum == 0.0 { 0.0 } else { share / sum };
             for (i, acc) in acc.into_iter().enumerate() {
                 let col = lane + 32 * i as u32;
                 if col < self.p.dim_v {
@@ -329,7 +359,7 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                 }
             }
             if lane == 0 {
-                self.store_lse(max, sum);
+                self.store_lse(with_sink.map_or_else(|| self.exponent(max), |[max, ..]| max), sum);
             }
         }
     }

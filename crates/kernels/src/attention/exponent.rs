@@ -22,6 +22,9 @@ pub trait Exponent: Element {
     /// The factor from one exponent to another, which differ by this much.
     fn power(exponent: f32) -> f32;
 
+    /// A natural logarithm as an exponent.
+    fn exponent(natural: f32) -> f32;
+
     /// The natural log-sum-exp of a row with this maximum and sum of weights.
     fn lse(max: f32, sum: f32) -> f32;
 
@@ -44,6 +47,11 @@ impl<T: TensorCore> Exponent for T {
     #[inline(always)]
     fn power(exponent: f32) -> f32 {
         math::exp2(exponent)
+    }
+
+    #[inline(always)]
+    fn exponent(natural: f32) -> f32 {
+        natural * LOG2_E
     }
 
     #[inline(always)]
@@ -73,6 +81,11 @@ impl Exponent for f32 {
     #[inline(always)]
     fn power(exponent: f32) -> f32 {
         math::exp2(exponent * LOG2_E)
+    }
+
+    #[inline(always)]
+    fn exponent(natural: f32) -> f32 {
+        natural
     }
 
     #[inline(always)]

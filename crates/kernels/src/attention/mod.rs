@@ -26,6 +26,7 @@ pub mod online_softmax;
 pub mod query_block;
 pub mod score;
 pub mod sequences;
+pub mod sink;
 pub mod stream;
 pub mod v1;
 pub mod v2;

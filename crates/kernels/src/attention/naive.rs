@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! scores = scale * q k^T, minus infinity where hidden      [`scores`], one tile a thread block
-//! probs  = softmax(scores), row by row                     [`softmax`], one row a warp
+//! probs  = softmax(scores), row by row                     [`softmax`], one row a warp, with its [sink]
 //! out    = probs v                                         [`output`], a block of rows a thread block
 //! ```
 //!
@@ -18,7 +18,7 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryBlock;
-use crate::attention::{Config, exact, score};
+use crate::attention::{Config, exact, score, sink};
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{Mul, MulTransposed};
@@ -129,11 +129,13 @@ pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
             sum = load(col).into_iter().fold(sum, |sum, s| sum + T::power(s - offset));
         }
         let sum = warp::sum(sum);
+        core::hint::assert_unchecked(p.forward.q_rows > 0 && p.forward.q_heads > 0);
+        let head = (row / p.forward.q_rows as u64 % p.forward.q_heads as u64) as u32;
+        let sink = sink::of_head(&p.forward.features, head);
         let inverse = if (math::abs(max) <= T::scale(f32::LARGEST_MAX_LOG2)) & (sum < f32::INFINITY) {
-            math::reciprocal(sum)
+            exact::factor_of_carried::<T>(max, sum, sink)
         } else {
             // A row without keys is 0. One with scores that f32 does not carry becomes NaN, and `output` computes it again.
-            core::hint::assert_unchecked(p.forward.q_rows > 0);
             let row_of_head = (row % p.forward.q_rows as u64) as i32;
             let without_keys = row_of_head < p.forward.band.rows_without_keys(p.forward.q_rows, p.forward.kv_rows);
             let without_keys = without_keys | (score::may_hide(&p.forward.features) & (max == f32::NEG_INFINITY));
@@ -145,7 +147,7 @@ pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
             T::store_four(probs + (col as usize * T::BYTES) as u64, [p(a), p(b), p(c), p(d)]);
         }
         if p.forward.lse != 0 && lane == 0 {
-            copy::store_f32(p.forward.lse + row * 4, T::lse(max, sum));
+            copy::store_f32(p.forward.lse + row * 4, sink::lse::<T>(max, sum, sink));
         }
     }
 }

@@ -3,13 +3,14 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
-use kernel_spec::families::forward::features::MASK_ONLY;
+use kernel_spec::families::forward::features::{MASK_ONLY, SINK};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
 use crate::attention::Config;
 use crate::attention::exponent::Exponent;
 use crate::attention::score::{self, Place};
+use crate::attention::sink;
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::{GlobalRows, RowSource};
@@ -51,6 +52,7 @@ pub struct QueryBlock<C: Config> {
     /// negate the queries instead.
     pub negative_scale: bool,
     features: ForwardFeatures,
+    q_heads: u32,
 }
 
 /// A row of a [`QueryBlock`].
@@ -144,6 +146,7 @@ impl<C: Config> QueryBlock<C> {
             scale: C::T::scale(p.scale_log2),
             negative_scale: p.negate != 0,
             features: p.features,
+            q_heads: p.q_heads,
         }
     }
 
@@ -218,6 +221,24 @@ impl<C: Config> QueryBlock<C> {
         self.features.has(MASK_ONLY)
     }
 
+    /// The sink of a head, counted from the block's own, if the call has sinks. Which one is asked where the entry takes any alone: LLVM orders
+    /// the others by what is computed for nothing, too.
+    #[inline(always)]
+    pub fn sink(&self, head: impl FnOnce() -> u32) -> Option<f32> {
+        if !const { sink::accepted::<C>() } {
+            return None;
+        }
+        // Heads that a group does not have are rows that do not exist: whichever sink those take is stored nowhere.
+        sink::of_head(&self.features, (self.q_head + head()).min(self.q_heads - 1))
+    }
+
+    /// Whether the call has sinks.
+    #[inline(always)]
+    pub fn has_sink(&self) -> bool {
+        let accepted = const { sink::accepted::<C>() };
+        accepted && self.features.has(SINK)
+    }
+
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.
     #[inline(always)]
     pub fn hide<F: Fragments>(&self, scores: &mut F, row: u32, key: u32) {
@@ -241,7 +262,8 @@ impl<C: Config> QueryBlock<C> {
         }
     }
 
-    /// Writes the log-sum-exp `ln(sum_j e^(scale * s_j))` of rows from `row` on, given scaled maxima and sums; minus infinity for a row that sees no key.
+    /// Writes the log-sum-exp `ln(sum_j e^(scale * s_j))` of rows from `row` on, given scaled maxima and sums, with the sink where there are any; minus infinity for a row that
+    /// sees no key, and its sink if it has one.
     ///
     /// # Safety
     /// All threads of the warp, converged; no other warp writes these rows.
@@ -254,7 +276,7 @@ impl<C: Config> QueryBlock<C> {
         for m in 0..R::M {
             for half in 0..2 {
                 let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
-                let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
+                let lse = sink::lse::<C::T>(max.at(m, half as usize), sum.at(m, half as usize), self.sink(|| head));
                 // The four lanes of a quad hold the same row.
                 if lane % 4 == 0 && row < self.q.rows {
                     let index = (self.head + head as u64) * self.q.rows as u64 + row as u64;
@@ -278,7 +300,7 @@ impl<C: Config> QueryBlock<C> {
         for m in 0..R::M {
             for half in 0..2 {
                 let QueryRow { head, row } = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half));
-                let lse = C::T::lse(max.at(m, half as usize), sum.at(m, half as usize));
+                let lse = sink::lse::<C::T>(max.at(m, half as usize), sum.at(m, half as usize), self.sink(|| head));
                 if lane % 4 == 0 && row < self.q.rows {
                     let index = (self.head + head as u64) * self.packed_rows as u64 + row as u64;
                     // SAFETY: inside `[q_heads, rows of all sequences]`.

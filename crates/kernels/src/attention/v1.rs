@@ -7,6 +7,8 @@
 //! at the end:         lse = m + ln(l)
 //! ```
 //!
+//! A [sink](crate::attention::sink) comes in at the end: `o = o e^(m - m'') l / l''`.
+//!
 //! The output is a proper average after every step; the last line is computed as the update of an average,
 //! `o + (p v_j - rowsum(p) o) / l'`, which rounds a small correction instead of the whole output. A warp owns a slice of every key block and all query rows, so that row maxima,
 //! row sums and partial outputs pass between warps at every step: see [`exchange`](crate::attention::exchange) for its barriers.
@@ -22,7 +24,7 @@
 //!   rows ->                      # # # # # # # # # /     `.` blocks that are not visited
 //! ```
 
-use cuda_std::{shared, thread};
+use cuda_std::{math, shared, thread};
 use kernel_spec::ForwardParams;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
@@ -108,9 +110,15 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         if warp == 0 {
             block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
-        // The output is an average already; only a factor of NaN is left to take.
+        // The output is an average already: only a factor of NaN is left to take, or the share of the weights that a sink leaves to the keys.
         let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
-        out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
+        if block.has_sink() {
+            // A sink that weighs nothing leaves every bit, which a product of a sum and its reciprocal would not.
+            let share = |factor: f32, sum| if factor == math::reciprocal(sum) { 1.0 } else { factor * sum };
+            out.scale_rows(&factors.zip(&softmax.sum, share));
+        } else {
+            out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
+        }
         let not_finite = out.any_not_finite::<C::Out>();
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);

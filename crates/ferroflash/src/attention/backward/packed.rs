@@ -1,9 +1,9 @@
 //! The calls of the backward pass over packed sequences.
 
-use super::super::check::check_program;
+use super::super::check::check_options;
 use super::super::options::Attention;
 use super::super::sequences::{Call, PackedRows, heads};
-use super::inputs::{GRADIENTS, Inputs};
+use super::inputs::{GRADIENTS, Inputs, Outputs, Views};
 use super::plan::BackwardPlan;
 use super::{Gradients, GradientsViewMut, OutputGradients};
 use crate::backend::RawStream;
@@ -73,8 +73,10 @@ impl Attention<'_> {
             Tensor::zeros(q.device(), q.dtype(), [shape.rows, shape.heads, shape.head_dim], Layout::RowMajor)
         };
         let (dq, dk, dv) = (new(&call.inputs.q)?, new(&call.inputs.k)?, new(&call.inputs.v)?);
-        call.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address))?;
-        Ok(Gradients { dq, dk, dv, plan })
+        let dsink = call.inputs.new_dsink(self)?;
+        let others = dsink.iter().map(|dsink| (Operand::Dsink, dsink.address()));
+        call.launch(self, RawStream::DEFAULT, &plan, [&dq, &dk, &dv].map(Tensor::address), others)?;
+        Ok(Gradients { dq, dk, dv, dsink, plan })
     }
 
     /// [`Attention::backward_packed`] into `into`, on `stream`. Gradients of rows that belong to no sequence, or are not in use, stay what
@@ -100,10 +102,9 @@ impl Attention<'_> {
     ) -> Result<()> {
         let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
         q.device().check_stream(stream)?;
-        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        let outputs = call.outputs(self, [&dq, &dk, &dv])?;
+        let outputs = call.outputs(self, &into.views())?;
         let plan = call.plan(self, Some(&outputs))?;
-        call.launch(self, stream.raw(), &plan, outputs.each_ref().map(|output| output.address()))
+        call.launch(self, stream.raw(), &plan, outputs.addresses(), outputs.dsink_operand())
     }
 
     /// What a call of [`Attention::backward_packed`] would launch and allocate, and why; `into` as of [`Attention::backward_packed_into`], or
@@ -126,8 +127,7 @@ impl Attention<'_> {
     ) -> Result<BackwardPlan> {
         let call = PackedCall::read([q, k, v], out, lse, &gradients.into(), [q_rows, kv_rows])?;
         let Some(into) = into else { return call.plan(self, None) };
-        let (dq, dk, dv) = (into.dq.view(), into.dk.view(), into.dv.view());
-        call.plan(self, Some(&call.outputs(self, [&dq, &dk, &dv])?))
+        call.plan(self, Some(&call.outputs(self, &into.views())?))
     }
 }
 
@@ -151,22 +151,23 @@ impl<'a> PackedCall<'a> {
         Ok(PackedCall { sequences, inputs })
     }
 
-    /// Checks the gradients, of q, k and v, against the inputs and each other.
-    fn outputs<'o>(&self, attention: &Attention<'_>, views: [&TensorView<'o>; 3]) -> Result<[HeadsView<'o>; 3]> {
-        let [dq, dk, dv] = [0, 1, 2].map(|i| heads(GRADIENTS[i], views[i], true));
-        let outputs = [dq?, dk?, dv?];
+    /// Checks the gradients against the inputs and each other.
+    fn outputs<'o>(&self, attention: &Attention<'_>, views: &Views<'o>) -> Result<Outputs<'o>> {
+        let [dq, dk, dv] = [0, 1, 2].map(|i| heads(GRADIENTS[i], &views.tensors[i], true));
+        let outputs = Outputs { tensors: [dq?, dk?, dv?], dsink: views.dsink };
         // The numbers that say where sequences are, too.
         self.inputs.check_gradients(attention, &outputs, self.sequences.number_footprints())?;
         Ok(outputs)
     }
 
     /// The plan for these tensors. Without `outputs` they are new tensors.
-    fn plan(&self, attention: &Attention, outputs: Option<&[HeadsView<'_>; 3]>) -> Result<BackwardPlan> {
-        let Inputs { q, dlse, .. } = &self.inputs;
-        check_program(attention, q)?;
+    fn plan(&self, attention: &Attention, outputs: Option<&Outputs<'_>>) -> Result<BackwardPlan> {
+        let Inputs { q, .. } = &self.inputs;
+        check_options(attention, q)?;
         let tensors = self.inputs.placed(outputs, |_| Layout::Bshd);
         let arrays = self.sequences.arrays(attention.mask);
-        plan::plan(attention, q.device().info(), &self.sequences.sizes, &arrays, &tensors, dlse.is_some())
+        let beside = self.inputs.beside(attention, outputs);
+        plan::plan(attention, q.device().info(), &self.sequences.sizes, &arrays, &tensors, beside)
     }
 
     fn launch(
@@ -175,8 +176,9 @@ impl<'a> PackedCall<'a> {
         stream: RawStream,
         plan: &BackwardPlan,
         gradients: [u64; 3],
+        dsink: impl Iterator<Item = (Operand, u64)>,
     ) -> Result<()> {
         let numbers = self.sequences.numbers().map(|(operand, view)| (operand, view.address()));
-        self.inputs.launch(attention, stream, plan, gradients, numbers)
+        self.inputs.launch(attention, stream, plan, gradients, numbers.chain(dsink))
     }
 }

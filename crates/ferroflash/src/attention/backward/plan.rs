@@ -7,8 +7,9 @@ use super::super::params::{bytes_of, tensor_params};
 use super::super::plan::program_name;
 use super::super::problem::{Problem, Sizes};
 use super::super::request::Placed;
-use super::tensors::Tensors;
-use super::{fused, naive};
+use super::super::sequences::Arrays;
+use super::tensors::{Beside, Tensors};
+use super::{fused, naive, sinks};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
@@ -36,6 +37,8 @@ pub struct BackwardPlan {
     pub softcap: Option<f32>,
     /// Name of the program that scores pass through, if there is one that changes them.
     pub program: Option<String>,
+    /// Whether query heads have sinks.
+    pub sink: bool,
     /// The launches in order.
     pub steps: Vec<Step>,
     /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
@@ -71,10 +74,10 @@ impl std::fmt::Display for BackwardPlan {
         if let Some(cap) = self.softcap {
             write!(f, ", softcap {cap}")?;
         }
-        match &self.program {
-            Some(name) => writeln!(f, ", program {name}")?,
-            None => writeln!(f)?,
+        if let Some(name) = &self.program {
+            write!(f, ", program {name}")?;
         }
+        writeln!(f, "{}", if self.sink { ", sinks" } else { "" })?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
         }
@@ -89,18 +92,19 @@ impl std::fmt::Display for BackwardPlan {
 /// The buffer of the rows' statistics.
 pub(super) const STATISTICS: Binding = Binding::Buffer(0);
 
-/// Plans a problem whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
+/// Plans a problem whose sizes have been validated, for these tensors and what the call has beside them.
 pub(super) fn plan(
     attention: &Attention,
     device: &DeviceInfo,
     sizes: &Sizes,
     tensors: &Tensors,
-    with_dlse: bool,
+    beside: Beside,
 ) -> Result<BackwardPlan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
     blocks::check(attention, sizes)?;
+    attention.check_sink(sizes.q_heads)?;
     let features = features(attention, scale, softcap);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
@@ -128,7 +132,8 @@ pub(super) fn plan(
         };
         Ok(Step::new(kernel, ctas, tile, params))
     };
-    let recomputing = |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, with_dlse, tensors, ctas));
+    let recomputing =
+        |pass| step(pass, None, &|variant, ctas| bind(variant, &params, sizes, beside.dlse, tensors, ctas));
     let mut steps = vec![recomputing(Pass::Delta)?];
     // Fits: the grid of the first pass did.
     let rows = (sizes.batch * sizes.q_heads * padded_rows) as u64;
@@ -152,12 +157,18 @@ pub(super) fn plan(
             deterministic = fused::is_deterministic(row, sizes);
         }
     }
+    if beside.dsink {
+        let own = row(Pass::Sinks, FeatureSet::NONE, &sinks::problem(sizes), device)?;
+        let table = sinks::uniform(sizes.batch);
+        steps.push(sinks::step(own, STATISTICS, sizes, table, &Arrays::default(), padded_rows));
+    }
     let plan = BackwardPlan {
         problem: (*sizes).into(),
         mask: attention.mask,
         scale,
         softcap,
         program: program_name(attention),
+        sink: attention.sink.is_some(),
         steps,
         buffers,
         deterministic,

@@ -17,6 +17,15 @@ pub(super) struct Tensors {
     pub(super) dv: Placed,
 }
 
+/// What a call has, or wants, beside its tensors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beside {
+    /// A gradient of the log-sum-exp comes in.
+    pub(super) dlse: bool,
+    /// The gradient of the sinks goes out.
+    pub(super) dsink: bool,
+}
+
 impl Tensors {
     /// Contiguous tensors of a problem, `[batch, row, head, dim]`.
     pub(super) fn contiguous(sizes: &Sizes) -> Tensors {

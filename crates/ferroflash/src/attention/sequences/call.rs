@@ -1,6 +1,6 @@
 //! The calls of attention over sequences.
 
-use super::super::check::check_program;
+use super::super::check::check_options;
 use super::super::forward::Output;
 use super::super::options::Attention;
 use super::super::plan::Plan;
@@ -13,7 +13,6 @@ use crate::backend::RawStream;
 use crate::device::Stream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
-use crate::score::BoundProgram;
 use crate::tensor::{HeadsView, Layout, Lse, LseViewMut, Tensor, TensorView, TensorViewMut};
 use kernel_spec::Mask;
 
@@ -227,7 +226,7 @@ impl Call<'_> {
     fn plan(&self, attention: &Attention, out: Option<&HeadsView<'_>>) -> Result<Plan> {
         let new = self.new.as_ref().map(|new| NewTensors { k: Placed::of(&new.k), v: Placed::of(&new.v) });
         let arrays = self.arrays(attention.mask);
-        check_program(attention, &self.q)?;
+        check_options(attention, &self.q)?;
         plan::plan(attention, self.q.device().info(), &self.sizes, &arrays, self.placed(out), new)
     }
 
@@ -274,7 +273,7 @@ impl Call<'_> {
             (Operand::Out, out),
         ];
         operands.extend(lse.map(|lse| (Operand::Lse, lse)));
-        operands.extend(attention.changing_program().into_iter().flat_map(BoundProgram::operands));
+        operands.extend(attention.operands());
         operands.extend(self.numbers().map(|(operand, view)| (operand, view.address())));
         if let Some(New { k, v, rows }) = &self.new {
             operands.extend([(Operand::NewK, k.address()), (Operand::NewV, v.address())]);

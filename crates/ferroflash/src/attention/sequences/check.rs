@@ -1,6 +1,6 @@
 //! Everything of a call over sequences that can be refused before a plan is made. What the numbers on the device say is not looked at.
 
-use super::super::check::{check_apart, check_itself, check_last_dim, check_program_apart, check_same_device};
+use super::super::check::{check_apart, check_itself, check_last_dim, check_options_apart, check_same_device};
 use super::super::options::Attention;
 use super::super::request::{Placed, Tensors};
 use super::describe::{KvCache, NewRows, PackedRows, PageTable, Rotary};
@@ -256,7 +256,7 @@ impl<'a> Call<'a> {
             outputs.push((Operand::Lse, self.lse_footprint(address)));
         }
         check_apart(&outputs, &inputs)?;
-        check_program_apart(attention, &outputs)?;
+        check_options_apart(attention, &outputs)?;
         if self.new.is_some() {
             // The cache is written, too.
             let cache = [(Operand::K, footprint(&self.k)), (Operand::V, footprint(&self.v))];
@@ -264,7 +264,7 @@ impl<'a> Call<'a> {
             check_itself(&self.v)?;
             let others: Vec<_> = inputs.into_iter().filter(|(of, _)| !matches!(of, Operand::K | Operand::V)).collect();
             check_apart(&cache, &others)?;
-            check_program_apart(attention, &cache)?;
+            check_options_apart(attention, &cache)?;
         }
         Ok(())
     }

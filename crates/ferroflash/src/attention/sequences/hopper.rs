@@ -12,7 +12,7 @@ use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::Binding;
 use crate::specialise::Specialised;
 use kernel_spec::copy_engine::WRAPPED_BYTES;
-use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
+use kernel_spec::families::forward::features::{PROGRAM, SINK, SOFTCAP};
 use kernel_spec::families::sequences::{self, MAX_SPLITS, TileEntry};
 use kernel_spec::schedule::{self, MAX_TILES};
 use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
@@ -142,6 +142,8 @@ impl Choice {
         let seen = keys_per_row(attention, sizes);
         let few = sizes.longest_q.saturating_mul((sizes.q_heads / sizes.kv_heads).next_power_of_two());
         let row = |pass| {
+            // Of splits, whoever merges them takes the sinks.
+            let features = if pass == Pass::SplitV3 { features.without(FeatureSet::of(SINK)) } else { features };
             let (dtype, dim) = (sizes.dtype, sizes.head_dim as u32);
             let found = || {
                 let few =
@@ -360,6 +362,9 @@ fn no_row(sizes: &SequenceSizes, features: FeatureSet) -> Unsupported {
         }
         Some(_) if features.contains(FeatureSet::of(PROGRAM)) => {
             Unsupported::Feature { feature: "a program on scores", dtype, head_dim }
+        }
+        Some(_) if features.contains(FeatureSet::of(SINK)) => {
+            Unsupported::Feature { feature: "sinks", dtype, head_dim }
         }
         Some(largest) => Unsupported::HeadDim { found: head_dim, largest },
         None => Unsupported::DType { found: dtype },

@@ -149,7 +149,7 @@ pub(super) fn attend(
         .address(at(offset_of!(ForwardParams, k.address)), Binding::Operand(Operand::K), inputs)
         .address(at(offset_of!(ForwardParams, v.address)), Binding::Operand(Operand::V), inputs)
         .address(at(offset_of!(ForwardParams, out.address)), Binding::Operand(Operand::Out), out)
-        .with_program(at(0), request);
+        .with_options(at(0), request);
     if request.attention.lse {
         let lse = at(offset_of!(ForwardParams, lse));
         holes = holes.address(lse, Binding::Operand(Operand::Lse), DType::F32.bytes() as u64);

@@ -62,6 +62,7 @@ pub(super) fn plan(
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     blocks::check_none(attention, problem_of(sizes).sequences.name())?;
+    attention.check_sink(sizes.q_heads)?;
     // As a problem of one sequence or equal ones: what parameters and checks take of it.
     let whole = Sizes {
         batch: sizes.batch,
@@ -123,6 +124,7 @@ pub(super) fn plan(
         scale,
         softcap,
         program: program_name(attention),
+        sink: attention.sink.is_some(),
         kernel,
         steps,
         buffers,

@@ -83,6 +83,24 @@ impl Queries {
     }
 }
 
+/// Of the gradients of the sinks: the sum of each warp.
+#[derive(Clone, Copy, Debug)]
+pub struct Sinks {
+    /// Sums of the warps.
+    pub sums: u32,
+    /// All of it.
+    pub total: u32,
+}
+
+impl Sinks {
+    /// For a row of this pass.
+    pub const fn of(row: &Variant) -> Sinks {
+        let mut carve = Carve::new();
+        let sums = carve.take(row.warps * 4, ALIGN);
+        Sinks { sums, total: carve.total() }
+    }
+}
+
 /// Of the naive probabilities and their gradients: a tile of queries or output gradients, and one of keys or values.
 #[derive(Clone, Copy, Debug)]
 pub struct NaiveScores {

@@ -4,6 +4,8 @@
 //! compute every score anew, once for the gradients of keys and values and once for those of the queries. Every sum has one owner that
 //! adds in one order: results are the same from run to run, and nothing but the rows' statistics is kept in memory.
 //!
+//! [`Pass::Sinks`] is a fourth where the gradient of the sinks is wanted: one sum over the rows of each head.
+//!
 //! Over packed sequences the three are [`Pass::PackedDelta`], [`Pass::PackedKeys`] and [`Pass::PackedQueries`]: the same, for tiles that thread
 //! blocks find by lengths on the device.
 //!
@@ -29,7 +31,7 @@ pub mod policy;
 mod rows;
 
 pub use naive::NaiveBackwardParams;
-pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams, PackedBackwardParams};
+pub use params::{BACKWARD_SLOTS, BackwardParams, FusedParams, PackedBackwardParams, SinkParams};
 pub use pass::Pass;
 
 /// What the rows of the statistics of a head are rounded up to: the blocks of queries divide it, so that whole blocks are read.
@@ -57,6 +59,7 @@ pub enum Policy {
     Fused(policy::Fused),
     Ordered(policy::Ordered),
     Round(policy::Round),
+    Sinks(policy::Sinks),
     NaiveScores(policy::NaiveScores),
     NaiveQueries(policy::NaiveQueries),
     NaiveKeys(policy::NaiveKeys),
@@ -193,6 +196,8 @@ impl Variant {
                 let heads = if matches!(self.pass, Pass::PackedKeys) { kv_heads } else { q_heads };
                 heads * self.packed_tiles(batch, q_rows, kv_rows)
             }
+            // One a head, which adds all rows in one order.
+            Pass::Sinks => q_heads,
             Pass::NaiveScores => {
                 batch * q_heads * q_rows.div_ceil(self.q_block as u64) * kv_rows.div_ceil(self.kv_block as u64)
             }
@@ -225,6 +230,7 @@ impl Variant {
     const fn with_shared_bytes(mut self) -> Variant {
         self.entry.shared_bytes = match self.policy {
             Policy::Delta(_) | Policy::PackedDelta(_) | Policy::Round(_) => 0,
+            Policy::Sinks(_) => memory::Sinks::of(&self).total,
             Policy::Fused(policy) | Policy::Ordered(policy) => memory::Fused::of(&self, policy).total,
             Policy::Keys(policy) | Policy::PackedKeys(policy) => memory::Keys::of(&self, policy).total,
             Policy::Queries(policy) | Policy::PackedQueries(policy) => memory::Queries::of(&self, policy).total,
@@ -249,7 +255,7 @@ impl Variant {
         // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
-            Policy::Delta(_) | Policy::PackedDelta(_) => {}
+            Policy::Delta(_) | Policy::PackedDelta(_) | Policy::Sinks(_) => {}
             Policy::Keys(policy::Keys { stages, columns })
             | Policy::PackedKeys(policy::PackedKeys { stages, columns }) => {
                 assert!(stages == 1 || stages == 2, "one stage is multiplied while the other is loaded");
@@ -321,6 +327,7 @@ mod tests {
                 Pass::Queries | Pass::Round | Pass::NaiveQueries => 2 * 6 * 100_u64.div_ceil(v.q_block.into()),
                 // Those rows in all, of two sequences that may each have a block that is not full.
                 Pass::PackedDelta => 6 * 2 * 128 / 64,
+                Pass::Sinks => 6,
                 Pass::PackedKeys => 2 * (70 / u64::from(v.kv_block) + 2),
                 Pass::PackedQueries => 6 * (100 / u64::from(v.q_block) + 2),
                 Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),

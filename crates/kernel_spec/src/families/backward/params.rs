@@ -101,6 +101,34 @@ pub struct PackedBackwardParams {
     pub backward: BackwardParams,
 }
 
+/// Parameters of the gradients of the sinks, over uniform sequences, whose table has no starts, and over packed ones.
+///
+/// Log-sum-exp and statistics are those of [`BackwardParams`], or of [`PackedBackwardParams`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SinkParams {
+    /// The sequences: starts, and rows in use.
+    pub table: SequenceTable,
+    /// Device address of the natural log-sum-exp.
+    pub lse: u64,
+    /// Device address of the rows' statistics, of which delta is read.
+    pub statistics: u64,
+    /// Device address of the sinks, `f32 [q_heads]`.
+    pub sink: u64,
+    /// Device address of their gradients, likewise.
+    pub dsink: u64,
+    /// Rows of q of each sequence, or of all where they are packed.
+    pub q_rows: u32,
+    /// Rows of the statistics of a head, as of [`BackwardParams`].
+    pub padded_rows: u32,
+    /// Heads of q.
+    pub q_heads: u32,
+    /// Nothing.
+    pub unused: u32,
+    /// None yet.
+    pub features: Features<{ BACKWARD_SLOTS as usize }>,
+}
+
 /// Parameters of the fused pass. Its inputs are `[batch, head, row, dim]` to the copy engine, dim innermost.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,6 +1,6 @@
 //! The launches that there are.
 
-use super::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams};
+use super::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams, SinkParams};
 use crate::entry::Arch;
 use crate::families::forward::features::{PROGRAM, SOFTCAP};
 use crate::features::FeatureSet;
@@ -27,6 +27,8 @@ pub enum Pass {
     Ordered,
     /// Rounds the sums.
     Round,
+    /// Gradients of the sinks, of uniform and of packed sequences, from the statistics. Behind any of the others that has the first.
+    Sinks,
     /// Naive: probabilities from scores and statistics, or the gradients of scores from `dout v^T`, in their place.
     NaiveScores,
     /// Naive: gradients of queries.
@@ -80,6 +82,7 @@ impl Pass {
             Pass::Delta | Pass::Keys | Pass::Queries | Pass::Round => size_of::<BackwardParams>(),
             Pass::PackedDelta | Pass::PackedKeys | Pass::PackedQueries => size_of::<PackedBackwardParams>(),
             Pass::Fused | Pass::Ordered => size_of::<FusedParams>(),
+            Pass::Sinks => size_of::<SinkParams>(),
             Pass::NaiveScores | Pass::NaiveQueries | Pass::NaiveKeys => size_of::<NaiveBackwardParams>(),
         };
         bytes as u32

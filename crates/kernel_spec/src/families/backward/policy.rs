@@ -49,6 +49,10 @@ pub type Ordered = Fused;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Round {}
 
+/// Of the gradients of the sinks: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Sinks {}
+
 /// None: a tile a thread block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NaiveScores {}

@@ -16,6 +16,8 @@ macro_rules! for_each_backward_row {
         $callback! {
             // delta = sum(dout out) - dlse: no tile; head dim plays no part.
             Delta 0 [F16 backward_delta_f16, Bf16 backward_delta_bf16, F32 backward_delta_f32] 64 x 0, 8, 4, [], {}, "bound by reading; enough rows that starting thread blocks costs little";
+            // dsink = -sum(e^(sink - lse) delta): one thread block a head; neither head dim nor type play a part.
+            Sinks 0 [F32 backward_sinks] 128 x 0, 8, 4, [], {}, "a thread block adds all rows of a head, so that no other has to wait for it";
             // dk and dv: a block of keys walks over the queries that see it.
             Keys 32 [F16 backward_keys_f16_d32, Bf16 backward_keys_bf16_d32] 32 x 128, 4, 2, [SOFTCAP, PROGRAM], { stages: 2, columns: 1 }, "as d64";
             Keys 64 [F16 backward_keys_f16_d64, Bf16 backward_keys_bf16_d64] 32 x 128, 4, 2, [], { stages: 2, columns: 1 }, "two 16-key fragments a warp reuse each fragment of queries and output gradients";

@@ -19,17 +19,24 @@ pub const PROGRAM: u32 = 1;
 /// part.
 pub const PAGED: u32 = 2;
 
+/// Every query head has a sink: a logit that takes part in the sum of a row's weights and has no value, so that a row of scores `s_j` gives
+/// `sum e^(s_j) v_j / (sum e^(s_j) + e^sink)`, and `ln` of that denominator as its log-sum-exp.
+///
+/// The value is the device address of the logits, `f32 [q_heads]`, to which no scale is applied. Where the keys are split, the sink is the
+/// merge's.
+pub const SINK: u32 = 3;
+
 /// Keys come in the order of lists, which name those tiles alone that a program leaves to any of the rows, see
 /// [`blocks`](crate::families::blocks). The value is the address of the lists. They belong to the tile of the row that runs.
-pub const BLOCKS: u32 = 3;
+pub const BLOCKS: u32 = 7;
 
 /// The program only hides keys: it gives the score that it gets, or minus infinity. Tiles that no list says to test skip it. The value plays no
 /// part.
-pub const MASK_ONLY: u32 = 4;
+pub const MASK_ONLY: u32 = 8;
 
 /// The first of the slots that hold no feature, but what the program reads: addresses, extents and strides of its tensors. They are on
 /// where [`PROGRAM`] is.
-pub const FIRST_WORD: u32 = 5;
+pub const FIRST_WORD: u32 = 9;
 
 /// How many there are: a bias `[batch, head, row, key]` takes five, slopes of heads two.
 pub const WORDS: usize = 8;

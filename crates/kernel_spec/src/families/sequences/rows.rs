@@ -10,37 +10,37 @@ macro_rules! for_each_sequences_row {
     ($callback:ident) => {
         $callback! {
             // Decode: few query rows, those of a group's heads together. Each warp streams keys of its own.
-            Decode 32/32 [F16 decode_f16_d32, Bf16 decode_bf16_d32] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128";
-            Decode 64/64 [F16 decode_f16_d64, Bf16 decode_bf16_d64] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as many bytes on the way as d128";
-            Decode 96/96 [F16 decode_f16_d96, Bf16 decode_bf16_d96] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
-            Decode 128/128 [F16 decode_f16_d128, Bf16 decode_bf16_d128] 16 x 32, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "32 keys at a time: half the waits of 16; three thread blocks of a multiprocessor have 96 KiB on the way";
-            Decode 192/192 [F16 decode_f16_d192, Bf16 decode_bf16_d192] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "as d256";
-            Decode 256/256 [F16 decode_f16_d256, Bf16 decode_bf16_d256] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "72 KiB: fits the 99 KiB of sm_86 and sm_89";
-            Decode 32/32 [F32 decode_f32_d32] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
-            Decode 64/64 [F32 decode_f32_d64] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
-            Decode 96/96 [F32 decode_f32_d96] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "as d128";
-            Decode 128/128 [F32 decode_f32_d128] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "72 KiB";
-            Decode 192/192 [F32 decode_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "84 KiB";
-            Decode 256/256 [F32 decode_f32_d256] 16 x 8, 4, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2 }, "80 KiB: fits the 99 KiB of sm_86 and sm_89";
+            Decode 32/32 [F16 decode_f16_d32, Bf16 decode_bf16_d32] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 6 }, "as d128";
+            Decode 64/64 [F16 decode_f16_d64, Bf16 decode_bf16_d64] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 6 }, "as many bytes on the way as d128";
+            Decode 96/96 [F16 decode_f16_d96, Bf16 decode_bf16_d96] 16 x 16, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4 }, "as d128";
+            Decode 128/128 [F16 decode_f16_d128, Bf16 decode_bf16_d128] 16 x 32, 4, 3, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2 }, "32 keys at a time: half the waits of 16; three thread blocks of a multiprocessor have 96 KiB on the way";
+            Decode 192/192 [F16 decode_f16_d192, Bf16 decode_bf16_d192] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 3 }, "as d256";
+            Decode 256/256 [F16 decode_f16_d256, Bf16 decode_bf16_d256] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2 }, "72 KiB: fits the 99 KiB of sm_86 and sm_89";
+            Decode 32/32 [F32 decode_f32_d32] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4 }, "as d128";
+            Decode 64/64 [F32 decode_f32_d64] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4 }, "as d128";
+            Decode 96/96 [F32 decode_f32_d96] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 3 }, "as d128";
+            Decode 128/128 [F32 decode_f32_d128] 16 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2 }, "72 KiB";
+            Decode 192/192 [F32 decode_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 3 }, "84 KiB";
+            Decode 256/256 [F32 decode_f32_d256] 16 x 8, 4, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2 }, "80 KiB: fits the 99 KiB of sm_86 and sm_89";
             // Decode in clusters: fewer, larger thread blocks, one a multiprocessor.
-            ClusterDecode 64/64 [F16 decode_cluster_f16_d64, Bf16 decode_cluster_bf16_d64] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "32 keys at a time are no faster here";
-            ClusterDecode 96/96 [F16 decode_cluster_f16_d96, Bf16 decode_cluster_bf16_d96] 16 x 16, 4, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 6 }, "as d128; 12 pairs of columns are shared out among 4 warps";
-            ClusterDecode 128/128 [F16 decode_cluster_f16_d128, Bf16 decode_cluster_bf16_d128] 16 x 32, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "32 keys at a time: half the waits of 16; 128 KiB on the way";
-            ClusterDecode 192/192 [F16 decode_cluster_f16_d192, Bf16 decode_cluster_bf16_d192] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4 }, "as d128";
-            ClusterDecode 256/256 [F16 decode_cluster_f16_d256, Bf16 decode_cluster_bf16_d256] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 3 }, "128 KiB on the way";
+            ClusterDecode 64/64 [F16 decode_cluster_f16_d64, Bf16 decode_cluster_bf16_d64] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 6 }, "32 keys at a time are no faster here";
+            ClusterDecode 96/96 [F16 decode_cluster_f16_d96, Bf16 decode_cluster_bf16_d96] 16 x 16, 4, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 6 }, "as d128; 12 pairs of columns are shared out among 4 warps";
+            ClusterDecode 128/128 [F16 decode_cluster_f16_d128, Bf16 decode_cluster_bf16_d128] 16 x 32, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 3 }, "32 keys at a time: half the waits of 16; 128 KiB on the way";
+            ClusterDecode 192/192 [F16 decode_cluster_f16_d192, Bf16 decode_cluster_bf16_d192] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4 }, "as d128";
+            ClusterDecode 256/256 [F16 decode_cluster_f16_d256, Bf16 decode_cluster_bf16_d256] 16 x 16, 8, 1, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 3 }, "128 KiB on the way";
             // Prefill: v2's tiles over sequences.
-            Prefill 32/32 [F16 prefill_f16_d32, Bf16 prefill_bf16_d32] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
-            Prefill 64/64 [F16 prefill_f16_d64, Bf16 prefill_bf16_d64] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
-            Prefill 96/96 [F16 prefill_f16_d96, Bf16 prefill_bf16_d96] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4, early_values: true }, "as d128";
-            Prefill 128/128 [F16 prefill_f16_d128, Bf16 prefill_bf16_d128] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 4, early_values: true }, "16 rows a warp: addresses of pages find room in the registers";
-            Prefill 192/192 [F16 prefill_f16_d192, Bf16 prefill_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d256";
-            Prefill 256/256 [F16 prefill_f16_d256, Bf16 prefill_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
-            Prefill 32/32 [F32 prefill_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
-            Prefill 64/64 [F32 prefill_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
-            Prefill 96/96 [F32 prefill_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "as d128";
-            Prefill 128/128 [F32 prefill_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: false }, "64 KiB";
-            Prefill 192/192 [F32 prefill_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
-            Prefill 256/256 [F32 prefill_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED], { slots: 2, early_values: false }, "96 KiB fits sm_86 and sm_89";
+            Prefill 32/32 [F16 prefill_f16_d32, Bf16 prefill_bf16_d32] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d128";
+            Prefill 64/64 [F16 prefill_f16_d64, Bf16 prefill_bf16_d64] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d128";
+            Prefill 96/96 [F16 prefill_f16_d96, Bf16 prefill_bf16_d96] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4, early_values: true }, "as d128";
+            Prefill 128/128 [F16 prefill_f16_d128, Bf16 prefill_bf16_d128] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 4, early_values: true }, "16 rows a warp: addresses of pages find room in the registers";
+            Prefill 192/192 [F16 prefill_f16_d192, Bf16 prefill_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d256";
+            Prefill 256/256 [F16 prefill_f16_d256, Bf16 prefill_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            Prefill 32/32 [F32 prefill_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d128";
+            Prefill 64/64 [F32 prefill_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d128";
+            Prefill 96/96 [F32 prefill_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "as d128";
+            Prefill 128/128 [F32 prefill_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: false }, "64 KiB";
+            Prefill 192/192 [F32 prefill_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            Prefill 256/256 [F32 prefill_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, PAGED, SINK], { slots: 2, early_values: false }, "96 KiB fits sm_86 and sm_89";
             // v3 over packed sequences. The load warp finds its tiles in a list, which takes more registers than a schedule; at 256 dims the
             // warpgroups that multiply spill with what is left.
             PackedV3 64/64 [F16 v3_packed_f16_d64, Bf16 v3_packed_bf16_d64] 128 x 128, 12, 1, 0, [],
@@ -108,7 +108,7 @@ macro_rules! for_each_sequences_row {
                 "with features";
             Tiles 0/0 [F32 packed_tiles] 0 x 0, 8, 1, 0, [], {}, "one thread block: a few thousand tiles are sorted by length";
             // Merge of the splits.
-            Merge 0/0 [F16 merge_f16, Bf16 merge_bf16, F32 merge_f32] 0 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, PAGED], {}, "a warp a row: bound by reading the splits";
+            Merge 0/0 [F16 merge_f16, Bf16 merge_bf16, F32 merge_f32] 0 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, PAGED, SINK], {}, "a warp a row: bound by reading the splits";
             // Append.
             Append 0/0 [F16 append_f16, Bf16 append_bf16, F32 append_f32] 4 x 0, 4, 4, 0, [PAGED], {}, "a warp a row of a head: bound by moving it";
         }

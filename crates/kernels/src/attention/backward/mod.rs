@@ -19,12 +19,15 @@
 //! | [`queries`] | a block of queries of one head | key blocks | `dq` |
 //! | `fused` | a block of keys of one key-value head | query blocks of all heads of the group | `dk`, `dv`, its part of the sums of `dq` |
 //! | `round` | a block of queries of one head | | `dq`, from the sums |
+//! | `sinks` | a query head | all of its rows | the gradient of its sink |
 //!
 //! The first three have a second entry, over packed sequences: [`packed`] finds what it works on. Their bodies are macros, so that the entry
 //! over equal sequences is compiled as if it were alone: as functions, other instructions came out.
 //!
 //! [`keys`] and [`queries`] compute scores and weights twice, seven products instead of five. What that buys: nothing is added in memory,
 //! results are the same from run to run, and eight bytes a row are all the workspace. [`naive`] keeps them in device memory instead.
+//!
+//! A sink is in the log-sum-exp, and so in `p` and `delta`: nothing else here knows of it but its own gradient.
 //!
 //! What the mask hides weighs 0 and moves nothing. So does every key of a row whose log-sum-exp is minus infinity, or plus infinity as
 //! others write it: such a row has no key, or none that weighs anything.
@@ -56,6 +59,8 @@ pub mod packed;
 pub mod queries;
 #[cfg(target_feature = "sm_90a")]
 pub mod round;
+#[cfg(not(target_feature = "sm_90a"))]
+pub mod sinks;
 
 /// What a kernel is compiled for: a row of `kernel_spec`, as a type without values.
 pub trait Config: ThreadBlock {

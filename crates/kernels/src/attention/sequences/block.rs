@@ -6,13 +6,13 @@ use kernel_spec::layout::fragment_row;
 use kernel_spec::{Divisor, KvBlocks};
 
 use crate::attention::Config;
-use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::sequences::mend::mend;
 use crate::attention::sequences::merge::{InCluster, merge_row};
 use crate::attention::sequences::place::{Place, lse_address, partial_index};
 use crate::attention::sequences::rows::{HeadRows, SequenceRows};
 use crate::attention::sequences::sequence::Sequence;
+use crate::attention::sink;
 use crate::parts::element::Element;
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::rows::RowSource;
@@ -92,11 +92,11 @@ impl<C: Config<Out = <C as Config>::T>> SequenceBlock<C> {
         let lane = thread::lane();
         for m in 0..R::M {
             for half in 0..2 {
-                let lse = C::T::lse(max.at(m, half), sum.at(m, half));
                 // The four lanes of a quad hold the same row.
                 if let Some(at) = self.row(row + 16 * m as u32 + fragment_row(lane, 2 * half as u32))
                     && lane % 4 == 0
                 {
+                    let lse = sink::lse::<C::T>(max.at(m, half), sum.at(m, half), self.block.sink(|| at.head));
                     // SAFETY: inside the log-sum-exp.
                     unsafe { copy::store_f32(lse_address(self.sequence.problem.lse, p, self.place.q_head, at), lse) };
                 }

@@ -1,4 +1,5 @@
-//! Splits of the keys, put together: `m = max m_i`, `l = sum e^(m_i - m) l_i`, `o = sum e^(m_i - m) o_i / l`. A warp a row.
+//! Splits of the keys, put together: `m = max m_i`, `l = sum e^(m_i - m) l_i`, `o = sum e^(m_i - m) o_i / l`. A warp a row. A
+//! [sink](crate::attention::sink) comes in here, once for all splits.
 
 use cuda_std::{cluster, copy, thread, warp};
 use kernel_spec::families::sequences::{MAX_SPLITS, SequencesParams};
@@ -8,7 +9,7 @@ use crate::attention::query_block::QueryRow;
 use crate::attention::sequences::mend::mend_row;
 use crate::attention::sequences::place::{Place, lse_address, partial_index, row_address};
 use crate::attention::sequences::sequence::Sequence;
-use crate::attention::{exact, score};
+use crate::attention::{exact, score, sink};
 
 /// Splits whose statistics a lane reads, at most.
 const LANE_SPLITS: usize = MAX_SPLITS as usize / 32;
@@ -179,9 +180,11 @@ pub unsafe fn merge_row<T: Exponent>(
             }
         }
 
+        let sink = sink::of_head(&p.forward.features, place.q_head + at.head);
         let without_keys = sequence.problem.band.rows_without_keys(sequence.problem.q_rows, sequence.problem.kv_rows);
         let hidden = score::may_hide(&p.forward.features) & (largest == f32::NEG_INFINITY);
-        let factor = if ((at.row as i32) < without_keys) | hidden { 0.0 } else { exact::factor::<T>(largest, total) };
+        let factor =
+            if ((at.row as i32) < without_keys) | hidden { 0.0 } else { exact::factor::<T>(largest, total, sink) };
         let out = row_address::<T>(&sequence.problem.out, place, at);
         let mut finite = true;
         for piece in 0..LANE_PIECES {
@@ -202,7 +205,8 @@ pub unsafe fn merge_row<T: Exponent>(
             }
         }
         if lane == 0 && sequence.problem.lse != 0 {
-            copy::store_f32(lse_address(sequence.problem.lse, p, place.q_head, at), T::lse(largest, total));
+            let lse = sink::lse::<T>(largest, total, sink);
+            copy::store_f32(lse_address(sequence.problem.lse, p, place.q_head, at), lse);
         }
         warp::any(!finite)
     }

@@ -2,9 +2,9 @@
 //! `for_each_packed_backward_row!`, of the same kernels over packed sequences.
 
 use cuda_std::prelude::*;
-use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, Variant, policy};
+use kernel_spec::families::backward::{BackwardParams, PackedBackwardParams, SinkParams, Variant, policy};
 
-use crate::attention::backward::{Config, delta, keys, queries};
+use crate::attention::backward::{Config, delta, keys, queries, sinks};
 use crate::attention::stream::StreamConfig;
 use crate::entry::{Bf16, F16, F32};
 use crate::parts::fragments::RegTile;
@@ -29,6 +29,20 @@ macro_rules! entry {
     };
     (PackedQueries $($row:tt)+) => {
         entry! { @queries PackedBackwardParams, queries::packed_gradients; $($row)+ }
+    };
+    (Sinks $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {
+        #[doc = concat!("Gradients of the sinks; this shape because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            row! { $symbol $t $warps }
+
+            #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
+            pub unsafe fn $symbol(p: SinkParams) {
+                // SAFETY: launched with this row's threads and shared memory.
+                unsafe { sinks::gradients::<Row>(&p) }
+            }
+        }
     };
     (@delta $params:ty, $kernel:path; $d:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt
      $reason:literal) => {

@@ -8,7 +8,8 @@ use super::super::super::problem::{Problem, Sizes};
 use super::super::super::request::Placed;
 use super::super::super::sequences::{Arrays, SequenceSizes, problem_of, read, table, with_table};
 use super::super::plan::{self, BackwardPlan, features, specialised, with_holes};
-use super::super::tensors::Tensors;
+use super::super::sinks;
+use super::super::tensors::{Beside, Tensors};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Result, SequencesError, Unsupported};
 use crate::plan::{Buffer, Params, Step};
@@ -17,7 +18,7 @@ use kernel_spec::families::backward::packed::statistics_rows;
 use kernel_spec::families::backward::{
     BackwardParams, PackedBackwardParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant,
 };
-use kernel_spec::{Divisor, Kernel};
+use kernel_spec::{Divisor, FeatureSet, Kernel};
 use std::mem::offset_of;
 
 /// Plans a problem of packed sequences, for contiguous tensors.
@@ -27,23 +28,25 @@ pub(crate) fn plan_contiguous(attention: &Attention, device: &DeviceInfo, proble
     let placed = |rows, heads| Placed::contiguous(Shape::new(1, rows, heads, head_dim), Layout::Bshd, dtype);
     let (q, k) = (placed(q_rows, q_heads), placed(kv_rows, kv_heads));
     let tensors = Tensors { q, k, v: k, out: q, dout: q, dq: q, dk: k, dv: k };
-    plan(attention, device, &sizes, &arrays, &tensors, false)
+    let beside = Beside { dlse: false, dsink: attention.sink.is_some() };
+    plan(attention, device, &sizes, &arrays, &tensors, beside)
 }
 
-/// Plans a call whose sizes have been validated, for these tensors, with or without a gradient of the log-sum-exp.
+/// Plans a call whose sizes have been validated, for these tensors and what it has beside them.
 pub(super) fn plan(
     attention: &Attention,
     device: &DeviceInfo,
     sizes: &SequenceSizes,
     arrays: &Arrays,
     tensors: &Tensors,
-    with_dlse: bool,
+    beside: Beside,
 ) -> Result<BackwardPlan> {
     check_kernel(attention, sizes)?;
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
     blocks::check_none(attention, "packed")?;
+    attention.check_sink(sizes.q_heads)?;
     let features = features(attention, scale, softcap);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
@@ -65,14 +68,19 @@ pub(super) fn plan(
         let kernel = specialised(attention, variant, features.set());
         // Fits: the grid did.
         let tiles = Divisor::new(variant.packed_tiles(sequences, tokens, keys) as u32);
-        let params = bind(variant, &params, sizes, arrays, tiles, with_dlse);
+        let params = bind(variant, &params, sizes, arrays, tiles, beside.dlse);
         let params = match kernel.program {
             Some(_) => params.with_program_words(offset_of!(PackedBackwardParams, backward.features), attention),
             None => params,
         };
         Ok(Step::new(kernel, ctas, tile, params))
     };
-    let steps = Pass::PACKED.into_iter().map(step).collect::<Result<Vec<_>>>()?;
+    let mut steps = Pass::PACKED.into_iter().map(step).collect::<Result<Vec<_>>>()?;
+    if beside.dsink {
+        let own = plan::row(Pass::Sinks, FeatureSet::NONE, &sinks::problem(&whole), device)?;
+        let table = table(sizes, arrays);
+        steps.push(sinks::step(own, plan::STATISTICS, &whole, table, arrays, padded_rows as usize));
+    }
     let needed = u128::from(padded_rows) * q_heads as u128 * u128::from(STATISTICS_BYTES);
     let available = device.memory_bytes;
     let bytes = u64::try_from(needed).ok().filter(|&bytes| bytes <= available);
@@ -84,6 +92,7 @@ pub(super) fn plan(
         scale,
         softcap,
         program: program_name(attention),
+        sink: attention.sink.is_some(),
         steps,
         buffers: vec![Buffer { name: "statistics", bytes, reason }],
         deterministic: true,
