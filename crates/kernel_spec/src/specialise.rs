@@ -33,7 +33,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::entry::Entry;
-use crate::families::forward::features::{FIRST_WORD, PROGRAM, WORDS};
+use crate::families::forward::features::{DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, FIRST_WORD, PROGRAM, WORDS};
 use crate::features::FeatureSet;
 
 /// A text that cannot be specialised.
@@ -115,9 +115,13 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Opti
     if program.is_some() && hooks == 0 { Err(SpecialiseError::NoHook) } else { Ok(edited) }
 }
 
-/// The feature that a slot belongs to: the words of programs are theirs.
+/// The feature that a slot belongs to: the words of programs are theirs, and dropout has three.
 fn feature_of(slot: u32) -> FeatureSet {
-    FeatureSet::of(if slot < FIRST_WORD { slot } else { PROGRAM })
+    FeatureSet::of(match slot {
+        DROPOUT_SEED | DROPOUT_OFFSET => DROPOUT,
+        FIRST_WORD.. => PROGRAM,
+        _ => slot,
+    })
 }
 
 /// `// score.hook S, BATCH, ..;` or `// score.gradient SLOPE, S, BATCH, ..;`, as `cuda_std::math` writes them.

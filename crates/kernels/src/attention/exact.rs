@@ -17,6 +17,7 @@ use kernel_spec::ForwardParams;
 use kernel_spec::layout::fragment_row;
 
 use crate::attention::Config;
+use crate::attention::dropout::{self, Stream};
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
@@ -194,6 +195,8 @@ pub struct Row<'a, T, S> {
     pub first: u32,
     /// One past the last.
     pub end: u32,
+    /// Which of them dropout keeps, if some are dropped.
+    pub random: Option<Stream>,
     /// The element type.
     pub element: PhantomData<T>,
 }
@@ -214,6 +217,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             at: block.place(at, 0),
             first,
             end,
+            random: if const { dropout::accepts::<C>() } { Some(block.random()) } else { None },
             element: PhantomData,
         }
     }
@@ -311,6 +315,10 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                         continue;
                     }
                     sum += weight;
+                    // Behind the sum, and not by a weight of 0 either.
+                    if self.random.is_some_and(|random| !random.keeps(self.at.row, first + other)) {
+                        continue;
+                    }
                     let v = self.places.value(first + other);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let col = lane + 32 * i as u32;
@@ -322,6 +330,7 @@ impl<T: Element, S: Places> Row<'_, T, S> {
             }
             // Once: a division in f64 is a hundred instructions.
             let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            let inverse = self.random.map_or(inverse, |random| inverse * random.factor as f64);
             for (i, acc) in acc.into_iter().enumerate() {
                 let col = lane + 32 * i as u32;
                 if col < self.p.dim_v {

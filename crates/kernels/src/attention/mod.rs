@@ -14,6 +14,7 @@ use crate::parts::element::Element;
 use crate::parts::shared_tile::ThreadBlock;
 
 pub mod backward;
+pub mod dropout;
 pub mod exact;
 pub mod exchange;
 pub mod exponent;

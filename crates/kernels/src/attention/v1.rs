@@ -90,6 +90,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
 
             let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &exchange);
 
+            block.drop(&mut scores, block.first_row, key);
             let v = kv.values(i);
             let mut partial = C::Partial::zero();
             partial.mul_probs(&C::Probs::round(&scores), v, warp_key);
@@ -108,9 +109,10 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         if warp == 0 {
             block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
-        // The output is an average already; only a factor of NaN is left to take.
+        // The output is an average already; only a factor of NaN is left to take, or that of what dropout has kept.
         let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
-        out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
+        let kept = block.kept_factor();
+        out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { kept }));
         let not_finite = out.any_not_finite::<C::Out>();
         let tile = C::OutTile::at(shared::dynamic() + memory.q);
         block.store_out::<C, _>(tile, 0, warp * 8 * C::Acc::N as u32, &out);

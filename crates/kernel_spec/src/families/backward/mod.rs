@@ -16,6 +16,7 @@ use crate::families::forward::features;
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
+use crate::philox;
 
 pub mod memory;
 #[macro_use]
@@ -245,6 +246,15 @@ impl Variant {
         // Panics where rows do not split into panels.
         if self.dim > 0 {
             layout::panel_bytes(self.dim as usize * self.dtype.bytes());
+        }
+        if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) {
+            let tile = match self.policy {
+                Policy::Keys(policy::Keys { columns, .. }) => {
+                    [self.kv_block * columns / self.warps, self.q_block / columns]
+                }
+                _ => [self.q_block / self.warps, self.kv_block],
+            };
+            assert!(philox::has_marks(tile), "dropout has marks for the tile of a warp");
         }
         // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };

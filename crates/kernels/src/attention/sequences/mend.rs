@@ -66,6 +66,7 @@ pub unsafe fn mend_row<T: Element>(p: &SequencesParams, sequence: &Sequence, pla
         },
         first,
         end,
+        random: None,
         element: PhantomData::<T>,
     };
     // SAFETY: passed on.
