@@ -433,6 +433,18 @@ pub enum Error {
         /// The factor on the scores.
         scale: f32,
     },
+    /// What is no probability to drop with.
+    #[error("dropout of {found} is not accepted; probabilities from 0 to below 1 are")]
+    Dropout {
+        /// The probability given.
+        found: f32,
+    },
+    /// Seed and offset of dropout on the device, where no kernel can read them.
+    #[error("seed and offset of dropout are at address {address:#x}; multiples of 8 bytes above 0 are accepted")]
+    DropoutState {
+        /// The address given.
+        address: u64,
+    },
     /// Addresses that a step of a plan cannot be launched with.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -9,6 +9,7 @@
 mod attention;
 mod backend;
 mod device;
+pub mod dropout;
 mod error;
 mod plan;
 mod ptx;
@@ -25,6 +26,7 @@ pub use attention::{
     NewRows, Output, OutputGradients, PackedRows, PageTable, Part, Plan, Problem, QueryRows, RawTensor, Rotary,
     Sequences, Sizes, Splits, merge, merge_into, plan_merge,
 };
+pub use dropout::Dropout;
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
 pub use error::{
     AxesError, BindError, Error, MergeError, Operand, ProgramError, Result, SequencesError, Unsupported, Version,

@@ -64,7 +64,9 @@ fn no_row(request: &Request<'_>, kernel: Kernel) -> Error {
 fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
     let Sizes { dtype, head_dim, .. } = request.sizes;
     let program = request.attention.changing_program().map(|_| "a program on scores");
-    request.softcap.map(|_| "softcap").or(program).map(|feature| Unsupported::Feature { feature, dtype, head_dim })
+    // Of several the one that fewer kernels have.
+    let dropout = request.dropout.map(|_| "dropout");
+    dropout.or(request.softcap.map(|_| "softcap")).or(program).map(|feature| Unsupported::Feature { feature, dtype, head_dim })
 }
 
 /// The row for a pass: the one that is asked for, or the one whose tile is the fastest of those that have the features.

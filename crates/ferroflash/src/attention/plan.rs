@@ -5,6 +5,7 @@ use super::problem::{Problem, Sequences, Sizes};
 use super::request::{Request, Tensors};
 use super::{choose, params, sequences};
 use crate::device::DeviceInfo;
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::plan::{Buffer, Step};
 use kernel_spec::{DType, FeatureSet, Kernel, Mask};
@@ -23,6 +24,8 @@ pub struct Plan {
     pub softcap: Option<f32>,
     /// Name of the program that scores pass through, if there is one that changes them.
     pub program: Option<String>,
+    /// What is dropped, if anything is.
+    pub dropout: Option<Dropout>,
     /// The algorithm.
     pub kernel: Kernel,
     /// The launches in order.
@@ -69,10 +72,13 @@ impl std::fmt::Display for Plan {
         if let Some(cap) = self.softcap {
             write!(f, ", softcap {cap}")?;
         }
-        match &self.program {
-            Some(name) => writeln!(f, ", program {name}")?,
-            None => writeln!(f)?,
+        if let Some(name) = &self.program {
+            write!(f, ", program {name}")?;
         }
+        if let Some(dropout) = &self.dropout {
+            write!(f, ", {dropout}")?;
+        }
+        writeln!(f)?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
         }
@@ -112,8 +118,9 @@ pub(crate) fn plan(attention: &Attention, device: &DeviceInfo, problem: &Problem
 pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes, tensors: Tensors) -> Result<Plan> {
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
+    let dropout = attention.checked_dropout()?;
     let keys_per_row = choose::keys_per_row(attention.mask, sizes);
-    let request = Request { attention, sizes: *sizes, scale, softcap, keys_per_row, tensors };
+    let request = Request { attention, sizes: *sizes, scale, softcap, dropout, keys_per_row, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
     let rows = choose::rows(&request, device, kernel)?;
     let (buffers, needed) = params::buffers(kernel, sizes);
@@ -135,6 +142,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
         scale,
         softcap,
         program: program_name(attention),
+        dropout,
         kernel,
         steps: steps.collect(),
         buffers,

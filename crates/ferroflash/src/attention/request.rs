@@ -2,11 +2,12 @@
 
 use super::options::Attention;
 use super::problem::Sizes;
+use crate::dropout::{Dropout, State};
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::SOFTCAP;
-use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
+use kernel_spec::families::forward::features::{self, DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, DROPOUT_STATE, SOFTCAP};
+use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant, philox};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +71,8 @@ pub(crate) struct Request<'a> {
     pub(crate) sizes: Sizes,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    /// What is dropped, checked.
+    pub(crate) dropout: Option<Dropout>,
     /// Keys that a row sees, on average.
     pub(crate) keys_per_row: u32,
     pub(crate) tensors: Tensors,
@@ -88,7 +91,7 @@ impl Request<'_> {
         if let Some(program) = program {
             features = program.fill(features, self.softcap.unwrap_or(self.scale));
         }
-        features
+        with_dropout(features, self.dropout)
     }
 
     /// What a device loads for the row of a pass, with the call's features as far as its entry accepts them, and `more`.
@@ -100,6 +103,17 @@ impl Request<'_> {
             ..Specialised::with_features(&variant.entry, features)
         }
     }
+}
+
+/// These features and dropout, if anything is dropped.
+pub(super) fn with_dropout(features: ForwardFeatures, dropout: Option<Dropout>) -> ForwardFeatures {
+    let Some(dropout) = dropout else { return features };
+    let value = features::dropout(philox::threshold(dropout.p()), dropout.factor());
+    let (value, seed, offset) = match dropout.state() {
+        State::Numbers { seed, offset } => (value, seed, offset),
+        State::OnDevice { address, offset } => (value | DROPOUT_STATE, address, offset),
+    };
+    features.with(DROPOUT, value).with_word(DROPOUT_SEED, seed).with_word(DROPOUT_OFFSET, offset)
 }
 
 /// A row of the variant list with its launch.

@@ -8,6 +8,9 @@
 //! ds_j  = p_j (dp_j - delta + dlse)         dx_j = ds_j ds/dx            ds/dx = scale (1 - tanh^2(scale x_j / cap)) program'
 //! dq   += dx_j k_j                          dk_j += dx_j q
 //! ```
+//!
+//! With dropout, `z_j` is 0 or what a probability that is kept grows by: `out = sum_j z_j p_j v_j`, `dv_j += z_j p_j dout` and
+//! `dp_j = z_j dout v_j`.
 
 use rayon::prelude::*;
 
@@ -153,8 +156,9 @@ impl Inputs<'_> {
             // A key that minus infinity hides is no part of the sum, and moves nothing.
             (score != f64::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
-                let ds = p * (dot(dout, self.kv_row(self.v, row, key)) - delta + dlse);
-                Term { key, p, dx: ds * slope * self.scale }
+                let kept = self.kept(row, key).map_or(1.0, f64::from);
+                let ds = p * (kept * dot(dout, self.kv_row(self.v, row, key)) - delta + dlse);
+                Term { key, p: kept * p, dx: ds * slope * self.scale }
             })
         };
         self.visible(row).filter_map(term).collect()
@@ -172,8 +176,9 @@ impl Inputs<'_> {
             let (score, slope) = (self.score(x, row, key), self.slope(x, row, key));
             (score != f32::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
-                let ds = p * (dot_f32(dout, self.kv_row(self.v, row, key)) - delta + dlse as f32);
-                let (p, ds) = (round(p, dtype), round(ds * slope, dtype));
+                let kept = self.kept(row, key).unwrap_or(1.0);
+                let ds = p * (kept * dot_f32(dout, self.kv_row(self.v, row, key)) - delta + dlse as f32);
+                let (p, ds) = (round(kept * p, dtype), round(ds * slope, dtype));
                 Term { key, p: p.into(), dx: f64::from(ds * self.scale_f32) }
             })
         };

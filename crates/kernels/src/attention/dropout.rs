@@ -97,32 +97,11 @@ fn select(words: [u32; 4], index: u32) -> u32 {
 
 /// Which elements of a tile are kept.
 pub trait Kept: Copy {
-    /// Whether all are, and nothing is multiplied with anything: known when the entry is compiled.
-    const ALL: bool;
-
     /// Whether element `i` of fragment `(m, n)` is kept.
     fn keeps(&self, m: usize, n: usize, i: usize) -> bool;
 
     /// What those that are kept are multiplied with.
     fn factor(&self) -> f32;
-}
-
-/// All of them.
-#[derive(Clone, Copy)]
-pub struct Everything;
-
-impl Kept for Everything {
-    const ALL: bool = true;
-
-    #[inline(always)]
-    fn keeps(&self, _: usize, _: usize, _: usize) -> bool {
-        true
-    }
-
-    #[inline(always)]
-    fn factor(&self) -> f32 {
-        1.0
-    }
 }
 
 /// A bit for each element of a tile with up to two by eight fragments, as rows that drop weights have them.
@@ -146,8 +125,6 @@ impl<const TRANSPOSED: bool> Marks<TRANSPOSED> {
 }
 
 impl<const TRANSPOSED: bool> Kept for Marks<TRANSPOSED> {
-    const ALL: bool = false;
-
     #[inline(always)]
     fn keeps(&self, m: usize, n: usize, i: usize) -> bool {
         self.bits[m] >> Self::bit(n, i) & 1 != 0

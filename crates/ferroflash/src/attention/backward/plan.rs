@@ -5,10 +5,11 @@ use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::plan::program_name;
 use super::super::problem::{Problem, Sizes};
-use super::super::request::Placed;
+use super::super::request::{Placed, with_dropout};
 use super::tensors::Tensors;
 use super::{fused, naive};
 use crate::device::DeviceInfo;
+use crate::dropout::Dropout;
 use crate::error::{Error, Operand, Result};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::score::BoundProgram;
@@ -35,6 +36,8 @@ pub struct BackwardPlan {
     pub softcap: Option<f32>,
     /// Name of the program that scores pass through, if there is one that changes them.
     pub program: Option<String>,
+    /// What is dropped, if anything is.
+    pub dropout: Option<Dropout>,
     /// The launches in order.
     pub steps: Vec<Step>,
     /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
@@ -70,10 +73,13 @@ impl std::fmt::Display for BackwardPlan {
         if let Some(cap) = self.softcap {
             write!(f, ", softcap {cap}")?;
         }
-        match &self.program {
-            Some(name) => writeln!(f, ", program {name}")?,
-            None => writeln!(f)?,
+        if let Some(name) = &self.program {
+            write!(f, ", program {name}")?;
         }
+        if let Some(dropout) = &self.dropout {
+            write!(f, ", {dropout}")?;
+        }
+        writeln!(f)?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
         }
@@ -99,10 +105,11 @@ pub(super) fn plan(
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
-    let features = features(attention, scale, softcap);
+    let dropout = attention.checked_dropout()?;
+    let features = features(attention, scale, softcap, dropout);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let choice = choose(attention, softcap, sizes, tensors, device)?;
+    let choice = choose(attention, [softcap.map(|_| "softcap"), dropout.map(|_| "dropout")], sizes, tensors, device)?;
     let mut params = BackwardParams { features, ..params(attention, sizes, tensors, scale, softcap, padded_rows) };
     if let Choice::Fused(row) = choice {
         params.sum_cols = row.tile_cols().into();
@@ -156,6 +163,7 @@ pub(super) fn plan(
         scale,
         softcap,
         program: program_name(attention),
+        dropout,
         steps,
         buffers,
         deterministic,
@@ -197,15 +205,15 @@ impl Choice {
     }
 }
 
-/// The choice for a call: an error where a kernel was asked for that does not run it.
+/// The choice for a call that has these features: an error where a kernel was asked for that does not run it.
 fn choose(
     attention: &Attention,
-    softcap: Option<f32>,
+    features: [Option<&'static str>; 2],
     sizes: &Sizes,
     tensors: &Tensors,
     device: &DeviceInfo,
 ) -> Result<Choice> {
-    match (attention.kernel.kernel(), fused::row(attention, softcap, sizes, tensors, device)) {
+    match (attention.kernel.kernel(), fused::row(attention, features, sizes, tensors, device)) {
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
         (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
@@ -244,12 +252,14 @@ pub(super) fn features(
     attention: &Attention<'_>,
     scale: f32,
     softcap: Option<f32>,
+    dropout: Option<Dropout>,
 ) -> Features<{ BACKWARD_SLOTS as usize }> {
-    match (softcap, attention.changing_program()) {
+    let features = match (softcap, attention.changing_program()) {
         (Some(cap), _) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
         (None, Some(program)) => program.fill(Features::OFF, scale),
         (None, None) => Features::OFF,
-    }
+    };
+    with_dropout(features, dropout)
 }
 
 /// What a device loads for the row of a pass: its features as far as it has them, and the program where it recomputes scores.

@@ -42,7 +42,8 @@ pub(super) fn plan(
     let scale = attention.scale_for(sizes.head_dim)?;
     let softcap = attention.softcap_for(scale)?;
     attention.check_gradients()?;
-    let features = features(attention, scale, softcap);
+    attention.check_no_dropout(problem_of(sizes).sequences.name())?;
+    let features = features(attention, scale, softcap, None);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
     let whole = Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype };
@@ -82,6 +83,7 @@ pub(super) fn plan(
         scale,
         softcap,
         program: program_name(attention),
+        dropout: None,
         steps,
         buffers: vec![Buffer { name: "statistics", bytes, reason }],
         deterministic: true,
