@@ -248,7 +248,12 @@ fn gradients_keep_the_same_keys() {
                 for key in 0..KEYS {
                     for i in 0..count {
                         let keeps = dropout::keep(seed, offset, 0, 1, 0, first + i, key, p);
-                        assert_eq!(dv[key * dim + i] > 0.0, keeps, "{kernel} {dtype} {dim}: row {}, key {key}", first + i);
+                        assert_eq!(
+                            dv[key * dim + i] > 0.0,
+                            keeps,
+                            "{kernel} {dtype} {dim}: row {}, key {key}",
+                            first + i
+                        );
                     }
                 }
             }
@@ -357,8 +362,9 @@ fn what_is_no_probability_is_refused() {
         // SAFETY: nothing is launched.
         let attention = Attention::new().with_dropout(unsafe { Dropout::from_device(0.5, address, 0) });
         let error = attention.plan(device, problem).unwrap_err();
-        let expected =
-            format!("seed and offset of dropout are at address {address:#x}; multiples of 8 bytes above 0 are accepted");
+        let expected = format!(
+            "seed and offset of dropout are at address {address:#x}; multiples of 8 bytes above 0 are accepted"
+        );
         assert_eq!(error.to_string(), expected);
     }
 }

@@ -90,7 +90,9 @@ impl std::fmt::Display for Dropout {
         match self.state {
             State::Numbers { seed, offset } => write!(f, "dropout {}, seed {seed}, offset {offset}", self.p),
             State::OnDevice { offset: 0, .. } => write!(f, "dropout {}, seed and offset on the device", self.p),
-            State::OnDevice { offset, .. } => write!(f, "dropout {}, seed and offset on the device, + {offset}", self.p),
+            State::OnDevice { offset, .. } => {
+                write!(f, "dropout {}, seed and offset on the device, + {offset}", self.p)
+            }
         }
     }
 }

@@ -26,8 +26,8 @@ pub use attention::{
     NewRows, Output, OutputGradients, PackedRows, PageTable, Part, Plan, Problem, QueryRows, RawTensor, Rotary,
     Sequences, Sizes, Splits, merge, merge_into, plan_merge,
 };
-pub use dropout::Dropout;
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
+pub use dropout::Dropout;
 pub use error::{
     AxesError, BindError, Error, MergeError, Operand, ProgramError, Result, SequencesError, Unsupported, Version,
 };

@@ -212,17 +212,6 @@ class Refusals(unittest.TestCase):
             call()
         self.assertIn(words, str(caught.exception))
 
-    def test_missing_features_are_named(self):
-        q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
-        f, missing = ferroflash, ferroflash.MissingFeatureError
-        kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
-        for words, call in (
-            ("flash_attn_func: dropout (dropout_p)", lambda: f.flash_attn_func(q, k, v, 0.1)),
-            ("flash_attn_kvpacked_func: dropout", lambda: f.flash_attn_kvpacked_func(q, kv, 0.1)),
-            ("flash_attn_qkvpacked_func: dropout", lambda: f.flash_attn_qkvpacked_func(qkv, 0.1)),
-        ):
-            self.refused(missing, words, call)
-
     def test_bad_tensors(self):
         q, k, v = inputs(torch.float16)
         f = ferroflash.flash_attn_func

@@ -66,7 +66,11 @@ fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
     let program = request.attention.changing_program().map(|_| "a program on scores");
     // Of several the one that fewer kernels have.
     let dropout = request.dropout.map(|_| "dropout");
-    dropout.or(request.softcap.map(|_| "softcap")).or(program).map(|feature| Unsupported::Feature { feature, dtype, head_dim })
+    dropout.or(request.softcap.map(|_| "softcap")).or(program).map(|feature| Unsupported::Feature {
+        feature,
+        dtype,
+        head_dim,
+    })
 }
 
 /// The row for a pass: the one that is asked for, or the one whose tile is the fastest of those that have the features.

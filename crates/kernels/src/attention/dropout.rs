@@ -2,7 +2,7 @@
 //!
 //! A lane finds the marks of all of its elements first, a bit for each, so that the words of the generator live no longer than it takes.
 
-use cuda_std::{copy, thread};
+use cuda_std::{copy, math, thread};
 use kernel_spec::families::forward::features::{DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, DROPOUT_STATE};
 use kernel_spec::philox::{self, BLOCK_KEYS, BLOCK_ROWS};
 use kernel_spec::{FeatureSet, ForwardFeatures, Variant};
@@ -153,7 +153,8 @@ impl RowMarks {
                 bits[m] |= stream.marks(word) << n;
             }
         }
-        Marks { bits, factor: stream.factor }
+        // Here and now, not where they are looked at.
+        Marks { bits: bits.map(math::opaque), factor: stream.factor }
     }
 }
 
@@ -183,7 +184,8 @@ impl ColumnMarks {
                 }
             }
         }
-        Marks { bits, factor: stream.factor }
+        // Here and now, not where they are looked at.
+        Marks { bits: bits.map(math::opaque), factor: stream.factor }
     }
 }
 

@@ -63,7 +63,7 @@ def flash_attn_func(
 
     Returns:
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``: ``softmax_lse`` float32 ``(batch, nheads,
-        seqlen_q)``, minus infinity for a row that sees no key; ``S_dmask`` is empty, as without dropout in the original.
+        seqlen_q)``, minus infinity for a row that sees no key; ``S_dmask`` is empty, with dropout too.
     """
     left, right = window_size
     if softcap < 0.0:

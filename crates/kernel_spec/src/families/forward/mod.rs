@@ -337,7 +337,10 @@ impl Variant {
         assert!(self.q_block.is_multiple_of(16 * warps_of_rows), "warps own whole 16-row fragments");
         if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) && matches!(self.pass, Pass::V1 | Pass::V2) {
             let keys = if warps_of_rows == 1 { self.kv_block / self.warps } else { self.kv_block };
-            assert!(philox::has_marks([self.q_block / warps_of_rows, keys]), "dropout has marks for the tile of a warp");
+            assert!(
+                philox::has_marks([self.q_block / warps_of_rows, keys]),
+                "dropout has marks for the tile of a warp"
+            );
         }
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());

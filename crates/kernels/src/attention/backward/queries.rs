@@ -110,6 +110,14 @@ macro_rules! gradients_of {
             let mut dq = $C::Acc::zero();
             let mut visit = #[inline(always)]
             |i: u32, masked: bool| {
+                // In front of the products: the marks are fewer registers than what they are made of.
+                let kept = if const { accepts_dropout::<$C>() } {
+                    let random = random($p, [entry, q_head]);
+                    let first_key = blocks.visit(i) * $C::ROW.kv_block;
+                    Some(RowMarks::of::<$C::Scores>(&random, first_row + row, first_key))
+                } else {
+                    None
+                };
                 let mut dscores = $C::Scores::zero();
                 dscores.mul_transposed(dout, row, stream.keys(i), 0);
                 let k = stream.values(i);
@@ -118,10 +126,8 @@ macro_rules! gradients_of {
                 let first_key = blocks.visit(i) * $C::ROW.kv_block;
                 let place =
                     |query: u32, key: u32| place($p, [entry, q_head], first_row + row + query, first_key + key);
-                if const { accepts_dropout::<$C>() } {
-                    let random = random($p, [entry, q_head]);
-                    let kept = RowMarks::of::<$C::Scores>(&random, first_row + row, first_key);
-                    drop_and_scale(&mut dscores, &kept);
+                if let Some(kept) = &kept {
+                    drop_and_scale(&mut dscores, kept);
                 }
                 weigh_rows::<$C, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
