@@ -8,7 +8,8 @@ use crate::support::gradients::BackwardCase;
 use crate::support::{bf16, device, f16};
 use ferroflash::{
     Attention, DType, Device, Dropout, Element, EmulatorConfig, Error, Gradients, Indices, Kernel, KernelChoice,
-    Layout, Mask, Output, Problem, Sequences, Shape, Sizes, Tensor, Unsupported, VARIANTS, Variant, dropout, reference,
+    Layout, Mask, Output, Problem, QueryRows, Sequences, Shape, Sizes, Tensor, Unsupported, VARIANTS, Variant, dropout,
+    reference, score::ScoreProgram,
 };
 use kernel_spec::families::backward::{Pass as BackwardPass, Variant as BackwardVariant};
 use kernel_spec::families::forward::features::DROPOUT;
@@ -151,6 +152,10 @@ fn random_gradients<T: Element>(kernel: Kernel) {
     let shared = device::shared();
     let cases = (backward::cases(kernel, T::DTYPE), dropped()).prop_map(|(mut case, dropout)| {
         case.forward = with_dropout(case.forward, dropout);
+        if kernel != Kernel::Naive {
+            // An error, which is looked at below.
+            case.forward.attention.softcap = None;
+        }
         case
     });
     draws(file!(), device::cases(), 64).check(&cases, |case| case.check::<T>(&shared.device));
@@ -366,6 +371,59 @@ fn what_is_no_probability_is_refused() {
             "seed and offset of dropout are at address {address:#x}; multiples of 8 bytes above 0 are accepted"
         );
         assert_eq!(error.to_string(), expected);
+    }
+}
+
+/// What the registers of the portable kernels do not hold.
+#[test]
+fn a_softcap_and_dropout_have_gradients_by_naive_alone() {
+    let device = &device::shared().device;
+    let problem = uniform(1, 10, 10, DType::F16);
+    let both = Attention::new().with_softcap(5.0).dropout(0.5, 1, 2);
+    assert!(both.plan(device, problem).is_ok());
+    assert!(both.with_kernel(Kernel::Naive).backward_plan(device, problem).is_ok());
+    for attention in [both, both.with_kernel(Kernel::V2), both.with_kernel(Kernel::V1)] {
+        let error = attention.backward_plan(device, problem).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(Unsupported::CappedDropout)), "{error}");
+    }
+    for alone in [Attention::new().with_softcap(5.0), both.with_softcap(None)] {
+        assert!(alone.backward_plan(device, problem).is_ok());
+    }
+}
+
+/// Packed sequences and caches have no dropout yet.
+#[test]
+fn sequences_refuse_dropout() {
+    let device = &device::shared().device;
+    let attention = Attention::new().dropout(0.5, 1, 2);
+    let packed = Problem::new(Sequences::Packed { batch: 2, q_rows: 10, kv_rows: 10 }, 2, 1, 64, DType::F16);
+    let capacity = 100;
+    let cached = Sequences::Cached { batch: 2, q_rows: QueryRows::Each(1), capacity };
+    let cached = Problem::new(cached, 2, 1, 64, DType::F16);
+    let errors = [
+        (attention.plan(device, packed).map(|_| ()), "packed"),
+        (attention.backward_plan(device, packed).map(|_| ()), "packed"),
+        (attention.plan(device, cached).map(|_| ()), "cached"),
+    ];
+    for (found, kind) in errors {
+        let expected = format!("not supported: dropout over {kind} sequences; uniform ones are accepted with it");
+        assert_eq!(found.unwrap_err().to_string(), expected);
+    }
+    assert!(attention.with_dropout(None).plan(device, packed).is_ok());
+}
+
+/// Scores pass through a program as they do without dropout, in both directions.
+#[test]
+fn programs_and_dropout_go_together() {
+    let device = &device::shared().device;
+    let small = Small::new(device);
+    // Doubling scores is doubling the scale.
+    let program = ScoreProgram::new("twice", |p| p.score() * 2.0).unwrap();
+    let bound = program.bind(&[]).unwrap();
+    for kernel in KERNELS {
+        let attention = Attention::new().causal().with_kernel(kernel).dropout(0.3, 7, 8);
+        let found = small.run(attention.with_scale(0.125).with_program(&bound));
+        assert_eq!(found, small.run(attention.with_scale(0.25)), "{kernel}");
     }
 }
 

@@ -147,8 +147,8 @@ impl<'a> Attention<'a> {
     /// Drops each probability with probability `p`, from 0 to below 1, and multiplies the others with `1 / (1 - p)`: those that FlashAttention-2
     /// and PyTorch drop for this seed and offset, see [`dropout`](crate::dropout). The backward pass of a call takes the same numbers.
     ///
-    /// Uniform sequences take it, in the kernels naive, v1 and v2 and in the naive and the portable backward pass; with a mask, a softcap or a
-    /// program as without it.
+    /// Uniform sequences take it, in the kernels naive, v1 and v2 and in the naive and the portable backward pass, with any mask and program. With
+    /// a softcap there are gradients by naive alone.
     pub fn dropout(self, p: f32, seed: u64, offset: u64) -> Attention<'a> {
         self.with_dropout(Dropout::new(p, seed, offset))
     }

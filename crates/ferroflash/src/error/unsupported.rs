@@ -16,6 +16,11 @@ pub enum Unsupported {
         /// The name of the program.
         program: String,
     },
+    /// Gradients through a softcap and dropout, by kernels whose registers do not hold both.
+    #[error(
+        "gradients through a softcap and dropout by the portable kernels; one of the two is accepted, and both by the kernel naive"
+    )]
+    CappedDropout,
     /// Random numbers that only a device can read.
     #[error("seed and offset of dropout are on the device; numbers are accepted here")]
     DropoutOnDevice,

@@ -10,7 +10,7 @@ use super::tensors::Tensors;
 use super::{fused, naive};
 use crate::device::DeviceInfo;
 use crate::dropout::Dropout;
-use crate::error::{Error, Operand, Result};
+use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
@@ -217,6 +217,7 @@ fn choose(
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
         (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+        (_, Err(_)) if features.iter().all(Option::is_some) => Err(Error::Unsupported(Unsupported::CappedDropout)),
         (None, Err(why)) => Ok(Choice::TwoSided(format!("the fused one does not run this, {why}"))),
         (Some(_), _) => Ok(Choice::TwoSided("a portable kernel was asked for".to_owned())),
     }
