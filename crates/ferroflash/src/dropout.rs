@@ -112,7 +112,7 @@ pub fn keep(seed: u64, offset: u64, batch: usize, heads: usize, head: usize, row
     let (row_in_block, col_in_block) = (row % 16, col % 32);
     let draw = row_in_block % 8 * 4 + col_in_block % 8 / 2;
     let first = offset.wrapping_add(numbers(batch, heads)).wrapping_add(32 * head as u64);
-    let counter = [first.wrapping_add(draw as u64), row as u64 / 16 | (col as u64 / 32) << 32];
+    let counter = [first.wrapping_add(draw as u64), row as u64 / 16 + ((col as u64 / 32) << 32)];
     let bytes = philox(counter, seed);
     let byte = bytes[col_in_block / 8 * 4 + row_in_block / 8 * 2 + col_in_block % 2];
     f64::from(byte) <= limit

@@ -3,7 +3,8 @@
 use crate::program::OnScores;
 use crate::{emulated, errors};
 use ferroflash::{
-    Attention, DType, Device, Dims, Dropout, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView, TensorViewMut,
+    Attention, DType, Device, Dims, Dropout, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView,
+    TensorViewMut,
 };
 use pyo3::prelude::*;
 
@@ -137,14 +138,15 @@ impl Options {
             (left, right) => Attention::new().window(left, right),
         };
         let attention = attention.with_softcap(self.softcap as f32).with_deterministic(self.deterministic);
-        let attention = attention.with_splits(self.splits).with_dropout(self.dropout.map(
-            |(p, first, offset, on_device)| match on_device {
-                false => Dropout::new(p as f32, first, offset),
-                // SAFETY: by the word of the caller of Python, two numbers in memory of the GPU that its framework gives back in the order of
-                // the stream.
-                true => unsafe { Dropout::from_device(p as f32, first, offset) },
-            },
-        ));
+        let attention =
+            attention.with_splits(self.splits).with_dropout(self.dropout.map(|(p, first, offset, on_device)| {
+                match on_device {
+                    false => Dropout::new(p as f32, first, offset),
+                    // SAFETY: by the word of the caller of Python, two numbers in memory of the GPU that its framework gives back in the order of
+                    // the stream.
+                    true => unsafe { Dropout::from_device(p as f32, first, offset) },
+                }
+            }));
         match self.scale {
             Some(scale) => attention.with_scale(scale as f32),
             None => attention,

@@ -426,7 +426,7 @@ class Gradients(unittest.TestCase):
             with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
                 differentiate()
             (call,) = launch.call_args_list
-            return call.args[-2]
+            return call.args[-3]
 
         def of(function, *tensors):
             return lambda **options: function(*tensors, **options).sum().backward()
