@@ -36,7 +36,9 @@ pub struct Stream {
 impl Stream {
     /// Of a head of all, `batch * q_heads + q_head`. Where the feature is off, it keeps everything as it is.
     #[inline(always)]
-    pub fn of(features: &ForwardFeatures, head: u64) -> Stream {
+    pub fn of(features: &ForwardFeatures, head: u32) -> Stream {
+        // Opaque, and lanes below: what follows from these is to be computed where it is used, not to live in registers through a loop.
+        let head = math::opaque(head);
         if !features.has(DROPOUT) {
             return Stream { seed: 0, offset: 0, threshold: 0xFF, factor: 1.0 };
         }
@@ -50,8 +52,8 @@ impl Stream {
         }
         Stream {
             seed,
-            offset: philox::head_offset(offset, head),
-            threshold: (value >> 32) as u32 & 0xFF,
+            offset: philox::head_offset(offset, head as u64),
+            threshold: math::opaque((value >> 32) as u32) & 0xFF,
             factor: f32::from_bits(value as u32),
         }
     }
@@ -140,13 +142,13 @@ impl RowMarks {
     /// Of the query rows from `row` on, a multiple of 16, and the keys from `key` on, a multiple of the tile's columns.
     #[inline(always)]
     pub fn of<F: Fragments>(stream: &Stream, row: u32, key: u32) -> Self {
-        let mut bits = [0; 2];
+        let (lane, mut bits) = (math::opaque(thread::lane()), [0; 2]);
         for m in 0..F::M {
             let mut words = [0; 4];
             for n in 0..F::N {
                 let first = key + 8 * n as u32;
                 if n % 4 == 0 {
-                    words = stream.words(thread::lane(), row + 16 * m as u32, first);
+                    words = stream.words(lane, row + 16 * m as u32, first);
                 }
                 let word = if F::N % 4 == 0 { words[n % 4] } else { select(words, philox::word(first)) };
                 // Byte `i` is element `i`.
@@ -164,7 +166,7 @@ impl ColumnMarks {
     /// A lane's columns are two query rows, which other lanes have in the layout of the numbers: it asks for both of them.
     #[inline(always)]
     pub fn of<F: Fragments>(stream: &Stream, key: u32, row: u32) -> Self {
-        let lane = thread::lane();
+        let lane = math::opaque(thread::lane());
         let mut bits = [0; 2];
         for n in (0..F::N).step_by(2) {
             let first_row = row + 8 * n as u32;
@@ -184,8 +186,7 @@ impl ColumnMarks {
                 }
             }
         }
-        // Here and now, not where they are looked at.
-        Marks { bits: bits.map(math::opaque), factor: stream.factor }
+        Marks { bits, factor: stream.factor }
     }
 }
 

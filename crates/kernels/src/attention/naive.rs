@@ -148,15 +148,14 @@ pub unsafe fn softmax<T: Exponent, const DROPS: bool>(p: &NaiveParams) {
         };
         if const { DROPS } {
             core::hint::assert_unchecked(p.forward.q_rows > 0);
-            let random = Stream::of(&p.forward.features, row / p.forward.q_rows as u64);
+            let random = Stream::of(&p.forward.features, (row / p.forward.q_rows as u64) as u32);
             let row_of_head = (row % p.forward.q_rows as u64) as u32;
             for col in (4 * lane..stride).step_by(128) {
-                let [first, second] = [col, col + 2].map(|col| random.keeps_pair(row_of_head, col));
-                let keeps = [first[0], first[1], second[0], second[1]];
-                let mut four = load(col).map(|s| T::power(s - offset) * inverse * random.factor);
-                for (p, keeps) in four.iter_mut().zip(keeps) {
-                    *p = if keeps { *p } else { 0.0 };
-                }
+                let [keeps_a, keeps_b] = random.keeps_pair(row_of_head, col);
+                let [keeps_c, keeps_d] = random.keeps_pair(row_of_head, col + 2);
+                let [a, b, c, d] = load(col);
+                let p = |keeps, s: f32| if keeps { T::power(s - offset) * inverse * random.factor } else { 0.0 };
+                let four = [p(keeps_a, a), p(keeps_b, b), p(keeps_c, c), p(keeps_d, d)];
                 T::store_four(probs + (col as usize * T::BYTES) as u64, four);
             }
             store_lse();

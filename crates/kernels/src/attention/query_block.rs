@@ -221,7 +221,7 @@ impl<C: Config> QueryBlock<C> {
     /// The random numbers of the head.
     #[inline(always)]
     pub fn random(&self) -> Stream {
-        Stream::of(&self.features, self.head)
+        Stream::of(&self.features, self.head as u32)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

@@ -185,14 +185,6 @@ macro_rules! gradients_of {
                     load_next();
                 }
                 let (q, dout) = ($C::Q::at(stage(count)), $C::Q::at(stage(count) + memory.dout));
-                // In front of the products: the marks are fewer registers than what they are made of.
-                let kept = if const { accepts_dropout::<$C>() } {
-                    let random = random($p, [block.entry, block.kv_head * $p.group + step.head]);
-                    let first_query = blocks.visit(step.visit) * $C::ROW.q_block + col;
-                    Some(ColumnMarks::of::<$C::Scores>(&random, block.first_row + row, first_query))
-                } else {
-                    None
-                };
                 let (mut weights, mut dscores) = ($C::Scores::zero(), $C::Scores::zero());
                 weights.mul_transposed(k, row, q, col);
                 dscores.mul_transposed(v, row, dout, col);
@@ -202,6 +194,13 @@ macro_rules! gradients_of {
                     place($p, [block.entry, head], first_query + query, block.first_row + row + key)
                 };
                 let statistics = statistics(count) + col * STATISTICS_BYTES;
+                // Once: the marks are fewer registers than what they are made of.
+                let kept = if const { accepts_dropout::<$C>() } {
+                    let random = random($p, [block.entry, head]);
+                    Some(ColumnMarks::of::<$C::Scores>(&random, block.first_row + row, first_query))
+                } else {
+                    None
+                };
                 if let Some(kept) = &kept {
                     drop_and_scale(&mut dscores, kept);
                 }

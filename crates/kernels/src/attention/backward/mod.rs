@@ -357,7 +357,8 @@ const fn accepts_dropout<C: Config>() -> bool {
 /// The random numbers of a head, `[batch entry or sequence, query head]`.
 #[inline(always)]
 fn random(p: &BackwardParams, [batch, head]: [u32; 2]) -> Stream {
-    Stream::of(&p.features, batch as u64 * p.q_heads as u64 + head as u64)
+    // In 32 bits, which hold it because the thread blocks are counted in 32 bits.
+    Stream::of(&p.features, batch * p.q_heads + head)
 }
 
 /// Where a score is, of programs: `[batch entry or sequence, query head]`, row and key.
