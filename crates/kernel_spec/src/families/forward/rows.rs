@@ -57,7 +57,8 @@ macro_rules! for_each_forward_row {
             V1 128/128 [F32 v1_f32_d128] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "eight keys a warp, 72 KiB";
             V1 192/192 [F32 v1_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "as d256";
             V1 256/256 [F32 v1_f32_d256] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "eight keys a warp, 80 KiB";
-            // v1 and v2 with dropout: rows of their own, whose text has it in the loop over the keys.
+            // v1 and v2 with dropout: rows of their own, whose text has it in the loop over the keys. The registers of v1 in f32 at 256 dims do not hold
+            // it.
             V1 32/32 [F16 v1_f16_d32_dropout, Bf16 v1_bf16_d32_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 64/64 [F16 v1_f16_d64_dropout, Bf16 v1_bf16_d64_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 96/96 [F16 v1_f16_d96_dropout, Bf16 v1_bf16_d96_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
@@ -69,7 +70,6 @@ macro_rules! for_each_forward_row {
             V1 96/96 [F32 v1_f32_d96_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 128/128 [F32 v1_f32_d128_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 192/192 [F32 v1_f32_d192_dropout] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
-            V1 256/256 [F32 v1_f32_d256_dropout] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V2 32/32 [F16 v2_f16_d32_dropout, Bf16 v2_bf16_d32_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
             V2 64/64 [F16 v2_f16_d64_dropout, Bf16 v2_bf16_d64_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
             V2 96/96 [F16 v2_f16_d96_dropout, Bf16 v2_bf16_d96_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
