@@ -300,7 +300,7 @@ mod tests {
         let hook = "// score.hook %r1, %r2, %r3, %r4, %r5, %r6, %r7;";
         let called = hook.replace(';', ", %rd0, %rd1, %rd2, %rd3, %rd4, %rd5, %rd6, %rd7, %rd8;");
         let text = format!("\t{hook}\n\tadd.f32 %r1, %r1, %r1;\n\t{called}\n");
-        let entry = Entry { params_bytes: 16 + 12 * 8, feature_slots: 11, ..ENTRY };
+        let entry = Entry { params_bytes: 16 + 16 * 8, feature_slots: 15, ..ENTRY };
         let run = |program| specialise(&text, &entry, FeatureSet::of(PROGRAM), program).unwrap();
         assert_eq!(run(None), text);
         let program =
@@ -308,8 +308,8 @@ mod tests {
         let edited = |word: &str| {
             format!("mad.lo.u32 x, %r2, %r3, %r4; sub.u32 x, %r7, %r6; ld.global.f32 %r1, [{word}]; mov x, %r5;")
         };
-        // The block starts at 16; the set has the first slot, words follow three values.
-        let load = ".reg .b64 score_word1; ld.param.b64 score_word1, [k_param_0+56]; ";
+        // The block starts at 16; the set has the first slot, words follow seven values.
+        let load = ".reg .b64 score_word1; ld.param.b64 score_word1, [k_param_0+88]; ";
         let expected = text
             .replace(&called, &format!("{{ {} }}", edited("%rd2")))
             .replace(hook, &format!("{{ {load}{} }}", edited("score_word1")));
@@ -323,11 +323,24 @@ mod tests {
     /// Words stay loads where there is a program, and are 0 elsewhere.
     #[test]
     fn words_are_the_programs() {
-        let entry = Entry { params_bytes: 16 + 12 * 8, feature_slots: 11, ..ENTRY };
-        let word = "ld.param.b64 %rd1, [k_param_0+48];";
+        let entry = Entry { params_bytes: 16 + 16 * 8, feature_slots: 15, ..ENTRY };
+        let word = "ld.param.b64 %rd1, [k_param_0+80];";
         let edited = |features| specialise(&format!("{word}\n"), &entry, features, None).unwrap();
         assert_eq!(edited(FeatureSet::of(PROGRAM)).trim(), word);
         assert_eq!(edited(FeatureSet::of(0)).trim(), "mov.b64 \t%rd1, 0;");
+    }
+
+    /// Seed and offset stay loads where there is dropout, and are 0 elsewhere.
+    #[test]
+    fn seed_and_offset_are_those_of_dropout() {
+        let accepts = FeatureSet::of(DROPOUT).union(FeatureSet::of(PROGRAM));
+        let entry = Entry { params_bytes: 16 + 16 * 8, feature_slots: 15, accepts, ..ENTRY };
+        for slot in [DROPOUT, DROPOUT_SEED, DROPOUT_OFFSET] {
+            let load = format!("ld.param.b64 %rd1, [k_param_0+{}];", 16 + 8 * (1 + slot));
+            let edited = |features| specialise(&format!("{load}\n"), &entry, features, None).unwrap();
+            assert_eq!(edited(FeatureSet::of(DROPOUT)).trim(), load);
+            assert_eq!(edited(FeatureSet::of(PROGRAM)).trim(), "mov.b64 \t%rd1, 0;");
+        }
     }
 
     #[test]

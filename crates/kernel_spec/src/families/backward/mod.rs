@@ -339,6 +339,20 @@ mod tests {
         }
     }
 
+    /// Rows that drop stand behind those that do not: a call takes the first of equal dims.
+    #[test]
+    fn rows_with_dropout_run_calls_with_dropout_alone() {
+        let drops = FeatureSet::of(features::DROPOUT);
+        let own = |v: &&Variant| v.entry.symbol.ends_with("_dropout");
+        assert!(VARIANTS.iter().any(|v| own(&v)));
+        for v in VARIANTS.iter().filter(own) {
+            for others in v.entry.accepts.subsets() {
+                let found = Variant::find_with(v.pass, v.dtype, v.dim, others).expect("a row");
+                assert_eq!(own(&found), others.contains(drops), "{}", found.entry.symbol);
+            }
+        }
+    }
+
     #[test]
     fn a_symbol_names_its_row() {
         for v in VARIANTS {

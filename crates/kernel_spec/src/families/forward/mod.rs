@@ -380,6 +380,21 @@ mod tests {
         }
     }
 
+    /// Rows that drop stand behind those that do not: a call takes the first of equal dims.
+    #[test]
+    fn rows_with_dropout_run_calls_with_dropout_alone() {
+        let drops = FeatureSet::of(features::DROPOUT);
+        let own = |v: &&Variant| v.entry.symbol.ends_with("_dropout");
+        assert!(VARIANTS.iter().any(|v| own(&v)));
+        for v in VARIANTS.iter().filter(own) {
+            assert!(!v.runs_plain(), "{}", v.entry.symbol);
+            for others in v.entry.accepts.subsets() {
+                let found = Variant::find(v.pass, v.dtype, [v.dim_qk, v.dim_v], v.from_keys, others).expect("a row");
+                assert_eq!(own(&found), others.contains(drops), "{}", found.entry.symbol);
+            }
+        }
+    }
+
     /// Three heads of 100 rows and 70 keys in two sequences, counted by hand.
     #[test]
     fn thread_blocks_are_counted() {

@@ -57,8 +57,7 @@ macro_rules! for_each_forward_row {
             V1 128/128 [F32 v1_f32_d128] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "eight keys a warp, 72 KiB";
             V1 192/192 [F32 v1_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "as d256";
             V1 256/256 [F32 v1_f32_d256] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM], { slots: 2 }, "eight keys a warp, 80 KiB";
-            // v1 and v2 with dropout: rows of their own, whose text has it in the loop over the keys. The registers of v1 in f32 at 256 dims do not hold
-            // it.
+            // v1 with dropout: rows of their own, whose text has it in the loop over the keys. The registers of f32 at 256 dims do not hold it.
             V1 32/32 [F16 v1_f16_d32_dropout, Bf16 v1_bf16_d32_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 64/64 [F16 v1_f16_d64_dropout, Bf16 v1_bf16_d64_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 96/96 [F16 v1_f16_d96_dropout, Bf16 v1_bf16_d96_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
@@ -70,18 +69,6 @@ macro_rules! for_each_forward_row {
             V1 96/96 [F32 v1_f32_d96_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 128/128 [F32 v1_f32_d128_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
             V1 192/192 [F32 v1_f32_d192_dropout] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2 }, "as the row without dropout";
-            V2 32/32 [F16 v2_f16_d32_dropout, Bf16 v2_bf16_d32_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 64/64 [F16 v2_f16_d64_dropout, Bf16 v2_bf16_d64_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 96/96 [F16 v2_f16_d96_dropout, Bf16 v2_bf16_d96_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 128/128 [F16 v2_f16_d128_dropout, Bf16 v2_bf16_d128_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 192/192 [F16 v2_f16_d192_dropout, Bf16 v2_bf16_d192_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 256/256 [F16 v2_f16_d256_dropout, Bf16 v2_bf16_d256_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 32/32 [F32 v2_f32_d32_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 64/64 [F32 v2_f32_d64_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 96/96 [F32 v2_f32_d96_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 128/128 [F32 v2_f32_d128_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: false }, "as the row with programs";
-            V2 192/192 [F32 v2_f32_d192_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
-            V2 256/256 [F32 v2_f32_d256_dropout] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
             // v2: query rows split over warps, no exchange.
             V2 32/32 [F16 v2_f16_d32, Bf16 v2_bf16_d32] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "bound by exponentials: 128 keys gain nothing";
             V2 64/64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 128, 4, 2, 0, [], { slots: 2, early_values: true }, "few dims leave registers for 128 keys: half the barriers and rescales, +14 % over 64 keys";
@@ -100,6 +87,19 @@ macro_rules! for_each_forward_row {
             V2 128/128 [F32 v2_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: false }, "64 KiB";
             V2 192/192 [F32 v2_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
             V2 256/256 [F32 v2_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            // v2 with dropout, likewise.
+            V2 32/32 [F16 v2_f16_d32_dropout, Bf16 v2_bf16_d32_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 64/64 [F16 v2_f16_d64_dropout, Bf16 v2_bf16_d64_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 96/96 [F16 v2_f16_d96_dropout, Bf16 v2_bf16_d96_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 128/128 [F16 v2_f16_d128_dropout, Bf16 v2_bf16_d128_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 192/192 [F16 v2_f16_d192_dropout, Bf16 v2_bf16_d192_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 256/256 [F16 v2_f16_d256_dropout, Bf16 v2_bf16_d256_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 32/32 [F32 v2_f32_d32_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 64/64 [F32 v2_f32_d64_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 96/96 [F32 v2_f32_d96_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 128/128 [F32 v2_f32_d128_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: false }, "as the row with programs";
+            V2 192/192 [F32 v2_f32_d192_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
+            V2 256/256 [F32 v2_f32_d256_dropout] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT], { slots: 2, early_values: true }, "as the row with programs";
             // v3: one loading warpgroup, the others multiply 64 query rows each.
             V3 64/64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 1, 0, [],
                 { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: true, load_registers: 24, math_registers: 240 },
