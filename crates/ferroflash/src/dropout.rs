@@ -14,7 +14,7 @@
 //! A probability is kept where a byte is at most `floor((1 - p) 255)`, so that the share of what is kept, `(floor((1 - p) 255) + 1) / 256`, is within
 //! a 256th of `1 - p`; the factor is `1 / (1 - p)` all the same. Both are FlashAttention-2's.
 
-use crate::error::{Error, Result};
+use crate::error::{DropoutError, Result};
 
 /// What is dropped: a probability, and where the random numbers start.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,11 +74,11 @@ impl Dropout {
     pub(crate) fn checked(self) -> Result<Option<Dropout>> {
         // Not by comparing the other way round, which NaN would pass.
         if !(0.0..1.0).contains(&self.p) {
-            return Err(Error::Dropout { found: self.p });
+            return Err(DropoutError::Probability { found: self.p }.into());
         }
         match self.state {
             State::OnDevice { address, .. } if address == 0 || !address.is_multiple_of(8) => {
-                Err(Error::DropoutState { address })
+                Err(DropoutError::State { address }.into())
             }
             _ => Ok(Some(self).filter(|dropout| dropout.p > 0.0)),
         }
@@ -140,6 +140,7 @@ fn philox([low, high]: [u64; 2], seed: u64) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     /// From the file of known answers of Random123, for 7 rounds.
     #[test]
@@ -200,7 +201,7 @@ mod tests {
     fn what_is_no_probability_is_an_error() {
         for p in [-0.1, 1.0, 1.5, f32::NAN, f32::INFINITY, -f32::MIN_POSITIVE] {
             let error = Dropout::new(p, 0, 0).checked().unwrap_err();
-            assert!(matches!(error, Error::Dropout { .. }), "{p}: {error}");
+            assert!(matches!(error, Error::Dropout(_)), "{p}: {error}");
         }
         assert_eq!(Dropout::new(0.0, 1, 2).checked().unwrap(), None);
         assert_eq!(Dropout::new(-0.0, 1, 2).checked().unwrap(), None);

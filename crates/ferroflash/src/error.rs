@@ -1,23 +1,20 @@
-//! Everything that can go wrong, one variant per cause. An error holds numbers and names, none of the types of the rooms that
-//! make it: everything may depend on it.
+//! Everything that can go wrong, one variant per cause. Errors hold numbers and names, no types of rooms: everything may depend on them.
 
 use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 
 mod axes;
 mod bind;
+mod dropout;
 mod merge;
 mod names;
 mod program;
 mod sequences;
 mod unsupported;
 
-pub use axes::AxesError;
-pub use bind::BindError;
-pub use merge::MergeError;
-pub use names::{Operand, Version};
-pub use program::ProgramError;
-pub use sequences::SequencesError;
-pub use unsupported::Unsupported;
+pub use self::{
+    axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
+    program::ProgramError, sequences::SequencesError, unsupported::Unsupported,
+};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -433,18 +430,9 @@ pub enum Error {
         /// The factor on the scores.
         scale: f32,
     },
-    /// What is no probability to drop with.
-    #[error("dropout of {found} is not accepted; probabilities from 0 to below 1 are")]
-    Dropout {
-        /// The probability given.
-        found: f32,
-    },
-    /// Seed and offset of dropout on the device, where no kernel can read them.
-    #[error("seed and offset of dropout are at address {address:#x}; multiples of 8 bytes above 0 are accepted")]
-    DropoutState {
-        /// The address given.
-        address: u64,
-    },
+    /// What dropout was asked for.
+    #[error(transparent)]
+    Dropout(#[from] DropoutError),
     /// Addresses that a step of a plan cannot be launched with.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -86,7 +86,7 @@ impl Tensor {
 }
 
 /// What attention is asked to compute, as Python says it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) scale: Option<f64>,
     pub(crate) causal: bool,

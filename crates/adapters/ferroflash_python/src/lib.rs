@@ -50,8 +50,7 @@ fn launch(
     dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
-    let options =
-        Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program, dropout };
+    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
@@ -107,8 +106,7 @@ fn forward(
     dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options =
-        Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program, dropout };
+    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -140,17 +138,7 @@ fn launch_sequences(
     program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
-    let options = Options {
-        scale,
-        causal,
-        left,
-        right,
-        softcap,
-        deterministic: false,
-        splits: split(splits),
-        program,
-        dropout: None,
-    };
+    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
     let (mut read, mut numbers) = ([None; 9], [None; 9]);
     for (read, tensor) in read.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -193,17 +181,7 @@ fn forward_sequences(
     program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options {
-        scale,
-        causal,
-        left,
-        right,
-        softcap,
-        deterministic: false,
-        splits: split(splits),
-        program,
-        dropout: None,
-    };
+    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
     let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
     let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
@@ -254,7 +232,7 @@ fn launch_backward(
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
     let options =
-        Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program, dropout };
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -296,7 +274,7 @@ fn backward(
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
     let options =
-        Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program, dropout };
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
@@ -382,17 +360,7 @@ fn launch_packed_backward(
 ) -> PyResult<()> {
     // Packed sequences have no gradients but deterministic ones.
     let program = program.map(torch_program).transpose()?;
-    let options = Options {
-        scale,
-        causal,
-        left,
-        right,
-        softcap,
-        deterministic: true,
-        splits: Splits::Auto,
-        program,
-        dropout: None,
-    };
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
     let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
     for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -422,17 +390,7 @@ fn backward_packed(
     program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options {
-        scale,
-        causal,
-        left,
-        right,
-        softcap,
-        deterministic: true,
-        splits: Splits::Auto,
-        program,
-        dropout: None,
-    };
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
     let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
         let is_written = packed_gradients::is_written(operand);
