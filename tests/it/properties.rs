@@ -172,7 +172,7 @@ fn exponent<T: Element>() -> impl Strategy<Value = f64> {
 }
 
 /// Cases whose q, k, v and scale are of any size that leaves their log-sum-exp in f32, and some of whose keys are minus infinity.
-fn cases_of_every_size<T: Element>(kernel: Kernel) -> impl Strategy<Value = Case> {
+pub(crate) fn cases_of_every_size<T: Element>(kernel: Kernel) -> impl Strategy<Value = Case> {
     let exponents = (
         exponent::<T>(),
         exponent::<T>(),

@@ -1,10 +1,10 @@
-//! Everything that can go wrong, one variant per cause. An error holds numbers and names, none of the types of the rooms that
-//! make it: everything may depend on it.
+//! Everything that can go wrong, one variant per cause. Errors hold numbers and names, no types of rooms: everything may depend on them.
 
 use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
 
 mod axes;
 mod bind;
+mod dropout;
 mod merge;
 mod names;
 mod program;
@@ -12,9 +12,10 @@ mod sequences;
 mod sink;
 mod unsupported;
 
-pub use names::{Operand, Version};
-pub use {axes::AxesError, bind::BindError, merge::MergeError, program::ProgramError};
-pub use {sequences::SequencesError, sink::SinkError, unsupported::Unsupported};
+pub use self::{
+    axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
+    program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
+};
 
 /// Result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -433,6 +434,9 @@ pub enum Error {
         /// The factor on the scores.
         scale: f32,
     },
+    /// What dropout was asked for.
+    #[error(transparent)]
+    Dropout(#[from] DropoutError),
     /// Addresses that a step of a plan cannot be launched with.
     #[error(transparent)]
     Bind(#[from] BindError),

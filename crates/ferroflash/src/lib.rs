@@ -9,6 +9,7 @@
 mod attention;
 mod backend;
 mod device;
+pub mod dropout;
 mod error;
 mod plan;
 mod ptx;
@@ -26,9 +27,10 @@ pub use attention::{
     Sequences, Sizes, Splits, merge, merge_into, plan_merge,
 };
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
+pub use dropout::Dropout;
 pub use error::{
-    AxesError, BindError, Error, MergeError, Operand, ProgramError, Result, SequencesError, SinkError, Unsupported,
-    Version,
+    AxesError, BindError, DropoutError, Error, MergeError, Operand, ProgramError, Result, SequencesError, SinkError,
+    Unsupported, Version,
 };
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.

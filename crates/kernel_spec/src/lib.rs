@@ -21,6 +21,7 @@ pub mod families;
 mod features;
 pub mod layout;
 mod mask;
+pub mod philox;
 pub mod schedule;
 mod shared;
 #[cfg(not(target_arch = "nvptx64"))]

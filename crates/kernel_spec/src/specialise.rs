@@ -33,7 +33,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::entry::Entry;
-use crate::families::forward::features::{FIRST_WORD, PROGRAM, WORDS};
+use crate::families::forward::features::{DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, FIRST_WORD, PROGRAM, WORDS};
 use crate::features::FeatureSet;
 
 /// A text that cannot be specialised.
@@ -115,9 +115,13 @@ pub fn specialise(text: &str, entry: &Entry, features: FeatureSet, program: Opti
     if program.is_some() && hooks == 0 { Err(SpecialiseError::NoHook) } else { Ok(edited) }
 }
 
-/// The feature that a slot belongs to: the words of programs are theirs.
+/// The feature that a slot belongs to: the words of programs are theirs, and dropout has three.
 fn feature_of(slot: u32) -> FeatureSet {
-    FeatureSet::of(if slot < FIRST_WORD { slot } else { PROGRAM })
+    FeatureSet::of(match slot {
+        DROPOUT_SEED | DROPOUT_OFFSET => DROPOUT,
+        FIRST_WORD.. => PROGRAM,
+        _ => slot,
+    })
 }
 
 /// `// score.hook S, BATCH, ..;` or `// score.gradient SLOPE, S, BATCH, ..;`, as `cuda_std::math` writes them.
@@ -296,7 +300,7 @@ mod tests {
         let hook = "// score.hook %r1, %r2, %r3, %r4, %r5, %r6, %r7;";
         let called = hook.replace(';', ", %rd0, %rd1, %rd2, %rd3, %rd4, %rd5, %rd6, %rd7, %rd8;");
         let text = format!("\t{hook}\n\tadd.f32 %r1, %r1, %r1;\n\t{called}\n");
-        let entry = Entry { params_bytes: 16 + 13 * 8, feature_slots: 12, ..ENTRY };
+        let entry = Entry { params_bytes: 16 + 18 * 8, feature_slots: 17, ..ENTRY };
         let run = |program| specialise(&text, &entry, FeatureSet::of(PROGRAM), program).unwrap();
         assert_eq!(run(None), text);
         let program =
@@ -304,8 +308,8 @@ mod tests {
         let edited = |word: &str| {
             format!("mad.lo.u32 x, %r2, %r3, %r4; sub.u32 x, %r7, %r6; ld.global.f32 %r1, [{word}]; mov x, %r5;")
         };
-        // The block starts at 16; the set has the first slot, words follow four values.
-        let load = ".reg .b64 score_word1; ld.param.b64 score_word1, [k_param_0+64]; ";
+        // The block starts at 16; the set has the first slot, words follow nine values.
+        let load = ".reg .b64 score_word1; ld.param.b64 score_word1, [k_param_0+104]; ";
         let expected = text
             .replace(&called, &format!("{{ {} }}", edited("%rd2")))
             .replace(hook, &format!("{{ {load}{} }}", edited("score_word1")));
@@ -319,11 +323,24 @@ mod tests {
     /// Words stay loads where there is a program, and are 0 elsewhere.
     #[test]
     fn words_are_the_programs() {
-        let entry = Entry { params_bytes: 16 + 13 * 8, feature_slots: 12, ..ENTRY };
-        let word = "ld.param.b64 %rd1, [k_param_0+56];";
+        let entry = Entry { params_bytes: 16 + 18 * 8, feature_slots: 17, ..ENTRY };
+        let word = "ld.param.b64 %rd1, [k_param_0+96];";
         let edited = |features| specialise(&format!("{word}\n"), &entry, features, None).unwrap();
         assert_eq!(edited(FeatureSet::of(PROGRAM)).trim(), word);
         assert_eq!(edited(FeatureSet::of(0)).trim(), "mov.b64 \t%rd1, 0;");
+    }
+
+    /// Seed and offset stay loads where there is dropout, and are 0 elsewhere.
+    #[test]
+    fn seed_and_offset_are_those_of_dropout() {
+        let accepts = FeatureSet::of(DROPOUT).union(FeatureSet::of(PROGRAM));
+        let entry = Entry { params_bytes: 16 + 16 * 8, feature_slots: 15, accepts, ..ENTRY };
+        for slot in [DROPOUT, DROPOUT_SEED, DROPOUT_OFFSET] {
+            let load = format!("ld.param.b64 %rd1, [k_param_0+{}];", 16 + 8 * (1 + slot));
+            let edited = |features| specialise(&format!("{load}\n"), &entry, features, None).unwrap();
+            assert_eq!(edited(FeatureSet::of(DROPOUT)).trim(), load);
+            assert_eq!(edited(FeatureSet::of(PROGRAM)).trim(), "mov.b64 \t%rd1, 0;");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::attention::Config;
 #[cfg(target_feature = "sm_90a")]
 use crate::attention::v3;
 #[cfg(not(target_feature = "sm_90a"))]
-use crate::attention::{naive, stream::StreamConfig, v1, v2};
+use crate::attention::{dropout, naive, stream::StreamConfig, v1, v2};
 use crate::parts::fragments::RegTile;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::parts::products::Probs;
@@ -88,7 +88,7 @@ macro_rules! entry {
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: NaiveParams) {
             // SAFETY: launched with this row's threads.
-            unsafe { naive::softmax::<$t>(&p) }
+            unsafe { naive::softmax::<$t, { dropout::is_accepted_by(Variant::named(stringify!($symbol))) }>(&p) }
         }
     };
     (Output $dqk:literal $dv:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {

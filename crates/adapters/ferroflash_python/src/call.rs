@@ -3,7 +3,8 @@
 use crate::program::OnScores;
 use crate::{emulated, errors};
 use ferroflash::{
-    Attention, DType, Device, Dims, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView, TensorViewMut,
+    Attention, DType, Device, Dims, Dropout, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView,
+    TensorViewMut,
 };
 use pyo3::prelude::*;
 
@@ -85,7 +86,7 @@ impl Tensor {
 }
 
 /// What attention is asked to compute, as Python says it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) scale: Option<f64>,
     pub(crate) causal: bool,
@@ -101,7 +102,13 @@ pub(crate) struct Options {
     pub(crate) splits: Splits,
     /// What scores pass through.
     pub(crate) program: Option<OnScores>,
+    /// What is dropped.
+    pub(crate) dropout: Option<Dropped>,
 }
+
+/// Dropout as Python hands it over: `(p, seed, offset, False)`, or `(p, address, 0, True)` with seed and offset as two numbers of 64 bits at an
+/// address of the GPU.
+pub(crate) type Dropped = (f64, u64, u64, bool);
 
 impl Options {
     /// Checks what the library does not see of the program, whose tensors have to be where q is.
@@ -131,7 +138,15 @@ impl Options {
             (left, right) => Attention::new().window(left, right),
         };
         let attention = attention.with_softcap(self.softcap as f32).with_deterministic(self.deterministic);
-        let attention = attention.with_splits(self.splits);
+        let attention =
+            attention.with_splits(self.splits).with_dropout(self.dropout.map(|(p, first, offset, on_device)| {
+                match on_device {
+                    false => Dropout::new(p as f32, first, offset),
+                    // SAFETY: by the word of the caller of Python, two numbers in memory of the GPU that its framework gives back in the order of
+                    // the stream.
+                    true => unsafe { Dropout::from_device(p as f32, first, offset) },
+                }
+            }));
         match self.scale {
             Some(scale) => attention.with_scale(scale as f32),
             None => attention,

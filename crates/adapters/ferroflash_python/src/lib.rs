@@ -12,7 +12,7 @@ mod program;
 mod sequences;
 
 use arrays::Array;
-use call::{Call, Memory, Options, Place, Tensor, rows_at};
+use call::{Call, Dropped, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
 use packed_gradients::PackedBackward;
@@ -31,7 +31,7 @@ type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
 ///
 /// One call with plain numbers: what it costs beside the launch is what a user of small tensors waits for.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch(
     py: Python<'_>,
@@ -47,9 +47,10 @@ fn launch(
     right: i64,
     softcap: f64,
     program: Option<TorchProgram<'_>>,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
+    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
@@ -85,7 +86,7 @@ fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
 
 /// Attention on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, dropout, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward(
     py: Python<'_>,
@@ -102,9 +103,10 @@ fn forward(
     right: i64,
     softcap: f64,
     program: Option<ArrayProgram<'_>>,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: Splits::Auto, program };
+    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -136,7 +138,7 @@ fn launch_sequences(
     program: Option<TorchProgram<'_>>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
+    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
     let (mut read, mut numbers) = ([None; 9], [None; 9]);
     for (read, tensor) in read.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -179,7 +181,7 @@ fn forward_sequences(
     program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: false, splits: split(splits), program };
+    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
     let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
     let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
@@ -204,7 +206,7 @@ fn forward_sequences(
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
 /// or 0 for `dlse`.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, dropout, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_backward(
     py: Python<'_>,
@@ -226,9 +228,11 @@ fn launch_backward(
     softcap: f64,
     deterministic: bool,
     program: Option<TorchProgram<'_>>,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
+    let options =
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -243,7 +247,7 @@ fn launch_backward(
 /// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, /))]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, dropout, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward(
     py: Python<'_>,
@@ -266,9 +270,11 @@ fn backward(
     softcap: f64,
     deterministic: bool,
     program: Option<ArrayProgram<'_>>,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, deterministic, splits: Splits::Auto, program };
+    let options =
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
@@ -354,7 +360,7 @@ fn launch_packed_backward(
 ) -> PyResult<()> {
     // Packed sequences have no gradients but deterministic ones.
     let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
     let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
     for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -384,7 +390,7 @@ fn backward_packed(
     program: Option<ArrayProgram<'_>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: true, splits: Splits::Auto, program };
+    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
     let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
         let is_written = packed_gradients::is_written(operand);

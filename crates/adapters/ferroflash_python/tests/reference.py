@@ -33,9 +33,9 @@ def visible(rows, keys, causal=False, left=None, right=None):
     return seen
 
 
-def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0):
+def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None):
     """`(out, lse)` of q `[batch, row, head, dim]`, in float64, or as the precision rounds it. `change` is a program on scores `[batch, head, row, key]`,
-    which is told the number of the first batch entry."""
+    which is told the number of the first batch entry; `kept` is what dropout multiplies weights with, see `kept_weights`."""
     number = np.float64 if precision is None else np.float32
     q, k, v = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v))
     group = q.shape[1] // max(k.shape[1], 1)
@@ -53,10 +53,38 @@ def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, fi
     with np.errstate(divide="ignore"):
         lse = np.where(sees, np.where(sees, most, 0) + np.log(total), -np.inf)[..., 0]
     weights = weights / np.where(sees, total, 1)
+    if kept is not None:
+        weights = weights * kept.astype(number)
     if precision is not None:
         weights = round_to(weights, precision).astype(number)
     out = (weights @ v).transpose(0, 2, 1, 3)
     return (out if precision is None else round_to(out, precision)).astype(np.float64), lse.astype(np.float64)
+
+
+def kept_weights(p, seed, offset, batch, heads, rows, keys):
+    """What dropout multiplies weights with, `[batch, head, row, key]`: 0, or `1 / (1 - p)` where the random byte of Philox4x32 with 7 rounds is at
+    most `floor((1 - p) 255)`. The bytes are FlashAttention-2's: blocks of 16 rows by 32 keys belong to the 32 lanes of a warp, 16 bytes to each."""
+    b, h, row, key = np.ogrid[:batch, :heads, :rows, :keys]
+    lane = row % 8 * 4 + key % 8 // 2
+    mask, whole = np.uint64(0xFFFFFFFF), lambda x: np.broadcast_to(np.uint64(x), np.broadcast_shapes(b.shape, h.shape, row.shape, key.shape))
+    with np.errstate(over="ignore"):
+        low = np.uint64(offset) + ((b * heads + h) * 32 + lane).astype(np.uint64)
+    words = [whole(low & mask), whole(low >> np.uint64(32)), whole(row // 16), whole(key // 32)]
+    keys_of_round = [np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)]
+    for _ in range(7):
+        first, second = words[0] * np.uint64(0xD2511F53), words[2] * np.uint64(0xCD9E8D57)
+        high, low_word = (lambda x: x >> np.uint64(32)), (lambda x: x & mask)
+        words = [
+            high(second) ^ words[1] ^ keys_of_round[0],
+            low_word(second),
+            high(first) ^ words[3] ^ keys_of_round[1],
+            low_word(first),
+        ]
+        keys_of_round = [(keys_of_round[0] + np.uint64(0x9E3779B9)) & mask, (keys_of_round[1] + np.uint64(0xBB67AE85)) & mask]
+    word = np.choose(np.broadcast_to(key % 32 // 8, words[0].shape), words)
+    byte = word >> (8 * (row % 16 // 8 * 2 + key % 2)).astype(np.uint64) & np.uint64(0xFF)
+    kept = np.float32(1) - np.float32(p)
+    return np.where(byte <= np.floor(float(kept) * 255), np.float64(np.float32(1) / kept), 0.0)
 
 
 def alibi(slopes):
@@ -81,12 +109,13 @@ def derivative(change, scores, first_batch):
     return (np.where(seen, more, 0) - np.where(seen, less, 0)) / (2 * step)
 
 
-def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0):
+def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None):
     """`(dq, dk, dv)` of `sum(dout * out) + sum(dlse * lse)`, in float64, or as a straightforward program in the precision rounds them: weights
-    and gradients of scores where they meet a tensor, the output that they are compared with, and the results. `change` is as in `attention`."""
+    and gradients of scores where they meet a tensor, the output that they are compared with, and the results. `change` and `kept` are as in `attention`."""
     number = np.float64 if precision is None else np.float32
     stored = (lambda x: x) if precision is None else (lambda x: round_to(x, precision).astype(number))
-    out, lse = attention(q, k, v, mask, scale, softcap, precision, change, first_batch)
+    out, lse = attention(q, k, v, mask, scale, softcap, precision, change, first_batch, kept)
+    kept = number(1) if kept is None else kept.astype(number)
     q, k, v, dout, out = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v, dout, out))
     batch, kv_heads, keys, dim = k.shape
     group = q.shape[1] // kv_heads
@@ -103,24 +132,24 @@ def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, cha
     of_rows = (dout * out).sum(axis=3, keepdims=True)
     if dlse is not None:
         of_rows = of_rows - np.asarray(dlse, dtype=number)[..., None]
-    of_scores = stored(weights * (dout @ wide_v.transpose(0, 1, 3, 2) - of_rows) * slopes)
+    of_scores = stored(weights * (kept * (dout @ wide_v.transpose(0, 1, 3, 2)) - of_rows) * slopes)
     dq = number(scale) * (of_scores @ wide_k)
     summed = lambda x: x.reshape(batch, kv_heads, group, keys, dim).sum(axis=2)
     dk = number(scale) * summed(of_scores.transpose(0, 1, 3, 2) @ q)
-    dv = summed(stored(weights).transpose(0, 1, 3, 2) @ dout)
+    dv = summed(stored(weights * kept).transpose(0, 1, 3, 2) @ dout)
     return [stored(x).astype(np.float64).transpose(0, 2, 1, 3) for x in (dq, dk, dv)]
 
 
 def check_gradients(
-    test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None
+    test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None
 ):
     """Fails the test where a gradient is outside the bound, whose factor is 2 for dq and 3 for the sums over groups, as in FlashAttention's
     own tests."""
     q, k, v, dout = (np.asarray(x, dtype=np.float64) for x in (*inputs, dout))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap, None, change)
-    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision, change)
+    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap, None, change, 0, kept)
+    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision, change, 0, kept)
     for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
         ours = np.asarray(ours, dtype=np.float64)
         test.assertEqual(ours.shape, truth.shape)
@@ -147,13 +176,15 @@ def check_gradients_of_sequences(
         test.assertLessEqual(error, factor * bound + 1e-5, f"{name} is off by {error}")
 
 
-def check(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None):
+def check(
+    test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None
+):
     """Fails the test where a result is outside the bound. `inputs` are q, k and v with the values that the tensors hold."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in inputs)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact, exact_lse = attention(q, k, v, mask, scale, softcap, None, change)
-    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision, change)
+    exact, exact_lse = attention(q, k, v, mask, scale, softcap, None, change, 0, kept)
+    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision, change, 0, kept)
     out = np.asarray(out, dtype=np.float64)
     test.assertEqual(out.shape, exact.shape)
     error, bound = _largest(out - exact), 2 * _largest(rounded - exact) + 1e-5

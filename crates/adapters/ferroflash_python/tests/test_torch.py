@@ -212,17 +212,6 @@ class Refusals(unittest.TestCase):
             call()
         self.assertIn(words, str(caught.exception))
 
-    def test_missing_features_are_named(self):
-        q, k, v = inputs(torch.float16, kv_rows=40, kv_heads=4)
-        f, missing = ferroflash, ferroflash.MissingFeatureError
-        kv, qkv = torch.stack((k, v), 2), torch.stack((q, k, v), 2)
-        for words, call in (
-            ("flash_attn_func: dropout (dropout_p)", lambda: f.flash_attn_func(q, k, v, 0.1)),
-            ("flash_attn_kvpacked_func: dropout", lambda: f.flash_attn_kvpacked_func(q, kv, 0.1)),
-            ("flash_attn_qkvpacked_func: dropout", lambda: f.flash_attn_qkvpacked_func(qkv, 0.1)),
-        ):
-            self.refused(missing, words, call)
-
     def test_bad_tensors(self):
         q, k, v = inputs(torch.float16)
         f = ferroflash.flash_attn_func
@@ -268,7 +257,7 @@ class Refusals(unittest.TestCase):
         out = ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes, softcap=5.0)
         self.refused(missing, words, lambda: out.sum().backward())
         operation = torch.ops.ferroflash.forward
-        out, _ = operation(q, k, v, None, True, -1, -1, 5.0, False, True, "alibi", "slopes", [slopes.detach()[None]])
+        out, _ = operation(q, k, v, None, True, -1, -1, 5.0, False, True, "alibi", "slopes", [slopes.detach()[None]], 0.0, None)
         self.refused(missing, words, lambda: out.sum().backward())
         self.assertIsNone(q.grad)
         # Slopes that ask for a gradient are no reason to refuse those of q.
@@ -347,8 +336,8 @@ class Gradients(unittest.TestCase):
             ones(lambda *x: f.flash_attn_with_kvcache(*x, **options)),
             ones(lambda *x: f.forward(*x, causal=True, **given)),
             # The operation, with a log-sum-exp and without one, which it then computes again.
-            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, True, *told)[0]),
-            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, False, *told)[0]),
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, True, *told, 0.0, None)[0]),
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, False, *told, 0.0, None)[0]),
             f.backward(*tensors, *f.forward(*tensors, causal=True, return_lse=True, **given), dout, causal=True, **given),
         ):
             for a, b in zip(expected, again):
@@ -437,7 +426,7 @@ class Gradients(unittest.TestCase):
             with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
                 differentiate()
             (call,) = launch.call_args_list
-            return call.args[-2]
+            return call.args[-3]
 
         def of(function, *tensors):
             return lambda **options: function(*tensors, **options).sum().backward()
@@ -480,7 +469,9 @@ class Gradients(unittest.TestCase):
 class AsAnOperation(unittest.TestCase):
     def test_opcheck(self):
         q, k, v = inputs(torch.float16)
-        programs = (("", "", None), ("alibi", "slopes", [torch.ones(1, 4, device=DEVICE)]))
+        # A program, and dropout behind it.
+        state = torch.tensor([1, 4], device=DEVICE)
+        programs = (("", "", None, 0.0, None), ("alibi", "slopes", [torch.ones(1, 4, device=DEVICE)], 0.0, None), ("", "", None, 0.5, state))
         for return_lse, program in ((x, y) for x in (False, True) for y in programs):
             arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse, return_lse, *program)
             tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -497,7 +488,7 @@ class AsAnOperation(unittest.TestCase):
         ferroflash.flash_attn_func  # registers the operation
         both = []
         for return_lse in (False, True):
-            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse, "", "", None)
+            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse, "", "", None, 0.0, None)
             both.append(torch.autograd.grad(out, leaves, dout))
         for without, with_lse in zip(*both):
             self.assertTrue(torch.equal(without, with_lse))

@@ -72,7 +72,9 @@ fn missing_feature(request: &Request<'_>) -> Option<Unsupported> {
     let Sizes { dtype, head_dim, .. } = request.sizes;
     let program = request.attention.changing_program().map(|_| "a program on scores");
     let sink = request.attention.sink.map(|_| "sinks");
-    request.softcap.map(|_| "softcap").or(program).or(sink).map(|feature| Unsupported::Feature {
+    // Of several the one that fewer kernels have.
+    let dropout = request.dropout.map(|_| "dropout");
+    dropout.or(request.softcap.map(|_| "softcap")).or(program).or(sink).map(|feature| Unsupported::Feature {
         feature,
         dtype,
         head_dim,

@@ -1,5 +1,6 @@
 //! The options of attention.
 
+use crate::dropout::Dropout;
 use crate::error::{Error, Result, Unsupported};
 use crate::score::BoundProgram;
 use crate::tensor::TensorView;
@@ -76,6 +77,8 @@ pub struct Attention<'a> {
     pub program: Option<&'a BoundProgram<'a>>,
     /// Sinks of the query heads, see [`Attention::with_sink`].
     pub sink: Option<TensorView<'a>>,
+    /// Which probabilities are dropped, behind the softmax: the log-sum-exp knows nothing of it. `None` drops none.
+    pub dropout: Option<Dropout>,
     /// Which kernel computes it.
     pub kernel: KernelChoice,
     /// Whether [`Attention::forward`] also returns the log-sum-exp of every row.
@@ -95,6 +98,7 @@ impl Default for Attention<'_> {
             softcap: None,
             program: None,
             sink: None,
+            dropout: None,
             kernel: KernelChoice::Auto,
             lse: false,
             deterministic: false,
@@ -176,6 +180,21 @@ impl<'a> Attention<'a> {
         self
     }
 
+    /// Drops each probability with probability `p`, from 0 to below 1, and multiplies the others with `1 / (1 - p)`: those that FlashAttention-2
+    /// and PyTorch drop for this seed and offset, see [`dropout`](crate::dropout). The backward pass of a call takes the same numbers.
+    ///
+    /// Uniform sequences take it, in the kernels naive, v1 and v2 and in the naive and the portable backward pass, with any mask and program. With
+    /// a softcap there are gradients by naive alone.
+    pub fn dropout(self, p: f32, seed: u64, offset: u64) -> Attention<'a> {
+        self.with_dropout(Dropout::new(p, seed, offset))
+    }
+
+    /// [`Attention::dropout`] by numbers that may also be on the device; `None` drops none.
+    pub fn with_dropout(mut self, dropout: impl Into<Option<Dropout>>) -> Attention<'a> {
+        self.dropout = dropout.into();
+        self
+    }
+
     /// Sets whether equal inputs have to give equal bits.
     pub fn with_deterministic(mut self, deterministic: bool) -> Attention<'a> {
         self.deterministic = deterministic;
@@ -203,6 +222,19 @@ impl<'a> Attention<'a> {
     /// What scores pass through, unless it leaves them as they are.
     pub(crate) fn changing_program(&self) -> Option<&'a BoundProgram<'a>> {
         self.program.filter(|bound| !bound.program().is_identity())
+    }
+
+    /// What is dropped, checked; `None` where nothing is.
+    pub(crate) fn checked_dropout(&self) -> Result<Option<Dropout>> {
+        self.dropout.map_or(Ok(None), Dropout::checked)
+    }
+
+    /// That nothing is dropped, of sequences of this kind.
+    pub(crate) fn check_no_dropout(&self, found: &'static str) -> Result<()> {
+        match self.checked_dropout()? {
+            Some(_) => Err(Error::Unsupported(Unsupported::DropoutOverSequences { found, accepted: "uniform" })),
+            None => Ok(()),
+        }
     }
 
     /// Gradients go through a softcap or a program, not through both.

@@ -5,6 +5,7 @@ use super::problem::{Problem, Sequences, Sizes};
 use super::request::{Request, Tensors};
 use super::{blocks, choose, params, sequences};
 use crate::device::DeviceInfo;
+use crate::dropout::Dropout;
 use crate::error::{Error, Result};
 use crate::plan::{Buffer, Step};
 use kernel_spec::{DType, FeatureSet, Kernel, Mask};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub program: Option<String>,
     /// Whether query heads have sinks.
     pub sink: bool,
+    /// What is dropped, if anything is.
+    pub dropout: Option<Dropout>,
     /// The algorithm.
     pub kernel: Kernel,
     /// The launches in order.
@@ -74,6 +77,9 @@ impl std::fmt::Display for Plan {
         if let Some(name) = &self.program {
             write!(f, ", program {name}")?;
         }
+        if let Some(dropout) = &self.dropout {
+            write!(f, ", {dropout}")?;
+        }
         writeln!(f, "{}", if self.sink { ", sinks" } else { "" })?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
@@ -116,8 +122,9 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     let softcap = attention.softcap_for(scale)?;
     blocks::check(attention, sizes)?;
     attention.check_sink(sizes.q_heads)?;
+    let dropout = attention.checked_dropout()?;
     let keys_per_row = choose::keys_per_row(attention.mask, sizes);
-    let request = Request { attention, sizes: *sizes, scale, softcap, keys_per_row, tensors };
+    let request = Request { attention, sizes: *sizes, scale, softcap, dropout, keys_per_row, tensors };
     let (kernel, reason) = choose::kernel(&request, device)?;
     let rows = choose::rows(&request, device, kernel)?;
     let (mut buffers, needed) = params::buffers(kernel, sizes);
@@ -153,6 +160,7 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
         softcap,
         program: program_name(attention),
         sink: attention.sink.is_some(),
+        dropout,
         kernel,
         steps,
         buffers,

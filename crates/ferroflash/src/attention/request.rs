@@ -2,11 +2,14 @@
 
 use super::options::Attention;
 use super::problem::Sizes;
+use crate::dropout::{Dropout, State};
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
-use kernel_spec::families::forward::features::{BLOCKS, MASK_ONLY, SINK, SOFTCAP};
-use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant};
+use kernel_spec::families::forward::features::{
+    self, BLOCKS, DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, DROPOUT_STATE, MASK_ONLY, SINK, SOFTCAP,
+};
+use kernel_spec::{DType, FeatureSet, ForwardFeatures, Variant, philox};
 
 /// Where a tensor of a call lies, as far as the plan knows it.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,8 @@ pub(crate) struct Request<'a> {
     pub(crate) sizes: Sizes,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    /// What is dropped, checked.
+    pub(crate) dropout: Option<Dropout>,
     /// Keys that a row sees, on average.
     pub(crate) keys_per_row: u32,
     pub(crate) tensors: Tensors,
@@ -98,7 +103,7 @@ impl Request<'_> {
             // The address is not known yet.
             features = features.with(SINK, 0);
         }
-        features
+        with_dropout(features, self.dropout)
     }
 
     /// Whether scores are scaled before the softmax, because the program is to see them so. One that only hides keys takes them as they come.
@@ -121,6 +126,17 @@ impl Request<'_> {
             ..Specialised::with_features(&variant.entry, features)
         }
     }
+}
+
+/// These features and dropout, if anything is dropped.
+pub(super) fn with_dropout(features: ForwardFeatures, dropout: Option<Dropout>) -> ForwardFeatures {
+    let Some(dropout) = dropout else { return features };
+    let value = features::dropout(philox::threshold(dropout.p()), dropout.factor());
+    let (value, seed, offset) = match dropout.state() {
+        State::Numbers { seed, offset } => (value, seed, offset),
+        State::OnDevice { address, offset } => (value | DROPOUT_STATE, address, offset),
+    };
+    features.with(DROPOUT, value).with_word(DROPOUT_SEED, seed).with_word(DROPOUT_OFFSET, offset)
 }
 
 /// A row of the variant list with its launch.

@@ -16,6 +16,22 @@ pub enum Unsupported {
         /// The name of the program.
         program: String,
     },
+    /// Gradients through a softcap and dropout, by kernels whose registers do not hold both.
+    #[error(
+        "gradients through a softcap and dropout by the portable kernels; one of the two is accepted, and both by the kernel naive"
+    )]
+    CappedDropout,
+    /// Random numbers that only a device can read.
+    #[error("seed and offset of dropout are on the device; numbers are accepted here")]
+    DropoutOnDevice,
+    /// Dropout over sequences whose kernels have none.
+    #[error("dropout over {found} sequences; {accepted} ones are accepted with it")]
+    DropoutOverSequences {
+        /// `packed`, `cached` or `paged`.
+        found: &'static str,
+        /// `uniform`, or several kinds.
+        accepted: &'static str,
+    },
     /// The device lacks the instructions.
     #[error("the device has compute capability {found}; {accepted} alone is accepted")]
     ComputeCapability {
@@ -190,7 +206,7 @@ pub enum Unsupported {
     /// No compiled entry computes the feature on this problem.
     #[error("no compiled entry accepts {feature} for {dtype} and head dim {head_dim}")]
     Feature {
-        /// The feature: `softcap`.
+        /// The feature, such as `softcap`.
         feature: &'static str,
         /// Element type of the tensors.
         dtype: DType,

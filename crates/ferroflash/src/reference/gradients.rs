@@ -10,6 +10,9 @@
 //! ```
 //!
 //! A sink is a score more, of a key without a value: `dsink += e^(sink - lse) (0 - delta + dlse)`.
+//!
+//! With dropout, `z_j` is 0 or what a probability that is kept grows by: `out = sum_j z_j p_j v_j`, `dv_j += z_j p_j dout` and
+//! `dp_j = z_j dout v_j`.
 
 use rayon::prelude::*;
 
@@ -171,8 +174,9 @@ impl Inputs<'_> {
             // A key that minus infinity hides is no part of the sum, and moves nothing.
             (score != f64::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
-                let ds = p * (dot(dout, self.kv_row(self.v, row, key)) - delta + dlse);
-                Term { key, p, dx: ds * slope * self.scale }
+                let kept = self.kept(row, key).map_or(1.0, f64::from);
+                let ds = p * (kept * dot(dout, self.kv_row(self.v, row, key)) - delta + dlse);
+                Term { key, p: kept * p, dx: ds * slope * self.scale }
             })
         };
         // The weight of the sink has no value: of its gradient, the average and the log-sum-exp are left.
@@ -193,8 +197,9 @@ impl Inputs<'_> {
             let (score, slope) = (self.score(x, row, key), self.slope(x, row, key));
             (score != f32::NEG_INFINITY).then(|| {
                 let p = (score - lse).exp();
-                let ds = p * (dot_f32(dout, self.kv_row(self.v, row, key)) - delta + dlse as f32);
-                let (p, ds) = (round(p, dtype), round(ds * slope, dtype));
+                let kept = self.kept(row, key).unwrap_or(1.0);
+                let ds = p * (kept * dot_f32(dout, self.kv_row(self.v, row, key)) - delta + dlse as f32);
+                let (p, ds) = (round(kept * p, dtype), round(ds * slope, dtype));
                 Term { key, p: p.into(), dx: f64::from(ds * self.scale_f32) }
             })
         };

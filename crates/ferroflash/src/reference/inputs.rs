@@ -1,7 +1,8 @@
 //! The formula, row by row.
 
 use crate::attention::{Attention, Problem, Sizes};
-use crate::error::{Error, Result};
+use crate::dropout::{Dropout, keep};
+use crate::error::{Error, Result, Unsupported};
 use crate::score::{At, HostTensor, Real, ScoreProgram};
 use crate::tensor::{Dims, Element, Shape};
 use half::{bf16, f16};
@@ -43,6 +44,7 @@ pub(super) struct Inputs<'a> {
     program: Option<Program>,
     /// Sinks of the query heads, if there are any.
     sinks: Option<Vec<f64>>,
+    dropout: Option<Dropout>,
     /// Number of the first batch entry, for programs.
     first_batch: usize,
 }
@@ -83,7 +85,11 @@ impl<'a> Inputs<'a> {
         attention.check_sink(sizes.q_heads)?;
         let sinks = attention.sink.map(|sink| sink.to_f64_vec()).transpose()?;
         let (mask, program) = (attention.mask, program.transpose()?);
-        Ok(Inputs { q, k, v, sizes, mask, scale, scale_f32, softcap, program, sinks, first_batch: 0 })
+        let dropout = attention.checked_dropout()?;
+        if dropout.is_some_and(|dropout| dropout.seed_and_offset().is_none()) {
+            return Err(Error::Unsupported(Unsupported::DropoutOnDevice));
+        }
+        Ok(Inputs { q, k, v, sizes, mask, scale, scale_f32, softcap, program, sinks, dropout, first_batch: 0 })
     }
 
     /// The same, as batch entries from this one on.
@@ -109,6 +115,15 @@ impl<'a> Inputs<'a> {
             self.softcap.map_or((x, F::of_f64(1.0)), |cap| (F::bounded(x, cap), F::slope_of_bounded(x, cap)));
         let Some(Program { derivative, tensors, .. }) = &self.program else { return slope };
         derivative.evaluate(bounded, self.at(row, key), tensors).times(slope)
+    }
+
+    /// What dropout multiplies the probability of a key with: 0, or what those that are kept grow by; `None` where nothing is dropped.
+    pub(super) fn kept(&self, row: Row, key: usize) -> Option<f32> {
+        let dropout = self.dropout?;
+        let [seed, offset] = dropout.seed_and_offset()?;
+        let (batch, heads) = (self.first_batch + row.batch, self.sizes.q_heads);
+        let keeps = keep(seed, offset, batch, heads, row.q_head, row.q_row, key, dropout.p());
+        Some(if keeps { 1.0 / (1.0 - dropout.p()) } else { 0.0 })
     }
 
     /// Runs `compute`, which fills one row of the output and returns its log-sum-exp, for every row.
@@ -215,8 +230,13 @@ impl<'a> Inputs<'a> {
         let sum: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
         out.fill(0.0);
         for (&j, weight) in visible.iter().zip(&weights) {
+            let kept = self.kept(row, j);
+            // What is dropped is no term of the sum, whatever the value.
+            if kept == Some(0.0) {
+                continue;
+            }
             for (o, v) in out.iter_mut().zip(self.kv_row(self.v, row, j)) {
-                *o += weight / sum * v;
+                *o += f64::from(kept.unwrap_or(1.0)) * weight / sum * v;
             }
         }
         max + sum.ln()
@@ -252,7 +272,11 @@ impl<'a> Inputs<'a> {
         let dtype = self.sizes.dtype;
         let mut accumulator = vec![0f32; out.len()];
         for (&j, weight) in visible.iter().zip(&weights) {
-            let probability = round(weight / sum, dtype);
+            let kept = self.kept(row, j);
+            if kept == Some(0.0) {
+                continue;
+            }
+            let probability = round(weight / sum * kept.unwrap_or(1.0), dtype);
             for (o, &v) in accumulator.iter_mut().zip(self.kv_row(self.v, row, j)) {
                 *o += probability * v as f32;
             }

@@ -3,8 +3,8 @@
 
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::blocks::{
-    ClassesParams, HEAD_WORDS, HIDDEN, LIST_WORDS, ListsParams, MOST_KEYS, MOST_ROWS, PARTIAL, SEEN, THREADS, UNIT_KEYS,
-    UNIT_ROWS, UNITS_OF_WARP,
+    ClassesParams, HEAD_WORDS, HIDDEN, LIST_WORDS, ListsParams, MOST_KEYS, MOST_ROWS, PARTIAL, SEEN, THREADS,
+    UNIT_KEYS, UNIT_ROWS, UNITS_OF_WARP,
 };
 
 /// Units along the rows of the largest tile.

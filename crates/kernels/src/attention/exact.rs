@@ -17,6 +17,7 @@ use kernel_spec::ForwardParams;
 use kernel_spec::layout::fragment_row;
 
 use crate::attention::Config;
+use crate::attention::dropout::{self, Stream};
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
@@ -205,6 +206,8 @@ pub struct Row<'a, T, S> {
     pub end: u32,
     /// The sink of its head, if there are any.
     pub sink: Option<f32>,
+    /// Which of them dropout keeps, if some are dropped.
+    pub random: Option<Stream>,
     /// The element type.
     pub element: PhantomData<T>,
 }
@@ -226,6 +229,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             first,
             end,
             sink: block.sink(|| at.head),
+            random: if const { dropout::accepts::<C>() } { Some(block.random()) } else { None },
             element: PhantomData,
         }
     }
@@ -339,6 +343,10 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                         continue;
                     }
                     sum += weight;
+                    // Behind the sum, and not by a weight of 0 either.
+                    if self.random.is_some_and(|random| !random.keeps(self.at.row, first + other)) {
+                        continue;
+                    }
                     let v = self.places.value(first + other);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let col = lane + 32 * i as u32;
@@ -352,6 +360,7 @@ impl<T: Element, S: Places> Row<'_, T, S> {
             let (share, sum) = with_sink.map_or((1.0, sum), |[_, sum, rescale]| (rescale, sum));
             // Once: a division in f64 is a hundred instructions.
             let inverse = if sum == 0.0 { 0.0 } else { share / sum };
+            let inverse = self.random.map_or(inverse, |random| inverse * random.factor as f64);
             for (i, acc) in acc.into_iter().enumerate() {
                 let col = lane + 32 * i as u32;
                 if col < self.p.dim_v {

@@ -16,6 +16,7 @@ use crate::parts::shared_tile::ThreadBlock;
 pub mod backward;
 #[cfg(not(target_feature = "sm_90a"))]
 pub mod blocks;
+pub mod dropout;
 pub mod exact;
 pub mod exchange;
 pub mod exponent;

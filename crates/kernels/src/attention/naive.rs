@@ -16,6 +16,7 @@ use kernel_spec::NaiveParams;
 use kernel_spec::families::forward::{memory, policy};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
+use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::QueryBlock;
 use crate::attention::{Config, exact, score, sink};
@@ -99,12 +100,13 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
     }
 }
 
-/// One row of probabilities and its log-sum-exp, by one warp. Columns between the keys and the stride become 0.
+/// One row of probabilities and its log-sum-exp, by one warp. Columns between the keys and the stride become 0. Where the row of the list
+/// `DROPS`, some become 0 behind the sum, and the others grow.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block.
 #[inline(always)]
-pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
+pub unsafe fn softmax<T: Exponent, const DROPS: bool>(p: &NaiveParams) {
     // SAFETY: a whole warp works on one row, and every address below is inside that row of a buffer.
     unsafe {
         let row = thread::block_index() as u64 * (thread::block_size() / 32) as u64 + thread::warp_index() as u64;
@@ -141,14 +143,32 @@ pub unsafe fn softmax<T: Exponent>(p: &NaiveParams) {
             let without_keys = without_keys | (score::may_hide(&p.forward.features) & (max == f32::NEG_INFINITY));
             if without_keys { 0.0 } else { f32::NAN }
         };
+        let store_lse = || {
+            if p.forward.lse != 0 && lane == 0 {
+                copy::store_f32(p.forward.lse + row * 4, sink::lse::<T>(max, sum, sink));
+            }
+        };
+        if const { DROPS } {
+            core::hint::assert_unchecked(p.forward.q_rows > 0);
+            let random = Stream::of(&p.forward.features, (row / p.forward.q_rows as u64) as u32);
+            let row_of_head = (row % p.forward.q_rows as u64) as u32;
+            for col in (4 * lane..stride).step_by(128) {
+                let [keeps_a, keeps_b] = random.keeps_pair(row_of_head, col);
+                let [keeps_c, keeps_d] = random.keeps_pair(row_of_head, col + 2);
+                let [a, b, c, d] = load(col);
+                let p = |keeps, s: f32| if keeps { T::power(s - offset) * inverse * random.factor } else { 0.0 };
+                let four = [p(keeps_a, a), p(keeps_b, b), p(keeps_c, c), p(keeps_d, d)];
+                T::store_four(probs + (col as usize * T::BYTES) as u64, four);
+            }
+            store_lse();
+            return;
+        }
         for col in (4 * lane..stride).step_by(128) {
             let [a, b, c, d] = load(col);
             let p = |s: f32| T::power(s - offset) * inverse;
             T::store_four(probs + (col as usize * T::BYTES) as u64, [p(a), p(b), p(c), p(d)]);
         }
-        if p.forward.lse != 0 && lane == 0 {
-            copy::store_f32(p.forward.lse + row * 4, sink::lse::<T>(max, sum, sink));
-        }
+        store_lse();
     }
 }
 

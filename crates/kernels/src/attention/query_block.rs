@@ -8,6 +8,7 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
 use crate::attention::Config;
+use crate::attention::dropout::{self, RowMarks, Stream};
 use crate::attention::exponent::Exponent;
 use crate::attention::score::{self, Place};
 use crate::attention::sink;
@@ -237,6 +238,26 @@ impl<C: Config> QueryBlock<C> {
     pub fn has_sink(&self) -> bool {
         let accepted = const { sink::accepted::<C>() };
         accepted && self.features.has(SINK)
+    }
+
+    /// Drops weights, where the row does: rows from `row` on, keys from `key` on. Behind the sum of the row.
+    #[inline(always)]
+    pub fn drop<F: Fragments>(&self, weights: &mut F, row: u32, key: u32) {
+        if const { dropout::accepts::<C>() } {
+            dropout::drop_weights(weights, &RowMarks::of::<F>(&self.random(), row, key));
+        }
+    }
+
+    /// The factor on what is left of the weights, for [`Self::drop`]; 1 where none are dropped.
+    #[inline(always)]
+    pub fn kept_factor(&self) -> f32 {
+        if const { dropout::accepts::<C>() } { self.random().factor } else { 1.0 }
+    }
+
+    /// The random numbers of the head.
+    #[inline(always)]
+    pub fn random(&self) -> Stream {
+        Stream::of(&self.features, self.head as u32)
     }
 
     /// Sets the scores that the mask hides to minus infinity: rows from `row` on, keys from `key` on.

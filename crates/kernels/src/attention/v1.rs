@@ -92,6 +92,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
 
             let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &exchange);
 
+            block.drop(&mut scores, block.first_row, key);
             let v = kv.values(i);
             let mut partial = C::Partial::zero();
             partial.mul_probs(&C::Probs::round(&scores), v, warp_key);
@@ -110,14 +111,16 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         if warp == 0 {
             block.store_lse(block.first_row, &softmax.max, &softmax.sum);
         }
-        // The output is an average already: only a factor of NaN is left to take, or the share of the weights that a sink leaves to the keys.
+        // The output is an average already: only a factor of NaN is left to take, the share of the weights that a sink leaves to the keys, or the
+        // factor of what dropout has kept.
         let factors = exact::factors(&block, block.first_row, &softmax.max, &softmax.sum);
+        let kept = block.kept_factor();
         if block.has_sink() {
             // A sink that weighs nothing leaves every bit, which a product of a sum and its reciprocal would not.
-            let share = |factor: f32, sum| if factor == math::reciprocal(sum) { 1.0 } else { factor * sum };
+            let share = |factor: f32, sum| if factor == math::reciprocal(sum) { kept } else { factor * sum * kept };
             out.scale_rows(&factors.zip(&softmax.sum, share));
         } else {
-            out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { 1.0 }));
+            out.scale_rows(&factors.map(|factor| if factor.is_nan() { factor } else { kept }));
         }
         let not_finite = out.any_not_finite::<C::Out>();
         let tile = C::OutTile::at(shared::dynamic() + memory.q);

@@ -6,6 +6,8 @@
 //! at the end:         o = o / l                lse = m + ln(l)
 //! ```
 //!
+//! With dropout, weights of 0 take the place of some of `p` in the product with `v_j`, and not in `l`; `o` is divided by `(1 - p) l` at the end.
+//!
 //! Two things differ from [`v1`](crate::v1): the output stays unnormalised until the end, one division instead of one a step;
 //! and a warp owns query rows and walks over all keys, so warps exchange nothing.
 //!
@@ -27,8 +29,8 @@ use kernel_spec::families::forward::policy;
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::query_block::QueryBlock;
 use crate::attention::stream::{KvStream, StreamConfig};
-use crate::attention::{self, exact};
-use crate::parts::fragments::Fragments;
+use crate::attention::{self, dropout, exact};
+use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
 
@@ -82,6 +84,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
             let early = C::POLICY.early_values.then(|| kv.values(i));
             let step = softmax.step::<C::T, _>(&mut scores, block.scale, masked | block.may_hide(), &Alone);
 
+            block.drop(&mut scores, row, key);
             let probs = C::Probs::round(&scores);
             let v = early.unwrap_or_else(|| kv.values(i));
             out.scale_rows(&step.rescale);
@@ -96,7 +99,11 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         }
         let sum = quad_sum(&softmax.sum);
         let row = block.first_row + row;
-        out.scale_rows(&exact::factors(&block, row, &softmax.max, &sum));
+        let mut factors = exact::factors(&block, row, &softmax.max, &sum);
+        if const { dropout::accepts::<C>() } {
+            factors = factors.map(|factor| factor * block.kept_factor());
+        }
+        out.scale_rows(&factors);
 
         block.store_lse(row, &softmax.max, &sum);
         block.store_out::<C, _>(C::OutTile::at(shared::dynamic() + memory.q), row - block.first_row, 0, &out);

@@ -13,7 +13,7 @@ from ._errors import (
     InputTypeError,
     MissingFeatureError,
 )
-from ._forward import forward
+from ._forward import dropout_numbers, forward
 from ._merge import merge, merge_attn_states
 from ._native import __version__, devices
 from ._program import Scope, ScoreProgram
@@ -42,6 +42,7 @@ __all__ = [
     "backward",
     "backward_packed",
     "devices",
+    "dropout_numbers",
     "forward",
     "forward_cached",
     "forward_packed",

@@ -106,6 +106,7 @@ class ScoreProgram:
     def mask(cls, sees: Callable[[Scope], _Bool | bool], name: str | None = None) -> ScoreProgram: ...
 
 def devices() -> list[tuple[str, str]]: ...
+def dropout_numbers(batch: int, heads: int) -> int: ...
 def install_as(name: Literal["flash_attn", "flash_attn_interface"] = "flash_attn") -> None: ...
 @overload
 def forward(
@@ -119,6 +120,8 @@ def forward(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    dropout_p: float = 0.0,
+    rng_state: Any = None,
     out: Array | None = None,
     lse: Any = None,
     return_lse: Literal[False] = False,
@@ -137,6 +140,8 @@ def forward(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    dropout_p: float = 0.0,
+    rng_state: Any = None,
     out: Array | None = None,
     lse: Any = None,
     return_lse: Literal[True],
@@ -311,6 +316,8 @@ def backward(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    dropout_p: float = 0.0,
+    rng_state: Any = None,
     deterministic: bool = False,
     dq: Array | None = None,
     dk: Any = None,

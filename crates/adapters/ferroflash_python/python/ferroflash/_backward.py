@@ -3,7 +3,7 @@
 import sys
 
 from . import _native
-from ._forward import _bounds, _new_like
+from ._forward import _bounds, _dropout, _new_like, _numbers
 from ._program import bound, of_arrays
 
 
@@ -22,6 +22,8 @@ def backward(
     softcap=0.0,
     program=None,
     tensors=None,
+    dropout_p=0.0,
+    rng_state=None,
     deterministic=False,
     dq=None,
     dk=None,
@@ -35,7 +37,7 @@ def backward(
     capability 9.0, unless ``deterministic``. Arrays are of the kinds that ``forward`` takes, and used in place.
 
     Args:
-        q, k, v, softmax_scale, causal, window, softcap, program, tensors: as in the call of ``forward``. A softcap and a program
+        q, k, v, softmax_scale, causal, window, softcap, program, tensors, dropout_p, rng_state: as in the call of ``forward``. A softcap and a program
             together are a :class:`ferroflash.MissingFeatureError`: a program may bound scores itself, with ``tanh``. There are no gradients of
             ``tensors``.
         out, lse: what ``forward`` returned for them, with ``return_lse``.
@@ -55,18 +57,19 @@ def backward(
     """
     left, right = _bounds(window)
     program = bound(program, tensors)
+    dropout = _dropout(dropout_p, rng_state)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(q, torch.Tensor):
         from . import _torch
 
         read, written = (q, k, v, out, lse, dout, dlse), (dq, dk, dv)
-        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, bool(deterministic), program, stream)
+        return _torch.backward(read, written, softmax_scale, bool(causal), left, right, softcap, bool(deterministic), program, dropout, stream)
     dq, dk, dv = (
         _new_like(of, getattr(of, "shape", None), None, name, f"`d{name}`") if given is None else given
         for name, given, of in (("q", dq, q), ("k", dk, k), ("v", dv, v))
     )
     arrays = (q, k, v, out, lse, dout, dlse, dq, dk, dv)
-    options = (softmax_scale, bool(causal), left, right, softcap, bool(deterministic), of_arrays(program))
+    options = (softmax_scale, bool(causal), left, right, softcap, bool(deterministic), of_arrays(program), _numbers(dropout))
     _native.backward(*arrays, stream or 0, device, *options)
     return dq, dk, dv
 

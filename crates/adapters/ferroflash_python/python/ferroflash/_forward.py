@@ -18,6 +18,8 @@ def forward(
     softcap=0.0,
     program=None,
     tensors=None,
+    dropout_p=0.0,
+    rng_state=None,
     out=None,
     lse=None,
     return_lse=False,
@@ -38,6 +40,11 @@ def forward(
         softcap: scores ``s`` become ``softcap * tanh(s / softcap)`` before the mask; 0 is no bound.
         program: :class:`ferroflash.ScoreProgram` that scores pass through, behind the softcap and before the mask.
         tensors: arrays that it reads, by name.
+        dropout_p: probability with which each probability of a row is dropped, behind the softmax; those that are kept are multiplied with
+            ``1 / (1 - dropout_p)``. The log-sum-exp knows nothing of it. 0 drops none.
+        rng_state: ``(seed, offset)``, two whole numbers from 0 to below 2**64 that say which are dropped, the same as in FlashAttention-2 and
+            PyTorch: :func:`ferroflash.dropout_numbers` says how many numbers behind ``offset`` a call takes. For tensors of PyTorch also an int64
+            tensor of both on q's device. ``backward`` is given the same.
         out: array of q's shape and type that the result is written to. ``None`` makes a new one, for arrays of PyTorch, NumPy and CuPy.
         lse: contiguous float32 array ``(batch, q_heads, q_rows)`` that the log-sum-exp of every row is written to: natural logarithm,
             minus infinity for a row that sees no key, whose result is 0.
@@ -53,12 +60,13 @@ def forward(
     """
     left, right = _bounds(window)
     program = bound(program, tensors)
+    dropout = _dropout(dropout_p, rng_state)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(q, torch.Tensor):
         from . import _torch
 
         tensors = (q, k, v, out, lse)
-        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, program, return_lse, stream)
+        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, program, dropout, return_lse, stream)
     if out is None:
         out = _new_like(q, q.shape if hasattr(q, "shape") else None, None)
     if return_lse and lse is None:
@@ -66,7 +74,7 @@ def forward(
         if len(shape) != 4:
             raise InputError(f"attention takes tensors of 4 axes (batch, row, head, dim); {len(shape)} were given")
         lse = _new_like(q, (shape[0], shape[2], shape[1]), "float32")
-    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, of_arrays(program))
+    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, of_arrays(program), _numbers(dropout))
     return (out, lse) if return_lse else out
 
 
@@ -77,6 +85,36 @@ def _bounds(window):
         if bound is not None and bound < 0:
             raise InputError(f"window: the {name} bound is {bound}; numbers of keys from 0 on are accepted, and None for no bound")
     return (-1 if left is None else left, -1 if right is None else right)
+
+
+def _dropout(p, state):
+    """``(p, state)``, or ``None`` where nothing is dropped. What is no probability the library refuses."""
+    if p == 0:
+        return None
+    if state is None:
+        raise InputError(f"dropout_p is {p}; rng_state must be given, too: (seed, offset)")
+    return p, state
+
+
+def _numbers(dropout):
+    """Dropout as the extension module takes it, with seed and offset as numbers."""
+    if dropout is None:
+        return None
+    p, state = dropout
+    try:
+        seed, offset = (int(number) for number in state)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"rng_state is {state!r}; (seed, offset) is accepted, two whole numbers") from None
+    for name, number in (("seed", seed), ("offset", offset)):
+        if not 0 <= number < 1 << 64:
+            raise InputError(f"rng_state: the {name} is {number}; numbers from 0 to below 2**64 are accepted")
+    return float(p), seed, offset, False
+
+
+def dropout_numbers(batch, heads):
+    """Random numbers that a call with dropout takes, of so many batch entries and query heads: what lies between the offsets of two calls that
+    are to drop independently."""
+    return 32 * batch * heads
 
 
 def _new_like(array, shape, dtype, name="q", given="`out` (and `lse`)"):

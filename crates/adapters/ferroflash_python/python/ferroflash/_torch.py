@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import _native
 from ._errors import InputError, InputTypeError, missing
+from ._forward import _numbers, dropout_numbers
 
 # The numbers that the extension module knows the types by.
 _DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -31,7 +32,7 @@ def _stream_of(ordinal):
 _stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
-def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program=None):
+def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program=None, dropout=None):
     """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
 
     Plain tensors on a GPU, which is what nearly every call has, are seen to here without another call of Python: what it takes is what a
@@ -71,14 +72,15 @@ def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_l
                     right,
                     softcap,
                     None if program is None else _told(program),
+                    None if dropout is None else _told_dropout(dropout, q),
                 )
                 return out, lse
     except (IndexError, KeyError):
         pass  # fewer axes, or another type: what follows says so
-    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program)
+    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout)
 
 
-def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program):
+def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout):
     """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
     with zeros. As an operation of PyTorch, where PyTorch has to know of it."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -96,19 +98,19 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, 
     with_gradient = _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     is_plain = type(q) is type(k) is type(v) is Tensor and not (_is_compiling() or _modes() or _transforms())
     if is_plain and with_gradient:
-        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic), program)
+        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic), program, dropout)
     elif is_plain:
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
-        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program))
+        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program), *_spread_dropout(dropout, q))
         out, lse = torch.ops.ferroflash.forward(q, k, v, *options)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
 
 
-def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, return_lse, stream):
+def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, return_lse, stream):
     """Launches, with new tensors for the results unless they are given."""
     q_shape, q_strides = q.shape, q.stride()
     k_shape, k_strides = k.shape, k.stride()
@@ -142,6 +144,7 @@ def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, return
             right,
             softcap,
             None if program is None else _told(program),
+            None if dropout is None else _told_dropout(dropout, q),
         )
     except KeyError:
         raise _dtype_error(q, k, v, out) from None
@@ -182,6 +185,73 @@ def _gathered(text, names, tensors):
     return (text, names.split(), tensors or ()) if text else None
 
 
+def drawn(p, q):
+    """Dropout of a call on q, whose random numbers are those that flash_attn draws: the seed of the generator of the GPU, from its offset on, which
+    moves on by what the call takes. ``None`` where nothing is dropped.
+
+    Where numbers are not to be read on the host, under torch.compile and while a graph is captured, seed and offset are drawn by an operation of
+    PyTorch, on the device, and a graph draws anew whenever it is launched. On the CPU they come from PyTorch's default generator."""
+    if not p:
+        return None
+    if not isinstance(q, Tensor) or q.dim() != 4:
+        return p, (0, 0)  # refused with the other tensors
+    if type(q) is not Tensor or _is_compiling() or _modes() or _transforms() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
+        # The offset is a multiple of 4, as those of PyTorch's generators are.
+        state = torch.randint(0, 1 << 62, (2,), dtype=torch.int64, device=q.device)
+        return p, state // 4 * 4
+    if not q.is_cuda:
+        return p, (int(torch.randint(0, (1 << 63) - 1, (), dtype=torch.int64)), 0)
+    generator = torch.cuda.default_generators[q.get_device()]
+    seed, count = generator.initial_seed(), dropout_numbers(q.shape[0], q.shape[2])
+    if hasattr(generator, "set_offset"):
+        offset = generator.get_offset()
+        generator.set_offset(offset + count)
+        return p, (seed, offset)
+    # Seed and offset are the last numbers of the state.
+    state = generator.get_state()
+    numbers = state[-16:].clone().view(torch.int64)
+    offset = int(numbers[1])
+    numbers[1] += count
+    state[-16:] = numbers.view(torch.uint8)
+    generator.set_state(state)
+    return p, (seed, offset)
+
+
+def _told_dropout(dropout, q):
+    """Dropout as the extension module takes it."""
+    p, state = dropout
+    if not isinstance(state, Tensor):
+        return _numbers(dropout)
+    if state.dtype is not torch.int64:
+        raise InputTypeError(f"rng_state holds {state.dtype}; torch.int64 is accepted")
+    if state.shape != (2,) or not state.is_contiguous():
+        raise InputError(f"rng_state has shape {tuple(state.shape)} and strides {state.stride()}; (2,), contiguous, is accepted")
+    if not state.is_cuda:
+        # As the bits of numbers without a sign.
+        return _numbers((p, [number % (1 << 64) for number in state.tolist()]))
+    if state.device != q.device:
+        raise InputError(f"rng_state is on device {state.device}, q is on {q.device}; they must be on the same device")
+    return float(p), state.data_ptr(), 0, True
+
+
+def _spread_dropout(dropout, q):
+    """Dropout as the operations of PyTorch take it."""
+    if dropout is None:
+        return 0.0, None
+    p, state = dropout
+    if not isinstance(state, Tensor):
+        _, seed, offset, _ = _numbers(dropout)
+        # Numbers without a sign, as those of the same bits that have one.
+        signed = [number - (number >> 63 << 64) for number in (seed, offset)]
+        state = torch.tensor(signed, dtype=torch.int64, device=q.device)
+    return float(p), state
+
+
+def _gathered_dropout(p, state):
+    """The dropout that :func:`_spread_dropout` took apart."""
+    return None if state is None or p == 0 else (p, state)
+
+
 def refuse_gradients_of_programs(function, program):
     """A program's tensors have none, which nobody is to find out by missing them."""
     if program is not None and _is_grad_enabled():
@@ -207,7 +277,7 @@ def _dtype_error(*tensors, names=("q", "k", "v", "out")):
     raise AssertionError("every type is known")
 
 
-def forward(tensors, scale, causal, left, right, softcap, program, return_lse, stream):
+def forward(tensors, scale, causal, left, right, softcap, program, dropout, return_lse, stream):
     """``ferroflash.forward`` for tensors of PyTorch: in place, no padding, no copies."""
     q, k, v, out, lse = tensors
     for name, tensor in zip(("q", "k", "v", "out", "lse"), tensors):
@@ -217,15 +287,15 @@ def forward(tensors, scale, causal, left, right, softcap, program, return_lse, s
     if out is None and lse is None and stream is None:
         if any(tensor.dim() != 4 or tensor.stride(3) != 1 or tensor.shape[3] & 7 for tensor in (q, k, v)):
             # Nothing is copied here: what the library says of such tensors is raised.
-            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, program, return_lse, None)
+            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, program, dropout, return_lse, None)
         else:
-            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse, program)
+            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse, program, dropout)
         return (out, lse) if return_lse else out
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")
     if lse is not None:
         _check_rows("lse", q, lse)
-    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, program, return_lse, stream)
+    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, program, dropout, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
@@ -246,7 +316,7 @@ _READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
 _WRITTEN = ("dq", "dk", "dv")
 
 
-def backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream):
+def backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream):
     """``ferroflash.backward`` for tensors of PyTorch: in place, no padding, no copies."""
     tensors = read + written
     for name, tensor in zip(_READ + _WRITTEN, tensors):
@@ -256,10 +326,10 @@ def backward(read, written, scale, causal, left, right, softcap, deterministic, 
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.backward", "a gradient of gradients")
-    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream)
+    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream)
 
 
-def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, stream):
+def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream):
     """Launches, with new tensors for the gradients that are not given."""
     # Asked when the gradients are computed, as PyTorch's own operations do: a program may set it after the forward pass or a compilation.
     deterministic = deterministic or _wants_determinism()
@@ -277,7 +347,7 @@ def _run_backward(read, written, scale, causal, left, right, softcap, determinis
     except KeyError:
         raise _dtype_error(*tensors, names=names) from None
     dlse_address = 0 if dlse is None else dlse.data_ptr()
-    options = (scale, causal, left, right, softcap, deterministic, _told(program))
+    options = (scale, causal, left, right, softcap, deterministic, _told(program), None if dropout is None else _told_dropout(dropout, q))
     _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options)
     return dq, dk, dv
 
@@ -285,21 +355,22 @@ def _run_backward(read, written, scale, causal, left, right, softcap, determinis
 _library = torch.library.Library("ferroflash", "DEF")
 _OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap, bool deterministic"
 # The names with spaces between them. Without defaults, which PyTorch would leave out of what it hands to autograd.
+_DROPOUT = "float dropout_p, Tensor? rng_state"
 _PROGRAM = "str program, str program_names, Tensor[]? program_tensors"
 _library.define(
-    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}) -> (Tensor, Tensor)",
+    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}, {_DROPOUT}) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}) -> (Tensor, Tensor, Tensor)",
+    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}, {_DROPOUT}) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors):
+def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors, dropout_p, rng_state):
     # The forward pass gives the same bits by every kernel: `deterministic` is for the gradients.
-    program = _gathered(text, names, tensors)
-    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, return_lse, None)
+    program, dropout = _gathered(text, names, tensors), _gathered_dropout(dropout_p, rng_state)
+    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
@@ -309,14 +380,14 @@ def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_ls
     return _empty_like(q), lse
 
 
-def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic, text, names, tensors):
+def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic, text, names, tensors, dropout_p, rng_state):
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
     if dout.dim() == 4 and dout.stride(3) != 1:
         dout = dout.contiguous()
     if dlse is not None:
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
-    options = (scale, causal, left, right, softcap, deterministic, _gathered(text, names, tensors))
+    options = (scale, causal, left, right, softcap, deterministic, _gathered(text, names, tensors), _gathered_dropout(dropout_p, rng_state))
     return _run_backward(read, (None, None, None), *options, None)
 
 
@@ -327,15 +398,15 @@ def _fake_backward(q, k, v, *others):
 # PyTorch calls it with these names.
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = inputs
-    ctx.save_for_backward(q, k, v, *output, *(tensors or ()))
+    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors, ctx.dropout_p, rng_state = inputs
+    ctx.save_for_backward(q, k, v, *output, rng_state, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, out, lse, *tensors = ctx.saved_tensors
-    program = (ctx.text, ctx.names, tensors or None)
+    q, k, v, out, lse, rng_state, *tensors = ctx.saved_tensors
+    program = (ctx.text, ctx.names, tensors or None, ctx.dropout_p, rng_state)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
         _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True, *program)
@@ -343,7 +414,7 @@ def _gradients(ctx, dout, dlse):
     if dout is None:
         dout = torch.zeros_like(out)
     dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options, *program)
-    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None
+    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None, None, None
 
 
 class _WithGradient(torch.autograd.Function):
@@ -351,23 +422,28 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, *options):
-        *ctx.options, program = options
+        *ctx.options, program, dropout = options
         scale, causal, left, right, softcap, _ = ctx.options
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, True, None)
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, True, None)
+        ctx.dropout_p, ctx.state = dropout or (0.0, None)
+        on_device = ctx.state if isinstance(ctx.state, Tensor) else None
         ctx.text, ctx.names, tensors = _spread(program)
-        ctx.save_for_backward(q, k, v, out, lse, *(tensors or ()))
+        ctx.save_for_backward(q, k, v, out, lse, on_device, *(tensors or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        q, k, v, out, lse, on_device, *tensors = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward if _is_grad_enabled() else _eager_backward
-        options = (*ctx.options, ctx.text, ctx.names, tensors or None)
-        return *compute(q, k, v, out, lse, dout, dlse, *options), *(None,) * 7
+        state = ctx.state if on_device is None else on_device
+        if _is_grad_enabled() and state is not None:
+            _, state = _spread_dropout((ctx.dropout_p, state), q)
+        options = (*ctx.options, ctx.text, ctx.names, tensors or None, ctx.dropout_p, state)
+        return *compute(q, k, v, out, lse, dout, dlse, *options), *(None,) * 8
 
 
 def _second_gradients(ctx, *gradients):

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _attend = _torch.attend
+_drawn = _torch.drawn
 _attend_sequences = _torch_sequences.attend
 
 
@@ -42,7 +43,9 @@ def flash_attn_func(
     of ``nheads_k``.
 
     Args:
-        dropout_p: 0.0, until there is dropout.
+        dropout_p: probability with which each probability of a row is dropped, behind the softmax; those that are kept are multiplied with
+            ``1 / (1 - dropout_p)``. On a GPU the numbers are those that flash_attn draws: the same seed of ``torch.manual_seed`` drops the same ones, and
+            moves the generator on as far. While a graph is captured, and under torch.compile, they are drawn on the device, by PyTorch.
         softmax_scale: factor on the scores; ``None`` is ``headdim ** -0.5``.
         causal: row ``i`` sees the keys up to ``i + seqlen_k - seqlen_q``: the mask ends at the last row and the last key.
         window_size: ``(left, right)``: row ``i`` sees the keys from ``i + seqlen_k - seqlen_q - left`` to ``i + seqlen_k - seqlen_q + right``;
@@ -60,15 +63,14 @@ def flash_attn_func(
 
     Returns:
         ``out`` of q's shape; with ``return_attn_probs`` ``(out, softmax_lse, S_dmask)``: ``softmax_lse`` float32 ``(batch, nheads,
-        seqlen_q)``, minus infinity for a row that sees no key; ``S_dmask`` is empty, as without dropout in the original.
+        seqlen_q)``, minus infinity for a row that sees no key; ``S_dmask`` is empty, with dropout too.
     """
-    if dropout_p:
-        raise missing("flash_attn_func", _DROPOUT)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
     program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
+    dropout = _drawn(dropout_p, q) if dropout_p else None
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program, dropout)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -85,14 +87,13 @@ def flash_attn_kvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` with k and v in one tensor ``(batch, seqlen_k, 2, nheads_k, headdim)``. Nothing is copied."""
-    if dropout_p:
-        raise missing("flash_attn_kvpacked_func", _DROPOUT)
     k, v = kv.unbind(2)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
     program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
+    dropout = _drawn(dropout_p, q) if dropout_p else None
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program, dropout)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 
@@ -108,14 +109,13 @@ def flash_attn_qkvpacked_func(
     return_attn_probs=False,
 ):
     """:func:`flash_attn_func` with q, k and v in one tensor ``(batch, seqlen, 3, nheads, headdim)``. Nothing is copied."""
-    if dropout_p:
-        raise missing("flash_attn_qkvpacked_func", _DROPOUT)
     q, k, v = qkv.unbind(2)
     left, right = window_size
     if softcap < 0.0:
         softcap = 0.0
     program = None if alibi_slopes is None else _alibi(alibi_slopes, q)
-    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program)
+    dropout = _drawn(dropout_p, q) if dropout_p else None
+    out, lse = _attend(q, k, v, softmax_scale, causal, left, right, softcap, deterministic, return_attn_probs, program, dropout)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
 

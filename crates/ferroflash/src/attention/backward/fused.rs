@@ -42,10 +42,10 @@ pub(super) fn buffers(row: &Variant, rows: u64) -> Vec<Buffer> {
     buffers
 }
 
-/// The row of the pass, or what rules it out: the one place of its conditions. With [`Attention::deterministic`], equal inputs have to give equal bits.
+/// The row of the pass, or what rules it out, such as the features of a call: the one place of its conditions. With [`Attention::deterministic`], equal inputs have to give equal bits.
 pub(super) fn row(
     attention: &Attention<'_>,
-    softcap: Option<f32>,
+    features: [Option<&'static str>; 2],
     sizes: &Sizes,
     tensors: &Tensors,
     device: &DeviceInfo,
@@ -60,7 +60,7 @@ pub(super) fn row(
         return Err(Unsupported::HeadDim { found: sizes.head_dim, largest: largest_dim() });
     };
     let program = attention.changing_program().map(|_| "a program on scores");
-    if let Some(feature) = softcap.map(|_| "softcap").or(program) {
+    if let Some(feature) = features.into_iter().flatten().next().or(program) {
         let Sizes { dtype, head_dim, .. } = *sizes;
         return Err(Unsupported::Feature { feature, dtype, head_dim });
     }

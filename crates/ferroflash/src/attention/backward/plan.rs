@@ -6,12 +6,13 @@ use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::plan::program_name;
 use super::super::problem::{Problem, Sizes};
-use super::super::request::Placed;
+use super::super::request::{Placed, with_dropout};
 use super::super::sequences::Arrays;
 use super::tensors::{Beside, Tensors};
 use super::{fused, naive, sinks};
 use crate::device::DeviceInfo;
-use crate::error::{Error, Operand, Result};
+use crate::dropout::Dropout;
+use crate::error::{Error, Operand, Result, Unsupported};
 use crate::plan::{Binding, Buffer, Params, Step};
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
@@ -39,6 +40,8 @@ pub struct BackwardPlan {
     pub program: Option<String>,
     /// Whether query heads have sinks.
     pub sink: bool,
+    /// What is dropped, if anything is.
+    pub dropout: Option<Dropout>,
     /// The launches in order.
     pub steps: Vec<Step>,
     /// Device memory that is allocated for the duration of the call, in the order in which steps number it.
@@ -77,6 +80,9 @@ impl std::fmt::Display for BackwardPlan {
         if let Some(name) = &self.program {
             write!(f, ", program {name}")?;
         }
+        if let Some(dropout) = &self.dropout {
+            write!(f, ", {dropout}")?;
+        }
         writeln!(f, "{}", if self.sink { ", sinks" } else { "" })?;
         for step in &self.steps {
             writeln!(f, "{step}")?;
@@ -105,10 +111,11 @@ pub(super) fn plan(
     attention.check_gradients()?;
     blocks::check(attention, sizes)?;
     attention.check_sink(sizes.q_heads)?;
-    let features = features(attention, scale, softcap);
+    let dropout = attention.checked_dropout()?;
+    let features = features(attention, scale, softcap, dropout);
     // Padded so that the kernels read whole blocks of it.
     let padded_rows = sizes.q_rows.next_multiple_of(STATISTICS_ROWS as usize);
-    let choice = choose(attention, softcap, sizes, tensors, device)?;
+    let choice = choose(attention, [softcap.map(|_| "softcap"), dropout.map(|_| "dropout")], sizes, tensors, device)?;
     let mut params = BackwardParams { features, ..params(attention, sizes, tensors, scale, softcap, padded_rows) };
     if let Choice::Fused(row) = choice {
         params.sum_cols = row.tile_cols().into();
@@ -169,6 +176,7 @@ pub(super) fn plan(
         softcap,
         program: program_name(attention),
         sink: attention.sink.is_some(),
+        dropout,
         steps,
         buffers,
         deterministic,
@@ -210,18 +218,19 @@ impl Choice {
     }
 }
 
-/// The choice for a call: an error where a kernel was asked for that does not run it.
+/// The choice for a call that has these features: an error where a kernel was asked for that does not run it.
 fn choose(
     attention: &Attention,
-    softcap: Option<f32>,
+    features: [Option<&'static str>; 2],
     sizes: &Sizes,
     tensors: &Tensors,
     device: &DeviceInfo,
 ) -> Result<Choice> {
-    match (attention.kernel.kernel(), fused::row(attention, softcap, sizes, tensors, device)) {
+    match (attention.kernel.kernel(), fused::row(attention, features, sizes, tensors, device)) {
         (Some(Kernel::Naive), _) => Ok(Choice::Naive),
         (None | Some(Kernel::V3), Ok(row)) => Ok(Choice::Fused(row)),
         (Some(Kernel::V3), Err(reason)) => Err(Error::KernelUnsupported { kernel: Kernel::V3, reason }),
+        (_, Err(_)) if features.iter().all(Option::is_some) => Err(Error::Unsupported(Unsupported::CappedDropout)),
         (None, Err(why)) => Ok(Choice::TwoSided(format!("the fused one does not run this, {why}"))),
         (Some(_), _) => Ok(Choice::TwoSided("a portable kernel was asked for".to_owned())),
     }
@@ -257,12 +266,14 @@ pub(super) fn features(
     attention: &Attention<'_>,
     scale: f32,
     softcap: Option<f32>,
+    dropout: Option<Dropout>,
 ) -> Features<{ BACKWARD_SLOTS as usize }> {
-    match (softcap, attention.changing_program()) {
+    let features = match (softcap, attention.changing_program()) {
         (Some(cap), _) => Features::OFF.with(SOFTCAP, (scale / cap).to_bits().into()),
         (None, Some(program)) => program.fill(Features::OFF, scale),
         (None, None) => Features::OFF,
-    }
+    };
+    with_dropout(features, dropout)
 }
 
 /// What a device loads for the row of a pass: its features as far as it has them, and the program where it recomputes scores.

@@ -63,6 +63,7 @@ pub(super) fn plan(
     let softcap = attention.softcap_for(scale)?;
     blocks::check_none(attention, problem_of(sizes).sequences.name())?;
     attention.check_sink(sizes.q_heads)?;
+    attention.check_no_dropout(problem_of(sizes).sequences.name())?;
     // As a problem of one sequence or equal ones: what parameters and checks take of it.
     let whole = Sizes {
         batch: sizes.batch,
@@ -73,7 +74,7 @@ pub(super) fn plan(
         head_dim: sizes.head_dim,
         dtype: sizes.dtype,
     };
-    let mut request = Request { attention, sizes: whole, scale, softcap, keys_per_row: 0, tensors };
+    let mut request = Request { attention, sizes: whole, scale, softcap, dropout: None, keys_per_row: 0, tensors };
     let turned = arrays.rotary.and(new).map(|_| {
         let batch = if sizes.packed_q { 1 } else { sizes.batch };
         Placed::contiguous(Shape::new(batch, sizes.q_rows, sizes.q_heads, sizes.head_dim), Layout::Bshd, sizes.dtype)
@@ -125,6 +126,7 @@ pub(super) fn plan(
         softcap,
         program: program_name(attention),
         sink: attention.sink.is_some(),
+        dropout: None,
         kernel,
         steps,
         buffers,

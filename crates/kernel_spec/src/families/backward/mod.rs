@@ -18,6 +18,7 @@ use crate::families::forward::features;
 use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
+use crate::philox;
 
 pub mod memory;
 #[macro_use]
@@ -252,6 +253,15 @@ impl Variant {
         if self.dim > 0 {
             layout::panel_bytes(self.dim as usize * self.dtype.bytes());
         }
+        if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) {
+            let tile = match self.policy {
+                Policy::Keys(policy::Keys { columns, .. }) => {
+                    [self.kv_block * columns / self.warps, self.q_block / columns]
+                }
+                _ => [self.q_block / self.warps, self.kv_block],
+            };
+            assert!(philox::has_marks(tile), "dropout has marks for the tile of a warp");
+        }
         // Fragments of the right operand: two of 8 columns come in one load of 16-bit elements.
         let fragment_cols = if matches!(self.dtype, DType::F32) { 8 } else { 16 };
         match self.policy {
@@ -333,6 +343,20 @@ mod tests {
                 Pass::NaiveScores => 2 * 6 * 100_u64.div_ceil(v.q_block.into()) * 70_u64.div_ceil(v.kv_block.into()),
             };
             assert_eq!(v.ctas(2, 6, 2, 100, 70), expected, "{}", v.entry.symbol);
+        }
+    }
+
+    /// Rows that drop stand behind those that do not: a call takes the first of equal dims.
+    #[test]
+    fn rows_with_dropout_run_calls_with_dropout_alone() {
+        let drops = FeatureSet::of(features::DROPOUT);
+        let own = |v: &&Variant| v.entry.symbol.ends_with("_dropout");
+        assert!(VARIANTS.iter().any(|v| own(&v)));
+        for v in VARIANTS.iter().filter(own) {
+            for others in v.entry.accepts.subsets() {
+                let found = Variant::find_with(v.pass, v.dtype, v.dim, others).expect("a row");
+                assert_eq!(own(&found), others.contains(drops), "{}", found.entry.symbol);
+            }
         }
     }
 

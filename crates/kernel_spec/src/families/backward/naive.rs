@@ -39,6 +39,19 @@ macro_rules! for_each_naive_backward_row {
             NaiveScores 128 [F32 backward_naive_scores_f32_d128] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "48 KiB of tiles";
             NaiveScores 192 [F32 backward_naive_scores_f32_d192] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "as d256";
             NaiveScores 256 [F32 backward_naive_scores_f32_d256] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            // With dropout: rows of their own, whose text has it.
+            NaiveScores 32 [F16 backward_naive_scores_f16_d32_dropout, Bf16 backward_naive_scores_bf16_d32_dropout] 128 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 64 [F16 backward_naive_scores_f16_d64_dropout, Bf16 backward_naive_scores_bf16_d64_dropout] 128 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 96 [F16 backward_naive_scores_f16_d96_dropout, Bf16 backward_naive_scores_bf16_d96_dropout] 128 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 128 [F16 backward_naive_scores_f16_d128_dropout, Bf16 backward_naive_scores_bf16_d128_dropout] 128 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 192 [F16 backward_naive_scores_f16_d192_dropout, Bf16 backward_naive_scores_bf16_d192_dropout] 64 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 256 [F16 backward_naive_scores_f16_d256_dropout, Bf16 backward_naive_scores_bf16_d256_dropout] 64 x 64, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 32 [F32 backward_naive_scores_f32_d32_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 64 [F32 backward_naive_scores_f32_d64_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 96 [F32 backward_naive_scores_f32_d96_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 128 [F32 backward_naive_scores_f32_d128_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 192 [F32 backward_naive_scores_f32_d192_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
+            NaiveScores 256 [F32 backward_naive_scores_f32_d256_dropout] 64 x 32, 4, 2, [SOFTCAP, PROGRAM, DROPOUT], {}, "as the row without dropout";
             // dq = scale ds k.
             NaiveQueries 32 [F16 backward_naive_queries_f16_d32, Bf16 backward_naive_queries_bf16_d32] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";
             NaiveQueries 64 [F16 backward_naive_queries_f16_d64, Bf16 backward_naive_queries_bf16_d64] 64 x 64, 4, 2, [], { slots: 2 }, "as d128";

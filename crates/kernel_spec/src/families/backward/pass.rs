@@ -2,7 +2,7 @@
 
 use super::{BackwardParams, FusedParams, NaiveBackwardParams, PackedBackwardParams, SinkParams};
 use crate::entry::Arch;
-use crate::families::forward::features::{PROGRAM, SOFTCAP};
+use crate::families::forward::features::{DROPOUT, PROGRAM, SOFTCAP};
 use crate::features::FeatureSet;
 
 /// One launch.
@@ -64,9 +64,10 @@ impl Pass {
     /// The features that its entries run with.
     pub const fn accepts(self) -> FeatureSet {
         match self {
-            Pass::Keys | Pass::Queries | Pass::PackedKeys | Pass::PackedQueries | Pass::NaiveScores => {
-                FeatureSet::of(SOFTCAP).union(FeatureSet::of(PROGRAM))
+            Pass::Keys | Pass::Queries | Pass::NaiveScores => {
+                FeatureSet::of(SOFTCAP).union(FeatureSet::of(PROGRAM)).union(FeatureSet::of(DROPOUT))
             }
+            Pass::PackedKeys | Pass::PackedQueries => FeatureSet::of(SOFTCAP).union(FeatureSet::of(PROGRAM)),
             _ => FeatureSet::NONE,
         }
     }

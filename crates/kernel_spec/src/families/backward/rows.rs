@@ -49,6 +49,30 @@ macro_rules! for_each_backward_row {
             Queries 128 [F32 backward_queries_f32_d128] 64 x 32, 4, 2, [SOFTCAP, PROGRAM], { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 192 [F32 backward_queries_f32_d192] 32 x 32, 2, 2, [SOFTCAP, PROGRAM], { slots: 2 }, "96 KiB fits sm_86 and sm_89";
             Queries 256 [F32 backward_queries_f32_d256] 32 x 16, 2, 2, [SOFTCAP, PROGRAM], { slots: 2 }, "96 KiB fits sm_86 and sm_89";
+            // With dropout: rows of their own, whose text has it in the loops.
+            Keys 32 [F16 backward_keys_f16_d32_dropout, Bf16 backward_keys_bf16_d32_dropout] 32 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "as d64; the registers of two 16-key fragments do not hold it";
+            Keys 64 [F16 backward_keys_f16_d64_dropout, Bf16 backward_keys_bf16_d64_dropout] 32 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "as the row with programs";
+            Keys 96 [F16 backward_keys_f16_d96_dropout, Bf16 backward_keys_bf16_d96_dropout] 16 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "the registers of 32 queries do not hold it";
+            Keys 128 [F16 backward_keys_f16_d128_dropout, Bf16 backward_keys_bf16_d128_dropout] 16 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "as the row with programs";
+            Keys 256 [F16 backward_keys_f16_d256_dropout, Bf16 backward_keys_bf16_d256_dropout] 32 x 32, 4, 2, [PROGRAM, DROPOUT], { stages: 1, columns: 2 }, "as the row with programs; 192 dims take it, too, whose second stage spills";
+            Keys 32 [F32 backward_keys_f32_d32_dropout] 32 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "as the row with programs";
+            Keys 64 [F32 backward_keys_f32_d64_dropout] 32 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 2, columns: 1 }, "as the row with programs";
+            Keys 96 [F32 backward_keys_f32_d96_dropout] 32 x 64, 4, 2, [PROGRAM, DROPOUT], { stages: 1, columns: 1 }, "as the row with programs";
+            Keys 128 [F32 backward_keys_f32_d128_dropout] 16 x 32, 4, 2, [PROGRAM, DROPOUT], { stages: 1, columns: 2 }, "as d192";
+            Keys 192 [F32 backward_keys_f32_d192_dropout] 16 x 32, 4, 2, [PROGRAM, DROPOUT], { stages: 1, columns: 2 }, "as the row with programs";
+            Keys 256 [F32 backward_keys_f32_d256_dropout] 16 x 16, 2, 2, [PROGRAM, DROPOUT], { stages: 1, columns: 2 }, "as the row with programs";
+            Queries 32 [F16 backward_queries_f16_d32_dropout, Bf16 backward_queries_bf16_d32_dropout] 128 x 64, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 64 [F16 backward_queries_f16_d64_dropout, Bf16 backward_queries_bf16_d64_dropout] 64 x 64, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 96 [F16 backward_queries_f16_d96_dropout, Bf16 backward_queries_bf16_d96_dropout] 128 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 128 [F16 backward_queries_f16_d128_dropout, Bf16 backward_queries_bf16_d128_dropout] 64 x 64, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 192 [F16 backward_queries_f16_d192_dropout, Bf16 backward_queries_bf16_d192_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 256 [F16 backward_queries_f16_d256_dropout, Bf16 backward_queries_bf16_d256_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 32 [F32 backward_queries_f32_d32_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 64 [F32 backward_queries_f32_d64_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 96 [F32 backward_queries_f32_d96_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 128 [F32 backward_queries_f32_d128_dropout] 64 x 32, 4, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 192 [F32 backward_queries_f32_d192_dropout] 32 x 32, 2, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
+            Queries 256 [F32 backward_queries_f32_d256_dropout] 32 x 16, 2, 2, [PROGRAM, DROPOUT], { slots: 2 }, "as the row with programs";
         }
     };
 }

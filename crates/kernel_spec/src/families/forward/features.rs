@@ -26,6 +26,25 @@ pub const PAGED: u32 = 2;
 /// merge's.
 pub const SINK: u32 = 3;
 
+/// Probabilities are dropped, and those that are kept multiplied with a factor, behind the sum of the row: the log-sum-exp knows nothing of
+/// it. [`philox`](crate::philox) says which are dropped. The value is that of [`dropout`]; the two slots behind it belong to it.
+pub const DROPOUT: u32 = 4;
+
+/// The seed of [`DROPOUT`], or the device address of two numbers of 64 bits, seed and offset, see [`DROPOUT_STATE`].
+pub const DROPOUT_SEED: u32 = 5;
+
+/// The offset of [`DROPOUT`], or what is added to the one on the device.
+pub const DROPOUT_OFFSET: u32 = 6;
+
+/// The bit of the value of [`DROPOUT`] that says that seed and offset are on the device, so that they may change between two runs of a
+/// captured call.
+pub const DROPOUT_STATE: u64 = 1 << 63;
+
+/// The value of [`DROPOUT`]: the bits of the factor as an `f32` in the low half, and [`threshold`](crate::philox::threshold) in the high one.
+pub const fn dropout(threshold: u32, factor: f32) -> u64 {
+    factor.to_bits() as u64 | (threshold as u64) << 32
+}
+
 /// Keys come in the order of lists, which name those tiles alone that a program leaves to any of the rows, see
 /// [`blocks`](crate::families::blocks). The value is the address of the lists. They belong to the tile of the row that runs.
 pub const BLOCKS: u32 = 7;

@@ -6,6 +6,7 @@ use crate::families::sequences;
 use crate::families::{blocks, same};
 use crate::features::FeatureSet;
 use crate::layout::{self, PANEL_COLS};
+use crate::philox;
 
 pub mod features;
 pub mod memory;
@@ -354,6 +355,13 @@ impl Variant {
                 "no more units than lists look at"
             );
         }
+        if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) && matches!(self.pass, Pass::V1 | Pass::V2) {
+            let keys = if warps_of_rows == 1 { self.kv_block / self.warps } else { self.kv_block };
+            assert!(
+                philox::has_marks([self.q_block / warps_of_rows, keys]),
+                "dropout has marks for the tile of a warp"
+            );
+        }
         // Panics where rows do not split into panels.
         layout::panel_bytes((self.tile_cols(self.head_dim())) as usize * self.dtype.bytes());
         if let Policy::V3(policy) | Policy::PackedV3(policy) | Policy::SplitV3(policy) = self.policy {
@@ -390,6 +398,21 @@ mod tests {
             let dims = [v.dim_qk, v.dim_v];
             let found = Variant::find(v.pass, v.dtype, dims, v.from_keys, all).expect("a tile with every feature");
             assert_eq!((found.dim_qk, found.dim_v), (v.dim_qk, v.dim_v), "{}", v.entry.symbol);
+        }
+    }
+
+    /// Rows that drop stand behind those that do not: a call takes the first of equal dims.
+    #[test]
+    fn rows_with_dropout_run_calls_with_dropout_alone() {
+        let drops = FeatureSet::of(features::DROPOUT);
+        let own = |v: &&Variant| v.entry.symbol.ends_with("_dropout");
+        assert!(VARIANTS.iter().any(|v| own(&v)));
+        for v in VARIANTS.iter().filter(own) {
+            assert!(!v.runs_plain(), "{}", v.entry.symbol);
+            for others in v.entry.accepts.subsets() {
+                let found = Variant::find(v.pass, v.dtype, [v.dim_qk, v.dim_v], v.from_keys, others).expect("a row");
+                assert_eq!(own(&found), others.contains(drops), "{}", found.entry.symbol);
+            }
         }
     }
 

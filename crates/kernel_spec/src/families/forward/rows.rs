@@ -16,33 +16,34 @@ macro_rules! for_each_forward_row {
     ($callback:ident) => {
         $callback! {
             // Naive, scores = q k^T: one tile a thread block, bound by writing f32 scores.
-            Scores 32/0 [F16 naive_scores_f16_d32, Bf16 naive_scores_bf16_d32] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 64/0 [F16 naive_scores_f16_d64, Bf16 naive_scores_bf16_d64] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 96/0 [F16 naive_scores_f16_d96, Bf16 naive_scores_bf16_d96] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 128/0 [F16 naive_scores_f16_d128, Bf16 naive_scores_bf16_d128] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "two 16-row fragments a warp reuse each key fragment";
-            Scores 192/0 [F16 naive_scores_f16_d192, Bf16 naive_scores_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d256";
-            Scores 256/0 [F16 naive_scores_f16_d256, Bf16 naive_scores_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            Scores 32/0 [F32 naive_scores_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 64/0 [F32 naive_scores_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 96/0 [F32 naive_scores_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d128";
-            Scores 128/0 [F32 naive_scores_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "48 KiB of tiles";
-            Scores 192/0 [F32 naive_scores_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "as d256";
-            Scores 256/0 [F32 naive_scores_f32_d256] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Scores 32/0 [F16 naive_scores_f16_d32, Bf16 naive_scores_bf16_d32] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 64/0 [F16 naive_scores_f16_d64, Bf16 naive_scores_bf16_d64] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 96/0 [F16 naive_scores_f16_d96, Bf16 naive_scores_bf16_d96] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 128/0 [F16 naive_scores_f16_d128, Bf16 naive_scores_bf16_d128] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "two 16-row fragments a warp reuse each key fragment";
+            Scores 192/0 [F16 naive_scores_f16_d192, Bf16 naive_scores_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d256";
+            Scores 256/0 [F16 naive_scores_f16_d256, Bf16 naive_scores_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "64 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Scores 32/0 [F32 naive_scores_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 64/0 [F32 naive_scores_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 96/0 [F32 naive_scores_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d128";
+            Scores 128/0 [F32 naive_scores_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "48 KiB of tiles";
+            Scores 192/0 [F32 naive_scores_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as d256";
+            Scores 256/0 [F32 naive_scores_f32_d256] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "96 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // Naive, probs = softmax(scores): one warp a row, no tile; head dim plays no part.
             Softmax 0/0 [F16 naive_softmax_f16, Bf16 naive_softmax_bf16, F32 naive_softmax_f32] 4 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, SINK], {}, "one warp a row, bound by reading scores";
+            Softmax 0/0 [F16 naive_softmax_f16_dropout, Bf16 naive_softmax_bf16_dropout, F32 naive_softmax_f32_dropout] 4 x 0, 4, 4, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], {}, "as without dropout, which would be in the loop over the columns";
             // Naive, out = probs v.
-            Output 0/32 [F16 naive_output_f16_d32, Bf16 naive_output_bf16_d32] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/64 [F16 naive_output_f16_d64, Bf16 naive_output_bf16_d64] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/96 [F16 naive_output_f16_d96, Bf16 naive_output_bf16_d96] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/128 [F16 naive_output_f16_d128, Bf16 naive_output_bf16_d128] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "one key block of probabilities and values is loaded while the last is multiplied";
-            Output 0/192 [F16 naive_output_f16_d192, Bf16 naive_output_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/256 [F16 naive_output_f16_d256, Bf16 naive_output_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
-            Output 0/32 [F32 naive_output_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/64 [F32 naive_output_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/96 [F32 naive_output_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d128";
-            Output 0/128 [F32 naive_output_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "48 KiB of tiles";
-            Output 0/192 [F32 naive_output_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d256";
-            Output 0/256 [F32 naive_output_f32_d256] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Output 0/32 [F16 naive_output_f16_d32, Bf16 naive_output_bf16_d32] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/64 [F16 naive_output_f16_d64, Bf16 naive_output_bf16_d64] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/96 [F16 naive_output_f16_d96, Bf16 naive_output_bf16_d96] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/128 [F16 naive_output_f16_d128, Bf16 naive_output_bf16_d128] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "one key block of probabilities and values is loaded while the last is multiplied";
+            Output 0/192 [F16 naive_output_f16_d192, Bf16 naive_output_bf16_d192] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/256 [F16 naive_output_f16_d256, Bf16 naive_output_bf16_d256] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
+            Output 0/32 [F32 naive_output_f32_d32] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/64 [F32 naive_output_f32_d64] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/96 [F32 naive_output_f32_d96] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d128";
+            Output 0/128 [F32 naive_output_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "48 KiB of tiles";
+            Output 0/192 [F32 naive_output_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as d256";
+            Output 0/256 [F32 naive_output_f32_d256] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "80 KiB of tiles: fits the 99 KiB of sm_86 and sm_89";
             // v1: keys split over warps. The exchange buffer (warps x q_block x head_dim x 4 bytes) keeps q_block small.
             V1 32/32 [F16 v1_f16_d32, Bf16 v1_bf16_d32] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d64";
             V1 64/64 [F16 v1_f16_d64, Bf16 v1_bf16_d64] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "52 KiB of shared memory, 32 of them for the exchange";
@@ -56,6 +57,18 @@ macro_rules! for_each_forward_row {
             V1 128/128 [F32 v1_f32_d128] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "eight keys a warp, 72 KiB";
             V1 192/192 [F32 v1_f32_d192] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "as d256";
             V1 256/256 [F32 v1_f32_d256] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2 }, "eight keys a warp, 80 KiB";
+            // v1 with dropout: rows of their own, whose text has it in the loop over the keys. The registers of f32 at 256 dims do not hold it.
+            V1 32/32 [F16 v1_f16_d32_dropout, Bf16 v1_bf16_d32_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 64/64 [F16 v1_f16_d64_dropout, Bf16 v1_bf16_d64_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 96/96 [F16 v1_f16_d96_dropout, Bf16 v1_bf16_d96_dropout] 32 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 128/128 [F16 v1_f16_d128_dropout, Bf16 v1_bf16_d128_dropout] 16 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 192/192 [F16 v1_f16_d192_dropout, Bf16 v1_bf16_d192_dropout] 16 x 32, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 256/256 [F16 v1_f16_d256_dropout, Bf16 v1_bf16_d256_dropout] 16 x 32, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 32/32 [F32 v1_f32_d32_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 64/64 [F32 v1_f32_d64_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 96/96 [F32 v1_f32_d96_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 128/128 [F32 v1_f32_d128_dropout] 16 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
+            V1 192/192 [F32 v1_f32_d192_dropout] 16 x 16, 2, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2 }, "as the row without dropout";
             // v2: query rows split over warps, no exchange.
             V2 32/32 [F16 v2_f16_d32, Bf16 v2_bf16_d32] 128 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2, early_values: true }, "bound by exponentials: 128 keys gain nothing";
             V2 64/64 [F16 v2_f16_d64, Bf16 v2_bf16_d64] 128 x 128, 4, 2, 0, [SINK], { slots: 2, early_values: true }, "few dims leave registers for 128 keys: half the barriers and rescales, +14 % over 64 keys";
@@ -74,6 +87,19 @@ macro_rules! for_each_forward_row {
             V2 128/128 [F32 v2_f32_d128] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2, early_values: false }, "64 KiB";
             V2 192/192 [F32 v2_f32_d192] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
             V2 256/256 [F32 v2_f32_d256] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, SINK], { slots: 2, early_values: true }, "96 KiB fits sm_86 and sm_89";
+            // v2 with dropout, likewise.
+            V2 32/32 [F16 v2_f16_d32_dropout, Bf16 v2_bf16_d32_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 64/64 [F16 v2_f16_d64_dropout, Bf16 v2_bf16_d64_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 96/96 [F16 v2_f16_d96_dropout, Bf16 v2_bf16_d96_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 128/128 [F16 v2_f16_d128_dropout, Bf16 v2_bf16_d128_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 192/192 [F16 v2_f16_d192_dropout, Bf16 v2_bf16_d192_dropout] 64 x 64, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 256/256 [F16 v2_f16_d256_dropout, Bf16 v2_bf16_d256_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 32/32 [F32 v2_f32_d32_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 64/64 [F32 v2_f32_d64_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 96/96 [F32 v2_f32_d96_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 128/128 [F32 v2_f32_d128_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: false }, "as the row with programs";
+            V2 192/192 [F32 v2_f32_d192_dropout] 64 x 32, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
+            V2 256/256 [F32 v2_f32_d256_dropout] 64 x 16, 4, 2, 0, [SOFTCAP, PROGRAM, DROPOUT, SINK], { slots: 2, early_values: true }, "as the row with programs";
             // v3: one loading warpgroup, the others multiply 64 query rows each.
             V3 64/64 [F16 v3_f16_d64, Bf16 v3_bf16_d64] 128 x 128, 12, 1, 0, [],
                 { stages: 3, q_buffers: 2, turns: true, lazy: false, skips: false, lse_last: false, remembers: true, load_registers: 24, math_registers: 240 },

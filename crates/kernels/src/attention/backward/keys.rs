@@ -28,7 +28,10 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 use crate::attention::backward::key_block::KeyBlock;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
-use crate::attention::backward::{self, Scores, load_statistics, place, source, target, weigh_columns};
+use crate::attention::backward::{
+    self, Scores, accepts_dropout, load_statistics, place, random, source, target, weigh_columns,
+};
+use crate::attention::dropout::{ColumnMarks, drop_and_scale, drop_weights};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile};
@@ -191,7 +194,20 @@ macro_rules! gradients_of {
                     place($p, [block.entry, head], first_query + query, block.first_row + row + key)
                 };
                 let statistics = statistics(count) + col * STATISTICS_BYTES;
+                // Once: the marks are fewer registers than what they are made of.
+                let kept = if const { accepts_dropout::<$C>() } {
+                    let random = random($p, [block.entry, head]);
+                    Some(ColumnMarks::of::<$C::Scores>(&random, block.first_row + row, first_query))
+                } else {
+                    None
+                };
+                if let Some(kept) = &kept {
+                    drop_and_scale(&mut dscores, kept);
+                }
                 weigh_columns::<$C, _>(&mut weights, &mut dscores, statistics, $p, place);
+                if let Some(kept) = &kept {
+                    drop_weights(&mut weights, kept);
+                }
                 if masked {
                     Scores::transposed($p).hide([&mut weights, &mut dscores], block.first_row + row, first_query);
                 }
@@ -222,6 +238,14 @@ macro_rules! gradients_of {
             for m in 0..$C::Acc::M {
                 for n in 0..$C::Acc::N {
                     dk.at_mut(m, n).iter_mut().for_each(|x| *x *= $p.scale);
+                }
+            }
+            if const { accepts_dropout::<$C>() } {
+                let factor = random($p, [block.entry, block.kv_head * $p.group]).factor;
+                for m in 0..$C::Acc::M {
+                    for n in 0..$C::Acc::N {
+                        dv.at_mut(m, n).iter_mut().for_each(|x| *x *= factor);
+                    }
                 }
             }
             // A block of keys that no query sees never waited for them.

@@ -12,6 +12,9 @@
 //! With a softcap `t = tanh(scale s / cap)`: `p = e^(cap t - lse)` and `ds = p (dp - delta) (1 - t^2)`. With a program on scores `f`:
 //! `p = e^(f(scale s) - lse)` and `ds = p (dp - delta) f'(scale s)`. The portable and the naive kernels have both.
 //!
+//! With dropout, `z` is 0 where a weight is dropped and `1 / (1 - p)` where it is kept: `dp = z dout v^T` and `dv = (z p)^T dout`, while `p` in
+//! `ds` is whole. The same numbers as in the forward pass say which are kept, see [`dropout`](crate::attention::dropout).
+//!
 //! | module | owns | walks over | computes |
 //! | --- | --- | --- | --- |
 //! | [`delta`] | a row of the output | its columns | the row's [statistics](Statistics) |
@@ -37,10 +40,11 @@ use core::marker::PhantomData;
 use cuda_std::{copy, math, shared, thread};
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
-use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
+use kernel_spec::families::forward::features::{DROPOUT, PROGRAM, SOFTCAP};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
 use kernel_spec::{Band, FeatureSet, TensorParams};
 
+use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
 use crate::attention::score::{self, tanh};
 use crate::parts::element::Element;
@@ -347,6 +351,19 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
 #[inline(always)]
 const fn accepts_programs<C: Config>() -> bool {
     C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
+}
+
+/// Whether the entry of a row drops weights, likewise.
+#[inline(always)]
+const fn accepts_dropout<C: Config>() -> bool {
+    C::ROW.entry.accepts.contains(FeatureSet::of(DROPOUT))
+}
+
+/// The random numbers of a head, `[batch entry or sequence, query head]`.
+#[inline(always)]
+fn random(p: &BackwardParams, [batch, head]: [u32; 2]) -> Stream {
+    // In 32 bits, which hold it because the thread blocks are counted in 32 bits.
+    Stream::of(&p.features, batch * p.q_heads + head)
 }
 
 /// Where a score is, of programs: `[batch entry or sequence, query head]`, row and key.

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `dv` is a product with `p` in the type of the tensors. `ds` is made of the same `p` in f32, which waits in a buffer of its own: made of a
-//! rounded one it would be rounded twice, where the kernels that recompute round once. With a softcap, what waits is `p (1 - t^2)`.
+//! rounded one it would be rounded twice, where the kernels that recompute round once. With a softcap, what waits is `p (1 - t^2)`. With dropout, `p` in
+//! `dv` is what is left of it, and `dp` likewise, where what waits is whole.
 //!
 //! The statistics, log-sum-exp and delta, are those of [`delta`](super::delta). All five products run on the tensor cores, in f32 on the
 //! float units, so that the distance to the kernels that recompute is what the memory traffic costs. Masked blocks are computed like any
@@ -24,7 +25,10 @@ use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, polic
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{Bounds, Config, Program, Scores, Softcap, Statistics, place, source, target};
+use crate::attention::backward::{
+    Bounds, Config, Program, Scores, Softcap, Statistics, accepts_dropout, place, random, source, target,
+};
+use crate::attention::dropout::{RowMarks, drop_and_scale};
 use crate::attention::exponent::Exponent;
 use crate::attention::score;
 use crate::parts::element::Element;
@@ -97,7 +101,12 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
         let place = |query: u32, key: u32| place(problem, [batch, q_head], row + query, first_key + key);
         let store_two = |element: u64, pair| C::T::store_two(p.probs + (before + element) * C::T::BYTES as u64, pair);
         let factors = |element: u64| p.factors + (before + element) * 4;
+        // In the `const`s below, so that the text of other rows has nothing of it.
+        let kept = || RowMarks::of::<C::Scores>(&random(problem, [batch, q_head]), row, first_key);
         if with_dout {
+            if const { accepts_dropout::<C>() } {
+                drop_and_scale(&mut scores, &kept());
+            }
             subtract_delta(&mut scores, problem, head, row);
             for_each_pair(&scores, p, [row, first_key], |element, [left, right]| {
                 let factors = factors(element);
@@ -118,7 +127,9 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
             for_each_pair(&scores, p, [row, first_key], |element, pair| {
-                store_two(element, pair);
+                if const { !accepts_dropout::<C>() } {
+                    store_two(element, pair);
+                }
                 let (at, [left, right]) = (factors(element), pair);
                 let pair = if is_bounded | has_program {
                     [left * copy::load_f32(at), right * copy::load_f32(at + 4)]
@@ -127,6 +138,11 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
                 };
                 copy::store_f32x2(at, pair);
             });
+            if const { accepts_dropout::<C>() } {
+                // The gradients of scores are made of whole probabilities, those of values of what dropout leaves.
+                drop_and_scale(&mut scores, &kept());
+                for_each_pair(&scores, p, [row, first_key], store_two);
+            }
         }
     }
 }

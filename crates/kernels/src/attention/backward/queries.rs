@@ -21,7 +21,10 @@ use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
 
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
-use crate::attention::backward::{self, Scores, Statistics, load_statistics, place, source, target, weigh_rows};
+use crate::attention::backward::{
+    self, Scores, Statistics, accepts_dropout, load_statistics, place, random, source, target, weigh_rows,
+};
+use crate::attention::dropout::{RowMarks, drop_and_scale};
 use crate::attention::stream::{KvStream, StreamConfig};
 use crate::parts::fragments::Fragments;
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
@@ -107,6 +110,14 @@ macro_rules! gradients_of {
             let mut dq = $C::Acc::zero();
             let mut visit = #[inline(always)]
             |i: u32, masked: bool| {
+                // In front of the products: the marks are fewer registers than what they are made of.
+                let kept = if const { accepts_dropout::<$C>() } {
+                    let random = random($p, [entry, q_head]);
+                    let first_key = blocks.visit(i) * $C::ROW.kv_block;
+                    Some(RowMarks::of::<$C::Scores>(&random, first_row + row, first_key))
+                } else {
+                    None
+                };
                 let mut dscores = $C::Scores::zero();
                 dscores.mul_transposed(dout, row, stream.keys(i), 0);
                 let k = stream.values(i);
@@ -115,6 +126,9 @@ macro_rules! gradients_of {
                 let first_key = blocks.visit(i) * $C::ROW.kv_block;
                 let place =
                     |query: u32, key: u32| place($p, [entry, q_head], first_row + row + query, first_key + key);
+                if let Some(kept) = &kept {
+                    drop_and_scale(&mut dscores, kept);
+                }
                 weigh_rows::<$C, _>(&mut weights, &mut dscores, statistics, $p, place);
                 if masked {
                     Scores::of($p).hide([&mut dscores], first_row + row, first_key);

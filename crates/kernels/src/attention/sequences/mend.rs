@@ -67,6 +67,7 @@ pub unsafe fn mend_row<T: Element>(p: &SequencesParams, sequence: &Sequence, pla
         first,
         end,
         sink: sink::of_head(&problem.features, place.q_head + at.head),
+        random: None,
         element: PhantomData::<T>,
     };
     // SAFETY: passed on.

@@ -47,7 +47,8 @@ pub(super) fn plan(
     attention.check_gradients()?;
     blocks::check_none(attention, "packed")?;
     attention.check_sink(sizes.q_heads)?;
-    let features = features(attention, scale, softcap);
+    attention.check_no_dropout(problem_of(sizes).sequences.name())?;
+    let features = features(attention, scale, softcap, None);
     let SequenceSizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = *sizes;
     // As a problem: what parameters and grids take of it. Rows are those of all sequences.
     let whole = Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype };
@@ -93,6 +94,7 @@ pub(super) fn plan(
         softcap,
         program: program_name(attention),
         sink: attention.sink.is_some(),
+        dropout: None,
         steps,
         buffers: vec![Buffer { name: "statistics", bytes, reason }],
         deterministic: true,
