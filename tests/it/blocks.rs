@@ -2,6 +2,7 @@
 
 use crate::properties;
 use crate::score_programs::lasting;
+use crate::sinks;
 use crate::support::case::{self, Case, to_f64};
 use crate::support::draws;
 use crate::support::programs::{Condition, NAMED, Number, condition, leak, random, tensors};
@@ -111,6 +112,9 @@ fn every_row_with_lists() {
             let mut case = Case::new(Kernel::V3, sizes, masks[(2 * i + j) % 3]);
             case.attention.program = Some(with_blocks(bound, device, sizes).expect("blocks"));
             case.attention.scale = (j % 4 == 1).then_some(-0.3);
+            if j % 2 == 1 {
+                case.attention = case.attention.with_sink(&sinks::some(4, j as u64));
+            }
             let plan = case.attention.plan(device, sizes).expect("a legal problem");
             assert!(plan.symbols().eq(["block_lists", row.entry.symbol]), "{plan}");
             let checked = if row.dtype == DType::F16 { case.check::<f16>(device) } else { case.check::<bf16>(device) };

@@ -21,7 +21,7 @@ use crate::attention::dropout::{self, Stream};
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
-use crate::attention::sink::WithSink;
+use crate::attention::sink::{self, WithSink};
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
@@ -46,7 +46,13 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
                 // Nothing that f32 lost: a program hides all keys.
                 0.0
             } else {
-                factor::<C::T>(max.at(m, half), sum.at(m, half), block.sink(|| at().head))
+                let (max, sum) = (max.at(m, half), sum.at(m, half));
+                // Two functions: one that takes a sink or none lets LLVM number the registers of plain v3 in another order.
+                if const { sink::accepted::<C>() } {
+                    factor_beside::<C::T>(max, sum, block.sink(|| at().head))
+                } else {
+                    factor::<C::T>(max, sum)
+                }
             };
             *factors.at_mut(m, half) = if (at().row as i32) < without_keys { 0.0 } else { factor };
         }
@@ -54,16 +60,27 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
     factors
 }
 
-/// `1 / sum`, with the sink if there is one, or NaN for a row that has to be computed again.
+/// `1 / sum`, or NaN for a row that has to be computed again.
 #[inline(always)]
-pub fn factor<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
-    // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
-    // tells which they are.
-    let carried = math::fma(sum, 0.0, math::abs(max)) <= T::scale(T::LARGEST_MAX_LOG2);
-    if carried { factor_of_carried::<T>(max, sum, sink) } else { f32::NAN }
+pub fn factor<T: Exponent>(max: f32, sum: f32) -> f32 {
+    if is_carried::<T>(max, sum) { math::reciprocal(sum) } else { f32::NAN }
 }
 
-/// [`factor`] of a row that f32 is known to carry.
+/// [`factor`] of a row with this sink, if there is one.
+#[inline(always)]
+pub fn factor_beside<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
+    if is_carried::<T>(max, sum) { factor_of_carried::<T>(max, sum, sink) } else { f32::NAN }
+}
+
+/// Whether f32 carries a row.
+#[inline(always)]
+fn is_carried<T: Exponent>(max: f32, sum: f32) -> bool {
+    // Nor for NaN, which 0 times an infinite sum is as well. Of rows without keys or scores above minus infinity, only the mask
+    // tells which they are.
+    math::fma(sum, 0.0, math::abs(max)) <= T::scale(T::LARGEST_MAX_LOG2)
+}
+
+/// [`factor_beside`] of a row that f32 is known to carry.
 #[inline(always)]
 pub fn factor_of_carried<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
     let Some(sink) = sink else { return math::reciprocal(sum) };

@@ -77,9 +77,12 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveParams) {
 
         let mut scores = C::Scores::zero();
         scores.mul_transposed(q, row, k, 0);
+        // The sign first, as other kernels negate queries: minus infinity, which a program hides a key by, must keep its own.
+        if block.negative_scale {
+            scores.scale_rows(&PerRow::splat(-1.0));
+        }
         block.modify(&mut scores, block.first_row + row, key);
-        let scale = if block.negative_scale { -block.scale } else { block.scale };
-        scores.scale_rows(&PerRow::splat(scale));
+        scores.scale_rows(&PerRow::splat(block.scale));
         block.hide(&mut scores, block.first_row + row, key);
 
         let lane = thread::lane();

@@ -183,8 +183,11 @@ pub unsafe fn merge_row<T: Exponent>(
         let sink = sink::of_head(&p.forward.features, place.q_head + at.head);
         let without_keys = sequence.problem.band.rows_without_keys(sequence.problem.q_rows, sequence.problem.kv_rows);
         let hidden = score::may_hide(&p.forward.features) & (largest == f32::NEG_INFINITY);
-        let factor =
-            if ((at.row as i32) < without_keys) | hidden { 0.0 } else { exact::factor::<T>(largest, total, sink) };
+        let factor = if ((at.row as i32) < without_keys) | hidden {
+            0.0
+        } else {
+            exact::factor_beside::<T>(largest, total, sink)
+        };
         let out = row_address::<T>(&sequence.problem.out, place, at);
         let mut finite = true;
         for piece in 0..LANE_PIECES {
