@@ -245,9 +245,7 @@ fn refusals() {
 
     let packed = Sequences::Packed { batch: 2, q_rows: 100, kv_rows: 100 };
     let packed = Problem::new(packed, sizes.q_heads, sizes.kv_heads, sizes.head_dim, sizes.dtype);
-    for error in
-        [attention.plan(device, packed.clone()).unwrap_err(), attention.backward_plan(device, packed).unwrap_err()]
-    {
+    for error in [attention.plan(device, packed).unwrap_err(), attention.backward_plan(device, packed).unwrap_err()] {
         assert!(matches!(error, Error::Program(ProgramError::BlocksOfSequences { found: "packed", .. })), "{error}");
     }
 

@@ -25,9 +25,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The machine has no CUDA driver library.
-    #[error(
-        "no CUDA driver: {reason}; a CUDA device needs the NVIDIA driver (libcuda.so.1), the device `emulator` needs none"
-    )]
+    #[error("no CUDA driver: {reason}; a CUDA device needs NVIDIA's libcuda.so.1, the device `emulator` needs none")]
     NoDriver {
         /// What the dynamic loader said.
         reason: String,
@@ -444,9 +442,7 @@ pub enum Error {
     #[error(transparent)]
     Program(#[from] ProgramError),
     /// The build holds no PTX for an entry point.
-    #[error(
-        "this build holds no PTX for {symbol}; build with the kernels' source, or name a folder with {symbol}.ptx in FERROFLASH_PTX_DIR"
-    )]
+    #[error("this build has no PTX for {symbol}; build with the kernels' source, or set FERROFLASH_PTX_DIR")]
     MissingVariant {
         /// Entry point.
         symbol: &'static str,
