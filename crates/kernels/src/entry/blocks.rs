@@ -5,16 +5,18 @@ use kernel_spec::families::blocks::{ClassesParams, ListsParams, THREADS};
 
 use crate::attention::blocks;
 
-/// The class of every unit.
-#[kernel(threads = THREADS, min_ctas = 8)]
-pub unsafe fn block_classes(p: ClassesParams) {
-    // SAFETY: launched with as many threads.
-    unsafe { blocks::classes(&p) }
+macro_rules! entries {
+    ($($symbol:ident $params:ident $kernel:ident $what:literal;)*) => {$(
+        #[doc = $what]
+        #[kernel(threads = THREADS, min_ctas = 8)]
+        pub unsafe fn $symbol(p: $params) {
+            // SAFETY: launched with as many threads.
+            unsafe { blocks::$kernel(&p) }
+        }
+    )*};
 }
 
-/// The tiles that a kernel visits.
-#[kernel(threads = THREADS, min_ctas = 8)]
-pub unsafe fn block_lists(p: ListsParams) {
-    // SAFETY: launched with as many threads.
-    unsafe { blocks::lists(&p) }
+entries! {
+    block_classes ClassesParams classes "The class of every unit.";
+    block_lists ListsParams lists "The tiles that a kernel visits.";
 }
