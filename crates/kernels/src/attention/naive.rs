@@ -155,11 +155,13 @@ pub unsafe fn softmax<T: Exponent, const DROPS: bool>(p: &NaiveParams) {
             core::hint::assert_unchecked(p.forward.q_rows > 0);
             let random = Stream::of(&p.forward.features, (row / p.forward.q_rows as u64) as u32);
             let row_of_head = (row % p.forward.q_rows as u64) as u32;
+            // Of a row that f32 does not carry, NaN: with every probability dropped, `output` would not know that it has to compute the row again.
+            let dropped = inverse * 0.0;
             for col in (4 * lane..stride).step_by(128) {
                 let [keeps_a, keeps_b] = random.keeps_pair(row_of_head, col);
                 let [keeps_c, keeps_d] = random.keeps_pair(row_of_head, col + 2);
                 let [a, b, c, d] = load(col);
-                let p = |keeps, s: f32| if keeps { T::power(s - offset) * inverse * random.factor } else { 0.0 };
+                let p = |keeps, s: f32| if keeps { T::power(s - offset) * inverse * random.factor } else { dropped };
                 let four = [p(keeps_a, a), p(keeps_b, b), p(keeps_c, c), p(keeps_d, d)];
                 T::store_four(probs + (col as usize * T::BYTES) as u64, four);
             }
