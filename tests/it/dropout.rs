@@ -112,6 +112,19 @@ fn rows_that_f32_does_not_carry_drop_the_same<T: Element>(_: Kernel) {
     }
 }
 
+/// One key, whose score f32 does not carry, and which most rows drop: nothing of their output says that they have to be computed again, but their
+/// log-sum-exp is that of the key all the same. (naive gave minus infinity.)
+#[test]
+fn rows_that_drop_the_only_key_have_its_score() {
+    let shared = device::shared();
+    for kernel in KERNELS {
+        let mut case = Case::new(kernel, sizes::<f32>(16, 1, [2, 1], 32), Mask::Full);
+        case.attention = case.attention.with_scale(-1.6450214e-23).dropout(0.84, 88, 6034864775014032511);
+        (case.deviation, case.magnitudes) = (0.1, [1.5e38, 4e16, 1.0]);
+        case.check::<f32>(&shared.device).unwrap_or_else(|wrong| panic!("{kernel}: {wrong}"));
+    }
+}
+
 for_each_dtype!(gradients_of_every_row, ferroflash::Kernel::V2);
 for_each_dtype!(naive_gradients_of_every_row, ferroflash::Kernel::Naive);
 
