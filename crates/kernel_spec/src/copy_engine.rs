@@ -43,13 +43,16 @@ pub const STRIDE_LIMIT: u64 = 1 << 40;
 /// pieces behind the last page: of those, the copy engine touches the address that the map begins at (H200), where no memory has to be.
 pub const WRAPPED: u32 = 1 << 30;
 
+/// Bytes of a row and a step along the fifth axis together: 2^64 for each of [`WRAPPED`] rows.
+const TOGETHER: u64 = 1 << (64 - WRAPPED.trailing_zeros());
+
 /// Rows of maps that wrap are fewer bytes than this.
-pub const WRAPPED_BYTES: u64 = (1 << 34) - ALIGNMENT;
+pub const WRAPPED_BYTES: u64 = TOGETHER - ALIGNMENT;
 
 /// Bytes of a step along the fifth axis, see [`WRAPPED`].
 pub const fn wrapping_stride(row_bytes: u64) -> u64 {
-    (1 << 34) - row_bytes
+    TOGETHER - row_bytes
 }
 
-const _: () = assert!((WRAPPED as u128) << 34 == 1 << 64, "as many steps as rows are 2^64 bytes");
+const _: () = assert!(WRAPPED.is_power_of_two(), "as many steps as rows are 2^64 bytes");
 const _: () = assert!(MAX_ROWS < WRAPPED, "every sequence is in the first row axis");

@@ -27,6 +27,15 @@ pub struct Entry {
     pub max_cluster: u32,
 }
 
+impl Entry {
+    /// Whether it runs with the feature of a slot.
+    ///
+    /// Kernels ask in a `const` block, or LLVM finds out too late, and the loops of plain v3 come out in another order.
+    pub const fn takes(&self, slot: u32) -> bool {
+        self.accepts.contains(FeatureSet::of(slot))
+    }
+}
+
 /// Instruction set that an entry is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -6,6 +6,8 @@ use cuda_std::prelude::*;
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::V3Params;
 use kernel_spec::Variant;
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::forward::features::DROPOUT;
 use kernel_spec::families::forward::policy;
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::{ForwardParams, NaiveParams};
@@ -14,7 +16,7 @@ use crate::attention::Config;
 #[cfg(target_feature = "sm_90a")]
 use crate::attention::v3;
 #[cfg(not(target_feature = "sm_90a"))]
-use crate::attention::{dropout, naive, stream::StreamConfig, v1, v2};
+use crate::attention::{naive, stream::StreamConfig, v1, v2};
 use crate::parts::fragments::RegTile;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::parts::products::Probs;
@@ -88,7 +90,7 @@ macro_rules! entry {
         #[kernel(threads = 32 * $warps, min_ctas = $ctas)]
         pub unsafe fn $symbol(p: NaiveParams) {
             // SAFETY: launched with this row's threads.
-            unsafe { naive::softmax::<$t, { dropout::is_accepted_by(Variant::named(stringify!($symbol))) }>(&p) }
+            unsafe { naive::softmax::<$t, { Variant::named(stringify!($symbol)).entry.takes(DROPOUT) }>(&p) }
         }
     };
     (Output $dqk:literal $dv:literal $t:ident $symbol:ident $q:literal $kv:literal $warps:literal $ctas:literal $policy:tt $reason:literal) => {

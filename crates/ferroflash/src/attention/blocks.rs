@@ -9,12 +9,12 @@ use crate::backend::RawStream;
 use crate::device::{Allocation, Device};
 use crate::error::{Error, Operand, ProgramError, Result};
 use crate::plan::{Binding, Buffer, Params, Step, run};
-use crate::score::{Blocks, BoundProgram, ScoreShape, Word};
+use crate::score::{Blocks, BoundProgram, ScoreShape};
 use crate::specialise::Specialised;
 use kernel_spec::families::blocks::{
     CLASSES, ClassesParams, HEAD_WORDS, LISTS, ListsParams, THREADS, UNIT_KEYS, UNIT_ROWS, UNITS_OF_WARP, list_words,
 };
-use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM};
+use kernel_spec::families::forward::features::PROGRAM;
 use kernel_spec::{Band, Divisor, FeatureSet, Features, ForwardFeatures, MAX_ROWS};
 use std::mem::offset_of;
 use std::sync::Arc;
@@ -61,21 +61,12 @@ fn find(program: &BoundProgram<'_>, device: &Device, shape: ScoreShape) -> Resul
         count,
         features,
     };
-    let mut filled = Params::new(bytes_of(&params)).address(
-        offset_of!(ClassesParams, classes),
-        Binding::Operand(Operand::Blocks),
-        2,
-    );
-    let slots = offset_of!(ClassesParams, features) + size_of::<u64>();
-    for (slot, word) in (FIRST_WORD as usize..).zip(program.words()) {
-        if let Word::Address(tensor, bytes) = *word {
-            let of = Binding::Operand(Operand::ProgramTensor(tensor));
-            filled = filled.address(slots + slot * size_of::<u64>(), of, bytes);
-        }
-    }
+    let params = Params::new(bytes_of(&params))
+        .address(offset_of!(ClassesParams, classes), Binding::Operand(Operand::Blocks), 2)
+        .with_program_words(offset_of!(ClassesParams, features), Some(program));
     let kernel = Specialised { program: Some(text), ..Specialised::with_features(&CLASSES, FeatureSet::of(PROGRAM)) };
     check_device(&CLASSES, device.info())?;
-    let step = Step::new(kernel, ctas(count), "a warp has 64 rows of 32 keys".to_owned(), filled);
+    let step = Step::new(kernel, ctas(count), "a warp has 64 rows of 32 keys".to_owned(), params);
     let classes = Allocation::new(device, RawStream::DEFAULT, 2 * u64::from(count))?;
     let operands: Vec<_> = std::iter::once((Operand::Blocks, classes.address())).chain(program.operands()).collect();
     run(device, RawStream::DEFAULT, &[step], &[], &operands)?;

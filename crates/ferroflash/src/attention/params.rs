@@ -1,6 +1,6 @@
 //! The parameter structs of the kernels, with holes where addresses go.
 
-use super::options::{Attention, log2_of};
+use super::options::log2_of;
 use super::problem::Sizes;
 use super::request::{Placed, Request, Row, Tensors};
 use crate::error::Operand;
@@ -104,8 +104,7 @@ fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
     if !row.variant.is_listed() {
         return params;
     }
-    let slot = size_of::<u64>() * (1 + BLOCKS as usize);
-    let lists = offset_of!(V3Params, forward) + offset_of!(ForwardParams, features) + slot;
+    let lists = offset_of!(V3Params, forward) + offset_of!(ForwardParams, features) + in_features(BLOCKS);
     params.address(lists, LISTS, CHUNK_BYTES as u64)
 }
 
@@ -144,26 +143,28 @@ impl Params {
     /// The addresses of the sinks and of the tensors that a program reads, in the [`ForwardParams`] that start at `offset`.
     pub(super) fn with_options(self, offset: usize, request: &Request<'_>) -> Params {
         let features = offset + offset_of!(ForwardParams, features);
-        let params = self.with_program_words(features, request.attention);
+        let params = self.with_program_words(features, request.attention.changing_program());
         if request.attention.sink.is_none() {
             return params;
         }
-        // Behind the set.
-        let slot = features + (1 + SINK as usize) * size_of::<u64>();
-        params.address(slot, Binding::Operand(Operand::Sink), DType::F32.bytes() as u64)
+        params.address(features + in_features(SINK), Binding::Operand(Operand::Sink), DType::F32.bytes() as u64)
     }
 
-    /// The same in a block of features at `offset`.
-    pub(super) fn with_program_words(self, offset: usize, attention: &Attention<'_>) -> Params {
-        let slots = offset + size_of::<u64>();
-        let words = attention.changing_program().map_or(&[][..], BoundProgram::words);
-        (FIRST_WORD as usize..).zip(words).fold(self, |params, (slot, word)| match *word {
+    /// The addresses of the tensors that a program reads, if there is one, in a block of features at `offset`.
+    pub(super) fn with_program_words(self, offset: usize, program: Option<&BoundProgram<'_>>) -> Params {
+        let words = program.map_or(&[][..], BoundProgram::words);
+        (FIRST_WORD..).zip(words).fold(self, |params, (slot, word)| match *word {
             Word::Address(tensor, bytes) => {
-                params.address(slots + slot * size_of::<u64>(), Binding::Operand(Operand::ProgramTensor(tensor)), bytes)
+                params.address(offset + in_features(slot), Binding::Operand(Operand::ProgramTensor(tensor)), bytes)
             }
             Word::Axis(_) => params,
         })
     }
+}
+
+/// Where the value of a slot is in a block of features: behind the set, which is as long as a slot.
+const fn in_features(slot: u32) -> usize {
+    size_of::<u64>() * (1 + slot as usize)
 }
 
 /// The smallest number above 0, 2^-149. It leaves every score that f32 holds within 5e-7 of 0; the smallest normal number would not:

@@ -15,9 +15,7 @@ pub(super) fn hides(code: &Code) -> Option<Code> {
 
 /// Whether the program gives the score that it gets or minus infinity, and decides which without a look at the score.
 pub(super) fn is_mask_only(code: &Code) -> bool {
-    let by_score = by_score(code);
-    let hides_or_keeps = |id: Id| mask_only(code, &by_score, id);
-    hides_or_keeps(code.result)
+    mask_only(code, &by_score(code), code.result)
 }
 
 fn mask_only(code: &Code, by_score: &[bool], id: Id) -> bool {

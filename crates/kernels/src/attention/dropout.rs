@@ -3,24 +3,11 @@
 //! A lane finds the marks of all of its elements first, a bit for each, so that the words of the generator live no longer than it takes.
 
 use cuda_std::{copy, math, thread};
+use kernel_spec::ForwardFeatures;
 use kernel_spec::families::forward::features::{DROPOUT, DROPOUT_OFFSET, DROPOUT_SEED, DROPOUT_STATE};
 use kernel_spec::philox::{self, BLOCK_KEYS, BLOCK_ROWS};
-use kernel_spec::{FeatureSet, ForwardFeatures, Variant};
 
-use crate::attention::Config;
 use crate::parts::fragments::Fragments;
-
-/// Whether the entry of a row drops weights. In a `const` block: where it does not, no instruction may tell.
-#[inline(always)]
-pub const fn accepts<C: Config>() -> bool {
-    is_accepted_by(C::ROW)
-}
-
-/// [`accepts`] of a row without a type.
-#[inline(always)]
-pub const fn is_accepted_by(row: &Variant) -> bool {
-    row.entry.accepts.contains(FeatureSet::of(DROPOUT))
-}
 
 /// The stream of random numbers of a head, and what is done with them.
 #[derive(Clone, Copy)]
@@ -97,19 +84,11 @@ fn select(words: [u32; 4], index: u32) -> u32 {
     if index & 2 == 0 { low } else { high }
 }
 
-/// Which elements of a tile are kept.
-pub trait Kept: Copy {
-    /// Whether element `i` of fragment `(m, n)` is kept.
-    fn keeps(&self, m: usize, n: usize, i: usize) -> bool;
-
-    /// What those that are kept are multiplied with.
-    fn factor(&self) -> f32;
-}
-
 /// A bit for each element of a tile with up to two by eight fragments, as rows that drop weights have them.
 #[derive(Clone, Copy)]
 pub struct Marks<const TRANSPOSED: bool> {
     bits: [u32; 2],
+    /// What those that are kept are multiplied with.
     factor: f32,
 }
 
@@ -124,17 +103,11 @@ impl<const TRANSPOSED: bool> Marks<TRANSPOSED> {
     const fn bit(n: usize, i: usize) -> usize {
         if TRANSPOSED { n / 2 + 4 * i + n % 2 * 16 } else { n + 8 * i }
     }
-}
 
-impl<const TRANSPOSED: bool> Kept for Marks<TRANSPOSED> {
+    /// Whether element `i` of fragment `(m, n)` is kept.
     #[inline(always)]
     fn keeps(&self, m: usize, n: usize, i: usize) -> bool {
         self.bits[m] >> Self::bit(n, i) & 1 != 0
-    }
-
-    #[inline(always)]
-    fn factor(&self) -> f32 {
-        self.factor
     }
 }
 
@@ -192,7 +165,7 @@ impl ColumnMarks {
 
 /// Sets the weights that are not kept to 0.
 #[inline(always)]
-pub fn drop_weights<F: Fragments>(weights: &mut F, kept: &impl Kept) {
+pub fn drop_weights<F: Fragments, const TRANSPOSED: bool>(weights: &mut F, kept: &Marks<TRANSPOSED>) {
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
@@ -205,12 +178,12 @@ pub fn drop_weights<F: Fragments>(weights: &mut F, kept: &impl Kept) {
 
 /// The same, and multiplies the others with their factor.
 #[inline(always)]
-pub fn drop_and_scale<F: Fragments>(weights: &mut F, kept: &impl Kept) {
+pub fn drop_and_scale<F: Fragments, const TRANSPOSED: bool>(weights: &mut F, kept: &Marks<TRANSPOSED>) {
     for m in 0..F::M {
         for n in 0..F::N {
             for i in 0..4 {
                 let weight = &mut weights.at_mut(m, n)[i];
-                *weight = if kept.keeps(m, n, i) { *weight * kept.factor() } else { 0.0 };
+                *weight = if kept.keeps(m, n, i) { *weight * kept.factor } else { 0.0 };
             }
         }
     }

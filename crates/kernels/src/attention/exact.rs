@@ -14,14 +14,15 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, sync, thread, warp};
 use kernel_spec::ForwardParams;
+use kernel_spec::families::forward::features::{DROPOUT, SINK};
 use kernel_spec::layout::fragment_row;
 
 use crate::attention::Config;
-use crate::attention::dropout::{self, Stream};
+use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
-use crate::attention::sink::{self, WithSink};
+use crate::attention::sink::WithSink;
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
@@ -48,8 +49,8 @@ pub fn factors<C: Config, R: PerRow>(block: &QueryBlock<C>, row: u32, max: &R, s
             } else {
                 let (max, sum) = (max.at(m, half), sum.at(m, half));
                 // Two functions: one that takes a sink or none lets LLVM number the registers of plain v3 in another order.
-                if const { sink::accepted::<C>() } {
-                    factor_beside::<C::T>(max, sum, block.sink(|| at().head))
+                if const { C::ROW.entry.takes(SINK) } {
+                    factor_with_sink::<C::T>(max, sum, block.sink(|| at().head))
                 } else {
                     factor::<C::T>(max, sum)
                 }
@@ -68,7 +69,7 @@ pub fn factor<T: Exponent>(max: f32, sum: f32) -> f32 {
 
 /// [`factor`] of a row with this sink, if there is one.
 #[inline(always)]
-pub fn factor_beside<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
+pub fn factor_with_sink<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
     if is_carried::<T>(max, sum) { factor_of_carried::<T>(max, sum, sink) } else { f32::NAN }
 }
 
@@ -80,7 +81,7 @@ fn is_carried<T: Exponent>(max: f32, sum: f32) -> bool {
     math::fma(sum, 0.0, math::abs(max)) <= T::scale(T::LARGEST_MAX_LOG2)
 }
 
-/// [`factor_beside`] of a row that f32 is known to carry.
+/// [`factor_with_sink`] of a row that f32 is known to carry.
 #[inline(always)]
 pub fn factor_of_carried<T: Exponent>(max: f32, sum: f32, sink: Option<f32>) -> f32 {
     let Some(sink) = sink else { return math::reciprocal(sum) };
@@ -246,7 +247,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             first,
             end,
             sink: block.sink(|| at.head),
-            random: if const { dropout::accepts::<C>() } { Some(block.random()) } else { None },
+            random: if const { C::ROW.entry.takes(DROPOUT) } { Some(block.random()) } else { None },
             element: PhantomData,
         }
     }

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, sync, thread, warp};
-use kernel_spec::families::forward::features::{MASK_ONLY, SINK};
+use kernel_spec::families::forward::features::{DROPOUT, MASK_ONLY, PROGRAM, SINK};
 use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{Band, ForwardFeatures, ForwardParams, KvBlocks, TensorParams};
 
@@ -212,7 +212,7 @@ impl<C: Config> QueryBlock<C> {
     /// kind.
     #[inline(always)]
     pub fn may_hide(&self) -> bool {
-        let accepts = const { score::accepts_programs::<C>() };
+        let accepts = const { C::ROW.entry.takes(PROGRAM) };
         accepts && score::may_hide(&self.features)
     }
 
@@ -226,7 +226,7 @@ impl<C: Config> QueryBlock<C> {
     /// the others by what is computed for nothing, too.
     #[inline(always)]
     pub fn sink(&self, head: impl FnOnce() -> u32) -> Option<f32> {
-        if !const { sink::accepted::<C>() } {
+        if !const { C::ROW.entry.takes(SINK) } {
             return None;
         }
         // Heads that a group does not have are rows that do not exist: whichever sink those take is stored nowhere.
@@ -236,14 +236,14 @@ impl<C: Config> QueryBlock<C> {
     /// Whether the call has sinks.
     #[inline(always)]
     pub fn has_sink(&self) -> bool {
-        let accepted = const { sink::accepted::<C>() };
+        let accepted = const { C::ROW.entry.takes(SINK) };
         accepted && self.features.has(SINK)
     }
 
     /// Drops weights, where the row does: rows from `row` on, keys from `key` on. Behind the sum of the row.
     #[inline(always)]
     pub fn drop<F: Fragments>(&self, weights: &mut F, row: u32, key: u32) {
-        if const { dropout::accepts::<C>() } {
+        if const { C::ROW.entry.takes(DROPOUT) } {
             dropout::drop_weights(weights, &RowMarks::of::<F>(&self.random(), row, key));
         }
     }
@@ -251,7 +251,7 @@ impl<C: Config> QueryBlock<C> {
     /// The factor on what is left of the weights, for [`Self::drop`]; 1 where none are dropped.
     #[inline(always)]
     pub fn kept_factor(&self) -> f32 {
-        if const { dropout::accepts::<C>() } { self.random().factor } else { 1.0 }
+        if const { C::ROW.entry.takes(DROPOUT) } { self.random().factor } else { 1.0 }
     }
 
     /// The random numbers of the head.

@@ -7,7 +7,7 @@
 use cuda_std::{math, thread};
 use kernel_spec::families::forward::features::{FIRST_WORD, PROGRAM, SOFTCAP, WORDS};
 use kernel_spec::layout::{fragment_col, fragment_row};
-use kernel_spec::{DType, FeatureSet, ForwardFeatures, Pass};
+use kernel_spec::{DType, ForwardFeatures, Pass};
 
 use crate::attention::Config;
 use crate::parts::fragments::Fragments;
@@ -50,7 +50,7 @@ pub trait ScoreMod {
 pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: impl Fn(u32, u32) -> Place) {
     cap::<C, F>(scores, features, &place);
     // Text of a feature only where the row accepts it: one without is shorter, and is ordered as it always was.
-    if const { accepts_programs::<C>() } && features.has(PROGRAM) {
+    if const { C::ROW.entry.takes(PROGRAM) } && features.has(PROGRAM) {
         each(scores, &place, &Program);
     }
 }
@@ -58,7 +58,7 @@ pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeature
 /// The part of [`modify`] that no list of blocks makes needless: a tile whose keys are all seen passes over a program that only hides.
 #[inline(always)]
 pub fn cap<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: &impl Fn(u32, u32) -> Place) {
-    if const { accepts::<C>(SOFTCAP) } && features.has(SOFTCAP) {
+    if const { C::ROW.entry.takes(SOFTCAP) } && features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         if const { takes_turns::<C>() } {
             each(scores, place, &Softcap { factor, tanh: tanh_with_branch });
@@ -83,17 +83,6 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
         s = math::score_hook_with(s as f32, at.operands(), features.value(PROGRAM), words) as f64;
     }
     s
-}
-
-/// Whether the entry of a row runs programs. In a `const` block, or LLVM finds out too late, and the loops of plain v3 come out in another order.
-#[inline(always)]
-pub const fn accepts_programs<C: Config>() -> bool {
-    accepts::<C>(PROGRAM)
-}
-
-/// Whether it runs with the feature of a slot, likewise.
-const fn accepts<C: Config>(slot: u32) -> bool {
-    C::ROW.entry.accepts.contains(FeatureSet::of(slot))
 }
 
 /// Whether the registers of a row do not hold the softcaps of several scores at a time: with branches, they come one after the other.

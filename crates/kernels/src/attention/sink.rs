@@ -8,10 +8,9 @@
 //! the sink is above the scores or below; a sink of minus infinity leaves every bit as it is.
 
 use cuda_std::{copy, math};
+use kernel_spec::ForwardFeatures;
 use kernel_spec::families::forward::features::SINK;
-use kernel_spec::{FeatureSet, ForwardFeatures};
 
-use crate::attention::Config;
 use crate::attention::exponent::Exponent;
 
 /// A row with its sink.
@@ -36,12 +35,6 @@ impl WithSink {
         let rescale = T::power(max - base);
         WithSink { max: largest, sum: sum * rescale + T::power(sink - base), rescale }
     }
-}
-
-/// Whether the entry of a row takes sinks. In a `const` block, as `score::accepts_programs`.
-#[inline(always)]
-pub const fn accepted<C: Config>() -> bool {
-    C::ROW.entry.accepts.contains(FeatureSet::of(SINK))
 }
 
 /// The sink of a query head, if the call has sinks.

@@ -23,13 +23,14 @@
 
 use cuda_std::{shared, thread};
 use kernel_spec::ForwardParams;
+use kernel_spec::families::forward::features::DROPOUT;
 use kernel_spec::families::forward::memory::Stream;
 use kernel_spec::families::forward::policy;
 
 use crate::attention::online_softmax::{Alone, OnlineSoftmax, quad_sum};
 use crate::attention::query_block::QueryBlock;
 use crate::attention::stream::{KvStream, StreamConfig};
-use crate::attention::{self, dropout, exact};
+use crate::attention::{self, exact};
 use crate::parts::fragments::{Fragments, PerRow};
 use crate::parts::products::{MulProbs, MulTransposed, Rounded};
 use crate::parts::shared_tile::SharedMatrix;
@@ -100,7 +101,7 @@ pub unsafe fn forward<C: Config>(p: &ForwardParams) {
         let sum = quad_sum(&softmax.sum);
         let row = block.first_row + row;
         let mut factors = exact::factors(&block, row, &softmax.max, &sum);
-        if const { dropout::accepts::<C>() } {
+        if const { C::ROW.entry.takes(DROPOUT) } {
             factors = factors.map(|factor| factor * block.kept_factor());
         }
         out.scale_rows(&factors);

@@ -20,6 +20,7 @@ use kernel_spec::families::backward::{
     BACKWARD_SLOTS, BackwardParams, FusedParams, Pass, STATISTICS_BYTES, STATISTICS_ROWS, Variant,
 };
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
+use kernel_spec::families::sequences::SequenceTable;
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::{DType, FeatureSet, Features, Kernel, Mask};
 use std::mem::offset_of;
@@ -132,9 +133,10 @@ pub(super) fn plan(
         let params = params(variant, ctas);
         let params = match kernel.program {
             // Features are the end of every parameter struct.
-            Some(_) => {
-                params.with_program_words(variant.entry.params_bytes as usize - size_of_val(&features), attention)
-            }
+            Some(_) => params.with_program_words(
+                variant.entry.params_bytes as usize - size_of_val(&features),
+                attention.changing_program(),
+            ),
             None => params,
         };
         Ok(Step::new(kernel, ctas, tile, params))
@@ -166,7 +168,7 @@ pub(super) fn plan(
     }
     if beside.dsink {
         let own = row(Pass::Sinks, FeatureSet::NONE, &sinks::problem(sizes), device)?;
-        let table = sinks::uniform(sizes.batch);
+        let table = SequenceTable::uniform(sizes.batch as u32);
         steps.push(sinks::step(own, STATISTICS, sizes, table, &Arrays::default(), padded_rows));
     }
     let plan = BackwardPlan {

@@ -9,27 +9,8 @@ use crate::specialise::Specialised;
 use kernel_spec::families::backward::{SinkParams, Variant};
 use kernel_spec::families::sequences::SequenceTable;
 use kernel_spec::layout::CHUNK_BYTES;
-use kernel_spec::{DType, Divisor, Features};
+use kernel_spec::{DType, Features};
 use std::mem::offset_of;
-
-/// Uniform sequences, as a table that has no numbers on the device.
-pub(super) fn uniform(batch: usize) -> SequenceTable {
-    SequenceTable {
-        q_starts: 0,
-        q_used: 0,
-        kv_starts: 0,
-        kv_used: 0,
-        kv_first: 0,
-        kv_entries: 0,
-        pages: 0,
-        table_stride: 0,
-        batch: batch as u32,
-        kv_entry_count: 0,
-        new_starts: 0,
-        page_rows: Divisor::new(1),
-        new_rows: 0,
-    }
-}
 
 /// The problem as the choice of a row takes it: statistics and sinks are f32, whatever the tensors are.
 pub(super) fn problem(sizes: &Sizes) -> Sizes {

@@ -136,27 +136,35 @@ struct Asked<'a> {
     features: FeatureSet,
 }
 
+/// The row of a pass whose tile suits a call whose rows see `seen` keys: a smaller one where there are few query rows, or where the long one
+/// would leave too much of the GPU idle.
+fn suited(
+    pass: Pass,
+    device: &DeviceInfo,
+    sizes: &SequenceSizes,
+    seen: u32,
+    features: FeatureSet,
+) -> Option<&'static Variant> {
+    let (dtype, dim) = (sizes.dtype, sizes.head_dim as u32);
+    let long = sequences::find(pass, dtype, dim, seen, features)?;
+    // Heads of a group share a tile, in powers of two.
+    let rows = sizes.longest_q.saturating_mul((sizes.q_heads / sizes.kv_heads).next_power_of_two());
+    let of_few_rows = u32::try_from(rows).ok().and_then(|rows| sequences::find_few(pass, dtype, dim, rows, features));
+    // Unless it is a row for more columns than there are.
+    let of_few_rows = of_few_rows.filter(|row| row.dim_qk == long.dim_qk && row.q_block < long.q_block);
+    let short = sequences::find(pass, dtype, dim, 0, features).filter(|row| leaves_idle(long, row, device, sizes));
+    of_few_rows.or(short).or(Some(long))
+}
+
 impl Choice {
     fn of(asked: &Asked<'_>, [q_step, kv_step]: [u32; 2]) -> Result<Choice, Unsupported> {
         let Asked { row: asked, attention, device, sizes, features } = *asked;
         let seen = keys_per_row(attention, sizes);
-        let few = sizes.longest_q.saturating_mul((sizes.q_heads / sizes.kv_heads).next_power_of_two());
         let row = |pass| {
             // Of splits, whoever merges them takes the sinks.
             let features = if pass == Pass::SplitV3 { features.without(FeatureSet::of(SINK)) } else { features };
-            let (dtype, dim) = (sizes.dtype, sizes.head_dim as u32);
-            let found = || {
-                let few =
-                    u32::try_from(few).ok().and_then(|rows| sequences::find_few(pass, dtype, dim, rows, features));
-                let any = sequences::find(pass, dtype, dim, seen, features);
-                // For few rows, unless it is a row for more columns than there are.
-                let few =
-                    few.filter(|few| any.is_some_and(|any| few.dim_qk == any.dim_qk && few.q_block < any.q_block));
-                let short = sequences::find(pass, dtype, dim, 0, features);
-                let short = short.filter(|short| any.is_some_and(|long| leaves_idle(long, short, device, sizes)));
-                few.or(short).or(any)
-            };
-            let row = asked.map_or_else(found, |row| (row.pass == pass).then_some(row));
+            let suited = || suited(pass, device, sizes, seen, features);
+            let row = asked.map_or_else(suited, |row| (row.pass == pass).then_some(row));
             row.filter(|row| row.holds(sizes.dtype, [sizes.head_dim as u32; 2]) && row.entry.accepts.contains(features))
         };
         let (whole, split) = (row(Pass::PackedV3), row(Pass::SplitV3));

@@ -81,19 +81,11 @@ impl Cut {
 /// The table of a call, without addresses.
 pub(crate) fn table(sizes: &SequenceSizes, arrays: &Arrays) -> SequenceTable {
     SequenceTable {
-        q_starts: 0,
-        q_used: 0,
-        kv_starts: 0,
-        kv_used: 0,
-        kv_first: 0,
-        kv_entries: 0,
-        pages: 0,
         table_stride: arrays.pages.unwrap_or(0) as u64,
-        batch: sizes.batch as u32,
         kv_entry_count: sizes.kv_entries as u32,
-        new_starts: 0,
         page_rows: Divisor::new(sizes.page_rows.unwrap_or(1) as u32),
         new_rows: sizes.new_rows as u32,
+        ..SequenceTable::uniform(sizes.batch as u32)
     }
 }
 

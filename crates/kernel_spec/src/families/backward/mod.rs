@@ -253,7 +253,7 @@ impl Variant {
         if self.dim > 0 {
             layout::panel_bytes(self.dim as usize * self.dtype.bytes());
         }
-        if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) {
+        if self.entry.takes(features::DROPOUT) {
             let tile = match self.policy {
                 Policy::Keys(policy::Keys { columns, .. }) => {
                     [self.kv_block * columns / self.warps, self.q_block / columns]

@@ -2,7 +2,6 @@
 
 use super::{Pass, Policy, Variant, features, memory};
 use crate::families::blocks;
-use crate::features::FeatureSet;
 use crate::{layout, philox};
 
 /// Registers of a multiprocessor, which a thread block that is alone has at entry, in eights for each thread.
@@ -33,7 +32,7 @@ impl Variant {
                 "no more units than lists look at"
             );
         }
-        if self.entry.accepts.contains(FeatureSet::of(features::DROPOUT)) && matches!(self.pass, Pass::V1 | Pass::V2) {
+        if self.entry.takes(features::DROPOUT) && matches!(self.pass, Pass::V1 | Pass::V2) {
             let keys = if warps_of_rows == 1 { self.kv_block / self.warps } else { self.kv_block };
             assert!(
                 philox::has_marks([self.q_block / warps_of_rows, keys]),

@@ -248,7 +248,7 @@ impl Variant {
 
     /// Whether its keys come in the order of lists, see [`blocks`](crate::families::blocks).
     pub const fn is_listed(&self) -> bool {
-        self.entry.accepts.contains(FeatureSet::of(features::BLOCKS))
+        self.entry.takes(features::BLOCKS)
     }
 
     /// The features without which it does not run.

@@ -39,6 +39,27 @@ pub struct SequenceTable {
     pub new_rows: u32,
 }
 
+impl SequenceTable {
+    /// Sequences that are batch entries, with all of their rows in use: no array says anything else.
+    pub const fn uniform(batch: u32) -> SequenceTable {
+        SequenceTable {
+            q_starts: 0,
+            q_used: 0,
+            kv_starts: 0,
+            kv_used: 0,
+            kv_first: 0,
+            kv_entries: 0,
+            pages: 0,
+            table_stride: 0,
+            batch,
+            kv_entry_count: 0,
+            new_starts: 0,
+            page_rows: Divisor::new(1),
+            new_rows: 0,
+        }
+    }
+}
+
 /// Parameters of attention over sequences: [`Decode`], [`Prefill`] and [`Merge`].
 ///
 /// `forward.q_rows` are those of a batch entry, or of all sequences where they are packed; `forward.kv_rows` likewise, or the rows that all

@@ -24,13 +24,12 @@ use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::families::backward::PackedBackwardParams;
 use kernel_spec::families::backward::memory::Keys as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
+use kernel_spec::families::forward::features::DROPOUT;
 
 use crate::attention::backward::key_block::KeyBlock;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
-use crate::attention::backward::{
-    self, Scores, accepts_dropout, load_statistics, place, random, source, target, weigh_columns,
-};
+use crate::attention::backward::{self, Scores, load_statistics, place, random, source, target, weigh_columns};
 use crate::attention::dropout::{ColumnMarks, drop_and_scale, drop_weights};
 use crate::parts::fragments::{Fragments, RegTile};
 use crate::parts::products::{MulProbs, MulTransposed, Probs, Products, Rounded};
@@ -195,7 +194,7 @@ macro_rules! gradients_of {
                 };
                 let statistics = statistics(count) + col * STATISTICS_BYTES;
                 // Once: the marks are fewer registers than what they are made of.
-                let kept = if const { accepts_dropout::<$C>() } {
+                let kept = if const { $C::ROW.entry.takes(DROPOUT) } {
                     let random = random($p, [block.entry, head]);
                     Some(ColumnMarks::of::<$C::Scores>(&random, block.first_row + row, first_query))
                 } else {
@@ -240,7 +239,7 @@ macro_rules! gradients_of {
                     dk.at_mut(m, n).iter_mut().for_each(|x| *x *= $p.scale);
                 }
             }
-            if const { accepts_dropout::<$C>() } {
+            if const { $C::ROW.entry.takes(DROPOUT) } {
                 let factor = random($p, [block.entry, block.kv_head * $p.group]).factor;
                 for m in 0..$C::Acc::M {
                     for n in 0..$C::Acc::N {

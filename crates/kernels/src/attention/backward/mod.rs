@@ -40,9 +40,9 @@ use core::marker::PhantomData;
 use cuda_std::{copy, math, shared, thread};
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, Variant};
-use kernel_spec::families::forward::features::{DROPOUT, PROGRAM, SOFTCAP};
+use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col, fragment_row};
-use kernel_spec::{Band, FeatureSet, TensorParams};
+use kernel_spec::{Band, TensorParams};
 
 use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
@@ -261,7 +261,7 @@ unsafe fn weigh_rows<C: Config, F: Fragments>(
     unsafe {
         if p.features.has(SOFTCAP) {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if const { accepts_programs::<C>() } && p.features.has(PROGRAM) {
+        } else if const { C::ROW.entry.takes(PROGRAM) } && p.features.has(PROGRAM) {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
             weigh_bounded_rows::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
@@ -313,7 +313,7 @@ unsafe fn weigh_columns<C: Config, F: Fragments>(
     unsafe {
         if p.features.has(SOFTCAP) {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Softcap::of(p), place);
-        } else if const { accepts_programs::<C>() } && p.features.has(PROGRAM) {
+        } else if const { C::ROW.entry.takes(PROGRAM) } && p.features.has(PROGRAM) {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Program, place);
         } else {
             weigh_bounded_columns::<C::T, F>(scores, dp, statistics, scale, Unbounded, place);
@@ -345,18 +345,6 @@ unsafe fn weigh_bounded_columns<T: Exponent, F: Fragments>(
             }
         }
     }
-}
-
-/// Whether the entry of a row runs programs; see `score::accepts_programs`.
-#[inline(always)]
-const fn accepts_programs<C: Config>() -> bool {
-    C::ROW.entry.accepts.contains(FeatureSet::of(PROGRAM))
-}
-
-/// Whether the entry of a row drops weights, likewise.
-#[inline(always)]
-const fn accepts_dropout<C: Config>() -> bool {
-    C::ROW.entry.accepts.contains(FeatureSet::of(DROPOUT))
 }
 
 /// The random numbers of a head, `[batch entry or sequence, query head]`.

@@ -22,12 +22,11 @@ use core::marker::PhantomData;
 use cuda_std::{copy, shared, sync, thread};
 use kernel_spec::families::backward::memory::{NaiveProduct, NaiveScores};
 use kernel_spec::families::backward::{BackwardParams, NaiveBackwardParams, policy};
+use kernel_spec::families::forward::features::DROPOUT;
 use kernel_spec::families::forward::features::{PROGRAM, SOFTCAP};
 use kernel_spec::layout::{fragment_col, fragment_row};
 
-use crate::attention::backward::{
-    Bounds, Config, Program, Scores, Softcap, Statistics, accepts_dropout, place, random, source, target,
-};
+use crate::attention::backward::{Bounds, Config, Program, Scores, Softcap, Statistics, place, random, source, target};
 use crate::attention::dropout::{RowMarks, drop_and_scale};
 use crate::attention::exponent::Exponent;
 use crate::attention::score;
@@ -104,7 +103,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
         // In the `const`s below, so that the text of other rows has nothing of it.
         let kept = || RowMarks::of::<C::Scores>(&random(problem, [batch, q_head]), row, first_key);
         if with_dout {
-            if const { accepts_dropout::<C>() } {
+            if const { C::ROW.entry.takes(DROPOUT) } {
                 drop_and_scale(&mut scores, &kept());
             }
             subtract_delta(&mut scores, problem, head, row);
@@ -127,7 +126,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
             // Columns between the keys and the stride, which products read as well, are hidden too.
             Scores::of(problem).hide([&mut scores], row, first_key);
             for_each_pair(&scores, p, [row, first_key], |element, pair| {
-                if const { !accepts_dropout::<C>() } {
+                if const { !C::ROW.entry.takes(DROPOUT) } {
                     store_two(element, pair);
                 }
                 let (at, [left, right]) = (factors(element), pair);
@@ -138,7 +137,7 @@ pub unsafe fn scores<C: ScoresConfig>(p: &NaiveBackwardParams) {
                 };
                 copy::store_f32x2(at, pair);
             });
-            if const { accepts_dropout::<C>() } {
+            if const { C::ROW.entry.takes(DROPOUT) } {
                 // The gradients of scores are made of whole probabilities, those of values of what dropout leaves.
                 drop_and_scale(&mut scores, &kept());
                 for_each_pair(&scores, p, [row, first_key], store_two);

@@ -18,11 +18,12 @@ use cuda_std::{copy, math, shared, sync, thread, warp};
 use kernel_spec::families::backward::PackedBackwardParams;
 use kernel_spec::families::backward::memory::Queries as Memory;
 use kernel_spec::families::backward::{BackwardParams, STATISTICS_BYTES, policy};
+use kernel_spec::families::forward::features::DROPOUT;
 
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::attention::backward::packed::Own;
 use crate::attention::backward::{
-    self, Scores, Statistics, accepts_dropout, load_statistics, place, random, source, target, weigh_rows,
+    self, Scores, Statistics, load_statistics, place, random, source, target, weigh_rows,
 };
 use crate::attention::dropout::{RowMarks, drop_and_scale};
 use crate::attention::stream::{KvStream, StreamConfig};
@@ -111,7 +112,7 @@ macro_rules! gradients_of {
             let mut visit = #[inline(always)]
             |i: u32, masked: bool| {
                 // In front of the products: the marks are fewer registers than what they are made of.
-                let kept = if const { accepts_dropout::<$C>() } {
+                let kept = if const { $C::ROW.entry.takes(DROPOUT) } {
                     let random = random($p, [entry, q_head]);
                     let first_key = blocks.visit(i) * $C::ROW.kv_block;
                     Some(RowMarks::of::<$C::Scores>(&random, first_row + row, first_key))

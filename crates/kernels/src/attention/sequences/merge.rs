@@ -186,7 +186,7 @@ pub unsafe fn merge_row<T: Exponent>(
         let factor = if ((at.row as i32) < without_keys) | hidden {
             0.0
         } else {
-            exact::factor_beside::<T>(largest, total, sink)
+            exact::factor_with_sink::<T>(largest, total, sink)
         };
         let out = row_address::<T>(&sequence.problem.out, place, at);
         let mut finite = true;

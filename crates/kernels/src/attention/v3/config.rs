@@ -3,7 +3,6 @@
 use core::marker::PhantomData;
 
 use cuda_std::wgmma;
-use kernel_spec::FeatureSet;
 use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::families::forward::policy;
@@ -24,7 +23,7 @@ pub trait Config:
     /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
     const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
     /// Whether the keys of a tile come in the order of a list, see `kernel_spec::families::blocks`.
-    const LISTED: bool = Self::ROW.entry.accepts.contains(FeatureSet::of(BLOCKS));
+    const LISTED: bool = Self::ROW.entry.takes(BLOCKS);
     /// Whether tiles come from a list, see [`packed`](crate::attention::v3::packed).
     const PACKED: bool;
     /// Whether they are tiles of a split of the keys, see [`split`](crate::attention::v3::split). `PACKED`, too.

@@ -149,7 +149,7 @@ pub struct QueryTile {
     pub kv_head: u32,
     /// First query row, as [`QueryBlock`] counts them.
     pub first_row: u32,
-    /// Key blocks to visit.
+    /// Key blocks to visit. Of a row with lists of them, as many words of its list in their place, see `listed`.
     pub blocks: KvBlocks,
     /// Where the sequence lies, if the tile comes from a list.
     pub sequence: Sequence,

@@ -71,7 +71,8 @@ pub(super) fn plan(
         let tiles = Divisor::new(variant.packed_tiles(sequences, tokens, keys) as u32);
         let params = bind(variant, &params, sizes, arrays, tiles, beside.dlse);
         let params = match kernel.program {
-            Some(_) => params.with_program_words(offset_of!(PackedBackwardParams, backward.features), attention),
+            Some(_) => params
+                .with_program_words(offset_of!(PackedBackwardParams, backward.features), attention.changing_program()),
             None => params,
         };
         Ok(Step::new(kernel, ctas, tile, params))

@@ -127,7 +127,8 @@ impl Choice {
         let params = Params::new(bytes_of(&SplitV3Params { pages, v3: self.v3(sizes, forward) }));
         let offset = offset_of!(SplitV3Params, v3);
         let params = self.with_maps(params, offset, &request.tensors, [q, list]);
-        let params = params.with_program_words(offset + offset_of!(V3Params, forward.features), request.attention);
+        let params = params
+            .with_program_words(offset + offset_of!(V3Params, forward.features), request.attention.changing_program());
         let at = |field| offset + offset_of!(V3Params, forward) + field;
         let params = params.address(at(offset_of!(ForwardParams, out.address)), sums, CHUNK_BYTES as u64).address(
             at(offset_of!(ForwardParams, lse)),
