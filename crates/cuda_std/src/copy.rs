@@ -260,6 +260,23 @@ pub unsafe fn add_f32x4(global: u64, value: [f32; 4]) {
     }
 }
 
+/// Adds to a word of global memory, atomic with what other threads of the GPU do so. Returns what it held before. Orders nothing else.
+///
+/// PTX `atom.relaxed.gpu.global.add.u32`, least SM 7.0, any thread.
+///
+/// # Safety
+/// The address is in bounds and a multiple of 4, and nobody reads or writes there otherwise before the kernel ends.
+#[inline(always)]
+pub unsafe fn fetch_add(global: u64, value: u32) -> u32 {
+    let before: u32;
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("atom.relaxed.gpu.global.add.u32 {}, [{}], {};",
+            out(reg32) before, in(reg64) global, in(reg32) value, options(nostack));
+    }
+    before
+}
+
 /// Waits until the number at an address of global memory is `value`, and takes up what was done before it was counted so far.
 ///
 /// PTX `ld.acquire.gpu.global.u32` in a loop, least SM 7.0, any thread.

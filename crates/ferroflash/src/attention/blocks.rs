@@ -76,15 +76,15 @@ fn find(program: &BoundProgram<'_>, device: &Device, shape: ScoreShape) -> Resul
     Ok(Blocks { classes, shape, own: [batch as u32, heads as u32], differ: [by_batch, by_head] })
 }
 
-/// The buffer of the lists for the tiles of a row of v3, and the step that writes them there.
-pub(super) fn lists(blocks: &Blocks, row: &Row, band: Band, buffer: usize) -> Result<(Buffer, Step)> {
+/// The buffer of the lists for the tiles of a row of v3, whose schedule has so many slots, and the step that writes them there.
+pub(super) fn lists(blocks: &Blocks, row: &Row, band: Band, slots: u64, buffer: usize) -> Result<(Buffer, Step)> {
     let ScoreShape { q_rows, kv_rows, .. } = blocks.shape;
     let (q_block, kv_block) = (row.variant.q_block, row.variant.kv_block);
     let (tiles, kv_tiles) = (q_rows.div_ceil(q_block as usize), kv_rows.div_ceil(kv_block as usize));
     let words = list_words(kv_tiles as u32);
     let [batch, heads] = blocks.own;
     let count = u128::from(batch) * u128::from(heads) * tiles as u128;
-    let all_words = u128::from(HEAD_WORDS) + count * u128::from(words);
+    let all_words = u128::from(HEAD_WORDS) + count * u128::from(words) + u128::from(slots);
     // Kernels count words in 32 bits.
     if all_words >= MAX_PAIRS {
         let name = "lists of blocks".to_owned();

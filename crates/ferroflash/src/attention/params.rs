@@ -77,22 +77,32 @@ pub(super) fn of(request: &Request<'_>, row: &Row) -> Params {
     }
 }
 
-fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
-    let Sizes { batch, q_rows, kv_rows, head_dim, dtype, .. } = request.sizes;
-    let (variant, packed) = (row.variant, row.packed_heads);
+/// How the thread blocks of a row of v3 share out the tiles.
+fn schedule(request: &Request<'_>, row: &Row) -> Schedule {
+    let Sizes { batch, q_rows, kv_rows, q_heads, kv_heads, head_dim, dtype, .. } = request.sizes;
     // The plan has bounded the tiles, and with them the sequences.
     let work = Work {
         batch: batch as u32,
-        q_heads: forward.q_heads,
-        group: forward.group,
-        packed,
-        q_rows: forward.q_rows,
-        q_block: variant.q_block,
+        q_heads: q_heads as u32,
+        group: (q_heads / kv_heads) as u32,
+        packed: row.packed_heads,
+        q_rows: q_rows as u32,
+        q_block: row.variant.q_block,
         kv_head_bytes: 2 * (kv_rows * head_dim * dtype.bytes()) as u64,
-        uneven: hides_something(forward.band, q_rows, kv_rows),
+        uneven: hides_something(request.attention.mask.band(), q_rows, kv_rows),
     };
+    Schedule::new(&work, row.ctas)
+}
+
+/// Slots of the schedule of a row of v3: a round of all thread blocks may have idle ones.
+pub(super) fn slots(request: &Request<'_>, row: &Row) -> u64 {
+    u64::from(schedule(request, row).rounds) * u64::from(row.ctas)
+}
+
+fn v3(request: &Request<'_>, row: &Row, forward: ForwardParams) -> Params {
+    let (variant, packed) = (row.variant, row.packed_heads);
     let none = TensorMap([0; 16]);
-    let params = V3Params { q: none, k: none, v: none, forward, schedule: Schedule::new(&work, row.ctas) };
+    let params = V3Params { q: none, k: none, v: none, forward, schedule: schedule(request, row) };
     let Tensors { q, k, v, .. } = &request.tensors;
     let map =
         |params: Params, offset, operand, geometry| params.map(offset, Binding::Operand(operand), ALIGNMENT, geometry);

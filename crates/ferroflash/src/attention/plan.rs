@@ -140,7 +140,8 @@ pub(crate) fn plan_for(attention: &Attention, device: &DeviceInfo, sizes: &Sizes
     if let Some(found) = attention.changing_program().and_then(|program| program.blocks()) {
         match rows.iter().find(|row| row.variant.is_listed()) {
             Some(row) => {
-                let (buffer, step) = blocks::lists(found, row, attention.mask.band(), buffers.len())?;
+                let (buffer, step) =
+                    blocks::lists(found, row, attention.mask.band(), params::slots(&request, row), buffers.len())?;
                 buffers.push(buffer);
                 steps.push(step);
                 reason += "; blocks that the program hides are passed over";

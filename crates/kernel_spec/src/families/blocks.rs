@@ -43,9 +43,16 @@ pub const SEEN: u16 = 2;
 /// Threads of a thread block of either kernel.
 pub const THREADS: u32 = 128;
 
-/// Words before the first list: how many words a list has, and after how many the next head's and the next batch entry's first list starts; 0
-/// where all have the same. One is unused.
-pub const HEAD_WORDS: u32 = 4;
+/// Words before the first list: how many words a list has, after how many the next head's and the next batch entry's first list starts (0
+/// where all have the same), and the first word of the followers; then [`TAKEN_WORD`], alone among four, so that nobody reads it with others.
+///
+/// Lists differ in length as no schedule knows beforehand: with a static one the busiest multiprocessor had a fifth more to do than the mean
+/// (documents, H200). So thread blocks take the tiles of a call in the order in which they ask, each its own first one. The followers, a word for each slot
+/// of the schedule behind all lists, are the slots that a thread block took behind others: for who walks along its tiles once more.
+pub const HEAD_WORDS: u32 = 8;
+
+/// The word that counts the tiles taken, without the first ones.
+pub const TAKEN_WORD: u32 = 4;
 
 /// Words of a list before its entries: how many tiles of keys are visited, and how many of them, the first ones, need element tests. Two are
 /// unused: lists start at multiples of 16 bytes.
@@ -84,7 +91,7 @@ pub struct ClassesParams {
 pub struct ListsParams {
     /// Device address of the classes.
     pub classes: u64,
-    /// Device address of [`HEAD_WORDS`] and the lists, `u32 [batch, head, tile, words]`.
+    /// Device address of [`HEAD_WORDS`], the lists, `u32 [batch, head, tile, words]`, and the followers.
     pub lists: u64,
     /// Query rows of a batch entry.
     pub q_rows: u32,

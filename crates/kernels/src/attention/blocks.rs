@@ -3,8 +3,8 @@
 
 use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::blocks::{
-    ClassesParams, HEAD_WORDS, HIDDEN, LIST_WORDS, ListsParams, MOST_KEYS, MOST_ROWS, PARTIAL, SEEN, THREADS,
-    UNIT_KEYS, UNIT_ROWS, UNITS_OF_WARP,
+    ClassesParams, HEAD_WORDS, HIDDEN, LIST_WORDS, ListsParams, MOST_KEYS, MOST_ROWS, PARTIAL, SEEN, TAKEN_WORD,
+    THREADS, UNIT_KEYS, UNIT_ROWS, UNITS_OF_WARP,
 };
 
 /// Units along the rows of the largest tile.
@@ -63,7 +63,8 @@ pub unsafe fn lists(p: &ListsParams) {
     // SAFETY: addresses inside the lists, which only the warp's lanes write, each other words.
     unsafe {
         if thread::block_index() == 0 && thread::index() == 0 {
-            copy::store_u32x4(p.lists, [p.words, p.head_words, p.batch_words, 0]);
+            copy::store_u32x4(p.lists, [p.words, p.head_words, p.batch_words, HEAD_WORDS + p.count * p.words]);
+            copy::store_u32(p.lists + 4 * TAKEN_WORD as u64, 0);
         }
         let index = warp_of_grid();
         if index >= p.count {

@@ -22,7 +22,7 @@ use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
 use crate::attention::query_block::{QueryBlock, QueryRow};
 use crate::attention::score::{self, Place};
-use crate::attention::sink::WithSink;
+use crate::attention::sink::{self, WithSink};
 use crate::parts::element::Element;
 use crate::parts::fragments::PerRow;
 
@@ -222,8 +222,8 @@ pub struct Row<'a, T, S> {
     pub first: u32,
     /// One past the last.
     pub end: u32,
-    /// The sink of its head, if there are any.
-    pub sink: Option<f32>,
+    /// Whether the entry takes sinks; that of its head is read where it comes in, so that no register keeps it.
+    pub takes_sinks: bool,
     /// Which of them dropout keeps, if some are dropped.
     pub random: Option<Stream>,
     /// The element type.
@@ -246,7 +246,7 @@ impl<'a, T: Element> Row<'a, T, Affine<'a, T>> {
             at: block.place(at, 0),
             first,
             end,
-            sink: block.sink(|| at.head),
+            takes_sinks: const { C::ROW.entry.takes(SINK) },
             random: if const { C::ROW.entry.takes(DROPOUT) } { Some(block.random()) } else { None },
             element: PhantomData,
         }
@@ -374,7 +374,8 @@ impl<T: Element, S: Places> Row<'_, T, S> {
                     }
                 }
             }
-            let with_sink = self.sink.map(|sink| self.with_sink(max, sum, sink));
+            let sink = if self.takes_sinks { sink::of_head(&self.p.features, self.at.head) } else { None };
+            let with_sink = sink.map(|sink| self.with_sink(max, sum, sink));
             let (share, sum) = with_sink.map_or((1.0, sum), |[_, sum, rescale]| (rescale, sum));
             // Once: a division in f64 is a hundred instructions.
             let inverse = if sum == 0.0 { 0.0 } else { share / sum };

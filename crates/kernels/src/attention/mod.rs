@@ -28,6 +28,7 @@ pub mod query_block;
 pub mod score;
 pub mod sequences;
 pub mod sink;
+pub mod softcap;
 pub mod stream;
 pub mod v1;
 pub mod v2;

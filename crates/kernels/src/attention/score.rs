@@ -10,6 +10,7 @@ use kernel_spec::layout::{fragment_col, fragment_row};
 use kernel_spec::{DType, ForwardFeatures, Pass};
 
 use crate::attention::Config;
+use crate::attention::softcap;
 use crate::parts::fragments::Fragments;
 
 /// Which score it is.
@@ -60,10 +61,11 @@ pub fn modify<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeature
 pub fn cap<C: Config, F: Fragments>(scores: &mut F, features: &ForwardFeatures, place: &impl Fn(u32, u32) -> Place) {
     if const { C::ROW.entry.takes(SOFTCAP) } && features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
-        if const { takes_turns::<C>() } {
-            each(scores, place, &Softcap { factor, tanh: tanh_with_branch });
+        let in_turn = const { takes_turns::<C>() };
+        if const { matches!(C::ROW.dtype, DType::F32) } {
+            each(scores, place, &Softcap { factor, in_turn });
         } else {
-            each(scores, place, &Softcap { factor, tanh });
+            softcap::tile(scores, factor, in_turn);
         }
     }
 }
@@ -75,7 +77,7 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
     if features.has(SOFTCAP) {
         let factor = f32::from_bits(features.value(SOFTCAP) as u32);
         // The product in f64, where it does not overflow.
-        s = tanh_with_branch((s * factor as f64) as f32) as f64;
+        s = softcap::tanh_with_branch((s * factor as f64) as f32) as f64;
     }
     if features.has(PROGRAM) {
         let word = |i: u32| features.value(FIRST_WORD + i);
@@ -87,11 +89,10 @@ pub fn modify_one(score: f64, features: &ForwardFeatures, at: Place) -> f64 {
 
 /// Whether the registers of a row do not hold the softcaps of several scores at a time: with branches, they come one after the other.
 const fn takes_turns<C: Config>() -> bool {
-    match C::ROW.pass {
-        Pass::V3 => C::ROW.dim_qk > 128,
-        Pass::SplitV3 => C::ROW.dim_qk >= 128,
-        Pass::V1 | Pass::Prefill => matches!(C::ROW.dtype, DType::F32) && C::ROW.dim_qk > 192,
-        _ => false,
+    let is_wide = C::ROW.dim_qk > 192;
+    match C::ROW.dtype {
+        DType::F32 => is_wide && matches!(C::ROW.pass, Pass::V1 | Pass::Prefill),
+        _ => is_wide && matches!(C::ROW.pass, Pass::V3),
     }
 }
 
@@ -115,18 +116,17 @@ fn each<F: Fragments>(scores: &mut F, place: &impl Fn(u32, u32) -> Place, score_
     }
 }
 
-/// `tanh(s * factor)`; the scale that follows holds the cap.
-///
-/// Not by the instruction `tanh.approx`: its error of 2^-11 is three times what the log-sum-exp of 16-bit inputs may have (H200).
-struct Softcap<F> {
+/// The softcap of each score of f32 inputs, see [`softcap`].
+struct Softcap {
     factor: f32,
-    tanh: F,
+    in_turn: bool,
 }
 
-impl<F: Fn(f32) -> f32> ScoreMod for Softcap<F> {
+impl ScoreMod for Softcap {
     #[inline(always)]
     fn apply(&self, s: f32, _: Place) -> f32 {
-        (self.tanh)(s * self.factor)
+        let x = s * self.factor;
+        if self.in_turn { softcap::tanh_with_branch(x) } else { softcap::tanh(x) }
     }
 }
 
@@ -138,41 +138,4 @@ impl ScoreMod for Program {
     fn apply(&self, s: f32, at: Place) -> f32 {
         math::score_hook(s, at.operands())
     }
-}
-
-/// `tanh(x)` with an absolute error below `2e-7`.
-///
-/// Without branches: with one for each score, and a quotient rounded as IEEE 754 asks, a softcap took 4.7 times the time of plain attention
-/// (H200, v3, 128 dims).
-#[inline(always)]
-pub fn tanh(x: f32) -> f32 {
-    math::if_less(math::abs(x), SMALL, tanh_of_small(x), tanh_of_large(x, math::reciprocal_approx))
-}
-
-/// The same, with a branch, and a quotient that brings one of its own: where registers count for more than time.
-#[inline(always)]
-fn tanh_with_branch(x: f32) -> f32 {
-    let [small, large] = [tanh_of_small(x), tanh_of_large(x, math::reciprocal)];
-    if math::abs(x) < SMALL { small } else { large }
-}
-
-/// Below it, the difference in [`tanh_of_large`] cancels.
-const SMALL: f32 = 0.25;
-
-/// The Taylor series up to x^9, whose next term is below 2^-28 under [`SMALL`].
-#[inline(always)]
-fn tanh_of_small(x: f32) -> f32 {
-    let square = x * x;
-    let mut series = math::fma(square, 62.0 / 2835.0, -17.0 / 315.0);
-    series = math::fma(series, square, 2.0 / 15.0);
-    series = math::fma(series, square, -1.0 / 3.0);
-    math::fma(series * square, x, x)
-}
-
-/// `(1 - t) / (1 + t)` with `t = e^(-2 |x|)`, which never overflows.
-#[inline(always)]
-fn tanh_of_large(x: f32, reciprocal: impl Fn(f32) -> f32) -> f32 {
-    let t = math::exp2(math::abs(x) * (-2.0 * core::f32::consts::LOG2_E));
-    let large = (1.0 - t) * reciprocal(1.0 + t);
-    f32::from_bits(large.to_bits() | (x.to_bits() & 0x8000_0000))
 }

@@ -46,7 +46,8 @@ use kernel_spec::{Band, TensorParams};
 
 use crate::attention::dropout::Stream;
 use crate::attention::exponent::Exponent;
-use crate::attention::score::{self, tanh};
+use crate::attention::score;
+use crate::attention::softcap::tanh;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::rows::GlobalRows;

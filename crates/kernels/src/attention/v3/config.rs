@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::wgmma;
-use kernel_spec::families::forward::features::BLOCKS;
+use kernel_spec::families::forward::features::{BLOCKS, PROGRAM, SOFTCAP};
 use kernel_spec::families::forward::memory::WARPGROUP_ROWS;
 use kernel_spec::families::forward::policy;
 
@@ -20,8 +20,8 @@ pub trait Config:
 {
     /// The choices of the row.
     const POLICY: policy::V3;
-    /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that accept features.
-    const SCORED: bool = !Self::ROW.entry.accepts.is_empty();
+    /// Whether scores pass through [`score::modify`](crate::attention::score::modify): only in rows that take what changes them.
+    const SCORED: bool = Self::ROW.entry.takes(SOFTCAP) || Self::ROW.entry.takes(PROGRAM);
     /// Whether the keys of a tile come in the order of a list, see `kernel_spec::families::blocks`.
     const LISTED: bool = Self::ROW.entry.takes(BLOCKS);
     /// Whether tiles come from a list, see [`packed`](crate::attention::v3::packed).

@@ -4,6 +4,7 @@ use cuda_std::thread;
 use kernel_spec::{TensorMap, V3Params};
 
 use crate::attention::v3::config::{Config, Keys, Queries, Values};
+use crate::attention::v3::listed::ListedTiles;
 use crate::attention::v3::note::{QueryTile, TileNotes, Tiles};
 use crate::attention::v3::split;
 use crate::parts::boxes::{load, load_next};
@@ -58,6 +59,38 @@ pub unsafe fn run<C: Config>(
             load_next::<C::V, Values<C>>(v_ring, v_map, tile.kv_rows::<C>(p, tile.first_key::<C>(p, i)), elected)
         };
 
+        if C::LISTED {
+            let mut tiles = ListedTiles::new(p);
+            let mut next = tiles.next::<C>(p);
+            if C::POLICY.q_buffers > 1 {
+                load_queries(next.as_ref());
+            }
+            while let Some(tile) = next {
+                // The next tile is asked for in front of this block and taken behind it. Late, where the rings still hold what is left: whoever
+                // has the longest tile should not have taken another.
+                let late = tile.blocks.count().saturating_sub(C::POLICY.stages).max(1) - 1;
+                for i in 0..tile.blocks.count() {
+                    if i == late {
+                        tiles.ask(p);
+                    }
+                    load_keys(&tile, i);
+                    if C::POLICY.q_buffers == 1 && i == 0 {
+                        load_queries(Some(&tile));
+                    }
+                    load_values(&tile, i);
+                    if i == late {
+                        next = tiles.next::<C>(p);
+                        if C::POLICY.q_buffers > 1 {
+                            load_queries(next.as_ref());
+                        }
+                    }
+                }
+            }
+            if C::POLICY.q_buffers == 1 {
+                load_queries(None);
+            }
+            return;
+        }
         let mut tiles = Tiles { round: 0 };
         if C::POLICY.q_buffers == 1 {
             while let Some(tile) = tiles.next::<C>(p) {

@@ -7,7 +7,8 @@ use kernel_spec::V3Params;
 
 use crate::attention::exact;
 use crate::attention::v3::config::{Config, LoadRegisters};
-use crate::attention::v3::note::Tiles;
+use crate::attention::v3::listed::ListedTiles;
+use crate::attention::v3::note::{QueryTile, Tiles};
 use crate::attention::v3::store::NotFinite;
 use crate::parts::turn::FIRST_TURN;
 use crate::parts::warpgroup::WARPGROUP;
@@ -77,15 +78,34 @@ unsafe fn rows<C: Config>(params: u64) {
     // kernel.
     unsafe {
         let p = &*(params as *const V3Params);
+        if C::LISTED {
+            let mut tiles = ListedTiles::new(p);
+            while let Some(tile) = tiles.again::<C>(p) {
+                rows_of::<C>(p, &tile);
+            }
+            return;
+        }
         let mut tiles = Tiles { round: 0 };
         while let Some(tile) = tiles.next::<C>(p) {
-            let (first, end) = (tile.first_row + thread::index() / 32, tile.first_row + C::ROW.q_block);
-            if C::PACKED {
-                let problem = tile.sequence.problem::<C>(&p.forward);
-                exact::rows(&tile.block::<C>(p), &problem, first, end, WARPGROUP / 32);
-            } else {
-                exact::rows(&tile.block::<C>(p), &p.forward, first, end, WARPGROUP / 32);
-            }
+            rows_of::<C>(p, &tile);
+        }
+    }
+}
+
+/// Those of one tile.
+///
+/// # Safety
+/// As for [`rows`].
+#[inline(always)]
+unsafe fn rows_of<C: Config>(p: &V3Params, tile: &QueryTile) {
+    // SAFETY: passed on.
+    unsafe {
+        let (first, end) = (tile.first_row + thread::index() / 32, tile.first_row + C::ROW.q_block);
+        if C::PACKED {
+            let problem = tile.sequence.problem::<C>(&p.forward);
+            exact::rows(&tile.block::<C>(p), &problem, first, end, WARPGROUP / 32);
+        } else {
+            exact::rows(&tile.block::<C>(p), &p.forward, first, end, WARPGROUP / 32);
         }
     }
 }

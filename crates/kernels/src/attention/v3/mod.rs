@@ -61,6 +61,7 @@ use crate::parts::ring::{BARRIER_PAIR, Ring};
 use crate::parts::warpgroup::WARPGROUP;
 
 mod config;
+mod listed;
 mod load;
 mod math;
 mod mend;

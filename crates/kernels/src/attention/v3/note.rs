@@ -3,13 +3,12 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, thread, warp};
-use kernel_spec::families::blocks::{HEAD_WORDS, LIST_WORDS};
-use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
 use kernel_spec::{KvBlocks, Steps, V3Params};
 
 use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
+use crate::attention::v3::listed;
 use crate::attention::v3::packed::Sequence;
 use crate::parts::boxes::Corner;
 
@@ -149,7 +148,7 @@ pub struct QueryTile {
     pub kv_head: u32,
     /// First query row, as [`QueryBlock`] counts them.
     pub first_row: u32,
-    /// Key blocks to visit. Of a row with lists of them, as many words of its list in their place, see `listed`.
+    /// Key blocks to visit. Of a row with lists of them, as many words of its list in their place, see [`listed`].
     pub blocks: KvBlocks,
     /// Where the sequence lies, if the tile comes from a list.
     pub sequence: Sequence,
@@ -172,8 +171,8 @@ impl QueryTile {
     #[inline(always)]
     pub fn first_key<C: Config>(&self, p: &V3Params, i: u32) -> u32 {
         let block = if C::LISTED {
-            // SAFETY: `listed` has counted the blocks as words of the lists.
-            unsafe { copy::load_u32(lists(p) + 4 * (self.blocks.first + i) as u64) }
+            // SAFETY: a step of the tile, whose blocks are counted as words of the lists.
+            unsafe { listed::block(p, self.blocks.first + i) }
         } else {
             self.blocks.step(i)
         };
@@ -233,9 +232,6 @@ impl Tiles {
                 blocks = KvBlocks { first: past, unmasked_first: past, unmasked_end: past, end: past + 1 };
             }
             let q_head = head << schedule.packed_log2;
-            if C::LISTED {
-                blocks = listed(p, batch, q_head, tile.q_block);
-            }
             return Some(QueryTile { batch, q_head, kv_head, first_row, blocks, sequence: Sequence::NONE });
         }
     }
@@ -279,24 +275,4 @@ impl Tiles {
             Some(QueryTile { batch: 0, q_head, kv_head, first_row, blocks, sequence })
         }
     }
-}
-
-/// The address of the lists.
-#[inline(always)]
-fn lists(p: &V3Params) -> u64 {
-    p.forward.features.value(BLOCKS)
-}
-
-/// The blocks of a tile that has a list, counted in place of keys as words of the lists, in the order of steps.
-#[inline(always)]
-fn listed(p: &V3Params, batch: u32, q_head: u32, tile: u32) -> KvBlocks {
-    // SAFETY: the kernel before this one has written a list for every tile.
-    let (list, [count, tested, ..]) = unsafe {
-        let [words, head_words, batch_words, _] = copy::load_u32x4(lists(p));
-        let list = HEAD_WORDS + batch * batch_words + q_head * head_words + tile * words;
-        (list, copy::load_u32x4(lists(p) + 4 * list as u64))
-    };
-    let first = list + LIST_WORDS;
-    let end = first + count;
-    KvBlocks { first, unmasked_first: first, unmasked_end: end - tested, end }
 }
