@@ -1,12 +1,14 @@
 //! Tensors on the CPU: the GPU's kernels in ferroflash's emulator, on copies in its memory.
 
+use crate::blocks::found_by;
 use crate::call::{Call, Memory, Options, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
 use crate::merge;
 use crate::packed_gradients::{self, PackedBackward};
-use crate::program::Elements;
+use crate::program::{Elements, OnScores};
 use crate::sequences::{self, Numbers, TENSORS};
+use ferroflash::score::{FoundBlocks, ScoreShape};
 use ferroflash::{DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16};
 use pyo3::prelude::*;
 use std::sync::OnceLock;
@@ -205,6 +207,13 @@ pub(crate) fn packed_backward(options: &Options, call: &PackedBackward) -> ferro
         write_any(device, &to, &from)?;
     }
     Ok(())
+}
+
+/// The blocks of a program whose tensors are in the memory of this process, in the emulator's.
+pub(crate) fn find_blocks(program: &OnScores, shape: ScoreShape) -> ferroflash::Result<FoundBlocks> {
+    let device = device()?;
+    let options = Options { program: Some(program.clone()), ..Options::default() };
+    with_copies(device, &options, |options| found_by(options.program.as_ref().expect("given above"), device, shape))
 }
 
 /// Runs `call` with the same options, the program's tensors and the sinks in the emulator's memory.

@@ -2,6 +2,7 @@
 //! speak DLPack or `__cuda_array_interface__`. The package around it is in `python/ferroflash`.
 
 mod arrays;
+mod blocks;
 mod call;
 mod emulated;
 mod errors;
@@ -12,6 +13,7 @@ mod program;
 mod sequences;
 
 use arrays::Array;
+use blocks::{Blocks, find_blocks, find_torch_blocks};
 use call::{Call, Dropped, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
@@ -418,5 +420,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(launch_packed_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward_packed, module)?)?;
     module.add_function(wrap_pyfunction!(describe_program, module)?)?;
+    module.add_function(wrap_pyfunction!(find_torch_blocks, module)?)?;
+    module.add_function(wrap_pyfunction!(find_blocks, module)?)?;
+    module.add_class::<Blocks>()?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

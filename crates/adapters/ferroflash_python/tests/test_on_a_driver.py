@@ -240,6 +240,25 @@ class OnADriver(unittest.TestCase):
             self.assertTrue(waits & recorded, log)
         self.assertTrue(launches[-1].startswith("launch backward_sinks") and f" stream {0x88} " in launches[-1], launches)
 
+    def test_blocks_of_a_mask_are_found_once(self):
+        """On the default stream, which is waited for; each call lists those of its tiles."""
+        log = self.run_program("""
+            mask = ferroflash.create_block_mask(lambda b, h, i, j: i >= j, None, None, 300, 300, device="cuda")
+            from ferroflash._program import Bound
+            q, k, v, out = (Interface(0x72000000 + i * 0x100000, (2, 300, 4, 64)) for i in range(4))
+            for score_mod in (None, None, lambda score, b, h, i, j: score * 0.5):
+                program = mask._with(score_mod)
+                assert isinstance(program, Bound)
+                ferroflash.forward(q, k, v, out=out, program=program, stream=0x77)
+            refused(ferroflash.InputError, "the blocks of", lambda: ferroflash.forward(*(Interface(x.address, (2, 299, 4, 64)) for x in (q, k, v)),
+                    out=Interface(out.address, (2, 299, 4, 64)), program=mask._with(None)))
+        """)
+        launches = [line.split()[1] for line in self.launches(log)]
+        self.assertEqual(launches.count("block_classes"), 1, launches)
+        self.assertEqual(launches.count("block_lists"), 3, launches)
+        self.assertTrue(launches[0] == "block_classes" and sum("_masked" in name for name in launches) == 2, launches)
+        self.assertEqual(sum("_listed" in name for name in launches), 1, launches)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

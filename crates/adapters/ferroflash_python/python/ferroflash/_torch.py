@@ -162,7 +162,7 @@ def _told(program):
     """A program as the extension module takes it."""
     if program is None:
         return None
-    text, names, tensors = program
+    text, names, tensors, blocks = program
     told = []
     for name, tensor in zip(names, tensors):
         if not isinstance(tensor, Tensor):
@@ -172,20 +172,20 @@ def _told(program):
             accepted = "torch.float16, torch.bfloat16, torch.float32 and torch.int32"
             raise InputTypeError(f"{name} holds {tensor.dtype}; {accepted} are accepted")
         told.append((name, _place(name, tensor), dtype, tensor.data_ptr(), tensor.shape, tensor.stride()))
-    return text, told
+    return text, told, blocks
 
 
 def _spread(program):
-    """A program as the operations of PyTorch take it."""
+    """A program as the operations of PyTorch take it: without blocks, which change no result."""
     if program is None:
         return "", "", None
-    text, names, tensors = program
+    text, names, tensors, _ = program
     return text, " ".join(names), list(tensors) or None
 
 
 def _gathered(text, names, tensors):
     """The program that :func:`_spread` took apart."""
-    return (text, names.split(), tensors or ()) if text else None
+    return (text, names.split(), tensors or (), None) if text else None
 
 
 def drawn(p, q):
@@ -282,7 +282,7 @@ def _told_sink(sink, name="sink"):
 def refuse_gradients_of_programs(function, program):
     """A program's tensors have none, which nobody is to find out by missing them."""
     if program is not None and _is_grad_enabled():
-        for name, tensor in zip(*program[1:]):
+        for name, tensor in zip(*program[1:3]):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 raise missing(function, f"a gradient of {name}, which a program reads")
 

@@ -325,4 +325,4 @@ def _alibi(slopes, q, batch=None):
     elif slopes.shape != (batch, heads):
         accepted = f"{(heads,)} (head) and {(batch, heads)} (batch, head) are accepted"
         raise InputError(f"alibi_slopes has shape {tuple(slopes.shape)}; {accepted}")
-    return "alibi", ("slopes",), (slopes.detach(),)
+    return "alibi", ("slopes",), (slopes.detach(),), None
