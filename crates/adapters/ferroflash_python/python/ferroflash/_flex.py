@@ -20,7 +20,8 @@ def flex_attention(query, key, value, score_mod=None, block_mask=None, scale=Non
             stand for operations: operators, comparisons, methods (``abs``, ``clamp``, ``exp``, ``log``, ``sqrt``, ``tanh``, ``sigmoid``, ``where`` and others)
             and the functions of PyTorch of these names. Tensors that it names, as local variables of the function around it or as global ones, it reads
             by such indices, one for each of up to four axes; integers and conditions are read as 32 bits, float64 as float32. An index outside gives
-            0. It chooses by ``where``, not by ``if``.
+            0. It chooses by ``where``, not by ``if``. Numbers that it names are part of the kernels: one that changes from call to call belongs into a
+            tensor.
         block_mask: what :func:`ferroflash.create_block_mask` made: keys that rows see.
         scale: factor on the scores; ``None`` is ``head_dim ** -0.5``.
         enable_gqa: whether ``heads`` may be a multiple of ``kv_heads``.
@@ -85,6 +86,7 @@ class BlockMask:
         self.mask_mod, self.shape = mask_mod, shape
         self._captured = _Captured()
         self._program = ScoreProgram(lambda p: p.where(self._sees(p), p.score, p.hidden), _name_of(mask_mod))
+        self._captured.read()
         self._blocks = self._captured.blocks(self._program, device, shape)
 
     def __repr__(self):
@@ -161,12 +163,17 @@ class _Captured:
     """The tensors that functions name, by names of the program."""
 
     def __init__(self):
-        self.arrays, self.names = {}, {}
+        # By name, and names by the number of the array that a function names, which is kept, so that the number stands for it.
+        self.arrays, self.names, self.kept = {}, {}, []
 
     def copy(self):
         other = _Captured()
-        other.arrays, other.names = dict(self.arrays), dict(self.names)
+        other.arrays, other.names, other.kept = dict(self.arrays), dict(self.names), list(self.kept)
         return other
+
+    def read(self):
+        """Takes them as programs read them, once for all calls."""
+        self.arrays = {name: _readable(array) for name, array in self.arrays.items()}
 
     def bound(self, program, blocks=None):
         """A program with those of them that it reads."""
@@ -197,8 +204,8 @@ class _Captured:
             known, count = name, 1
             while known in self.arrays:
                 known, count = f"{name}_{count}", count + 1
-            # Kept, so that the number stands for it.
             self.arrays[known], self.names[id(array)] = array, known
+            self.kept.append(array)
         return known
 
     def call(self, function, scope, *values):
