@@ -211,6 +211,47 @@ fn other_kernels_give_the_same() {
     }
 }
 
+/// Blocks that are kept apart serve the same mask, bound anew, and programs that have it beside a function of scores.
+#[test]
+fn known_blocks_serve_programs_with_the_mask() {
+    let shared = device::shared();
+    let device = lasting(&shared.device);
+    let mask = |by| ScoreProgram::mask("band", move |p| (p.row() - p.key()).abs().lt(p.int_constant(by)));
+    let band = || mask(50).expect("legal").bind(&[]).expect("no tensors");
+    let halved = ScoreProgram::new("band of halves", |p| {
+        let sees = (p.row() - p.key()).abs().lt(p.int_constant(50));
+        sees.select(p.score() * 0.5, p.hidden())
+    });
+    let halved = leak(halved.expect("legal"), Vec::new());
+    let sizes = Sizes { batch: 1, q_rows: 300, kv_rows: 300, q_heads: 2, kv_heads: 2, head_dim: 64, dtype: DType::F16 };
+    let found = band().with_blocks(device, scores(sizes)).expect("blocks").found_blocks().expect("they were found");
+    assert!(band().found_blocks().is_none());
+    for without in [leak(mask(50).expect("legal"), Vec::new()), halved] {
+        let with = without.clone().with_known_blocks(&found).expect("the same mask");
+        let mut case = Case::new(Kernel::V2, sizes, Mask::Full);
+        case.attention.kernel = KernelChoice::Auto;
+        let inputs = case.inputs::<f16>();
+        case.attention.program = Some(with_blocks(without, device, sizes).expect("blocks"));
+        let expected = case.run(device, &inputs);
+        case.attention.program = Some(Box::leak(Box::new(with)));
+        let again = case.run(device, &inputs);
+        assert_eq!((to_f64(&expected.out), expected.lse), (to_f64(&again.out), again.lse));
+        let plan = case.attention.plan(device, sizes).expect("a legal problem");
+        assert_eq!(plan.symbols().any(|symbol| symbol == "block_lists"), has_v3::<f16>(device), "{plan}");
+    }
+    // What a program that only hides keys hides of a block is left to the blocks: they have to be its own.
+    let wider = mask(51).expect("legal").bind(&[]).expect("no tensors");
+    let hides_nothing = ScoreProgram::new("half", |p| p.score() * 0.5).expect("legal").bind(&[]).expect("no tensors");
+    for (program, name) in [(wider, "band"), (hides_nothing, "half")] {
+        let error = program.with_known_blocks(&found).unwrap_err();
+        let words = format!(
+            "the blocks were found for a program that hides other keys than {name}; those of the same mask are accepted, and those of a mask that a \
+             program has beside a function of scores"
+        );
+        assert_eq!(error.to_string(), words);
+    }
+}
+
 #[test]
 fn refusals() {
     let shared = device::shared();

@@ -14,7 +14,7 @@ import os
 
 import torch
 from peer_packages import NoResult, Peer, library_version, load_library
-from peer_programs import mask_function, no_program, score_function
+from peer_programs import SINK, mask_function, no_program, score_function, sinks
 
 
 class Attention(Peer):
@@ -115,13 +115,22 @@ class Flex(Attention):
                 config.donated_buffer = False
             # One kernel for all lengths: a kernel for each would take longer to compile than the whole run.
             self.compiled = torch.compile(self.flex_attention, dynamic=True, fullgraph=True)
-        compiled, gqa = self.compiled, problem.gqa
+            self.compiled_with_sinks = torch.compile(self.with_sinks, dynamic=True, fullgraph=True)
+        compiled, gqa, sink = self.compiled, problem.gqa, sinks(problem)
         visible, mask, score = self.visible(problem), None, score_function(problem)
         if visible:
             # Documents differ from sequence to sequence.
             batch = problem.batch if problem.program and problem.program.name == "documents" else None
             mask = self.create_block_mask(visible, batch, None, problem.seq, problem.kv_seq, device=problem.device)
+        if sink is not None:
+            with_sinks = self.compiled_with_sinks
+            return lambda q, k, v, out: with_sinks(q, k, v, mask, gqa, sink)
         return lambda q, k, v, out: compiled(q, k, v, score_mod=score, block_mask=mask, enable_gqa=gqa)
+
+    def with_sinks(self, q, k, v, mask, gqa, sink):
+        """As models write it that have sinks and use flex_attention: a row's output times its part of the denominator with the sink."""
+        out, lse = self.flex_attention(q, k, v, block_mask=mask, enable_gqa=gqa, return_lse=True)
+        return (out * torch.sigmoid(lse - sink[:, None])[..., None]).to(out.dtype)
 
     @staticmethod
     def visible(problem):
@@ -172,7 +181,8 @@ class FlashAttention3(Attention):
 
     def forward(self, problem):
         half_types_only(problem)
-        no_program(problem, "softcap")
+        # In vLLM's build alone there are sinks.
+        no_program(problem, "softcap", *((SINK,) if self.module is None else ()))
         splits = 0 if problem.seq <= FEW_ROWS else 1
         left, right = (-1 if bound is None else bound for bound in problem.window)
         if problem.causal:
@@ -196,7 +206,7 @@ class FlashAttention3(Attention):
 def vllm_forward(problem, left, right, splits):
     """FlashAttention-3 by vLLM's operator, which leaves the kernels for equal lengths out: the batch goes as packed sequences."""
     fwd = torch.ops._vllm_fa3_C.fwd
-    cap = softcap(problem)
+    cap, sink = softcap(problem), sinks(problem, torch.bfloat16)
     batch, seq, kv_seq, causal, scale = problem.batch, problem.seq, problem.kv_seq, problem.causal, problem.head_dim**-0.5
 
     def starts(rows):
@@ -227,7 +237,7 @@ def vllm_forward(problem, left, right, splits):
             *(scale, causal, left, right),  # softmax_scale, is_causal, window_size_left, window_size_right
             *(cap, True),  # softcap, is_rotary_interleaved
             *(None, splits, None, 0),  # scheduler_metadata, num_splits, pack_gqa, sm_margin
-            *(None, 1, 0, None),  # s_aux, cp_world_size, cp_rank, cp_tot_seqused_k
+            *(sink, 1, 0, None),  # s_aux, cp_world_size, cp_rank, cp_tot_seqused_k
         )
         return out
 
@@ -263,7 +273,7 @@ class FlashAttention4(Attention):
 
 def softcap(problem):
     """The bound of the scores as a function takes it that has no other programs: 0 is none."""
-    return problem.program.cap if problem.program else 0.0
+    return problem.program.cap if problem.program and problem.program.name == "softcap" else 0.0
 
 
 def half_types_only(problem):

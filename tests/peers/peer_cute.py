@@ -15,7 +15,7 @@ from flash_attn.cute.compute_block_sparsity import compute_block_sparsity
 from flash_attn.cute.interface import _tile_size_fwd_sm90
 from flash_attn.cute.utils import scalar_to_ssa
 from peer_packages import NoResult
-from peer_programs import MASKS
+from peer_programs import MASKS, SINK, sinks
 
 # In the place of a bound that a mask lacks.
 FAR = 1 << 30
@@ -24,6 +24,8 @@ FAR = 1 << 30
 def arguments(problem):
     """What the function of FlashAttention-4 gets in the place of its own mask or softcap, and beside them."""
     program, offset = problem.program, problem.kv_seq - problem.seq
+    if program.name == SINK:
+        return {"learnable_sink": sinks(problem, torch.bfloat16)}
     more = {} if program.tensor is None else {"aux_tensors": [program.tensor]}
     if program.name == "softcap":
         return {"softcap": program.cap}

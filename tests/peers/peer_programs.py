@@ -9,12 +9,13 @@ from peer_packages import NoResult
 
 SCORES = ("softcap", "alibi", "tanh-cap", "relative", "decay")
 MASKS = ("documents", "prefix", "neighbourhood")
+SINK = "sink"
 
 
 def score_function(problem):
-    """What a score becomes; `None` where a program only hides keys, and without one."""
+    """What a score becomes; `None` where a program only hides keys, where there are sinks in its place, and without one."""
     program, offset = problem.program, problem.kv_seq - problem.seq
-    if program is None or program.name in MASKS:
+    if program is None or program.name in MASKS or program.name == SINK:
         return None
     cap, tensor = program.cap, program.tensor
     if program.name in ("softcap", "tanh-cap"):
@@ -49,6 +50,14 @@ def mask_function(problem):
         return (down.abs() <= reach) & (across.abs() <= reach)
 
     return near
+
+
+def sinks(problem, dtype=None):
+    """The logits of the query heads in the denominators of their rows, `[heads]`; `None` without them. Every type has room for their bits."""
+    program = problem.program
+    if program is None or program.name != SINK:
+        return None
+    return program.tensor if dtype is None else program.tensor.to(dtype)
 
 
 def no_program(problem, *accepted):

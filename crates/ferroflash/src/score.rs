@@ -16,7 +16,7 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::ScoreShape;
+pub use blocks::{FoundBlocks, ScoreShape};
 pub use bound::{BoundProgram, ProgramTensor};
 pub use scope::{Bool, Float, FloatTensor, Int, IntTensor, Scope};
 

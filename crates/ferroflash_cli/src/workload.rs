@@ -206,19 +206,23 @@ impl Workload {
     }
 
     /// Entry points of one launch, in their order.
-    pub(crate) fn symbols(&self, ours: Ours) -> ferroflash::Result<Vec<&'static str>> {
-        let (bound, sizes) = (self.scores.bind_with_blocks(&self.device)?, self.case.problem);
+    pub(crate) fn symbols(&mut self, ours: Ours) -> ferroflash::Result<Vec<&'static str>> {
+        let bound = self.scores.bind_with_blocks(&self.device)?;
         let attention = self.scores.apply(attention(&self.case, ours), bound.as_ref());
-        let mut symbols = Vec::new();
+        let (set, mut symbols) = (&mut self.sets[0], Vec::new());
         if self.pass.has_forward() {
             let plan = match &self.numbers {
-                Some(numbers) => numbers.plan(&attention, &self.sets[0])?,
-                None => attention.plan(&self.device, sizes)?,
+                Some(numbers) => numbers.plan(&attention, set)?,
+                None => attention.plan(&self.device, self.case.problem)?,
             };
             symbols.extend(plan.symbols());
         }
-        if self.pass.has_backward() {
-            symbols.extend(attention.backward_plan(&self.device, sizes)?.symbols());
+        if let (true, Some(gradients)) = (self.pass.has_backward(), &mut set.gradients) {
+            let (q, k, v, out) = (set.q.view(), set.k.view(), set.v.view(), set.out.view());
+            let GradientSet { dout, dq, dk, dv } = gradients;
+            let into = GradientsViewMut::new(dq.view_mut(), dk.view_mut(), dv.view_mut());
+            let lse = self.lse.view();
+            symbols.extend(attention.backward_plan_for(&q, &k, &v, &out, &lse, dout.view(), Some(&into))?.symbols());
         }
         Ok(symbols)
     }
@@ -294,6 +298,7 @@ impl Workload {
         self.device.synchronize()?;
         let of_backward = gradients.iter().flat_map(|gradients| [&gradients.dq, &gradients.dk, &gradients.dv]);
         let returned = output.iter().map(|(out, _)| out).chain(of_backward);
+        let returned = returned.chain(gradients.iter().filter_map(|gradients| gradients.dsink.as_ref()));
         let returned: usize = returned.map(|tensor| tensor.storage_elements() * tensor.dtype().bytes()).sum();
         Ok(self.device.memory().peak_bytes - before - returned as u64)
     }

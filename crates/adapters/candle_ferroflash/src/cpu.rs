@@ -1,8 +1,11 @@
 //! Tensors on the CPU: an error, unless the emulator is asked for.
 
-use crate::FlashAttn;
+#[cfg(feature = "emulator")]
+mod beside;
+
 use crate::differentiable::Inputs;
 use crate::error::Error;
+use crate::op::Options;
 use crate::packed::Packed;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Tensor};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -37,7 +40,7 @@ fn is_asked() -> crate::error::Result<bool> {
 
 /// The result, and the log-sum-exp if it is wanted.
 pub(crate) fn forward(
-    options: &FlashAttn,
+    options: Options<'_>,
     op: &'static str,
     tensors: [(&CpuStorage, &Layout); 3],
     with_lse: bool,
@@ -48,7 +51,7 @@ pub(crate) fn forward(
 
 /// The gradients with respect to q, k and v, contiguous.
 pub(crate) fn backward(
-    options: &FlashAttn,
+    options: Options<'_>,
     op: &'static str,
     inputs: Inputs<'_, CpuStorage>,
     lse: &CpuStorage,
@@ -83,7 +86,7 @@ mod emulator {
     use super::*;
 
     pub(super) fn forward(
-        _: &FlashAttn,
+        _: Options<'_>,
         op: &'static str,
         _: [(&CpuStorage, &Layout); 3],
         _: bool,
@@ -92,7 +95,7 @@ mod emulator {
     }
 
     pub(super) fn backward(
-        _: &FlashAttn,
+        _: Options<'_>,
         op: &'static str,
         _: Inputs<'_, CpuStorage>,
         _: &CpuStorage,
@@ -116,14 +119,14 @@ mod emulator {
 
 #[cfg(feature = "emulator")]
 mod emulator {
+    use super::beside::{Beside, Slopes, with_program};
     use super::*;
+    use crate::FlashAttn;
     use crate::op::heads;
     use crate::packed::Keys;
     use candle_core::{DType, Storage, WithDType, backend::BackendStorage};
-    use ferroflash::score::{BoundProgram, ScoreProgram};
     use ferroflash::{
-        Attention, Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor,
-        TensorView,
+        Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor, TensorView,
     };
     use std::sync::OnceLock;
 
@@ -138,7 +141,7 @@ mod emulator {
     }
 
     pub(super) fn forward(
-        options: &FlashAttn,
+        options: Options<'_>,
         op: &'static str,
         tensors: [(&CpuStorage, &Layout); 3],
         with_lse: bool,
@@ -152,15 +155,15 @@ mod emulator {
     }
 
     fn typed<T: Element + WithDType>(
-        options: &FlashAttn,
+        options: Options<'_>,
         op: &'static str,
         [(q, q_l), (k, k_l), (v, v_l)]: [(&CpuStorage, &Layout); 3],
         with_lse: bool,
     ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
         let tensors = [(slice(q)?, q_l), (slice(k)?, k_l), (slice(v)?, v_l)];
-        let slopes = Slopes::new(options, op, heads(op, Operand::Q, q_l)?.0.heads)?;
-        let (out, lse) = compute::<T>(options, op, tensors, &slopes, with_lse)?;
+        let beside = Beside::new(device()?, options, op, heads(op, Operand::Q, q_l)?.0.heads)?;
+        let (out, lse) = compute::<T>(options.options, op, tensors, &beside, with_lse)?;
         Ok((T::to_cpu_storage_owned(out), lse.map(CpuStorage::F32)))
     }
 
@@ -169,14 +172,14 @@ mod emulator {
         options: &FlashAttn,
         op: &'static str,
         [q, k, v]: [(&[T], &Layout); 3],
-        slopes: &Slopes,
+        beside: &Beside,
         with_lse: bool,
     ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let device = device()?;
         let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
         let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
-        let program = slopes.program()?;
-        let attention = with_program(options.attention(k_shape.rows), program.as_ref());
+        let program = beside.slopes.program()?;
+        let attention = beside.with(options.attention(k_shape.rows), program.as_ref());
         let mut out = Tensor::uninit(device, T::DTYPE, q_shape, ferroflash::Layout::Bshd)?;
         let mut lse = with_lse.then(|| Lse::uninit(device, lse_shape(q_shape))).transpose()?;
         let stream = device.default_stream();
@@ -203,7 +206,7 @@ mod emulator {
     ) -> Result<(CpuStorage, Option<CpuStorage>)> {
         let slice = T::cpu_storage_as_slice;
         let numbers = |operand, tensor| indices(call, operand, tensor);
-        let slopes = Slopes::new(&call.options, call.name(), call.axes(Operand::Q, q_l)?.0[1])?;
+        let slopes = Slopes::new(device()?, &call.options, call.name(), call.axes(Operand::Q, q_l)?.0[1])?;
         let q_starts = numbers(Operand::QStarts, &call.q_starts)?;
         let (kv_numbers, pages) = match &call.keys {
             Keys::Packed { starts } => (numbers(Operand::KvStarts, starts)?, None),
@@ -280,7 +283,7 @@ mod emulator {
         inputs: Inputs<'_, CpuStorage>,
         lse: &CpuStorage,
     ) -> Result<[CpuStorage; 3]> {
-        let slopes = Slopes::new(&call.options, call.name(), call.axes(Operand::Q, inputs[0].1)?.0[1])?;
+        let slopes = Slopes::new(device()?, &call.options, call.name(), call.axes(Operand::Q, inputs[0].1)?.0[1])?;
         let [q, k, v, out, dout] =
             inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
         let starts = [indices(call, Operand::QStarts, &call.q_starts)?, indices(call, Operand::KvStarts, kv_starts)?];
@@ -326,7 +329,7 @@ mod emulator {
     }
 
     pub(super) fn backward(
-        options: &FlashAttn,
+        options: Options<'_>,
         op: &'static str,
         inputs: Inputs<'_, CpuStorage>,
         lse: &CpuStorage,
@@ -340,16 +343,16 @@ mod emulator {
     }
 
     fn typed_backward<T: Element + WithDType>(
-        options: &FlashAttn,
+        options: Options<'_>,
         op: &'static str,
         inputs: Inputs<'_, CpuStorage>,
         lse: &CpuStorage,
     ) -> Result<[CpuStorage; 3]> {
-        let slopes = Slopes::new(options, op, heads(op, Operand::Q, inputs[0].1)?.0.heads)?;
+        let beside = Beside::new(device()?, options, op, heads(op, Operand::Q, inputs[0].1)?.0.heads)?;
         let [q, k, v, out, dout] =
             inputs.map(|(data, layout)| T::cpu_storage_as_slice(data).map(|data| (data, layout)));
         let inputs = [q?, k?, v?, out?, dout?];
-        let gradients = gradients::<T>(options, op, inputs, &slopes, lse.as_slice::<f32>()?)?;
+        let gradients = gradients::<T>(options.options, op, inputs, &beside, lse.as_slice::<f32>()?)?;
         Ok(gradients.map(T::to_cpu_storage_owned))
     }
 
@@ -358,14 +361,14 @@ mod emulator {
         options: &FlashAttn,
         op: &'static str,
         [q, k, v, out, dout]: [(&[T], &Layout); 5],
-        slopes: &Slopes,
+        beside: &Beside,
         lse: &[f32],
     ) -> crate::error::Result<[Vec<T>; 3]> {
         let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
         let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
         let ((out, _), (dout, _)) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
-        let program = slopes.program()?;
-        let attention = with_program(options.attention(k_shape.rows), program.as_ref());
+        let program = beside.slopes.program()?;
+        let attention = beside.with(options.attention(k_shape.rows), program.as_ref());
         let lse = Lse::from_slice(device()?, lse, lse_shape(q_shape))?;
         let (q, k, v, out, dout) = (q.view()?, k.view()?, v.view()?, out.view()?, dout.view()?);
         let gradients = attention.backward(&q, &k, &v, &out, &lse.view(), dout)?;
@@ -374,31 +377,6 @@ mod emulator {
 
     fn lse_shape(q: ferroflash::Shape) -> LseShape {
         LseShape { batch: q.batch, heads: q.heads, rows: q.rows }
-    }
-
-    /// Slopes of the heads in the emulator's memory, `[1, q_heads]`, where there are any.
-    struct Slopes(Option<Tensor>);
-
-    impl Slopes {
-        fn new(options: &FlashAttn, op: &'static str, q_heads: usize) -> Result<Slopes> {
-            let Some(slopes) = options.slopes(op, q_heads)? else { return Ok(Slopes(None)) };
-            let (lhs, rhs) = (candle_core::DeviceLocation::Cpu, slopes.device().location());
-            if rhs != lhs {
-                return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
-            }
-            let (data, layout) = (slopes.to_vec1::<f32>()?, ferroflash::Layout::RowMajor);
-            let tensor = Tensor::from_slice(device()?, &data, [1, q_heads], layout);
-            Ok(Slopes(Some(tensor.map_err(Error::from)?)))
-        }
-
-        fn program(&self) -> crate::error::Result<Option<BoundProgram<'_>>> {
-            let Some(slopes) = &self.0 else { return Ok(None) };
-            Ok(Some(ScoreProgram::alibi().bind(&[("slopes", slopes.view().into())])?))
-        }
-    }
-
-    fn with_program<'a>(attention: Attention<'a>, program: Option<&'a BoundProgram<'a>>) -> Attention<'a> {
-        program.map_or(attention, |program| attention.with_program(program))
     }
 
     /// A tensor in the emulator's memory.

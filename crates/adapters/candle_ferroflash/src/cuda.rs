@@ -3,7 +3,7 @@
 use crate::FlashAttn;
 use crate::differentiable::Inputs;
 use crate::error::Error;
-use crate::op::heads;
+use crate::op::{self, heads};
 use crate::packed::{Keys, Packed};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::{
@@ -17,7 +17,7 @@ use ferroflash_cudarc::{CacheRows, Numbers, Options, PackedRows, Pages, Program,
 
 /// The result, and the log-sum-exp if it is wanted.
 pub(crate) fn forward(
-    options: &FlashAttn,
+    options: op::Options<'_>,
     op: &'static str,
     tensors: [(&CudaStorage, &Layout); 3],
     with_lse: bool,
@@ -32,7 +32,7 @@ pub(crate) fn forward(
 
 /// The gradients with respect to q, k and v, contiguous.
 pub(crate) fn backward(
-    options: &FlashAttn,
+    options: op::Options<'_>,
     op: &'static str,
     inputs: Inputs<'_, CudaStorage>,
     lse: &CudaStorage,
@@ -102,20 +102,42 @@ fn with_slopes<R>(
     call(Options::new(attention).with_program(&program))
 }
 
+/// [`with_slopes`], and with the sinks of the call, likewise.
+fn with_slopes_and_sinks<R>(
+    options: op::Options<'_>,
+    op: &'static str,
+    q_heads: usize,
+    lhs: DeviceLocation,
+    attention: &Attention<'_>,
+    call: impl FnOnce(Options<'_>) -> Result<R>,
+) -> Result<R> {
+    let Some(sink) = options.sinks(op, q_heads)? else {
+        return with_slopes(options.options, op, q_heads, lhs, attention, call);
+    };
+    let (storage, layout) = sink.storage_and_layout();
+    let Storage::Cuda(storage) = &*storage else {
+        let rhs = sink.device().location();
+        return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
+    };
+    let start = layout.start_offset();
+    let data = storage.as_cuda_slice::<f32>()?.slice(start..start + q_heads);
+    with_slopes(options.options, op, q_heads, lhs, attention, |options| call(options.with_sink(&data)))
+}
+
 /// The driver does not allocate 0 elements. ferroflash refuses a q without any, and writes none of such keys.
 fn at_least_one(elements: usize) -> usize {
     elements.max(1)
 }
 
 fn typed<T: Element + CudaDType + DeviceRepr>(
-    options: &FlashAttn,
+    options: op::Options<'_>,
     op: &'static str,
     [q, k, v]: [(&CudaStorage, &Layout); 3],
     with_lse: bool,
 ) -> Result<(CudaStorage, Option<CudaStorage>)> {
     let (device, elements) = (q.0.device(), q.1.shape().elem_count());
     let (q, k, v) = (Part::<T>::new(op, Operand::Q, q)?, Part::new(op, Operand::K, k)?, Part::new(op, Operand::V, v)?);
-    let attention = options.attention(k.shape.rows);
+    let attention = options.options.attention(k.shape.rows);
     // SAFETY: the call below writes every element, or fails, and then nobody reads one.
     let mut out = unsafe { device.alloc::<T>(at_least_one(elements)) }?;
     let mut lse = match with_lse {
@@ -126,7 +148,7 @@ fn typed<T: Element + CudaDType + DeviceRepr>(
     let mut out_view = ViewMut::contiguous(&mut out, q.shape, ferroflash::Layout::Bshd).map_err(Error::from)?;
     let lse_view = lse.as_mut().map(|lse| lse as &mut _);
     let stream = device.cuda_stream();
-    with_slopes(options, op, q.shape.heads, device.location(), &attention, |options| {
+    with_slopes_and_sinks(options, op, q.shape.heads, device.location(), &attention, |options| {
         let (q, k, v) = (q.view(), k.view(), v.view());
         Ok(ferroflash_cudarc::forward(options, &stream, q, k, v, &mut out_view, lse_view).map_err(Error::from)?)
     })?;
@@ -281,7 +303,7 @@ fn numbers<'a>(
 }
 
 fn typed_backward<T: Element + CudaDType + DeviceRepr>(
-    options: &FlashAttn,
+    options: op::Options<'_>,
     op: &'static str,
     [q, k, v, out, dout]: Inputs<'_, CudaStorage>,
     lse: &CudaStorage,
@@ -290,7 +312,7 @@ fn typed_backward<T: Element + CudaDType + DeviceRepr>(
     let elements = [q.1, k.1, v.1].map(|layout| at_least_one(layout.shape().elem_count()));
     let (q, k, v) = (Part::<T>::new(op, Operand::Q, q)?, Part::new(op, Operand::K, k)?, Part::new(op, Operand::V, v)?);
     let (out, dout) = (Part::new(op, Operand::Out, out)?, Part::new(op, Operand::Dout, dout)?);
-    let attention = options.attention(k.shape.rows);
+    let attention = options.options.attention(k.shape.rows);
     // SAFETY: the call below writes every element of the three, or fails, and then nobody reads one.
     let [dq, dk, dv] = elements.map(|elements| unsafe { device.alloc::<T>(elements) });
     let (mut dq, mut dk, mut dv) = (dq?, dk?, dv?);
@@ -310,7 +332,7 @@ fn typed_backward<T: Element + CudaDType + DeviceRepr>(
         dout: dout.view(),
         dlse: None,
     };
-    with_slopes(options, op, q.shape.heads, device.location(), &attention, |options| {
+    with_slopes_and_sinks(options, op, q.shape.heads, device.location(), &attention, |options| {
         Ok(ferroflash_cudarc::backward(options, &device.cuda_stream(), given, into).map_err(Error::from)?)
     })?;
     Ok([dq, dk, dv].map(|gradient| CudaStorage::wrap_cuda_slice(gradient, device.clone())))

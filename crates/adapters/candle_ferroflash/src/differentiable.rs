@@ -1,6 +1,7 @@
 //! Gradients: what the forward pass keeps for them, and what candle gets when it asks for them.
 
 use crate::FlashAttn;
+use crate::op::Options;
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor};
 use std::sync::OnceLock;
@@ -18,6 +19,8 @@ pub(crate) type Inputs<'a, S> = [(&'a S, &'a Layout); 5];
 /// is given. Computing it again would cost a forward pass; this costs 4 bytes a row and head for as long as the graph lives.
 struct Call {
     options: FlashAttn,
+    /// Sinks of the heads, which get no gradient.
+    sink: Option<Tensor>,
     name: &'static str,
     /// Whether a gradient may be asked for.
     keeps: bool,
@@ -26,11 +29,17 @@ struct Call {
 }
 
 /// Attention of q, k and v as a part of candle's graph.
-pub(crate) fn apply(tensors: [&Tensor; 3], options: FlashAttn, name: &'static str) -> Result<Tensor> {
+pub(crate) fn apply(
+    tensors: [&Tensor; 3],
+    options: FlashAttn,
+    sink: Option<&Tensor>,
+    name: &'static str,
+) -> Result<Tensor> {
     // candle records an operation when, and only when, one of its inputs is a variable or depends on one.
     let keeps = tensors.iter().any(|tensor| tensor.track_op());
     let [q, k, v] = tensors;
-    q.apply_op3(k, v, Call { options, name, keeps, lse: OnceLock::new() })
+    let sink = sink.map(Tensor::detach);
+    q.apply_op3(k, v, Call { options, sink, name, keeps, lse: OnceLock::new() })
 }
 
 /// The gradients of an operation that kept nothing.
@@ -40,12 +49,16 @@ pub(crate) fn again(
     [q, k, v]: [&Tensor; 3],
     dout: &Tensor,
 ) -> Result<Gradients> {
-    let call = Call { options: options.clone(), name, keeps: true, lse: OnceLock::new() };
+    let call = Call { options: options.clone(), sink: None, name, keeps: true, lse: OnceLock::new() };
     let out = q.apply_op3_no_bwd(k, v, &call)?;
     call.bwd(q, k, v, &out, dout)
 }
 
 impl Call {
+    fn options(&self) -> Options<'_> {
+        Options { options: &self.options, sink: self.sink.as_ref() }
+    }
+
     fn keep(&self, lse: Option<Storage>) {
         if let Some(lse) = lse {
             // An operation is applied once: see above.
@@ -68,7 +81,7 @@ impl CustomOp3 for Call {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out, lse) = crate::cpu::forward(&self.options, self.name, [(q, q_l), (k, k_l), (v, v_l)], self.keeps)?;
+        let (out, lse) = crate::cpu::forward(self.options(), self.name, [(q, q_l), (k, k_l), (v, v_l)], self.keeps)?;
         self.keep(lse.map(Storage::Cpu));
         Ok((out, q_l.shape().clone()))
     }
@@ -83,7 +96,7 @@ impl CustomOp3 for Call {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        let (out, lse) = crate::cuda::forward(&self.options, self.name, [(q, q_l), (k, k_l), (v, v_l)], self.keeps)?;
+        let (out, lse) = crate::cuda::forward(self.options(), self.name, [(q, q_l), (k, k_l), (v, v_l)], self.keeps)?;
         self.keep(lse.map(Storage::Cuda));
         Ok((out, q_l.shape().clone()))
     }
@@ -93,7 +106,7 @@ impl CustomOp3 for Call {
         let dout = if dout.stride().last() == Some(&1) { dout.clone() } else { dout.contiguous()? };
         let locked = [q, k, v, out, &dout].map(|tensor| tensor.storage_and_layout());
         let inputs = locked.each_ref().map(|(storage, layout)| (&**storage, *layout));
-        let (options, op) = (&self.options, self.name);
+        let (options, op) = (self.options(), self.name);
         let gradients = match self.lse.get() {
             Some(Storage::Cpu(lse)) => {
                 crate::cpu::backward(options, op, of_one_device(op, inputs, on_cpu)?, lse)?.map(Storage::Cpu)

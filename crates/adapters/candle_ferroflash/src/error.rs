@@ -92,6 +92,24 @@ pub enum Error {
         /// Heads of q.
         q_heads: usize,
     },
+    /// Sinks of another type.
+    #[error("{op} expects sinks to hold f32; they hold {found:?}")]
+    SinkType {
+        /// The operation.
+        op: &'static str,
+        /// Their element type.
+        found: candle_core::DType,
+    },
+    /// Sinks of another shape.
+    #[error("{op} expects sinks of shape ({q_heads}), one for each head of q; they have shape {found:?}")]
+    SinkShape {
+        /// The operation.
+        op: &'static str,
+        /// Their shape.
+        found: Vec<usize>,
+        /// Heads of q.
+        q_heads: usize,
+    },
     /// An element type without kernels.
     #[error("{op} is only supported for f16, bf16 and f32; q holds {found:?}")]
     DType {

@@ -88,6 +88,42 @@ pub fn flash_attn_alibi_windowed_softcap(
     apply([q, k, v], alibi_slopes, softmax_scale, [window_size_left, window_size_right], Some(softcap))
 }
 
+/// [`flash_attn`] with a sink for each head, `sinks` f32 `(q_heads)`: a logit that takes part in the softmax of the head's rows and has no value. A
+/// row with scores `s` gives `sum(exp(s) v) / (sum(exp(s)) + exp(sink))`; sinks are not multiplied with `softmax_scale`, and minus infinity is none.
+/// candle-flash-attn has no such function.
+///
+/// q, k and v get gradients; the sinks themselves get none, as an operation of candle has three inputs.
+///
+/// # Errors
+/// As [`flash_attn`]; [`Error::SinkType`](crate::Error::SinkType), [`Error::SinkShape`](crate::Error::SinkShape).
+pub fn flash_attn_sink(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sinks: &Tensor,
+    softmax_scale: f32,
+    causal: bool,
+) -> Result<Tensor> {
+    flash_attn_sink_windowed(q, k, v, sinks, softmax_scale, None, causal.then_some(0))
+}
+
+/// [`flash_attn_windowed`] with a sink for each head; see [`flash_attn_sink`].
+///
+/// # Errors
+/// As [`flash_attn_sink`].
+pub fn flash_attn_sink_windowed(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    sinks: &Tensor,
+    softmax_scale: f32,
+    window_size_left: Option<usize>,
+    window_size_right: Option<usize>,
+) -> Result<Tensor> {
+    let op = FlashAttn { softmax_scale, alibi_slopes: None, window_size_left, window_size_right, softcap: None };
+    differentiable::apply([q, k, v], op, Some(sinks), "flash-attn-sink")
+}
+
 fn apply(
     tensors: [&Tensor; 3],
     alibi_slopes: Option<&Tensor>,
@@ -98,5 +134,5 @@ fn apply(
     let alibi_slopes = alibi_slopes.cloned();
     let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, softcap };
     let name = op.name();
-    differentiable::apply(tensors, op, name)
+    differentiable::apply(tensors, op, None, name)
 }

@@ -18,7 +18,8 @@ mod varlen;
 pub use cpu::emulate_cpu;
 pub use error::{Error, Feature};
 pub use functions::{
-    flash_attn, flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_alibi_windowed_softcap, flash_attn_windowed,
+    flash_attn, flash_attn_alibi, flash_attn_alibi_windowed, flash_attn_alibi_windowed_softcap, flash_attn_sink,
+    flash_attn_sink_windowed, flash_attn_windowed,
 };
 pub use op::FlashAttn;
 pub use varlen::{

@@ -39,7 +39,7 @@ impl CustomOp3 for FlashAttn {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out, _) = crate::cpu::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        let (out, _) = crate::cpu::forward(self.plain(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
         Ok((out, q_l.shape().clone()))
     }
 
@@ -53,7 +53,7 @@ impl CustomOp3 for FlashAttn {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        let (out, _) = crate::cuda::forward(self, self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        let (out, _) = crate::cuda::forward(self.plain(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
         Ok((out, q_l.shape().clone()))
     }
 
@@ -69,6 +69,11 @@ impl FlashAttn {
         Attention::new().with_mask(mask).with_scale(self.softmax_scale).with_softcap(self.softcap)
     }
 
+    /// The options as those of a call without sinks.
+    pub(crate) fn plain(&self) -> Options<'_> {
+        Options { options: self, sink: None }
+    }
+
     /// The slopes, which are of the type and the shape that they need.
     pub(crate) fn slopes(&self, op: &'static str, q_heads: usize) -> crate::error::Result<Option<&Tensor>> {
         let Some(slopes) = &self.alibi_slopes else { return Ok(None) };
@@ -79,6 +84,28 @@ impl FlashAttn {
             return Err(Error::SlopesShape { op, found: slopes.dims().to_vec(), q_heads });
         }
         Ok(Some(slopes))
+    }
+}
+
+/// The options of a call, with the sinks of its heads, for which candle-flash-attn's type has no place.
+#[derive(Clone, Copy)]
+pub(crate) struct Options<'a> {
+    pub(crate) options: &'a FlashAttn,
+    /// f32 `(q_heads)`.
+    pub(crate) sink: Option<&'a Tensor>,
+}
+
+impl Options<'_> {
+    /// The sinks, which are of the type and the shape that they need, and contiguous.
+    pub(crate) fn sinks(&self, op: &'static str, q_heads: usize) -> Result<Option<Tensor>> {
+        let Some(sink) = self.sink else { return Ok(None) };
+        if sink.dtype() != DType::F32 {
+            return Err(Error::SinkType { op, found: sink.dtype() }.into());
+        }
+        if sink.dims() != [q_heads] {
+            return Err(Error::SinkShape { op, found: sink.dims().to_vec(), q_heads }.into());
+        }
+        sink.contiguous().map(Some)
     }
 }
 

@@ -47,7 +47,7 @@ impl CustomOp3 for FlashAttn {
         v: &CpuStorage,
         v_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (out, _) = crate::cpu::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        let (out, _) = crate::cpu::forward(self.options().plain(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
         Ok((out, q_l.shape().clone()))
     }
 
@@ -61,7 +61,8 @@ impl CustomOp3 for FlashAttn {
         v: &candle_core::CudaStorage,
         v_l: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        let (out, _) = crate::cuda::forward(&self.options(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
+        let (out, _) =
+            crate::cuda::forward(self.options().plain(), self.name(), [(q, q_l), (k, k_l), (v, v_l)], false)?;
         Ok((out, q_l.shape().clone()))
     }
 
@@ -100,7 +101,7 @@ pub fn flash_attn_windowed(
 ) -> Result<Tensor> {
     let alibi_slopes = None;
     let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
-    differentiable::apply([q, k, v], op.options(), op.name())
+    differentiable::apply([q, k, v], op.options(), None, op.name())
 }
 
 /// [`crate::flash_attn_alibi`].
@@ -136,7 +137,7 @@ pub fn flash_attn_alibi_windowed(
 ) -> Result<Tensor> {
     let alibi_slopes = Some(alibi_slopes.clone());
     let op = FlashAttn { softmax_scale, alibi_slopes, window_size_left, window_size_right, use_gqa_packing };
-    differentiable::apply([q, k, v], op.options(), op.name())
+    differentiable::apply([q, k, v], op.options(), None, op.name())
 }
 
 /// [`crate::flash_attn_varlen`].

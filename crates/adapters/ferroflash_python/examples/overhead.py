@@ -26,7 +26,7 @@ def candidates(q, k, v):
         "ferroflash.flash_attn_func": functools.partial(ferroflash.flash_attn_func, q, k, v, causal=True),
         "ferroflash.flash_attn_qkvpacked_func": functools.partial(ferroflash.flash_attn_qkvpacked_func, qkv, causal=True),
         "ferroflash.forward(out=)": functools.partial(ferroflash.forward, q, k, v, causal=True, out=torch.empty_like(q)),
-        "torch.ops.ferroflash.forward": functools.partial(torch.ops.ferroflash.forward, q, k, v, None, True, -1, -1, 0.0, False, False, "", "", None, 0.0, None),
+        "torch.ops.ferroflash.forward": functools.partial(torch.ops.ferroflash.forward, q, k, v, None, True, -1, -1, 0.0, False, False, "", "", None, 0.0, None, None),
     }
     try:
         import flash_attn

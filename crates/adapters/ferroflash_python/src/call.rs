@@ -104,6 +104,8 @@ pub(crate) struct Options {
     pub(crate) program: Option<OnScores>,
     /// What is dropped.
     pub(crate) dropout: Option<Dropped>,
+    /// Sinks of the query heads.
+    pub(crate) sink: Option<Tensor>,
 }
 
 /// Dropout as Python hands it over: `(p, seed, offset, False)`, or `(p, address, 0, True)` with seed and offset as two numbers of 64 bits at an
@@ -111,24 +113,31 @@ pub(crate) struct Options {
 pub(crate) type Dropped = (f64, u64, u64, bool);
 
 impl Options {
-    /// Checks what the library does not see of the program, whose tensors have to be where q is.
+    /// Checks what the library does not see of the program and the sinks, whose tensors have to be where q is.
     pub(crate) fn check(&self, py: Python<'_>, place: Place) -> PyResult<()> {
+        let sink = [(Operand::Sink, self.sink.as_ref().map(|sink| sink.place))];
+        check_places(place, sink).map_err(|error| errors::raise(py, error))?;
         self.program.as_ref().map_or(Ok(()), |program| program.check(py, place))
     }
 
-    /// Runs `call` with the options as ferroflash's own, and the program on tensors in the memory of `device`.
+    /// Runs `call` with the options as ferroflash's own, the program and the sinks on tensors in the memory of `device`.
     pub(crate) fn with_attention<R>(
         &self,
         device: &Device,
         call: impl FnOnce(&Attention<'_>) -> ferroflash::Result<R>,
     ) -> ferroflash::Result<R> {
-        let attention = self.attention();
+        let mut attention = self.attention();
+        if let Some(sink) = &self.sink {
+            // SAFETY: memory of this device by what its owner says, or planned with and never launched with. The arguments of the call hold it
+            // until it returns, and from then on its framework gives memory back in the order of the stream.
+            attention = attention.with_sink(&unsafe { sink.view(device) }?);
+        }
         let Some(program) = &self.program else { return call(&attention) };
         let bound = program.bind(device)?;
         call(&attention.with_program(&bound))
     }
 
-    fn attention(&self) -> Attention<'static> {
+    fn attention<'a>(&self) -> Attention<'a> {
         let right = if self.causal { 0 } else { self.right };
         // No tensor has more rows than 32 bits count, so that a larger bound hides nothing.
         let [left, right] = [self.left, right].map(|bound| u32::try_from(bound).ok());

@@ -1,12 +1,14 @@
 //! Tensors on the CPU: the GPU's kernels in ferroflash's emulator, on copies in its memory.
 
+use crate::blocks::found_by;
 use crate::call::{Call, Memory, Options, Tensor};
 use crate::errors;
 use crate::gradients::Backward;
 use crate::merge;
 use crate::packed_gradients::{self, PackedBackward};
-use crate::program::Elements;
+use crate::program::{Elements, OnScores};
 use crate::sequences::{self, Numbers, TENSORS};
+use ferroflash::score::{FoundBlocks, ScoreShape};
 use ferroflash::{DType, Device, Element, Indices, Layout, Lse, Operand, TensorView, TensorViewMut, bf16, f16};
 use pyo3::prelude::*;
 use std::sync::OnceLock;
@@ -108,6 +110,10 @@ fn typed_backward<T: Element>(device: &Device, options: &Options, call: &Backwar
         dq: moved(&call.dq, uninit(&call.dq)?),
         dk: moved(&call.dk, uninit(&call.dk)?),
         dv: moved(&call.dv, uninit(&call.dv)?),
+        dsink: call
+            .dsink
+            .map(|dsink| Ok::<_, ferroflash::Error>(moved(&dsink, copy::<f32>(device, &dsink)?)))
+            .transpose()?,
     };
     let stream = device.default_stream();
     with_copies(device, options, |options| {
@@ -117,7 +123,7 @@ fn typed_backward<T: Element>(device: &Device, options: &Options, call: &Backwar
         // SAFETY: the memory has as many elements as the tensor reaches.
         write::<T>(to, &unsafe { from.view(device) }?.to_vec()?);
     }
-    Ok(())
+    call.dsink.iter().zip(&there.dsink).try_for_each(|(to, from)| write_any(device, to, from))
 }
 
 /// Computes a call over sequences whose tensors and numbers are in the memory of this process.
@@ -203,13 +209,24 @@ pub(crate) fn packed_backward(options: &Options, call: &PackedBackward) -> ferro
     Ok(())
 }
 
-/// Runs `call` with the same options, the program's tensors in the emulator's memory.
+/// The blocks of a program whose tensors are in the memory of this process, in the emulator's.
+pub(crate) fn find_blocks(program: &OnScores, shape: ScoreShape) -> ferroflash::Result<FoundBlocks> {
+    let device = device()?;
+    let options = Options { program: Some(program.clone()), ..Options::default() };
+    with_copies(device, &options, |options| found_by(options.program.as_ref().expect("given above"), device, shape))
+}
+
+/// Runs `call` with the same options, the program's tensors and the sinks in the emulator's memory.
 fn with_copies<R>(
     device: &Device,
     options: &Options,
     call: impl FnOnce(&Options) -> ferroflash::Result<R>,
 ) -> ferroflash::Result<R> {
     let (mut tensors, mut numbers, mut there) = (Vec::new(), Vec::new(), options.clone());
+    if let Some(sink) = &mut there.sink {
+        tensors.push(copy_any(device, sink)?);
+        sink.address = tensors[0].address();
+    }
     for (_, memory) in there.program.iter_mut().flat_map(|program| &mut program.tensors) {
         memory.address = match memory.dtype {
             Elements::Floats(dtype) => {

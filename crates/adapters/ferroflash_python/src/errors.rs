@@ -1,6 +1,6 @@
 //! Errors of the library as exceptions of the package, with the library's messages.
 
-use ferroflash::{Error, MergeError};
+use ferroflash::{Error, MergeError, SinkError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -36,6 +36,7 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
     match error {
         Error::DTypeMismatch { .. }
         | Error::ElementType { .. }
+        | Error::Sink(SinkError::DType { .. })
         | Error::Merge(MergeError::PartDType { .. } | MergeError::OutDType { .. }) => of_type(py, message),
         Error::Unsupported(_) => of(py, "MissingFeatureError", message),
         Error::NoDriver { .. }

@@ -22,6 +22,8 @@ pub(crate) struct Backward {
     pub(crate) dq: Tensor,
     pub(crate) dk: Tensor,
     pub(crate) dv: Tensor,
+    /// `f32 [q_heads]`, where there are sinks and it is wanted.
+    pub(crate) dsink: Option<Tensor>,
 }
 
 /// The tensors as ferroflash knows them.
@@ -53,7 +55,7 @@ impl Backward {
     }
 
     /// Where all tensors but q are.
-    fn other_places(&self) -> [(Operand, Option<Place>); 9] {
+    fn other_places(&self) -> [(Operand, Option<Place>); 10] {
         let others = [
             (Operand::K, Some(&self.k)),
             (Operand::V, Some(&self.v)),
@@ -64,6 +66,7 @@ impl Backward {
             (Operand::Dq, Some(&self.dq)),
             (Operand::Dk, Some(&self.dk)),
             (Operand::Dv, Some(&self.dv)),
+            (Operand::Dsink, self.dsink.as_ref()),
         ];
         others.map(|(operand, tensor)| (operand, tensor.map(|tensor| tensor.place)))
     }
@@ -105,6 +108,10 @@ impl Backward {
         if let Some(dlse) = &self.dlse {
             upstream = upstream.with_dlse(rows(dlse)?);
         }
+        let mut into = GradientsViewMut::new(write(&self.dq)?, write(&self.dk)?, write(&self.dv)?);
+        if let Some(dsink) = &self.dsink {
+            into = into.with_dsink(write(dsink)?);
+        }
         Ok(Views {
             q: read(&self.q)?,
             k: read(&self.k)?,
@@ -112,7 +119,7 @@ impl Backward {
             out: read(&self.out)?,
             lse: rows(&self.lse)?,
             upstream,
-            into: GradientsViewMut::new(write(&self.dq)?, write(&self.dk)?, write(&self.dv)?),
+            into,
         })
     }
 }

@@ -2,6 +2,7 @@
 //! speak DLPack or `__cuda_array_interface__`. The package around it is in `python/ferroflash`.
 
 mod arrays;
+mod blocks;
 mod call;
 mod emulated;
 mod errors;
@@ -12,9 +13,11 @@ mod program;
 mod sequences;
 
 use arrays::Array;
+use blocks::{Blocks, find_blocks, find_torch_blocks};
 use call::{Call, Dropped, Memory, Options, Place, Tensor, rows_at};
 use ferroflash::{DType, Dims, MAX_RANK, Operand, Splits};
 use gradients::Backward;
+use merge::{launch_merge, merge_arrays};
 use packed_gradients::PackedBackward;
 use program::{ArrayProgram, TorchProgram, describe_program, program_of_arrays, torch_program};
 use pyo3::prelude::*;
@@ -31,7 +34,7 @@ type TorchNumbers<'py> = (i32, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>);
 ///
 /// One call with plain numbers: what it costs beside the launch is what a user of small tensors waits for.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch(
     py: Python<'_>,
@@ -48,14 +51,24 @@ fn launch(
     softcap: f64,
     program: Option<TorchProgram<'_>>,
     dropout: Option<Dropped>,
+    sink: Option<TorchTensor<'_>>,
 ) -> PyResult<()> {
-    let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
+    let (program, sink) = (program.map(torch_program).transpose()?, sink.as_ref().map(torch_tensor).transpose()?);
+    let options = Options { scale, causal, left, right, softcap, program, dropout, sink, ..Options::default() };
     let tensors = [&q, &k, &v, &out].map(torch_tensor);
     let [q, k, v, out] = tensors;
     let call = Call { q: q?, k: k?, v: v?, out: out?, lse: None };
     let call = call.with_lse_address((lse != 0).then_some(lse));
     call.run(py, stream, &options)
+}
+
+/// The array of sinks, which is to be held until the launch has returned.
+fn sink_of_arrays(
+    sink: Option<&Bound<'_, PyAny>>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<Option<Array<DType>>> {
+    sink.map(|sink| Array::import("sink", sink, stream, device, false)).transpose()
 }
 
 fn torch_tensor((ordinal, dtype, address, shape, strides): &TorchTensor<'_>) -> PyResult<Tensor> {
@@ -86,7 +99,7 @@ fn numbers(tuple: &Bound<'_, PyTuple>) -> PyResult<Dims> {
 
 /// Attention on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, dropout, /))]
+#[pyo3(signature = (q, k, v, out, lse, stream, device, scale, causal, left, right, softcap, program, dropout, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward(
     py: Python<'_>,
@@ -104,9 +117,12 @@ fn forward(
     softcap: f64,
     program: Option<ArrayProgram<'_>>,
     dropout: Option<Dropped>,
+    sink: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, program, dropout, ..Options::default() };
+    let held_sink = sink_of_arrays(sink, stream, device)?;
+    let sink = held_sink.as_ref().map(|sink| sink.tensor);
+    let options = Options { scale, causal, left, right, softcap, program, dropout, sink, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, output("out", out)?);
@@ -120,7 +136,7 @@ fn forward(
 /// Attention over packed sequences or a cache on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`TENSORS`] and [`NUMBERS`]; `hints` are the rows of the longest sequence of q and of k, where they are known.
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (stream, tensors, arrays, hints, interleaved, splits, scale, causal, left, right, softcap, program, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn launch_sequences(
     py: Python<'_>,
@@ -136,9 +152,11 @@ fn launch_sequences(
     right: i64,
     softcap: f64,
     program: Option<TorchProgram<'_>>,
+    sink: Option<TorchTensor<'_>>,
 ) -> PyResult<()> {
-    let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
+    let (program, sink) = (program.map(torch_program).transpose()?, sink.as_ref().map(torch_tensor).transpose()?);
+    let splits = split(splits);
+    let options = Options { scale, causal, left, right, softcap, splits, program, sink, ..Options::default() };
     let (mut read, mut numbers) = ([None; 9], [None; 9]);
     for (read, tensor) in read.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
@@ -162,7 +180,7 @@ fn split(number: i64) -> Splits {
 /// [`launch_sequences`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, hints, interleaved, splits, scale, causal, left, right, softcap, program, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one attention call")]
 fn forward_sequences(
     py: Python<'_>,
@@ -179,9 +197,12 @@ fn forward_sequences(
     right: i64,
     softcap: f64,
     program: Option<ArrayProgram<'_>>,
+    sink: Option<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, splits: split(splits), program, ..Options::default() };
+    let held_sink = sink_of_arrays(sink.as_ref(), stream, device)?;
+    let (splits, sink) = (split(splits), held_sink.as_ref().map(|sink| sink.tensor));
+    let options = Options { scale, causal, left, right, softcap, splits, program, sink, ..Options::default() };
     let appends = TENSORS.iter().zip(&tensors).any(|(&of, tensor)| of == Operand::NewK && tensor.is_some());
     let (mut held, mut held_numbers) = ([const { None }; 9], [const { None }; 9]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(TENSORS) {
@@ -206,7 +227,7 @@ fn forward_sequences(
 /// The backward pass on tensors of torch, all checks included. `lse` and `dlse` are addresses of contiguous `f32 [batch, q_heads, q_rows]`,
 /// or 0 for `dlse`.
 #[pyfunction]
-#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, dropout, /))]
+#[pyo3(signature = (stream, q, k, v, out, lse, dout, dlse, dq, dk, dv, scale, causal, left, right, softcap, deterministic, program, dropout, sink, dsink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_backward(
     py: Python<'_>,
@@ -229,10 +250,14 @@ fn launch_backward(
     deterministic: bool,
     program: Option<TorchProgram<'_>>,
     dropout: Option<Dropped>,
+    sink: Option<TorchTensor<'_>>,
+    dsink: Option<TorchTensor<'_>>,
 ) -> PyResult<()> {
     let program = program.map(torch_program).transpose()?;
+    let [sink, dsink] = [&sink, &dsink].map(|tensor| tensor.as_ref().map(torch_tensor).transpose());
+    let (sink, dsink) = (sink?, dsink?);
     let options =
-        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, sink, ..Options::default() };
     let [q, k, v, out, dout, dq, dk, dv] = [&q, &k, &v, &out, &dout, &dq, &dk, &dv].map(torch_tensor);
     let (q, k, v, out, dout, dq, dk, dv) = (q?, k?, v?, out?, dout?, dq?, dk?, dv?);
     let Some(lse) = rows_at(&q, lse) else {
@@ -241,13 +266,13 @@ fn launch_backward(
         return Err(errors::of_input(py, message));
     };
     let dlse = (dlse != 0).then_some(Tensor { address: dlse, ..lse });
-    Backward { q, k, v, out, lse, dout, dlse, dq, dk, dv }.run(py, stream, &options)
+    Backward { q, k, v, out, lse, dout, dlse, dq, dk, dv, dsink }.run(py, stream, &options)
 }
 
 /// The backward pass on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say
 /// theirs.
 #[pyfunction]
-#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, dropout, /))]
+#[pyo3(signature = (q, k, v, out, lse, dout, dlse, dq, dk, dv, stream, device, scale, causal, left, right, softcap, deterministic, program, dropout, sink, dsink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward(
     py: Python<'_>,
@@ -271,16 +296,21 @@ fn backward(
     deterministic: bool,
     program: Option<ArrayProgram<'_>>,
     dropout: Option<Dropped>,
+    sink: Option<&Bound<'_, PyAny>>,
+    dsink: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
+    let held_sink = sink_of_arrays(sink, stream, device)?;
+    let sink = held_sink.as_ref().map(|sink| sink.tensor);
     let options =
-        Options { scale, causal, left, right, softcap, deterministic, program, dropout, ..Options::default() };
+        Options { scale, causal, left, right, softcap, deterministic, program, dropout, sink, ..Options::default() };
     let input = |name, object| Array::import(name, object, stream, device, false);
     let output = |name, object| Array::import(name, object, stream, device, true);
     let (q, k, v, out) = (input("q", q)?, input("k", k)?, input("v", v)?, input("out", out)?);
     let (lse, dout) = (input("lse", lse)?, input("dout", dout)?);
     let dlse = dlse.map(|dlse| input("dlse", dlse)).transpose()?;
     let (dq, dk, dv) = (output("dq", dq)?, output("dk", dk)?, output("dv", dv)?);
+    let dsink = dsink.map(|dsink| output("dsink", dsink)).transpose()?;
     let call = Backward {
         q: q.tensor,
         k: k.tensor,
@@ -292,64 +322,21 @@ fn backward(
         dq: dq.tensor,
         dk: dk.tensor,
         dv: dv.tensor,
+        dsink: dsink.as_ref().map(|dsink| dsink.tensor),
     };
     // The arrays are held until the launch has returned.
     call.run(py, stream, &options)
 }
 
-/// The merge of partial results on tensors of torch, all checks included.
-#[pyfunction]
-#[pyo3(signature = (stream, outs, lses, out, lse, /))]
-fn launch_merge(
-    py: Python<'_>,
-    stream: usize,
-    outs: Vec<TorchTensor<'_>>,
-    lses: Vec<TorchTensor<'_>>,
-    out: TorchTensor<'_>,
-    lse: Option<TorchTensor<'_>>,
-) -> PyResult<()> {
-    let parts = outs.iter().zip(&lses).map(|(out, lse)| Ok((torch_tensor(out)?, torch_tensor(lse)?)));
-    let parts = parts.collect::<PyResult<_>>()?;
-    let lse = lse.as_ref().map(torch_tensor).transpose()?;
-    merge::Call { parts, out: torch_tensor(&out)?, lse }.run(py, stream)
-}
-
-/// [`launch_merge`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
-#[pyfunction(name = "merge")]
-#[pyo3(signature = (outs, lses, out, lse, stream, device, /))]
-fn merge_arrays(
-    py: Python<'_>,
-    outs: Vec<Bound<'_, PyAny>>,
-    lses: Vec<Bound<'_, PyAny>>,
-    out: &Bound<'_, PyAny>,
-    lse: Option<&Bound<'_, PyAny>>,
-    stream: usize,
-    device: Option<usize>,
-) -> PyResult<()> {
-    let import = |operand: Operand, object: &Bound<'_, PyAny>, is_written| {
-        Array::<DType>::import(&operand.to_string(), object, stream, device, is_written)
-    };
-    let parts =
-        outs.iter().zip(&lses).enumerate().map(|(i, (out, lse))| {
-            Ok((import(Operand::Part(i), out, false)?, import(Operand::PartLse(i), lse, false)?))
-        });
-    let parts = parts.collect::<PyResult<Vec<_>>>()?;
-    let out = import(Operand::Out, out, true)?;
-    let lse = lse.map(|lse| import(Operand::Lse, lse, true)).transpose()?;
-    let tensors = parts.iter().map(|(out, lse)| (out.tensor, lse.tensor)).collect();
-    // The arrays are held until the launch has returned.
-    merge::Call { parts: tensors, out: out.tensor, lse: lse.as_ref().map(|lse| lse.tensor) }.run(py, stream)
-}
-
 /// The backward pass over packed sequences on tensors of torch, all checks included. `tensors` and `arrays` are in the order of
 /// [`packed_gradients::TENSORS`] and [`packed_gradients::NUMBERS`].
 #[pyfunction]
-#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (stream, tensors, arrays, scale, causal, left, right, softcap, program, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn launch_packed_backward(
     py: Python<'_>,
     stream: usize,
-    tensors: [Option<TorchTensor<'_>>; 10],
+    tensors: [Option<TorchTensor<'_>>; 11],
     arrays: [Option<TorchNumbers<'_>>; 4],
     scale: Option<f64>,
     causal: bool,
@@ -357,11 +344,13 @@ fn launch_packed_backward(
     right: i64,
     softcap: f64,
     program: Option<TorchProgram<'_>>,
+    sink: Option<TorchTensor<'_>>,
 ) -> PyResult<()> {
+    let (program, sink) = (program.map(torch_program).transpose()?, sink.as_ref().map(torch_tensor).transpose()?);
     // Packed sequences have no gradients but deterministic ones.
-    let program = program.map(torch_program).transpose()?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
-    let mut call = PackedBackward { tensors: [None; 10], numbers: [None; 4] };
+    let deterministic = true;
+    let options = Options { scale, causal, left, right, softcap, deterministic, program, sink, ..Options::default() };
+    let mut call = PackedBackward { tensors: [None; 11], numbers: [None; 4] };
     for (read, tensor) in call.tensors.iter_mut().zip(&tensors) {
         *read = tensor.as_ref().map(torch_tensor).transpose()?;
     }
@@ -374,11 +363,11 @@ fn launch_packed_backward(
 /// [`launch_packed_backward`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not
 /// say theirs.
 #[pyfunction]
-#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, program, /))]
+#[pyo3(signature = (tensors, arrays, stream, device, scale, causal, left, right, softcap, program, sink, /))]
 #[allow(clippy::too_many_arguments, reason = "the tensors and options of one backward pass")]
 fn backward_packed(
     py: Python<'_>,
-    tensors: [Option<Bound<'_, PyAny>>; 10],
+    tensors: [Option<Bound<'_, PyAny>>; 11],
     arrays: [Option<Bound<'_, PyAny>>; 4],
     stream: usize,
     device: Option<usize>,
@@ -388,10 +377,13 @@ fn backward_packed(
     right: i64,
     softcap: f64,
     program: Option<ArrayProgram<'_>>,
+    sink: Option<Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     let (program, _arrays) = program_of_arrays(program, stream, device)?;
-    let options = Options { scale, causal, left, right, softcap, deterministic: true, program, ..Options::default() };
-    let (mut held, mut held_numbers) = ([const { None }; 10], [const { None }; 4]);
+    let held_sink = sink_of_arrays(sink.as_ref(), stream, device)?;
+    let (deterministic, sink) = (true, held_sink.as_ref().map(|sink| sink.tensor));
+    let options = Options { scale, causal, left, right, softcap, deterministic, program, sink, ..Options::default() };
+    let (mut held, mut held_numbers) = ([const { None }; 11], [const { None }; 4]);
     for ((held, object), operand) in held.iter_mut().zip(&tensors).zip(packed_gradients::TENSORS) {
         let is_written = packed_gradients::is_written(operand);
         let import = |object| Array::<DType>::import(&operand.to_string(), object, stream, device, is_written);
@@ -428,5 +420,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(launch_packed_backward, module)?)?;
     module.add_function(wrap_pyfunction!(backward_packed, module)?)?;
     module.add_function(wrap_pyfunction!(describe_program, module)?)?;
+    module.add_function(wrap_pyfunction!(find_torch_blocks, module)?)?;
+    module.add_function(wrap_pyfunction!(find_blocks, module)?)?;
+    module.add_class::<Blocks>()?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

@@ -1,9 +1,10 @@
 //! One merge of partial results: where its tensors lie, and who computes it.
 
+use crate::arrays::Array;
 use crate::call::{Place, Tensor, check_row_values};
-use crate::{emulated, errors};
+use crate::{TorchTensor, emulated, errors, torch_tensor};
 use ferroflash::{
-    Device, Error, LseShape, LseView, LseViewMut, MergeError, Operand, Part, Stream, merge_into, plan_merge,
+    DType, Device, Error, LseShape, LseView, LseViewMut, MergeError, Operand, Part, Stream, merge_into, plan_merge,
 };
 use pyo3::prelude::*;
 
@@ -101,4 +102,48 @@ fn lse_shape(lse: &Tensor) -> LseShape {
         [heads, rows] => LseShape { batch: 1, heads, rows },
         _ => unreachable!("checked by `check`"),
     }
+}
+
+/// The merge of partial results on tensors of torch, all checks included.
+#[pyfunction]
+#[pyo3(signature = (stream, outs, lses, out, lse, /))]
+pub(crate) fn launch_merge(
+    py: Python<'_>,
+    stream: usize,
+    outs: Vec<TorchTensor<'_>>,
+    lses: Vec<TorchTensor<'_>>,
+    out: TorchTensor<'_>,
+    lse: Option<TorchTensor<'_>>,
+) -> PyResult<()> {
+    let parts = outs.iter().zip(&lses).map(|(out, lse)| Ok((torch_tensor(out)?, torch_tensor(lse)?)));
+    let parts = parts.collect::<PyResult<_>>()?;
+    let lse = lse.as_ref().map(torch_tensor).transpose()?;
+    Call { parts, out: torch_tensor(&out)?, lse }.run(py, stream)
+}
+
+/// [`launch_merge`] on objects that speak DLPack or `__cuda_array_interface__`, in place. `device` is the GPU of those that do not say theirs.
+#[pyfunction(name = "merge")]
+#[pyo3(signature = (outs, lses, out, lse, stream, device, /))]
+pub(crate) fn merge_arrays(
+    py: Python<'_>,
+    outs: Vec<Bound<'_, PyAny>>,
+    lses: Vec<Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    lse: Option<&Bound<'_, PyAny>>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<()> {
+    let import = |operand: Operand, object: &Bound<'_, PyAny>, is_written| {
+        Array::<DType>::import(&operand.to_string(), object, stream, device, is_written)
+    };
+    let parts =
+        outs.iter().zip(&lses).enumerate().map(|(i, (out, lse))| {
+            Ok((import(Operand::Part(i), out, false)?, import(Operand::PartLse(i), lse, false)?))
+        });
+    let parts = parts.collect::<PyResult<Vec<_>>>()?;
+    let out = import(Operand::Out, out, true)?;
+    let lse = lse.map(|lse| import(Operand::Lse, lse, true)).transpose()?;
+    let tensors = parts.iter().map(|(out, lse)| (out.tensor, lse.tensor)).collect();
+    // The arrays are held until the launch has returned.
+    Call { parts: tensors, out: out.tensor, lse: lse.as_ref().map(|lse| lse.tensor) }.run(py, stream)
 }

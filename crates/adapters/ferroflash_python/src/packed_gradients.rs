@@ -9,8 +9,9 @@ use ferroflash::{
 };
 use pyo3::prelude::*;
 
-/// The tensors of a call, in the order in which Python hands them over. The gradient of the log-sum-exp may be left out.
-pub(crate) const TENSORS: [Operand; 10] = [
+/// The tensors of a call, in the order in which Python hands them over. The gradients of the log-sum-exp and of sinks
+/// may be left out.
+pub(crate) const TENSORS: [Operand; 11] = [
     Operand::Q,
     Operand::K,
     Operand::V,
@@ -21,6 +22,7 @@ pub(crate) const TENSORS: [Operand; 10] = [
     Operand::Dq,
     Operand::Dk,
     Operand::Dv,
+    Operand::Dsink,
 ];
 
 /// The numbers of a call, likewise. Rows in use may be left out.
@@ -29,7 +31,7 @@ pub(crate) const NUMBERS: [Operand; 4] = [Operand::QStarts, Operand::KvStarts, O
 /// The tensors and numbers of one backward pass.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PackedBackward {
-    pub(crate) tensors: [Option<Tensor>; 10],
+    pub(crate) tensors: [Option<Tensor>; 11],
     pub(crate) numbers: [Option<Numbers>; 4],
 }
 
@@ -44,7 +46,7 @@ struct Views<'a> {
 
 /// Whether a call writes it.
 pub(crate) fn is_written(operand: Operand) -> bool {
-    matches!(operand, Operand::Dq | Operand::Dk | Operand::Dv)
+    matches!(operand, Operand::Dq | Operand::Dk | Operand::Dv | Operand::Dsink)
 }
 
 impl PackedBackward {
@@ -67,7 +69,7 @@ impl PackedBackward {
         let needed = TENSORS.into_iter().zip(self.tensors.iter().map(Option::is_some));
         let needed = needed.chain(NUMBERS.into_iter().zip(self.numbers.iter().map(Option::is_some)));
         for (operand, is_given) in needed {
-            let may_miss = matches!(operand, Operand::Dlse | Operand::QUsed | Operand::KvUsed);
+            let may_miss = matches!(operand, Operand::Dlse | Operand::Dsink | Operand::QUsed | Operand::KvUsed);
             if !is_given && !may_miss {
                 return Err(errors::of_input(py, format!("{operand} is needed")));
             }
@@ -148,12 +150,17 @@ impl PackedBackward {
         if let Some(dlse) = self.tensor(Operand::Dlse) {
             upstream = upstream.with_dlse(rows(dlse)?);
         }
+        let mut into = GradientsViewMut::new(write(Operand::Dq)?, write(Operand::Dk)?, write(Operand::Dv)?);
+        if let Some(dsink) = self.tensor(Operand::Dsink) {
+            // SAFETY: see above.
+            into = into.with_dsink(unsafe { dsink.view_mut(device) }?);
+        }
         Ok(Views {
             inputs: [read(Operand::Q)?, read(Operand::K)?, read(Operand::V)?, read(Operand::Out)?],
             lse: rows(self.given(Operand::Lse))?,
             upstream,
             rows: [packed(0, 2)?, packed(1, 3)?],
-            into: GradientsViewMut::new(write(Operand::Dq)?, write(Operand::Dk)?, write(Operand::Dv)?),
+            into,
         })
     }
 }

@@ -1,12 +1,13 @@
 //! Programs on scores: what Python hands over as text, and the memory that they read.
 
 use crate::arrays::{Array, ElementType};
+use crate::blocks::Blocks;
 use crate::call::{Memory, Place};
 use crate::sequences::Int32;
 use crate::{errors, numbers};
 use dlpark::ffi::{DLDataType, DLDataTypeCode};
-use ferroflash::score::{BoundProgram, ProgramTensor, ScoreProgram};
-use ferroflash::{DType, Device, IndicesView};
+use ferroflash::score::{BoundProgram, FoundBlocks, ProgramTensor, ScoreProgram};
+use ferroflash::{DType, Device, Error, IndicesView, ProgramError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use std::collections::HashMap;
@@ -14,11 +15,13 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 mod text;
 
-/// A program on scores as Python hands it over: its text, and its tensors by name, `(name, ordinal, dtype, address, shape, strides)` each.
-pub(crate) type TorchProgram<'py> = (String, Vec<(String, i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>);
+/// A program on scores as Python hands it over: its text, its tensors by name, `(name, ordinal, dtype, address, shape, strides)` each, and the blocks of
+/// its mask, where they are known.
+pub(crate) type TorchProgram<'py> =
+    (String, Vec<(String, i32, u8, u64, Bound<'py, PyTuple>, Bound<'py, PyTuple>)>, Option<Bound<'py, Blocks>>);
 
 /// The same, with tensors that speak DLPack or `__cuda_array_interface__`.
-pub(crate) type ArrayProgram<'py> = (String, Vec<(String, Bound<'py, PyAny>)>);
+pub(crate) type ArrayProgram<'py> = (String, Vec<(String, Bound<'py, PyAny>)>, Option<Bound<'py, Blocks>>);
 
 /// What a tensor of a program holds.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +61,8 @@ pub(crate) struct OnScores {
     pub(crate) text: String,
     /// By name.
     pub(crate) tensors: Vec<(String, Memory<Elements>)>,
+    /// Of its mask.
+    pub(crate) blocks: Option<FoundBlocks>,
 }
 
 impl OnScores {
@@ -95,7 +100,13 @@ impl OnScores {
             Ok((name.as_str(), tensor))
         });
         let tensors = tensors.collect::<ferroflash::Result<Vec<_>>>()?;
-        program(&self.text)?.bind(&tensors)
+        let bound = program(&self.text)?.bind(&tensors)?;
+        let Some(blocks) = &self.blocks else { return Ok(bound) };
+        match bound.clone().with_known_blocks(blocks) {
+            // Beside the mask, a function of scores that itself does nothing but hide keys: every key is visited.
+            Err(Error::Program(ProgramError::BlocksOfAnother { .. })) => Ok(bound),
+            with_blocks => with_blocks,
+        }
     }
 }
 
@@ -117,7 +128,7 @@ pub(crate) fn program(text: &str) -> ferroflash::Result<ScoreProgram> {
 }
 
 /// A program on tensors of torch.
-pub(crate) fn torch_program((text, tensors): TorchProgram<'_>) -> PyResult<OnScores> {
+pub(crate) fn torch_program((text, tensors, blocks): TorchProgram<'_>) -> PyResult<OnScores> {
     let tensors = tensors.iter().map(|(name, ordinal, dtype, address, shape, strides)| {
         let place = if *ordinal < 0 { Place::Cpu } else { Place::Cuda(*ordinal as usize) };
         // The numbers that `_torch.py` gives the types.
@@ -128,20 +139,32 @@ pub(crate) fn torch_program((text, tensors): TorchProgram<'_>) -> PyResult<OnSco
             Memory { place, dtype, address: *address, shape: numbers(shape)?, strides: numbers(strides)? },
         ))
     });
-    Ok(OnScores { text, tensors: tensors.collect::<PyResult<_>>()? })
+    let blocks = blocks.map(|blocks| blocks.get().0.clone());
+    Ok(OnScores { text, tensors: tensors.collect::<PyResult<_>>()?, blocks })
 }
 
-/// The program, and the arrays of its tensors, which are to be held until the launch has returned.
+/// [`arrays_of_program`], where there is a program.
 pub(crate) fn program_of_arrays(
     program: Option<ArrayProgram<'_>>,
     stream: usize,
     device: Option<usize>,
 ) -> PyResult<(Option<OnScores>, Vec<Array<Elements>>)> {
-    let Some((text, tensors)) = program else { return Ok((None, Vec::new())) };
+    let Some(program) = program else { return Ok((None, Vec::new())) };
+    let (program, arrays) = arrays_of_program(program, stream, device)?;
+    Ok((Some(program), arrays))
+}
+
+/// The program, and the arrays of its tensors, which are to be held until the launch has returned.
+pub(crate) fn arrays_of_program(
+    (text, tensors, blocks): ArrayProgram<'_>,
+    stream: usize,
+    device: Option<usize>,
+) -> PyResult<(OnScores, Vec<Array<Elements>>)> {
     let import = |(name, object): &(String, _)| Array::<Elements>::import(name, object, stream, device, false);
     let arrays = tensors.iter().map(import).collect::<PyResult<Vec<_>>>()?;
     let tensors = tensors.into_iter().zip(&arrays).map(|((name, _), array)| (name, array.tensor)).collect();
-    Ok((Some(OnScores { text, tensors }), arrays))
+    let blocks = blocks.map(|blocks| blocks.get().0.clone());
+    Ok((OnScores { text, tensors, blocks }, arrays))
 }
 
 /// What the program of this text computes, in a few lines; an error when there is no such program.

@@ -33,9 +33,10 @@ def visible(rows, keys, causal=False, left=None, right=None):
     return seen
 
 
-def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None):
+def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None, sink=None):
     """`(out, lse)` of q `[batch, row, head, dim]`, in float64, or as the precision rounds it. `change` is a program on scores `[batch, head, row, key]`,
-    which is told the number of the first batch entry; `kept` is what dropout multiplies weights with, see `kept_weights`."""
+    which is told the number of the first batch entry; `kept` is what dropout multiplies weights with, see `kept_weights`; `sink` a score
+    more of each head, without a value."""
     number = np.float64 if precision is None else np.float32
     q, k, v = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v))
     group = q.shape[1] // max(k.shape[1], 1)
@@ -46,10 +47,12 @@ def attention(q, k, v, mask, scale, softcap=0.0, precision=None, change=None, fi
     if change is not None:
         scores = np.asarray(change(scores, first_batch), dtype=number)
     scores = np.where(mask, scores, number(-np.inf))
-    most = np.max(scores, axis=3, keepdims=True, initial=-np.inf)
+    of_head = np.full(q.shape[1], -np.inf) if sink is None else np.asarray(sink)
+    of_head = of_head.astype(number)[None, :, None, None]
+    most = np.maximum(np.max(scores, axis=3, keepdims=True, initial=-np.inf), of_head)
     sees = most > -np.inf
     weights = np.exp(scores - np.where(sees, most, 0))
-    total = weights.sum(axis=3, keepdims=True)
+    total = weights.sum(axis=3, keepdims=True) + np.exp(of_head - np.where(sees, most, 0))
     with np.errstate(divide="ignore"):
         lse = np.where(sees, np.where(sees, most, 0) + np.log(total), -np.inf)[..., 0]
     weights = weights / np.where(sees, total, 1)
@@ -109,12 +112,12 @@ def derivative(change, scores, first_batch):
     return (np.where(seen, more, 0) - np.where(seen, less, 0)) / (2 * step)
 
 
-def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None):
-    """`(dq, dk, dv)` of `sum(dout * out) + sum(dlse * lse)`, in float64, or as a straightforward program in the precision rounds them: weights
+def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, change=None, first_batch=0, kept=None, sink=None):
+    """`(dq, dk, dv)`, with a `sink` `(dq, dk, dv, dsink)`, of `sum(dout * out) + sum(dlse * lse)`, in float64, or as a straightforward program in the precision rounds them: weights
     and gradients of scores where they meet a tensor, the output that they are compared with, and the results. `change` and `kept` are as in `attention`."""
     number = np.float64 if precision is None else np.float32
     stored = (lambda x: x) if precision is None else (lambda x: round_to(x, precision).astype(number))
-    out, lse = attention(q, k, v, mask, scale, softcap, precision, change, first_batch, kept)
+    out, lse = attention(q, k, v, mask, scale, softcap, precision, change, first_batch, kept, sink)
     kept = number(1) if kept is None else kept.astype(number)
     q, k, v, dout, out = (np.asarray(x, dtype=number).transpose(0, 2, 1, 3) for x in (q, k, v, dout, out))
     batch, kv_heads, keys, dim = k.shape
@@ -137,20 +140,27 @@ def gradients(q, k, v, dout, dlse, mask, scale, softcap=0.0, precision=None, cha
     summed = lambda x: x.reshape(batch, kv_heads, group, keys, dim).sum(axis=2)
     dk = number(scale) * summed(of_scores.transpose(0, 1, 3, 2) @ q)
     dv = summed(stored(weights * kept).transpose(0, 1, 3, 2) @ dout)
-    return [stored(x).astype(np.float64).transpose(0, 2, 1, 3) for x in (dq, dk, dv)]
+    found = [stored(x).astype(np.float64).transpose(0, 2, 1, 3) for x in (dq, dk, dv)]
+    if sink is not None:
+        # The weight of the sink times the gradient of its score, as any other's whose value is 0. It is float32 always.
+        lse = np.where(np.isfinite(lse), lse, 0).astype(number)
+        weight = np.exp(np.asarray(sink, dtype=number)[None, :, None] - lse)
+        found.append(-(weight * of_rows[..., 0]).sum(axis=(0, 2)).astype(np.float64))
+    return found
 
 
 def check_gradients(
-    test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None
+    test, found, inputs, dout, dlse, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None, sink=None
 ):
-    """Fails the test where a gradient is outside the bound, whose factor is 2 for dq and 3 for the sums over groups, as in FlashAttention's
-    own tests."""
+    """Fails the test where a gradient is outside the bound, whose factor is 2 for dq and 3 for the sums over groups and rows, as in
+    FlashAttention's own tests."""
     q, k, v, dout = (np.asarray(x, dtype=np.float64) for x in (*inputs, dout))
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap, None, change, 0, kept)
-    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision, change, 0, kept)
-    for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv"), (2, 3, 3), found, exact, rounded):
+    exact = gradients(q, k, v, dout, dlse, mask, scale, softcap, None, change, 0, kept, sink)
+    rounded = gradients(q, k, v, dout, dlse, mask, scale, softcap, precision, change, 0, kept, sink)
+    test.assertEqual(len(found), len(exact))
+    for name, factor, ours, truth, theirs in zip(("dq", "dk", "dv", "dsink"), (2, 3, 3, 3), found, exact, rounded):
         ours = np.asarray(ours, dtype=np.float64)
         test.assertEqual(ours.shape, truth.shape)
         error, bound = _largest(ours - truth), factor * _largest(theirs - truth) + 1e-5
@@ -158,33 +168,40 @@ def check_gradients(
 
 
 def check_gradients_of_sequences(
-    test, found, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None
+    test, found, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, sink=None, dsink=None
 ):
-    """:func:`check_gradients` of several sequences as one result: `inputs` has `(q, k, v, dout, dlse)` of each, `found` its three gradients."""
+    """:func:`check_gradients` of several sequences as one result: `inputs` has `(q, k, v, dout, dlse)` of each, `found` its three gradients. `dsink` is
+    the sum of all."""
+    sums = np.zeros((2, 0 if sink is None else len(sink)))
     errors, bounds = np.zeros(3), np.zeros(3)
     for batch, (ours, (*tensors, dlse)) in enumerate(zip(found, inputs, strict=True)):
         q, k, v, dout = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
         factor = q.shape[3] ** -0.5 if scale is None else scale
         mask = visible(q.shape[1], k.shape[1], causal, left, right)
         given = (q, k, v, dout, None if dlse is None else dlse[None], mask, factor, softcap)
-        exact, rounded = (gradients(*given, of, change, batch) for of in (None, precision))
+        exact, rounded = (gradients(*given, of, change, batch, None, sink) for of in (None, precision))
+        if sink is not None:
+            sums += [exact.pop(), rounded.pop()]
         for which, (x, truth, theirs) in enumerate(zip(ours, exact, rounded)):
             test.assertEqual(np.shape(x), truth.shape[1:])
             errors[which] = max(errors[which], _largest(np.asarray(x, dtype=np.float64) - truth[0]))
             bounds[which] = max(bounds[which], _largest(theirs - truth))
     for name, factor, error, bound in zip(("dq", "dk", "dv"), (2, 3, 3), errors, bounds):
         test.assertLessEqual(error, factor * bound + 1e-5, f"{name} is off by {error}")
+    if sink is not None:
+        error, bound = _largest(np.asarray(dsink, dtype=np.float64) - sums[0]), 3 * _largest(sums[1] - sums[0]) + 1e-5
+        test.assertLessEqual(error, bound, f"dsink is off by {error}")
 
 
 def check(
-    test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None
+    test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, kept=None, sink=None
 ):
     """Fails the test where a result is outside the bound. `inputs` are q, k and v with the values that the tensors hold."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in inputs)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     mask = visible(q.shape[1], k.shape[1], causal, left, right)
-    exact, exact_lse = attention(q, k, v, mask, scale, softcap, None, change, 0, kept)
-    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision, change, 0, kept)
+    exact, exact_lse = attention(q, k, v, mask, scale, softcap, None, change, 0, kept, sink)
+    rounded, rounded_lse = attention(q, k, v, mask, scale, softcap, precision, change, 0, kept, sink)
     out = np.asarray(out, dtype=np.float64)
     test.assertEqual(out.shape, exact.shape)
     error, bound = _largest(out - exact), 2 * _largest(rounded - exact) + 1e-5
@@ -201,15 +218,17 @@ def check(
         test.assertLessEqual(error, bound, f"lse is off by {error}")
 
 
-def check_sequences(test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None):
+def check_sequences(
+    test, out, lse, inputs, precision, *, causal=False, left=None, right=None, scale=None, softcap=0.0, change=None, sink=None
+):
     """:func:`check` of several sequences as one result: `out` and `inputs` have for each what `check` takes of a batch of 1, `lse` `[head, row]`."""
     errors, bounds, row_errors, row_bounds, most = [], [1e-5], [], [1e-5], 0.0
     for batch, (of_out, of_lse, tensors) in enumerate(zip(out, lse, inputs, strict=True)):
         q, k, v = (np.asarray(x, dtype=np.float64)[None] for x in tensors)
         factor = q.shape[3] ** -0.5 if scale is None else scale
         mask = visible(q.shape[1], k.shape[1], causal, left, right)
-        exact, exact_lse = attention(q, k, v, mask, factor, softcap, None, change, batch)
-        rounded, rounded_lse = attention(q, k, v, mask, factor, softcap, precision, change, batch)
+        exact, exact_lse = attention(q, k, v, mask, factor, softcap, None, change, batch, None, sink)
+        rounded, rounded_lse = attention(q, k, v, mask, factor, softcap, precision, change, batch, None, sink)
         test.assertEqual(np.shape(of_out), exact.shape[1:])
         test.assertEqual(np.shape(of_lse), exact_lse.shape[1:])
         errors.append(_largest(np.asarray(of_out, dtype=np.float64) - exact[0]))

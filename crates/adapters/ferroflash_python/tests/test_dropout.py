@@ -148,7 +148,7 @@ class Torch(unittest.TestCase):
         """Under torch.func and for fake tensors: seed and offset are a tensor, which is kept for the gradients."""
         q, k, v, dout = self.tensors(torch.float32)
         state = torch.tensor([9, 40], dtype=torch.int64, device=DEVICE)
-        options = (None, False, -1, -1, 0.0, False, True, "", "", None, 0.3, state)
+        options = (None, False, -1, -1, 0.0, False, True, "", "", None, 0.3, state, None)
         out, _ = torch.ops.ferroflash.forward(q, k, v, *options)
         self.assertTrue(torch.equal(out, ferroflash.forward(q, k, v, dropout_p=0.3, rng_state=(9, 40))))
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]

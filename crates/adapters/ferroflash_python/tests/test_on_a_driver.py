@@ -216,6 +216,49 @@ class OnADriver(unittest.TestCase):
             self.assertTrue({line.split()[5] for line in waits} & set(recorded), log)
         self.assertTrue(all(any(f" stream {stream} " in line for stream in (0x77, 0x88)) for line in launches), log)
 
+    def test_sinks_on_the_callers_stream(self):
+        """The writer of sinks is waited for, too; their gradient is a launch more, and overlaps nothing."""
+        log = self.run_program("""
+            q, k, v, out, dout, dq, dk, dv = (Interface(0x70000000 + i * 0x100000) for i in range(8))
+            lse, sink = Interface(0x71000000, (2, 4, 5), "<f4"), Interface(0x72000000, (4,), "<f4", stream=0x55)
+            dsink, into = Interface(0x73000000, (4,), "<f4"), {"dq": dq, "dk": dk, "dv": dv}
+            ferroflash.forward(q, k, v, out=out, lse=lse, sink=sink, stream=0x77)
+            f = lambda **more: ferroflash.backward(q, k, v, out, lse, dout, **{**into, "sink": sink, **more})
+            assert f(dsink=dsink, stream=0x88) == (dq, dk, dv, dsink)
+            E = ferroflash.InputError
+            refused(E, "overlaps", lambda: ferroflash.forward(q, k, v, out=Interface(sink.address), sink=sink))
+            refused(E, "dsink overlaps", lambda: f(dsink=Interface(dq.address, (4,), "<f4")))
+            refused(ferroflash.InputTypeError, "sink is a __main__.Interface; new arrays are made for those of PyTorch, NumPy and CuPy", f)
+            refused(E, "sink is on device cuda:1, q is on cuda:0", lambda: f(device=0, sink=Packed(0x74000000, device=(2, 1)), dsink=dsink))
+            refused(E, "dsink is on device cuda:1, q is on cuda:0", lambda: f(device=0, dsink=Packed(0x74000000, device=(2, 1))))
+        """)
+        launches = self.launches(log)
+        for stream in (0x77, 0x88):
+            first = next(at for at, line in enumerate(log) if line in launches and f" stream {stream} " in line)
+            waits = {line.split()[5] for line in log[:first] if line.startswith(f"stream {stream} waits for event")}
+            recorded = {line.split()[2] for line in log[:first] if line.startswith("record event") and line.endswith(f"on stream {0x55}")}
+            self.assertTrue(waits & recorded, log)
+        self.assertTrue(launches[-1].startswith("launch backward_sinks") and f" stream {0x88} " in launches[-1], launches)
+
+    def test_blocks_of_a_mask_are_found_once(self):
+        """On the default stream, which is waited for; each call lists those of its tiles."""
+        log = self.run_program("""
+            mask = ferroflash.create_block_mask(lambda b, h, i, j: i >= j, None, None, 300, 300, device="cuda")
+            from ferroflash._program import Bound
+            q, k, v, out = (Interface(0x72000000 + i * 0x100000, (2, 300, 4, 64)) for i in range(4))
+            for score_mod in (None, None, lambda score, b, h, i, j: score * 0.5):
+                program = mask._with(score_mod)
+                assert isinstance(program, Bound)
+                ferroflash.forward(q, k, v, out=out, program=program, stream=0x77)
+            refused(ferroflash.InputError, "the blocks of", lambda: ferroflash.forward(*(Interface(x.address, (2, 299, 4, 64)) for x in (q, k, v)),
+                    out=Interface(out.address, (2, 299, 4, 64)), program=mask._with(None)))
+        """)
+        launches = [line.split()[1] for line in self.launches(log)]
+        self.assertEqual(launches.count("block_classes"), 1, launches)
+        self.assertEqual(launches.count("block_lists"), 3, launches)
+        self.assertTrue(launches[0] == "block_classes" and sum("_masked" in name for name in launches) == 2, launches)
+        self.assertEqual(sum("_listed" in name for name in launches), 1, launches)
+
     def test_dlpack_is_told_the_stream(self):
         log = self.run_program("""
             q, k, v = (Packed(0x70000000 + i * 0x100000) for i in range(3))

@@ -257,7 +257,7 @@ class Refusals(unittest.TestCase):
         out = ferroflash.flash_attn_func(q, k, v, alibi_slopes=slopes, softcap=5.0)
         self.refused(missing, words, lambda: out.sum().backward())
         operation = torch.ops.ferroflash.forward
-        out, _ = operation(q, k, v, None, True, -1, -1, 5.0, False, True, "alibi", "slopes", [slopes.detach()[None]], 0.0, None)
+        out, _ = operation(q, k, v, None, True, -1, -1, 5.0, False, True, "alibi", "slopes", [slopes.detach()[None]], 0.0, None, None)
         self.refused(missing, words, lambda: out.sum().backward())
         self.assertIsNone(q.grad)
         # Slopes that ask for a gradient are no reason to refuse those of q.
@@ -336,8 +336,8 @@ class Gradients(unittest.TestCase):
             ones(lambda *x: f.flash_attn_with_kvcache(*x, **options)),
             ones(lambda *x: f.forward(*x, causal=True, **given)),
             # The operation, with a log-sum-exp and without one, which it then computes again.
-            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, True, *told, 0.0, None)[0]),
-            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, False, *told, 0.0, None)[0]),
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, True, *told, 0.0, None, None)[0]),
+            ones(lambda *x: torch.ops.ferroflash.forward(*x, None, True, -1, -1, 0.0, False, False, *told, 0.0, None, None)[0]),
             f.backward(*tensors, *f.forward(*tensors, causal=True, return_lse=True, **given), dout, causal=True, **given),
         ):
             for a, b in zip(expected, again):
@@ -426,7 +426,7 @@ class Gradients(unittest.TestCase):
             with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
                 differentiate()
             (call,) = launch.call_args_list
-            return call.args[-3]
+            return call.args[-5]
 
         def of(function, *tensors):
             return lambda **options: function(*tensors, **options).sum().backward()
@@ -466,12 +466,161 @@ class Gradients(unittest.TestCase):
 
 
 @unittest.skipIf(torch is None, "torch is not installed")
+class Sinks(unittest.TestCase):
+    """`learnable_sink` of FlashAttention-4's function and `s_aux` of FlashAttention-3's, with gradients by autograd."""
+
+    def setUp(self):
+        from ferroflash import flash_attn_3, flash_attn_4
+
+        self.of_3, self.of_4 = flash_attn_3.flash_attn_func, flash_attn_4.flash_attn_func
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        # In bfloat16, as models keep them; so many heads that the largest error of their gradients is no matter of luck.
+        self.sink = (2 * torch.randn(16, generator=generator, device=DEVICE)).bfloat16()
+
+    def inputs(self, dtype, **sizes):
+        return inputs(dtype, q_heads=16, kv_heads=4, **sizes)
+
+    def test_results_and_gradients(self):
+        for name, dtype in PRECISIONS.items():
+            for dim in (64, 59):
+                with self.subTest(dtype=name, dim=dim):
+                    tensors, sink = [x.requires_grad_() for x in self.inputs(dtype, dim=dim)], self.sink.float().requires_grad_()
+                    out, lse = self.of_4(*tensors, causal=True, learnable_sink=sink, return_lse=True)
+                    exact = {"causal": True, "sink": array(sink)}
+                    check(self, array(out), array(lse), arrays(tensors), name, **exact)
+                    dout, dlse = randn(*out.shape).to(dtype), randn(*lse.shape)
+                    found = torch.autograd.grad((out, lse), (*tensors, sink), (dout, dlse))
+                    check_gradients(self, arrays(found), arrays(tensors), array(dout), array(dlse), name, **exact)
+
+    def test_types_of_sinks(self):
+        """Each as its numbers in float32; gradients are of its own type."""
+        tensors = [x.requires_grad_() for x in self.inputs(torch.float16)]
+        for dtype in PRECISIONS.values():
+            sink = self.sink.to(dtype).requires_grad_()
+            out, lse = self.of_4(*tensors, learnable_sink=sink)
+            self.assertIsNone(lse)
+            expected = ferroflash.forward(*tensors, sink=sink.detach().float())
+            self.assertTrue(torch.equal(out, expected))
+            (dsink,) = torch.autograd.grad(out.float().square().sum(), sink)
+            self.assertEqual(dsink.dtype, dtype)
+            self.assertTrue((dsink != 0).all())
+
+    def test_functions_agree(self):
+        tensors = self.inputs(torch.bfloat16)
+        out, lse = self.of_4(*tensors, window_size=(9, None), softcap=3.0, learnable_sink=self.sink, return_lse=True)
+        again = self.of_3(*tensors, window_size=(9, -1), softcap=3.0, s_aux=self.sink, return_attn_probs=True)
+        third = ferroflash.forward(*tensors, window=(9, None), softcap=3.0, sink=self.sink.float(), return_lse=True)
+        for pair in (again, third):
+            self.assertTrue(torch.equal(pair[0], out) and torch.equal(pair[1], lse))
+        check(self, array(out), array(lse), arrays(tensors), "bf16", left=9, softcap=3.0, sink=array(self.sink))
+        wide = self.sink.repeat_interleave(2)[::2]
+        self.assertTrue(torch.equal(self.of_4(*tensors, window_size=(9, None), softcap=3.0, learnable_sink=wide)[0], out))
+
+    def test_gradients_that_are_asked_for(self):
+        """Of sinks alone, and of all but sinks, in which case there is no launch for them."""
+        from ferroflash import _torch
+
+        q, k, v = self.inputs(torch.float16)
+        sink = self.sink.float().requires_grad_()
+        dout = randn(*q.shape).half()
+        (alone,) = torch.autograd.grad(self.of_4(q, k, v, learnable_sink=sink)[0], sink, dout)
+        out, lse = ferroflash.forward(q, k, v, sink=sink.detach(), return_lse=True)
+        dsink = torch.full_like(sink, float("nan"), requires_grad=False)
+        found = ferroflash.backward(q, k, v, out, lse, dout, sink=sink.detach(), dsink=dsink)
+        self.assertIs(found[3], dsink)
+        self.assertTrue(torch.equal(alone, dsink))
+        q.requires_grad_()
+        with mock.patch.object(_torch, "_launch_backward", wraps=_torch._launch_backward) as launch:
+            (dq,) = torch.autograd.grad(self.of_4(q, k, v, learnable_sink=sink.detach())[0], q, dout)
+        self.assertIsNone(launch.call_args.args[-1])
+        self.assertTrue(torch.equal(dq, found[0]))
+
+    def test_compiled_without_a_break(self):
+        def block(q, k, v, sink):
+            return self.of_4(q * 2, k, v, causal=True, learnable_sink=sink)[0].relu()
+
+        tensors = [x.requires_grad_() for x in (*self.inputs(torch.float16), self.sink)]
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        both = []
+        for function in (block, compiled):
+            out = function(*tensors)
+            both.append((out, *torch.autograd.grad(out.float().square().sum(), tensors)))
+        for eager, by_graph in zip(*both):
+            self.assertTrue(torch.equal(eager, by_graph))
+
+    def test_the_operation_without_a_log_sum_exp(self):
+        leaves = [x.requires_grad_() for x in (*self.inputs(torch.float16), self.sink.float())]
+        dout = randn(*leaves[0].shape).half()
+        both = []
+        for return_lse in (False, True):
+            options = (None, True, -1, -1, 0.0, False, return_lse, "", "", None, 0.0, None, leaves[3])
+            out, _ = torch.ops.ferroflash.forward(*leaves[:3], *options)
+            both.append(torch.autograd.grad(out, leaves, dout))
+        for without, with_lse in zip(*both):
+            self.assertTrue(torch.equal(without, with_lse))
+
+    def test_fake_tensors(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode():
+            q, sink = torch.empty(2, 40, 4, 64, dtype=torch.float16, requires_grad=True), torch.empty(4, requires_grad=True)
+            out, lse = self.of_4(q, q, q, learnable_sink=sink, return_lse=True)
+            dq, dsink = torch.autograd.grad(out.sum(), (q, sink))
+        self.assertEqual((out.shape, lse.shape, dq.shape, dsink.shape), (q.shape, (2, 4, 40), q.shape, (4,)))
+
+    def test_what_is_refused(self):
+        q, k, v = self.inputs(torch.float16)
+        of_type, of_input, missing = ferroflash.InputTypeError, ferroflash.InputError, ferroflash.MissingFeatureError
+        for name, function in (("learnable_sink", self.of_4), ("s_aux", self.of_3)):
+            for kind, words, sink in (
+                (of_type, f"{name} is a list; a torch.Tensor is accepted", [0.0] * 16),
+                (of_type, f"{name} holds torch.float64; torch.float16, torch.bfloat16 and torch.float32", self.sink.double()),
+                (of_input, f"{name} has shape (15,); (16,) is accepted, a number for each head of q", self.sink[1:]),
+            ):
+                with self.assertRaises(kind) as caught:
+                    function(q, k, v, **{name: sink})
+                self.assertIn(words, str(caught.exception))
+        for kind, words, options in (
+            (missing, "score_mod, mask_mod", {"mask_mod": lambda *x: True}),
+            (missing, "blocks of keys as tensors", {"block_size": (128, 128)}),
+            (missing, "a window with a bound below 0", {"window_size": (10, -1)}),
+        ):
+            with self.assertRaises(kind) as caught:
+                self.of_4(q, k, v, **options)
+            self.assertIn(words, str(caught.exception))
+        with self.assertRaisesRegex(of_type, "sink is a ndarray, q a torch.Tensor"):
+            ferroflash.forward(q, k, v, sink=array(self.sink))
+        with self.assertRaisesRegex(of_type, "sink holds bf16; f32 is accepted"):
+            ferroflash.forward(q, k, v, sink=self.sink)
+        with self.assertRaisesRegex(missing, "a gradient through"):
+            ferroflash.forward(q, k, v, sink=self.sink.float().requires_grad_(), out=torch.empty_like(q))
+
+    def test_windows_of_version_4(self):
+        """`None` is no bound, and bounds between which no key lies are none."""
+        tensors = inputs(torch.float16)
+        for given, meaning in (
+            ({"window_size": (None, None)}, {}),
+            ({"window_size": (-1, 0)}, {}),
+            ({"window_size": (5, None)}, {"left": 5}),
+            ({"window_size": (5, 2)}, {"left": 5, "right": 2}),
+            ({"window_size": (5, 2), "causal": True}, {"left": 5, "causal": True}),
+            ({"window_size": (-3, 2), "causal": True}, {"causal": True}),
+        ):
+            with self.subTest(**given):
+                check(self, array(self.of_4(*tensors, **given)[0]), None, arrays(tensors), "f16", **meaning)
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
 class AsAnOperation(unittest.TestCase):
     def test_opcheck(self):
         q, k, v = inputs(torch.float16)
-        # A program, and dropout behind it.
-        state = torch.tensor([1, 4], device=DEVICE)
-        programs = (("", "", None, 0.0, None), ("alibi", "slopes", [torch.ones(1, 4, device=DEVICE)], 0.0, None), ("", "", None, 0.5, state))
+        # A program, dropout behind it, and sinks.
+        state, sink = torch.tensor([1, 4], device=DEVICE), torch.ones(4, device=DEVICE)
+        programs = (
+            ("", "", None, 0.0, None, None),
+            ("alibi", "slopes", [torch.ones(1, 4, device=DEVICE)], 0.0, None, sink),
+            ("", "", None, 0.5, state, None),
+        )
         for return_lse, program in ((x, y) for x in (False, True) for y in programs):
             arguments = (q, k, v, None, True, 5, -1, 0.0, return_lse, return_lse, *program)
             tests = ("test_schema", "test_faketensor", "test_autograd_registration")
@@ -479,7 +628,7 @@ class AsAnOperation(unittest.TestCase):
             torch.library.opcheck(torch.ops.ferroflash.forward.default, arguments, test_utils=tests)
             out, lse = torch.ops.ferroflash.forward(*arguments[:9], True, *program)
             dlse = torch.randn_like(lse) if return_lse else None
-            arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:9], *program)
+            arguments = (q, k, v, out, lse, torch.randn_like(q), dlse, *arguments[3:9], *program, program[-1] is not None and return_lse)
             torch.library.opcheck(torch.ops.ferroflash.backward.default, arguments, test_utils=tests)
 
     def test_gradients_of_the_operation_without_a_log_sum_exp(self):
@@ -488,7 +637,7 @@ class AsAnOperation(unittest.TestCase):
         ferroflash.flash_attn_func  # registers the operation
         both = []
         for return_lse in (False, True):
-            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse, "", "", None, 0.0, None)
+            out, _ = torch.ops.ferroflash.forward(*leaves, None, True, -1, -1, 0.0, False, return_lse, "", "", None, 0.0, None, None)
             both.append(torch.autograd.grad(out, leaves, dout))
         for without, with_lse in zip(*both):
             self.assertTrue(torch.equal(without, with_lse))

@@ -268,9 +268,9 @@ class PackedGradients(unittest.TestCase):
         expected = self.expected(q, k, v, at, dout)
         function = torch.compile(lambda q, k, v: ferroflash.flash_attn_varlen_func(q, k, v, *at, 40, 45), fullgraph=True, backend="aot_eager")
         self.equal(torch.autograd.grad(function(q, k, v), (q, k, v), dout), expected)
-        out, _ = torch.ops.ferroflash.forward_packed(q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, False, "", "", None)
+        out, _ = torch.ops.ferroflash.forward_packed(q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, False, "", "", None, None)
         self.equal(torch.autograd.grad(out, (q, k, v), dout), expected)
-        arguments = (q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, True, "", "", None)
+        arguments = (q, k, v, *at, None, None, 40, 45, 0, None, False, -1, -1, 0.0, True, "", "", None, None)
         torch.library.opcheck(torch.ops.ferroflash.forward_packed.default, arguments)
 
     def test_gradients_of_gradients(self):
@@ -483,7 +483,7 @@ class Refusals(unittest.TestCase):
         self.refused(error, "129 splits are not accepted", f(num_splits=129, cache_seqlens=3))
 
     def test_arguments_are_those_of_the_original(self):
-        from ferroflash import flash_attn_3
+        from ferroflash import flash_attn_3, flash_attn_4
 
         def names(function):
             return " ".join(inspect.signature(function).parameters)
@@ -491,14 +491,114 @@ class Refusals(unittest.TestCase):
         self.assertEqual(
             names(flash_attn_3.flash_attn_varlen_func),
             "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k softmax_scale causal qv q_descale k_descale v_descale "
-            "window_size attention_chunk softcap num_splits pack_gqa deterministic sm_margin return_attn_probs",
+            "window_size attention_chunk softcap num_splits pack_gqa deterministic sm_margin return_attn_probs s_aux",
         )
         self.assertEqual(
             names(flash_attn_3.flash_attn_with_kvcache),
             "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad page_table cu_seqlens_q cu_seqlens_k_new "
             "max_seqlen_q rotary_seqlens q_descale k_descale v_descale softmax_scale causal window_size attention_chunk softcap rotary_interleaved "
-            "scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse",
+            "scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse s_aux",
         )
+        self.assertEqual(
+            names(flash_attn_4.flash_attn_func),
+            "q k v softmax_scale causal window_size learnable_sink softcap num_splits pack_gqa deterministic mask_mod full_block_cnt full_block_idx "
+            "mask_block_cnt mask_block_idx block_size return_lse",
+        )
+        self.assertEqual(
+            names(flash_attn_4.flash_attn_varlen_func),
+            "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k page_table softmax_scale causal window_size learnable_sink "
+            "softcap num_splits pack_gqa deterministic score_mod mask_mod block_sparse_tensors cu_total_m_blocks cu_total_n_blocks aux_tensors return_lse",
+        )
+
+
+@unittest.skipIf(torch is None, "torch is not installed")
+class Sinks(unittest.TestCase):
+    """`learnable_sink` of FlashAttention-4's function and `s_aux` of FlashAttention-3's, over packed sequences and caches."""
+
+    Q, KV = [40, 0, 17, 30], [45, 5, 0, 33]
+
+    def setUp(self):
+        from ferroflash import flash_attn_3, flash_attn_4
+
+        self.of_3, self.of_4 = flash_attn_3, flash_attn_4
+        self.sink = 2 * randn(16, seed=9, dtype=torch.bfloat16)
+
+    def packed(self):
+        q, k, v = randn(sum(self.Q), 16, 64, seed=1), *randn(2, sum(self.KV), 4, 64, seed=2)
+        return q, k, v, (starts(self.Q), starts(self.KV))
+
+    def test_packed_sequences(self):
+        q, k, v, at = self.packed()
+        out, lse = self.of_4.flash_attn_varlen_func(q, k, v, *at, 40, 45, causal=True, learnable_sink=self.sink, return_lse=True)
+        inputs = list(zip(parts(q, at[0]), parts(k, at[1]), parts(v, at[1])))
+        check_sequences(self, parts(out, at[0]), rows_of(lse, at[0]), inputs, "f16", causal=True, sink=array(self.sink))
+        for num_splits in (1, 0):
+            options = {"causal": True, "num_splits": num_splits, "return_attn_probs": True}
+            again = self.of_3.flash_attn_varlen_func(q, k, v, *at, 40, 45, s_aux=self.sink, **options)
+            check_sequences(self, parts(again[0], at[0]), rows_of(again[1], at[0]), inputs, "f16", causal=True, sink=array(self.sink))
+
+    def test_gradients(self):
+        """By autograd, eager and compiled, against `ferroflash.backward_packed`."""
+        q, k, v, at = self.packed()
+        sink, dout = self.sink.float(), randn(*q.shape, seed=4)
+        out, lse = ferroflash.forward_packed(q, k, v, *at, causal=True, sink=sink, return_lse=True)
+        expected = ferroflash.backward_packed(q, k, v, out, lse, dout, *at, causal=True, sink=sink)
+        self.assertEqual((len(expected), expected[3].dtype), (4, torch.float32))
+        leaves = [x.requires_grad_() for x in (q, k, v, sink)]
+
+        def of_4(q, k, v, sink):
+            return self.of_4.flash_attn_varlen_func(q, k, v, *at, 40, 45, causal=True, learnable_sink=sink)[0]
+
+        def of_3(q, k, v, sink):
+            return self.of_3.flash_attn_varlen_func(q, k, v, *at, 40, 45, causal=True, s_aux=sink)
+
+        def operation(q, k, v, sink):
+            options = (None, None, 40, 45, 0, None, True, -1, -1, 0.0, False, "", "", None, sink)
+            return torch.ops.ferroflash.forward_packed(q, k, v, *at, *options)[0]
+
+        for function in (of_4, of_3, operation, torch.compile(of_4, fullgraph=True, backend="aot_eager")):
+            for found, exact in zip(torch.autograd.grad(function(*leaves), leaves, dout), expected, strict=True):
+                self.assertTrue(torch.equal(found, exact))
+        # Of sinks alone.
+        (dsink,) = torch.autograd.grad(of_4(*(x.detach() for x in leaves[:3]), leaves[3]), leaves[3], dout)
+        self.assertTrue(torch.equal(dsink, expected[3]))
+
+    def test_caches(self):
+        cache = Cache(page_rows=16)
+        sink = self.sink[:HEADS]
+        for rows in (1, 3):
+            q = randn(8, rows, HEADS, 64)
+            keys = [cache.read(b, length) for b, length in enumerate(LENGTHS)]
+            inputs = [(array(of_q), *map(array, kv)) for of_q, kv in zip(q, keys)]
+            check = lambda out, lse: check_sequences(
+                self, list(array(out)), list(array(lse)), inputs, "f16", causal=True, sink=array(sink)
+            )
+            for num_splits in (0, 1, 3):
+                options = {"causal": True, "num_splits": num_splits}
+                check(*self.of_3.flash_attn_with_kvcache(q, cache.k, cache.v, **cache.arguments_of_3, **options, s_aux=sink, return_softmax_lse=True))
+            of_4 = {"seqused_k": int32(LENGTHS), "page_table": cache.table, "causal": True, "num_splits": 0}
+            check(*self.of_4.flash_attn_varlen_func(q, cache.k, cache.v, **of_4, learnable_sink=sink, return_lse=True))
+
+    def test_uniform_sequences_of_version_4(self):
+        q, k, v = randn(2, 9, 16, 64), *randn(2, 2, 12, 4, 64, seed=2)
+        out, lse = self.of_4.flash_attn_varlen_func(q, k, v, learnable_sink=self.sink)
+        self.assertIsNone(lse)
+        self.assertTrue(torch.equal(out, self.of_4.flash_attn_func(q, k, v, learnable_sink=self.sink)[0]))
+
+    def test_what_is_refused(self):
+        q, k, v, at = self.packed()
+        of_input, missing = ferroflash.InputError, ferroflash.MissingFeatureError
+        words = r"s_aux has shape \(15,\); \(16,\) is accepted"
+        with self.assertRaisesRegex(of_input, words):
+            self.of_3.flash_attn_varlen_func(q, k, v, *at, 40, 45, s_aux=self.sink[1:])
+        cache = Cache()
+        with self.assertRaisesRegex(of_input, words.replace("16", "4")):
+            self.of_3.flash_attn_with_kvcache(randn(8, 1, HEADS, 64), cache.k, cache.v, **cache.arguments_of_3, s_aux=self.sink[1:])
+        with self.assertRaisesRegex(missing, "gradients of sinks over a key-value cache"):
+            sink = torch.zeros(HEADS, device=DEVICE, requires_grad=True)
+            self.of_3.flash_attn_with_kvcache(randn(8, 1, HEADS, 64), cache.k, cache.v, **cache.arguments_of_3, s_aux=sink)
+        with self.assertRaisesRegex(missing, "score_mod, mask_mod"):
+            self.of_4.flash_attn_varlen_func(q, k, v, *at, 40, 45, score_mod=lambda *x: x[0])
 
 
 @unittest.skipIf(torch is None, "torch is not installed")
@@ -512,13 +612,14 @@ class AsOperations(unittest.TestCase):
         cache.k.nan_to_num_()
         cache.v.nan_to_num_()
         new, packed = randn(8, 6, KV_HEADS, 64), torch.ops.ferroflash
-        programs = (("", "", None), ("alibi", "slopes", [torch.ones(1, HEADS, device=DEVICE)]))
+        of_heads = torch.ones(HEADS, device=DEVICE)
+        programs = (("", "", None, None), ("alibi", "slopes", [of_heads[None]], of_heads))
         for return_lse, program in ((x, y) for x in (False, True) for y in programs):
             arguments = (q, q, q, at, at, None, None, 40, None, 0, *options, return_lse, *program)
             torch.library.opcheck(packed.forward_packed.default, arguments, test_utils=tests)
-            out, lse = packed.forward_packed(*arguments[:-4], True, *program)
+            out, lse = packed.forward_packed(*arguments[:-5], True, *program)
             dlse = torch.randn_like(lse) if return_lse else None
-            arguments = (q, q, q, out, lse, q, dlse, at, at, None, None, *options, *program)
+            arguments = (q, q, q, out, lse, q, dlse, at, at, None, None, *options, *program, program[-1] is not None and return_lse)
             torch.library.opcheck(packed.backward_packed.default, arguments, test_utils=tests)
             of_cache = (None, None, int32(LENGTHS), None, None, cache.table, None, 2)
             rows = randn(8, 6, HEADS, 64)

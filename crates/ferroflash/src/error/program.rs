@@ -145,6 +145,15 @@ pub enum ProgramError {
         /// Scores that the blocks were found for.
         expected: [usize; 4],
     },
+    /// Blocks that were found for another program.
+    #[error(
+        "the blocks were found for a program that hides other keys than {name}; those of the same mask are accepted, and those of a mask that a \
+         program has beside a function of scores"
+    )]
+    BlocksOfAnother {
+        /// The program.
+        name: String,
+    },
     /// Blocks for a call that does not pass over any.
     #[error(
         "the blocks of {name} are for sequences of equal length; a program without blocks is accepted over {found} ones"

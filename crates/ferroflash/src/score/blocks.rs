@@ -2,6 +2,7 @@
 
 use crate::device::{Allocation, Device};
 use crate::error::{Operand, ProgramError, Result};
+use std::sync::Arc;
 
 /// The scores of a call: `[batch, head, row, key]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +22,14 @@ impl ScoreShape {
         let ScoreShape { batch, heads, q_rows, kv_rows } = self;
         [batch, heads, q_rows, kv_rows]
     }
+}
+
+/// Blocks that were found for a program, without it and its tensors: [`BoundProgram::found_blocks`](super::BoundProgram::found_blocks).
+#[derive(Clone, Debug)]
+pub struct FoundBlocks {
+    pub(super) blocks: Arc<Blocks>,
+    /// The PTX that says which keys are hidden.
+    pub(super) hides_text: Arc<str>,
 }
 
 /// What a program shows of the scores of a call, in units of rows and keys (`kernel_spec::families::blocks`): none, some or all of them.

@@ -1,6 +1,6 @@
 //! Programs with the tensors that they read.
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, FoundBlocks};
 use super::derivative::derivative;
 use super::evaluate::{HostData, HostTensor};
 use super::hides::{hides, is_mask_only};
@@ -254,6 +254,28 @@ impl BoundProgram<'_> {
     /// The PTX in place of every score hook of a kernel, see `kernel_spec::specialise`.
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The blocks that [`BoundProgram::with_blocks`] has found, to be kept where the program and its tensors cannot be; `None` without any.
+    pub fn found_blocks(&self) -> Option<FoundBlocks> {
+        let (blocks, hides_text) = (self.blocks.clone()?, self.hides_text.clone()?);
+        Some(FoundBlocks { blocks, hides_text })
+    }
+
+    /// The program with blocks that were found before, of a program that hides no key which this one shows: of the same mask with tensors that hold
+    /// the same numbers, or of a mask that this program has beside a function of scores. That they do is the caller's word: keys of blocks that are
+    /// passed over have no weight.
+    ///
+    /// # Errors
+    /// [`ProgramError::BlocksOfAnother`] when this program only hides keys, and by other operations: what it hides of a block is then left to the
+    /// blocks. On scores of another shape a call gives [`ProgramError::BlocksShape`], on another device
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch).
+    pub fn with_known_blocks(self, found: &FoundBlocks) -> Result<Self> {
+        let hides = self.hides_text.as_ref();
+        if hides.is_none_or(|text| self.is_mask_only() && *text != found.hides_text) {
+            return Err(ProgramError::BlocksOfAnother { name: self.program.name().to_owned() }.into());
+        }
+        Ok(self.with_found_blocks(found.blocks.clone()))
     }
 
     pub(crate) fn shared_text(&self) -> Arc<str> {

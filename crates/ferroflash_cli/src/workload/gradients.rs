@@ -163,7 +163,8 @@ impl Reference {
         let dout = checked.as_deref().unwrap_or(dout);
         let block = |part: Part| {
             let bound = scores.bind(part.place(case))?;
-            let attention = scores.apply(Attention::new().with_mask(case.mask), bound.as_ref());
+            let attention = Attention::new().with_mask(case.mask);
+            let attention = scores.apply_to_part(attention, bound.as_ref(), part.place(case))?;
             let of_q = |data: &[T]| part.of_q(case, data).map(|x| x.to_f64()).collect::<Vec<_>>();
             let of_kv = |data: &[T]| part.of_kv(case, data).map(|x| x.to_f64()).collect::<Vec<_>>();
             let (q, k, v, dout) = (of_q(q), of_kv(k), of_kv(v), of_q(dout));
@@ -279,7 +280,8 @@ mod tests {
                 let cut_kv = |data: &[f32]| wide(&part.of_kv(&case, data).collect::<Vec<_>>());
                 let inputs = [&cut_q(&q)[..], &cut_kv(&k), &cut_kv(&v)];
                 let bound = scores.bind(part.place(&case)).unwrap();
-                let attention = scores.apply(Attention::new().with_mask(mask), bound.as_ref());
+                let attention = Attention::new().with_mask(mask);
+                let attention = scores.apply_to_part(attention, bound.as_ref(), part.place(&case)).unwrap();
                 let own = reference::backward(inputs, &cut_q(&given), None, part.sizes, &attention).unwrap();
                 let narrow = |data: &[f64]| data.iter().map(|&x| x as f32).collect::<Vec<_>>();
                 for (found, own) in [

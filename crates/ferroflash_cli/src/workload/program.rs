@@ -20,6 +20,8 @@ const SPAN: usize = 128;
 pub(crate) enum Program {
     /// The built-in softcap, no program: 5 tanh(score / 5)
     Softcap,
+    /// Attention sinks, no program: a logit of each head in the denominator of its rows
+    Sink,
     /// The library's ALiBi: score - slopes[head] |position - key|
     Alibi,
     /// The softcap as a program
@@ -40,6 +42,7 @@ impl Program {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Program::Softcap => "softcap",
+            Program::Sink => "sink",
             Program::Alibi => "alibi",
             Program::TanhCap => "tanh-cap",
             Program::Relative => "relative",
@@ -74,7 +77,7 @@ impl Program {
         let Sizes { batch, kv_rows, q_heads: heads, .. } = *sizes;
         match self {
             Program::Alibi => Some(("f32", vec![1, heads])),
-            Program::Decay => Some(("f32", vec![heads])),
+            Program::Decay | Program::Sink => Some(("f32", vec![heads])),
             Program::Relative => Some(("f32", vec![heads, 2 * SPAN + 1])),
             Program::Documents => Some(("i32", vec![batch, kv_rows])),
             Program::Softcap | Program::TanhCap | Program::Prefix | Program::Neighbourhood => None,
@@ -85,7 +88,7 @@ impl Program {
     fn written(self, sizes: &Sizes, part: Option<Place>) -> Result<Option<ScoreProgram>> {
         let number = |name| self.number(name, sizes.kv_rows);
         let program = match self {
-            Program::Softcap => return Ok(None),
+            Program::Softcap | Program::Sink => return Ok(None),
             Program::Alibi if part.is_none() => ScoreProgram::alibi(),
             Program::Alibi => ScoreProgram::new(self.name(), |p| {
                 let distance = (Place::position(part, p) - p.key()).abs().to_float();
@@ -151,9 +154,10 @@ impl Place {
     }
 }
 
-/// The tensor that a program reads.
+/// The tensor that a program reads, or that stands in its place.
 enum Read {
     Nothing,
+    Sinks(Tensor),
     Floats(&'static str, Tensor),
     Ints(&'static str, Indices, [usize; 2]),
 }
@@ -180,6 +184,11 @@ impl Scores {
         // Those of the paper for heads that are a power of two: 1/2 to 1/256 for 8 of them.
         let slopes: Vec<f32> = (1..=heads).map(|head| (-8.0 * head as f32 / heads as f32).exp2()).collect();
         let read = match case.program {
+            Some(Program::Sink) => {
+                // From a row that sees one key to one that sees hundreds they have a share. Peers take them in bf16, which holds quarters.
+                let sinks: Vec<f32> = (0..heads).map(|_| rng.random_range(-8..24) as f32 / 4.0).collect();
+                Read::Sinks(Tensor::from_slice(device, &sinks, Dims::from([heads]), Layout::RowMajor)?)
+            }
             Some(Program::Alibi) => floats("slopes", &slopes, [1, heads].into())?,
             Some(Program::Decay) => floats("slopes", &slopes, [heads].into())?,
             Some(Program::Relative) => {
@@ -202,20 +211,40 @@ impl Scores {
     pub(super) fn bind(&self, part: Option<Place>) -> Result<Option<BoundProgram<'_>>> {
         let program = self.program.map(|program| program.written(&self.sizes, part)).transpose()?.flatten();
         let tensors = match &self.read {
-            Read::Nothing => Vec::new(),
+            Read::Nothing | Read::Sinks(_) => Vec::new(),
             Read::Floats(name, tensor) => vec![(*name, ProgramTensor::from(tensor.view()))],
             Read::Ints(name, ids, shape) => vec![(*name, ProgramTensor::ints(ids.view(), *shape)?)],
         };
         program.map(|program| program.bind(&tensors)).transpose()
     }
 
-    /// Has scores pass through this program, and the softcap where that is asked for.
-    pub(super) fn apply<'a>(&self, attention: Attention<'a>, bound: Option<&'a BoundProgram<'a>>) -> Attention<'a> {
+    /// Has scores pass through this program, and the softcap or the sinks where they are asked for.
+    pub(super) fn apply<'a>(&'a self, attention: Attention<'a>, bound: Option<&'a BoundProgram<'a>>) -> Attention<'a> {
         let cap = (self.program == Some(Program::Softcap)).then_some(CAP);
         let attention = attention.with_softcap(cap);
+        let attention = match &self.read {
+            Read::Sinks(sinks) => attention.with_sink(&sinks.view()),
+            _ => attention,
+        };
         match bound {
             Some(bound) => attention.with_program(bound),
             None => attention,
+        }
+    }
+
+    /// [`Self::apply`] to a part of the problem, with the program in the terms of that part.
+    pub(super) fn apply_to_part<'a>(
+        &'a self,
+        attention: Attention<'a>,
+        bound: Option<&'a BoundProgram<'a>>,
+        part: Option<Place>,
+    ) -> Result<Attention<'a>> {
+        let attention = self.apply(attention, bound);
+        match (&self.read, part) {
+            (Read::Sinks(sinks), Some(Place { head, .. })) => {
+                Ok(attention.with_sink(&sinks.view().narrow(0, head..head + 1)?))
+            }
+            _ => Ok(attention),
         }
     }
 
@@ -235,7 +264,9 @@ impl Scores {
     pub(super) fn bytes(&self) -> Result<Option<Vec<u8>>> {
         Ok(match &self.read {
             Read::Nothing => None,
-            Read::Floats(_, tensor) => Some(bytemuck::cast_slice(&tensor.to_vec::<f32>()?).to_vec()),
+            Read::Floats(_, tensor) | Read::Sinks(tensor) => {
+                Some(bytemuck::cast_slice(&tensor.to_vec::<f32>()?).to_vec())
+            }
             Read::Ints(_, ids, _) => Some(bytemuck::cast_slice(&ids.to_vec()?).to_vec()),
         })
     }
@@ -315,7 +346,7 @@ mod tests {
             let [whole, part] = [None, Some(place)].map(|part| scores.bind(part).unwrap());
             let texts = whole.zip(part).map(|(whole, part)| (format!("{:?}", whole), format!("{:?}", part)));
             match program {
-                Program::Softcap => assert_eq!(texts, None),
+                Program::Softcap | Program::Sink => assert_eq!(texts, None),
                 Program::TanhCap => assert!(texts.is_some_and(|(whole, part)| whole == part)),
                 _ => assert!(texts.is_some_and(|(whole, part)| whole != part), "{program}"),
             }

@@ -13,6 +13,7 @@ from ._errors import (
     InputTypeError,
     MissingFeatureError,
 )
+from ._flex import BlockMask, create_block_mask, flex_attention
 from ._forward import dropout_numbers, forward
 from ._merge import merge, merge_attn_states
 from ._native import __version__, devices
@@ -31,6 +32,7 @@ _OF_TORCH = (
 )
 
 __all__ = [
+    "BlockMask",
     "DeviceError",
     "EmulatorWarning",
     "Error",
@@ -41,8 +43,10 @@ __all__ = [
     "ScoreProgram",
     "backward",
     "backward_packed",
+    "create_block_mask",
     "devices",
     "dropout_numbers",
+    "flex_attention",
     "forward",
     "forward_cached",
     "forward_packed",

@@ -24,7 +24,21 @@ class _Bool:
     def __ror__(self, other: _Bool | bool) -> _Bool: ...
     def __invert__(self) -> _Bool: ...
 
-class _Float:
+# As tensors of PyTorch have them, whose functions of these names values take, too.
+class _Methods:
+    def exp(self) -> _Float: ...
+    def log(self) -> _Float: ...
+    def sqrt(self) -> _Float: ...
+    def tanh(self) -> _Float: ...
+    def sigmoid(self) -> _Float: ...
+    def abs(self) -> Any: ...
+    def float(self) -> _Float: ...
+    def clamp(self, min: _Number | None = None, max: _Number | None = None) -> Any: ...
+    def minimum(self, other: _Number) -> Any: ...
+    def maximum(self, other: _Number) -> Any: ...
+    def where(self, condition: _Bool | bool, other: _Number) -> Any: ...
+
+class _Float(_Methods):
     def __add__(self, other: _Number) -> _Float: ...
     def __radd__(self, other: _Number) -> _Float: ...
     def __sub__(self, other: _Number) -> _Float: ...
@@ -41,7 +55,7 @@ class _Float:
     def __ge__(self, other: _Number) -> _Bool: ...
 
 # Of two of them, or with an `int`, operators give one; with a number, a number.
-class _Int:
+class _Int(_Methods):
     def __add__(self, other: _Number) -> Any: ...
     def __radd__(self, other: _Number) -> Any: ...
     def __sub__(self, other: _Number) -> Any: ...
@@ -105,6 +119,43 @@ class ScoreProgram:
     @classmethod
     def mask(cls, sees: Callable[[Scope], _Bool | bool], name: str | None = None) -> ScoreProgram: ...
 
+_ScoreMod = Callable[[Any, Any, Any, Any, Any], Any]
+
+class BlockMask:
+    mask_mod: Callable[[Any, Any, Any, Any], Any]
+    shape: tuple[int, int, int, int]
+
+def create_block_mask(
+    mask_mod: Callable[[Any, Any, Any, Any], Any],
+    B: int | None,
+    H: int | None,
+    Q_LEN: int,
+    KV_LEN: int,
+    device: Any = None,
+) -> BlockMask: ...
+@overload
+def flex_attention(
+    query: Array,
+    key: Any,
+    value: Any,
+    score_mod: _ScoreMod | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: Literal[False] = False,
+) -> Array: ...
+@overload
+def flex_attention(
+    query: Array,
+    key: Any,
+    value: Any,
+    score_mod: _ScoreMod | None = None,
+    block_mask: BlockMask | None = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    return_lse: Literal[True],
+) -> tuple[Array, Any]: ...
 def devices() -> list[tuple[str, str]]: ...
 def dropout_numbers(batch: int, heads: int) -> int: ...
 def install_as(name: Literal["flash_attn", "flash_attn_interface"] = "flash_attn") -> None: ...
@@ -122,6 +173,7 @@ def forward(
     tensors: Mapping[str, Any] | None = None,
     dropout_p: float = 0.0,
     rng_state: Any = None,
+    sink: Any = None,
     out: Array | None = None,
     lse: Any = None,
     return_lse: Literal[False] = False,
@@ -142,6 +194,7 @@ def forward(
     tensors: Mapping[str, Any] | None = None,
     dropout_p: float = 0.0,
     rng_state: Any = None,
+    sink: Any = None,
     out: Array | None = None,
     lse: Any = None,
     return_lse: Literal[True],
@@ -198,6 +251,7 @@ def forward_packed(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    sink: Any = None,
     splits: int = 0,
     split_keys: int | None = None,
     out: Array | None = None,
@@ -224,6 +278,7 @@ def forward_packed(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    sink: Any = None,
     splits: int = 0,
     split_keys: int | None = None,
     out: Array | None = None,
@@ -258,6 +313,7 @@ def forward_cached(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    sink: Any = None,
     splits: int = 0,
     split_keys: int | None = None,
     out: Array | None = None,
@@ -292,6 +348,7 @@ def forward_cached(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    sink: Any = None,
     splits: int = 0,
     split_keys: int | None = None,
     out: Array | None = None,
@@ -301,6 +358,7 @@ def forward_cached(
     device: int | None = None,
 ) -> tuple[Array, Any]: ...
 
+@overload
 def backward(
     q: Array,
     k: Any,
@@ -318,14 +376,44 @@ def backward(
     tensors: Mapping[str, Any] | None = None,
     dropout_p: float = 0.0,
     rng_state: Any = None,
+    sink: None = None,
     deterministic: bool = False,
     dq: Array | None = None,
     dk: Any = None,
     dv: Any = None,
+    dsink: None = None,
     stream: int | None = None,
     device: int | None = None,
 ) -> tuple[Array, Any, Any]: ...
+@overload
+def backward(
+    q: Array,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    dout: Any,
+    *,
+    dlse: Any = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float = 0.0,
+    program: ScoreProgram | None = None,
+    tensors: Mapping[str, Any] | None = None,
+    dropout_p: float = 0.0,
+    rng_state: Any = None,
+    sink: Any,
+    deterministic: bool = False,
+    dq: Array | None = None,
+    dk: Any = None,
+    dv: Any = None,
+    dsink: Any = None,
+    stream: int | None = None,
+    device: int | None = None,
+) -> tuple[Array, Any, Any, Any]: ...
 
+@overload
 def backward_packed(
     q: Array,
     k: Any,
@@ -345,12 +433,42 @@ def backward_packed(
     softcap: float = 0.0,
     program: ScoreProgram | None = None,
     tensors: Mapping[str, Any] | None = None,
+    sink: None = None,
     dq: Array | None = None,
     dk: Any = None,
     dv: Any = None,
+    dsink: None = None,
     stream: int | None = None,
     device: int | None = None,
 ) -> tuple[Array, Any, Any]: ...
+@overload
+def backward_packed(
+    q: Array,
+    k: Any,
+    v: Any,
+    out: Any,
+    lse: Any,
+    dout: Any,
+    q_starts: Any,
+    kv_starts: Any,
+    *,
+    q_used: Any = None,
+    kv_used: Any = None,
+    dlse: Any = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window: tuple[int | None, int | None] = (None, None),
+    softcap: float = 0.0,
+    program: ScoreProgram | None = None,
+    tensors: Mapping[str, Any] | None = None,
+    sink: Any,
+    dq: Array | None = None,
+    dk: Any = None,
+    dv: Any = None,
+    dsink: Any = None,
+    stream: int | None = None,
+    device: int | None = None,
+) -> tuple[Array, Any, Any, Any]: ...
 
 # With `return_attn_probs`: (out, softmax_lse, S_dmask).
 _Result = Tensor | tuple[Tensor, Tensor, Tensor]

@@ -20,6 +20,7 @@ def forward(
     tensors=None,
     dropout_p=0.0,
     rng_state=None,
+    sink=None,
     out=None,
     lse=None,
     return_lse=False,
@@ -45,9 +46,12 @@ def forward(
         rng_state: ``(seed, offset)``, two whole numbers from 0 to below 2**64 that say which are dropped, the same as in FlashAttention-2 and
             PyTorch: :func:`ferroflash.dropout_numbers` says how many numbers behind ``offset`` a call takes. For tensors of PyTorch also an int64
             tensor of both on q's device. ``backward`` is given the same.
+        sink: contiguous float32 array ``(q_heads,)``: a logit of each head that takes part in the softmax of its rows and has no value. With scores
+            ``s`` a row gives ``sum(exp(s) * v) / (sum(exp(s)) + exp(sink))``, and the logarithm of that denominator as its log-sum-exp. It is not
+            multiplied with ``softmax_scale``; minus infinity is none.
         out: array of q's shape and type that the result is written to. ``None`` makes a new one, for arrays of PyTorch, NumPy and CuPy.
         lse: contiguous float32 array ``(batch, q_heads, q_rows)`` that the log-sum-exp of every row is written to: natural logarithm,
-            minus infinity for a row that sees no key, whose result is 0.
+            minus infinity, or the sink, for a row that sees no key, whose result is 0.
         return_lse: whether to return the log-sum-exp, in a new array unless ``lse`` is one.
         stream: ``CUstream`` as a number, 0 for the default stream. ``None`` is PyTorch's current stream for its tensors, else 0.
         device: number of the GPU, for ``__cuda_array_interface__``, which does not say it.
@@ -66,7 +70,7 @@ def forward(
         from . import _torch
 
         tensors = (q, k, v, out, lse)
-        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, program, dropout, return_lse, stream)
+        return _torch.forward(tensors, softmax_scale, causal, left, right, softcap, program, dropout, sink, return_lse, stream)
     if out is None:
         out = _new_like(q, q.shape if hasattr(q, "shape") else None, None)
     if return_lse and lse is None:
@@ -74,7 +78,8 @@ def forward(
         if len(shape) != 4:
             raise InputError(f"attention takes tensors of 4 axes (batch, row, head, dim); {len(shape)} were given")
         lse = _new_like(q, (shape[0], shape[2], shape[1]), "float32")
-    _native.forward(q, k, v, out, lse, stream or 0, device, softmax_scale, bool(causal), left, right, softcap, of_arrays(program), _numbers(dropout))
+    options = (softmax_scale, bool(causal), left, right, softcap, of_arrays(program), _numbers(dropout), sink)
+    _native.forward(q, k, v, out, lse, stream or 0, device, *options)
     return (out, lse) if return_lse else out
 
 

@@ -5,10 +5,12 @@ import numbers
 import operator
 
 from . import _native
-from ._errors import InputError, InputTypeError
+from ._errors import InputError, InputTypeError, missing
 
 _INT32 = range(-(2**31), 2**31)
 _MOST_AXES = 4
+# Of an index that nobody can follow.
+OF_NAMES = "programs read tensors by name, and functions of flex_attention read tensors that they name themselves, not those of an object or a list"
 
 
 class ScoreProgram:
@@ -152,6 +154,8 @@ class Scope:
             if x._scope is not self:
                 raise InputError("a value of one program is used in another")
             return x
+        if not isinstance(x, bool) and getattr(x, "ndim", None) == 0 and hasattr(x, "item"):
+            x = x.item()  # a number of NumPy, or a tensor that is one
         if isinstance(x, bool):
             return Bool(self, f"bool {int(x)}")
         try:
@@ -208,6 +212,34 @@ class _Value:
         raise InputTypeError(
             "a value of a program has none while the program is written; `where` chooses in place of `if`, and `&`, `|`, `~` are `and`, `or`, `not`"
         )
+
+    def __index__(self):
+        raise InputTypeError(
+            "a value of a program has none while the program is written: it is no bound of a loop, and no index of a tensor that the program does not "
+            f"know; {OF_NAMES}"
+        )
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise _no_operation(name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        """Functions of PyTorch on values of a program."""
+        name = getattr(function, "__name__", str(function)).strip("_")
+        if name == "getitem":
+            raise InputTypeError(f"a tensor takes no value of a program as an index; {OF_NAMES}")
+        operation = _OF_TORCH.get(name)
+        if operation is None:
+            raise _no_operation(f"torch.{name}")
+        scope = next(x._scope for x in (*arguments, *(named or {}).values()) if isinstance(x, _Value))
+        try:
+            return operation(scope, *arguments, **(named or {}))
+        except TypeError as error:
+            if isinstance(error, InputTypeError):
+                raise
+            raise _no_operation(f"torch.{name} with these arguments") from None
 
     __hash__ = None
 
@@ -285,6 +317,48 @@ class _Number(_Value):
     def __rtruediv__(self, other):
         return _quotient(self._scope, other, self)
 
+    def exp(self):
+        return self._scope.exp(self)
+
+    def log(self):
+        return self._scope.log(self)
+
+    def sqrt(self):
+        return self._scope.sqrt(self)
+
+    def tanh(self):
+        return self._scope.tanh(self)
+
+    def sigmoid(self):
+        return self._scope.sigmoid(self)
+
+    def abs(self):
+        return abs(self)
+
+    def float(self):
+        return self._scope._float(self)
+
+    def clamp(self, min=None, max=None):
+        return _clamped(self._scope, self, min, max)
+
+    def minimum(self, other):
+        return self._scope.minimum(self, other)
+
+    def maximum(self, other):
+        return self._scope.maximum(self, other)
+
+    def where(self, condition, other):
+        return self._scope.where(condition, self, other)
+
+    # As masks of PyTorch begin that are joined of others.
+    device = None
+
+    def new_ones(self, size=(), dtype=None, device=None):
+        return _one_condition(self._scope, "new_ones", size, dtype, True)
+
+    def new_zeros(self, size=(), dtype=None, device=None):
+        return _one_condition(self._scope, "new_zeros", size, dtype, False)
+
     def __neg__(self):
         return type(self)(self._scope, f"neg {self._line}")
 
@@ -324,21 +398,93 @@ class Int(_Number):
         return Int(self._scope, f"{operation} {self._line} {divisor}")
 
 
+def _no_operation(name):
+    return missing("a program on scores", f"the operation {name}")
+
+
+def _one_condition(scope, name, size, dtype, holds):
+    if tuple(size) or str(dtype).split(".")[-1] != "bool":
+        raise _no_operation(f"{name}, but of one condition (size=(), dtype=torch.bool),")
+    return scope._bool(holds)
+
+
+def _clamped(scope, x, min=None, max=None):
+    x = x if min is None else scope.maximum(x, min)
+    return x if max is None else scope.minimum(x, max)
+
+
+def _like(fill):
+    """A constant of the kind of the first value."""
+
+    def like(scope, x, *value):
+        constant = scope._value(value[0] if fill is None else fill)
+        return scope._float(constant) if isinstance(x, Float) else constant
+
+    return like
+
+
+def _by_operator(operation):
+    """By the operator of Python, with numbers of NumPy and tensors that are one as values of the program."""
+    return lambda scope, *values: operation(*map(scope._value, values))
+
+
+_LN_2 = 0.6931471805599453
+
+# What functions of PyTorch are, by name.
+_OF_TORCH = {
+    **{name: (lambda name: lambda scope, x: getattr(scope, name)(x))(name) for name in ("exp", "log", "sqrt", "tanh", "sigmoid")},
+    **{name: (lambda name: lambda scope, a, b: getattr(scope, name)(a, b))(name) for name in ("minimum", "maximum")},
+    "where": lambda scope, condition, yes, no: scope.where(condition, yes, no),
+    "clamp": _clamped,
+    "clip": _clamped,
+    "exp2": lambda scope, x: scope.exp(scope._float(x) * _LN_2),
+    "log2": lambda scope, x: scope.log(x) / _LN_2,
+    "log1p": lambda scope, x: scope.log(1.0 + scope._float(x)),
+    "rsqrt": lambda scope, x: 1.0 / scope.sqrt(x),
+    "square": lambda scope, x: x * x,
+    "zeros_like": _like(0),
+    "ones_like": _like(1),
+    "full_like": _like(None),
+    "rsub": _by_operator(lambda a, b: b - a),
+    "rdiv": _by_operator(lambda a, b: b / a),
+    **{name: _by_operator(operator.abs) for name in ("abs", "absolute")},
+    **{name: _by_operator(operator.neg) for name in ("neg", "negative")},
+    **{name: _by_operator(operator.add) for name in ("add", "radd")},
+    **{name: _by_operator(operator.sub) for name in ("sub", "subtract")},
+    **{name: _by_operator(operator.mul) for name in ("mul", "multiply", "rmul")},
+    **{name: _by_operator(operator.truediv) for name in ("div", "divide", "true_divide", "truediv")},
+    **{name: (lambda divide: lambda scope, x, by: divide(scope._value(x), by))(divide) for name, divide in (("floor_divide", operator.floordiv), ("remainder", operator.mod))},
+    **{name: _by_operator(getattr(operator, name)) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{f"{kind}_{name}": _by_operator(join) for kind in ("logical", "bitwise") for name, join in (("and", operator.and_), ("or", operator.or_))},
+    **{f"{kind}_not": _by_operator(operator.invert) for kind in ("logical", "bitwise")},
+    **{name: _by_operator(join) for name, join in (("and", operator.and_), ("or", operator.or_), ("rand", operator.and_), ("ror", operator.or_))},
+}
+
+
+class Bound:
+    """What :func:`bound` gives, in the place of a program: of functions of flex_attention, which name their tensors themselves."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+
 def bound(program, tensors):
-    """What the functions of this package carry along: ``(text, names, tensors)``."""
+    """What the functions of this package carry along: ``(text, names, tensors, blocks)``."""
     if program is None:
         if tensors:
             raise InputError(f"tensors has {sorted(tensors)}; there is no program that reads them")
         return None
+    if isinstance(program, Bound):
+        return program.parts
     if not isinstance(program, ScoreProgram):
         raise InputTypeError(f"program is a {type(program).__name__}; a ferroflash.ScoreProgram is accepted")
     tensors = dict(tensors or {})
-    return program._text, tuple(tensors), tuple(tensors.values())
+    return program._text, tuple(tensors), tuple(tensors.values()), None
 
 
 def of_arrays(program):
     """A program as the extension module takes it, with arrays of any package."""
     if program is None:
         return None
-    text, names, tensors = program
-    return text, list(zip(names, tensors))
+    text, names, tensors, blocks = program
+    return text, list(zip(names, tensors)), blocks

@@ -25,6 +25,7 @@ def forward_packed(
     softcap=0.0,
     program=None,
     tensors=None,
+    sink=None,
     splits=0,
     split_keys=None,
     out=None,
@@ -46,7 +47,7 @@ def forward_packed(
         splits: into how many parts the keys of a sequence are split, so that more of the GPU works on few rows; 0 is the library's choice, by
             which the last bits of a result may depend on the other sequences.
         split_keys: keys of a part, a multiple of 64: bits that do not depend on them. One of the two.
-        softmax_scale, causal, window, softcap, program, tensors, stream, device: as in ``forward``. A program counts rows and keys from the
+        softmax_scale, causal, window, softcap, program, tensors, sink, stream, device: as in ``forward``. A program counts rows and keys from the
             first of each sequence, in a cache from the first in use.
         out: array of q's shape and type; ``None`` makes a new one. Rows that no sequence has in use are not written, there neither.
         lse: contiguous float32 ``(q_heads, rows)``, likewise.
@@ -60,7 +61,7 @@ def forward_packed(
     program = bound(program, tensors)
     given = (q, k, v, out, lse, None, None, None, None)
     numbers = (q_starts, q_used, kv_starts, kv_used, None, None, None, None, None)
-    options = (softmax_scale, bool(causal), *_bounds(window), softcap, program)
+    options = (softmax_scale, bool(causal), *_bounds(window), softcap, program, sink)
     hints = (longest_q, longest_kv)
     return _forward("forward_packed", given, numbers, hints, False, _split(splits, split_keys), options, return_lse, stream, device)
 
@@ -90,6 +91,7 @@ def forward_cached(
     softcap=0.0,
     program=None,
     tensors=None,
+    sink=None,
     splits=0,
     split_keys=None,
     out=None,
@@ -117,7 +119,7 @@ def forward_cached(
             key is its row in the cache; that of row ``i`` of q is that of the first new key, plus ``i`` where there is a mask.
         rotary_interleaved: whether neighbouring columns are turned together (GPT-J); else the two halves of the turned columns (GPT-NeoX).
         rotary_positions: int32 ``(batch,)``: position of the first new key; ``None``: ``lengths``.
-        softmax_scale, causal, window, softcap, program, tensors, splits, split_keys, stream, device: as in
+        softmax_scale, causal, window, softcap, program, tensors, sink, splits, split_keys, stream, device: as in
             :func:`ferroflash.forward_packed`.
         out: array of q's shape and type; ``None`` makes a new one.
         lse: contiguous float32 ``(batch, q_heads, q_rows)``, or ``(q_heads, rows)`` with ``q_starts``.
@@ -131,7 +133,7 @@ def forward_cached(
     program = bound(program, tensors)
     given = (q, k_cache, v_cache, out, lse, k, v, rotary_cos, rotary_sin)
     numbers = (q_starts, q_used, None, lengths, first, entries, new_starts, rotary_positions, pages)
-    options = (softmax_scale, bool(causal), *_bounds(window), softcap, program)
+    options = (softmax_scale, bool(causal), *_bounds(window), softcap, program, sink)
     interleaved, split = bool(rotary_interleaved), _split(splits, split_keys)
     return _forward("forward_cached", given, numbers, (longest_q, None), interleaved, split, options, return_lse, stream, device)
 
@@ -165,7 +167,7 @@ def _forward(function, tensors, numbers, hints, interleaved, splits, options, re
             accepted = "3 axes where rows are packed (row, head, dim)" if is_packed else "4 axes (batch, row, head, dim)"
             raise InputError(f"q has {len(shape)} axes; {accepted} are accepted")
         lse = _new_like(q, (shape[1], shape[0]) if is_packed else (shape[0], shape[2], shape[1]), "float32")
-    *options, program = options
+    *options, program, sink = options
     given = (q, k, v, out, lse, *of_new)
-    _native.forward_sequences(given, numbers, stream or 0, device, hints, interleaved, splits, *options, of_arrays(program))
+    _native.forward_sequences(given, numbers, stream or 0, device, hints, interleaved, splits, *options, of_arrays(program), sink)
     return (out, lse) if return_lse else out

@@ -32,7 +32,7 @@ def _stream_of(ordinal):
 _stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
 
 
-def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program=None, dropout=None):
+def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program=None, dropout=None, sink=None):
     """Attention as the functions of flash_attn have it: ``(out, lse)``, lse ``None`` unless it is asked for.
 
     Plain tensors on a GPU, which is what nearly every call has, are seen to here without another call of Python: what it takes is what a
@@ -49,6 +49,7 @@ def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_l
             and not _is_compiling()
             and not _modes()
             and not (_is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+            and (sink is None or (type(sink) is Tensor and not (_is_grad_enabled() and sink.requires_grad)))
         ):
             q_shape, q_strides, k_strides, v_strides = q.shape, q.stride(), k.stride(), v.stride()
             if q_strides[3] == 1 and k_strides[3] == 1 and v_strides[3] == 1 and not q_shape[3] & 7:
@@ -73,14 +74,15 @@ def attend(q, k, v, scale, causal, left, right, softcap, deterministic, return_l
                     softcap,
                     None if program is None else _told(program),
                     None if dropout is None else _told_dropout(dropout, q),
+                    None if sink is None else _told_sink(sink),
                 )
                 return out, lse
     except (IndexError, KeyError):
         pass  # fewer axes, or another type: what follows says so
-    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout)
+    return _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout, sink)
 
 
-def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout):
+def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, program, dropout, sink):
     """Attention with what flash_attn's Python side does before: a last dim with gaps is copied, a head dim that is no multiple of 8 padded
     with zeros. As an operation of PyTorch, where PyTorch has to know of it."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -95,22 +97,22 @@ def _attend_slowly(q, k, v, scale, causal, left, right, softcap, deterministic, 
             scale = head_dim**-0.5
         q, k, v = (torch.nn.functional.pad(tensor, (0, -head_dim % 8)) for tensor in (q, k, v))
     # The backward pass reads the log-sum-exp, whether the caller does or not.
-    with_gradient = _is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    is_plain = type(q) is type(k) is type(v) is Tensor and not (_is_compiling() or _modes() or _transforms())
+    with_gradient = _is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sink))
+    is_plain = all(x is None or type(x) is Tensor for x in (q, k, v, sink)) and not (_is_compiling() or _modes() or _transforms())
     if is_plain and with_gradient:
-        out, lse = _WithGradient.apply(q, k, v, scale, causal, left, right, softcap, bool(deterministic), program, dropout)
+        out, lse = _WithGradient.apply(q, k, v, sink, scale, causal, left, right, softcap, bool(deterministic), program, dropout)
     elif is_plain:
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, return_lse, None)
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, sink, return_lse, None)
     else:
         with_lse = return_lse or with_gradient
-        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program), *_spread_dropout(dropout, q))
+        options = (scale, causal, left, right, softcap, bool(deterministic), with_lse, *_spread(program), *_spread_dropout(dropout, q), sink)
         out, lse = torch.ops.ferroflash.forward(q, k, v, *options)
     if head_dim & 7:
         out = out[..., :head_dim]
     return out, (lse if return_lse else None)
 
 
-def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, return_lse, stream):
+def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, dropout, sink, return_lse, stream):
     """Launches, with new tensors for the results unless they are given."""
     q_shape, q_strides = q.shape, q.stride()
     k_shape, k_strides = k.shape, k.stride()
@@ -145,6 +147,7 @@ def _run(q, k, v, out, lse, scale, causal, left, right, softcap, program, dropou
             softcap,
             None if program is None else _told(program),
             None if dropout is None else _told_dropout(dropout, q),
+            None if sink is None else _told_sink(sink),
         )
     except KeyError:
         raise _dtype_error(q, k, v, out) from None
@@ -159,7 +162,7 @@ def _told(program):
     """A program as the extension module takes it."""
     if program is None:
         return None
-    text, names, tensors = program
+    text, names, tensors, blocks = program
     told = []
     for name, tensor in zip(names, tensors):
         if not isinstance(tensor, Tensor):
@@ -169,20 +172,20 @@ def _told(program):
             accepted = "torch.float16, torch.bfloat16, torch.float32 and torch.int32"
             raise InputTypeError(f"{name} holds {tensor.dtype}; {accepted} are accepted")
         told.append((name, _place(name, tensor), dtype, tensor.data_ptr(), tensor.shape, tensor.stride()))
-    return text, told
+    return text, told, blocks
 
 
 def _spread(program):
-    """A program as the operations of PyTorch take it."""
+    """A program as the operations of PyTorch take it: without blocks, which change no result."""
     if program is None:
         return "", "", None
-    text, names, tensors = program
+    text, names, tensors, _ = program
     return text, " ".join(names), list(tensors) or None
 
 
 def _gathered(text, names, tensors):
     """The program that :func:`_spread` took apart."""
-    return (text, names.split(), tensors or ()) if text else None
+    return (text, names.split(), tensors or (), None) if text else None
 
 
 def drawn(p, q):
@@ -252,10 +255,34 @@ def _gathered_dropout(p, state):
     return None if state is None or p == 0 else (p, state)
 
 
+def prepared_sink(name, sink, q):
+    """Sinks of a function of flash_attn as the library takes them: float32 and without gaps, whatever they hold. Their gradient takes the same way
+    back."""
+    if not isinstance(sink, Tensor):
+        raise InputTypeError(f"{name} is a {type(sink).__name__}; a torch.Tensor is accepted")
+    if sink.dtype not in _DTYPES:
+        raise InputTypeError(f"{name} holds {sink.dtype}; torch.float16, torch.bfloat16 and torch.float32 are accepted")
+    if not isinstance(q, Tensor) or q.dim() < 3:
+        return None  # refused with the other tensors
+    if sink.shape != (q.shape[-2],):
+        raise InputError(f"{name} has shape {tuple(sink.shape)}; {(q.shape[-2],)} is accepted, a number for each head of q")
+    if sink.device != q.device:
+        raise InputError(f"{name} is on device {sink.device}, q is on {q.device}; they must be on the same device")
+    return sink.float().contiguous()
+
+
+def _told_sink(sink, name="sink"):
+    """Sinks, or their gradient, as the extension module takes them."""
+    dtype = _DTYPES.get(sink.dtype)
+    if dtype is None:
+        raise InputTypeError(f"{name} holds {sink.dtype}; torch.float32 is accepted")
+    return _place(name, sink), dtype, sink.data_ptr(), sink.shape, sink.stride()
+
+
 def refuse_gradients_of_programs(function, program):
     """A program's tensors have none, which nobody is to find out by missing them."""
     if program is not None and _is_grad_enabled():
-        for name, tensor in zip(*program[1:]):
+        for name, tensor in zip(*program[1:3]):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 raise missing(function, f"a gradient of {name}, which a program reads")
 
@@ -277,25 +304,25 @@ def _dtype_error(*tensors, names=("q", "k", "v", "out")):
     raise AssertionError("every type is known")
 
 
-def forward(tensors, scale, causal, left, right, softcap, program, dropout, return_lse, stream):
+def forward(tensors, scale, causal, left, right, softcap, program, dropout, sink, return_lse, stream):
     """``ferroflash.forward`` for tensors of PyTorch: in place, no padding, no copies."""
     q, k, v, out, lse = tensors
-    for name, tensor in zip(("q", "k", "v", "out", "lse"), tensors):
+    for name, tensor in zip(("q", "k", "v", "out", "lse", "sink"), (*tensors, sink)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     refuse_gradients_of_programs("ferroflash.forward", program)
     if out is None and lse is None and stream is None:
         if any(tensor.dim() != 4 or tensor.stride(3) != 1 or tensor.shape[3] & 7 for tensor in (q, k, v)):
             # Nothing is copied here: what the library says of such tensors is raised.
-            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, program, dropout, return_lse, None)
+            out, lse = _run(q, k, v, None, None, scale, bool(causal), left, right, softcap, program, dropout, sink, return_lse, None)
         else:
-            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse, program, dropout)
+            out, lse = attend(q, k, v, scale, bool(causal), left, right, softcap, False, return_lse, program, dropout, sink)
         return (out, lse) if return_lse else out
-    if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in (*tensors, sink)):
         raise missing("ferroflash.forward", "a gradient through `out`, `lse` or `stream`")
     if lse is not None:
         _check_rows("lse", q, lse)
-    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, program, dropout, return_lse, stream)
+    out, lse = _run(q, k, v, out, lse, scale, bool(causal), left, right, softcap, program, dropout, sink, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
@@ -314,23 +341,27 @@ def _check_rows(name, q, rows):
 
 _READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
 _WRITTEN = ("dq", "dk", "dv")
+_OF_SINKS = ("sink", "dsink")
 
 
-def backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream):
+def backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, sink, dsink, stream):
     """``ferroflash.backward`` for tensors of PyTorch: in place, no padding, no copies."""
-    tensors = read + written
-    for name, tensor in zip(_READ + _WRITTEN, tensors):
-        if tensor is None and name in ("dlse", *_WRITTEN):
+    tensors = (*read, *written, sink, dsink)
+    for name, tensor in zip(_READ + _WRITTEN + _OF_SINKS, tensors):
+        if tensor is None and name in ("dlse", *_WRITTEN, *_OF_SINKS):
             continue
         if not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     if _is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         raise missing("ferroflash.backward", "a gradient of gradients")
-    return _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream)
+    if sink is not None and dsink is None:
+        dsink = _empty_like(sink)
+    gradients = _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, sink, dsink, stream)
+    return gradients if dsink is None else (*gradients, dsink)
 
 
-def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, stream):
-    """Launches, with new tensors for the gradients that are not given."""
+def _run_backward(read, written, scale, causal, left, right, softcap, deterministic, program, dropout, sink, dsink, stream):
+    """Launches, with new tensors for the gradients of q, k and v that are not given."""
     # Asked when the gradients are computed, as PyTorch's own operations do: a program may set it after the forward pass or a compilation.
     deterministic = deterministic or _wants_determinism()
     q, k, v, out, lse, dout, dlse = read
@@ -348,7 +379,8 @@ def _run_backward(read, written, scale, causal, left, right, softcap, determinis
         raise _dtype_error(*tensors, names=names) from None
     dlse_address = 0 if dlse is None else dlse.data_ptr()
     options = (scale, causal, left, right, softcap, deterministic, _told(program), None if dropout is None else _told_dropout(dropout, q))
-    _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options)
+    sinks = [None if x is None else _told_sink(x, name) for name, x in zip(_OF_SINKS, (sink, dsink))]
+    _launch_backward(stream, *told[:4], lse.data_ptr(), told[4], dlse_address, *told[5:], *options, *sinks)
     return dq, dk, dv
 
 
@@ -358,19 +390,21 @@ _OPTIONS = "float? softmax_scale, bool causal, SymInt window_left, SymInt window
 _DROPOUT = "float dropout_p, Tensor? rng_state"
 _PROGRAM = "str program, str program_names, Tensor[]? program_tensors"
 _library.define(
-    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}, {_DROPOUT}) -> (Tensor, Tensor)",
+    f"forward(Tensor q, Tensor k, Tensor v, {_OPTIONS}, bool return_lse, {_PROGRAM}, {_DROPOUT}, Tensor? sink) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+# The gradient of sinks is empty where it is not asked for.
 _library.define(
-    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}, {_DROPOUT}) -> (Tensor, Tensor, Tensor)",
+    f"backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, {_OPTIONS}, {_PROGRAM}, {_DROPOUT}, Tensor? sink, "
+    "bool return_dsink) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors, dropout_p, rng_state):
+def _eager(q, k, v, scale, causal, left, right, softcap, deterministic, return_lse, text, names, tensors, dropout_p, rng_state, sink):
     # The forward pass gives the same bits by every kernel: `deterministic` is for the gradients.
     program, dropout = _gathered(text, names, tensors), _gathered_dropout(dropout_p, rng_state)
-    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, return_lse, None)
+    out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, sink, return_lse, None)
     return out, (q.new_empty((0,), dtype=torch.float32) if lse is None else lse)
 
 
@@ -380,7 +414,9 @@ def _fake(q, k, v, scale, causal, left, right, softcap, deterministic, return_ls
     return _empty_like(q), lse
 
 
-def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic, text, names, tensors, dropout_p, rng_state):
+def _eager_backward(
+    q, k, v, out, lse, dout, dlse, scale, causal, left, right, softcap, deterministic, text, names, tensors, dropout_p, rng_state, sink, return_dsink
+):
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
     if dout.dim() == 4 and dout.stride(3) != 1:
         dout = dout.contiguous()
@@ -388,53 +424,61 @@ def _eager_backward(q, k, v, out, lse, dout, dlse, scale, causal, left, right, s
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
     options = (scale, causal, left, right, softcap, deterministic, _gathered(text, names, tensors), _gathered_dropout(dropout_p, rng_state))
-    return _run_backward(read, (None, None, None), *options, None)
+    dsink = _empty_like(sink) if return_dsink else None
+    gradients = _run_backward(read, (None, None, None), *options, sink, dsink, None)
+    return *gradients, _no_dsink(q) if dsink is None else dsink
+
+
+def _no_dsink(q):
+    return q.new_empty((0,), dtype=torch.float32)
 
 
 def _fake_backward(q, k, v, *others):
-    return _empty_like(q), _empty_like(k), _empty_like(v)
+    *_, sink, return_dsink = others
+    return _empty_like(q), _empty_like(k), _empty_like(v), _empty_like(sink) if return_dsink else _no_dsink(q)
 
 
 # PyTorch calls it with these names.
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
-    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors, ctx.dropout_p, rng_state = inputs
-    ctx.save_for_backward(q, k, v, *output, rng_state, *(tensors or ()))
+    q, k, v, *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors, ctx.dropout_p, rng_state, sink = inputs
+    ctx.save_for_backward(q, k, v, *output, rng_state, sink, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, out, lse, rng_state, *tensors = ctx.saved_tensors
-    program = (ctx.text, ctx.names, tensors or None, ctx.dropout_p, rng_state)
+    q, k, v, out, lse, rng_state, sink, *tensors = ctx.saved_tensors
+    program = (ctx.text, ctx.names, tensors or None, ctx.dropout_p, rng_state, sink)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
         _, lse = torch.ops.ferroflash.forward(q, k, v, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    dq, dk, dv = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options, *program)
-    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None, None, None
+    return_dsink = sink is not None and ctx.needs_input_grad[-1]
+    dq, dk, dv, dsink = torch.ops.ferroflash.backward(q, k, v, out, lse, dout, dlse, *ctx.options, *program, return_dsink)
+    return dq, dk, dv, *(None,) * 9, [None] * len(tensors) or None, None, None, dsink if return_dsink else None
 
 
 class _WithGradient(torch.autograd.Function):
     """The operation for plain tensors: the same two launches, without the 300 us that an operation of torch.library takes for its gradient."""
 
     @staticmethod
-    def forward(ctx, q, k, v, *options):
+    def forward(ctx, q, k, v, sink, *options):
         *ctx.options, program, dropout = options
         scale, causal, left, right, softcap, _ = ctx.options
-        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, True, None)
+        out, lse = _run(q, k, v, None, None, scale, causal, left, right, softcap, program, dropout, sink, True, None)
         ctx.dropout_p, ctx.state = dropout or (0.0, None)
         on_device = ctx.state if isinstance(ctx.state, Tensor) else None
         ctx.text, ctx.names, tensors = _spread(program)
-        ctx.save_for_backward(q, k, v, out, lse, on_device, *(tensors or ()))
+        ctx.save_for_backward(q, k, v, out, lse, on_device, sink, *(tensors or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse, on_device, *tensors = ctx.saved_tensors
+        q, k, v, out, lse, on_device, sink, *tensors = ctx.saved_tensors
         if dout is None:
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
@@ -442,8 +486,10 @@ class _WithGradient(torch.autograd.Function):
         state = ctx.state if on_device is None else on_device
         if _is_grad_enabled() and state is not None:
             _, state = _spread_dropout((ctx.dropout_p, state), q)
-        options = (*ctx.options, ctx.text, ctx.names, tensors or None, ctx.dropout_p, state)
-        return *compute(q, k, v, out, lse, dout, dlse, *options), *(None,) * 8
+        return_dsink = sink is not None and ctx.needs_input_grad[3]
+        options = (*ctx.options, ctx.text, ctx.names, tensors or None, ctx.dropout_p, state, sink, return_dsink)
+        dq, dk, dv, dsink = compute(q, k, v, out, lse, dout, dlse, *options)
+        return dq, dk, dv, dsink if return_dsink else None, *(None,) * 8
 
 
 def _second_gradients(ctx, *gradients):

@@ -46,6 +46,7 @@ def attend(function, tensors, numbers, hints, interleaved, splits, options, retu
         raise InputError(f"q has {q.dim()} axes; {axes} are accepted {names}")
     if is_cached:
         refuse_gradients(function, tensors)
+        refuse_gradients(function, options[-1:], "sinks over a key-value cache")
     q, k, v = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if not is_cached:
         k_cache, v_cache = (x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous() for x in (k_cache, v_cache))
@@ -66,10 +67,10 @@ def attend(function, tensors, numbers, hints, interleaved, splits, options, retu
     return out, (lse if return_lse else None)
 
 
-def refuse_gradients(function, tensors):
+def refuse_gradients(function, tensors, of="a key-value cache"):
     """The original leaves gradients of caches out without a word."""
     if _wants_gradients(tensors):
-        raise missing(function, "gradients of a key-value cache")
+        raise missing(function, f"gradients of {of}")
 
 
 def _wants_gradients(tensors):
@@ -96,16 +97,16 @@ def _check_numbers(name, numbers):
 def _by_operation(tensors, numbers, hints, interleaved, splits, options, return_lse):
     q, k_cache, v_cache, k, v, cos, sin = tensors
     # Only packed sequences come here with any. The backward pass reads the log-sum-exp, whether the caller does or not.
-    with_gradient = _wants_gradients(tensors)
+    *options, program, sink = options
+    with_gradient = _wants_gradients((*tensors, sink))
     if not _is_compiling() and not _modes() and not _transforms():
-        if all(x is None or type(x) is Tensor for x in (*tensors, *numbers)):
+        if all(x is None or type(x) is Tensor for x in (*tensors, *numbers, sink)):
             if with_gradient:
-                return _PackedWithGradient.apply(q, k_cache, v_cache, numbers, hints, splits, options)
+                return _PackedWithGradient.apply(q, k_cache, v_cache, sink, numbers, hints, splits, (*options, program))
             told = (q, k_cache, v_cache, None, None, k, v, cos, sin)
-            return _run(told, numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, None)
+            return _run(told, numbers, _NUMBERS, hints, interleaved, splits, (*options, program, sink), return_lse, None)
     q_starts, q_used, kv_starts, used, first, entries, new_starts, positions, pages = numbers
-    *options, program = options
-    program = _spread(program)
+    program = (*_spread(program), sink)
     if kv_starts is not None:
         of_rows = (q_starts, kv_starts, q_used, used)
         with_lse = return_lse or with_gradient
@@ -136,8 +137,9 @@ def _run(tensors, numbers, names, hints, interleaved, splits, options, return_ls
         present = [(name, x) for name, x in zip(_TENSORS, given) if x is not None]
         raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
     arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(names, numbers)]
-    *options, program = options
-    _launch(stream, told, arrays, hints, interleaved, splits, *options, None if program is None else _told(program))
+    *options, program, sink = options
+    told_options = (*options, None if program is None else _told(program), None if sink is None else _torch._told_sink(sink))
+    _launch(stream, told, arrays, hints, interleaved, splits, *told_options)
     return out, lse
 
 
@@ -164,46 +166,57 @@ def forward(function, tensors, numbers, hints, interleaved, splits, options, ret
             _check_numbers(name, array)
     q, k, v, out, lse, *of_new = tensors
     is_packed, is_cached = numbers[0] is not None, numbers[2] is None
-    _torch.refuse_gradients_of_programs(f"ferroflash.{function}", options[-1])
+    *_, program, sink = options
+    if sink is not None and not isinstance(sink, Tensor):
+        raise InputTypeError(f"sink is a {type(sink).__name__}, q a torch.Tensor; all must be of one package")
+    _torch.refuse_gradients_of_programs(f"ferroflash.{function}", program)
     if is_cached:
-        refuse_gradients(f"ferroflash.{function}", tensors)
+        refuse_gradients(f"ferroflash.{function}", (*tensors, sink))
     if q.dim() != (3 if is_packed else 4):
         names = "3 are accepted where rows are packed (row, head, dim)" if is_packed else "4 are accepted (batch, row, head, dim)"
         raise InputError(f"q has {q.dim()} axes; {names}")
     if out is None and lse is None and stream is None:
         out, lse = _by_operation((q, k, v, *of_new), numbers, hints, interleaved, splits, options, return_lse)
         return (out, lse) if return_lse else out
-    if _wants_gradients(tensors):
+    if _wants_gradients((*tensors, sink)):
         raise missing(f"ferroflash.{function}", "a gradient through `out`, `lse` or `stream`")
     out, lse = _run((q, k, v, out, lse, *of_new), numbers, _NUMBERS, hints, interleaved, splits, options, return_lse, stream)
     return (out, lse) if return_lse else out
 
 
 _READ = ("q", "k", "v", "out", "lse", "dout", "dlse")
-_WRITTEN = ("dq", "dk", "dv")
+_WRITTEN = ("dq", "dk", "dv", "dsink")
 _STARTS = ("q_starts", "kv_starts", "q_used", "kv_used")
 
 
 def backward(read, numbers, written, options, stream):
     """``ferroflash.backward_packed`` for tensors of PyTorch: in place, no padding, no copies."""
-    tensors = read + written
-    for name, tensor in zip(_READ + _WRITTEN, tensors):
-        if not isinstance(tensor, Tensor) and (tensor is not None or name not in ("dlse", *_WRITTEN)):
+    sink = options[-1]
+    tensors = (*read, *written, sink)
+    for name, tensor in zip((*_READ, *_WRITTEN, "sink"), tensors):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name not in ("dlse", *_WRITTEN, "sink")):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, q a torch.Tensor; all must be of one package")
     for name, array in zip(_STARTS, numbers):
         if array is not None:
             _check_numbers(name, array)
     if _wants_gradients(tensors):
         raise missing("ferroflash.backward_packed", "a gradient of gradients")
-    return _run_backward(read, numbers, written, options, stream)
+    gradients = _run_backward(read, numbers, written, options, sink is not None, stream)
+    return gradients[:3] if gradients[3] is None else gradients
 
 
-def _run_backward(read, numbers, written, options, stream):
-    """Launches, with new tensors for the gradients that are not given: those of rows that are not in use are 0."""
+def _run_backward(read, numbers, written, options, return_dsink, stream):
+    """Launches, with new tensors for the gradients that are not given: those of rows that are not in use are 0. That of the sinks is made where it is
+    asked for."""
+    *options, program, sink = options
     q, k, v = read[:3]
     if stream is None:
         stream = _stream(q.get_device()) if q.is_cuda else 0
+    *written, dsink = written
     written = tuple(torch.zeros_like(of) if given is None else given for of, given in zip((q, k, v), written))
+    if dsink is None and return_dsink:
+        dsink = _empty_like(sink)
+    written = (*written, dsink)
     tensors, names = (*read, *written), _READ + _WRITTEN
     try:
         told = [
@@ -214,13 +227,12 @@ def _run_backward(read, numbers, written, options, stream):
         present = [(name, x) for name, x in zip(names, tensors) if x is not None]
         raise _torch._dtype_error(*(x for _, x in present), names=[name for name, _ in present]) from None
     arrays = [None if x is None else (_at(name, x), x.data_ptr(), x.shape, x.stride()) for name, x in zip(_STARTS, numbers)]
-    *options, program = options
-    _launch_backward(stream, told, arrays, *options, _told(program))
+    _launch_backward(stream, told, arrays, *options, _told(program), None if sink is None else _torch._told_sink(sink))
     return written
 
 
 _MASK = "float? softmax_scale, bool causal, SymInt window_left, SymInt window_right, float softcap"
-_OPTIONS = f"{_MASK}, bool return_lse, {_torch._PROGRAM}"
+_OPTIONS = f"{_MASK}, bool return_lse, {_torch._PROGRAM}, Tensor? sink"
 _CACHE = "Tensor? q_starts, Tensor? q_used, Tensor? lengths, Tensor? first, Tensor? entries, Tensor? pages, SymInt? longest_q, int splits"
 _NEW = "Tensor k, Tensor v, Tensor? new_starts, Tensor? cos, Tensor? sin, bool interleaved, Tensor? positions"
 _library.define(
@@ -240,8 +252,8 @@ _library.define(
 
 def _told_apart(options):
     """Options with their program, and whether the log-sum-exp is wanted, from what an operation is given behind its tensors."""
-    scale, causal, left, right, softcap, return_lse, *program = options
-    return (scale, causal, left, right, softcap, _gathered(*program)), return_lse
+    scale, causal, left, right, softcap, return_lse, *program, sink = options
+    return (scale, causal, left, right, softcap, _gathered(*program), sink), return_lse
 
 
 def _eager(tensors, numbers, hints, interleaved, splits, options):
@@ -273,7 +285,7 @@ def _eager_appending(q, k_cache, v_cache, k, v, new_starts, cos, sin, interleave
 
 def _fake(q, *arguments):
     # A q of three axes is packed.
-    *_, return_lse, _, _, _ = arguments
+    *_, return_lse, _, _, _, _ = arguments
     lse = _lse_shape(q, q.dim() == 3) if return_lse else (0,)
     return _empty_like(q), q.new_empty(lse, dtype=torch.float32)
 
@@ -284,7 +296,7 @@ def _no_gradients(ctx, *gradients):
 
 _library.define(
     "backward_packed(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dout, Tensor? dlse, Tensor q_starts, Tensor kv_starts, "
-    f"Tensor? q_used, Tensor? kv_used, {_MASK}, {_torch._PROGRAM}) -> (Tensor, Tensor, Tensor)",
+    f"Tensor? q_used, Tensor? kv_used, {_MASK}, {_torch._PROGRAM}, Tensor? sink, bool return_dsink) -> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -297,63 +309,70 @@ def _eager_backward(q, k, v, out, lse, dout, dlse, q_starts, kv_starts, q_used, 
         dlse = dlse.contiguous()
     read = (q, k, v, out, lse.contiguous(), dout, dlse)
     numbers = tuple(_contiguous(name, x) for name, x in zip(_STARTS, (q_starts, kv_starts, q_used, kv_used)))
-    scale, causal, left, right, softcap, *program = options
-    options = (scale, causal, left, right, softcap, _gathered(*program))
-    return _run_backward(read, numbers, (None, None, None), options, None)
+    scale, causal, left, right, softcap, *program, sink, return_dsink = options
+    options = (scale, causal, left, right, softcap, _gathered(*program), sink)
+    *gradients, dsink = _run_backward(read, numbers, (None,) * 4, options, return_dsink, None)
+    return *gradients, _torch._no_dsink(q) if dsink is None else dsink
 
 
 def _fake_backward(q, k, v, *others):
-    return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    *_, sink, return_dsink = others
+    of_sinks = _empty_like(sink) if return_dsink else _torch._no_dsink(q)
+    return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v), of_sinks
 
 
 def _keep(ctx, inputs, output):
     """What the backward pass takes: it is kept only where a gradient is wanted, because PyTorch asks for it only there."""
     q, k, v, q_starts, kv_starts, q_used, kv_used, longest_q, longest_kv, ctx.splits, *others = inputs
-    *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors = others
+    *ctx.options, ctx.has_lse, ctx.text, ctx.names, tensors, sink = others
     ctx.hints = (longest_q, longest_kv)
-    ctx.save_for_backward(q, k, v, *output, q_starts, kv_starts, q_used, kv_used, *(tensors or ()))
+    ctx.save_for_backward(q, k, v, *output, sink, q_starts, kv_starts, q_used, kv_used, *(tensors or ()))
     # A gradient that nobody wants is none, not zeros.
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, dout, dlse):
-    q, k, v, out, lse, *numbers = ctx.saved_tensors
+    q, k, v, out, lse, sink, *numbers = ctx.saved_tensors
     numbers, tensors = numbers[:4], numbers[4:]
-    program = (ctx.text, ctx.names, tensors or None)
+    program = (ctx.text, ctx.names, tensors or None, sink)
     if not ctx.has_lse:
         # The operation was called without one, which the functions of this package do not do for tensors with gradients.
         _, lse = torch.ops.ferroflash.forward_packed(q, k, v, *numbers, *ctx.hints, ctx.splits, *ctx.options, True, *program)
         dlse = None
     if dout is None:
         dout = torch.zeros_like(out)
-    gradients = torch.ops.ferroflash.backward_packed(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options, *program)
-    return *gradients, *(None,) * 15, [None] * len(tensors) or None
+    return_dsink = sink is not None and ctx.needs_input_grad[-1]
+    operation = torch.ops.ferroflash.backward_packed
+    *gradients, dsink = operation(q, k, v, out, lse, dout, dlse, *numbers, *ctx.options, *program, return_dsink)
+    return *gradients, *(None,) * 15, [None] * len(tensors) or None, dsink if return_dsink else None
 
 
 class _PackedWithGradient(torch.autograd.Function):
     """The operation for plain tensors: the same launches, without the time that an operation of torch.library takes for its gradient."""
 
     @staticmethod
-    def forward(ctx, q, k, v, numbers, hints, splits, options):
+    def forward(ctx, q, k, v, sink, numbers, hints, splits, options):
         tensors = (q, k, v, None, None, None, None, None, None)
-        out, lse = _run(tensors, numbers, _NUMBERS, hints, False, splits, options, True, None)
+        out, lse = _run(tensors, numbers, _NUMBERS, hints, False, splits, (*options, sink), True, None)
         q_starts, q_used, kv_starts, kv_used, *_ = numbers
         *ctx.options, program = options
         ctx.text, ctx.names, of_program = _spread(program)
-        ctx.save_for_backward(q, k, v, out, lse, q_starts, kv_starts, q_used, kv_used, *(of_program or ()))
+        ctx.save_for_backward(q, k, v, out, lse, sink, q_starts, kv_starts, q_used, kv_used, *(of_program or ()))
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx, dout, dlse):
-        q, k, v, out, lse, *numbers = ctx.saved_tensors
+        q, k, v, out, lse, sink, *numbers = ctx.saved_tensors
         numbers, of_program = numbers[:4], numbers[4:]
         if dout is None:
             dout = torch.zeros_like(out)
         # Gradients are recorded here only for a gradient of gradients: the operation says that there is none.
         compute = torch.ops.ferroflash.backward_packed if _is_grad_enabled() else _eager_backward
-        options = (*ctx.options, ctx.text, ctx.names, of_program or None)
-        return *compute(q, k, v, out, lse, dout, dlse, *numbers, *options), None, None, None, None
+        return_dsink = sink is not None and ctx.needs_input_grad[3]
+        options = (*ctx.options, ctx.text, ctx.names, of_program or None, sink, return_dsink)
+        *gradients, dsink = compute(q, k, v, out, lse, dout, dlse, *numbers, *options)
+        return *gradients, dsink if return_dsink else None, None, None, None, None
 
 
 for _name, _function in (

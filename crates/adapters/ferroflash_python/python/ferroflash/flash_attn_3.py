@@ -7,6 +7,7 @@ import torch
 
 from . import flash_attn_interface as _interface
 from ._errors import InputError, missing
+from ._torch import prepared_sink as _prepared_sink
 
 __all__ = [
     "flash_attn_combine",
@@ -46,17 +47,21 @@ def flash_attn_func(
     deterministic=False,
     sm_margin=0,
     return_attn_probs=False,
+    s_aux=None,
 ):
     """Attention, as :func:`ferroflash.flash_attn_func`. ``num_splits``, ``pack_gqa`` and ``sm_margin`` change no result and are
-    not asked.
+    not asked. ``s_aux`` is vLLM's: a logit of each head of q, ``(nheads,)``, that takes part in the softmax of its rows and has no value; here it gets a
+    gradient.
 
     Returns:
         ``out``, or ``(out, softmax_lse)`` with ``return_attn_probs``.
     """
     _check("flash_attn_func", qv, (q_descale, k_descale, v_descale), attention_chunk)
     left, right = window_size
+    sink = None if s_aux is None else _prepared_sink("s_aux", s_aux, q)
+    options = (softmax_scale, causal, left, right, max(softcap, 0.0), deterministic, return_attn_probs)
     try:
-        out, lse = _interface._attend(q, k, v, softmax_scale, causal, left, right, max(softcap, 0.0), deterministic, return_attn_probs)
+        out, lse = _interface._attend(q, k, v, *options, None, None, sink)
     except InputError:
         # The original takes them. Asked only now, because a call that is right is not to wait for it.
         if v.shape[-1] != k.shape[-1]:
@@ -117,9 +122,11 @@ def flash_attn_varlen_func(
     deterministic=False,
     sm_margin=0,
     return_attn_probs=False,
+    s_aux=None,
 ):
     """Attention of packed sequences, as :func:`ferroflash.flash_attn_varlen_func`, of which only the first ``seqused_q`` rows and ``seqused_k`` keys
     are in use, int32 ``(batch,)`` each. ``num_splits`` of 0 is ferroflash's choice; ``pack_gqa`` and ``sm_margin`` change no result and are not asked.
+    ``s_aux`` is as in :func:`flash_attn_func`.
 
     Returns:
         ``out``, or ``(out, softmax_lse)`` with ``return_attn_probs``. Rows that are not in use are not written.
@@ -129,7 +136,8 @@ def flash_attn_varlen_func(
     left, right = window_size
     numbers = (cu_seqlens_q, seqused_q, cu_seqlens_k, seqused_k, None, None, None, None, None)
     tensors, hints = (q, k, v, None, None, None, None), (max_seqlen_q, max_seqlen_k)
-    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None)
+    sink = None if s_aux is None else _prepared_sink("s_aux", s_aux, q)
+    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None, sink)
     out, lse = _interface._attend_sequences(
         "flash_attn_varlen_func", tensors, numbers, hints, False, num_splits, options, return_attn_probs
     )
@@ -167,13 +175,15 @@ def flash_attn_with_kvcache(
     pack_gqa=None,
     sm_margin=0,
     return_softmax_lse=False,
+    s_aux=None,
 ):
     """Attention over a cache, as :func:`ferroflash.flash_attn_with_kvcache`; ``page_table`` is its ``block_table``, whose rows ``cache_batch_idx``
     chooses where both are given.
 
     With ``cu_seqlens_q``, int32 ``(batch + 1,)``, q is packed, ``(total_q, nheads, headdim)``, its longest sequence of ``max_seqlen_q`` rows; with
     ``cu_seqlens_k_new`` k and v are. ``rotary_seqlens``, int32 ``(batch,)``, is the position of the first new key where that is not
-    ``cache_seqlens``. ``scheduler_metadata``, ``pack_gqa`` and ``sm_margin`` change no result and are not asked.
+    ``cache_seqlens``. ``scheduler_metadata``, ``pack_gqa`` and ``sm_margin`` change no result and are not asked. ``s_aux`` is as in
+    :func:`flash_attn_func`, without a gradient.
 
     Returns:
         ``out``, or ``(out, softmax_lse)`` with ``return_softmax_lse``: ``(batch, nheads, seqlen_q)``, ``(nheads, total_q)`` for a packed q.
@@ -189,7 +199,8 @@ def flash_attn_with_kvcache(
     tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
     of_cache = (cache_seqlens, cache_leftpad, cache_batch_idx, cu_seqlens_k_new, rotary_seqlens, page_table)
     numbers = (cu_seqlens_q, None, None, *of_cache)
-    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None)
+    sink = None if s_aux is None else _prepared_sink("s_aux", s_aux, q)
+    options = (softmax_scale, causal, left, right, max(softcap, 0.0), None, sink)
     out, lse = _interface._cached(
         "flash_attn_with_kvcache", tensors, numbers, max_seqlen_q, rotary_interleaved, num_splits, options, return_softmax_lse
     )

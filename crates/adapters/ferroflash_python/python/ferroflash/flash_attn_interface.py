@@ -260,7 +260,7 @@ def flash_attn_with_kvcache(
         return (out, lse) if return_softmax_lse else out
     tensors = (q, k_cache, v_cache, k, v, rotary_cos, rotary_sin)
     numbers = (None, None, None, cache_seqlens, cache_leftpad, cache_batch_idx, None, None, block_table)
-    options = (softmax_scale, causal, left, right, softcap, program)
+    options = (softmax_scale, causal, left, right, softcap, program, None)
     out, lse = _cached("flash_attn_with_kvcache", tensors, numbers, None, rotary_interleaved, num_splits, options, return_softmax_lse)
     return (out, lse) if return_softmax_lse else out
 
@@ -277,7 +277,7 @@ def _varlen(function, q, k, v, lengths, block_table, options, return_attn_probs)
         numbers = (cu_seqlens_q, None, None, used, None, None, None, None, block_table)
     tensors, hints = (q, k, v, None, None, None, None), (max_seqlen_q, max_seqlen_k)
     program = None if alibi_slopes is None else _alibi(alibi_slopes, q, cu_seqlens_q.shape[0] - 1)
-    options = (scale, causal, left, right, max(softcap, 0.0), program)
+    options = (scale, causal, left, right, max(softcap, 0.0), program, None)
     out, lse = _attend_sequences(function, tensors, numbers, hints, False, 0, options, return_attn_probs)
     return (out, lse, q.new_empty((0,))) if return_attn_probs else out
 
@@ -325,4 +325,4 @@ def _alibi(slopes, q, batch=None):
     elif slopes.shape != (batch, heads):
         accepted = f"{(heads,)} (head) and {(batch, heads)} (batch, head) are accepted"
         raise InputError(f"alibi_slopes has shape {tuple(slopes.shape)}; {accepted}")
-    return "alibi", ("slopes",), (slopes.detach(),)
+    return "alibi", ("slopes",), (slopes.detach(),), None

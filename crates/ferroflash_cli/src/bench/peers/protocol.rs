@@ -222,6 +222,7 @@ mod tests {
         let expected = |name, numbers, tensor| json!({"name": name, "cap": 5.0, "numbers": numbers, "tensor": tensor});
         let none = Value::Null;
         assert_eq!(found(Program::Softcap), expected("softcap", json!({}), none.clone()));
+        assert_eq!(found(Program::Sink), expected("sink", json!({}), json!(["f32", [8]])));
         assert_eq!(found(Program::Prefix), expected("prefix", json!({"prefix": 7, "window": 13}), none.clone()));
         let picture = json!({"width": 10, "reach": 2});
         assert_eq!(found(Program::Neighbourhood), expected("neighbourhood", picture, none));
