@@ -7,8 +7,18 @@ use crate::support::{device, f16};
 use ferroflash::Kernel;
 use serde_json::{Value, json};
 
-const NAMES: [&str; 9] =
-    ["softcap", "sink", "alibi", "tanh-cap", "relative", "decay", "documents", "prefix", "neighbourhood"];
+const NAMES: [&str; 10] = [
+    "softcap",
+    "tight-softcap",
+    "sink",
+    "alibi",
+    "tanh-cap",
+    "relative",
+    "decay",
+    "documents",
+    "prefix",
+    "neighbourhood",
+];
 
 /// The options of small cells, a row of which sees more keys than there are queries before it.
 fn cell<'a>(device: &'a str, programs: &'a str, json: &'a str) -> Vec<&'a str> {

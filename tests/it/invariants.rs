@@ -42,6 +42,27 @@ fn running_twice_gives_the_same_bits<T: Element>(kernel: Kernel) {
     assert_equal(&shared.device, (&case, &inputs), (&case, &inputs), "the same call twice");
 }
 
+crate::for_each_kernel_and_dtype!(a_softcap_depends_on_no_other_row);
+
+/// One large score has a kernel leave the short way for its warp: those beside it stay what they are.
+fn a_softcap_depends_on_no_other_row<T: Element>(kernel: Kernel) {
+    let shared = device::shared();
+    let mut case = case::<T>(kernel, Mask::Full);
+    case.attention = case.attention.with_softcap(20.0);
+    let inputs = case.inputs::<T>();
+    let mut larger = inputs.q.clone();
+    let row_elements = case.problem.q_heads * case.problem.head_dim;
+    let is_larger = |row: usize| row % 7 == 3;
+    for (_, elements) in larger.chunks_exact_mut(row_elements).enumerate().filter(|(row, _)| is_larger(*row)) {
+        elements.iter_mut().for_each(|x| *x = T::from_f64(64.0 * x.to_f64()));
+    }
+    let [few, many] = [inputs.q.clone(), larger].map(|q| case.run(&shared.device, &Inputs { q, ..inputs.clone() }).out);
+    let rows = |out: &[T]| out.chunks_exact(row_elements).map(|row| bits(row).to_vec()).collect::<Vec<_>>();
+    for (row, (a, b)) in rows(&few).into_iter().zip(rows(&many)).enumerate() {
+        assert_eq!(a == b, !is_larger(row), "row {row} of all batch entries\n{case:#?}");
+    }
+}
+
 /// Every tile of v3 again and again, with several tiles for each thread block, and with heads that share one. On a GPU, warps, copies
 /// and products race anew each time; on the emulator each run has an interleaving of its own, FERROFLASH_TEST_SEEDS of them.
 #[test]

@@ -20,8 +20,8 @@ use ferroflash::{
 };
 use kernel_spec::DType;
 pub(crate) use pass::{Ours, Pass};
+pub(crate) use program::Program;
 use program::Scores;
-pub(crate) use program::{CAP, Program};
 use rayon::prelude::*;
 pub(crate) use rows::{Lengths, Rows};
 use sequences::{Numbers, Replay};

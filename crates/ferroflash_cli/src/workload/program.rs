@@ -9,8 +9,12 @@ use rand::{Rng, SeedableRng};
 use std::fmt;
 use std::time::Instant;
 
-/// Bound of the scores in the two caps: low enough that standard normal inputs meet it.
-pub(crate) const CAP: f32 = 5.0;
+/// Bound of the scores in the caps: that of Grok-1, the lowest of published models. Standard normal inputs stay far below it, as scores of models
+/// do.
+const CAP: f32 = 30.0;
+
+/// Bound of the tight softcap: standard normal inputs meet it in nearly every tile.
+const TIGHT_CAP: f32 = 5.0;
 
 /// Keys before and behind a row that have biases of their own in the table of relative positions.
 const SPAN: usize = 128;
@@ -18,8 +22,10 @@ const SPAN: usize = 128;
 /// What scores pass through, by its name on the command line and in records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub(crate) enum Program {
-    /// The built-in softcap, no program: 5 tanh(score / 5)
+    /// The built-in softcap, no program: 30 tanh(score / 30)
     Softcap,
+    /// The same with a bound that scores come near to: 5 tanh(score / 5)
+    TightSoftcap,
     /// Attention sinks, no program: a logit of each head in the denominator of its rows
     Sink,
     /// The library's ALiBi: score - slopes[head] |position - key|
@@ -42,6 +48,7 @@ impl Program {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Program::Softcap => "softcap",
+            Program::TightSoftcap => "tight-softcap",
             Program::Sink => "sink",
             Program::Alibi => "alibi",
             Program::TanhCap => "tanh-cap",
@@ -51,6 +58,21 @@ impl Program {
             Program::Prefix => "prefix",
             Program::Neighbourhood => "neighbourhood",
         }
+    }
+
+    /// Its name for peers, to whom a bound is a number.
+    pub(crate) fn peer_name(self) -> &'static str {
+        if self == Program::TightSoftcap { Program::Softcap.name() } else { self.name() }
+    }
+
+    /// Bound of the scores, where it has one.
+    pub(crate) fn cap(self) -> f32 {
+        if self == Program::TightSoftcap { TIGHT_CAP } else { CAP }
+    }
+
+    /// Whether it is a softcap of the library.
+    fn is_softcap(self) -> bool {
+        matches!(self, Program::Softcap | Program::TightSoftcap)
     }
 
     /// The whole numbers that it has for this many keys, by name.
@@ -80,7 +102,9 @@ impl Program {
             Program::Decay | Program::Sink => Some(("f32", vec![heads])),
             Program::Relative => Some(("f32", vec![heads, 2 * SPAN + 1])),
             Program::Documents => Some(("i32", vec![batch, kv_rows])),
-            Program::Softcap | Program::TanhCap | Program::Prefix | Program::Neighbourhood => None,
+            Program::Softcap | Program::TightSoftcap | Program::TanhCap | Program::Prefix | Program::Neighbourhood => {
+                None
+            }
         }
     }
 
@@ -88,7 +112,7 @@ impl Program {
     fn written(self, sizes: &Sizes, part: Option<Place>) -> Result<Option<ScoreProgram>> {
         let number = |name| self.number(name, sizes.kv_rows);
         let program = match self {
-            Program::Softcap | Program::Sink => return Ok(None),
+            Program::Softcap | Program::TightSoftcap | Program::Sink => return Ok(None),
             Program::Alibi if part.is_none() => ScoreProgram::alibi(),
             Program::Alibi => ScoreProgram::new(self.name(), |p| {
                 let distance = (Place::position(part, p) - p.key()).abs().to_float();
@@ -200,9 +224,10 @@ impl Scores {
                 let ids = documents(batch, kv_rows, &mut rng);
                 Read::Ints("ids", Indices::from_slice(device, &ids)?, [batch, kv_rows])
             }
-            Some(Program::Softcap | Program::TanhCap | Program::Prefix | Program::Neighbourhood) | None => {
-                Read::Nothing
-            }
+            Some(
+                Program::Softcap | Program::TightSoftcap | Program::TanhCap | Program::Prefix | Program::Neighbourhood,
+            )
+            | None => Read::Nothing,
         };
         Ok(Scores { program: case.program, sizes: case.problem, uniform: matches!(case.rows, Rows::Equal), read })
     }
@@ -220,7 +245,7 @@ impl Scores {
 
     /// Has scores pass through this program, and the softcap or the sinks where they are asked for.
     pub(super) fn apply<'a>(&'a self, attention: Attention<'a>, bound: Option<&'a BoundProgram<'a>>) -> Attention<'a> {
-        let cap = (self.program == Some(Program::Softcap)).then_some(CAP);
+        let cap = self.program.filter(|program| program.is_softcap()).map(Program::cap);
         let attention = attention.with_softcap(cap);
         let attention = match &self.read {
             Read::Sinks(sinks) => attention.with_sink(&sinks.view()),
@@ -346,7 +371,7 @@ mod tests {
             let [whole, part] = [None, Some(place)].map(|part| scores.bind(part).unwrap());
             let texts = whole.zip(part).map(|(whole, part)| (format!("{:?}", whole), format!("{:?}", part)));
             match program {
-                Program::Softcap | Program::Sink => assert_eq!(texts, None),
+                Program::Softcap | Program::TightSoftcap | Program::Sink => assert_eq!(texts, None),
                 Program::TanhCap => assert!(texts.is_some_and(|(whole, part)| whole == part)),
                 _ => assert!(texts.is_some_and(|(whole, part)| whole != part), "{program}"),
             }

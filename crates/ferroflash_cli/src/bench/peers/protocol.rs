@@ -18,7 +18,7 @@
 //! What a peer cannot do is answered with `{"skipped": "why"}`.
 
 use super::Outcome;
-use crate::workload::{CAP, Case, L2, Pass, Program, Rows};
+use crate::workload::{Case, L2, Pass, Program, Rows};
 use ferroflash::{Mask, Sizes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,8 +84,8 @@ pub(super) struct ProgramOf {
 impl ProgramOf {
     fn new(program: Program, sizes: &Sizes) -> ProgramOf {
         ProgramOf {
-            name: program.name(),
-            cap: CAP,
+            name: program.peer_name(),
+            cap: program.cap(),
             numbers: program.numbers(sizes.kv_rows).into_iter().collect(),
             tensor: program.tensor(sizes),
         }
@@ -219,7 +219,7 @@ mod tests {
             let case = Case { program: Some(program), ..Case::new(problem, Mask::Causal) };
             of(&case, L2::Warm, 1)["prepare"]["program"].clone()
         };
-        let expected = |name, numbers, tensor| json!({"name": name, "cap": 5.0, "numbers": numbers, "tensor": tensor});
+        let expected = |name, numbers, tensor| json!({"name": name, "cap": 30.0, "numbers": numbers, "tensor": tensor});
         let none = Value::Null;
         assert_eq!(found(Program::Softcap), expected("softcap", json!({}), none.clone()));
         assert_eq!(found(Program::Sink), expected("sink", json!({}), json!(["f32", [8]])));
