@@ -7,6 +7,7 @@ mod bind;
 mod dropout;
 mod merge;
 mod names;
+mod norm;
 mod program;
 mod sequences;
 mod sink;
@@ -14,7 +15,7 @@ mod unsupported;
 
 pub use self::{
     axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
-    program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
+    norm::NormError, program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
 };
 
 /// Result of every fallible function of this crate.
@@ -167,6 +168,9 @@ pub enum Error {
     /// Partial results do not fit together.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// Rows that are not normalised.
+    #[error(transparent)]
+    Norm(#[from] NormError),
     /// Sinks, or their gradient, that the call does not take.
     #[error(transparent)]
     Sink(#[from] SinkError),
