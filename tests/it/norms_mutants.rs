@@ -2,7 +2,7 @@
 
 use crate::mutants::{Needless, planner, unexcused};
 use crate::support::device;
-use crate::support::edits::{Mutant, mutants};
+use crate::support::edits::{Edit, Mutant, mutants};
 use ferroflash::operators::{Norm, NormSaved, Operation, OperatorPlan};
 use ferroflash::{Binding, Device, Layout, Operand, Tensor, bf16};
 use ptx_emu::{EmuError, Emulator, EmulatorOptions, Launch, Module};
@@ -47,7 +47,7 @@ const SUBJECTS: [Subject; 6] = [
         edited: 0,
         symbol: "norm_backward_bf16_16x1",
         least_mutants: 2,
-        needless: &[],
+        needless: &[(Edit::NoBarrier, 1, "before the sums for the weights: nobody has used their place yet")],
     },
     Subject {
         rows: 30,
@@ -193,6 +193,7 @@ fn every_barrier_is_needed() {
     if device::is_gpu() {
         return;
     }
+    let mut all_wrong = String::new();
     for subject in &SUBJECTS {
         let planned = Planned::of(subject);
         let expected = planned.run(None, 0).unwrap_or_else(|error| panic!("{}: {error}", subject.symbol));
@@ -211,8 +212,11 @@ fn every_barrier_is_needed() {
             }
         }
         let wrong = unexcused(unnoticed, subject.needless);
-        assert!(wrong.is_empty(), "{}: {wrong}", subject.symbol);
+        if !wrong.is_empty() {
+            all_wrong += &format!("{}: {wrong}", subject.symbol);
+        }
     }
+    assert!(all_wrong.is_empty(), "{all_wrong}");
 }
 
 /// Rows of a warp, and those that are read again with nobody to wait for, have nothing to take out but what the list above has.

@@ -155,7 +155,6 @@ pub enum Error {
         /// Bytes of the device.
         total: u64,
     },
-
     /// Attention reads tensors of four axes.
     #[error("attention takes tensors of 4 axes (batch, row, head, dim); {found} were given")]
     Rank {
@@ -237,11 +236,8 @@ pub enum Error {
         /// Extent of the axis.
         len: usize,
     },
-
     /// The last dim must be contiguous.
-    #[error(
-        "the last dim of {tensor} has stride {stride}; it must be contiguous (stride 1), the other strides are free"
-    )]
+    #[error("the last dim of {tensor} has stride {stride}; it must be contiguous (stride 1), the other strides are free")]
     LastDimNotContiguous {
         /// The tensor.
         tensor: Operand,
