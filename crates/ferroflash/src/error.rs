@@ -237,7 +237,9 @@ pub enum Error {
         len: usize,
     },
     /// The last dim must be contiguous.
-    #[error("the last dim of {tensor} has stride {stride}; it must be contiguous (stride 1), the other strides are free")]
+    #[error(
+        "the last dim of {tensor} has stride {stride}; it must be contiguous (stride 1), the other strides are free"
+    )]
     LastDimNotContiguous {
         /// The tensor.
         tensor: Operand,
