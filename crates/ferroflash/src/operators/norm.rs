@@ -2,6 +2,7 @@
 
 mod backward;
 mod check;
+mod cut;
 mod forward;
 
 pub use backward::{NormGradients, NormGradientsViewMut, NormSaved};

@@ -3,7 +3,7 @@
 use super::super::plan::OperatorPlan;
 use super::super::rows::{Placed, Rows};
 use super::check::Tensors;
-use super::forward::Cut;
+use super::cut::Cut;
 use super::{Kind, Norm};
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
