@@ -1,7 +1,6 @@
 //! Everything that can go wrong, one variant per cause. Errors hold numbers and names, no types of rooms: everything may depend on them.
 
 use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
-
 mod axes;
 mod bind;
 mod dropout;
@@ -12,7 +11,6 @@ mod program;
 mod sequences;
 mod sink;
 mod unsupported;
-
 pub use self::{
     axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
     norm::NormError, program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,

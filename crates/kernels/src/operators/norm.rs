@@ -47,9 +47,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
     |tile: u32| -> [Vector; V] {
         let own = own(tile);
         // SAFETY: the row exists, or has no columns.
-        unsafe {
-            if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) }
-        }
+        unsafe { if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) } }
     };
 
     let mut held = if C::AGAIN { [[0.0; 8]; V] } else { load(0) };

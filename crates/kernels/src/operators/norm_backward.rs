@@ -230,7 +230,8 @@ pub unsafe fn columns<C: Config>(p: &NormBackwardParams) {
                 let row = first + i as u32 * p.parts;
                 if row < p.extents.rows {
                     let place = RowPlace::of(&p.extents, row);
-                    let h = place.start::<C::T>(&p.normalised, wide) + column as u64 * if wide { 4 } else { C::T::BYTES as u64 };
+                    let h = place.start::<C::T>(&p.normalised, wide)
+                        + column as u64 * if wide { 4 } else { C::T::BYTES as u64 };
                     let h = if wide { copy::load_f32(h) } else { C::T::load(h) };
                     let dout = C::T::load(place.start::<C::T>(&p.dout, false) + column as u64 * C::T::BYTES as u64);
                     let mean = if has_mean { copy::load_f32(p.mean + row as u64 * 4) } else { 0.0 };

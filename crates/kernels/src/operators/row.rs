@@ -13,8 +13,8 @@
 #[cfg(target_feature = "sm_90a")]
 use cuda_std::cluster;
 use cuda_std::{copy, math, shared, sync, thread, warp};
-use kernel_spec::families::norm::{Extents, Memory, RowsParams, Sharing, VECTOR_BYTES, Variant};
 use kernel_spec::Divisor;
+use kernel_spec::families::norm::{Extents, Memory, RowsParams, Sharing, VECTOR_BYTES, Variant};
 
 use crate::parts::element::Element;
 
