@@ -289,7 +289,7 @@ fn peers_are_listed_without_a_device() {
     assert!(line("FlashMLA").contains("decode with multi-head latent attention"));
     assert!(line("fa3 cannot be imported").contains("no library") && line("quack cannot").contains("No module"));
     let asked = std::fs::read_to_string(folder.path().join("python.asked")).unwrap();
-    assert_eq!(asked, "- cudnn,flash,efficient,math,triton,fa3,fa4,flashmla,quack\n");
+    assert_eq!(asked, "- cudnn,flash,efficient,math,triton,fa3,fa4,flashmla,eager,compile,quack\n");
     let error = fail(&["bench", "peers", "--python", "/absent/python"]);
     assert!(error.contains("no peers: /absent/python"), "{error}");
 }

@@ -197,3 +197,36 @@ fn gradients_of_peers_are_checked() {
         assert_eq!(last["prepare"]["pass"], pass);
     }
 }
+
+/// Operators on rows have a record of their own, and refuse what means nothing for them.
+#[test]
+fn operators_are_measured_and_checked() {
+    if device::is_gpu() {
+        // The same through the same code, but 67 million elements a cell.
+        return;
+    }
+    let folder = folder();
+    let json = folder.path().join("r.json");
+    let operators = ["bench", "--operator", "rmsnorm,layernorm", "--device", "emulator"];
+    for pass in ["forward", "backward"] {
+        let printed = succeed(&[&operators[..], &["--pass", pass, "--json", utf8(&json)]].concat());
+        assert!(printed.contains("4 results compared with the f64 reference"), "{printed}");
+        let record = read(&json);
+        assert_eq!(record["kind"], "ferroflash operators");
+        let cells = cells(&record);
+        let named = |name: &str| cells.iter().filter(|cell| cell["operator"] == name && cell["pass"] == pass).count();
+        assert_eq!((named("rmsnorm"), named("layernorm")), (2, 2), "{record}");
+        // x and out, and 128 weights; or x, dout and dx, weights and their gradients, and one statistic a row.
+        let expected = if pass == "forward" { (2 * 16 + 1) * 256 } else { (3 * 16 + 2) * 256 + 16 * 4 };
+        assert_eq!(cells[0]["bytes"], expected, "{record}");
+    }
+    for (more, said) in [
+        (&["--head-dim", "64"][..], "cannot be used with"),
+        (&["--l2", "flush"], "cannot be used with"),
+        (&["--pass", "both"], "--pass both is not accepted with --operator"),
+        (&["--rows", "0", "--columns", "8"], "--rows and --columns of 0 are not accepted"),
+        (&["--peers", "fa4"], "--peers fa4 is not accepted"),
+    ] {
+        refuses(&[&operators[..], more].concat(), said);
+    }
+}

@@ -8,7 +8,7 @@ while ferroflash has, this one waits for a question. Inputs come from files and 
 tensors of ferroflash, or [page, row, head, dim]; who wants the heads first takes them as views, without a copy. The end of the input ends
 the program. With `-` for DEVICE nothing runs, and no GPU is needed: what it is asked for is what can be imported.
 
-peer_attention.py has the peers of attention, peer_packages.py those of other operations, peer_launch.py problems and launches,
+peer_attention.py has the peers of attention, peer_operators.py those of operators on rows, peer_packages.py what is not measured, peer_launch.py problems and launches,
 peer_programs.py and peer_cute.py programs on scores.
 """
 
@@ -36,10 +36,11 @@ except ImportError as error:
     sys.exit()
 
 import peer_attention
+import peer_operators
 from peer_launch import DTYPES, Launcher, Problem, Timer
-from peer_packages import FlashMla, NoResult, Quack, first_line
+from peer_packages import FlashMla, NoResult, first_line
 
-PEERS = {**peer_attention.PEERS, "flashmla": FlashMla, "quack": Quack}
+PEERS = {**peer_attention.PEERS, "flashmla": FlashMla, **peer_operators.PEERS}
 
 
 def versions(peers):
@@ -89,6 +90,12 @@ class Server:
         self.problem = Problem(**problem)
         return {"prepared": True}
 
+    def prepare_rows(self, **problem):
+        self.release()
+        self.folders.add(problem["folder"])
+        self.problem = peer_operators.RowsProblem(**problem)
+        return {"prepared": True}
+
     def launcher(self, peer):
         """The peer on the problem at hand; after the end of an earlier process, which did the check, a new one."""
         launchers = self.problem.launchers
@@ -96,7 +103,9 @@ class Server:
             # Another process made the list that the program asks from.
             raise NoResult(f"{peer} could be imported when the run began, and not by the Python started since")
         if peer not in launchers:
-            launcher = Launcher(self.peers[peer], self.problem)
+            of_rows = isinstance(self.problem, peer_operators.RowsProblem)
+            launch = self.problem.launch_with if of_rows else lambda peer: Launcher(peer, self.problem)
+            launcher = launch(self.peers[peer])
             launcher.extra_bytes = launcher.measure_extra_bytes()
             launcher.capture(self.problem, peer)
             launcher.checked = [result.clone() for result in next(launcher.results())]
@@ -155,7 +164,7 @@ class Server:
         (name, arguments), = json.loads(line).items()
         if name in ("trim", "release"):
             return getattr(self, name)()
-        call = {"prepare": self.prepare, "check": self.check, "time": self.time, "verify": self.verify}
+        call = {"prepare": self.prepare, "prepare_rows": self.prepare_rows, "check": self.check, "time": self.time, "verify": self.verify}
         call.update(matmul=self.matmul, read=self.read)
         return call[name](**arguments)
 

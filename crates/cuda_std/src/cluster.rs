@@ -42,6 +42,22 @@ pub fn map(shared: u32, rank: u32) -> u32 {
     result
 }
 
+/// Reads a float.
+///
+/// PTX `ld.shared::cluster.f32`, least SM 9.0.
+///
+/// # Safety
+/// An address of [`map`], a multiple of 4, of a thread block that has not exited.
+#[inline(always)]
+pub unsafe fn load_f32(address: u32) -> f32 {
+    let value: f32;
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("ld.shared::cluster.f32 {}, [{}];", out(reg32) value, in(reg32) address, options(nostack, readonly));
+    }
+    value
+}
+
 /// Reads two floats.
 ///
 /// PTX `ld.shared::cluster.v2.f32`, least SM 9.0.

@@ -167,6 +167,75 @@ pub unsafe fn load_u32x4(global: u64) -> [u32; 4] {
     [a, b, c, d]
 }
 
+macro_rules! access_within {
+    ($load:ident, $store:ident, $type:ty, $class:ident, $suffix:literal, $bytes:literal) => {
+        #[doc = concat!("Reads ", $bytes, " from global memory where `index < bound`, without a branch, and gives 0 elsewhere.\n\nPTX `@p ld.global.", $suffix, "`, any SM, any thread.")]
+        ///
+        /// # Safety
+        /// Where it reads: the address is in bounds and naturally aligned.
+        #[inline(always)]
+        pub unsafe fn $load(global: u64, index: u32, bound: u32) -> $type {
+            let value: $type;
+            // SAFETY: the caller guarantees the address.
+            unsafe {
+                ptx!(concat!("{{ .reg .pred p; setp.lt.u32 p, {2}, {3}; mov.", $suffix, " {0}, 0; @p ld.global.", $suffix, " {0}, [{1}]; }}"),
+                    out($class) value, in(reg64) global, in(reg32) index, in(reg32) bound, options(nostack, readonly));
+            }
+            value
+        }
+
+        #[doc = concat!("Writes ", $bytes, " to global memory where `index < bound`, without a branch.\n\nPTX `@p st.global.", $suffix, "`, any SM, any thread.")]
+        ///
+        /// # Safety
+        /// Where it writes: the address is in bounds and naturally aligned, and no other thread touches it.
+        #[inline(always)]
+        pub unsafe fn $store(global: u64, value: $type, index: u32, bound: u32) {
+            // SAFETY: the caller guarantees the address.
+            unsafe {
+                ptx!(concat!("{{ .reg .pred p; setp.lt.u32 p, {2}, {3}; @p st.global.", $suffix, " [{0}], {1}; }}"),
+                    in(reg64) global, in($class) value, in(reg32) index, in(reg32) bound, options(nostack));
+            }
+        }
+    };
+}
+
+access_within!(load_u16_within, store_u16_within, u16, reg16, "b16", "2 bytes");
+access_within!(load_u32_within, store_u32_within, u32, reg32, "b32", "4 bytes");
+
+/// Reads 16 bytes from global memory where `index < bound`, without a branch, and gives zeros elsewhere.
+///
+/// PTX `@p ld.global.v4.b32`, any SM, any thread.
+///
+/// # Safety
+/// Where it reads: the address is in bounds and a multiple of 16.
+#[inline(always)]
+pub unsafe fn load_u32x4_within(global: u64, index: u32, bound: u32) -> [u32; 4] {
+    let (a, b, c, d): (u32, u32, u32, u32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {5}, {6}; mov.b32 {0}, 0; mov.b32 {1}, 0; mov.b32 {2}, 0; mov.b32 {3}, 0; @p ld.global.v4.b32 {{{0}, {1}, {2}, {3}}}, [{4}]; }}",
+            out(reg32) a, out(reg32) b, out(reg32) c, out(reg32) d, in(reg64) global, in(reg32) index, in(reg32) bound,
+            options(nostack, readonly));
+    }
+    [a, b, c, d]
+}
+
+/// Writes 16 bytes to global memory where `index < bound`, without a branch.
+///
+/// PTX `@p st.global.v4.b32`, any SM, any thread.
+///
+/// # Safety
+/// Where it writes: the address is in bounds and a multiple of 16, and no other thread touches it.
+#[inline(always)]
+pub unsafe fn store_u32x4_within(global: u64, value: [u32; 4], index: u32, bound: u32) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {5}, {6}; @p st.global.v4.b32 [{0}], {{{1}, {2}, {3}, {4}}}; }}",
+            in(reg64) global, in(reg32) value[0], in(reg32) value[1], in(reg32) value[2], in(reg32) value[3], in(reg32) index,
+            in(reg32) bound, options(nostack));
+    }
+}
+
 /// Writes two floats to global memory.
 ///
 /// PTX `st.global.v2.f32`, any SM, any thread.

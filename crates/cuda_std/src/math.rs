@@ -66,6 +66,19 @@ pub fn reciprocal(x: f32) -> f32 {
     result
 }
 
+/// `sqrt(x)`, rounded to nearest.
+///
+/// PTX `sqrt.rn.f32`, least SM 2.0, any thread.
+#[inline(always)]
+pub fn sqrt(x: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("sqrt.rn.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
+    }
+    result
+}
+
 /// `1 / x` to a unit in the last place; subnormal inputs and results are zero.
 ///
 /// PTX `rcp.approx.ftz.f32`, any SM, any thread: one instruction, where [`reciprocal`] is eight and a branch, and one with subnormal numbers six.
@@ -75,6 +88,20 @@ pub fn reciprocal_approx(x: f32) -> f32 {
     // SAFETY: arithmetic without side effects.
     unsafe {
         ptx!("rcp.approx.ftz.f32 {}, {};", out(reg32) result, in(reg32) x, options(pure, nomem, nostack));
+    }
+    result
+}
+
+/// `x` if `index < bound`, else 0, and never a branch.
+///
+/// PTX `setp.lt.u32` and `selp.f32`, any SM, any thread.
+#[inline(always)]
+pub fn within(x: f32, index: u32, bound: u32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {2}, {3}; selp.f32 {0}, {1}, 0f00000000, p; }}",
+            out(reg32) result, in(reg32) x, in(reg32) index, in(reg32) bound, options(pure, nomem, nostack));
     }
     result
 }
@@ -127,6 +154,20 @@ pub fn opaque(value: u32) -> u32 {
         core::arch::asm!("// {}", inout(reg32) value, options(nomem, nostack));
     }
     value
+}
+
+/// [`opaque`] of an address: what is added to it is not computed ahead and kept, but left to the instruction that takes it.
+///
+/// No instruction, any SM, any thread.
+#[inline(always)]
+pub fn opaque_address(address: u64) -> u64 {
+    let mut address = address;
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: an empty statement.
+    unsafe {
+        core::arch::asm!("// {}", inout(reg64) address, options(nomem, nostack));
+    }
+    address
 }
 
 /// A place where a program on scores can be put into the text, see `kernel_spec::specialise`: `s` comes back as the program makes it of

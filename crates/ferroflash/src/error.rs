@@ -1,20 +1,19 @@
 //! Everything that can go wrong, one variant per cause. Errors hold numbers and names, no types of rooms: everything may depend on them.
 
 use kernel_spec::{DType, Kernel, MAX_HEAD_DIM, MAX_ROWS};
-
 mod axes;
 mod bind;
 mod dropout;
 mod merge;
 mod names;
+mod norm;
 mod program;
 mod sequences;
 mod sink;
 mod unsupported;
-
 pub use self::{
     axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
-    program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
+    norm::NormError, program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
 };
 
 /// Result of every fallible function of this crate.
@@ -154,7 +153,6 @@ pub enum Error {
         /// Bytes of the device.
         total: u64,
     },
-
     /// Attention reads tensors of four axes.
     #[error("attention takes tensors of 4 axes (batch, row, head, dim); {found} were given")]
     Rank {
@@ -167,6 +165,9 @@ pub enum Error {
     /// Partial results do not fit together.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// Rows that are not normalised.
+    #[error(transparent)]
+    Norm(#[from] NormError),
     /// Sinks, or their gradient, that the call does not take.
     #[error(transparent)]
     Sink(#[from] SinkError),
@@ -233,7 +234,6 @@ pub enum Error {
         /// Extent of the axis.
         len: usize,
     },
-
     /// The last dim must be contiguous.
     #[error(
         "the last dim of {tensor} has stride {stride}; it must be contiguous (stride 1), the other strides are free"

@@ -2,11 +2,11 @@
 //! here knows what is computed.
 
 use crate::backend::{Launch, RawStream};
-use crate::device::{Allocation, Device};
-use crate::error::{BindError, Operand, Result};
+use crate::device::{Allocation, Device, DeviceInfo, DeviceKind};
+use crate::error::{BindError, Error, Operand, Result, Unsupported, Version};
 use crate::specialise::Specialised;
 use crate::tensor_map::TensorGeometry;
-use kernel_spec::Entry;
+use kernel_spec::{Arch, Entry};
 
 /// What an address in the parameters of a step is the address of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,6 +133,39 @@ impl Step {
         }
         Ok(bytes)
     }
+}
+
+/// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
+pub(crate) const MAX_GRID: u64 = (1 << 31) - 1;
+
+/// Least CUDA version of a driver that compiles the PTX of Hopper's kernels, version 8.1 (PTX ISA, release notes).
+const HOPPER_DRIVER: Version = Version { major: 12, minor: 1 };
+
+/// Whether Hopper's kernels run on the device, and its driver compiles them.
+pub(crate) fn check_hopper(device: &DeviceInfo) -> Result<(), Unsupported> {
+    if !device.runs(Arch::Sm90a) {
+        let (major, minor) = Arch::Sm90a.least_compute_capability();
+        let accepted = Version { major, minor };
+        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted });
+    }
+    match device.kind {
+        DeviceKind::Cuda { driver_version: found, .. } if found < HOPPER_DRIVER => {
+            Err(Unsupported::Driver { found, least: HOPPER_DRIVER })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the device runs an entry.
+pub(crate) fn check_device(entry: &'static Entry, device: &DeviceInfo) -> Result<()> {
+    let Entry { symbol, arch, shared_bytes: needed, .. } = *entry;
+    if !device.runs(arch) {
+        let (major, minor) = arch.least_compute_capability();
+        let least = Version { major, minor };
+        return Err(Error::GpuTooOld { name: device.name.clone(), found: device.compute_capability(), least });
+    }
+    let available = device.max_shared_bytes_per_block;
+    if needed > available { Err(Error::SharedMemory { symbol, needed, available }) } else { Ok(()) }
 }
 
 /// A parameter struct with holes where addresses go.

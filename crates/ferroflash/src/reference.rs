@@ -34,6 +34,7 @@ mod compare;
 mod gradients;
 mod inputs;
 mod merge;
+mod norm;
 mod sequences;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};
+pub use norm::{ReferenceNorm, ReferenceNormGradients, ReferenceNormOutput};
 pub use sequences::{
     SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
 };

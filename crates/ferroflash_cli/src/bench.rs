@@ -5,6 +5,7 @@ mod environment;
 mod measure;
 mod method;
 mod nvml;
+mod operators;
 mod peers;
 mod preset;
 mod print;
@@ -61,6 +62,8 @@ Examples:
   ferroflash bench --preset decode --pages none,16,64 --cold --peers fa3,cudnn,flash
   ferroflash bench --preset varlen --peers fa3,fa4
   ferroflash bench --program alibi,documents --dtype bf16 --head-dim 128 --seq 4096 --peers triton,fa4
+  ferroflash bench --operator rmsnorm,layernorm --peers eager,compile,quack
+  ferroflash bench --operator rmsnorm --pass backward --rows 16384 --columns 4096
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3
   ferroflash bench --json results.json --plot pictures --html report.html
@@ -69,6 +72,8 @@ Examples:
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     sweep: SweepArgs,
+    #[command(flatten)]
+    operators: operators::OperatorArgs,
     /// What of a training step is measured. The library chooses the kernels of backward and both; `--kernel naive` adds naive
     #[arg(long, value_name = "PASS", value_enum, ignore_case = true, default_value_t = Pass::Forward)]
     pass: Pass,
@@ -151,7 +156,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(BenchVerb::Peers(args)) = &args.verb {
         return peers::list(args);
     }
-    args.validate().or_unusable()?;
+    if !args.operators.is_empty() {
+        return operators::run(args);
+    }
+    args.validate(Operation::ForwardAttention).or_unusable()?;
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
     let timed = !emulator || args.clock == Clock::Host;
@@ -166,7 +174,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let mut environment = environment::environment(device.info(), &gpu);
     let throttled_before = gpu.as_mut().map(|gpu| gpu.read().throttle_reasons).unwrap_or_default();
     let sampler = gpu.ok().map(Sampler::start);
-    let mut peers = match args.start_peers(&device, timed)? {
+    let mut peers = match args.start_peers(&device, timed, Operation::ForwardAttention)? {
         Some(Ok(peers)) => Some(peers),
         Some(Err(reason)) => {
             environment.peers_missing = Some(reason);
@@ -258,7 +266,7 @@ impl BenchArgs {
         }
     }
 
-    fn validate(&self) -> Result<()> {
+    fn validate(&self, measured: Operation) -> Result<()> {
         // A quartile of fewer is no quartile.
         ensure!(self.repeats >= 3, "--repeats {} is not accepted; at least 3 samples are needed", self.repeats);
         ensure!(
@@ -269,11 +277,11 @@ impl BenchArgs {
         sweep::unique("--peers", self.peers.iter().flatten())?;
         for peer in self.peers.iter().flatten() {
             ensure!(
-                peer.operation() == Operation::ForwardAttention,
+                peer.operation() == measured,
                 "--peers {peer} is not accepted: {} is for {}, and what is measured is {}",
                 peer.name(),
                 peer.operation(),
-                Operation::ForwardAttention
+                measured
             );
         }
         if let Some(path) = &self.json {
@@ -347,9 +355,9 @@ impl BenchArgs {
     ///
     /// # Errors
     /// A peer that was asked for by name and is not there, with the reason.
-    fn start_peers(&self, device: &Device, timed: bool) -> Result<Option<Outcome<Peers>>> {
+    fn start_peers(&self, device: &Device, timed: bool, measured: Operation) -> Result<Option<Outcome<Peers>>> {
         let Some(named) = &self.peers else { return Ok(None) };
-        let asked = if named.is_empty() { PeerName::of(Operation::ForwardAttention) } else { named.clone() };
+        let asked = if named.is_empty() { PeerName::of(measured) } else { named.clone() };
         let started = if timed {
             Peers::start(self.python.as_deref(), &device.info().kind, &asked)?
         } else {

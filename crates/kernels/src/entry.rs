@@ -29,10 +29,10 @@ mod backward;
 mod blocks;
 #[cfg(not(target_feature = "sm_90a"))]
 mod merge;
+mod norm;
 mod sequences;
 
 // The rows name element types as `kernel_spec::DType` does.
-#[cfg(not(target_feature = "sm_90a"))]
 type F32 = f32;
 type F16 = f16;
 type Bf16 = bf16;

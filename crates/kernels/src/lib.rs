@@ -1,6 +1,7 @@
 //! The kernels of ferroflash.
 //!
-//! [`attention`] holds the algorithms: a kernel reads like its paper. What kernels are built of, tiles, products and rings of buffers, is
+//! [`attention`] holds the algorithms: a kernel reads like its paper. [`operators`] has what a model computes around it, and knows no word of
+//! attention. What kernels are built of, tiles, products and rings of buffers, is
 //! in [`parts`]: types and inlined functions that compile to nothing but their instructions. `entry.rs` makes an entry point of every
 //! row of `kernel_spec`.
 //!
@@ -14,6 +15,7 @@
 
 pub mod attention;
 mod entry;
+pub mod operators;
 pub mod parts;
 
 #[cfg(target_arch = "nvptx64")]

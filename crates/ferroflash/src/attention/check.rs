@@ -4,6 +4,7 @@ use super::options::Attention;
 use super::problem::Sizes;
 use crate::device::Device;
 use crate::error::{Error, Operand, ProgramError, Result};
+pub(super) use crate::tensor::overlap::check_apart;
 use crate::tensor::overlap::{self, Footprint};
 use crate::tensor::{HeadsView, LseShape, LseViewMut};
 use kernel_spec::DType;
@@ -153,23 +154,7 @@ pub(super) fn check_options_apart(attention: &Attention<'_>, written: &[(Operand
 
 /// That no element of an output lies at the place of another.
 pub(super) fn check_itself(output: &HeadsView<'_>) -> Result<()> {
-    let geometry = output.geometry();
-    if overlap::overlaps_itself(geometry) {
-        return Err(Error::OutputOverlapsItself { shape: geometry.shape.to_vec(), strides: geometry.strides.to_vec() });
-    }
-    Ok(())
-}
-
-/// That outputs overlap neither each other nor anything else.
-pub(super) fn check_apart(outputs: &[(Operand, Footprint)], others: &[(Operand, Footprint)]) -> Result<()> {
-    for (i, (output, memory)) in outputs.iter().enumerate() {
-        for (other, taken) in outputs[..i].iter().chain(others) {
-            if memory.overlaps(taken) {
-                return Err(Error::OutputOverlaps { output: *output, other: *other });
-            }
-        }
-    }
-    Ok(())
+    overlap::check_itself(output.geometry())
 }
 
 /// The bytes of a tensor.

@@ -3,18 +3,13 @@
 use super::options::KernelChoice;
 use super::problem::Sizes;
 use super::request::{Placed, Request, Row};
-use crate::device::{DeviceInfo, DeviceKind};
-use crate::error::{Error, Operand, Result, Unsupported, Version};
+use crate::device::DeviceInfo;
+use crate::error::{Error, Operand, Result, Unsupported};
+pub(super) use crate::plan::{MAX_GRID, check_device, check_hopper};
 use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
 use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::schedule::{self, MAX_TILES};
-use kernel_spec::{Arch, Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
-
-/// Largest x extent of a grid (CUDA programming guide, table of technical specifications).
-pub(super) const MAX_GRID: u64 = (1 << 31) - 1;
-
-/// Least CUDA version of a driver that compiles the PTX of Hopper's kernels, version 8.1 (PTX ISA, release notes).
-const HOPPER_DRIVER: Version = Version { major: 12, minor: 1 };
+use kernel_spec::{Entry, FeatureSet, Kernel, Mask, Pass, VARIANTS, Variant};
 
 /// The kernel that runs a request, and why.
 pub(super) fn kernel(request: &Request<'_>, device: &DeviceInfo) -> Result<(Kernel, String)> {
@@ -126,21 +121,6 @@ pub(super) fn keys_per_row(mask: Mask, sizes: &Sizes) -> u32 {
     (total / samples.max(1)) as u32
 }
 
-/// Whether Hopper's kernels run on the device, and its driver compiles them.
-pub(super) fn check_hopper(device: &DeviceInfo) -> Result<(), Unsupported> {
-    if !device.runs(Arch::Sm90a) {
-        let (major, minor) = Arch::Sm90a.least_compute_capability();
-        let accepted = Version { major, minor };
-        return Err(Unsupported::ComputeCapability { found: device.compute_capability(), accepted });
-    }
-    match device.kind {
-        DeviceKind::Cuda { driver_version: found, .. } if found < HOPPER_DRIVER => {
-            Err(Unsupported::Driver { found, least: HOPPER_DRIVER })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Whether v3 runs this: the one place of its conditions.
 fn check_v3(request: &Request<'_>, device: &DeviceInfo) -> Result<(), Unsupported> {
     check_hopper(device)?;
@@ -181,18 +161,6 @@ pub(super) fn check_copies(tensor: Operand, placed: &Placed) -> Result<(), Unsup
         }
     }
     Ok(())
-}
-
-/// Whether the device runs an entry.
-pub(super) fn check_device(entry: &'static Entry, device: &DeviceInfo) -> Result<()> {
-    let Entry { symbol, arch, shared_bytes: needed, .. } = *entry;
-    if !device.runs(arch) {
-        let (major, minor) = arch.least_compute_capability();
-        let least = Version { major, minor };
-        return Err(Error::GpuTooOld { name: device.name.clone(), found: device.compute_capability(), least });
-    }
-    let available = device.max_shared_bytes_per_block;
-    if needed > available { Err(Error::SharedMemory { symbol, needed, available }) } else { Ok(()) }
 }
 
 /// Query heads of a group that share a tile; 1 but for v3.

@@ -4,6 +4,8 @@ use super::options::log2_of;
 use super::problem::Sizes;
 use super::request::{Placed, Request, Row, Tensors};
 use crate::error::Operand;
+pub(super) use crate::plain::bytes_of;
+use crate::plain::plain;
 use crate::plan::{Binding, Buffer, Params};
 use crate::score::{BoundProgram, Word};
 use crate::tensor_map::TensorGeometry;
@@ -19,9 +21,7 @@ use kernel_spec::families::sequences::{
 };
 use kernel_spec::layout::CHUNK_BYTES;
 use kernel_spec::schedule::{Schedule, Work};
-use kernel_spec::{
-    Band, DType, Divisor, Features, ForwardParams, Kernel, NaiveParams, Pass, TensorMap, TensorParams, V3Params,
-};
+use kernel_spec::{Band, DType, ForwardParams, Kernel, NaiveParams, Pass, TensorMap, TensorParams, V3Params};
 use std::mem::offset_of;
 
 /// The buffers of the naive kernel, in this order.
@@ -258,49 +258,6 @@ pub(super) fn listed_geometry(tensor: &Placed, box_rows: u32, packed: u32, step:
     TensorGeometry { wraps: true, extents, byte_strides: [heads_and_rows[0], heads_and_rows[1], row_bytes], ..whole }
 }
 
-/// The bytes of a kernel parameter struct.
-pub(super) fn bytes_of<T: Plain>(params: &T) -> Vec<u8> {
-    // SAFETY: implementors promise that every byte of `T` is initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(params).cast::<u8>(), size_of::<T>()) }.to_vec()
-}
-
-/// # Safety
-/// The type is `repr(C)` or `repr(transparent)` without padding, and so are its fields.
-pub(super) unsafe trait Plain: Copy {}
-
-// SAFETY: numbers.
-unsafe impl Plain for u32 {}
-// SAFETY: as above.
-unsafe impl Plain for i32 {}
-// SAFETY: as above.
-unsafe impl Plain for u64 {}
-// SAFETY: as above.
-unsafe impl Plain for f32 {}
-// SAFETY: an array has no padding of its own.
-unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
-// SAFETY: `repr(C)`, all fields of 8 bytes; their number is checked below.
-unsafe impl<const SLOTS: usize> Plain for Features<SLOTS> {}
-const _: () = assert!(size_of::<Features<3>>() == 8 * (1 + 3), "a set and a value for each slot");
-
-/// Implements [`Plain`] for `repr(C)` structs: all fields are named, each is plain, and the struct is as large as they are together. A
-/// field that is left out, or padding between two of them, does not compile.
-macro_rules! plain {
-    ($($name:ident { $($field:tt),* })*) => {$(
-        const _: () = {
-            const fn bytes<T, F: Plain>(_field: fn(&T) -> &F) -> usize {
-                size_of::<F>()
-            }
-            let _every_field_is_named = |whole: &$name| {
-                let $name { $($field: _),* } = whole;
-            };
-            let sum = 0 $(+ bytes(|whole: &$name| &whole.$field))*;
-            assert!(size_of::<$name>() == sum, "padding");
-        };
-        // SAFETY: without padding by the assertion above.
-        unsafe impl Plain for $name {}
-    )*};
-}
-
 plain! {
     TensorMap { 0 }
     TensorParams { address, batch_stride, row_stride, head_stride }
@@ -348,6 +305,3 @@ plain! {
     NaiveBackwardParams { probs, factors, score_stride, with_dout, backward }
     PackedBackwardParams { table, tiles, tokens, backward }
 }
-// SAFETY: `repr(C)`, three numbers of 4 bytes by the assertion below; its fields are its own.
-unsafe impl Plain for Divisor {}
-const _: () = assert!(size_of::<Divisor>() == 3 * 4 && align_of::<Divisor>() == 4, "a number, a factor and a shift");

@@ -1,6 +1,6 @@
 //! What errors name.
 
-/// One of the tensors of an attention problem, for messages.
+/// One of the tensors of a call, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Operand {
@@ -62,6 +62,32 @@ pub enum Operand {
     ProgramTensor(usize),
     /// The blocks of keys that a program on scores shows.
     Blocks,
+    /// Rows that an operator takes.
+    X,
+    /// Rows that are added to them.
+    Residual,
+    /// The sum of the two.
+    ResidualOut,
+    /// What was normalised, for gradients.
+    Normalised,
+    /// Weights of the columns.
+    Weight,
+    /// Biases of the columns.
+    Bias,
+    /// Means of the rows.
+    Mean,
+    /// Reciprocal deviations of the rows.
+    Rstd,
+    /// Gradient with respect to the rows.
+    Dx,
+    /// Gradient with respect to the residual.
+    Dresidual,
+    /// Gradient with respect to the sum of the two.
+    DresidualOut,
+    /// Gradient with respect to the weights.
+    Dweight,
+    /// Gradient with respect to the biases.
+    Dbias,
 }
 
 impl std::fmt::Display for Operand {
@@ -94,6 +120,19 @@ impl std::fmt::Display for Operand {
             Operand::Sin => "sin",
             Operand::Positions => "the positions",
             Operand::Blocks => "the blocks of the program",
+            Operand::X => "x",
+            Operand::Residual => "residual",
+            Operand::ResidualOut => "residual_out",
+            Operand::Normalised => "what was normalised",
+            Operand::Weight => "weight",
+            Operand::Bias => "bias",
+            Operand::Mean => "mean",
+            Operand::Rstd => "rstd",
+            Operand::Dx => "dx",
+            Operand::Dresidual => "dresidual",
+            Operand::DresidualOut => "dresidual_out",
+            Operand::Dweight => "dweight",
+            Operand::Dbias => "dbias",
             Operand::Part(index) => {
                 numbered = format!("part {index}");
                 &numbered

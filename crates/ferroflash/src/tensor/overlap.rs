@@ -2,6 +2,7 @@
 
 use super::dims::{Dims, MAX_RANK};
 use super::geometry::Geometry;
+use crate::error::{Error, Operand, Result};
 
 /// Whether two elements of one view may lie at the same place.
 ///
@@ -90,6 +91,26 @@ impl Footprint {
         }
         true
     }
+}
+
+/// That no element of an output lies at the place of another.
+pub(crate) fn check_itself(geometry: &Geometry) -> Result<()> {
+    if overlaps_itself(geometry) {
+        return Err(Error::OutputOverlapsItself { shape: geometry.shape.to_vec(), strides: geometry.strides.to_vec() });
+    }
+    Ok(())
+}
+
+/// That outputs overlap neither each other nor anything else.
+pub(crate) fn check_apart(outputs: &[(Operand, Footprint)], others: &[(Operand, Footprint)]) -> Result<()> {
+    for (i, (output, memory)) in outputs.iter().enumerate() {
+        for (other, taken) in outputs[..i].iter().chain(others) {
+            if memory.overlaps(taken) {
+                return Err(Error::OutputOverlaps { output: *output, other: *other });
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

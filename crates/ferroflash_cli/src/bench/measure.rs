@@ -38,7 +38,7 @@ pub(crate) struct Timing {
 
 impl Timing {
     /// How many launches fill a sample, when `launches` took `ms`, and so many go `together`.
-    fn launches(&self, launches: u32, ms: f64, together: u32) -> u32 {
+    pub(super) fn launches(&self, launches: u32, ms: f64, together: u32) -> u32 {
         // As many as a queue of launches holds without stalling the host; with two events and a copy for each, fewer.
         let most = if self.l2 == L2::Flush { 100.0 } else { 1000.0 };
         let launches = (self.sample_ms * f64::from(launches) / ms).ceil().clamp(1.0, most) as u32;

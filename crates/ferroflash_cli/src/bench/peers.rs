@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use ferroflash::DeviceKind;
 pub(crate) use list::{ListArgs, list};
 pub(crate) use name::{Operation, PeerName};
+pub(crate) use protocol::RowsProblem;
 use protocol::{Answer, Import, Prepare, Request};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,11 +26,12 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// The programs of the peers, of which the first is started: links to `tests/peers`, which a package of this crate holds as files.
-const SCRIPTS: [(&str, &str); 6] = [
+const SCRIPTS: [(&str, &str); 7] = [
     ("peers.py", include_str!("peers/peers.py")),
     ("peer_attention.py", include_str!("peers/peer_attention.py")),
     ("peer_launch.py", include_str!("peers/peer_launch.py")),
     ("peer_packages.py", include_str!("peers/peer_packages.py")),
+    ("peer_operators.py", include_str!("peers/peer_operators.py")),
     ("peer_programs.py", include_str!("peers/peer_programs.py")),
     ("peer_cute.py", include_str!("peers/peer_cute.py")),
 ];
@@ -276,6 +278,30 @@ impl Peers {
             self.prepared = Some(prepare);
         }
         Ok(prepared)
+    }
+
+    /// Where inputs of rows are to be written.
+    pub(crate) fn folder(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// Gives the peers rows, whose files are in [`Peers::folder`].
+    pub(crate) fn prepare_rows(&mut self, problem: RowsProblem) -> Outcome<()> {
+        // A process that ended is started without it: its peers are left out from there on.
+        self.prepared = None;
+        match self.ask(&Request::PrepareRows(problem))? {
+            Answer::Prepared(true) => Ok(()),
+            _ => Err(self.died("another question was answered")),
+        }
+    }
+
+    /// Runs a peer once on the rows at hand, and gives the file that its results are beside.
+    pub(crate) fn run_rows(&mut self, peer: PeerName) -> Outcome<PathBuf> {
+        let out = self.data.path().join("out");
+        match self.ask(&Request::Check { peer: peer.key(), out: out.clone() })? {
+            Answer::Checked { .. } => Ok(out),
+            _ => Err(self.died("another question was answered")),
+        }
     }
 
     /// Runs a peer once on the problem at hand, and compares what it gave with the reference.

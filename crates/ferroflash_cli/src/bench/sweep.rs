@@ -75,6 +75,13 @@ pub(crate) struct SweepArgs {
     program: Vec<Program>,
 }
 
+impl SweepArgs {
+    /// The element types that were asked for, or these.
+    pub(crate) fn dtypes_or(&self, default: &[DType]) -> Vec<DType> {
+        if self.dtype.is_empty() { default.to_vec() } else { self.dtype.iter().map(|dtype| dtype.0).collect() }
+    }
+}
+
 /// A window on the command line: the mask of a record without its first word.
 #[derive(Clone, Copy, Debug)]
 struct Window(Mask);

@@ -12,13 +12,17 @@ pub mod forward;
 #[macro_use]
 pub mod merge;
 #[macro_use]
+pub mod norm;
+#[macro_use]
 pub mod sequences;
 
 /// Every compiled entry point, of all families.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
     let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
     let backward = backward::VARIANTS.iter().map(|variant| &variant.entry);
-    forward.chain(backward).chain(merge::VARIANTS.iter().map(|variant| &variant.entry)).chain(blocks::ENTRIES)
+    let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
+    let norm = norm::VARIANTS.iter().map(|variant| &variant.entry);
+    forward.chain(backward).chain(merge).chain(norm).chain(blocks::ENTRIES)
 }
 
 // `==` of slices is no const fn.

@@ -7,6 +7,8 @@ use cuda_std::{bf16, copy, f16, math, shared};
 pub trait Element: Copy {
     /// Bytes of an element.
     const BYTES: usize;
+    /// Elements in 16 bytes.
+    const CHUNK: usize = 16 / Self::BYTES;
     /// The sign bits in a 32-bit word of elements.
     const SIGN_BITS: u32;
     /// Largest scaled maximum of a row, in powers of two, against which weights of this type are measured: half a unit in its last place
@@ -27,11 +29,29 @@ pub trait Element: Copy {
     /// The address is valid.
     unsafe fn load(global: u64) -> f32;
 
+    /// Reads one element where `index < bound`, without a branch, and gives 0 elsewhere.
+    ///
+    /// # Safety
+    /// Where it reads, the address is valid.
+    unsafe fn load_within(global: u64, index: u32, bound: u32) -> f32;
+
+    /// Rounds one element and writes it where `index < bound`, without a branch.
+    ///
+    /// # Safety
+    /// Where it writes, the address is valid, and no other thread touches it.
+    unsafe fn store_within(global: u64, value: f32, index: u32, bound: u32);
+
     /// Reads four neighbours.
     ///
     /// # Safety
     /// The address is valid and aligned to the four elements together.
     unsafe fn load_four(global: u64) -> [f32; 4];
+
+    /// The elements in 16 bytes, of which there are [`CHUNK`](Element::CHUNK): what is behind them is 0.
+    fn widen_chunk(words: [u32; 4]) -> [f32; 8];
+
+    /// The first [`CHUNK`](Element::CHUNK) numbers, rounded, in 16 bytes.
+    fn round_chunk(values: [f32; 8]) -> [u32; 4];
 
     /// The sum of the products of the elements in 16 bytes at `a` and at `b`, in global memory, and of `sum`.
     ///
@@ -179,10 +199,41 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    unsafe fn load_within(global: u64, index: u32, bound: u32) -> f32 {
+        // SAFETY: passed on.
+        T::widen(unsafe { copy::load_u16_within(global, index, bound) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_within(global: u64, value: f32, index: u32, bound: u32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u16_within(global, T::round(value), index, bound) };
+    }
+
+    #[inline(always)]
     unsafe fn load_four(global: u64) -> [f32; 4] {
         // SAFETY: passed on.
         let [low, high] = unsafe { copy::load_u32x2(global) };
         [T::widen(low as u16), T::widen((low >> 16) as u16), T::widen(high as u16), T::widen((high >> 16) as u16)]
+    }
+
+    #[inline(always)]
+    fn widen_chunk(words: [u32; 4]) -> [f32; 8] {
+        let mut values = [0.0; 8];
+        for i in 0..4 {
+            values[2 * i] = T::widen(words[i] as u16);
+            values[2 * i + 1] = T::widen((words[i] >> 16) as u16);
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn round_chunk(values: [f32; 8]) -> [u32; 4] {
+        let mut words = [0; 4];
+        for i in 0..4 {
+            words[i] = T::pack(values[2 * i], values[2 * i + 1]);
+        }
+        words
     }
 
     #[inline(always)]
@@ -249,9 +300,39 @@ impl Element for f32 {
     }
 
     #[inline(always)]
+    unsafe fn load_within(global: u64, index: u32, bound: u32) -> f32 {
+        // SAFETY: passed on.
+        f32::from_bits(unsafe { copy::load_u32_within(global, index, bound) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_within(global: u64, value: f32, index: u32, bound: u32) {
+        // SAFETY: passed on.
+        unsafe { copy::store_u32_within(global, value.to_bits(), index, bound) };
+    }
+
+    #[inline(always)]
     unsafe fn load_four(global: u64) -> [f32; 4] {
         // SAFETY: passed on.
         unsafe { copy::load_f32x4(global) }
+    }
+
+    #[inline(always)]
+    fn widen_chunk(words: [u32; 4]) -> [f32; 8] {
+        let mut values = [0.0; 8];
+        for i in 0..4 {
+            values[i] = f32::from_bits(words[i]);
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn round_chunk(values: [f32; 8]) -> [u32; 4] {
+        let mut words = [0; 4];
+        for i in 0..4 {
+            words[i] = values[i].to_bits();
+        }
+        words
     }
 
     #[inline(always)]

@@ -22,7 +22,11 @@ pub(crate) enum PeerName {
     Fa4,
     /// FlashMLA, which decodes with multi-head latent attention: not to be measured yet
     Flashmla,
-    /// quack: norms, softmax and cross-entropy; not to be measured yet
+    /// PyTorch's own operators on rows, for --operator
+    Eager,
+    /// The same through torch.compile, for --operator
+    Compile,
+    /// quack: norms, for --operator
     Quack,
 }
 
@@ -64,6 +68,8 @@ impl PeerName {
             PeerName::Fa3 => "FlashAttention-3",
             PeerName::Fa4 => "FlashAttention-4",
             PeerName::Flashmla => "FlashMLA",
+            PeerName::Eager => "torch eager",
+            PeerName::Compile => "torch compile",
             PeerName::Quack => "quack",
         }
     }
@@ -79,6 +85,8 @@ impl PeerName {
             PeerName::Fa3 => "fa3",
             PeerName::Fa4 => "fa4",
             PeerName::Flashmla => "flashmla",
+            PeerName::Eager => "eager",
+            PeerName::Compile => "compile",
             PeerName::Quack => "quack",
         }
     }
@@ -94,7 +102,7 @@ impl PeerName {
             | PeerName::Fa3
             | PeerName::Fa4 => Operation::ForwardAttention,
             PeerName::Flashmla => Operation::MlaDecode,
-            PeerName::Quack => Operation::RowOperators,
+            PeerName::Eager | PeerName::Compile | PeerName::Quack => Operation::RowOperators,
         }
     }
 }
@@ -119,11 +127,11 @@ mod tests {
 
     #[test]
     fn each_operation_has_its_peers() {
-        use PeerName::{Cudnn, Efficient, Fa3, Fa4, Flash, Flashmla, Math, Quack, Triton};
+        use PeerName::{Compile, Cudnn, Eager, Efficient, Fa3, Fa4, Flash, Flashmla, Math, Quack, Triton};
         let forward = [Cudnn, Flash, Efficient, Math, Triton, Fa3, Fa4];
         assert_eq!(PeerName::of(Operation::ForwardAttention), forward);
         assert_eq!(PeerName::of(Operation::MlaDecode), [Flashmla]);
-        assert_eq!(PeerName::of(Operation::RowOperators), [Quack]);
+        assert_eq!(PeerName::of(Operation::RowOperators), [Eager, Compile, Quack]);
     }
 
     /// docs/benchmarking.md has a table of them, with the names of records, which older records hold.

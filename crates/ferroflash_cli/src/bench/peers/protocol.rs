@@ -5,9 +5,11 @@
 //!                                                           "peers": {"cudnn": {"version": "9.19.0"}, "fa3": {"missing": "why"}}}}
 //!                                                or {"unavailable": "why"}
 //! {"prepare": {"folder": "..", "pass": "forward", .., "sets": 1, "flush_bytes": 0}}         {"prepared": true}
+//! {"prepare_rows": {"folder": "..", "operator": "rmsnorm", .., "sets": 3}}            {"prepared": true}
 //! {"check": {"peer": "cudnn", "out": "FILE"}}                {"checked": {"extra_bytes": 0, "graph": true,
 //!                                                                        "first_ms": 900.5, "second_ms": 0.4}}
-//!                                                            FILE is the output, FILE.dq, FILE.dk and FILE.dv are gradients
+//!                                                            FILE is the output, FILE.dq, FILE.dk and FILE.dv are gradients,
+//!                                                            of rows FILE.dx, FILE.dweight and FILE.dbias
 //! {"time": {"peer": "cudnn", "launches": 10, "lead": false}} {"ms": 7.3}            of all launches together
 //! {"verify": {"peer": "cudnn"}}                              {"verified": true}     what was timed gives what was checked
 //! {"matmul": {"dtype": "bf16", "size": 8192, "launches": 3}} {"ms": 4.2}            of all products together
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request<'a> {
     Prepare(Box<Prepare>),
+    PrepareRows(RowsProblem),
     Check { peer: &'a str, out: PathBuf },
     Time { peer: &'a str, launches: u32, lead: bool },
     Verify { peer: &'a str },
@@ -67,6 +70,21 @@ pub(super) struct Prepare {
     /// What scores pass through, if there is something.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) program: Option<ProgramOf>,
+}
+
+/// Rows of an operator, and where its inputs lie.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RowsProblem {
+    /// Holds the files `x`, `weight`, `bias` where there are some, and `dout` for a backward pass.
+    pub(crate) folder: PathBuf,
+    pub(crate) operator: &'static str,
+    pub(crate) pass: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) epsilon: f32,
+    /// Copies of the tensors that launches go round.
+    pub(crate) sets: usize,
 }
 
 /// A program on scores; `docs/benchmarking.md` says what each computes.

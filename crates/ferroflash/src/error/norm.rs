@@ -1,0 +1,115 @@
+//! What of RMSNorm and LayerNorm is refused.
+
+use super::names::Operand;
+use kernel_spec::DType;
+use kernel_spec::families::norm::MAX_COLUMNS;
+
+/// Why rows are not normalised.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NormError {
+    /// The number that is added to the variance.
+    #[error("epsilon {found} is not accepted; it must be above 0 and finite")]
+    Epsilon {
+        /// The number given.
+        found: f32,
+    },
+    /// A scalar has no rows.
+    #[error("{tensor} has no axes; at least the one of the columns is needed")]
+    NoColumns {
+        /// The tensor.
+        tensor: Operand,
+    },
+    /// Columns that no kernel takes.
+    #[error("rows have {found} columns; 1 to {MAX_COLUMNS} are accepted")]
+    Columns {
+        /// Extent of the last axis.
+        found: usize,
+    },
+    /// Shapes differ.
+    #[error("{tensor} has shape {found:?}; {of} makes it {expected:?}")]
+    Shape {
+        /// The tensor that differs.
+        tensor: Operand,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The tensor that it goes with.
+        of: Operand,
+        /// The shape that goes with that one.
+        expected: Vec<usize>,
+    },
+    /// An element type that does not go with the others.
+    #[error("{tensor} holds {found}; {} is accepted", .accepted.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or "))]
+    DType {
+        /// The tensor.
+        tensor: Operand,
+        /// Its element type.
+        found: DType,
+        /// The types that go with the others.
+        accepted: Vec<DType>,
+    },
+    /// A tensor that the kernels read as one run of numbers.
+    #[error("{tensor} has shape {shape:?} and strides {strides:?}; it must be contiguous")]
+    NotContiguous {
+        /// The tensor.
+        tensor: Operand,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its strides in elements.
+        strides: Vec<usize>,
+    },
+    /// Axes of rows that stay apart.
+    #[error(
+        "the axes before the last, of extents {extents:?}, are {found} that cannot be read as one another's continuation in all tensors; up to 3 are accepted"
+    )]
+    RowAxes {
+        /// Extents of the axes before the last.
+        extents: Vec<usize>,
+        /// Axes that are left when those that continue each other are one.
+        found: usize,
+    },
+    /// More rows than the kernels count.
+    #[error("{found} rows; fewer than {limit} are accepted")]
+    Rows {
+        /// Rows.
+        found: u128,
+        /// The first number that is too large.
+        limit: u64,
+    },
+    /// An option that means nothing without another.
+    #[error("{given} is given, and no {needed}, without which it means nothing")]
+    Without {
+        /// What was given.
+        given: &'static str,
+        /// What it goes with.
+        needed: &'static str,
+    },
+    /// A tensor that gradients are computed from.
+    #[error("gradients of {operator} are computed from {tensor}, which is not given")]
+    Missing {
+        /// The operator.
+        operator: &'static str,
+        /// The tensor.
+        tensor: Operand,
+    },
+    /// An output of something that the call has not.
+    #[error("{tensor} is to be written, and the call has no {needed}")]
+    Unwanted {
+        /// The output.
+        tensor: Operand,
+        /// What it would be of.
+        needed: &'static str,
+    },
+    /// Tensors are on different devices.
+    #[error("{tensor} is on device {found}, {of} is on {expected}; they must be on the same device")]
+    Device {
+        /// The tensor.
+        tensor: Operand,
+        /// Its device.
+        found: String,
+        /// The tensor that it goes with.
+        of: Operand,
+        /// Its device.
+        expected: String,
+    },
+}

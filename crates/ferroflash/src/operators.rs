@@ -1,0 +1,13 @@
+//! Operators on rows: what a model computes around attention. Each has options, a plan that says what would be launched and why, a call into new
+//! tensors, and one into those that are given.
+//!
+//! | operator | options | call | gradients |
+//! | --- | --- | --- | --- |
+//! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
+
+mod norm;
+mod plan;
+mod rows;
+
+pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
+pub use plan::{Operation, OperatorPlan};

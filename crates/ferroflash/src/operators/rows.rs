@@ -1,0 +1,171 @@
+//! Tensors as rows: the last axis is that of the columns, all others are those of the rows.
+
+use crate::device::Device;
+use crate::error::{Error, NormError, Operand, Result};
+use crate::tensor::overlap::Footprint;
+use crate::tensor::{Dims, TensorView};
+use kernel_spec::families::norm::{Extents, MAX_COLUMNS, RowsParams, VECTOR_BYTES};
+use kernel_spec::{DType, Divisor};
+
+/// Rows are counted in 31 bits, and a thread block may count some more than there are.
+const MAX_ROWS: u64 = (1 << 31) - 1024;
+
+/// Where a tensor lies. An address of `None` is that of an allocation, which is aligned to whatever kernels like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) operand: Operand,
+    pub(super) dtype: DType,
+    pub(super) shape: Dims,
+    strides: Dims,
+    address: Option<u64>,
+}
+
+impl Placed {
+    pub(super) fn of(operand: Operand, view: &TensorView<'_>) -> Placed {
+        let (dtype, shape, strides) = (view.dtype(), view.shape(), view.strides());
+        Placed { operand, dtype, shape, strides, address: Some(view.address()) }
+    }
+
+    /// A tensor that is not there yet: contiguous.
+    pub(super) fn new(operand: Operand, dtype: DType, shape: Dims) -> Placed {
+        let mut strides = shape;
+        let mut stride = 1usize;
+        for axis in (0..shape.len()).rev() {
+            strides[axis] = stride;
+            stride = stride.saturating_mul(shape[axis]);
+        }
+        Placed { operand, dtype, shape, strides, address: None }
+    }
+
+    /// Bytes of all elements.
+    pub(super) fn bytes(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
+    }
+
+    /// Whether it starts at a multiple of a vector, and rows do.
+    fn is_aligned(&self) -> bool {
+        let vector = u64::from(VECTOR_BYTES);
+        let rows = self.shape.iter().zip(self.strides.iter()).take(self.shape.len() - 1);
+        let steps = rows.filter(|&(&extent, _)| extent > 1).map(|(_, &stride)| (stride * self.dtype.bytes()) as u64);
+        self.address.unwrap_or(0).is_multiple_of(vector) && steps.into_iter().all(|step| step.is_multiple_of(vector))
+    }
+
+    /// What an address in the parameters has to be a multiple of.
+    pub(super) fn alignment(&self, aligned: bool) -> u64 {
+        if aligned { VECTOR_BYTES.into() } else { self.dtype.bytes() as u64 }
+    }
+}
+
+/// The rows that all tensors of a call have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Axes of rows that continue each other in all tensors are one. The first in the order of the shape is the first of these; those behind the last are 0.
+    axes: [Option<usize>; 3],
+    pub(super) extents: Extents,
+}
+
+impl Rows {
+    /// Reads the shape of `of`, and the axes of `tensors`, all of that shape.
+    pub(super) fn of(of: &Placed, tensors: &[Placed]) -> Result<Rows> {
+        let shape = of.shape;
+        let Some((&columns, outer)) = shape.split_last() else {
+            return Err(NormError::NoColumns { tensor: of.operand }.into());
+        };
+        if columns == 0 || columns > MAX_COLUMNS as usize {
+            return Err(NormError::Columns { found: columns }.into());
+        }
+        let found = outer.iter().fold(1u128, |product, &extent| product.saturating_mul(extent as u128));
+        let rows = if outer.contains(&0) { 0 } else { found };
+        if rows >= MAX_ROWS.into() {
+            return Err(NormError::Rows { found, limit: MAX_ROWS }.into());
+        }
+        // From the innermost on: extent and the axis whose stride steps through it.
+        let mut runs: Vec<(usize, usize)> = Vec::new();
+        for (axis, &extent) in outer.iter().enumerate().rev().filter(|&(_, &extent)| extent > 1 && rows > 0) {
+            let continues = |&(inner, of): &(usize, usize)| {
+                tensors.iter().all(|tensor| tensor.strides[axis] == inner * tensor.strides[of])
+            };
+            match runs.last_mut() {
+                Some(run) if continues(run) => run.0 *= extent,
+                _ => runs.push((extent, axis)),
+            }
+        }
+        if runs.len() > 3 {
+            return Err(NormError::RowAxes { extents: outer.to_vec(), found: runs.len() }.into());
+        }
+        // Fit: their product is below 2^31.
+        let extent = |run: usize| Divisor::new(runs.get(run).map_or(1, |&(extent, _)| extent as u32));
+        let axes = [2, 1, 0].map(|run| runs.get(run).map(|&(_, axis)| axis));
+        let extents = Extents { rows: rows as u32, columns: columns as u32, middle: extent(1), inner: extent(0) };
+        Ok(Rows { rows: rows as usize, columns, axes, extents })
+    }
+
+    /// Shape of the statistics: one number a row.
+    pub(super) fn statistics_shape(shape: &Dims) -> Dims {
+        Dims::new(&shape[..shape.len().saturating_sub(1)]).expect("fewer axes than a tensor has")
+    }
+
+    /// Whether vectors are whole in all of these, columns of the type of which there are `dtype`.
+    pub(super) fn aligned<'p>(&self, dtype: DType, mut tensors: impl Iterator<Item = &'p Placed>) -> bool {
+        (self.columns * dtype.bytes()).is_multiple_of(VECTOR_BYTES as usize) && tensors.all(Placed::is_aligned)
+    }
+
+    /// A tensor as the kernels read it, its address missing.
+    pub(super) fn params(&self, tensor: &Placed) -> RowsParams {
+        RowsParams { address: 0, strides: self.axes.map(|axis| axis.map_or(0, |axis| tensor.strides[axis] as u64)) }
+    }
+}
+
+/// Refuses a tensor whose shape is not `expected`, which `of` makes it.
+pub(super) fn check_shape(tensor: Operand, view: &TensorView<'_>, of: Operand, expected: &Dims) -> Result<()> {
+    if view.shape() == *expected {
+        return Ok(());
+    }
+    let (found, expected) = (view.shape().to_vec(), expected.to_vec());
+    Err(NormError::Shape { tensor, found, of, expected }.into())
+}
+
+/// Refuses columns that are apart.
+pub(super) fn check_columns(tensor: Operand, view: &TensorView<'_>) -> Result<()> {
+    match (view.shape().last(), view.strides().last()) {
+        (Some(&extent), Some(&stride)) if extent > 1 && stride != 1 => {
+            Err(Error::LastDimNotContiguous { tensor, stride })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a tensor of another device than `of`.
+pub(super) fn check_device(tensor: Operand, found: &Device, of: Operand, expected: &Device) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let (found, expected) = (found.info().id(), expected.info().id());
+    Err(NormError::Device { tensor, found, of, expected }.into())
+}
+
+/// Refuses other element types than these.
+pub(super) fn check_dtype(tensor: Operand, found: DType, accepted: &[DType]) -> Result<()> {
+    if accepted.contains(&found) {
+        return Ok(());
+    }
+    let mut accepted = accepted.to_vec();
+    accepted.dedup();
+    Err(NormError::DType { tensor, found, accepted }.into())
+}
+
+/// Refuses a tensor that is no run of numbers.
+pub(super) fn check_contiguous(tensor: Operand, view: &TensorView<'_>) -> Result<()> {
+    if view.geometry().is_logical_order() {
+        return Ok(());
+    }
+    let (shape, strides) = (view.shape().to_vec(), view.strides().to_vec());
+    Err(NormError::NotContiguous { tensor, shape, strides }.into())
+}
+
+/// The bytes of a tensor.
+pub(super) fn footprint(view: &TensorView<'_>) -> Footprint {
+    Footprint::of(view.geometry(), view.address())
+}

@@ -1,0 +1,392 @@
+//! Operators on rows, measured beside their peers: bytes a second, where attention has operations. What they share with it are the timing, the
+//! process of the peers, and the environment of a record.
+
+mod cell;
+
+use super::measure::Timing;
+use super::nvml::Gpu;
+use super::peers::{Operation as PeerOperation, PeerName, Peers};
+use super::record::Environment;
+use super::stats::Quartiles;
+use super::{BenchArgs, environment};
+use crate::files;
+use crate::format::{milliseconds, significant};
+use crate::output::{say, status};
+use crate::sheet::Sheet;
+use crate::usage::OrUnusable;
+use crate::workload::{L2, Pass};
+use anyhow::{Context, Result, bail, ensure};
+use cell::{Cell, Rows};
+use clap::{Args, ValueEnum};
+use ferroflash::Device;
+use kernel_spec::DType;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What every record of operators says first.
+const KIND: &str = "ferroflash operators";
+
+/// Rows and columns without `--rows` and `--columns`: 32 and 128 MiB in 16 bits, from a head's columns to a vocabulary's.
+const SHAPES: [[usize; 2]; 8] = [
+    [131_072, 128],
+    [65_536, 1024],
+    [32_768, 2048],
+    [16_384, 4096],
+    [8192, 8192],
+    [4096, 16_384],
+    [2048, 65_536],
+    [1024, 131_072],
+];
+
+/// The same for the emulator.
+const EMULATED_SHAPES: [[usize; 2]; 2] = [[16, 128], [4, 1000]];
+
+/// Operators on rows, in the place of attention.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct OperatorArgs {
+    /// Measure operators on rows in the place of attention, comma separated: GB/s of forward or backward, beside --peers eager,compile,quack
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        value_name = "NAMES",
+        ignore_case = true,
+        conflicts_with_all = [
+            "preset", "pages", "sweep", "kernel", "head_dim", "seq", "kv_seq", "batch", "heads", "kv_heads", "tokens", "causal", "full",
+            "window", "program", "deterministic", "l2", "cold", "ceilings", "resume", "plot", "html", "csv", "markdown",
+        ]
+    )]
+    operator: Vec<OperatorName>,
+    /// Rows of operators, comma separated, each with all of --columns [default: 67 M elements, of 128 to 131072 columns]
+    #[arg(long, value_delimiter = ',', value_name = "N", requires_all = ["operator", "columns"])]
+    rows: Vec<usize>,
+    /// Columns of operators, comma separated
+    #[arg(long, value_delimiter = ',', value_name = "N", requires_all = ["operator", "rows"])]
+    columns: Vec<usize>,
+}
+
+impl OperatorArgs {
+    pub(super) fn is_empty(&self) -> bool {
+        self.operator.is_empty()
+    }
+}
+
+/// An operator on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum OperatorName {
+    /// x / sqrt(mean(x^2) + 1e-6) * weight
+    Rmsnorm,
+    /// (x - mean) / sqrt(variance + 1e-6) * weight + bias
+    Layernorm,
+}
+
+impl OperatorName {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            OperatorName::Rmsnorm => "rmsnorm",
+            OperatorName::Layernorm => "layernorm",
+        }
+    }
+}
+
+/// A run.
+#[derive(Serialize)]
+struct OperatorRecord {
+    kind: &'static str,
+    schema_version: u32,
+    environment: Environment,
+    /// What a launch finds in the cache, how samples are taken, and what bytes count.
+    method: String,
+    seed: u64,
+    cells: Vec<CellRecord>,
+}
+
+/// One problem.
+#[derive(Serialize)]
+struct CellRecord {
+    operator: &'static str,
+    pass: &'static str,
+    dtype: &'static str,
+    rows: usize,
+    columns: usize,
+    /// Of all tensors, each counted once.
+    bytes: u64,
+    results: Vec<OperatorResult>,
+}
+
+/// One implementation on one problem.
+#[derive(Serialize)]
+struct OperatorResult {
+    name: &'static str,
+    version: Option<String>,
+    symbols: Vec<&'static str>,
+    workspace_bytes: Option<u64>,
+    /// Largest error, and what is accepted of it, of the result that comes nearest to that.
+    max_error: Option<f64>,
+    bound: Option<f64>,
+    samples_ms: Vec<f64>,
+    time_ms: Option<Quartiles>,
+    bytes_per_second: Option<f64>,
+    skipped: Option<String>,
+}
+
+impl OperatorResult {
+    fn new(name: &'static str) -> OperatorResult {
+        OperatorResult {
+            name,
+            version: None,
+            symbols: Vec::new(),
+            workspace_bytes: None,
+            max_error: None,
+            bound: None,
+            samples_ms: Vec::new(),
+            time_ms: None,
+            bytes_per_second: None,
+            skipped: None,
+        }
+    }
+}
+
+const OURS: &str = "ferroflash";
+
+pub(super) fn run(args: &BenchArgs) -> Result<()> {
+    args.validate(PeerOperation::RowOperators).or_unusable()?;
+    let device = Device::open(&args.device)?;
+    let emulator = device.info().is_emulator();
+    let timed = !emulator || args.clock == super::Clock::Host;
+    let cells = cells(args, emulator).or_unusable()?;
+    let gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
+    let mut environment = environment::environment(device.info(), &gpu);
+    let mut peers = None;
+    match args.start_peers(&device, timed, PeerOperation::RowOperators)? {
+        Some(Ok(started)) => {
+            environment.peers = started.versions.clone();
+            peers = Some(started);
+        }
+        Some(Err(reason)) => environment.peers_missing = Some(reason),
+        None => {}
+    }
+    let timing = Timing { l2: L2::Rotate, ..args.timing() };
+    let method = format!(
+        "launches go round copies of the tensors that together are twice the level-two cache and more, so that little is in it; {} samples of {} ms, in turns \
+         in a drawn order; bytes a second are those of all tensors, each counted once",
+        timing.repeats, timing.sample_ms
+    );
+    let mut record =
+        OperatorRecord { kind: KIND, schema_version: 1, environment, method, seed: args.seed, cells: Vec::new() };
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for (i, cell) in cells.iter().enumerate() {
+        status!("{cell}");
+        let results = measure(&device, cell, args, timed.then_some(timing), &mut peers, args.seed + i as u64)?;
+        for result in &results {
+            if let (Some(error), Some(bound)) = (result.max_error, result.bound) {
+                checked += 1;
+                if error > bound {
+                    wrong.push(format!("{cell}: {} is off by {error:.3e}, {bound:.3e} is accepted", result.name));
+                }
+            }
+        }
+        record.cells.push(CellRecord {
+            operator: cell.operator.name(),
+            pass: cell.pass_name(),
+            dtype: cell.dtype.name(),
+            rows: cell.rows,
+            columns: cell.columns,
+            bytes: cell.bytes(),
+            results,
+        });
+        if let Some(path) = args.json.as_deref().filter(|path| !files::is_stream(path)) {
+            write(&record, path)?;
+        }
+    }
+    print(&record)?;
+    if let Some(path) = &args.json {
+        write(&record, path)?;
+        status!("results written to {}", files::written_name(path));
+    }
+    if !wrong.is_empty() {
+        bail!("{} of {checked} results are outside the tolerance rule:\n  {}", wrong.len(), wrong.join("\n  "));
+    }
+    say!("{checked} results compared with the f64 reference, all within the tolerance rule")
+}
+
+fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
+    let OperatorArgs { operator, rows, columns } = &args.operators;
+    ensure!(args.pass != Pass::Both, "--pass both is not accepted with --operator; forward and backward are");
+    let mut shapes: Vec<[usize; 2]> = if emulator { EMULATED_SHAPES.to_vec() } else { SHAPES.to_vec() };
+    if !rows.is_empty() {
+        shapes = columns.iter().flat_map(|&columns| rows.iter().map(move |&rows| [rows, columns])).collect();
+    }
+    ensure!(
+        shapes.iter().flatten().all(|&extent| extent > 0),
+        "--rows and --columns of 0 are not accepted; 1 or more are"
+    );
+    let dtypes = args.sweep.dtypes_or(&[DType::Bf16]);
+    let mut cells = Vec::new();
+    for &operator in operator {
+        for &dtype in &dtypes {
+            cells.extend(shapes.iter().map(|&[rows, columns]| Cell {
+                operator,
+                pass: args.pass,
+                dtype,
+                rows,
+                columns,
+            }));
+        }
+    }
+    Ok(cells)
+}
+
+/// One that takes turns.
+#[derive(Clone, Copy, PartialEq)]
+enum Who {
+    Ours,
+    Peer(PeerName),
+}
+
+fn measure(
+    device: &Device,
+    cell: &Cell,
+    args: &BenchArgs,
+    timing: Option<Timing>,
+    peers: &mut Option<Peers>,
+    seed: u64,
+) -> Result<Vec<OperatorResult>> {
+    let mut rows = Rows::new(device, *cell, args.values, seed)?;
+    let mut ours = OperatorResult::new(OURS);
+    let plan = rows.plan()?;
+    ours.symbols = ferroflash::operators::Operation::symbols(&plan);
+    ours.workspace_bytes = Some(ferroflash::operators::Operation::workspace_bytes(&plan));
+    let (error, bound) = rows.check()?;
+    (ours.max_error, ours.bound) = (Some(error), Some(bound));
+    let mut results = vec![ours];
+    let mut contestants = vec![(Who::Ours, 1u32)];
+    if let Some(peers) = peers {
+        device.synchronize()?;
+        let names = peers.imported();
+        let problem = rows.write_inputs(peers.folder())?;
+        let prepared = peers.prepare_rows(problem);
+        for name in names {
+            let mut result = OperatorResult::new(name.name());
+            result.version = peers.import(name).ok().map(str::to_owned);
+            match prepared.clone().and_then(|()| peers.run_rows(name)) {
+                Ok(out) => {
+                    let (error, bound) = rows.check_files(&out)?;
+                    // The next peer that writes nothing must not be judged by this one's.
+                    for file in rows.result_files(&out) {
+                        let _ = std::fs::remove_file(file);
+                    }
+                    (result.max_error, result.bound) = (Some(error), Some(bound));
+                    contestants.push((Who::Peer(name), 1));
+                }
+                Err(reason) => result.skipped = Some(reason),
+            }
+            results.push(result);
+        }
+    }
+    let Some(timing) = timing else { return Ok(results) };
+    rows.capture()?;
+    let together = rows.sets() as u32;
+    let mut order = SmallRng::seed_from_u64(timing.order_seed ^ seed);
+    let mut failed: Vec<Option<String>> = vec![None; contestants.len()];
+    let mut samples: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
+    let mut sample = |who: Who, launches: u32, rows: &Rows| -> Result<std::result::Result<f64, String>> {
+        std::thread::sleep(timing.rest);
+        Ok(match (who, peers.as_mut()) {
+            (Who::Ours, _) => Ok(rows.time_ms(launches)?),
+            (Who::Peer(name), Some(peers)) => peers.time_ms(name, launches, false),
+            (Who::Peer(_), None) => Err("no peers".to_owned()),
+        })
+    };
+    for (i, (who, launches)) in contestants.iter_mut().enumerate() {
+        *launches = together;
+        let start = Instant::now();
+        while failed[i].is_none() {
+            match sample(*who, *launches, &rows)? {
+                Ok(ms) => *launches = timing.launches(*launches, ms, together),
+                Err(reason) => failed[i] = Some(reason),
+            }
+            if start.elapsed() >= timing.warmup {
+                break;
+            }
+        }
+    }
+    let mut turns: Vec<usize> = (0..contestants.len()).collect();
+    for _ in 0..timing.repeats {
+        turns.shuffle(&mut order);
+        for &turn in &turns {
+            let (who, launches) = contestants[turn];
+            if failed[turn].is_some() {
+                continue;
+            }
+            match sample(who, launches, &rows)? {
+                Ok(ms) => samples[turn].push(ms / f64::from(launches)),
+                Err(reason) => failed[turn] = Some(reason),
+            }
+        }
+    }
+    for (turn, (who, _)) in contestants.iter().enumerate() {
+        if let (Who::Peer(name), Some(peers), None) = (who, peers.as_mut(), &failed[turn]) {
+            failed[turn] = peers.verify(*name).err();
+        }
+    }
+    for (((who, _), samples), failed) in contestants.iter().zip(samples).zip(failed) {
+        let name = match who {
+            Who::Ours => OURS,
+            Who::Peer(peer) => peer.name(),
+        };
+        let result = results.iter_mut().find(|result| result.name == name).expect("it was checked");
+        result.skipped = failed;
+        if result.skipped.is_none() {
+            let time = Quartiles::of(&samples);
+            result.bytes_per_second = Some(cell.bytes() as f64 / (time.median * 1e-3));
+            (result.samples_ms, result.time_ms) = (samples, Some(time));
+        }
+    }
+    if let Some(peers) = peers {
+        peers.release();
+    }
+    drop(rows);
+    device.trim_memory()?;
+    Ok(results)
+}
+
+fn print(record: &OperatorRecord) -> Result<()> {
+    let mut table =
+        Sheet::new(["operator", "pass", "type", "rows", "columns", "who", "GB/s", "time", "max error"], 6, 3);
+    for cell in &record.cells {
+        for result in &cell.results {
+            let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+            let row = [
+                cell.operator.to_owned(),
+                cell.pass.to_owned(),
+                cell.dtype.to_owned(),
+                cell.rows.to_string(),
+                cell.columns.to_string(),
+                result.name.to_owned(),
+                number(result.bytes_per_second.map(|rate| significant(rate / 1e9))),
+                number(result.time_ms.map(|time| milliseconds(time.median))),
+                number(result.max_error.map(|error| format!("{error:.1e}"))),
+            ];
+            table.add_row(row.map(Into::into).into());
+        }
+    }
+    say!("{table}")?;
+    for cell in &record.cells {
+        for result in &cell.results {
+            if let Some(reason) = &result.skipped {
+                say!("{} {} of {} x {}: {}: {reason}", cell.operator, cell.pass, cell.rows, cell.columns, result.name)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write(record: &OperatorRecord, path: &std::path::Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(record).context("the record cannot be written as JSON")?;
+    files::write(path, text + "\n")
+}

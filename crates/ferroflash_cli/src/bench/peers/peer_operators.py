@@ -1,0 +1,1 @@
+../../../../../tests/peers/peer_operators.py

@@ -1,0 +1,5 @@
+//! Operators on rows: what a model computes around attention.
+
+pub mod norm;
+pub mod norm_backward;
+pub mod row;

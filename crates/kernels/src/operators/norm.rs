@@ -1,0 +1,162 @@
+//! RMSNorm (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019) and LayerNorm (Ba, Kiros and Hinton, "Layer Normalization", 2016), row by
+//! row, of a sum with a residual where there is one:
+//!
+//! ```text
+//! h = x + residual        rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)        out = (h - mean) rstd (weight + offset) + bias
+//! ```
+//!
+//! RMSNorm has no `mean`; `h` and the statistics are f32, and `out` is rounded once. The variance is that of differences, in a second pass over registers:
+//! `mean(h^2) - mean^2` would lose what a large mean leaves of it.
+//!
+//! It is bound by memory. A row is read once, all of it before anything is done with it, so that as many bytes are on their way as the registers hold;
+//! weights come from the caches. [`row`](crate::operators::row) has the picture.
+//!
+//! Numbers whose squares f32 does not hold make the variance infinite. The row is then multiplied with a power of two that leaves room for the squares of
+//! the largest numbers, and the statistics are computed again: nothing that counts beside such numbers is lost, and other rows pay for a test.
+
+use cuda_std::{copy, math, warp};
+use kernel_spec::families::norm::NormParams;
+use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
+
+use crate::operators::row::{Columns, Config, RowPlace, Seat, Sums, Vector, leave};
+use crate::parts::element::Element;
+
+/// Squares of the largest numbers times this, and the sum of 2^24 of them, are numbers.
+const SHRINK: f32 = f32::from_bits((127 - 80) << 23);
+
+/// One thread block.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
+    let seat = Seat::of::<C>(&p.sharers);
+    let columns = p.extents.columns;
+    let row = seat.team * const { C::ROW.block_rows() } + seat.in_block;
+    let exists = row < p.extents.rows;
+    let place = RowPlace::of(&p.extents, row);
+    let (wide, wide_weight, aligned) = (p.wide_residual != 0, p.wide_weight != 0, p.aligned != 0);
+    let has_mean = p.features.has(MEAN);
+    let has_residual = p.features.has(RESIDUAL);
+    let x = place.start::<C::T>(&p.x, false);
+    let residual = place.start::<C::T>(&p.residual, wide);
+    let tiles = if C::AGAIN { columns.div_ceil(const { C::ROW.columns() }) } else { 1 };
+    let own = #[inline(always)]
+    |tile: u32| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
+    let load = #[inline(always)]
+    |tile: u32| -> [Vector; V] {
+        let own = own(tile);
+        // SAFETY: the row exists, or has no columns.
+        unsafe { if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) } }
+    };
+
+    let mut held = if C::AGAIN { [[0.0; 8]; V] } else { load(0) };
+    let store_sum = #[inline(always)]
+    |tile: u32, h: &[Vector; V]| {
+        if has_residual && p.residual_out.address != 0 {
+            let to = place.start::<C::T>(&p.residual_out, wide);
+            for v in 0..V {
+                // SAFETY: as above; the columns are this thread's alone.
+                unsafe { own(tile).store::<C>(to, wide, v, h[v]) };
+            }
+        }
+    };
+    if !C::AGAIN {
+        store_sum(0, &held);
+    }
+
+    let count = columns as f32;
+    let mut sums = Sums::new(&seat);
+    let mut scale = 1.0;
+    let (mut mean, mut variance);
+    loop {
+        mean = 0.0;
+        if has_mean {
+            let mut sum = 0.0;
+            for tile in 0..tiles {
+                let h = if C::AGAIN { load(tile) } else { held };
+                for v in 0..V {
+                    for e in 0..C::T::CHUNK {
+                        sum += if C::AGAIN { h[v][e] * scale } else { h[v][e] };
+                    }
+                }
+            }
+            // SAFETY: all threads come here.
+            mean = unsafe { sums.over::<C, 1>([sum]) }[0] / count;
+        }
+        let mut squares = 0.0;
+        for tile in 0..tiles {
+            let h = if C::AGAIN { load(tile) } else { held };
+            for v in 0..V {
+                for e in 0..C::T::CHUNK {
+                    let x = if C::AGAIN { h[v][e] * scale } else { h[v][e] };
+                    // Behind the last column there are zeros, which differ from the mean.
+                    let difference = if has_mean { own(tile).or_zero::<C>(v, e, x - mean) } else { x };
+                    squares = math::fma(difference, difference, squares);
+                }
+            }
+        }
+        // SAFETY: as above. The threads of a row have the same bits, and those of a warp with two rows stay together.
+        variance = unsafe { sums.over::<C, 1>([squares]) }[0] / count;
+        let overflows = !(variance < f32::INFINITY);
+        // SAFETY: as above.
+        let again = if C::ROW_THREADS < 32 { unsafe { warp::any(overflows) } } else { overflows };
+        if !again || scale != 1.0 {
+            break;
+        }
+        scale = SHRINK;
+        for v in 0..V {
+            for e in 0..C::T::CHUNK {
+                held[v][e] *= SHRINK;
+            }
+        }
+    }
+    let rstd = math::reciprocal(math::sqrt(math::fma(p.epsilon, scale * scale, variance)));
+
+    // Hidden, or the differences of the last sum would be kept for the output, beside the row that another round would need.
+    let mean = f32::from_bits(math::opaque(mean.to_bits()));
+    let out = place.start::<C::T>(&p.out, false);
+    for tile in 0..tiles {
+        let own = own(tile);
+        let h = if C::AGAIN { load(tile) } else { held };
+        if C::AGAIN {
+            store_sum(tile, &h);
+        }
+        for v in 0..V {
+            let mut y = h[v];
+            for e in 0..C::T::CHUNK {
+                let x = if C::AGAIN { y[e] * scale } else { y[e] };
+                y[e] = (x - mean) * rstd;
+            }
+            // SAFETY: as above; the columns of the output are this thread's alone.
+            unsafe {
+                if p.weight != 0 {
+                    let weight = own.load_one::<C>(p.weight, wide_weight, v);
+                    for e in 0..C::T::CHUNK {
+                        y[e] *= weight[e] + p.weight_offset;
+                    }
+                }
+                if p.bias != 0 {
+                    let bias = own.load_one::<C>(p.bias, wide_weight, v);
+                    for e in 0..C::T::CHUNK {
+                        y[e] += bias[e];
+                    }
+                }
+                own.store::<C>(out, false, v, y);
+            }
+        }
+    }
+    if seat.is_first() && exists {
+        // SAFETY: one number a row, which no other thread writes.
+        unsafe {
+            if has_mean && p.mean != 0 {
+                copy::store_f32(p.mean + row as u64 * 4, mean / scale);
+            }
+            if p.rstd != 0 {
+                copy::store_f32(p.rstd + row as u64 * 4, rstd * scale);
+            }
+        }
+    }
+    // SAFETY: all threads come here.
+    unsafe { leave::<C>() };
+}
