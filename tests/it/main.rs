@@ -36,6 +36,7 @@ mod mutants;
 mod norms;
 mod norms_errors;
 mod norms_mutants;
+mod norms_numbers;
 mod numbers;
 mod properties;
 mod readme;

@@ -15,7 +15,7 @@ use rand_distr::StandardNormal;
 
 /// How the rows of a tensor lie.
 #[derive(Clone, Copy, Debug, Default)]
-struct Lie {
+pub(crate) struct Lie {
     /// Elements before the first.
     offset: usize,
     /// Elements between a row and the next.
@@ -99,31 +99,31 @@ impl Lie {
 
 /// Rows, options and memory of a call.
 #[derive(Clone, Debug)]
-struct Case {
+pub(crate) struct Case {
     /// Axes of rows.
-    outer: Vec<usize>,
-    columns: usize,
-    layer: bool,
+    pub(crate) outer: Vec<usize>,
+    pub(crate) columns: usize,
+    pub(crate) layer: bool,
     /// Weights, and whether they are f32.
-    weight: Option<bool>,
-    bias: bool,
+    pub(crate) weight: Option<bool>,
+    pub(crate) bias: bool,
     /// A residual, or a gradient with respect to the sum with one, and whether it is f32.
-    residual: Option<bool>,
-    zero_centred: bool,
-    clusters: bool,
+    pub(crate) residual: Option<bool>,
+    pub(crate) zero_centred: bool,
+    pub(crate) clusters: bool,
     /// How x, the residual, and the outputs lie.
-    lies: [Lie; 3],
+    pub(crate) lies: [Lie; 3],
     /// Elements before weights and biases.
-    weight_offset: usize,
+    pub(crate) weight_offset: usize,
     /// Standard deviation of the rows, and their mean.
-    deviation: f64,
-    mean: f64,
-    epsilon: f32,
-    seed: u64,
+    pub(crate) deviation: f64,
+    pub(crate) mean: f64,
+    pub(crate) epsilon: f32,
+    pub(crate) seed: u64,
 }
 
 impl Case {
-    fn new(rows: usize, columns: usize, layer: bool) -> Case {
+    pub(crate) fn new(rows: usize, columns: usize, layer: bool) -> Case {
         Case {
             outer: vec![rows],
             columns,
@@ -150,7 +150,7 @@ impl Case {
         self.outer.iter().product()
     }
 
-    fn draw<T: Element>(&self, what: u64, elements: usize, deviation: f64, mean: f64) -> Vec<T> {
+    pub(crate) fn draw<T: Element>(&self, what: u64, elements: usize, deviation: f64, mean: f64) -> Vec<T> {
         let mut rng = SmallRng::seed_from_u64(self.seed.wrapping_mul(16) + what);
         (0..elements).map(|_| T::from_f64(mean + deviation * rng.sample::<f64, _>(StandardNormal))).collect()
     }
@@ -184,7 +184,7 @@ impl Case {
         }
     }
 
-    fn forward<T: Element>(&self, device: &Device) -> Result<Vec<f64>, String> {
+    pub(crate) fn forward<T: Element>(&self, device: &Device) -> Result<Vec<f64>, String> {
         match self.residual {
             Some(true) => self.forward_with::<T, f32>(device),
             _ => self.forward_with::<T, T>(device),
@@ -265,7 +265,9 @@ impl Case {
         // Relative: deviations differ by orders of magnitude.
         let found_rstd = line.read::<f32>("the deviations", &self.outer, &rstd)?;
         for (found, exact) in found_rstd.iter().zip(&exact.rstd) {
-            if (found / exact - 1.0).abs() > 1e-4 {
+            let error = (found / exact - 1.0).abs();
+            // What is no number is not right either.
+            if !error.le(&1e-4) {
                 return Err(format!("rstd is {found:e}, {exact:e} is right"));
             }
         }
@@ -523,77 +525,6 @@ fn random_gradients_agree_with_the_definition<T: Element>() {
 }
 
 for_each_dtype!(random_gradients_agree_with_the_definition);
-
-/// Numbers whose squares f32 does not hold, up to the largest, and those whose squares vanish.
-#[test]
-fn numbers_of_every_size() {
-    let device = &device::shared().device;
-    for columns in [100, 128, 1000, 4096, 9000] {
-        for layer in [false, true] {
-            for (deviation, mean) in [(1e19, 0.0), (1e30, 0.0), (5e37, 0.0), (1e36, 5e37), (1e-12, 0.0), (1e-3, 1.0)] {
-                let case = Case { deviation, mean, epsilon: 1e-30, bias: false, ..Case::new(3, columns, layer) };
-                let case = if deviation >= 1.0 { case } else { Case { epsilon: 1e-12, ..case } };
-                case.forward::<f32>(device).unwrap_or_else(|wrong| panic!("{wrong}"));
-                if mean == 0.0 {
-                    case.forward::<bf16>(device).unwrap_or_else(|wrong| panic!("{wrong}"));
-                }
-            }
-        }
-    }
-    // Read again and again, and in a cluster.
-    for (columns, clusters) in [(33_000, false), (33_000, true)] {
-        for layer in [false, true] {
-            let case = Case { deviation: 1e30, clusters, ..Case::new(2, columns, layer) };
-            case.forward::<bf16>(device).unwrap_or_else(|wrong| panic!("{wrong}"));
-        }
-    }
-}
-
-/// A large mean leaves the deviation what it is: the variance is that of differences.
-#[test]
-fn a_large_mean_costs_no_more_than_its_own_rounding() {
-    let device = &device::shared().device;
-    for columns in [64, 1000, 5000] {
-        let x: Vec<f32> = (0..columns).map(|i| 30000.0 + if i % 2 == 0 { 0.5 } else { -0.5 }).collect();
-        let x = Tensor::from_slice(device, &x, [columns], Layout::RowMajor).unwrap();
-        let normed = Norm::layer(1e-6).with_statistics(true).forward(&x.view()).unwrap();
-        let rstd = normed.rstd.unwrap().to_vec::<f32>().unwrap()[0];
-        // In f32, the mean of the squares less the square of the mean is a multiple of 64.
-        assert!((rstd - 2.0).abs() < 1e-2, "{columns}: {rstd}");
-    }
-}
-
-/// A NaN makes its row NaN and no other; an infinity of RMSNorm is NaN, and leaves 0 of its row; one of LayerNorm makes it NaN.
-#[test]
-fn what_is_no_number_stays_in_its_row() {
-    let device = &device::shared().device;
-    for columns in [100, 128, 700, 3000, 20_000] {
-        let rows = 9;
-        let mut x: Vec<f32> = Case::new(rows, columns, false).draw(0, rows * columns, 1.0, 0.0);
-        let norms = [Norm::rms(1e-6), Norm::layer(1e-6)];
-        let run = |x: &[f32], norm: &Norm<'_>| {
-            let tensor = Tensor::from_slice(device, x, [rows, columns], Layout::RowMajor).unwrap();
-            norm.forward(&tensor.view()).unwrap().out.to_vec::<f32>().unwrap()
-        };
-        let clean = norms.map(|norm| run(&x, &norm));
-        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let place = 4 * columns + columns / 3;
-            let before = std::mem::replace(&mut x[place], value);
-            for (norm, clean, is_rms) in [(&norms[0], &clean[0], true), (&norms[1], &clean[1], false)] {
-                let found = run(&x, norm);
-                for (i, (found, clean)) in found.iter().zip(clean).enumerate() {
-                    let right = match i / columns {
-                        4 if is_rms && value.is_infinite() && i != place => *found == 0.0,
-                        4 => found.is_nan(),
-                        _ => found == clean,
-                    };
-                    assert!(right, "{value} in {columns} columns: element {i} is {found}");
-                }
-            }
-            x[place] = before;
-        }
-    }
-}
 
 /// Gradients of a training step: what forward saved, whatever type the residual has.
 #[test]

@@ -163,7 +163,7 @@ fn outputs_that_a_call_does_not_have() {
     assert_norm_error(
         Norm::rms(1e-5).forward_into(&stream, &x.view(), &mut into),
         NormError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" },
-        "residual_out is to be written, and the call has no residual",
+        "residual_out is given, and the call has no residual",
     );
     let mut into = NormOutputViewMut::new(out.view_mut()).with_mean(mean.view_mut());
     assert!(matches!(
@@ -185,6 +185,10 @@ fn outputs_that_a_call_does_not_have() {
         NormError::Missing { operator: "layernorm", tensor: Operand::Mean },
         "gradients of layernorm are computed from mean, which is not given",
     );
+    assert!(matches!(
+        Norm::rms(1e-5).backward(&saved.with_mean(&mean.view()), &x.view(), None),
+        Err(Error::Norm(NormError::Unwanted { tensor: Operand::Mean, .. }))
+    ));
     let wide = tensor(device, DType::F32, &[3, 16]);
     assert_norm_error(
         Norm::rms(1e-5).backward(&saved, &x.view(), Some(&wide.view())),
@@ -198,7 +202,7 @@ fn outputs_that_a_call_does_not_have() {
             if is_weight { into.with_dweight(dweight.view_mut()) } else { into.with_dbias(dweight.view_mut()) };
         let (tensor, needed) = if is_weight { (Operand::Dweight, "weight") } else { (Operand::Dbias, "bias") };
         let found = Norm::rms(1e-5).backward_into(&stream, &saved, &x.view(), None, &mut into);
-        let text = format!("{tensor} is to be written, and the call has no {needed}");
+        let text = format!("{tensor} is given, and the call has no {needed}");
         assert_norm_error(found, NormError::Unwanted { tensor, needed }, &text);
     }
     let short = tensor(device, DType::F16, &[4, 16]);

@@ -111,6 +111,11 @@ class Compile(Peer):
 
     def rows(self, problem):
         torch._dynamo.reset()
+        if problem.backward:
+            from torch._functorch import config
+
+            # A backward pass that is run again may not write over what the forward pass kept.
+            config.donated_buffer = False
         return torch.compile(norm(problem), dynamic=False)
 
 

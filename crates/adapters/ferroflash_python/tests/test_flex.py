@@ -61,6 +61,25 @@ class Results(unittest.TestCase):
         again = flex_attention(*tensors, score_mod, block_mask, scale=scale, enable_gqa=True)
         np.testing.assert_array_equal(again, out)
 
+    def test_negative_indices_count_from_the_end(self):
+        table = np.random.default_rng(7).standard_normal(ROWS + KEYS).astype(np.float32)
+        self.check(inputs(), score_mod=lambda score, b, h, i, j: score + table[i - j] + table[-1])
+
+    def test_a_mask_is_what_it_was_when_its_blocks_were_found(self):
+        tensors, last, width = inputs(kv_heads=HEADS), np.array([100], np.int32), [64]
+        mask = create_block_mask(lambda b, h, i, j: (abs(i - j) <= width[0]) & (j <= last[0]), None, None, ROWS, KEYS)
+        both = {"block_mask": mask, "score_mod": lambda score, b, h, i, j: score + last[0]}
+        before = flex_attention(*tensors, block_mask=mask), flex_attention(*tensors, **both)
+        last[0] = 90
+        after = flex_attention(*tensors, block_mask=mask), flex_attention(*tensors, **both)
+        np.testing.assert_array_equal(before[0], after[0])
+        # The function of scores reads what is there in each call: every score is 10 less, which changes rounding alone.
+        np.testing.assert_allclose(before[1].astype(np.float32), after[1].astype(np.float32), atol=1e-2)
+        width[0] = 10
+        np.testing.assert_array_equal(flex_attention(*tensors, block_mask=mask), before[0])
+        with self.assertRaisesRegex(ferroflash.InputError, "another mask"):
+            flex_attention(*tensors, **both)
+
     def test_no_function_is_plain_attention(self):
         for name, dtype in (("f16", np.float16), ("f32", np.float32)):
             self.check(inputs(dtype), name, scale=0.2)

@@ -92,10 +92,10 @@ pub enum NormError {
         /// The tensor.
         tensor: Operand,
     },
-    /// An output of something that the call has not.
-    #[error("{tensor} is to be written, and the call has no {needed}")]
+    /// A tensor of something that the call has not.
+    #[error("{tensor} is given, and the call has no {needed}")]
     Unwanted {
-        /// The output.
+        /// The tensor.
         tensor: Operand,
         /// What it would be of.
         needed: &'static str,

@@ -92,7 +92,7 @@ const fn takes_turns<C: Config>() -> bool {
     let is_wide = C::ROW.dim_qk > 192;
     match C::ROW.dtype {
         DType::F32 => is_wide && matches!(C::ROW.pass, Pass::V1 | Pass::Prefill),
-        _ => is_wide && matches!(C::ROW.pass, Pass::V3),
+        _ => is_wide && matches!(C::ROW.pass, Pass::V3 | Pass::SplitV3),
     }
 }
 

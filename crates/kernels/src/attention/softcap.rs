@@ -1,4 +1,4 @@
-//! The softcap of scores: `tanh(s * factor)`, where the factor is `|scale| / cap`; the scale that follows holds the cap.
+//! The softcap of scores: `tanh(s * factor)`, where the factor is that of the scale over the cap; the scale that follows holds the cap.
 //!
 //! Not by the instruction `tanh.approx`: its error of 2^-11 is three times what the log-sum-exp of 16-bit inputs may have (H200).
 
@@ -21,10 +21,12 @@ pub fn tile<F: Fragments>(scores: &mut F, factor: f32, in_turn: bool) {
             largest = math::max(largest, largest_of(scores.at(m, n)));
         }
     }
+    // The factor has the sign of the scale where a program follows, and no sign is left to the queries.
+    let limit = math::abs(factor);
     let any_large = |largest: f32| {
         // A NaN loses in the maximum, and stays one in the polynomial.
         // SAFETY: tiles are products of whole warps, which are converged here as they are there.
-        unsafe { warp::any(largest * factor >= MODERATE) }
+        unsafe { warp::any(largest * limit >= MODERATE) }
     };
     let moderate = |s: f32| tanh_of_moderate(s * factor);
     let any = |s: f32| {

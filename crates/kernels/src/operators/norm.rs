@@ -68,6 +68,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
     let count = columns as f32;
     let mut sums = Sums::new(&seat);
     let mut scale = 1.0;
+    let mut is_second = false;
     let (mut mean, mut variance);
     loop {
         mean = 0.0;
@@ -101,17 +102,28 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
         let overflows = !(variance < f32::INFINITY);
         // SAFETY: as above.
         let again = if C::ROW_THREADS < 32 { unsafe { warp::any(overflows) } } else { overflows };
-        if !again || scale != 1.0 {
+        if !again || is_second {
             break;
         }
-        scale = SHRINK;
+        is_second = true;
+        // A row that shares its warp with such a row stays as it is.
+        scale = if overflows { SHRINK } else { 1.0 };
         for v in 0..V {
             for e in 0..C::T::CHUNK {
-                held[v][e] *= SHRINK;
+                held[v][e] *= scale;
             }
         }
     }
-    let rstd = math::reciprocal(math::sqrt(math::fma(p.epsilon, scale * scale, variance)));
+    // Of numbers that were scaled, and of those that were not. Beside a variance that is no number epsilon counts for nothing, unless that came of the
+    // sum alone: a row of large numbers that are all the same, whose differences are 0.
+    let [scaled_rstd, rstd] = if scale == 1.0 {
+        [math::reciprocal(math::sqrt(p.epsilon + variance)); 2]
+    } else if variance == 0.0 {
+        [1.0, math::reciprocal(math::sqrt(p.epsilon))]
+    } else {
+        let scaled = math::reciprocal(math::sqrt(variance));
+        [scaled, scaled * scale]
+    };
 
     // Hidden, or the differences of the last sum would be kept for the output, beside the row that another round would need.
     let mean = f32::from_bits(math::opaque(mean.to_bits()));
@@ -126,7 +138,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
             let mut y = h[v];
             for e in 0..C::T::CHUNK {
                 let x = if C::AGAIN { y[e] * scale } else { y[e] };
-                y[e] = (x - mean) * rstd;
+                y[e] = (x - mean) * scaled_rstd;
             }
             // SAFETY: as above; the columns of the output are this thread's alone.
             unsafe {
@@ -153,7 +165,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
                 copy::store_f32(p.mean + row as u64 * 4, mean / scale);
             }
             if p.rstd != 0 {
-                copy::store_f32(p.rstd + row as u64 * 4, rstd * scale);
+                copy::store_f32(p.rstd + row as u64 * 4, rstd);
             }
         }
     }

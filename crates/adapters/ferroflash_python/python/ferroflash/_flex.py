@@ -19,8 +19,8 @@ def flex_attention(query, key, value, score_mod=None, block_mask=None, scale=Non
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)`` gives the new score. It is called in each call of this function, once, with values that
             stand for operations: operators, comparisons, methods (``abs``, ``clamp``, ``exp``, ``log``, ``sqrt``, ``tanh``, ``sigmoid``, ``where`` and others)
             and the functions of PyTorch of these names. Tensors that it names, as local variables of the function around it or as global ones, it reads
-            by such indices, one for each of up to four axes; integers and conditions are read as 32 bits, float64 as float32. An index outside gives
-            0. It chooses by ``where``, not by ``if``. Numbers that it names are part of the kernels: one that changes from call to call belongs into a
+            by such indices, one for each of up to four axes; integers and conditions are read as 32 bits, float64 as float32. A negative index
+            counts from the end, and one outside gives 0. It chooses by ``where``, not by ``if``. Numbers that it names are part of the kernels: one that changes from call to call belongs into a
             tensor.
         block_mask: what :func:`ferroflash.create_block_mask` made: keys that rows see.
         scale: factor on the scores; ``None`` is ``head_dim ** -0.5``.
@@ -113,8 +113,13 @@ class BlockMask:
         captured = self._captured.copy()
 
         def write(p):
-            # The mask first, as it was when its blocks were found.
             sees = self._sees_by(p, captured)
+            if p._lines != self._program._text.splitlines()[1:][: len(p._lines)]:
+                raise InputError(
+                    f"{_name_of(self.mask_mod)} gives another mask than it gave to create_block_mask, whose blocks were found: what it reads has "
+                    "changed; a mask that is made anew is accepted"
+                )
+            captured.forget()
             return p.where(sees, _changed(p, score_mod, captured), p.hidden)
 
         return captured.bound(ScoreProgram(write, _name_of(score_mod)), self._blocks)
@@ -172,8 +177,12 @@ class _Captured:
         return other
 
     def read(self):
-        """Takes them as programs read them, once for all calls."""
-        self.arrays = {name: _readable(array) for name, array in self.arrays.items()}
+        """Takes them as programs read them and as they are now, once for all calls."""
+        self.arrays = {name: _copy_of(_readable(array)) for name, array in self.arrays.items()}
+
+    def forget(self):
+        """Arrays that functions name from now on are others, even if they are the same: they are read as they are in each call."""
+        self.names = {}
 
     def bound(self, program, blocks=None):
         """A program with those of them that it reads."""
@@ -298,11 +307,20 @@ class _Tensor:
                 raise _no_operation(f"indexing of {self._name} with {'...' if x is ... else 'a ' + type(x).__name__}")
         if len(index) < axes:
             return _Tensor(self._scope, self._name, self._array, index)
+        index = tuple(self._from_the_start(x, extent) for x, extent in zip(index, self._array.shape or (1,)))
         kind = str(self._array.dtype).split(".")[-1]
         if kind.startswith(("float", "bfloat")):
             return self._scope.floats(self._name)[index]
         number = self._scope.ints(self._name)[index]
         return number != 0 if kind == "bool" else number
+
+    def _from_the_start(self, x, extent):
+        """An index that counts from the end where it is negative, as one that counts from the start."""
+        if not hasattr(x, "_line"):
+            return x if x.__index__() >= 0 else x.__index__() + extent
+        # Where a score is, is never negative.
+        of_place = self._scope._lines[x._line] in ("batch", "head", "row", "key", "q_rows", "kv_rows")
+        return x if of_place else self._scope.where(x < 0, x + extent, x)
 
     def __getattr__(self, name):
         if name in ("shape", "ndim", "dtype", "device", "size", "dim", "numel") and not self._index:
@@ -335,6 +353,10 @@ def _readable(array):
         raise InputTypeError(f"a tensor of {kind} is read by a function; numbers and conditions are accepted")
     array = array.astype("int32", copy=False)
     return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _copy_of(array):
+    return array.clone() if hasattr(array, "clone") else array.copy()
 
 
 def _ordinal(device, current):

@@ -242,6 +242,9 @@ impl Norm<'_> {
         }
         self.check_weights(&mut tensors, dtype)?;
         let mut statistics = Vec::new();
+        if self.kind == Kind::Rms && saved.mean.is_some() {
+            return Err(NormError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" }.into());
+        }
         if self.kind == Kind::Layer {
             let Some(mean) = &saved.mean else {
                 return Err(NormError::Missing { operator: self.kind.name(), tensor: Operand::Mean }.into());
