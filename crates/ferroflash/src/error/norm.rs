@@ -113,3 +113,9 @@ pub enum NormError {
         expected: String,
     },
 }
+
+impl NormError {
+    /// A mean where RMSNorm would have to read or write it.
+    pub(crate) const UNWANTED_MEAN: NormError =
+        NormError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" };
+}

@@ -242,13 +242,11 @@ impl Norm<'_> {
         }
         self.check_weights(&mut tensors, dtype)?;
         let mut statistics = Vec::new();
-        if self.kind == Kind::Rms && saved.mean.is_some() {
-            return Err(NormError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" }.into());
+        if (self.kind == Kind::Layer) != saved.mean.is_some() {
+            let missing = NormError::Missing { operator: self.kind.name(), tensor: Operand::Mean };
+            return Err(if self.kind == Kind::Rms { NormError::UNWANTED_MEAN } else { missing }.into());
         }
-        if self.kind == Kind::Layer {
-            let Some(mean) = &saved.mean else {
-                return Err(NormError::Missing { operator: self.kind.name(), tensor: Operand::Mean }.into());
-            };
+        if let Some(mean) = &saved.mean {
             tensors.vector(Operand::Mean, mean, &[DType::F32])?;
             statistics.push(Placed::of(Operand::Mean, mean));
         }

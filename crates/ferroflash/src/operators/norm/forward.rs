@@ -188,7 +188,7 @@ impl Norm<'_> {
             call.residual_out = Some(Placed::of(Operand::ResidualOut, &sum.view()));
         }
         if into.mean.is_some() && self.kind == Kind::Rms {
-            return Err(NormError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" }.into());
+            return Err(NormError::UNWANTED_MEAN.into());
         }
         for (operand, view) in [(Operand::Mean, &into.mean), (Operand::Rstd, &into.rstd)] {
             if let Some(view) = view {

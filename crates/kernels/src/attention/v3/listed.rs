@@ -4,12 +4,11 @@
 
 use cuda_std::{copy, thread, warp};
 use kernel_spec::families::blocks::{HEAD_WORDS, LIST_WORDS, TAKEN_WORD};
-use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::schedule::Tile;
 use kernel_spec::{KvBlocks, V3Params};
 
 use crate::attention::v3::config::Config;
-use crate::attention::v3::note::QueryTile;
+use crate::attention::v3::note::{QueryTile, lists};
 use crate::attention::v3::packed::Sequence;
 
 /// The tiles of this thread block, one after the other.
@@ -114,20 +113,4 @@ impl ListedTiles {
         let end = first + count;
         KvBlocks { first, unmasked_first: first, unmasked_end: end - tested, end }
     }
-}
-
-/// The block of keys that a word of the lists says.
-///
-/// # Safety
-/// The word is one of a tile's [blocks](ListedTiles).
-#[inline(always)]
-pub unsafe fn block(p: &V3Params, word: u32) -> u32 {
-    // SAFETY: passed on.
-    unsafe { copy::load_u32(lists(p) + 4 * word as u64) }
-}
-
-/// The address of the lists.
-#[inline(always)]
-fn lists(p: &V3Params) -> u64 {
-    p.forward.features.value(BLOCKS)
 }

@@ -3,12 +3,12 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, math, shared, thread, warp};
+use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::families::forward::memory::{V3 as Memory, WARPGROUP_ROWS};
 use kernel_spec::{KvBlocks, Steps, V3Params};
 
 use crate::attention::query_block::QueryBlock;
 use crate::attention::v3::config::Config;
-use crate::attention::v3::listed;
 use crate::attention::v3::packed::Sequence;
 use crate::parts::boxes::Corner;
 
@@ -148,7 +148,7 @@ pub struct QueryTile {
     pub kv_head: u32,
     /// First query row, as [`QueryBlock`] counts them.
     pub first_row: u32,
-    /// Key blocks to visit. Of a row with lists of them, as many words of its list in their place, see [`listed`].
+    /// Key blocks to visit. Of a row with lists of them, as many words of its list in their place, see [`listed`](super::listed).
     pub blocks: KvBlocks,
     /// Where the sequence lies, if the tile comes from a list.
     pub sequence: Sequence,
@@ -172,7 +172,7 @@ impl QueryTile {
     pub fn first_key<C: Config>(&self, p: &V3Params, i: u32) -> u32 {
         let block = if C::LISTED {
             // SAFETY: a step of the tile, whose blocks are counted as words of the lists.
-            unsafe { listed::block(p, self.blocks.first + i) }
+            unsafe { copy::load_u32(lists(p) + 4 * (self.blocks.first + i) as u64) }
         } else {
             self.blocks.step(i)
         };
@@ -275,4 +275,10 @@ impl Tiles {
             Some(QueryTile { batch: 0, q_head, kv_head, first_row, blocks, sequence })
         }
     }
+}
+
+/// The address of the lists of blocks, in a row that has some.
+#[inline(always)]
+pub fn lists(p: &V3Params) -> u64 {
+    p.forward.features.value(BLOCKS)
 }
