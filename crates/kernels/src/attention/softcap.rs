@@ -66,7 +66,7 @@ const MODERATE: f32 = 0.5;
 fn tanh_of_moderate(x: f32) -> f32 {
     let square = x * x;
     let mut series = math::fma(square, -0.044_402_226, 0.131_902_97);
-    series = math::fma(series, square, -0.333_263_18);
+    series = math::fma(series, square, -0.333_263_2);
     series = math::fma(series, square, 0.999_999_46);
     x * series
 }

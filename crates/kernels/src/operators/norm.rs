@@ -99,7 +99,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
         }
         // SAFETY: as above. The threads of a row have the same bits, and those of a warp with two rows stay together.
         variance = unsafe { sums.over::<C, 1>([squares]) }[0] / count;
-        let overflows = !(variance < f32::INFINITY);
+        let overflows = variance.is_nan() | (variance == f32::INFINITY);
         // SAFETY: as above.
         let again = if C::ROW_THREADS < 32 { unsafe { warp::any(overflows) } } else { overflows };
         if !again || is_second {

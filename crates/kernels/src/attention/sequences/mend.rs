@@ -10,7 +10,7 @@ use crate::attention::query_block::QueryRow;
 use crate::attention::sequences::place::{Place, lse_address, row_address};
 use crate::attention::sequences::rows::SequenceRows;
 use crate::attention::sequences::sequence::Sequence;
-use crate::attention::{Config, exact, score};
+use crate::attention::{Config, exact, score, sink};
 use crate::parts::element::Element;
 use crate::parts::rows::{GlobalRows, RowSource, RowWalk};
 
@@ -66,7 +66,8 @@ pub unsafe fn mend_row<T: Element>(p: &SequencesParams, sequence: &Sequence, pla
         },
         first,
         end,
-        takes_sinks: true,
+        sink: sink::of_head(&problem.features, place.q_head + at.head),
+        has_late_sink: false,
         random: None,
         element: PhantomData::<T>,
     };
