@@ -1,6 +1,5 @@
 //! Blocks of keys that a program hides from whole blocks of rows: found once, passed over in every call.
 
-use super::choose::check_device;
 use super::options::Attention;
 use super::params::bytes_of;
 use super::problem::Sizes;
@@ -8,7 +7,7 @@ use super::request::Row;
 use crate::backend::RawStream;
 use crate::device::{Allocation, Device};
 use crate::error::{Error, Operand, ProgramError, Result};
-use crate::plan::{Binding, Buffer, Params, Step, run};
+use crate::plan::{Binding, Buffer, Params, Step, check_device, run};
 use crate::score::{Blocks, BoundProgram, ScoreShape};
 use crate::specialise::Specialised;
 use kernel_spec::families::blocks::{

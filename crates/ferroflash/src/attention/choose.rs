@@ -5,7 +5,7 @@ use super::problem::Sizes;
 use super::request::{Placed, Request, Row};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
-pub(super) use crate::plan::{MAX_GRID, check_device, check_hopper};
+use crate::plan::{MAX_GRID, check_device, check_hopper};
 use kernel_spec::copy_engine::{ALIGNMENT, STRIDE_LIMIT};
 use kernel_spec::families::forward::features::BLOCKS;
 use kernel_spec::schedule::{self, MAX_TILES};

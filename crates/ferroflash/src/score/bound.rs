@@ -257,6 +257,8 @@ impl BoundProgram<'_> {
     }
 
     /// The blocks that [`BoundProgram::with_blocks`] has found, to be kept where the program and its tensors cannot be; `None` without any.
+    ///
+    /// Their memory is freed with the last of them on the default stream: keep one until calls on other streams have ended.
     pub fn found_blocks(&self) -> Option<FoundBlocks> {
         let (blocks, hides_text) = (self.blocks.clone()?, self.hides_text.clone()?);
         Some(FoundBlocks { blocks, hides_text })

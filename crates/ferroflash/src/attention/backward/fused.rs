@@ -1,13 +1,13 @@
 //! What the fused pass of Hopper runs, allocates and is told: all gradients in one pass, those of the queries as sums.
 
-use super::super::choose::{check_copies, check_hopper};
+use super::super::choose::check_copies;
 use super::super::options::Attention;
 use super::super::params::{bytes_of, geometry, hides_something};
 use super::super::problem::Sizes;
 use super::tensors::Tensors;
 use crate::device::DeviceInfo;
 use crate::error::{Operand, Unsupported};
-use crate::plan::{Binding, Buffer, Params};
+use crate::plan::{Binding, Buffer, Params, check_hopper};
 use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::backward::order::COUNTER_ROWS;
 use kernel_spec::families::backward::{BackwardParams, FusedParams, Pass, VARIANTS, Variant};

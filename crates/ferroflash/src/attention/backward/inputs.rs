@@ -1,6 +1,6 @@
 //! What calls of the backward pass read, whether their sequences are uniform or packed, and what is checked and launched alike for both.
 
-use super::super::check::{check_apart, check_itself, check_like, check_options_apart, check_rows_of, footprint};
+use super::super::check::{check_itself, check_like, check_options_apart, check_rows_of, footprint};
 use super::super::options::Attention;
 use super::super::request::Placed;
 use super::super::sinks;
@@ -9,7 +9,7 @@ use super::tensors::{Beside, Tensors};
 use crate::backend::RawStream;
 use crate::error::{Operand, Result};
 use crate::plan::run;
-use crate::tensor::overlap::Footprint;
+use crate::tensor::overlap::{Footprint, check_apart};
 use crate::tensor::{HeadsView, Layout, LseView, Tensor, TensorView};
 use kernel_spec::DType;
 

@@ -1,7 +1,6 @@
 //! What a call of the backward pass will do, decided before it does it.
 
 use super::super::blocks;
-use super::super::choose::{MAX_GRID, check_device};
 use super::super::options::{Attention, log2_of};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::plan::program_name;
@@ -13,7 +12,7 @@ use super::{fused, naive, sinks};
 use crate::device::DeviceInfo;
 use crate::dropout::Dropout;
 use crate::error::{Error, Operand, Result, Unsupported};
-use crate::plan::{Binding, Buffer, Params, Step};
+use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device};
 use crate::score::BoundProgram;
 use crate::specialise::Specialised;
 use kernel_spec::families::backward::{

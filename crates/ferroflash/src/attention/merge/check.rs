@@ -1,10 +1,10 @@
 //! Everything of a merge that can be refused before a plan is made.
 
-use super::super::check::{check_apart, check_itself, check_last_dim, footprint};
+use super::super::check::{check_itself, check_last_dim, footprint};
 use super::Part;
 use crate::device::Device;
 use crate::error::{Error, MergeError, Operand, Result};
-use crate::tensor::overlap::Footprint;
+use crate::tensor::overlap::{Footprint, check_apart};
 use crate::tensor::{Dims, HeadsView, Layout, LseShape, LseView, Shape, TensorView};
 use kernel_spec::{DType, MAX_HEAD_DIM};
 

@@ -1,11 +1,10 @@
 //! What a merge will do, decided before it does it.
 
-use super::super::choose::{MAX_GRID, check_device};
 use super::super::params::{bytes_of, tensor_params};
 use super::super::request::Placed;
 use super::check::Call;
 use crate::error::{Error, MergeError, Operand, Result};
-use crate::plan::{Binding, Buffer, Params, Step};
+use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device};
 use crate::specialise::Specialised;
 use crate::tensor::{HeadsView, Layout, Shape};
 use kernel_spec::families::forward::TensorParams;

@@ -1,13 +1,13 @@
 //! Everything of a call over sequences that can be refused before a plan is made. What the numbers on the device say is not looked at.
 
-use super::super::check::{check_apart, check_itself, check_last_dim, check_options_apart, check_same_device};
+use super::super::check::{check_itself, check_last_dim, check_options_apart, check_same_device};
 use super::super::options::Attention;
 use super::super::request::{Placed, Tensors};
 use super::describe::{KvCache, NewRows, PackedRows, PageTable, Rotary};
 use super::sizes::SequenceSizes;
 use crate::device::Device;
 use crate::error::{Error, Operand, Result, SequencesError};
-use crate::tensor::overlap::Footprint;
+use crate::tensor::overlap::{Footprint, check_apart};
 use crate::tensor::{Dims, HeadsView, IndicesView, Layout, LseShape, TensorView};
 use kernel_spec::DType;
 

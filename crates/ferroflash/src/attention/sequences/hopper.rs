@@ -1,6 +1,6 @@
 //! v3 over sequences: a list of their tiles, the tiles, and, where the keys are split, a merge.
 
-use super::super::choose::{check_copies, check_device, check_hopper};
+use super::super::choose::check_copies;
 use super::super::options::{Attention, KernelChoice, Splits};
 use super::super::request::{Placed, Request, Tensors};
 use super::launches::{Launches, find, is_decode, problem_of};
@@ -9,7 +9,7 @@ use super::sizes::SequenceSizes;
 use super::split::{keys, keys_per_row};
 use crate::device::DeviceInfo;
 use crate::error::{Error, Operand, Result, Unsupported};
-use crate::plan::Binding;
+use crate::plan::{Binding, check_device, check_hopper};
 use crate::specialise::Specialised;
 use kernel_spec::copy_engine::WRAPPED_BYTES;
 use kernel_spec::families::forward::features::{PROGRAM, SINK, SOFTCAP};

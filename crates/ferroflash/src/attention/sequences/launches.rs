@@ -1,12 +1,11 @@
 //! The launches of a plan over sequences, and what they have in common.
 
-use super::super::choose::MAX_GRID;
 use super::super::problem::{Problem, QueryRows, Sequences};
 use super::super::request::{Placed, Request};
 use super::params::{self, Arrays, Cut};
 use super::sizes::SequenceSizes;
 use crate::error::{Error, Result};
-use crate::plan::{Binding, Buffer, Params, Step};
+use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step};
 use crate::specialise::Specialised;
 use kernel_spec::families::forward::features::PAGED;
 use kernel_spec::families::sequences;

@@ -1,7 +1,6 @@
 //! What a call over sequences will do, decided before it does it.
 
 use super::super::blocks;
-use super::super::choose::{check_device, check_hopper};
 use super::super::options::{Attention, KernelChoice};
 use super::super::plan::{Plan, program_name};
 use super::super::problem::{Problem, Sequences, Sizes};
@@ -14,7 +13,7 @@ use super::split::{clusters, split};
 use crate::device::DeviceInfo;
 use crate::error::Operand;
 use crate::error::{Error, Result, Unsupported};
-use crate::plan::{Binding, Buffer, Step};
+use crate::plan::{Binding, Buffer, Step, check_device, check_hopper};
 use crate::tensor::{Layout, Shape};
 use kernel_spec::families::sequences;
 use kernel_spec::{DType, FeatureSet, Kernel, Pass, Variant};
