@@ -1,7 +1,7 @@
 //! Makes and packs the PTX of every entry point.
 
 use cuda_builder::{CudaBuilder, PtxVersion};
-use kernel_spec::entries;
+use kernel_spec::{Unit, entries};
 use lzma_rust2::{DICT_SIZE_MIN, LzmaOptions, LzmaWriter};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -38,27 +38,32 @@ fn modules() -> Result<Modules, String> {
 }
 
 fn from_source(kernels: &Path) -> Result<Modules, String> {
-    let mut builder = CudaBuilder::new(kernels);
-    for entry in entries() {
-        let arch = entry.arch.name().parse().map_err(|error| format!("{error}"))?;
-        builder = builder.arch(arch);
-        if let Some((major, minor)) = entry.arch.ptx_version() {
-            builder = builder.ptx_version(arch, PtxVersion::new(major, minor).map_err(|error| format!("{error}"))?);
+    let mut modules = Modules::new();
+    for unit in Unit::ALL {
+        let mut builder = CudaBuilder::new(kernels).default_features(false).feature(unit.feature());
+        for entry in unit.entries() {
+            let arch = entry.arch.name().parse().map_err(|error| format!("{error}"))?;
+            builder = builder.arch(arch);
+            if let Some((major, minor)) = entry.arch.ptx_version() {
+                builder = builder.ptx_version(arch, PtxVersion::new(major, minor).map_err(|error| format!("{error}"))?);
+            }
         }
+        // The error is the cure in several lines, so it goes out as it is.
+        let output = builder.build().map_err(|error| error.to_string())?;
+        output.print_rerun_if_changed();
+        for line in output.modules.iter().flat_map(|module| module.warnings.lines()) {
+            println!("cargo::warning={line}");
+        }
+        let kernels = output.modules.into_iter().flat_map(|module| {
+            let arch = module.arch.name();
+            module.kernels.into_iter().map(move |kernel| (arch, kernel))
+        });
+        // An entry belongs to the architecture that the list names.
+        let listed =
+            |arch: &str, name: &str| unit.entries().any(|entry| entry.symbol == name && entry.arch.name() == arch);
+        modules.extend(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)));
     }
-    // The error is the cure in several lines, so it goes out as it is.
-    let output = builder.build().map_err(|error| error.to_string())?;
-    output.print_rerun_if_changed();
-    for line in output.modules.iter().flat_map(|module| module.warnings.lines()) {
-        println!("cargo::warning={line}");
-    }
-    let kernels = output.modules.into_iter().flat_map(|module| {
-        let arch = module.arch.name();
-        module.kernels.into_iter().map(move |kernel| (arch, kernel))
-    });
-    // An entry belongs to the architecture that the list names.
-    let listed = |arch: &str, name: &str| entries().any(|entry| entry.symbol == name && entry.arch.name() == arch);
-    Ok(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)).collect())
+    Ok(modules)
 }
 
 /// `SYMBOL.ptx` for every entry point, in one subfolder per architecture or directly in the folder.

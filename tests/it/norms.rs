@@ -7,7 +7,8 @@ use crate::support::draws::draws;
 use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Operation};
 use ferroflash::reference::{ReferenceNorm, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Dims, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
-use kernel_spec::families::norm::{Pass, Sharing, VARIANTS};
+use kernel_spec::families::norm::{Pass, VARIANTS};
+use kernel_spec::families::rows::Sharing;
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -404,28 +405,31 @@ fn every_row_at_its_edges<T: Element>() {
     let device = &shared.device;
     let mut visited = 0;
     for clusters in [false, true] {
-        let rows =
-            VARIANTS.iter().filter(|row| row.dtype == T::DTYPE && matches!(row.pass, Pass::Forward | Pass::Backward));
+        let rows = VARIANTS
+            .iter()
+            .filter(|row| row.tile.dtype == T::DTYPE && matches!(row.pass, Pass::Forward | Pass::Backward));
         // On a GPU without clusters there is nothing else to visit.
         for row in
-            rows.filter(|row| device.info().runs(row.entry.arch) && clusters == (row.sharing == Sharing::Cluster))
+            rows.filter(|row| device.info().runs(row.entry.arch) && clusters == (row.tile.sharing == Sharing::Cluster))
         {
             let vector = 16 / T::DTYPE.bytes();
-            let most = row.columns() as usize;
-            let columns = match row.sharing {
+            let most = row.tile.columns() as usize;
+            let columns = match row.tile.sharing {
                 Sharing::Alone => vec![most - vector, most - 1, most],
                 // Two thread blocks, of which the second has little; and as many as there can be.
-                Sharing::Cluster => vec![most + vector, most + 3, row.most_columns() as usize],
+                Sharing::Cluster => vec![most + vector, most + 3, row.tile.most_columns() as usize],
                 Sharing::Again => {
                     let first = VARIANTS.iter().filter(|other| {
-                        other.pass == row.pass && other.dtype == row.dtype && other.sharing == Sharing::Alone
+                        other.pass == row.pass
+                            && other.tile.dtype == row.tile.dtype
+                            && other.tile.sharing == Sharing::Alone
                     });
-                    let first = first.map(|other| other.columns()).max().expect("rows that are held") as usize;
+                    let first = first.map(|other| other.tile.columns()).max().expect("rows that are held") as usize;
                     vec![first + vector, first + 1]
                 }
             };
             for (i, &columns) in columns.iter().enumerate() {
-                let at_once = row.block_rows() as usize;
+                let at_once = row.tile.block_rows() as usize;
                 let rows = if i == 0 { at_once + 1 } else { (at_once - 1).max(1) };
                 for layer in [false, true] {
                     let residual = [None, Some(false), Some(true)][(i + usize::from(layer)) % 3];
@@ -444,7 +448,7 @@ fn every_row_at_its_edges<T: Element>() {
                         _ => case.norm().plan_backward(&saved, &x.view(), None),
                     };
                     let plan = plan.expect("a legal problem");
-                    if row.sharing != Sharing::Alone || i == 2 {
+                    if row.tile.sharing != Sharing::Alone || i == 2 {
                         assert_eq!(plan.symbols()[0], row.entry.symbol, "{columns} columns: {plan}");
                     }
                 }

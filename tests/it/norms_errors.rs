@@ -2,7 +2,7 @@
 
 use crate::support::device;
 use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved};
-use ferroflash::{DType, Device, Dims, Error, Layout, NormError, Operand, Tensor};
+use ferroflash::{DType, Device, Dims, Error, Layout, Operand, OperatorError, Tensor};
 
 fn tensor(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     let shape = Dims::new(shape).expect("few axes");
@@ -10,10 +10,10 @@ fn tensor(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
 }
 
 #[track_caller]
-fn assert_norm_error<T: std::fmt::Debug>(found: ferroflash::Result<T>, expected: NormError, text: &str) {
+fn assert_norm_error<T: std::fmt::Debug>(found: ferroflash::Result<T>, expected: OperatorError, text: &str) {
     let found = found.expect_err("the call should be refused");
     assert_eq!(found.to_string(), text);
-    assert!(matches!(&found, Error::Norm(found) if *found == expected), "{found:?}");
+    assert!(matches!(&found, Error::Operator(found) if *found == expected), "{found:?}");
 }
 
 #[test]
@@ -22,14 +22,14 @@ fn options_that_mean_nothing() {
     let x = tensor(device, DType::F16, &[3, 16]);
     for found in [0.0, -1e-5, f32::INFINITY] {
         let text = format!("epsilon {found} is not accepted; it must be above 0 and finite");
-        assert_norm_error(Norm::rms(found).forward(&x.view()), NormError::Epsilon { found }, &text);
-        assert_norm_error(Norm::layer(found).plan(&x.view()), NormError::Epsilon { found }, &text);
+        assert_norm_error(Norm::rms(found).forward(&x.view()), OperatorError::Epsilon { found }, &text);
+        assert_norm_error(Norm::layer(found).plan(&x.view()), OperatorError::Epsilon { found }, &text);
     }
     let found = Norm::rms(f32::NAN).forward(&x.view()).unwrap_err();
-    assert!(matches!(found, Error::Norm(NormError::Epsilon { found }) if found.is_nan()));
+    assert!(matches!(found, Error::Operator(OperatorError::Epsilon { found }) if found.is_nan()));
     assert_norm_error(
         Norm::rms(1e-5).zero_centred().forward(&x.view()),
-        NormError::Without { given: "zero_centred", needed: "weight" },
+        OperatorError::Without { given: "zero_centred", needed: "weight" },
         "zero_centred is given, and no weight, without which it means nothing",
     );
 }
@@ -40,12 +40,12 @@ fn shapes_and_types_that_do_not_go_together() {
     let norm = Norm::layer(1e-5);
     assert_norm_error(
         norm.forward(&tensor(device, DType::F32, &[]).view()),
-        NormError::NoColumns { tensor: Operand::X },
+        OperatorError::NoColumns { tensor: Operand::X },
         "x has no axes; at least the one of the columns is needed",
     );
     assert_norm_error(
         norm.forward(&tensor(device, DType::F32, &[3, 0]).view()),
-        NormError::Columns { found: 0 },
+        OperatorError::Columns { found: 0 },
         "rows have 0 columns; 1 to 16777216 are accepted",
     );
     let one = tensor(device, DType::F16, &[16]);
@@ -55,22 +55,22 @@ fn shapes_and_types_that_do_not_go_together() {
     let long = unsafe {
         ferroflash::TensorView::from_raw(device, one.address(), (1 << 24) + 1, [(1 << 24) + 1], [1], DType::F16)
     };
-    assert!(matches!(norm.plan(&long.unwrap()), Err(Error::Norm(NormError::Columns { found: 16_777_217 }))));
+    assert!(matches!(norm.plan(&long.unwrap()), Err(Error::Operator(OperatorError::Columns { found: 16_777_217 }))));
     let rows = one.strided(0, [1 << 16, 1 << 16, 16], [0, 0, 1]).unwrap();
     assert_norm_error(
         norm.plan(&rows),
-        NormError::Rows { found: 1 << 32, limit: (1 << 31) - 1024 },
+        OperatorError::Rows { found: 1 << 32, limit: (1 << 31) - 1024 },
         "4294967296 rows; fewer than 2147482624 are accepted",
     );
     for (shape, operand) in [([2, 4, 16], Operand::Residual), ([2, 3, 8], Operand::Residual)] {
         let residual = tensor(device, DType::F16, &shape);
         let text = format!("residual has shape {shape:?}; x makes it [2, 3, 16]");
         let expected =
-            NormError::Shape { tensor: operand, found: shape.to_vec(), of: Operand::X, expected: vec![2, 3, 16] };
+            OperatorError::Shape { tensor: operand, found: shape.to_vec(), of: Operand::X, expected: vec![2, 3, 16] };
         assert_norm_error(norm.with_residual(&residual.view()).forward(&x.view()), expected, &text);
     }
     let short = tensor(device, DType::F16, &[15]);
-    let shape = |tensor| NormError::Shape { tensor, found: vec![15], of: Operand::X, expected: vec![16] };
+    let shape = |tensor| OperatorError::Shape { tensor, found: vec![15], of: Operand::X, expected: vec![16] };
     assert_norm_error(
         norm.with_weight(&short.view()).forward(&x.view()),
         shape(Operand::Weight),
@@ -84,19 +84,19 @@ fn shapes_and_types_that_do_not_go_together() {
     let other = tensor(device, DType::Bf16, &[16]);
     assert_norm_error(
         norm.with_weight(&other.view()).forward(&x.view()),
-        NormError::DType { tensor: Operand::Weight, found: DType::Bf16, accepted: vec![DType::F16, DType::F32] },
+        OperatorError::DType { tensor: Operand::Weight, found: DType::Bf16, accepted: vec![DType::F16, DType::F32] },
         "weight holds bf16; f16 or f32 is accepted",
     );
     let wide = tensor(device, DType::F32, &[16]);
     assert_norm_error(
         norm.with_weight(&wide.view()).with_bias(&one.view()).forward(&x.view()),
-        NormError::DType { tensor: Operand::Bias, found: DType::F16, accepted: vec![DType::F32] },
+        OperatorError::DType { tensor: Operand::Bias, found: DType::F16, accepted: vec![DType::F32] },
         "bias holds f16; f32 is accepted",
     );
     let residual = tensor(device, DType::Bf16, &[2, 3, 16]);
     assert_norm_error(
         norm.with_residual(&residual.view()).forward(&x.view()),
-        NormError::DType { tensor: Operand::Residual, found: DType::Bf16, accepted: vec![DType::F16, DType::F32] },
+        OperatorError::DType { tensor: Operand::Residual, found: DType::Bf16, accepted: vec![DType::F16, DType::F32] },
         "residual holds bf16; f16 or f32 is accepted",
     );
 }
@@ -113,14 +113,14 @@ fn memory_that_kernels_do_not_read() {
     let x = tensor(device, DType::F16, &[3, 16]);
     assert_norm_error(
         norm.with_weight(&weight).forward(&x.view()),
-        NormError::NotContiguous { tensor: Operand::Weight, shape: vec![16], strides: vec![2] },
+        OperatorError::NotContiguous { tensor: Operand::Weight, shape: vec![16], strides: vec![2] },
         "weight has shape [16] and strides [2]; it must be contiguous",
     );
     // Four axes of rows, of which none continues another; three are taken.
     let four = storage.strided(0, [2, 2, 2, 2, 16], [1000, 400, 150, 50, 1]).unwrap();
     assert_norm_error(
         norm.forward(&four),
-        NormError::RowAxes { extents: vec![2; 4], found: 4 },
+        OperatorError::RowAxes { extents: vec![2; 4], found: 4 },
         "the axes before the last, of extents [2, 2, 2, 2], are 4 that cannot be read as one another's continuation in all tensors; up to 3 are \
          accepted",
     );
@@ -143,7 +143,7 @@ fn memory_that_kernels_do_not_read() {
     let (there, here) = (elsewhere.info().id(), device.info().id());
     assert_norm_error(
         norm.with_weight(&far.view()).forward(&x.view()),
-        NormError::Device { tensor: Operand::Weight, found: there.clone(), of: Operand::X, expected: here.clone() },
+        OperatorError::Device { tensor: Operand::Weight, found: there.clone(), of: Operand::X, expected: here.clone() },
         &format!("weight is on device {there}, x is on {here}; they must be on the same device"),
     );
     let mut out = tensor(device, DType::F16, &[3, 16]);
@@ -162,19 +162,19 @@ fn outputs_that_a_call_does_not_have() {
     let mut into = NormOutputViewMut::new(out.view_mut()).with_residual_out(sum.view_mut());
     assert_norm_error(
         Norm::rms(1e-5).forward_into(&stream, &x.view(), &mut into),
-        NormError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" },
+        OperatorError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" },
         "residual_out is given, and the call has no residual",
     );
     let mut into = NormOutputViewMut::new(out.view_mut()).with_mean(mean.view_mut());
     assert!(matches!(
         Norm::rms(1e-5).forward_into(&stream, &x.view(), &mut into),
-        Err(Error::Norm(NormError::Unwanted { tensor: Operand::Mean, .. }))
+        Err(Error::Operator(OperatorError::Unwanted { tensor: Operand::Mean, .. }))
     ));
     let mut short = tensor(device, DType::F32, &[2]);
     let mut into = NormOutputViewMut::new(out.view_mut()).with_rstd(short.view_mut());
     assert_norm_error(
         Norm::rms(1e-5).forward_into(&stream, &x.view(), &mut into),
-        NormError::Shape { tensor: Operand::Rstd, found: vec![2], of: Operand::X, expected: vec![3] },
+        OperatorError::Shape { tensor: Operand::Rstd, found: vec![2], of: Operand::X, expected: vec![3] },
         "rstd has shape [2]; x makes it [3]",
     );
 
@@ -182,17 +182,17 @@ fn outputs_that_a_call_does_not_have() {
     let saved = NormSaved::new(&x.view(), &rstd.view());
     assert_norm_error(
         Norm::layer(1e-5).backward(&saved, &x.view(), None),
-        NormError::Missing { operator: "layernorm", tensor: Operand::Mean },
+        OperatorError::Missing { operator: "layernorm", tensor: Operand::Mean },
         "gradients of layernorm are computed from mean, which is not given",
     );
     assert!(matches!(
         Norm::rms(1e-5).backward(&saved.with_mean(&mean.view()), &x.view(), None),
-        Err(Error::Norm(NormError::Unwanted { tensor: Operand::Mean, .. }))
+        Err(Error::Operator(OperatorError::Unwanted { tensor: Operand::Mean, .. }))
     ));
     let wide = tensor(device, DType::F32, &[3, 16]);
     assert_norm_error(
         Norm::rms(1e-5).backward(&saved, &x.view(), Some(&wide.view())),
-        NormError::DType { tensor: Operand::DresidualOut, found: DType::F32, accepted: vec![DType::F16] },
+        OperatorError::DType { tensor: Operand::DresidualOut, found: DType::F32, accepted: vec![DType::F16] },
         "dresidual_out holds f32; f16 is accepted",
     );
     let mut dweight = tensor(device, DType::F16, &[16]);
@@ -203,12 +203,17 @@ fn outputs_that_a_call_does_not_have() {
         let (tensor, needed) = if is_weight { (Operand::Dweight, "weight") } else { (Operand::Dbias, "bias") };
         let found = Norm::rms(1e-5).backward_into(&stream, &saved, &x.view(), None, &mut into);
         let text = format!("{tensor} is given, and the call has no {needed}");
-        assert_norm_error(found, NormError::Unwanted { tensor, needed }, &text);
+        assert_norm_error(found, OperatorError::Unwanted { tensor, needed }, &text);
     }
     let short = tensor(device, DType::F16, &[4, 16]);
     assert_norm_error(
         Norm::rms(1e-5).backward(&saved, &short.view(), None),
-        NormError::Shape { tensor: Operand::Normalised, found: vec![3, 16], of: Operand::Dout, expected: vec![4, 16] },
+        OperatorError::Shape {
+            tensor: Operand::Normalised,
+            found: vec![3, 16],
+            of: Operand::Dout,
+            expected: vec![4, 16],
+        },
         "what was normalised has shape [3, 16]; dout makes it [4, 16]",
     );
 }

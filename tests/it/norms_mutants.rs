@@ -226,8 +226,9 @@ fn no_entry_has_local_memory() {
         let text = ferroflash::embedded_ptx(&row.entry).expect("every build has it");
         assert!(!text.contains(".local"), "{}", row.entry.symbol);
         let waits = !mutants(&text).is_empty();
-        let alone =
-            row.row_threads <= 32 && row.block_rows() > 1 && row.pass == kernel_spec::families::norm::Pass::Forward;
+        let alone = row.tile.row_threads <= 32
+            && row.tile.block_rows() > 1
+            && row.pass == kernel_spec::families::norm::Pass::Forward;
         assert!(!(alone && waits), "{} waits", row.entry.symbol);
     }
 }

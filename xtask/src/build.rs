@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +10,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use cuda_builder::ptxas::{Ptxas, Report};
-use cuda_builder::{Arch, BuildOutput, CudaBuilder, PtxVersion};
-use kernel_spec::{Entry, FeatureSet, entries, specialise};
+use cuda_builder::{Arch, CudaBuilder, Module, PtxVersion};
+use kernel_spec::{Entry, FeatureSet, Unit, entries, specialise};
 use lexopt::Arg;
 
 use crate::{arguments, output, setup, table, workspace};
@@ -26,7 +27,7 @@ Options
   --out DIR            where ENTRY.ptx goes, in a folder per architecture [target/ptx]
   --ptxas-arch LIST    GPUs to assemble for, such as sm_80,sm_90; `all` is
                        sm_80,sm_86,sm_89,sm_90,sm_100,sm_120 [the architecture of each entry]
-  --entry TEXT         only entries whose name contains TEXT in the table and the check
+  --entry TEXT         only entries whose name contains TEXT in the table and the check; of attention and operators, what has none of them is not compiled
 
 Examples
   cargo xtask build
@@ -59,15 +60,18 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     }
     setup::require_rust_src()?;
     let started = Instant::now();
-    let built = kernels(options.out.clone())?;
-    report(&built, &options, started)
+    let modules = kernels_with(options.out.clone(), options.entry.as_deref().unwrap_or_default())?;
+    report(&modules, &options, started)
 }
 
-/// A builder of the kernel crate for every architecture of the list of entries.
-pub(crate) fn builder() -> Result<CudaBuilder> {
+/// A builder of a unit of the kernel crate, for every architecture of its entries.
+pub(crate) fn builder(unit: Unit) -> Result<CudaBuilder> {
     // The folder that the build script of `ferroflash_ptx` uses too: each compiles what the other has not.
-    let mut builder = CudaBuilder::new(workspace::kernels()).target_dir(workspace::target_dir()?.join("cuda_builder"));
-    for entry in entries() {
+    let mut builder = CudaBuilder::new(workspace::kernels())
+        .target_dir(workspace::target_dir()?.join("cuda_builder"))
+        .default_features(false)
+        .feature(unit.feature());
+    for entry in unit.entries() {
         let arch = entry.arch.name().parse()?;
         builder = builder.arch(arch);
         if let Some((major, minor)) = entry.arch.ptx_version() {
@@ -78,36 +82,67 @@ pub(crate) fn builder() -> Result<CudaBuilder> {
 }
 
 /// Compiles every entry of the list and checks that PTX and list agree. `out` is `target/ptx` by default.
-pub(crate) fn kernels(out: Option<PathBuf>) -> Result<BuildOutput> {
+pub(crate) fn kernels(out: Option<PathBuf>) -> Result<Vec<Module>> {
+    kernels_with(out, "")
+}
+
+/// The same for the units that have an entry with this text in its name.
+fn kernels_with(out: Option<PathBuf>, text: &str) -> Result<Vec<Module>> {
     let out = match out {
         Some(out) => out,
         None => workspace::target_dir()?.join("ptx"),
     };
     workspace::step("kernels to PTX");
-    let mut built = builder()?.build()?;
-    for module in &mut built.modules {
-        let arch = module.arch;
-        if !module.warnings.is_empty() {
-            output::note(format_args!("{}", module.warnings.trim_end()));
-        }
-        if let Some(kernel) = module.kernels.iter().find(|kernel| entries().all(|entry| entry.symbol != kernel.name)) {
-            bail!("{arch}: the entry `{}` is not in kernel_spec::entries", kernel.name);
-        }
-        // An entry belongs to the architecture that its row of the list names.
-        module.kernels.retain(|kernel| entries_of(arch).any(|entry| entry.symbol == kernel.name));
-        for entry in entries_of(arch) {
-            let kernel = module
-                .kernel(entry.symbol)
-                .with_context(|| format!("{arch}: `{}` of kernel_spec::entries has no entry point", entry.symbol))?;
-            if kernel.bounds.threads != Some([entry.threads, 1, 1]) {
-                let (bounds, threads) = (kernel.bounds.threads, entry.threads);
-                bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::entries says {threads}", kernel.name);
+    let mut modules: Vec<Module> = Vec::new();
+    let named = |unit: &Unit| unit.entries().any(|entry| entry.symbol.contains(text));
+    let units: Vec<Unit> = Unit::ALL.into_iter().filter(named).collect();
+    for &unit in &units {
+        for mut module in builder(unit)?.build()?.modules {
+            check(unit, &mut module)?;
+            match modules.iter_mut().find(|other| other.arch == module.arch) {
+                Some(other) => other.kernels.append(&mut module.kernels),
+                None => modules.push(module),
             }
         }
-        module.copy_to(&out)?;
+    }
+    for module in &modules {
+        if units.len() == Unit::ALL.len() {
+            module.copy_to(&out)?;
+        } else {
+            // What is there of other units stays.
+            let folder = out.join(module.arch.name());
+            fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            for kernel in &module.kernels {
+                let file = folder.join(format!("{}.ptx", kernel.name));
+                fs::write(&file, &kernel.ptx).with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
     }
     workspace::step(&format!("PTX is in {}", out.display()));
-    Ok(built)
+    Ok(modules)
+}
+
+/// That a module has the entries of its unit and architecture; it is left with them.
+fn check(unit: Unit, module: &mut Module) -> Result<()> {
+    let arch = module.arch;
+    if !module.warnings.trim().is_empty() {
+        output::note(format_args!("{}", module.warnings.trim_end()));
+    }
+    if let Some(kernel) = module.kernels.iter().find(|kernel| entries().all(|entry| entry.symbol != kernel.name)) {
+        bail!("{arch}: the entry `{}` is not in kernel_spec::entries", kernel.name);
+    }
+    // An entry belongs to the architecture that its row of the list names.
+    module.kernels.retain(|kernel| entries_of(arch).any(|entry| entry.symbol == kernel.name));
+    for entry in unit.entries().filter(|entry| entry.arch.name() == arch.name()) {
+        let kernel = module
+            .kernel(entry.symbol)
+            .with_context(|| format!("{arch}: `{}` of kernel_spec::entries has no entry point", entry.symbol))?;
+        if kernel.bounds.threads != Some([entry.threads, 1, 1]) {
+            let (bounds, threads) = (kernel.bounds.threads, entry.threads);
+            bail!("`{}` is compiled for {bounds:?} threads, but kernel_spec::entries says {threads}", kernel.name);
+        }
+    }
+    Ok(())
 }
 
 fn entries_of(arch: Arch) -> impl Iterator<Item = &'static Entry> {
@@ -131,7 +166,7 @@ impl Row {
     }
 }
 
-fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()> {
+fn report(modules: &[Module], options: &Options, started: Instant) -> Result<()> {
     let ptxas = match Ptxas::find() {
         Ok(ptxas) => Some(ptxas),
         Err(error) if options.ptxas_archs.is_empty() => {
@@ -141,7 +176,7 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
         Err(error) => return Err(error.into()),
     };
     let mut rows = Vec::new();
-    for module in &built.modules {
+    for module in modules {
         let gpus: Vec<Option<Arch>> = match (&ptxas, options.ptxas_archs.as_slice()) {
             (None, _) => vec![None],
             (Some(_), []) => vec![Some(module.arch)],
@@ -150,8 +185,8 @@ fn report(built: &BuildOutput, options: &Options, started: Instant) -> Result<()
             (Some(_), gpus) => gpus.iter().copied().filter(|&gpu| gpu >= module.arch).map(Some).collect(),
         };
         for entry in entries_of(module.arch) {
-            let kernel = module.kernel(entry.symbol).context("checked after the build")?;
             if options.entry.as_deref().is_none_or(|text| entry.symbol.contains(text)) {
+                let kernel = module.kernel(entry.symbol).context("checked after the build")?;
                 let local_memory = kernel.uses_local_memory();
                 // Every combination: what a row accepts is what this has seen assemble.
                 for features in entry.accepts.subsets() {

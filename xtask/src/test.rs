@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use anyhow::{Result, bail};
+use kernel_spec::Unit;
 use lexopt::{Arg, ValueExt};
 
 use crate::seed::{self, Seed};
@@ -65,12 +66,11 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     )?;
     workspace::run(adapters::cargo().args(["fmt", "--all", "--check"]))?;
 
-    let built = build::kernels(None)?;
-    if built.modules.iter().any(|module| !module.warnings.trim().is_empty()) {
+    let modules = build::kernels(None)?;
+    if modules.iter().any(|module| !module.warnings.trim().is_empty()) {
         bail!("the kernels compile with warnings");
     }
-    if let Some((module, kernel)) = built
-        .modules
+    if let Some((module, kernel)) = modules
         .iter()
         .flat_map(|module| module.kernels.iter().map(move |kernel| (module, kernel)))
         .find(|(_, kernel)| kernel.uses_local_memory())
@@ -79,7 +79,9 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
     }
 
     workspace::step("lints");
-    build::builder()?.lint(KERNEL_LINTS)?;
+    for unit in Unit::ALL {
+        build::builder(unit)?.lint(KERNEL_LINTS)?;
+    }
     workspace::run(workspace::cargo().args([
         "clippy",
         "--workspace",

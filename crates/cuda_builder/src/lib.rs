@@ -51,6 +51,7 @@ pub struct CudaBuilder {
     archs: Vec<Arch>,
     ptx_versions: Vec<(Arch, PtxVersion)>,
     features: Vec<String>,
+    default_features: bool,
     rustflags: Vec<String>,
     target_dir: Option<PathBuf>,
     copy_to: Option<PathBuf>,
@@ -90,6 +91,7 @@ impl CudaBuilder {
             archs: Vec::new(),
             ptx_versions: Vec::new(),
             features: Vec::new(),
+            default_features: true,
             rustflags: Vec::new(),
             target_dir: None,
             copy_to: None,
@@ -124,6 +126,12 @@ impl CudaBuilder {
     /// Turns on a feature of the kernel crate.
     pub fn feature(mut self, feature: impl Into<String>) -> Self {
         self.features.push(feature.into());
+        self
+    }
+
+    /// Whether the default features of the kernel crate are on, as they are without this.
+    pub fn default_features(mut self, on: bool) -> Self {
+        self.default_features = on;
         self
     }
 
@@ -207,7 +215,7 @@ impl CudaBuilder {
         let flags = flags::rustflags(arch, &self.rustflags);
         // Different settings live in different folders, so that they do not evict one another.
         let mut settings = DefaultHasher::new();
-        (&flags, &self.features).hash(&mut settings);
+        (&flags, &self.features, self.default_features).hash(&mut settings);
         let folder = format!("{arch}-{:08x}", settings.finish() as u32);
         let dir =
             self.target_dir.clone().unwrap_or_else(|| package.default_target_dir()).join(&package.name).join(folder);
@@ -220,7 +228,8 @@ impl CudaBuilder {
 
         let ptx_path = dir.join(format!("{}.ptx", package.name));
         let fingerprint_path = dir.join("fingerprint");
-        let settings = (&flags, &self.features, flags::PROFILE, flags::EMIT, toolchain.verbose_version());
+        let settings =
+            (&flags, &self.features, self.default_features, flags::PROFILE, flags::EMIT, toolchain.verbose_version());
         let fingerprint = fingerprint::of(files, &settings)?;
         let is_fresh = ptx_path.is_file() && fs::read_to_string(&fingerprint_path).is_ok_and(|old| old == fingerprint);
         let warnings_path = dir.join("warnings");
@@ -293,6 +302,9 @@ impl CudaBuilder {
         }
         if self.offline {
             cargo.arg("--offline");
+        }
+        if !self.default_features {
+            cargo.arg("--no-default-features");
         }
         for feature in &self.features {
             cargo.args(["--features", feature]);

@@ -6,14 +6,14 @@ mod bind;
 mod dropout;
 mod merge;
 mod names;
-mod norm;
+mod operator;
 mod program;
 mod sequences;
 mod sink;
 mod unsupported;
 pub use self::{
-    axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::Operand, names::Version,
-    norm::NormError, program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
+    axes::AxesError, bind::BindError, dropout::DropoutError, merge::MergeError, names::*, operator::OperatorError,
+    program::ProgramError, sequences::SequencesError, sink::SinkError, unsupported::Unsupported,
 };
 
 /// Result of every fallible function of this crate.
@@ -165,9 +165,9 @@ pub enum Error {
     /// Partial results do not fit together.
     #[error(transparent)]
     Merge(#[from] MergeError),
-    /// Rows that are not normalised.
+    /// What operators around attention do not take.
     #[error(transparent)]
-    Norm(#[from] NormError),
+    Operator(#[from] OperatorError),
     /// Sinks, or their gradient, that the call does not take.
     #[error(transparent)]
     Sink(#[from] SinkError),

@@ -31,8 +31,8 @@ pub use attention::{
 pub use device::{Device, DeviceInfo, DeviceKind, EmulatorConfig, Event, Graph, MemoryUse, Stream, StreamOptions};
 pub use dropout::Dropout;
 pub use error::{
-    AxesError, BindError, DropoutError, Error, MergeError, NormError, Operand, ProgramError, Result, SequencesError,
-    SinkError, Unsupported, Version,
+    AxesError, BindError, DropoutError, Error, MergeError, Operand, OperatorError, ProgramError, Result,
+    SequencesError, SinkError, Unsupported, Version,
 };
 /// The list of compiled kernels and the words it is written in, from the crate `kernel_spec`, of which they are public on purpose: what a
 /// plan names, a test visits and a benchmark compares.

@@ -5,6 +5,8 @@
 //! | --- | --- | --- | --- |
 //! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
 
+mod check;
+mod cut;
 mod norm;
 mod plan;
 mod rows;

@@ -31,11 +31,11 @@ pub use copy_engine::TensorMap;
 pub use divisor::Divisor;
 pub use dtype::DType;
 pub use entry::{Arch, Entry};
-pub use families::entries;
 pub use families::forward::{
     COMPILED_HEAD_DIMS, FORWARD_SLOTS, ForwardFeatures, ForwardParams, Kernel, MAX_HEAD_DIM, NaiveParams, Pass, Policy,
     SOFTMAX_ROWS_PER_CTA, TensorParams, V3Params, VARIANTS, Variant,
 };
+pub use families::{Unit, entries};
 pub use features::{FeatureSet, Features};
 pub use mask::{Band, KvBlocks, MAX_ROWS, Mask, Steps};
 pub use shared::Carve;

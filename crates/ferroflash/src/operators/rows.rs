@@ -1,10 +1,10 @@
 //! Tensors as rows: the last axis is that of the columns, all others are those of the rows.
 
 use crate::device::Device;
-use crate::error::{Error, NormError, Operand, Result};
+use crate::error::{Error, Operand, OperatorError, Result};
 use crate::tensor::overlap::Footprint;
 use crate::tensor::{Dims, TensorView};
-use kernel_spec::families::norm::{Extents, MAX_COLUMNS, RowsParams, VECTOR_BYTES};
+use kernel_spec::families::rows::{Extents, MAX_COLUMNS, RowsParams, VECTOR_BYTES};
 use kernel_spec::{DType, Divisor};
 
 /// Rows are counted in 31 bits, and a thread block may count some more than there are.
@@ -71,15 +71,15 @@ impl Rows {
     pub(super) fn of(of: &Placed, tensors: &[Placed]) -> Result<Rows> {
         let shape = of.shape;
         let Some((&columns, outer)) = shape.split_last() else {
-            return Err(NormError::NoColumns { tensor: of.operand }.into());
+            return Err(OperatorError::NoColumns { tensor: of.operand }.into());
         };
         if columns == 0 || columns > MAX_COLUMNS as usize {
-            return Err(NormError::Columns { found: columns }.into());
+            return Err(OperatorError::Columns { found: columns }.into());
         }
         let found = outer.iter().fold(1u128, |product, &extent| product.saturating_mul(extent as u128));
         let rows = if outer.contains(&0) { 0 } else { found };
         if rows >= MAX_ROWS.into() {
-            return Err(NormError::Rows { found, limit: MAX_ROWS }.into());
+            return Err(OperatorError::Rows { found, limit: MAX_ROWS }.into());
         }
         // From the innermost on: extent and the axis whose stride steps through it.
         let mut runs: Vec<(usize, usize)> = Vec::new();
@@ -93,7 +93,7 @@ impl Rows {
             }
         }
         if runs.len() > 3 {
-            return Err(NormError::RowAxes { extents: outer.to_vec(), found: runs.len() }.into());
+            return Err(OperatorError::RowAxes { extents: outer.to_vec(), found: runs.len() }.into());
         }
         // Fit: their product is below 2^31.
         let extent = |run: usize| Divisor::new(runs.get(run).map_or(1, |&(extent, _)| extent as u32));
@@ -124,7 +124,7 @@ pub(super) fn check_shape(tensor: Operand, view: &TensorView<'_>, of: Operand, e
         return Ok(());
     }
     let (found, expected) = (view.shape().to_vec(), expected.to_vec());
-    Err(NormError::Shape { tensor, found, of, expected }.into())
+    Err(OperatorError::Shape { tensor, found, of, expected }.into())
 }
 
 /// Refuses columns that are apart.
@@ -143,7 +143,7 @@ pub(super) fn check_device(tensor: Operand, found: &Device, of: Operand, expecte
         return Ok(());
     }
     let (found, expected) = (found.info().id(), expected.info().id());
-    Err(NormError::Device { tensor, found, of, expected }.into())
+    Err(OperatorError::Device { tensor, found, of, expected }.into())
 }
 
 /// Refuses other element types than these.
@@ -153,7 +153,7 @@ pub(super) fn check_dtype(tensor: Operand, found: DType, accepted: &[DType]) -> 
     }
     let mut accepted = accepted.to_vec();
     accepted.dedup();
-    Err(NormError::DType { tensor, found, accepted }.into())
+    Err(OperatorError::DType { tensor, found, accepted }.into())
 }
 
 /// Refuses a tensor that is no run of numbers.
@@ -162,7 +162,7 @@ pub(super) fn check_contiguous(tensor: Operand, view: &TensorView<'_>) -> Result
         return Ok(());
     }
     let (shape, strides) = (view.shape().to_vec(), view.strides().to_vec());
-    Err(NormError::NotContiguous { tensor, shape, strides }.into())
+    Err(OperatorError::NotContiguous { tensor, shape, strides }.into())
 }
 
 /// The bytes of a tensor.

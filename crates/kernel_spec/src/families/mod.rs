@@ -13,16 +13,47 @@ pub mod forward;
 pub mod merge;
 #[macro_use]
 pub mod norm;
+pub mod rows;
 #[macro_use]
 pub mod sequences;
 
+/// Entry points that are compiled together, and apart from all others: a feature of the kernel crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// Attention, forward and backward, over sequences, and what belongs to it.
+    Attention,
+    /// What models compute around it.
+    Operators,
+}
+
+impl Unit {
+    /// All of them.
+    pub const ALL: [Unit; 2] = [Unit::Attention, Unit::Operators];
+
+    /// The feature of the kernel crate.
+    pub const fn feature(self) -> &'static str {
+        match self {
+            Unit::Attention => "attention",
+            Unit::Operators => "operators",
+        }
+    }
+
+    /// Its entry points.
+    pub fn entries(self) -> impl Iterator<Item = &'static Entry> {
+        let attention = (self == Unit::Attention).then(|| {
+            let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
+            let backward = backward::VARIANTS.iter().map(|variant| &variant.entry);
+            let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
+            forward.chain(backward).chain(merge).chain(blocks::ENTRIES)
+        });
+        let operators = (self == Unit::Operators).then(|| norm::VARIANTS.iter().map(|variant| &variant.entry));
+        attention.into_iter().flatten().chain(operators.into_iter().flatten())
+    }
+}
+
 /// Every compiled entry point, of all families.
 pub fn entries() -> impl Iterator<Item = &'static Entry> {
-    let forward = forward::VARIANTS.iter().chain(sequences::VARIANTS).map(|variant| &variant.entry);
-    let backward = backward::VARIANTS.iter().map(|variant| &variant.entry);
-    let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
-    let norm = norm::VARIANTS.iter().map(|variant| &variant.entry);
-    forward.chain(backward).chain(merge).chain(norm).chain(blocks::ENTRIES)
+    Unit::ALL.into_iter().flat_map(Unit::entries)
 }
 
 // `==` of slices is no const fn.

@@ -4,8 +4,10 @@ use cuda_std::prelude::*;
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::norm::NormPartsParams;
 use kernel_spec::families::norm::{NormBackwardParams, NormParams, Variant};
+use kernel_spec::families::rows::{RowTile, SumsMemory};
 
 use crate::entry::{Bf16, F16, F32};
+use crate::operators::norm::NormConfig;
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::operators::norm_backward::{columns, parts};
 use crate::operators::row::Config;
@@ -48,8 +50,13 @@ macro_rules! entry {
             pub struct Row;
 
             impl Config for Row {
-                const ROW: &'static Variant = Variant::named(stringify!($symbol));
+                const TILE: RowTile = <Row as NormConfig>::ROW.tile;
+                const SUMS: SumsMemory = <Row as NormConfig>::MEMORY.row;
                 type T = $t;
+            }
+
+            impl NormConfig for Row {
+                const ROW: &'static Variant = Variant::named(stringify!($symbol));
             }
 
             #[kernel(threads = $threads, min_ctas = $min_ctas)]

@@ -15,8 +15,8 @@
 //! the largest numbers, and the statistics are computed again: nothing that counts beside such numbers is lost, and other rows pay for a test.
 
 use cuda_std::{copy, math, warp};
-use kernel_spec::families::norm::NormParams;
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
+use kernel_spec::families::norm::{Memory, NormParams, Variant};
 
 use crate::operators::row::{Columns, Config, RowPlace, Seat, Sums, Vector, leave};
 use crate::parts::element::Element;
@@ -24,15 +24,23 @@ use crate::parts::element::Element;
 /// Squares of the largest numbers times this, and the sum of 2^24 of them, are numbers.
 const SHRINK: f32 = f32::from_bits((127 - 80) << 23);
 
+/// What a row of the list makes of a kernel.
+pub trait NormConfig: Config {
+    /// The row.
+    const ROW: &'static Variant;
+    /// How the thread block divides up its shared memory.
+    const MEMORY: Memory = Memory::of(Self::ROW.pass, &Self::ROW.tile);
+}
+
 /// One thread block.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
+pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     let seat = Seat::of::<C>(&p.sharers);
     let columns = p.extents.columns;
-    let row = seat.team * const { C::ROW.block_rows() } + seat.in_block;
+    let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
     let exists = row < p.extents.rows;
     let place = RowPlace::of(&p.extents, row);
     let (wide, wide_weight, aligned) = (p.wide_residual != 0, p.wide_weight != 0, p.aligned != 0);
@@ -40,7 +48,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &NormParams) {
     let has_residual = p.features.has(RESIDUAL);
     let x = place.start::<C::T>(&p.x, false);
     let residual = place.start::<C::T>(&p.residual, wide);
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::ROW.columns() }) } else { 1 };
+    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
     let own = #[inline(always)]
     |tile: u32| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
     let load = #[inline(always)]

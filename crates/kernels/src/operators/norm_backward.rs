@@ -21,7 +21,8 @@ use cuda_std::{copy, math, shared, sync, thread};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
 use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COLUMNS};
 
-use crate::operators::row::{Columns, Config, RowPlace, Seat, Sums, Vector, leave};
+use crate::operators::norm::NormConfig;
+use crate::operators::row::{Columns, RowPlace, Seat, Sums, Vector, leave};
 use crate::parts::element::Element;
 
 /// One thread block: the gradient of x of its rows, and what these add to those of weights and biases.
@@ -29,14 +30,14 @@ use crate::parts::element::Element;
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn backward<C: Config, const V: usize>(p: &NormBackwardParams) {
+pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
     let seat = Seat::of::<C>(&p.sharers);
     let columns = p.extents.columns;
     let (wide, wide_weight, aligned) = (p.wide_residual != 0, p.wide_weight != 0, p.aligned != 0);
     let has_mean = p.features.has(MEAN);
     let has_residual = p.features.has(RESIDUAL);
-    let block_rows = const { C::ROW.block_rows() };
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::ROW.columns() }) } else { 1 };
+    let block_rows = const { C::TILE.block_rows() };
+    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
     let own = #[inline(always)]
     |tile: u32, exists: bool| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
     // What a vector takes in place of h and dout: n and g.
@@ -165,13 +166,13 @@ fn parts_stride(columns: u32) -> u64 {
 /// # Safety
 /// All threads of the block call it.
 #[inline(always)]
-unsafe fn store_parts<C: Config, const V: usize>(p: &NormBackwardParams, seat: &Seat, to: u64, sums: &[Vector; V]) {
+unsafe fn store_parts<C: NormConfig, const V: usize>(p: &NormBackwardParams, seat: &Seat, to: u64, sums: &[Vector; V]) {
     if to == 0 {
         return;
     }
     let columns = p.extents.columns;
     let to = to + seat.team as u64 * parts_stride(columns) * 4;
-    let rows = const { C::ROW.block_rows() };
+    let rows = const { C::TILE.block_rows() };
     let own = Columns::of::<C>(seat, 0, p.share, columns, p.aligned != 0, true);
     // SAFETY: the columns are this thread's alone, of whole vectors where they are aligned; the barriers order shared memory, which has a row for each.
     unsafe {
@@ -182,7 +183,7 @@ unsafe fn store_parts<C: Config, const V: usize>(p: &NormBackwardParams, seat: &
             return;
         }
         let place = shared::dynamic() + C::MEMORY.sums;
-        let width = const { C::ROW.columns() };
+        let width = const { C::TILE.columns() };
         // The place has been read by whoever wrote there before.
         sync::block();
         for v in 0..V {
@@ -192,7 +193,7 @@ unsafe fn store_parts<C: Config, const V: usize>(p: &NormBackwardParams, seat: &
             }
         }
         sync::block();
-        for column in (thread::index()..columns).step_by(const { C::ROW.entry.threads as usize }) {
+        for column in (thread::index()..columns).step_by(const { C::TILE.threads as usize }) {
             let mut sum = 0.0;
             for row in 0..rows {
                 sum += shared::load_f32(place + (row * width + column) * 4);
@@ -210,10 +211,10 @@ const ROWS: usize = 4;
 /// # Safety
 /// Kernel entry: all threads of the block.
 #[inline(always)]
-pub unsafe fn columns<C: Config>(p: &NormBackwardParams) {
+pub unsafe fn columns<C: NormConfig>(p: &NormBackwardParams) {
     // Sharers are the thread blocks that share out the columns.
     let (part, strip) = p.sharers.split(thread::block_index());
-    let column = strip * const { C::ROW.entry.threads } + thread::index();
+    let column = strip * const { C::TILE.threads } + thread::index();
     if column >= p.extents.columns {
         return;
     }
@@ -263,14 +264,14 @@ const LOADS: usize = 8;
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn parts<C: Config>(p: &NormPartsParams) {
+pub unsafe fn parts<C: NormConfig>(p: &NormPartsParams) {
     let strips = p.columns.div_ceil(PARTS_COLUMNS);
     let second = thread::block_index() >= strips;
     let strip = if second { thread::block_index() - strips } else { thread::block_index() };
     let (from, to) = if second { (p.from[1], p.to[1]) } else { (p.from[0], p.to[0]) };
     let (in_strip, share) = (thread::index() % PARTS_COLUMNS, thread::index() / PARTS_COLUMNS);
     let column = strip * PARTS_COLUMNS + in_strip;
-    let shares = const { C::ROW.entry.threads / PARTS_COLUMNS };
+    let shares = const { C::TILE.threads / PARTS_COLUMNS };
     let stride = parts_stride(p.columns) * 4;
     // SAFETY: parts and columns exist where they are read; the barrier orders shared memory.
     unsafe {

@@ -14,30 +14,27 @@
 use cuda_std::cluster;
 use cuda_std::{copy, math, shared, sync, thread, warp};
 use kernel_spec::Divisor;
-use kernel_spec::families::norm::{Extents, Memory, RowsParams, Sharing, VECTOR_BYTES, Variant};
+use kernel_spec::families::rows::{Extents, RowTile, RowsParams, Sharing, SumsMemory, VECTOR_BYTES};
 
 use crate::parts::element::Element;
 
-/// What a row of the list makes of a kernel.
+/// How a kernel holds the rows of a tensor.
 pub trait Config {
-    /// The row of the list.
-    const ROW: &'static Variant;
-    /// Element type of x and of the output.
+    /// The policy of its row of the list.
+    const TILE: RowTile;
+    /// Places in shared memory for [`Sums`].
+    const SUMS: SumsMemory;
+    /// Element type of the rows.
     type T: Element;
 
     /// Threads of a thread block that share a row.
-    const ROW_THREADS: u32 = Self::ROW.row_threads;
+    const ROW_THREADS: u32 = Self::TILE.row_threads;
     /// Whether rows are read again in place of being held.
-    const AGAIN: bool = matches!(Self::ROW.sharing, Sharing::Again);
+    const AGAIN: bool = matches!(Self::TILE.sharing, Sharing::Again);
     /// Whether the thread blocks of a cluster share a row.
-    const CLUSTER: bool = matches!(Self::ROW.sharing, Sharing::Cluster);
+    const CLUSTER: bool = matches!(Self::TILE.sharing, Sharing::Cluster);
     /// Elements of a vector.
-    const CHUNK: u32 = VECTOR_BYTES / Self::ROW.dtype.bytes() as u32;
-    /// How the thread block divides up its shared memory.
-    const MEMORY: Memory = {
-        let Variant { pass, sharing, row_threads, .. } = *Self::ROW;
-        Memory::of(pass, sharing, Self::ROW.entry.threads, row_threads, Self::ROW.columns())
-    };
+    const CHUNK: u32 = VECTOR_BYTES / Self::TILE.dtype.bytes() as u32;
 }
 
 /// Numbers of a thread: a vector of 16 bits in f32. Of f32, the first four are there, and the others cost nothing.
@@ -91,7 +88,7 @@ impl Columns {
     pub fn of<C: Config>(seat: &Seat, tile: u32, share: u32, columns: u32, aligned: bool, exists: bool) -> Columns {
         let from = if C::CLUSTER { seat.rank * share } else { 0 };
         let end = if C::CLUSTER { columns.min(from + share) } else { columns };
-        let tile = if C::AGAIN { tile * const { C::ROW.columns() } } else { 0 };
+        let tile = if C::AGAIN { tile * const { C::TILE.columns() } } else { 0 };
         let first = from + tile + seat.thread * C::CHUNK;
         Columns { first, room: if exists { end.saturating_sub(first) } else { 0 }, aligned }
     }
@@ -381,7 +378,7 @@ impl Sums {
                 }
                 distance /= 2;
             }
-            let memory = const { C::MEMORY };
+            let memory = const { C::SUMS };
             let warps = const { C::ROW_THREADS / 32 };
             if warps > 1 {
                 let place = shared::dynamic() + memory.warps + self.turn * 8 * warps;

@@ -1,21 +1,20 @@
 //! Gradients.
 
+use super::super::check::Tensors;
 use super::super::plan::OperatorPlan;
 use super::super::rows::{Placed, Rows};
-use super::check::Tensors;
-use super::cut::Cut;
+use super::cut::cut;
 use super::{Kind, Norm};
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
-use crate::error::{Error, NormError, Operand, Result};
+use crate::error::{Error, Operand, OperatorError, Result};
 use crate::plain::bytes_of;
 use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device, run};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
-use kernel_spec::families::norm::{
-    NormBackwardParams, NormPartsParams, PARTS_COLUMNS, Pass, RowsParams, Sharing, find,
-};
+use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COLUMNS, Pass, find};
+use kernel_spec::families::rows::{RowsParams, Sharing};
 use kernel_spec::{DType, Divisor, FeatureSet, Features};
 use std::mem::offset_of;
 
@@ -144,7 +143,7 @@ impl Norm<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Norm`] says what is refused; [`Error::LastDimNotContiguous`], [`Error::GridTooLarge`], and those of the device.
+    /// [`Error::Operator`] says what is refused; [`Error::LastDimNotContiguous`], [`Error::GridTooLarge`], and those of the device.
     pub fn backward(
         &self,
         saved: &NormSaved<'_>,
@@ -243,8 +242,8 @@ impl Norm<'_> {
         self.check_weights(&mut tensors, dtype)?;
         let mut statistics = Vec::new();
         if (self.kind == Kind::Layer) != saved.mean.is_some() {
-            let missing = NormError::Missing { operator: self.kind.name(), tensor: Operand::Mean };
-            return Err(if self.kind == Kind::Rms { NormError::UNWANTED_MEAN } else { missing }.into());
+            let missing = OperatorError::Missing { operator: self.kind.name(), tensor: Operand::Mean };
+            return Err(if self.kind == Kind::Rms { OperatorError::UNWANTED_MEAN } else { missing }.into());
         }
         if let Some(mean) = &saved.mean {
             tensors.vector(Operand::Mean, mean, &[DType::F32])?;
@@ -280,7 +279,7 @@ impl Norm<'_> {
         }
         for ((operand, given, needed), view) in of.into_iter().zip([&into.dweight, &into.dbias]) {
             let Some(view) = view else { continue };
-            let Some(given) = given else { return Err(NormError::Unwanted { tensor: operand, needed }.into()) };
+            let Some(given) = given else { return Err(OperatorError::Unwanted { tensor: operand, needed }.into()) };
             tensors.vector_out(operand, view, &[given.dtype()])?;
             call.sums.push(Placed::of(operand, &view.view()));
         }
@@ -297,12 +296,11 @@ impl Norm<'_> {
                 .collect();
         let rows = Rows::of(&call.dout, &tensors)?;
         let aligned = rows.aligned(dtype, tensors.iter().chain(&call.weight));
-        let cut = Cut::of(Pass::Backward, dtype, &rows, device, self.clusters)?;
-        let again = cut.row.sharing == Sharing::Again;
+        let cut = cut(Pass::Backward, dtype, &rows, device, self.clusters)?;
+        let again = cut.tile.sharing == Sharing::Again;
         // As many as the GPU holds at a time, each of which has its own sums.
-        let held =
-            u64::from(device.info().multiprocessors) * u64::from(cut.row.entry.min_ctas) / u64::from(cut.sharers);
-        let teams = (rows.rows.div_ceil(cut.row.block_rows() as usize) as u64).min(held.max(1));
+        let held = u64::from(device.info().multiprocessors) * u64::from(cut.entry.min_ctas) / u64::from(cut.sharers);
+        let teams = (rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64).min(held.max(1));
         let has_mean = self.kind == Kind::Layer;
         let mut features = Features::OFF;
         for (slot, on) in [(MEAN, has_mean), (RESIDUAL, call.dresidual_out.is_some())] {

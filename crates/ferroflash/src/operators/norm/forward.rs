@@ -1,21 +1,22 @@
 //! The output.
 
+use super::super::check::Tensors;
 use super::super::plan::OperatorPlan;
 use super::super::rows::{Placed, Rows};
 use super::backward::NormSaved;
-use super::check::Tensors;
-use super::cut::Cut;
+use super::cut::cut;
 use super::{Kind, Norm};
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
 #[cfg(doc)]
 use crate::error::Error;
-use crate::error::{NormError, Operand, Result};
+use crate::error::{Operand, OperatorError, Result};
 use crate::plain::bytes_of;
 use crate::plan::{Binding, Params, run};
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
-use kernel_spec::families::norm::{NormParams, Pass, RowsParams};
+use kernel_spec::families::norm::{NormParams, Pass};
+use kernel_spec::families::rows::RowsParams;
 use kernel_spec::{DType, Divisor, Features};
 use std::mem::offset_of;
 
@@ -98,7 +99,7 @@ impl Norm<'_> {
     /// Normalises rows into new tensors, on the default stream of their device.
     ///
     /// # Errors
-    /// [`Error::Norm`] says what is refused; [`Error::LastDimNotContiguous`], [`Error::GridTooLarge`], and those of the device.
+    /// [`Error::Operator`] says what is refused; [`Error::LastDimNotContiguous`], [`Error::GridTooLarge`], and those of the device.
     pub fn forward(&self, x: &TensorView<'_>) -> Result<NormOutput> {
         let call = self.call(x, None)?;
         let plan = self.forward_plan(&call, x.device())?;
@@ -182,13 +183,13 @@ impl Norm<'_> {
         call.residual_out = None;
         if let Some(sum) = &into.residual_out {
             let Some(residual) = &self.residual else {
-                return Err(NormError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" }.into());
+                return Err(OperatorError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" }.into());
             };
             tensors.rows_out(Operand::ResidualOut, sum, &[residual.dtype()])?;
             call.residual_out = Some(Placed::of(Operand::ResidualOut, &sum.view()));
         }
         if into.mean.is_some() && self.kind == Kind::Rms {
-            return Err(NormError::UNWANTED_MEAN.into());
+            return Err(OperatorError::UNWANTED_MEAN.into());
         }
         for (operand, view) in [(Operand::Mean, &into.mean), (Operand::Rstd, &into.rstd)] {
             if let Some(view) = view {
@@ -209,8 +210,8 @@ impl Norm<'_> {
         let weights: Vec<Placed> = [call.weight, call.bias].into_iter().flatten().collect();
         // Weights have one axis, of which nothing is stepped over.
         let aligned = rows.aligned(dtype, tensors.iter().chain(&weights));
-        let cut = Cut::of(Pass::Forward, dtype, &rows, device, self.clusters)?;
-        let teams = rows.rows.div_ceil(cut.row.block_rows() as usize) as u64;
+        let cut = cut(Pass::Forward, dtype, &rows, device, self.clusters)?;
+        let teams = rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64;
         let mut features = Features::OFF;
         for (slot, on) in [(MEAN, self.kind == Kind::Layer), (RESIDUAL, call.residual.is_some())] {
             features = if on { features.with(slot, 0) } else { features };

@@ -4,22 +4,14 @@ mod params;
 #[macro_use]
 mod rows;
 
-pub use params::{Extents, NormBackwardParams, NormParams, NormPartsParams, RowsParams};
+pub use params::{NormBackwardParams, NormParams, NormPartsParams};
 
+use super::rows::{MAX_SHARERS, RowTile, Sharing, SumsMemory};
 use super::same;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
 use crate::shared::Carve;
-
-/// Bytes that a thread reads or writes at a time.
-pub const VECTOR_BYTES: u32 = 16;
-
-/// Most columns of a row: f32 counts them.
-pub const MAX_COLUMNS: u32 = 1 << 24;
-
-/// Thread blocks that share a row, at most: what every GPU that has clusters takes.
-pub const MAX_SHARERS: u32 = 8;
 
 /// Columns of a thread block of [`Pass::Parts`].
 pub const PARTS_COLUMNS: u32 = 32;
@@ -48,17 +40,6 @@ pub enum Pass {
     Parts,
 }
 
-/// Who holds a row of the tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sharing {
-    /// One thread block, or threads of it.
-    Alone,
-    /// The thread blocks of a cluster.
-    Cluster,
-    /// Nobody: it is read again.
-    Again,
-}
-
 /// One row of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Variant {
@@ -66,14 +47,8 @@ pub struct Variant {
     pub entry: Entry,
     /// What it computes.
     pub pass: Pass,
-    /// Who holds a row of the tensor.
-    pub sharing: Sharing,
-    /// Element type of x and of the output; of the results of [`Pass::Parts`].
-    pub dtype: DType,
-    /// Threads of a thread block that share a row.
-    pub row_threads: u32,
-    /// Vectors of [`VECTOR_BYTES`] of a thread.
-    pub vectors: u32,
+    /// How rows lie, of the type of x and of the output; of the results of [`Pass::Parts`].
+    pub tile: RowTile,
     /// Why it is cut so.
     pub reason: &'static str,
 }
@@ -90,34 +65,13 @@ impl Variant {
         }
         panic!("no row of this name");
     }
-
-    /// Columns that the registers of a thread block hold of a row.
-    pub const fn columns(&self) -> u32 {
-        self.row_threads * self.vectors * VECTOR_BYTES / self.dtype.bytes() as u32
-    }
-
-    /// Rows that a thread block works on at a time.
-    pub const fn block_rows(&self) -> u32 {
-        self.entry.threads / self.row_threads
-    }
-
-    /// Columns of the longest row that it takes.
-    pub const fn most_columns(&self) -> u32 {
-        match self.sharing {
-            Sharing::Alone => self.columns(),
-            Sharing::Cluster => self.columns() * MAX_SHARERS,
-            Sharing::Again => MAX_COLUMNS,
-        }
-    }
 }
 
 /// How a thread block divides up its shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Two places, taken in turns, of two sums for each warp: `f32 [2][2][warps]`. None where a row is that of one warp.
-    pub warps: u32,
-    /// The same of thread blocks that share a row: `f32 [2][2]`. None for others.
-    pub block: u32,
+    /// Places for sums over a row.
+    pub row: SumsMemory,
     /// What each of the rows that it works on at a time has summed up: `f32 [rows][columns]`. Backward alone, where there are several.
     pub sums: u32,
     /// Bytes of all.
@@ -125,19 +79,17 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory of a row with these threads.
-    pub const fn of(pass: Pass, sharing: Sharing, threads: u32, row_threads: u32, columns: u32) -> Memory {
+    /// The memory of a row of the list.
+    pub const fn of(pass: Pass, tile: &RowTile) -> Memory {
         let mut carve = Carve::new();
-        let warps = if row_threads > 32 { carve.take(4 * 4 * (row_threads / 32), 16) } else { 0 };
-        let block = if matches!(sharing, Sharing::Cluster) { carve.take(4 * 4, 16) } else { 0 };
-        let rows = threads / row_threads;
+        let row = SumsMemory::take(&mut carve, tile);
         let sums = match pass {
-            Pass::Backward if rows > 1 => carve.take(4 * rows * columns, 16),
+            Pass::Backward if tile.block_rows() > 1 => carve.take(4 * tile.block_rows() * tile.columns(), 16),
             // Of each thread, the sums of a column from all.
-            Pass::Parts => carve.take(4 * threads, 16),
+            Pass::Parts => carve.take(4 * tile.threads, 16),
             _ => 0,
         };
-        Memory { warps, block, sums, total: carve.total() }
+        Memory { row, sums, total: carve.total() }
     }
 }
 
@@ -159,7 +111,7 @@ const fn variant(
 ) -> Variant {
     assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
     let cluster = matches!(sharing, Sharing::Cluster);
-    let columns = row_threads * vectors * VECTOR_BYTES / dtype.bytes() as u32;
+    let tile = RowTile { sharing, dtype, threads, row_threads, vectors };
     let params_bytes = match pass {
         Pass::Forward => size_of::<NormParams>(),
         Pass::Backward | Pass::Columns => size_of::<NormBackwardParams>(),
@@ -175,7 +127,7 @@ const fn variant(
         symbol,
         arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
         threads,
-        shared_bytes: Memory::of(pass, sharing, threads, row_threads, columns).total,
+        shared_bytes: Memory::of(pass, &tile).total,
         min_ctas,
         params_bytes: params_bytes as u32,
         feature_slots: if matches!(pass, Pass::Parts) { 0 } else { SLOTS },
@@ -183,7 +135,7 @@ const fn variant(
         cooperative: false,
         max_cluster: if cluster { MAX_SHARERS } else { 1 },
     };
-    Variant { entry, pass, sharing, dtype, row_threads, vectors, reason }
+    Variant { entry, pass, tile, reason }
 }
 
 /// Every compiled entry point.
@@ -192,9 +144,9 @@ pub const VARIANTS: &[Variant] = for_each_norm_row!(variants);
 /// The row for this pass over so many columns of this type: the first of the list that takes them, in clusters where `clusters` are there.
 pub fn find(pass: Pass, dtype: DType, columns: u32, clusters: bool) -> Option<&'static Variant> {
     VARIANTS.iter().find(|row| {
-        let runs = clusters || row.sharing != Sharing::Cluster;
+        let runs = clusters || row.tile.sharing != Sharing::Cluster;
         // What one thread block holds takes no cluster.
-        row.pass == pass && row.dtype == dtype && columns <= row.most_columns() && runs
+        row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
     })
 }
 
@@ -204,6 +156,7 @@ const _: () = assert!(size_of::<NormBackwardParams>() <= 4096, "parameters of a 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::families::rows::MAX_COLUMNS;
 
     #[test]
     fn every_row_of_a_pass_takes_more_columns_than_those_before_it() {
@@ -213,9 +166,9 @@ mod tests {
                     let mut from = 1;
                     while from <= MAX_COLUMNS {
                         let row = find(pass, dtype, from, clusters).expect("rows of any length");
-                        assert_eq!(find(pass, dtype, row.most_columns(), clusters), Some(row));
+                        assert_eq!(find(pass, dtype, row.tile.most_columns(), clusters), Some(row));
                         assert!(clusters || row.entry.arch == Arch::Sm80);
-                        from = row.most_columns() + 1;
+                        from = row.tile.most_columns() + 1;
                     }
                 }
             }
@@ -226,8 +179,8 @@ mod tests {
     #[test]
     fn every_row_is_taken() {
         for row in VARIANTS {
-            let columns = row.most_columns();
-            let found = [false, true].map(|clusters| find(row.pass, row.dtype, columns, clusters));
+            let columns = row.tile.most_columns();
+            let found = [false, true].map(|clusters| find(row.pass, row.tile.dtype, columns, clusters));
             assert!(found.contains(&Some(row)), "{}", row.entry.symbol);
             assert_eq!(Variant::named(row.entry.symbol), row);
         }

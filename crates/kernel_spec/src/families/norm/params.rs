@@ -2,36 +2,8 @@
 
 use super::SLOTS;
 use crate::divisor::Divisor;
+use crate::families::rows::{Extents, RowsParams};
 use crate::features::Features;
-
-/// A tensor of rows: three axes whose product they are, and contiguous columns.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowsParams {
-    /// Device address of the first element, or 0 when there is no such tensor.
-    pub address: u64,
-    /// Elements between neighbours along each axis of rows, the outermost first.
-    pub strides: [u64; 3],
-}
-
-impl RowsParams {
-    /// No tensor.
-    pub const NONE: RowsParams = RowsParams { address: 0, strides: [0; 3] };
-}
-
-/// The rows of a call.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extents {
-    /// Rows: the product of the extents of three axes, below 2^31.
-    pub rows: u32,
-    /// Columns of a row, from 1 to [`MAX_COLUMNS`](super::MAX_COLUMNS).
-    pub columns: u32,
-    /// Extent of the second axis of rows.
-    pub middle: Divisor,
-    /// Extent of the third.
-    pub inner: Divisor,
-}
 
 /// Parameters of a forward pass: `h = x + residual`, `out = (h - mean) rstd (weight + weight_offset) + bias`,
 /// `rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)`, where RMSNorm has no `mean`.

@@ -1,13 +1,13 @@
-//! What of RMSNorm and LayerNorm is refused.
+//! What of the operators around attention is refused.
 
 use super::names::Operand;
 use kernel_spec::DType;
-use kernel_spec::families::norm::MAX_COLUMNS;
+use kernel_spec::families::rows::MAX_COLUMNS;
 
-/// Why rows are not normalised.
+/// Why an operator does not run.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum NormError {
+pub enum OperatorError {
     /// The number that is added to the variance.
     #[error("epsilon {found} is not accepted; it must be above 0 and finite")]
     Epsilon {
@@ -114,8 +114,8 @@ pub enum NormError {
     },
 }
 
-impl NormError {
+impl OperatorError {
     /// A mean where RMSNorm would have to read or write it.
-    pub(crate) const UNWANTED_MEAN: NormError =
-        NormError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" };
+    pub(crate) const UNWANTED_MEAN: OperatorError =
+        OperatorError::Unwanted { tensor: Operand::Mean, needed: "mean: RMSNorm has none" };
 }

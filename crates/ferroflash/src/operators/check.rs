@@ -1,0 +1,88 @@
+//! The tensors of a call, and what all operators refuse alike.
+
+use super::rows::{Rows, check_columns, check_contiguous, check_device, check_dtype, check_shape, footprint};
+use crate::device::Device;
+use crate::error::{Operand, OperatorError, Result};
+use crate::tensor::overlap::{Footprint, check_apart, check_itself};
+use crate::tensor::{Dims, TensorView, TensorViewMut};
+use kernel_spec::DType;
+
+/// The tensors of a call, each checked against the first.
+pub(super) struct Tensors<'a> {
+    /// The tensor that the others go with.
+    pub(super) first: Operand,
+    pub(super) device: &'a Device,
+    pub(super) shape: Dims,
+    read: Vec<(Operand, Footprint)>,
+    written: Vec<(Operand, Footprint)>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn of(first: Operand, view: &TensorView<'a>) -> Result<Tensors<'a>> {
+        if view.shape().is_empty() {
+            return Err(OperatorError::NoColumns { tensor: first }.into());
+        }
+        check_columns(first, view)?;
+        let read = vec![(first, footprint(view))];
+        Ok(Tensors { first, device: view.device(), shape: view.shape(), read, written: Vec::new() })
+    }
+
+    fn columns(&self) -> Dims {
+        Dims::from([*self.shape.last().expect("checked above")])
+    }
+
+    /// Rows that are read, of one of these types.
+    pub(super) fn rows(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        self.like(tensor, view, &self.shape.clone(), accepted)?;
+        check_columns(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// Rows that are written.
+    pub(super) fn rows_out(&mut self, tensor: Operand, view: &TensorViewMut<'_>, accepted: &[DType]) -> Result<()> {
+        let view = view.view();
+        self.like(tensor, &view, &self.shape.clone(), accepted)?;
+        check_columns(tensor, &view)?;
+        check_itself(view.geometry())?;
+        self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    /// One number a column, or a row, read.
+    pub(super) fn vector(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        let expected = self.vector_shape(tensor);
+        self.like(tensor, view, &expected, accepted)?;
+        check_contiguous(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// One number a column, or a row, written.
+    pub(super) fn vector_out(&mut self, tensor: Operand, view: &TensorViewMut<'_>, accepted: &[DType]) -> Result<()> {
+        let view = view.view();
+        let expected = self.vector_shape(tensor);
+        self.like(tensor, &view, &expected, accepted)?;
+        check_contiguous(tensor, &view)?;
+        self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    pub(super) fn vector_shape(&self, tensor: Operand) -> Dims {
+        match tensor {
+            Operand::Mean | Operand::Rstd => Rows::statistics_shape(&self.shape),
+            _ => self.columns(),
+        }
+    }
+
+    fn like(&self, tensor: Operand, view: &TensorView<'_>, shape: &Dims, accepted: &[DType]) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_shape(tensor, view, self.first, shape)?;
+        check_dtype(tensor, view.dtype(), accepted)
+    }
+
+    /// That what is written is nothing else of the call.
+    pub(super) fn check_apart(&self) -> Result<()> {
+        check_apart(&self.written, &self.read)
+    }
+}

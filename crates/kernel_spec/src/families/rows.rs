@@ -1,0 +1,108 @@
+//! What all operators on rows share: how the rows of a tensor lie in memory, and how they lie in the registers of threads.
+
+use crate::divisor::Divisor;
+use crate::dtype::DType;
+use crate::shared::Carve;
+
+/// Bytes that a thread reads or writes at a time.
+pub const VECTOR_BYTES: u32 = 16;
+
+/// Most columns of a row: f32 counts them.
+pub const MAX_COLUMNS: u32 = 1 << 24;
+
+/// Thread blocks that share a row, at most: what every GPU that has clusters takes.
+pub const MAX_SHARERS: u32 = 8;
+
+/// A tensor of rows: three axes whose product they are, and contiguous columns.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowsParams {
+    /// Device address of the first element, or 0 when there is no such tensor.
+    pub address: u64,
+    /// Elements between neighbours along each axis of rows, the outermost first.
+    pub strides: [u64; 3],
+}
+
+impl RowsParams {
+    /// No tensor.
+    pub const NONE: RowsParams = RowsParams { address: 0, strides: [0; 3] };
+}
+
+/// The rows of a call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extents {
+    /// Rows: the product of the extents of three axes, below 2^31.
+    pub rows: u32,
+    /// Columns of a row, from 1 to [`MAX_COLUMNS`].
+    pub columns: u32,
+    /// Extent of the second axis of rows.
+    pub middle: Divisor,
+    /// Extent of the third.
+    pub inner: Divisor,
+}
+
+/// Who holds a row of the tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// One thread block, or threads of it.
+    Alone,
+    /// The thread blocks of a cluster.
+    Cluster,
+    /// Nobody: it is read again.
+    Again,
+}
+
+/// How rows lie in the registers of a thread block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowTile {
+    /// Who holds a row.
+    pub sharing: Sharing,
+    /// Element type of the rows.
+    pub dtype: DType,
+    /// Threads of the thread block.
+    pub threads: u32,
+    /// Those that share a row.
+    pub row_threads: u32,
+    /// Vectors of [`VECTOR_BYTES`] of a thread.
+    pub vectors: u32,
+}
+
+impl RowTile {
+    /// Columns that the registers of a thread block hold of a row.
+    pub const fn columns(&self) -> u32 {
+        self.row_threads * self.vectors * VECTOR_BYTES / self.dtype.bytes() as u32
+    }
+
+    /// Rows that a thread block works on at a time.
+    pub const fn block_rows(&self) -> u32 {
+        self.threads / self.row_threads
+    }
+
+    /// Columns of the longest row that it takes.
+    pub const fn most_columns(&self) -> u32 {
+        match self.sharing {
+            Sharing::Alone => self.columns(),
+            Sharing::Cluster => self.columns() * MAX_SHARERS,
+            Sharing::Again => MAX_COLUMNS,
+        }
+    }
+}
+
+/// Places in shared memory for sums over a row of two numbers at a time, for each of two turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SumsMemory {
+    /// Of each warp: `f32 [2][2][warps]`. None where a row is that of one warp.
+    pub warps: u32,
+    /// Of each of the thread blocks that share a row: `f32 [2][2]`. None for others.
+    pub block: u32,
+}
+
+impl SumsMemory {
+    /// The places that a tile needs.
+    pub const fn take(carve: &mut Carve, tile: &RowTile) -> SumsMemory {
+        let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.row_threads / 32), 16) } else { 0 };
+        let block = if matches!(tile.sharing, Sharing::Cluster) { carve.take(4 * 4, 16) } else { 0 };
+        SumsMemory { warps, block }
+    }
+}
