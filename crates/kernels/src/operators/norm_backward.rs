@@ -23,7 +23,7 @@ use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COL
 
 use crate::operators::ahead::Ahead;
 use crate::operators::norm::NormConfig;
-use crate::operators::row::{Columns, RowPlace, Seat, Vector, widened};
+use crate::operators::row::{Columns, RowPlace, Seat, Vector, added, widened};
 use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
@@ -42,18 +42,20 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
     let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
     let own = #[inline(always)]
     |tile: u32, exists: bool| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
+    let load_weights = #[inline(always)]
+    |tile: u32| {
+        if p.weight == 0 {
+            return [[1.0; 8]; V];
+        }
+        // SAFETY: weights are as many as columns.
+        unsafe { own(tile, true).load::<C, V>(p.weight, wide_weight) }
+    };
     // What a vector takes in place of h and dout: n and g.
     let terms = #[inline(always)]
-    |own: &Columns, v: usize, mut h: Vector, mut dout: Vector, [mean, rstd]: [f32; 2]| {
+    |mut h: Vector, mut dout: Vector, weight: &Vector, [mean, rstd]: [f32; 2]| {
         for e in 0..C::T::CHUNK {
             h[e] = (h[e] - mean) * rstd;
-        }
-        if p.weight != 0 {
-            // SAFETY: weights are as many as columns.
-            let weight = unsafe { own.load_one::<C>(p.weight, wide_weight, v) };
-            for e in 0..C::T::CHUNK {
-                dout[e] *= weight[e] + p.weight_offset;
-            }
+            dout[e] *= weight[e] + p.weight_offset;
         }
         (h, dout)
     };
@@ -117,6 +119,9 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             // SAFETY: as above.
             unsafe { own(tile, exists).load::<C, V>(upstream, wide) }
         };
+        // Before the row is waited for, so that nobody waits for both. Beside a cluster they spill.
+        let late_weights = const { C::AGAIN || C::CLUSTER };
+        let held_weights = if late_weights { [[0.0; 8]; V] } else { load_weights(0) };
         let mut held = if C::AGAIN {
             ([[0.0; 8]; V], [[0.0; 8]; V])
         } else if copied {
@@ -135,34 +140,40 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         let mut own_sums = [0.0; 2];
         for tile in 0..tiles {
             let (mut h, mut dout) = if C::AGAIN { load(tile) } else { held };
-            let own = own(tile, true);
+            let weights = if late_weights { load_weights(tile) } else { held_weights };
             for v in 0..V {
-                let (n, g) = terms(&own, v, h[v], dout[v], [mean, rstd]);
+                let (n, g) = terms(h[v], dout[v], &weights[v], [mean, rstd]);
                 for e in 0..C::T::CHUNK {
                     own_sums[0] = math::fma(g[e], n[e], own_sums[0]);
-                    own_sums[1] += g[e];
+                    if has_mean {
+                        own_sums[1] += g[e];
+                    }
                     if !C::AGAIN {
                         weight_sums[v][e] = math::fma(dout[v][e], n[e], weight_sums[v][e]);
-                        bias_sums[v][e] += dout[v][e];
                     }
+                }
+                if !C::AGAIN && p.bias_parts != 0 {
+                    bias_sums[v] = added(bias_sums[v], dout[v]);
                 }
                 (h[v], dout[v]) = (n, g);
             }
             held = (h, dout);
         }
         // SAFETY: all threads of the block come here, and of its cluster.
-        let [mean_gn, mean_g] = unsafe { sums.over::<C, 2>(own_sums) }.map(|sum| sum / count);
-        let mean_g = if has_mean { mean_g } else { 0.0 };
+        let [mean_gn, mean_g] =
+            unsafe { if has_mean { sums.over::<C, 2>(own_sums) } else { [sums.over::<C, 1>([own_sums[0]])[0], 0.0] } }
+                .map(|sum| sum / count);
         for tile in 0..tiles {
             let own = own(tile, exists);
             let (h, dout) = if C::AGAIN { load(tile) } else { held };
+            let weights = if C::AGAIN { load_weights(tile) } else { held_weights };
             let upstream = match (has_residual, C::AGAIN) {
                 (true, true) => load_upstream(tile),
                 (true, false) => held_upstream,
                 _ => [[0.0; 8]; V],
             };
             for v in 0..V {
-                let (n, g) = if C::AGAIN { terms(&own, v, h[v], dout[v], [mean, rstd]) } else { (h[v], dout[v]) };
+                let (n, g) = if C::AGAIN { terms(h[v], dout[v], &weights[v], [mean, rstd]) } else { (h[v], dout[v]) };
                 let mut dh = [0.0; 8];
                 for e in 0..C::T::CHUNK {
                     dh[e] = math::fma(-n[e], mean_gn, g[e] - mean_g) * rstd;
