@@ -160,9 +160,8 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             held = (h, dout);
         }
         // SAFETY: all threads of the block come here, and of its cluster.
-        let [mean_gn, mean_g] =
-            unsafe { if has_mean { sums.over::<C, 2>(own_sums) } else { [sums.over::<C, 1>([own_sums[0]])[0], 0.0] } }
-                .map(|sum| sum / count);
+        let [mean_gn, mean_g] = unsafe { sums.over::<C, 2>(own_sums) }.map(|sum| sum / count);
+        let mean_g = if has_mean { mean_g } else { 0.0 };
         for tile in 0..tiles {
             let own = own(tile, exists);
             let (h, dout) = if C::AGAIN { load(tile) } else { held };
