@@ -2,7 +2,9 @@
 
 use cuda_std::prelude::*;
 use kernel_spec::families::rows::{RowTile, SumsMemory};
-use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams, Variant, sums};
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::cross_entropy::CrossEntropyBackwardParams;
+use kernel_spec::families::cross_entropy::{CrossEntropyParams, Variant, sums};
 
 use crate::entry::{Bf16, F16, F32};
 use crate::operators::row::Config;

@@ -17,9 +17,9 @@ macro_rules! for_each_cross_entropy_row {
                 "a warp a row waits for no other; 64 KiB on their way to a multiprocessor";
             Forward Alone 128 x 4 [F16 cross_entropy_f16_128x4, Bf16 cross_entropy_bf16_128x4, F32 cross_entropy_f32_128x4] 128, 8,
                 "as many bytes on their way, in eight rows that wait apart";
-            Forward Again 256 x 4 [F16 cross_entropy_f16, Bf16 cross_entropy_bf16, F32 cross_entropy_f32] 256, 4,
-                "a tile arrives while the one before it is summed up: 64 to 128 KiB on their way to a multiprocessor";
-            Forward Cluster 256 x 4 [F16 cross_entropy_cluster_f16, Bf16 cross_entropy_cluster_bf16, F32 cross_entropy_cluster_f32] 256, 4,
+            Forward Again 256 x 4 [F16 cross_entropy_f16, Bf16 cross_entropy_bf16, F32 cross_entropy_f32] 256, 3,
+                "a tile arrives while the one before it is summed up: 48 to 96 KiB on their way to a multiprocessor, which a fourth thread block makes spill";
+            Forward Cluster 256 x 4 [F16 cross_entropy_cluster_f16, Bf16 cross_entropy_cluster_bf16, F32 cross_entropy_cluster_f32] 256, 3,
                 "as one thread block a row; rows are too few for these to take all multiprocessors";
             Backward Alone 32 x 4
                 [F16 cross_entropy_backward_f16_32x4, Bf16 cross_entropy_backward_bf16_32x4, F32 cross_entropy_backward_f32_32x4] 128, 8,
