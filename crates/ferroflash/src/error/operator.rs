@@ -21,7 +21,9 @@ pub enum OperatorError {
         found: f32,
     },
     /// The factor on logits.
-    #[error("logit scale {found} is not accepted; it must be above 0, and finite also after multiplication with log2(e), in f32")]
+    #[error(
+        "logit scale {found} is not accepted; it must be above 0, and finite also after multiplication with log2(e), in f32"
+    )]
     LogitScale {
         /// The factor given.
         found: f32,

@@ -29,7 +29,7 @@ use crate::tensor::TensorView;
 /// sees the first `i + 1 + columns - R` columns.
 ///
 /// Numbers are computed in f32. What is hidden, and a number of minus infinity, gives 0; a row without a number that it sees gives zeros, as attention
-/// does; of the logarithm, minus infinity. A NaN or plus infinity that a row sees makes all of it that it sees NaN.
+/// does; of the logarithm, minus infinity. A NaN or plus infinity that a row sees makes all of the row NaN.
 ///
 /// ```
 /// # #[cfg(feature = "emulator")] {

@@ -193,16 +193,8 @@ impl CrossEntropy {
         let of = |operand, offset, alignment| (offset, Binding::Operand(operand), alignment);
         let numbers = DType::F32.bytes() as u64;
         let holes = [
-            of(
-                Operand::Logits,
-                offset_of!(CrossEntropyBackwardParams, logits.address),
-                logits.alignment(aligned),
-            ),
-            of(
-                Operand::Dlogits,
-                offset_of!(CrossEntropyBackwardParams, dlogits.address),
-                dlogits.alignment(aligned),
-            ),
+            of(Operand::Logits, offset_of!(CrossEntropyBackwardParams, logits.address), logits.alignment(aligned)),
+            of(Operand::Dlogits, offset_of!(CrossEntropyBackwardParams, dlogits.address), dlogits.alignment(aligned)),
             of(Operand::Targets, offset_of!(CrossEntropyBackwardParams, targets), numbers),
             of(Operand::Lse, offset_of!(CrossEntropyBackwardParams, lse), numbers),
             of(Operand::Dloss, offset_of!(CrossEntropyBackwardParams, dloss), numbers),

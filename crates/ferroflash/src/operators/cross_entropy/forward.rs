@@ -3,9 +3,9 @@
 use super::super::check::Tensors;
 use super::super::plan::OperatorPlan;
 use super::super::rows::{Placed, Rows};
+use super::CrossEntropy;
 use super::backward::CrossEntropySaved;
 use super::cut::forward_cut;
-use super::CrossEntropy;
 use crate::backend::RawStream;
 use crate::device::{Device, Stream};
 #[cfg(doc)]

@@ -100,7 +100,12 @@ impl Softmax<'_> {
         self.gradient_plan(&self.gradient_call(out, dout, None)?, dout.device())
     }
 
-    fn gradient_call(&self, out: &TensorView<'_>, dout: &TensorView<'_>, into: Option<&TensorViewMut<'_>>) -> Result<Call> {
+    fn gradient_call(
+        &self,
+        out: &TensorView<'_>,
+        dout: &TensorView<'_>,
+        into: Option<&TensorViewMut<'_>>,
+    ) -> Result<Call> {
         self.check_options()?;
         let mut tensors = Tensors::of(Operand::Dout, dout)?;
         let dtype = dout.dtype();

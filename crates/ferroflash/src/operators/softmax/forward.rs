@@ -110,7 +110,8 @@ impl Softmax<'_> {
             features = if on { features.with(slot, 0) } else { features };
         }
         // Of an axis of rows: below 2^31 as their product is, unless there are none.
-        let queries = x.shape.iter().rev().nth(1).filter(|_| self.causal && rows.rows > 0).map_or(1, |&rows| rows as u32);
+        let queries =
+            x.shape.iter().rev().nth(1).filter(|_| self.causal && rows.rows > 0).map_or(1, |&rows| rows as u32);
         let params = SoftmaxParams {
             x: rows.params(x),
             mask: mask.as_ref().map_or(RowsParams::NONE, |mask| rows.params(mask)),
