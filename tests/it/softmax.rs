@@ -59,6 +59,11 @@ impl Case {
         self.outer.iter().product()
     }
 
+    /// What a result is likely to be: of many columns, each has little.
+    fn unit(&self) -> f64 {
+        if self.log { 1.0 } else { 1.0 / self.columns as f64 }
+    }
+
     /// Elements that the error of the precision is taken over: the rows of the call first, and more of few.
     fn drawn(&self) -> usize {
         self.rows().max(4096 / self.columns) * self.columns
@@ -131,7 +136,7 @@ impl Case {
         let exact = self.reference().forward(&x, mask.as_deref()).unwrap();
         let rounded = self.reference().forward_rounded(&x, mask.as_deref(), T::DTYPE).unwrap();
         let found = out_lie.read::<T>("the output", &shape, &out)?;
-        check("out", &found, &exact, &rounded)?;
+        check("out", &found, &exact, &rounded, self.unit())?;
         Ok(found)
     }
 
@@ -153,20 +158,20 @@ impl Case {
         let exact = self.reference().backward(&out, &dout).unwrap();
         let rounded = self.reference().backward_rounded(&out, &dout, T::DTYPE).unwrap();
         let found = dx_lie.read::<T>("dx", &shape, &dx)?;
-        check("dx", &found, &exact, &rounded).map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
+        check("dx", &found, &exact, &rounded, self.unit()).map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
         Ok(found)
     }
 }
 
-/// By the rule; the others have more rows.
-fn check(name: &str, found: &[f64], exact: &[f64], rounded: &[f64]) -> Result<(), String> {
-    let error = max_abs_difference(found, &exact[..found.len()]);
-    let bound = tolerance(max_abs_difference(rounded, exact));
+/// By the rule, in units of what a result is likely to be; the others have more rows.
+fn check(name: &str, found: &[f64], exact: &[f64], rounded: &[f64], unit: f64) -> Result<(), String> {
+    let error = max_abs_difference(found, &exact[..found.len()]) / unit;
+    let bound = tolerance(max_abs_difference(rounded, exact) / unit);
     // A bound that is no number accepts nothing.
     if error <= bound && bound.is_finite() {
         Ok(())
     } else {
-        Err(format!("{name} is off by {error:e}, {bound:e} is accepted"))
+        Err(format!("{name} is off by {error:e} times {unit:e}, {bound:e} is accepted"))
     }
 }
 
