@@ -65,9 +65,9 @@ impl Case {
         self.outer.iter().product()
     }
 
-    /// Rows that the error of the precision is taken over: those of the call first, and more of few.
+    /// Rows that the error of the precision is taken over: those of the call first, and more of few. 256, as far as these are a million logits.
     fn drawn(&self) -> usize {
-        self.rows().max(256).max(4096 / self.classes)
+        self.rows().max(256.min((1 << 20) / self.classes)).max(4096 / self.classes)
     }
 
     fn rng(&self, what: u64) -> SmallRng {
@@ -144,8 +144,7 @@ impl Case {
     /// Gradients into NaN, or into the logits; compares with the definition, and gives them.
     fn backward<T: Element>(&self, device: &Device) -> Result<Vec<f64>, String> {
         let (shape, rows) = (self.shape(), self.rows());
-        // Gradients are as many as logits: a few rows have enough of them.
-        let drawn = rows.max(4096 / self.classes);
+        let drawn = self.drawn();
         let logits = self.draw::<T>(0, drawn * self.classes, self.deviation);
         let (targets, dloss) = (self.targets(drawn), self.draw::<f32>(1, drawn, 1.0));
         let mut tensor = self.lies[0].upload(device, &shape, &logits[..rows * self.classes]);

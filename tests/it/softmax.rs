@@ -64,9 +64,9 @@ impl Case {
         if self.log { 1.0 } else { 1.0 / self.columns as f64 }
     }
 
-    /// Elements that the error of the precision is taken over: the rows of the call first, and more of few.
+    /// Elements that the error of the precision is taken over: the rows of the call first, and more of few. 256 rows, as far as these are a million elements.
     fn drawn(&self) -> usize {
-        self.rows().max(4096 / self.columns) * self.columns
+        self.rows().max(256.min((1 << 20) / self.columns)).max(4096 / self.columns) * self.columns
     }
 
     fn draw<T: Element>(&self, what: u64, elements: usize, deviation: f64) -> Vec<T> {

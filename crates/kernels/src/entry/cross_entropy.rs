@@ -1,14 +1,14 @@
 //! The entry points of cross-entropy: one for every row of `kernel_spec::for_each_cross_entropy_row!`.
 
 use cuda_std::prelude::*;
-use kernel_spec::families::rows::{RowTile, SumsMemory};
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::cross_entropy::CrossEntropyBackwardParams;
 use kernel_spec::families::cross_entropy::{CrossEntropyParams, Variant, sums};
+use kernel_spec::families::rows::{RowTile, SumsMemory};
 
 use crate::entry::{Bf16, F16, F32};
-use crate::operators::row::Config;
 use crate::operators::cross_entropy;
+use crate::operators::row::Config;
 
 macro_rules! entries {
     ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
