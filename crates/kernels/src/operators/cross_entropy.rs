@@ -84,7 +84,8 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &CrossEntropyParams) {
     };
     if writes {
         let log_sum = math::log2(all.sum) * LN_2;
-        let lse = math::fma(all.max, p.scale, log_sum);
+        // The product is rounded before the sum, as backward rounds it before the difference: where one logit has all of a row, its error cancels.
+        let lse = all.max * p.scale + log_sum;
         // Differences before the logarithm: the log-sum-exp is rounded like the largest logit, which the loss may be far below.
         let below = #[inline(always)]
         |logit: f32| math::fma(all.max - logit, p.scale, log_sum);
