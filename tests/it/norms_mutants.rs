@@ -1,13 +1,11 @@
 //! The kernels of RMSNorm and LayerNorm with their barriers taken out one at a time: the emulator reports every one of them, or the result has other bits.
 
-use crate::mutants::{Needless, planner, unexcused};
+use crate::mutants::{Needless, planner};
 use crate::support::device;
-use crate::support::edits::{Edit, Mutant, mutants};
+use crate::support::edits::{Edit, mutants};
+use crate::support::planned::Planned;
 use ferroflash::operators::{Norm, NormSaved, Operation, OperatorPlan};
-use ferroflash::{Binding, Device, Layout, Operand, Tensor, bf16};
-use ptx_emu::{EmuError, Emulator, EmulatorOptions, Launch, Module};
-use std::collections::BTreeMap;
-use std::time::Duration;
+use ferroflash::{Device, Layout, Operand, Tensor, bf16};
 
 /// A call that goes through every barrier of its kernels.
 struct Subject {
@@ -146,66 +144,6 @@ impl Subject {
     }
 }
 
-/// A plan, what it reads, and the modules of its steps.
-struct Planned {
-    device: Device,
-    plan: OperatorPlan,
-    operands: Vec<(Operand, Vec<u8>, bool)>,
-    modules: Vec<Module>,
-}
-
-impl Planned {
-    fn of(subject: &Subject) -> Planned {
-        // Two multiprocessors: thread blocks that share out rows have several each.
-        let device = planner(2);
-        let (plan, operands) = subject.plan(&device);
-        assert_eq!(plan.symbols()[subject.edited], subject.symbol, "{plan}");
-        let modules = plan.steps().iter().map(|step| Module::parse(&step.kernel.text().unwrap()).unwrap());
-        Planned { modules: modules.collect(), device, plan, operands }
-    }
-
-    /// All that the launches write, with another module for one of the steps.
-    fn run(&self, edited: Option<(usize, &Module)>, seed: u64) -> Result<Vec<u8>, EmuError> {
-        let options = EmulatorOptions::default()
-            .with_seed(seed)
-            .with_instruction_limit(Some(100_000_000))
-            .with_time_limit(Some(Duration::from_secs(60)));
-        let memory = Emulator::new(options);
-        let mut addresses = Vec::new();
-        for (operand, bytes, _) in &self.operands {
-            let address = memory.alloc(bytes.len() as u64)?;
-            memory.write(address, bytes)?;
-            addresses.push((*operand, address));
-        }
-        let buffers =
-            self.plan.buffers().iter().map(|buffer| memory.alloc(buffer.bytes)).collect::<Result<Vec<_>, _>>()?;
-        for (i, step) in self.plan.steps().iter().enumerate() {
-            let bound = |binding| match binding {
-                Binding::Operand(operand) => addresses.iter().any(|(of, _)| *of == operand),
-                _ => true,
-            };
-            assert!(step.bindings().all(bound), "{step}");
-            let params = step.params(&self.device, &addresses, &buffers).unwrap();
-            let entry = step.kernel.entry;
-            let launch = Launch::new([step.ctas, 1, 1], [entry.threads, 1, 1])
-                .with_dynamic_shared_bytes(entry.shared_bytes)
-                .with_param(&params);
-            let launch = if step.cluster > 1 { launch.with_cluster([step.cluster, 1, 1]) } else { launch };
-            let module = edited.filter(|(of, _)| *of == i).map_or(&self.modules[i], |(_, module)| module);
-            memory.launch(module, entry.symbol, &launch)?;
-        }
-        let mut result = Vec::new();
-        for ((_, bytes, written), (_, address)) in self.operands.iter().zip(&addresses) {
-            if *written {
-                let mut read = vec![0; bytes.len()];
-                memory.read(*address, &mut read)?;
-                result.extend(read);
-            }
-        }
-        Ok(result)
-    }
-}
-
 #[test]
 fn every_barrier_is_needed() {
     if device::is_gpu() {
@@ -213,26 +151,12 @@ fn every_barrier_is_needed() {
     }
     let mut all_wrong = String::new();
     for subject in &SUBJECTS {
-        let planned = Planned::of(subject);
-        let expected = planned.run(None, 0).unwrap_or_else(|error| panic!("{}: {error}", subject.symbol));
-        let list = mutants(&planned.plan.steps()[subject.edited].kernel.text().unwrap());
-        assert!(list.len() >= subject.least_mutants, "{} mutants of {}", list.len(), subject.symbol);
-        let mut unnoticed: BTreeMap<_, Vec<&Mutant>> = BTreeMap::new();
-        for mutant in &list {
-            let module = Module::parse(&mutant.ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
-            let is_noticed = (0..16).any(|seed| match planned.run(Some((subject.edited, &module)), seed) {
-                Ok(found) => found != expected,
-                Err(EmuError::Fault(_)) => true,
-                Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
-            });
-            if !is_noticed {
-                unnoticed.entry(mutant.edit).or_default().push(mutant);
-            }
-        }
-        let wrong = unexcused(unnoticed, subject.needless);
-        if !wrong.is_empty() {
-            all_wrong += &format!("{}: {wrong}", subject.symbol);
-        }
+        // Two multiprocessors: thread blocks that share out rows have several each.
+        let device = planner(2);
+        let (plan, operands) = subject.plan(&device);
+        assert_eq!(plan.symbols()[subject.edited], subject.symbol, "{plan}");
+        all_wrong +=
+            &Planned::new(device, plan, operands).barriers(subject.edited, subject.least_mutants, subject.needless);
     }
     assert!(all_wrong.is_empty(), "{all_wrong}");
 }

@@ -91,8 +91,17 @@ def norm(problem):
     return lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
+def softmax(_):
+    return lambda x: torch.nn.functional.softmax(x, -1)
+
+
+def cross_entropy(_):
+    # Losses in f32, as everybody else gives them; PyTorch's are of the type of the logits.
+    return lambda logits, targets: torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
 # What PyTorch has, as functions of the inputs by name.
-OPERATORS = {"rmsnorm": norm, "layernorm": norm}
+OPERATORS = {"rmsnorm": norm, "layernorm": norm, "softmax": softmax, "cross_entropy": cross_entropy}
 
 
 def of_torch(problem):
@@ -133,6 +142,10 @@ class QuackRows(Quack):
     def rows(self, problem):
         import quack
 
+        if problem.operator == "softmax":
+            return lambda x: quack.softmax(x)
+        if problem.operator == "cross_entropy":
+            return lambda logits, targets: quack.cross_entropy(logits, targets, reduction="none")
         if problem.operator != "rmsnorm":
             raise NoResult("its layernorm takes no biases")
         return lambda x, weight: quack.rmsnorm(x, weight, eps=problem.numbers["epsilon"])

@@ -106,6 +106,20 @@ pub fn within(x: f32, index: u32, bound: u32) -> f32 {
     result
 }
 
+/// `x` if `index < bound`, else `other`, and never a branch.
+///
+/// PTX `setp.lt.u32` and `selp.f32`, any SM, any thread.
+#[inline(always)]
+pub fn within_or(x: f32, index: u32, bound: u32, other: f32) -> f32 {
+    let result: f32;
+    // SAFETY: arithmetic without side effects.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {2}, {3}; selp.f32 {0}, {1}, {4}, p; }}",
+            out(reg32) result, in(reg32) x, in(reg32) index, in(reg32) bound, in(reg32) other, options(pure, nomem, nostack));
+    }
+    result
+}
+
 /// `|x|`.
 ///
 /// `and.b32`, any SM, any thread: core has it only with std's math library. [`max_abs`] and [`if_abs_less`] need no instruction for it.

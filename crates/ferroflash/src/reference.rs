@@ -31,15 +31,18 @@ use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
 mod compare;
+mod cross_entropy;
 mod gradients;
 mod inputs;
 mod merge;
 mod norm;
 mod sequences;
+mod softmax;
 #[cfg(test)]
 mod tests;
 
 pub use compare::{Comparison, max_abs_difference, tolerance};
+pub use cross_entropy::{ReferenceCrossEntropy, ReferenceCrossEntropyOutput};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};
@@ -47,6 +50,7 @@ pub use norm::{ReferenceNorm, ReferenceNormGradients, ReferenceNormOutput};
 pub use sequences::{
     SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
 };
+pub use softmax::ReferenceSoftmax;
 
 /// Attention in `f64`.
 ///

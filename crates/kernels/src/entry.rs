@@ -6,6 +6,8 @@ use cuda_std::prelude::*;
 mod backward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
 mod blocks;
+#[cfg(feature = "operators")]
+mod cross_entropy;
 #[cfg(feature = "attention")]
 mod forward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
@@ -14,6 +16,8 @@ mod merge;
 mod norm;
 #[cfg(feature = "attention")]
 mod sequences;
+#[cfg(feature = "operators")]
+mod softmax;
 
 // The rows name element types as `kernel_spec::DType` does.
 type F32 = f32;

@@ -88,6 +88,20 @@ pub enum Operand {
     Dweight,
     /// Gradient with respect to the biases.
     Dbias,
+    /// What is added to the rows before their softmax.
+    Mask,
+    /// Rows of logits, a class a column.
+    Logits,
+    /// The class of each row.
+    Targets,
+    /// Losses of the rows.
+    Loss,
+    /// The part of the losses that is of the log-sum-exps.
+    ZLosses,
+    /// Gradient with respect to the losses.
+    Dloss,
+    /// Gradient with respect to the logits.
+    Dlogits,
 }
 
 impl std::fmt::Display for Operand {
@@ -133,6 +147,13 @@ impl std::fmt::Display for Operand {
             Operand::DresidualOut => "dresidual_out",
             Operand::Dweight => "dweight",
             Operand::Dbias => "dbias",
+            Operand::Mask => "mask",
+            Operand::Logits => "logits",
+            Operand::Targets => "targets",
+            Operand::Loss => "loss",
+            Operand::ZLosses => "z_losses",
+            Operand::Dloss => "dloss",
+            Operand::Dlogits => "dlogits",
             Operand::Part(index) => {
                 numbered = format!("part {index}");
                 &numbered

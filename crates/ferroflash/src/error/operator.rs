@@ -14,6 +14,52 @@ pub enum OperatorError {
         /// The number given.
         found: f32,
     },
+    /// The factor on what a softmax is taken of.
+    #[error("scale {found} is not accepted; it must be finite")]
+    Scale {
+        /// The factor given.
+        found: f32,
+    },
+    /// The factor on logits.
+    #[error(
+        "logit scale {found} is not accepted; it must be above 0, and finite also after multiplication with log2(e), in f32"
+    )]
+    LogitScale {
+        /// The factor given.
+        found: f32,
+    },
+    /// The share of a target that all classes have alike.
+    #[error("label smoothing {found} is not accepted; 0 to 1 is")]
+    Smoothing {
+        /// The share given.
+        found: f32,
+    },
+    /// The factor on squares of log-sum-exps.
+    #[error("z-loss factor {found} is not accepted; it must be 0 or above, and finite")]
+    ZLoss {
+        /// The factor given.
+        found: f32,
+    },
+    /// Query rows of a causal softmax are an axis.
+    #[error("{tensor} has {found} axes; causal rows need at least 2, of query rows and of columns")]
+    CausalAxes {
+        /// The tensor.
+        tensor: Operand,
+        /// Its axes.
+        found: usize,
+    },
+    /// Not one number a row.
+    #[error("{tensor} are {found}; {of} has {expected} rows, and needs one for each")]
+    Count {
+        /// The numbers.
+        tensor: Operand,
+        /// How many there are.
+        found: usize,
+        /// The tensor whose rows they are of.
+        of: Operand,
+        /// Its rows.
+        expected: usize,
+    },
     /// A scalar has no rows.
     #[error("{tensor} has no axes; at least the one of the columns is needed")]
     NoColumns {

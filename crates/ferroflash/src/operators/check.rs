@@ -4,7 +4,7 @@ use super::rows::{Rows, check_columns, check_contiguous, check_device, check_dty
 use crate::device::Device;
 use crate::error::{Operand, OperatorError, Result};
 use crate::tensor::overlap::{Footprint, check_apart, check_itself};
-use crate::tensor::{Dims, TensorView, TensorViewMut};
+use crate::tensor::{Dims, IndicesView, TensorView, TensorViewMut};
 use kernel_spec::DType;
 
 /// The tensors of a call, each checked against the first.
@@ -68,9 +68,32 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    /// One `i32` a row.
+    pub(super) fn indices(&mut self, tensor: Operand, view: &IndicesView<'_>) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        let rows = self.shape[..self.shape.len() - 1].iter().try_fold(1usize, |rows, &extent| rows.checked_mul(extent));
+        let (found, expected) = (view.len(), rows.unwrap_or(usize::MAX));
+        if found != expected {
+            return Err(OperatorError::Count { tensor, found, of: self.first, expected }.into());
+        }
+        self.read.push((tensor, Footprint::contiguous(view.address(), 4 * found as u128)));
+        Ok(())
+    }
+
+    /// Lets `output` be the very elements of `input`, whose threads write what they have read: that is no overlap.
+    pub(super) fn allow_in_place(&mut self, [output, input]: [Operand; 2], [out, of]: [&TensorView<'_>; 2]) {
+        if out == of {
+            // What else of the call overlaps the input overlaps the output.
+            debug_assert!(self.written.iter().any(|(operand, _)| *operand == output));
+            self.read.retain(|(operand, _)| *operand != input);
+        }
+    }
+
     pub(super) fn vector_shape(&self, tensor: Operand) -> Dims {
         match tensor {
-            Operand::Mean | Operand::Rstd => Rows::statistics_shape(&self.shape),
+            Operand::Mean | Operand::Rstd | Operand::Loss | Operand::Lse | Operand::ZLosses | Operand::Dloss => {
+                Rows::statistics_shape(&self.shape)
+            }
             _ => self.columns(),
         }
     }

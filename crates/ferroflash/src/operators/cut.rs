@@ -40,13 +40,26 @@ impl Cut {
         rows: &Rows,
         device: &Device,
     ) -> Result<Cut> {
+        let held = (rows.columns as u32).div_ceil(tile.columns());
+        let sharers = if tile.sharing == Sharing::Cluster { held } else { 1 };
+        Cut::shared(entry, tile, because, rows, device, sharers)
+    }
+
+    /// The same with so many thread blocks to a row, whatever they hold of it.
+    pub(super) fn shared(
+        entry: &'static Entry,
+        tile: RowTile,
+        because: &'static str,
+        rows: &Rows,
+        device: &Device,
+        sharers: u32,
+    ) -> Result<Cut> {
         check_device(entry, device.info())?;
         // Fits: rows have checked the columns.
         let columns = rows.columns as u32;
-        if tile.sharing != Sharing::Cluster {
-            return Ok(Cut { entry, tile, because, sharers: 1, share: columns });
+        if sharers == 1 {
+            return Ok(Cut { entry, tile, because, sharers, share: columns });
         }
-        let sharers = columns.div_ceil(tile.columns());
         // Runs of whole lines of memory; a thread block holds a multiple of them.
         let line = 128 / tile.dtype.bytes() as u32;
         Ok(Cut { entry, tile, because, sharers, share: columns.div_ceil(sharers).next_multiple_of(line) })

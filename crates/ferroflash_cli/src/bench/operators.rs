@@ -2,8 +2,10 @@
 //! process of the peers, and the environment of a record.
 
 mod cell;
+mod cross_entropy;
 mod norm;
 mod problem;
+mod softmax;
 
 use super::measure::Timing;
 use super::nvml::Gpu;
@@ -84,6 +86,11 @@ pub(super) enum OperatorName {
     Rmsnorm,
     /// (x - mean) / sqrt(variance + 1e-6) * weight + bias
     Layernorm,
+    /// exp(x - max) / sum(exp(x - max))
+    Softmax,
+    /// ln(sum(exp(logits))) - logits[target], a loss a row; columns are classes
+    #[value(name = "cross_entropy")]
+    CrossEntropy,
 }
 
 impl OperatorName {
@@ -91,6 +98,8 @@ impl OperatorName {
         match self {
             OperatorName::Rmsnorm => "rmsnorm",
             OperatorName::Layernorm => "layernorm",
+            OperatorName::Softmax => "softmax",
+            OperatorName::CrossEntropy => "cross_entropy",
         }
     }
 
@@ -98,6 +107,8 @@ impl OperatorName {
     fn bytes(self, cell: &Cell) -> u64 {
         match self {
             OperatorName::Rmsnorm | OperatorName::Layernorm => norm::bytes(cell),
+            OperatorName::Softmax => softmax::bytes(cell),
+            OperatorName::CrossEntropy => cross_entropy::bytes(cell),
         }
     }
 }

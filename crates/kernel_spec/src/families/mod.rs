@@ -8,6 +8,8 @@ use crate::entry::Entry;
 pub mod backward;
 pub mod blocks;
 #[macro_use]
+pub mod cross_entropy;
+#[macro_use]
 pub mod forward;
 #[macro_use]
 pub mod merge;
@@ -16,6 +18,8 @@ pub mod norm;
 pub mod rows;
 #[macro_use]
 pub mod sequences;
+#[macro_use]
+pub mod softmax;
 
 /// Entry points that are compiled together, and apart from all others: a feature of the kernel crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +50,11 @@ impl Unit {
             let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
             forward.chain(backward).chain(merge).chain(blocks::ENTRIES)
         });
-        let operators = (self == Unit::Operators).then(|| norm::VARIANTS.iter().map(|variant| &variant.entry));
+        let operators = (self == Unit::Operators).then(|| {
+            let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
+            let softmax = softmax::VARIANTS.iter().map(|variant| &variant.entry);
+            norms.chain(softmax).chain(cross_entropy::VARIANTS.iter().map(|variant| &variant.entry))
+        });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }
 }

@@ -72,11 +72,11 @@ impl Seat {
 #[derive(Clone, Copy)]
 pub struct Columns {
     /// The first of the thread.
-    first: u32,
+    pub(super) first: u32,
     /// Columns from there to the end of the row, or of the run of it that is the thread block's; 0 where the first lies behind it.
-    room: u32,
+    pub(super) room: u32,
     /// Whether vectors are whole, and at multiples of their bytes.
-    aligned: bool,
+    pub(super) aligned: bool,
 }
 
 impl Columns {
@@ -92,7 +92,7 @@ impl Columns {
 
     /// Columns between the first of a thread and the first of a vector.
     #[inline(always)]
-    fn ahead<C: Config>(vector: usize) -> u32 {
+    pub(super) fn ahead<C: Config>(vector: usize) -> u32 {
         vector as u32 * const { C::ROW_THREADS * C::CHUNK }
     }
 
@@ -111,7 +111,7 @@ impl Columns {
 
     /// The address of the first vector, where `start` is that of column 0.
     #[inline(always)]
-    fn base(&self, start: u64, bytes: usize) -> u64 {
+    pub(super) fn base(&self, start: u64, bytes: usize) -> u64 {
         math::opaque_address(start + self.first as u64 * bytes as u64)
     }
 
@@ -257,7 +257,7 @@ impl Columns {
     }
 
     #[inline(always)]
-    unsafe fn load_words<C: Config>(&self, base: u64, vector: usize) -> [u32; 4] {
+    pub(super) unsafe fn load_words<C: Config>(&self, base: u64, vector: usize) -> [u32; 4] {
         let ahead = Self::ahead::<C>(vector);
         // SAFETY: nothing is read behind the last column.
         unsafe { copy::load_u32x4_within(base + ahead as u64 * C::T::BYTES as u64, ahead, self.room) }
@@ -272,7 +272,7 @@ impl Columns {
     }
 
     #[inline(always)]
-    unsafe fn load_elements<C: Config, U: Element>(&self, base: u64, vector: usize) -> Vector {
+    pub(super) unsafe fn load_elements<C: Config, U: Element>(&self, base: u64, vector: usize) -> Vector {
         let mut values = [0.0; 8];
         for e in 0..C::T::CHUNK {
             let index = Self::ahead::<C>(vector) + e as u32;

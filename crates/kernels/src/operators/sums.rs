@@ -13,12 +13,15 @@ use crate::operators::row::{Config, Seat};
 pub struct Sums {
     /// Which of two places in shared memory comes next. One barrier for each sum is then enough: whoever writes to a place again has passed the
     /// barrier of the sum between, which nobody passes who still reads.
-    turn: u32,
+    pub(super) turn: u32,
     /// Which of the rows of the thread block.
-    in_block: u32,
-    /// Thread blocks that share a row, and which of them this one is.
+    pub(super) in_block: u32,
+    /// Thread blocks that share a row.
     #[cfg(target_feature = "sm_90a")]
-    sharers: [u32; 2],
+    pub(super) sharers: u32,
+    /// Which of them this one is.
+    #[cfg(target_feature = "sm_90a")]
+    rank: u32,
 }
 
 impl Sums {
@@ -37,7 +40,9 @@ impl Sums {
             turn: 0,
             in_block: seat.in_block,
             #[cfg(target_feature = "sm_90a")]
-            sharers: [seat.sharers, seat.rank],
+            sharers: seat.sharers,
+            #[cfg(target_feature = "sm_90a")]
+            rank: seat.rank,
         }
     }
 
@@ -57,25 +62,18 @@ impl Sums {
                 }
                 distance /= 2;
             }
-            let memory = const { C::SUMS };
             let warps = const { C::ROW_THREADS / 32 };
-            let all_warps = const { C::TILE.threads / 32 };
             if warps > 1 {
-                let place = shared::dynamic() + memory.warps + self.turn * 8 * all_warps;
+                let place = self.warps_place::<C>();
+                let all_warps = const { C::TILE.threads / 32 };
                 if thread::lane() == 0 {
                     for i in 0..N {
                         shared::store_f32(place + (i as u32 * all_warps + thread::index() / 32) * 4, values[i]);
                     }
                 }
-                // Rows of the same thread block do not wait for each other.
-                if all_warps > warps {
-                    sync::named(self.in_block + 1, C::ROW_THREADS);
-                } else {
-                    sync::block();
-                }
+                self.sync_row::<C>();
                 for i in 0..N {
-                    let first = place + i as u32 * all_warps * 4;
-                    let first = if all_warps > warps { first + self.in_block * warps * 4 } else { first };
+                    let first = place + (i as u32 * all_warps + self.in_block * warps) * 4;
                     if warps == 2 {
                         let [a, b] = shared::load_f32x2(first);
                         values[i] = a + b;
@@ -91,19 +89,10 @@ impl Sums {
             }
             #[cfg(target_feature = "sm_90a")]
             if C::CLUSTER {
-                // Each gives its sums to all: a store goes on its way, where a read would have to come back.
-                let place = shared::dynamic() + memory.blocks + self.turn * 8 * MAX_SHARERS;
-                let [sharers, rank] = self.sharers;
-                if thread::index() < sharers {
-                    let to = cluster::map(place + rank * 8, thread::index());
-                    for i in 0..N {
-                        cluster::store_f32(to + i as u32 * 4, values[i]);
-                    }
-                }
-                cluster::sync();
+                let place = self.give_to_all::<C, N>(values);
                 values = [0.0; N];
                 for rank in 0..MAX_SHARERS {
-                    if rank < sharers {
+                    if rank < self.sharers {
                         for i in 0..N {
                             values[i] += shared::load_f32(place + rank * 8 + i as u32 * 4);
                         }
@@ -113,5 +102,49 @@ impl Sums {
         }
         self.turn ^= 1;
         values
+    }
+
+    /// Where the warps of a thread block leave two numbers each, in this turn.
+    #[inline(always)]
+    pub(super) fn warps_place<C: Config>(&self) -> u32 {
+        shared::dynamic() + const { C::SUMS.warps } + self.turn * const { 8 * (C::TILE.threads / 32) }
+    }
+
+    /// Waits for the threads of a row: rows of the same thread block do not wait for each other.
+    ///
+    /// # Safety
+    /// All of them call it, converged.
+    #[inline(always)]
+    pub(super) unsafe fn sync_row<C: Config>(&self) {
+        // SAFETY: passed on.
+        unsafe {
+            if const { C::TILE.block_rows() > 1 } {
+                sync::named(self.in_block + 1, C::ROW_THREADS);
+            } else {
+                sync::block();
+            }
+        }
+    }
+
+    /// Gives a thread block's numbers to all of its cluster, where those of a rank are 8 bytes behind those of the rank before. A store goes on its way,
+    /// where a read would have to come back.
+    ///
+    /// # Safety
+    /// All threads of the cluster call it, converged.
+    #[cfg(target_feature = "sm_90a")]
+    #[inline(always)]
+    pub(super) unsafe fn give_to_all<C: Config, const N: usize>(&self, values: [f32; N]) -> u32 {
+        let place = shared::dynamic() + const { C::SUMS.blocks } + self.turn * const { 8 * MAX_SHARERS };
+        // SAFETY: passed on; no other thread block writes to the place of this one.
+        unsafe {
+            if thread::index() < self.sharers {
+                let to = cluster::map(place + self.rank * 8, thread::index());
+                for i in 0..N {
+                    cluster::store_f32(to + i as u32 * 4, values[i]);
+                }
+            }
+            cluster::sync();
+        }
+        place
     }
 }

@@ -1,0 +1,31 @@
+//! The rows of cross-entropy. Data, and nothing that computes.
+
+/// Calls `$callback!` with every row:
+/// `Pass sharing threads x vectors [type symbol, ..] threads_of_a_thread_block, thread blocks of a multiprocessor, "why";`.
+///
+/// Nothing is written but a number a row, so no register holds a row: `threads` let tiles of `vectors` times 16 bytes each pass by, and keep the maximum and
+/// the sum of what they have seen. `sharing`:
+///
+/// - `Alone`: a row is one tile;
+/// - `Cluster`: the thread blocks of a cluster share a row, each with tiles of its own;
+/// - `Again`: a row is any number of tiles. Backward, which waits for nobody, has a thread block for each of them.
+#[macro_export]
+macro_rules! for_each_cross_entropy_row {
+    ($callback:ident) => {
+        $callback! {
+            Forward Alone 32 x 4 [F16 cross_entropy_f16_32x4, Bf16 cross_entropy_bf16_32x4, F32 cross_entropy_f32_32x4] 128, 8,
+                "a warp a row waits for no other; 64 KiB on their way to a multiprocessor";
+            Forward Alone 128 x 4 [F16 cross_entropy_f16_128x4, Bf16 cross_entropy_bf16_128x4, F32 cross_entropy_f32_128x4] 128, 8,
+                "as many bytes on their way, in eight rows that wait apart";
+            Forward Again 256 x 4 [F16 cross_entropy_f16, Bf16 cross_entropy_bf16, F32 cross_entropy_f32] 256, 3,
+                "a tile arrives while the one before it is summed up: 48 to 96 KiB on their way to a multiprocessor, which a fourth thread block makes spill";
+            Forward Cluster 256 x 4 [F16 cross_entropy_cluster_f16, Bf16 cross_entropy_cluster_bf16, F32 cross_entropy_cluster_f32] 256, 3,
+                "as one thread block a row; rows are too few for these to take all multiprocessors";
+            Backward Alone 32 x 4
+                [F16 cross_entropy_backward_f16_32x4, Bf16 cross_entropy_backward_bf16_32x4, F32 cross_entropy_backward_f32_32x4] 128, 8,
+                "as forward";
+            Backward Again 128 x 4 [F16 cross_entropy_backward_f16, Bf16 cross_entropy_backward_bf16, F32 cross_entropy_backward_f32] 128, 8,
+                "a tile a thread block: 64 KiB on their way to a multiprocessor, in eight that wait apart";
+        }
+    };
+}

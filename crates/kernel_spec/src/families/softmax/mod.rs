@@ -1,0 +1,162 @@
+//! Softmax of rows, forward and backward.
+
+mod params;
+#[macro_use]
+mod rows;
+
+pub use params::{SoftmaxBackwardParams, SoftmaxParams};
+
+use super::rows::{MAX_SHARERS, RowTile, Sharing, SumsMemory};
+use super::same;
+use crate::dtype::DType;
+use crate::entry::{Arch, Entry};
+use crate::features::FeatureSet;
+use crate::shared::Carve;
+
+/// Slots of the features.
+pub const SLOTS: u32 = 3;
+
+/// What the slots of the features mean. None has a value.
+pub mod features {
+    /// The logarithm of the softmax.
+    pub const LOG: u32 = 0;
+    /// Rows of the last axis of rows are query rows, aligned to the end of the columns, and see no later column.
+    pub const CAUSAL: u32 = 1;
+    /// There is a mask to add.
+    pub const MASK: u32 = 2;
+}
+
+/// What a row computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// The output.
+    Forward,
+    /// The gradient of x.
+    Backward,
+}
+
+/// One row of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// What a launch needs of it.
+    pub entry: Entry,
+    /// What it computes.
+    pub pass: Pass,
+    /// How rows lie.
+    pub tile: RowTile,
+    /// Why it is cut so.
+    pub reason: &'static str,
+}
+
+impl Variant {
+    /// The row of this name, at compile time.
+    pub const fn named(symbol: &str) -> &'static Variant {
+        let mut i = 0;
+        while i < VARIANTS.len() {
+            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
+                return &VARIANTS[i];
+            }
+            i += 1;
+        }
+        panic!("no row of this name");
+    }
+}
+
+/// How a thread block divides up its shared memory: places for sums over a row.
+const fn memory(tile: &RowTile) -> (SumsMemory, u32) {
+    let mut carve = Carve::new();
+    let sums = SumsMemory::take(&mut carve, tile);
+    (sums, carve.total())
+}
+
+/// Places for sums over a row of this tile.
+pub const fn sums(tile: &RowTile) -> SumsMemory {
+    memory(tile).0
+}
+
+macro_rules! variants {
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+       $reason:literal;)*) => {
+        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
+    };
+}
+
+const fn variant(
+    pass: Pass,
+    sharing: Sharing,
+    [row_threads, vectors]: [u32; 2],
+    dtype: DType,
+    symbol: &'static str,
+    [threads, min_ctas]: [u32; 2],
+    reason: &'static str,
+) -> Variant {
+    assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
+    let cluster = matches!(sharing, Sharing::Cluster);
+    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead: 0 };
+    let log = FeatureSet::of(features::LOG);
+    let (params_bytes, accepts) = match pass {
+        Pass::Forward => {
+            let seen = FeatureSet::of(features::CAUSAL).union(FeatureSet::of(features::MASK));
+            (size_of::<SoftmaxParams>(), log.union(seen))
+        }
+        Pass::Backward => (size_of::<SoftmaxBackwardParams>(), log),
+    };
+    let entry = Entry {
+        symbol,
+        arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
+        threads,
+        shared_bytes: memory(&tile).1,
+        min_ctas,
+        params_bytes: params_bytes as u32,
+        feature_slots: SLOTS,
+        accepts,
+        cooperative: false,
+        max_cluster: if cluster { MAX_SHARERS } else { 1 },
+    };
+    Variant { entry, pass, tile, reason }
+}
+
+/// Every compiled entry point.
+pub const VARIANTS: &[Variant] = for_each_softmax_row!(variants);
+
+/// The row for this pass over so many columns of this type: the first of the list that takes them, in clusters where `clusters` are there.
+pub fn find(pass: Pass, dtype: DType, columns: u32, clusters: bool) -> Option<&'static Variant> {
+    VARIANTS.iter().find(|row| {
+        let runs = clusters || row.tile.sharing != Sharing::Cluster;
+        row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::families::rows::MAX_COLUMNS;
+
+    #[test]
+    fn every_row_of_a_pass_takes_more_columns_than_those_before_it() {
+        for dtype in DType::ALL {
+            for pass in [Pass::Forward, Pass::Backward] {
+                for clusters in [false, true] {
+                    let mut from = 1;
+                    while from <= MAX_COLUMNS {
+                        let row = find(pass, dtype, from, clusters).expect("rows of any length");
+                        assert_eq!(find(pass, dtype, row.tile.most_columns(), clusters), Some(row));
+                        assert!(clusters || row.entry.arch == Arch::Sm80);
+                        from = row.tile.most_columns() + 1;
+                    }
+                }
+            }
+            assert_eq!(find(Pass::Forward, dtype, MAX_COLUMNS + 1, true), None);
+        }
+    }
+
+    #[test]
+    fn every_row_is_taken() {
+        for row in VARIANTS {
+            let columns = row.tile.most_columns();
+            let found = [false, true].map(|clusters| find(row.pass, row.tile.dtype, columns, clusters));
+            assert!(found.contains(&Some(row)), "{}", row.entry.symbol);
+            assert_eq!(Variant::named(row.entry.symbol), row);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Cross-entropy of rows of logits, with label smoothing (Szegedy and others, "Rethinking the Inception Architecture for Computer Vision", 2015, section 7)
+//! and a loss of the log-sum-exp (Chowdhery and others, "PaLM", 2022, section 5):
+//!
+//! ```text
+//! y = scale logits        lse = ln(sum(e^y))
+//! loss = (1 - smoothing) (lse - y[target]) + smoothing (lse - mean(y)) + z_loss lse^2
+//! dlogits = scale dloss (e^(y - lse) (1 + 2 z_loss lse) - smoothing / classes - (1 - smoothing) [class = target])
+//! ```
+//!
+//! Both are bound by memory. Forward writes a number a row and so needs no register to hold a row: tiles pass by, and one is on its way while the other is
+//! added to the thread's maximum and sum ([`online`](crate::operators::online)):
+//!
+//! ```text
+//! bits of a tile      [ 0 ][ 1 ][ 2 ]      ..  loads
+//!                           [ 0 ][ 1 ][ 2 ] ..  maximum, weights, sum
+//! ```
+//!
+//! Backward knows the log-sum-exp, so that no thread waits for another: a thread block has one tile, which it reads and writes, and both may be in the same
+//! memory.
+
+use core::f32::consts::{LN_2, LOG2_E};
+
+use cuda_std::{copy, math};
+use kernel_spec::families::cross_entropy::features::SMOOTHING;
+use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams};
+use kernel_spec::families::rows::Sharing;
+
+use crate::operators::online::{Online, weight};
+use crate::operators::row::{Columns, Config, RowPlace, Seat};
+use crate::operators::sums::Sums;
+use crate::parts::element::Element;
+
+/// One thread block: losses and log-sum-exps.
+///
+/// # Safety
+/// Kernel entry: all threads of the block, with the shared memory that the row asks for.
+#[inline(always)]
+pub unsafe fn forward<C: Config, const V: usize>(p: &CrossEntropyParams) {
+    let seat = Seat::of::<C>(&p.sharers);
+    let columns = p.extents.columns;
+    let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
+    let exists = row < p.extents.rows;
+    let place = RowPlace::of(&p.extents, row);
+    let start = place.start::<C::T>(&p.logits, false);
+    let has_smoothing = p.features.has(SMOOTHING);
+    let alone = const { matches!(C::TILE.sharing, Sharing::Alone) };
+    let tiles = if alone { 1 } else { p.share.div_ceil(const { C::TILE.columns() }) };
+    let first = Columns::of::<C>(&seat, 0, p.share, columns, p.aligned != 0, exists);
+    let writes = seat.is_first() && exists;
+    // SAFETY: the row exists, or has no columns.
+    let mut words = unsafe { first.load_bits::<C, V>(start) };
+    // Two loads, of which one waits for the other, and both for nothing else.
+    let (mut target, mut target_logit) = (-1, 0.0);
+    if writes {
+        // SAFETY: a target a row; its logit is read where there is one.
+        unsafe {
+            target = copy::load_u32(p.targets + row as u64 * 4) as i32;
+            if (target as u32) < columns {
+                target_logit = C::T::load(start + target as u64 * C::T::BYTES as u64);
+            }
+        }
+    }
+
+    // Weights of logits, which differ by powers of two of this.
+    let factor = p.scale * LOG2_E;
+    let mut own = Tally { seen: Online::NONE, total: 0.0, factor, has_smoothing };
+    for tile in 0..tiles {
+        let here = first.later::<C>(tile);
+        let arrived = words;
+        if !alone && tile + 1 < tiles {
+            // SAFETY: as above.
+            words = unsafe { first.later::<C>(tile + 1).load_bits::<C, V>(start) };
+        }
+        if here.is_whole::<C>(V) {
+            own.add::<C, V, true>(&here, &arrived);
+        } else {
+            own.add::<C, V, false>(&here, &arrived);
+        }
+    }
+    // SAFETY: all threads come here.
+    let (all, total) = unsafe {
+        let mut sums = Sums::new::<C>(&seat);
+        let all = sums.online::<C>(own.seen, factor);
+        (all, if has_smoothing { sums.over::<C, 1>([own.total]) } else { [0.0] })
+    };
+    if writes {
+        let log_sum = math::log2(all.sum) * LN_2;
+        // The product is rounded before the sum, as backward rounds it before the difference: where one logit has all of a row, its error cancels.
+        let lse = all.max * p.scale + log_sum;
+        // Differences before the logarithm: the log-sum-exp is rounded like the largest logit, which the loss may be far below.
+        let below = #[inline(always)]
+        |logit: f32| math::fma(all.max - logit, p.scale, log_sum);
+        let mut loss = below(target_logit);
+        if has_smoothing {
+            loss = math::fma(p.smoothing, below(total[0] / columns as f32) - loss, loss);
+        }
+        // Without its factor there is none, whatever the log-sum-exp is.
+        let mut z_loss = if p.z_loss == 0.0 { 0.0 } else { p.z_loss * lse * lse };
+        loss += z_loss;
+        if p.has_ignored != 0 && target == p.ignored {
+            (loss, z_loss) = (0.0, 0.0);
+        } else if target as u32 >= columns {
+            loss = f32::NAN;
+        }
+        // SAFETY: one number a row, which no other thread writes.
+        unsafe {
+            copy::store_f32(p.loss + row as u64 * 4, loss);
+            if p.lse != 0 {
+                copy::store_f32(p.lse + row as u64 * 4, lse);
+            }
+            if p.z_losses != 0 {
+                copy::store_f32(p.z_losses + row as u64 * 4, z_loss);
+            }
+        }
+    }
+}
+
+/// What a thread has seen of its row.
+struct Tally {
+    seen: Online,
+    /// The sum of the logits themselves, where that counts.
+    total: f32,
+    factor: f32,
+    has_smoothing: bool,
+}
+
+impl Tally {
+    /// Adds the vectors of a tile, none of which reaches behind the last column where `WHOLE`.
+    #[inline(always)]
+    fn add<C: Config, const V: usize, const WHOLE: bool>(&mut self, here: &Columns, words: &[[u32; 4]; V]) {
+        let mut max = self.seen.max;
+        for v in 0..V {
+            let x = C::T::widen_chunk(words[v]);
+            for e in 0..C::T::CHUNK {
+                max = math::max(max, if WHOLE { x[e] } else { here.or_minus_infinity::<C>(v, e, x[e]) });
+            }
+        }
+        let mut seen = self.seen.raised(max, self.factor);
+        for v in 0..V {
+            let x = C::T::widen_chunk(words[v]);
+            for e in 0..C::T::CHUNK {
+                let counted = if WHOLE { x[e] } else { here.or_minus_infinity::<C>(v, e, x[e]) };
+                seen.sum += weight(counted, seen.base(), self.factor);
+                if self.has_smoothing {
+                    // Zeros behind the last column.
+                    self.total += x[e];
+                }
+            }
+        }
+        self.seen = seen;
+    }
+}
+
+/// One thread block: the gradient of a tile of a row, or of a few short rows.
+///
+/// # Safety
+/// Kernel entry: all threads of the block.
+#[inline(always)]
+pub unsafe fn backward<C: Config, const V: usize>(p: &CrossEntropyBackwardParams) {
+    let seat = Seat::of::<C>(&p.tiles);
+    let (team, tile) = p.tiles.split(seat.team);
+    let columns = p.extents.columns;
+    let row = team * const { C::TILE.block_rows() } + seat.in_block;
+    if row >= p.extents.rows {
+        return;
+    }
+    let place = RowPlace::of(&p.extents, row);
+    let own = Columns::of::<C>(&seat, 0, columns, columns, p.aligned != 0, true).later::<C>(tile);
+    // SAFETY: the row exists, and has one of each number. What is written are the columns that this thread has read, which are its alone.
+    unsafe {
+        let words = own.load_bits::<C, V>(place.start::<C::T>(&p.logits, false));
+        let target = copy::load_u32(p.targets + row as u64 * 4) as i32;
+        let lse = copy::load_f32(p.lse + row as u64 * 4);
+        let dloss = copy::load_f32(p.dloss + row as u64 * 4);
+        let counts = p.has_ignored == 0 || target != p.ignored;
+        // A target that is no class has no gradient, which shows.
+        let dlogit = if (target as u32) < columns { dloss * p.scale } else { f32::NAN };
+        let slope = if p.z_loss == 0.0 { dlogit } else { dlogit * math::fma(2.0 * p.z_loss, lse, 1.0) };
+        let of_all = dlogit * p.smoothing / columns as f32;
+        let of_target = dlogit * (1.0 - p.smoothing);
+        for v in 0..V {
+            let mut x = C::T::widen_chunk(words[v]);
+            for e in 0..C::T::CHUNK {
+                let p = weight(x[e] * p.scale, lse, LOG2_E);
+                x[e] = if counts { math::fma(p, slope, -of_all) } else { 0.0 };
+            }
+            let in_vector = (target as u32).wrapping_sub(own.column::<C>(v));
+            if counts && in_vector < C::CHUNK {
+                for e in 0..C::T::CHUNK {
+                    x[e] -= if e as u32 == in_vector { of_target } else { 0.0 };
+                }
+            }
+            own.store::<C>(place.start::<C::T>(&p.dlogits, false), false, v, x);
+        }
+    }
+}
