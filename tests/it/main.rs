@@ -41,6 +41,8 @@ mod numbers;
 mod properties;
 mod readme;
 mod regressions;
+mod rotary;
+mod rotary_errors;
 mod score_programs;
 mod sequences;
 mod sequences_backward;

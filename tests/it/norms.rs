@@ -18,11 +18,11 @@ use rand_distr::StandardNormal;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lie {
     /// Elements before the first.
-    offset: usize,
+    pub(crate) offset: usize,
     /// Elements between a row and the next.
-    gap: usize,
+    pub(crate) gap: usize,
     /// The axes of rows in reverse order: the first is the innermost.
-    reversed: bool,
+    pub(crate) reversed: bool,
 }
 
 /// Columns; a scalar is one.
@@ -48,7 +48,7 @@ impl Lie {
     }
 
     /// Where each row starts, in logical order.
-    fn starts(&self, shape: &[usize]) -> Vec<usize> {
+    pub(crate) fn starts(&self, shape: &[usize]) -> Vec<usize> {
         let strides = self.strides(shape);
         let axes = shape[..shape.len().saturating_sub(1)].iter().zip(&strides);
         axes.fold(vec![self.offset], |starts, (&extent, &stride)| {
@@ -67,7 +67,7 @@ impl Lie {
         Tensor::from_slice_strided(device, storage, self.offset, Dims::new(shape).unwrap(), strides).unwrap()
     }
 
-    fn upload<T: Element>(&self, device: &Device, shape: &[usize], data: &[T]) -> Tensor {
+    pub(crate) fn upload<T: Element>(&self, device: &Device, shape: &[usize], data: &[T]) -> Tensor {
         let mut storage = self.storage(shape);
         for (start, row) in self.starts(shape).into_iter().zip(data.chunks(columns_of(shape))) {
             storage[start..start + row.len()].copy_from_slice(row);
@@ -76,12 +76,12 @@ impl Lie {
     }
 
     /// NaN that a call is to write, and NaN around it.
-    fn poisoned<T: Element>(&self, device: &Device, shape: &[usize]) -> Tensor {
+    pub(crate) fn poisoned<T: Element>(&self, device: &Device, shape: &[usize]) -> Tensor {
         self.tensor(device, shape, &self.storage::<T>(shape))
     }
 
     /// The elements of what [`Lie::poisoned`] made, if nothing around them was written.
-    fn read<T: Element>(&self, name: &str, shape: &[usize], tensor: &Tensor) -> Result<Vec<f64>, String> {
+    pub(crate) fn read<T: Element>(&self, name: &str, shape: &[usize], tensor: &Tensor) -> Result<Vec<f64>, String> {
         let storage = tensor.storage_to_vec::<T>().unwrap();
         let columns = columns_of(shape);
         let mut own = vec![false; storage.len()];
@@ -461,7 +461,7 @@ fn every_row_at_its_edges<T: Element>() {
 
 for_each_dtype!(every_row_at_its_edges);
 
-fn lie() -> impl Strategy<Value = Lie> {
+pub(crate) fn lie() -> impl Strategy<Value = Lie> {
     let apart =
         (0usize..20, 0usize..20, any::<bool>()).prop_map(|(offset, gap, reversed)| Lie { offset, gap, reversed });
     let whole = (0usize..3, 0usize..3, any::<bool>()).prop_map(|(offset, gap, reversed)| Lie {

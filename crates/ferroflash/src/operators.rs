@@ -4,12 +4,15 @@
 //! | operator | options | call | gradients |
 //! | --- | --- | --- | --- |
 //! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
+//! | rotary embedding | [`Rotary`] | [`Rotary::forward`], [`Rotary::forward_into`], [`Rotary::in_place`] | [`Rotary::backward`], [`Rotary::backward_into`], [`Rotary::conjugate`] |
 
 mod check;
 mod cut;
 mod norm;
 mod plan;
+mod rotary;
 mod rows;
 
 pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
 pub use plan::{Operation, OperatorPlan};
+pub use rotary::{Rotary, RotaryGradients, RotaryOutput, RotaryPositions};

@@ -35,6 +35,7 @@ mod gradients;
 mod inputs;
 mod merge;
 mod norm;
+mod rotary;
 mod sequences;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,7 @@ pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};
 pub use norm::{ReferenceNorm, ReferenceNormGradients, ReferenceNormOutput};
+pub use rotary::ReferenceRotary;
 pub use sequences::{
     SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
 };

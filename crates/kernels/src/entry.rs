@@ -12,6 +12,8 @@ mod forward;
 mod merge;
 #[cfg(feature = "operators")]
 mod norm;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod rotary;
 #[cfg(feature = "attention")]
 mod sequences;
 

@@ -52,8 +52,12 @@ pub enum Operand {
     Cos,
     /// Sines.
     Sin,
-    /// Position of the first new row of each sequence.
+    /// Position of the first new row of each sequence, or of each token.
     Positions,
+    /// Position of the first row of each batch entry or sequence.
+    Offsets,
+    /// First token of each packed sequence.
+    Starts,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -119,6 +123,8 @@ impl std::fmt::Display for Operand {
             Operand::Cos => "cos",
             Operand::Sin => "sin",
             Operand::Positions => "the positions",
+            Operand::Offsets => "the offsets",
+            Operand::Starts => "the starts of the sequences",
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",

@@ -100,6 +100,57 @@ pub enum OperatorError {
         /// What it would be of.
         needed: &'static str,
     },
+    /// A tensor has another number of axes.
+    #[error("{tensor} has {found} axes; {accepted} is accepted")]
+    AxisCount {
+        /// The tensor.
+        tensor: Operand,
+        /// Number of its axes.
+        found: usize,
+        /// The shapes that are accepted.
+        accepted: &'static str,
+    },
+    /// An array of numbers on the device has another length.
+    #[error("{tensor} holds {found} numbers; {expected} are needed")]
+    IndexCount {
+        /// The array.
+        tensor: Operand,
+        /// Numbers of it.
+        found: usize,
+        /// Numbers needed.
+        expected: usize,
+    },
+    /// Two options that say the same in different ways.
+    #[error("{first} and {second} are given; one of the two is accepted")]
+    Both {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A table of cosines or sines that does not fit.
+    #[error(
+        "{tensor} has shape {shape:?}; [positions, turned columns / 2] is accepted, with 1 or more positions and 1 to {} columns",
+        .columns / 2
+    )]
+    RotaryTable {
+        /// `cos` or `sin`.
+        tensor: Operand,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Columns of a head.
+        columns: usize,
+    },
+    /// Positions that the tables do not have.
+    #[error("rows from position {first} on reach position {last}; the tables have {positions}, from 0 on")]
+    PastTable {
+        /// Position of the first row.
+        first: usize,
+        /// Position of the last row.
+        last: usize,
+        /// Rows of the tables.
+        positions: usize,
+    },
     /// Tensors are on different devices.
     #[error("{tensor} is on device {found}, {of} is on {expected}; they must be on the same device")]
     Device {

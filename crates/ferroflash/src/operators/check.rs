@@ -4,7 +4,7 @@ use super::rows::{Rows, check_columns, check_contiguous, check_device, check_dty
 use crate::device::Device;
 use crate::error::{Operand, OperatorError, Result};
 use crate::tensor::overlap::{Footprint, check_apart, check_itself};
-use crate::tensor::{Dims, TensorView, TensorViewMut};
+use crate::tensor::{Dims, IndicesView, TensorView, TensorViewMut};
 use kernel_spec::DType;
 
 /// The tensors of a call, each checked against the first.
@@ -25,6 +25,15 @@ impl<'a> Tensors<'a> {
         check_columns(first, view)?;
         let read = vec![(first, footprint(view))];
         Ok(Tensors { first, device: view.device(), shape: view.shape(), read, written: Vec::new() })
+    }
+
+    /// The tensors of a call that writes the first of them.
+    pub(super) fn in_place(first: Operand, view: &'a TensorViewMut<'_>) -> Result<Tensors<'a>> {
+        let view = view.view();
+        let mut tensors = Tensors::of(first, &view)?;
+        check_itself(view.geometry())?;
+        tensors.written = std::mem::take(&mut tensors.read);
+        Ok(tensors)
     }
 
     fn columns(&self) -> Dims {
@@ -65,6 +74,26 @@ impl<'a> Tensors<'a> {
         self.like(tensor, &view, &expected, accepted)?;
         check_contiguous(tensor, &view)?;
         self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    /// A contiguous tensor whose shape follows from no other, read.
+    pub(super) fn table(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_dtype(tensor, view.dtype(), accepted)?;
+        check_contiguous(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// Numbers on the device, so many of them.
+    pub(super) fn indices(&mut self, tensor: Operand, view: &IndicesView<'_>, expected: usize) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        let found = view.len();
+        if found != expected {
+            return Err(OperatorError::IndexCount { tensor, found, expected }.into());
+        }
+        self.read.push((tensor, Footprint::contiguous(view.address(), found as u128 * size_of::<i32>() as u128)));
         Ok(())
     }
 

@@ -13,6 +13,8 @@ pub mod forward;
 pub mod merge;
 #[macro_use]
 pub mod norm;
+#[macro_use]
+pub mod rotary;
 pub mod rows;
 #[macro_use]
 pub mod sequences;
@@ -46,7 +48,10 @@ impl Unit {
             let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
             forward.chain(backward).chain(merge).chain(blocks::ENTRIES)
         });
-        let operators = (self == Unit::Operators).then(|| norm::VARIANTS.iter().map(|variant| &variant.entry));
+        let operators = (self == Unit::Operators).then(|| {
+            let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
+            norms.chain(rotary::VARIANTS.iter().map(|variant| &variant.entry))
+        });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }
 }

@@ -2,4 +2,5 @@
 
 pub mod norm;
 pub mod norm_backward;
+pub mod rotary;
 pub mod row;
