@@ -58,6 +58,12 @@ pub enum Operand {
     Offsets,
     /// First token of each packed sequence.
     Starts,
+    /// Rows that numbers name.
+    Table,
+    /// Gradient with respect to these.
+    Dtable,
+    /// Numbers that name rows of a table.
+    Ids,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -125,6 +131,9 @@ impl std::fmt::Display for Operand {
             Operand::Positions => "the positions",
             Operand::Offsets => "the offsets",
             Operand::Starts => "the starts of the sequences",
+            Operand::Table => "table",
+            Operand::Dtable => "dtable",
+            Operand::Ids => "ids",
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",

@@ -151,6 +151,42 @@ pub enum OperatorError {
         /// Rows of the tables.
         positions: usize,
     },
+    /// A table of a number of rows that no kernel takes.
+    #[error("the table has {found} rows; 1 to {limit} are accepted")]
+    Vocabulary {
+        /// Rows of the table.
+        found: usize,
+        /// Most rows.
+        limit: u64,
+    },
+    /// A row of the table that it does not have.
+    #[error("padding is row {found}; the table has {vocabulary}, from 0 on")]
+    Padding {
+        /// The row given.
+        found: usize,
+        /// Rows of the table.
+        vocabulary: usize,
+    },
+    /// A tensor that does not have a row for each number.
+    #[error("{tensor} has shape {found:?}; [.., {columns}] is accepted, with {rows} rows")]
+    RowsOf {
+        /// The tensor.
+        tensor: Operand,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Rows needed: the product of all axes but the last.
+        rows: usize,
+        /// Columns needed.
+        columns: usize,
+    },
+    /// A factor that is no finite number.
+    #[error("{name} {found} is not accepted; it must be finite")]
+    NotFinite {
+        /// The option.
+        name: &'static str,
+        /// The number given.
+        found: f32,
+    },
     /// Tensors are on different devices.
     #[error("{tensor} is on device {found}, {of} is on {expected}; they must be on the same device")]
     Device {

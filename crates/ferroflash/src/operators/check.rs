@@ -86,6 +86,33 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    /// A tensor of rows whose shape does not follow from the first, read.
+    pub(super) fn other_rows(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        self.fits(tensor, view, accepted)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// The same, written.
+    pub(super) fn other_rows_out(
+        &mut self,
+        tensor: Operand,
+        view: &TensorViewMut<'_>,
+        accepted: &[DType],
+    ) -> Result<()> {
+        let view = view.view();
+        self.fits(tensor, &view, accepted)?;
+        check_itself(view.geometry())?;
+        self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    fn fits(&self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_dtype(tensor, view.dtype(), accepted)?;
+        check_columns(tensor, view)
+    }
+
     /// Numbers on the device, so many of them.
     pub(super) fn indices(&mut self, tensor: Operand, view: &IndicesView<'_>, expected: usize) -> Result<()> {
         check_device(tensor, view.device(), self.first, self.device)?;

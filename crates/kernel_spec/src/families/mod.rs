@@ -8,6 +8,8 @@ use crate::entry::Entry;
 pub mod backward;
 pub mod blocks;
 #[macro_use]
+pub mod embedding;
+#[macro_use]
 pub mod forward;
 #[macro_use]
 pub mod merge;
@@ -50,7 +52,8 @@ impl Unit {
         });
         let operators = (self == Unit::Operators).then(|| {
             let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
-            norms.chain(rotary::VARIANTS.iter().map(|variant| &variant.entry))
+            let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
+            norms.chain(rotary).chain(embedding::VARIANTS.iter().map(|variant| &variant.entry))
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }

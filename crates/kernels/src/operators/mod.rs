@@ -1,5 +1,7 @@
 //! Operators on rows: what a model computes around attention.
 
+pub mod embedding;
+pub mod embedding_backward;
 pub mod norm;
 pub mod norm_backward;
 pub mod rotary;
