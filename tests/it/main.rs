@@ -9,6 +9,8 @@
 //! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli` and `cli_*`; by default the one beside this
 //!   binary, or under cargo a fresh build.
 
+mod adamw;
+mod adamw_errors;
 mod api_errors;
 mod backward;
 mod backward_errors;

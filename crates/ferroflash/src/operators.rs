@@ -6,7 +6,9 @@
 //! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
 //! | rotary embedding | [`Rotary`] | [`Rotary::forward`], [`Rotary::forward_into`], [`Rotary::in_place`] | [`Rotary::backward`], [`Rotary::backward_into`], [`Rotary::conjugate`] |
 //! | embedding tables | [`Embedding`] | [`Embedding::forward`], [`Embedding::forward_into`] | [`Embedding::backward`], [`Embedding::backward_into`] |
+//! | AdamW | [`AdamW`] | [`AdamW::step`] | |
 
+mod adamw;
 mod check;
 mod cut;
 mod embedding;
@@ -15,6 +17,7 @@ mod plan;
 mod rotary;
 mod rows;
 
+pub use adamw::{AdamW, AdamWPlan, AdamWTensor, StepNumber};
 pub use embedding::{Embedding, EmbeddingGradients, EmbeddingOutput};
 pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
 pub use plan::{Operation, OperatorPlan};

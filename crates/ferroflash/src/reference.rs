@@ -30,6 +30,7 @@ use crate::error::Result;
 use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
+mod adamw;
 mod compare;
 mod embedding;
 mod gradients;
@@ -41,6 +42,7 @@ mod sequences;
 #[cfg(test)]
 mod tests;
 
+pub use adamw::{ReferenceAdamW, ReferenceAdamWState};
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use embedding::ReferenceEmbedding;
 pub use gradients::ReferenceGradients;

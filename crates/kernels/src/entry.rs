@@ -2,6 +2,8 @@
 
 use cuda_std::prelude::*;
 
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod adamw;
 #[cfg(feature = "attention")]
 mod backward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]

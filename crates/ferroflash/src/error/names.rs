@@ -64,6 +64,20 @@ pub enum Operand {
     Dtable,
     /// Numbers that name rows of a table.
     Ids,
+    /// A tensor of parameters of an optimiser, counted from 0.
+    Parameter(usize),
+    /// Its gradient.
+    ParameterGradient(usize),
+    /// Its first moments.
+    Moment(usize),
+    /// Its second moments.
+    SecondMoment(usize),
+    /// It in f32.
+    Master(usize),
+    /// The number of an optimiser's step.
+    StepCount,
+    /// What gradients are multiplied with.
+    GradientFactor,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -134,6 +148,28 @@ impl std::fmt::Display for Operand {
             Operand::Table => "table",
             Operand::Dtable => "dtable",
             Operand::Ids => "ids",
+            Operand::StepCount => "the number of the step",
+            Operand::GradientFactor => "the factor of the gradients",
+            Operand::Parameter(index) => {
+                numbered = format!("parameter {index}");
+                &numbered
+            }
+            Operand::ParameterGradient(index) => {
+                numbered = format!("the gradient of parameter {index}");
+                &numbered
+            }
+            Operand::Moment(index) => {
+                numbered = format!("the moment of parameter {index}");
+                &numbered
+            }
+            Operand::SecondMoment(index) => {
+                numbered = format!("the second moment of parameter {index}");
+                &numbered
+            }
+            Operand::Master(index) => {
+                numbered = format!("the master of parameter {index}");
+                &numbered
+            }
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",

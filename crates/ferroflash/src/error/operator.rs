@@ -187,6 +187,16 @@ pub enum OperatorError {
         /// The number given.
         found: f32,
     },
+    /// An option of an optimiser that is outside of its range.
+    #[error("{name} {found} is not accepted; it must be {accepted}")]
+    Hyperparameter {
+        /// The option.
+        name: &'static str,
+        /// The number given.
+        found: f64,
+        /// The numbers that are accepted.
+        accepted: &'static str,
+    },
     /// Tensors are on different devices.
     #[error("{tensor} is on device {found}, {of} is on {expected}; they must be on the same device")]
     Device {

@@ -5,6 +5,8 @@
 
 use crate::entry::Entry;
 
+#[macro_use]
+pub mod adamw;
 pub mod backward;
 pub mod blocks;
 #[macro_use]
@@ -53,7 +55,8 @@ impl Unit {
         let operators = (self == Unit::Operators).then(|| {
             let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
             let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
-            norms.chain(rotary).chain(embedding::VARIANTS.iter().map(|variant| &variant.entry))
+            let embedding = embedding::VARIANTS.iter().map(|variant| &variant.entry);
+            norms.chain(rotary).chain(embedding).chain(adamw::VARIANTS.iter().map(|variant| &variant.entry))
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }

@@ -1,5 +1,6 @@
 //! Operators on rows: what a model computes around attention.
 
+pub mod adamw;
 pub mod embedding;
 pub mod embedding_backward;
 pub mod norm;
