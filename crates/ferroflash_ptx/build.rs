@@ -131,8 +131,9 @@ fn pack_of(symbol: &str) -> String {
 }
 
 fn compress(text: &[u8]) -> Vec<u8> {
-    // Level 6 makes packs a fifth smaller than level 1, and takes eight times as long: for what is released.
-    let level = if env::var_os("PROFILE").is_some_and(|profile| profile == "release") { 6 } else { 1 };
+    // Level 6 makes packs a fifth smaller than level 1, and takes eight times as long: for what is released, which is compiled here.
+    let is_release = env::var_os("PROFILE").is_some_and(|profile| profile == "release");
+    let level = if is_release && env::var_os("FERROFLASH_PTX_DIR").is_none() { 6 } else { 1 };
     let mut options = LzmaOptions::with_preset(level);
     // All of the text can be referred to, and unpacking takes no more memory than that.
     options.dict_size = u32::try_from(text.len()).expect("PTX of two entries").max(DICT_SIZE_MIN);

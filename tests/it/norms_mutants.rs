@@ -21,10 +21,19 @@ struct Subject {
     needless: &'static [Needless],
 }
 
-const SUBJECTS: [Subject; 6] = [
+const SUBJECTS: [Subject; 8] = [
     Subject {
         rows: 2,
         columns: 2000,
+        backward: false,
+        edited: 0,
+        symbol: "norm_bf16_64x4",
+        least_mutants: 2,
+        needless: &[],
+    },
+    Subject {
+        rows: 2,
+        columns: 4000,
         backward: false,
         edited: 0,
         symbol: "norm_bf16_128x4",
@@ -32,22 +41,22 @@ const SUBJECTS: [Subject; 6] = [
         needless: &[],
     },
     Subject {
-        rows: 2,
+        rows: 4,
         columns: 20_000,
         backward: false,
         edited: 0,
         symbol: "norm_cluster_bf16_512x4",
         least_mutants: 6,
-        needless: &[],
+        needless: &[(Edit::NoCopyCommit, 3, "of rows with a residual, of which this call has none")],
     },
     Subject {
-        rows: 30,
-        columns: 100,
+        rows: 250,
+        columns: 104,
         backward: true,
         edited: 0,
-        symbol: "norm_backward_bf16_16x1",
+        symbol: "norm_backward_bf16_8x2",
         least_mutants: 2,
-        needless: &[(Edit::NoBarrier, 1, "before the sums for the weights: nobody has used their place yet")],
+        needless: &[],
     },
     Subject {
         rows: 30,
@@ -59,8 +68,17 @@ const SUBJECTS: [Subject; 6] = [
         needless: &[],
     },
     Subject {
-        rows: 9,
-        columns: 1500,
+        rows: 40,
+        columns: 1000,
+        backward: true,
+        edited: 0,
+        symbol: "norm_backward_bf16_64x2",
+        least_mutants: 2,
+        needless: &[],
+    },
+    Subject {
+        rows: 20,
+        columns: 1504,
         backward: true,
         edited: 0,
         symbol: "norm_backward_bf16_128x2",

@@ -58,6 +58,20 @@ pub unsafe fn load_f32(address: u32) -> f32 {
     value
 }
 
+/// Writes a float.
+///
+/// PTX `st.shared::cluster.f32`, least SM 9.0.
+///
+/// # Safety
+/// An address of [`map`], a multiple of 4, of a thread block that has not exited; no other thread touches it until both have passed a [`sync`].
+#[inline(always)]
+pub unsafe fn store_f32(address: u32, value: f32) {
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("st.shared::cluster.f32 [{}], {};", in(reg32) address, in(reg32) value, options(nostack));
+    }
+}
+
 /// Reads two floats.
 ///
 /// PTX `ld.shared::cluster.v2.f32`, least SM 9.0.

@@ -52,6 +52,18 @@ impl Cut {
         Ok(Cut { entry, tile, because, sharers, share: columns.div_ceil(sharers).next_multiple_of(line) })
     }
 
+    /// Thread blocks, or clusters, for so many rows: one for each few, or as many as the GPU holds at a time where they share out the rows.
+    pub(super) fn teams(&self, rows: &Rows, device: &Device, shared_out: bool) -> u64 {
+        let teams = rows.rows.div_ceil(self.tile.block_rows() as usize) as u64;
+        if !shared_out {
+            return teams;
+        }
+        let held = u64::from(device.info().multiprocessors) * u64::from(self.entry.min_ctas);
+        // Not all places are those of whole clusters, and one that comes after the others would have as much to do as they have had.
+        let held = if self.sharers > 1 { held * 8 / 9 / u64::from(self.sharers) } else { held };
+        teams.min(held.max(1))
+    }
+
     /// The launch for so many thread blocks, or clusters.
     pub(super) fn step(&self, teams: u64, features: FeatureSet, aligned: bool, params: Params) -> Result<Step> {
         let Cut { entry, tile: RowTile { row_threads, vectors, sharing, .. }, because, .. } = *self;

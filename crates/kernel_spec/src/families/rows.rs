@@ -66,6 +66,8 @@ pub struct RowTile {
     pub row_threads: u32,
     /// Vectors of [`VECTOR_BYTES`] of a thread.
     pub vectors: u32,
+    /// Rows that are on their way into shared memory while one is worked on; 0: a thread block has one row after another to load, or one alone.
+    pub ahead: u32,
 }
 
 impl RowTile {
@@ -77,6 +79,11 @@ impl RowTile {
     /// Rows that a thread block works on at a time.
     pub const fn block_rows(&self) -> u32 {
         self.threads / self.row_threads
+    }
+
+    /// Bytes of shared memory of the rows that are on their way, of so many tensors: `[ahead][tensor][vector][thread]` vectors.
+    pub const fn ahead_bytes(&self, tensors: u32) -> u32 {
+        self.ahead * tensors * self.vectors * self.threads * VECTOR_BYTES
     }
 
     /// Columns of the longest row that it takes.
@@ -92,17 +99,17 @@ impl RowTile {
 /// Places in shared memory for sums over a row of two numbers at a time, for each of two turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SumsMemory {
-    /// Of each warp: `f32 [2][2][warps]`. None where a row is that of one warp.
+    /// Of each warp of the thread block: `f32 [2][2][warps]`. None where a row is that of one warp.
     pub warps: u32,
-    /// Of each of the thread blocks that share a row: `f32 [2][2]`. None for others.
-    pub block: u32,
+    /// Of each of the thread blocks that share a row: `f32 [2][`[`MAX_SHARERS`]`][2]`. None for others.
+    pub blocks: u32,
 }
 
 impl SumsMemory {
     /// The places that a tile needs.
     pub const fn take(carve: &mut Carve, tile: &RowTile) -> SumsMemory {
-        let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.row_threads / 32), 16) } else { 0 };
-        let block = if matches!(tile.sharing, Sharing::Cluster) { carve.take(4 * 4, 16) } else { 0 };
-        SumsMemory { warps, block }
+        let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.threads / 32), 16) } else { 0 };
+        let blocks = if matches!(tile.sharing, Sharing::Cluster) { carve.take(4 * 4 * MAX_SHARERS, 16) } else { 0 };
+        SumsMemory { warps, blocks }
     }
 }

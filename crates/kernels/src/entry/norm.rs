@@ -14,7 +14,7 @@ use crate::operators::row::Config;
 use crate::operators::{norm, norm_backward};
 
 macro_rules! entries {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal ahead $ahead:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
         $($(entry! { $pass $sharing $vectors $dtype $symbol $threads $min_ctas $reason })+)*
     };

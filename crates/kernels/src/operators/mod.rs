@@ -1,9 +1,11 @@
 //! Operators on rows: what a model computes around attention.
 
 pub mod adamw;
+pub mod ahead;
 pub mod embedding;
 pub mod embedding_backward;
 pub mod norm;
 pub mod norm_backward;
 pub mod rotary;
 pub mod row;
+pub mod sums;

@@ -18,7 +18,9 @@ use cuda_std::{copy, math, warp};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
 use kernel_spec::families::norm::{Memory, NormParams, Variant};
 
-use crate::operators::row::{Columns, Config, RowPlace, Seat, Sums, Vector, leave};
+use crate::operators::ahead::Ahead;
+use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector, added, widened};
+use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
 /// Squares of the largest numbers times this, and the sum of 2^24 of them, are numbers.
@@ -39,8 +41,68 @@ pub trait NormConfig: Config {
 #[inline(always)]
 pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     let seat = Seat::of::<C>(&p.sharers);
+    let mut rows_ahead = Ahead::<2>::new(C::MEMORY.ahead);
+    let step = p.teams * const { C::TILE.block_rows() };
+    let mut row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
+    let ahead = const { C::TILE.ahead };
+    // f32 beside 16 bits does not fit the places of rows to come, and single elements are not copied.
+    let copied = ahead > 0 && p.aligned != 0 && (!p.features.has(RESIDUAL) || p.wide_residual == 0);
+    if copied {
+        for i in 0..ahead {
+            // SAFETY: places are free.
+            unsafe { start::<C, V>(p, &seat, &mut rows_ahead, row + i * step) };
+        }
+    }
+    // SAFETY: all threads come here, with rows on their way.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
+    loop {
+        // SAFETY: passed on.
+        unsafe { one_row::<C, V>(p, &seat, &mut sums, &mut rows_ahead, row, copied) };
+        // Without rows ahead there is a thread block for each row, or each few.
+        row += step;
+        if ahead == 0 || row - seat.in_block >= p.extents.rows {
+            break;
+        }
+    }
+    // Zeros in place of rows behind the last.
+    if ahead > 0 {
+        copy::wait_group::<0>();
+    }
+}
+
+/// Tensors that a row is the sum of.
+#[inline(always)]
+fn tensors(p: &NormParams) -> usize {
+    if p.features.has(RESIDUAL) { 2 } else { 1 }
+}
+
+/// Starts copying a row that is to come.
+///
+/// # Safety
+/// See [`Ahead::start`].
+#[inline(always)]
+unsafe fn start<C: NormConfig, const V: usize>(p: &NormParams, seat: &Seat, ahead: &mut Ahead<2>, row: u32) {
+    let own = Columns::of::<C>(seat, 0, p.share, p.extents.columns, true, row < p.extents.rows);
+    let place = RowPlace::of(&p.extents, row);
+    let starts = [&p.x, &p.residual].map(|tensor| place.start::<C::T>(tensor, false));
+    // SAFETY: passed on; rows that do not exist have no columns.
+    unsafe { ahead.start::<C, V>(&own, starts, tensors(p)) };
+}
+
+/// A row, or one of each few threads of the thread block.
+///
+/// # Safety
+/// All threads of the block and of its cluster call it, converged.
+#[inline(always)]
+unsafe fn one_row<C: NormConfig, const V: usize>(
+    p: &NormParams,
+    seat: &Seat,
+    sums: &mut Sums,
+    rows_ahead: &mut Ahead<2>,
+    row: u32,
+    copied: bool,
+) {
     let columns = p.extents.columns;
-    let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
     let exists = row < p.extents.rows;
     let place = RowPlace::of(&p.extents, row);
     let (wide, wide_weight, aligned) = (p.wide_residual != 0, p.wide_weight != 0, p.aligned != 0);
@@ -50,7 +112,7 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     let residual = place.start::<C::T>(&p.residual, wide);
     let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
     let own = #[inline(always)]
-    |tile: u32| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
+    |tile: u32| Columns::of::<C>(seat, tile, p.share, columns, aligned, exists);
     let load = #[inline(always)]
     |tile: u32| -> [Vector; V] {
         let own = own(tile);
@@ -58,7 +120,24 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
         unsafe { if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) } }
     };
 
-    let mut held = if C::AGAIN { [[0.0; 8]; V] } else { load(0) };
+    let mut held = if C::AGAIN {
+        [[0.0; 8]; V]
+    } else if copied {
+        // SAFETY: as many rows as there are places were started, and the one that had this place was taken.
+        unsafe {
+            let [x, residual] = rows_ahead.take::<C, V>(tensors(p));
+            start::<C, V>(p, seat, rows_ahead, row + const { C::TILE.ahead * C::TILE.block_rows() } * p.teams);
+            let mut h = widened::<C::T, V>(x);
+            if has_residual {
+                for v in 0..V {
+                    h[v] = added(h[v], C::T::widen_chunk(residual[v]));
+                }
+            }
+            h
+        }
+    } else {
+        load(0)
+    };
     let store_sum = #[inline(always)]
     |tile: u32, h: &[Vector; V]| {
         if has_residual && p.residual_out.address != 0 {
@@ -74,7 +153,6 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     }
 
     let count = columns as f32;
-    let mut sums = Sums::new(&seat);
     let mut scale = 1.0;
     let mut is_second = false;
     let (mut mean, mut variance);
@@ -177,6 +255,4 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
             }
         }
     }
-    // SAFETY: all threads come here.
-    unsafe { leave::<C>() };
 }

@@ -21,8 +21,10 @@ use cuda_std::{copy, math, shared, sync, thread};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
 use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COLUMNS};
 
+use crate::operators::ahead::Ahead;
 use crate::operators::norm::NormConfig;
-use crate::operators::row::{Columns, RowPlace, Seat, Sums, Vector, leave};
+use crate::operators::row::{Columns, RowPlace, Seat, Vector, widened};
+use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
 /// One thread block: the gradient of x of its rows, and what these add to those of weights and biases.
@@ -57,10 +59,44 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
     };
     let mut weight_sums = [[0.0; 8]; V];
     let mut bias_sums = [[0.0; 8]; V];
-    let mut sums = Sums::new(&seat);
     let count = columns as f32;
-
     let mut first = seat.team * block_rows;
+    let step = p.parts * block_rows;
+
+    let ahead = const { C::TILE.ahead };
+    let mut rows_ahead = Ahead::<2>::new(C::MEMORY.ahead);
+    // f32 beside 16 bits does not fit the places of rows to come, and single elements are not copied.
+    let copied = ahead > 0 && aligned && !wide;
+    let start = #[inline(always)]
+    |rows_ahead: &mut Ahead<2>, row: u32| {
+        let place = RowPlace::of(&p.extents, row);
+        let starts = [&p.normalised, &p.dout].map(|tensor| place.start::<C::T>(tensor, false));
+        // SAFETY: places are free, and rows that do not exist have no columns.
+        unsafe { rows_ahead.start::<C, V>(&own(0, row < p.extents.rows), starts, 2) };
+    };
+    // Nobody waits for the statistics of a row either: they are read while the row before is worked on.
+    let statistics = #[inline(always)]
+    |row: u32| {
+        let (mut mean, mut rstd) = (0.0, 0.0);
+        if row < p.extents.rows {
+            // SAFETY: one number a row.
+            unsafe {
+                if has_mean {
+                    mean = copy::load_f32(p.mean + row as u64 * 4);
+                }
+                rstd = copy::load_f32(p.rstd + row as u64 * 4);
+            }
+        }
+        [mean, rstd]
+    };
+    if copied {
+        for i in 0..ahead {
+            start(&mut rows_ahead, first + seat.in_block + i * step);
+        }
+    }
+    let mut next_statistics = statistics(first + seat.in_block);
+    // SAFETY: all threads come here, with rows on their way.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
     while first < p.extents.rows {
         let row = first + seat.in_block;
         let exists = row < p.extents.rows;
@@ -81,19 +117,20 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             // SAFETY: as above.
             unsafe { own(tile, exists).load::<C, V>(upstream, wide) }
         };
-        let mut held = if C::AGAIN { ([[0.0; 8]; V], [[0.0; 8]; V]) } else { load(0) };
+        let mut held = if C::AGAIN {
+            ([[0.0; 8]; V], [[0.0; 8]; V])
+        } else if copied {
+            // SAFETY: as many rows as there are places were started, and the one that had this place was taken.
+            let [normalised, dout] = unsafe { rows_ahead.take::<C, V>(2) };
+            start(&mut rows_ahead, row + ahead * step);
+            (widened::<C::T, V>(normalised), widened::<C::T, V>(dout))
+        } else {
+            load(0)
+        };
         // With the other two, so that it is on its way.
         let held_upstream = if has_residual && !C::AGAIN { load_upstream(0) } else { [[0.0; 8]; V] };
-        let (mut mean, mut rstd) = (0.0, 0.0);
-        if exists {
-            // SAFETY: one number a row.
-            unsafe {
-                if has_mean {
-                    mean = copy::load_f32(p.mean + row as u64 * 4);
-                }
-                rstd = copy::load_f32(p.rstd + row as u64 * 4);
-            }
-        }
+        let [mean, rstd] = next_statistics;
+        next_statistics = statistics(row + step);
         // Of g n, and of g.
         let mut own_sums = [0.0; 2];
         for tile in 0..tiles {
@@ -142,17 +179,17 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
                 }
             }
         }
-        first += p.parts * block_rows;
+        first += step;
     }
     if !C::AGAIN {
+        // Zeros in place of rows behind the last are still on their way, to where the sums go.
+        copy::wait_group::<0>();
         // SAFETY: all threads of the block come here.
         unsafe {
             store_parts::<C, V>(p, &seat, p.weight_parts, &weight_sums);
             store_parts::<C, V>(p, &seat, p.bias_parts, &bias_sums);
         }
     }
-    // SAFETY: all threads come here.
-    unsafe { leave::<C>() };
 }
 
 /// Floats of a row of the parts: whole vectors.
@@ -184,7 +221,7 @@ unsafe fn store_parts<C: NormConfig, const V: usize>(p: &NormBackwardParams, sea
         }
         let place = shared::dynamic() + C::MEMORY.sums;
         let width = const { C::TILE.columns() };
-        // The place has been read by whoever wrote there before.
+        // The place has been read by whoever wrote there before, and no copy is on its way to it.
         sync::block();
         for v in 0..V {
             for e in 0..C::T::CHUNK {

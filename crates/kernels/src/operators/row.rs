@@ -1,4 +1,4 @@
-//! A row of a tensor in the registers of threads, and sums over it.
+//! A row of a tensor in the registers of threads.
 //!
 //! ```text
 //! threads of a row      0      1      2    ..  n-1 |   0      1    ..
@@ -6,13 +6,10 @@
 //! at a time                  vector 0              |     vector 1
 //! ```
 //!
-//! Neighbours read neighbouring vectors. A thread block has one row, or several of up to 32 threads each; or the thread blocks of a cluster share a
-//! row, each with a run of its columns; or no register holds it, and tiles of as many columns as there are registers pass by. A sum goes over the columns
-//! of a thread, the lanes of a warp, the warps, the thread blocks, each in one order: every thread ends up with the same bits.
+//! Neighbours read neighbouring vectors. A thread block has one row, or several of up to 64 threads each; or the thread blocks of a cluster share a
+//! row, each with a run of its columns; or no register holds it, and tiles of as many columns as there are registers pass by.
 
-#[cfg(target_feature = "sm_90a")]
-use cuda_std::cluster;
-use cuda_std::{copy, math, shared, sync, thread, warp};
+use cuda_std::{copy, math, thread};
 use kernel_spec::Divisor;
 use kernel_spec::families::rows::{Extents, RowTile, RowsParams, Sharing, SumsMemory, VECTOR_BYTES};
 
@@ -22,7 +19,7 @@ use crate::parts::element::Element;
 pub trait Config {
     /// The policy of its row of the list.
     const TILE: RowTile;
-    /// Places in shared memory for [`Sums`].
+    /// Places in shared memory for [`Sums`](crate::operators::sums::Sums).
     const SUMS: SumsMemory;
     /// Element type of the rows.
     type T: Element;
@@ -182,6 +179,16 @@ impl Columns {
                 }
                 return values;
             }
+            if V > 4 {
+                for v in 0..V {
+                    // A branch here too: all words of so many vectors do not fit the registers beside their sums.
+                    if math::opaque(self.room) > Self::ahead::<C>(v) {
+                        let x = C::T::widen_chunk(self.load_words::<C>(base, v));
+                        values[v] = added(x, self.load_one::<C>(other, wide, v));
+                    }
+                }
+                return values;
+            }
             let mut words = [[0; 4]; V];
             for v in 0..V {
                 words[v] = self.load_words::<C>(base, v);
@@ -203,6 +210,25 @@ impl Columns {
             }
         }
         values
+    }
+
+    /// Starts copying the vectors of a thread, of the row's own type, zeros behind the last column. `start` is the address of column 0, `to` that of the
+    /// thread's own first vector in shared memory, where the vectors of all threads lie side by side.
+    ///
+    /// # Safety
+    /// As for [`Columns::load`] of aligned rows, and for [`copy::async_16_or_zero`].
+    #[inline(always)]
+    pub unsafe fn copy_to_shared<C: Config, const V: usize>(&self, start: u64, to: u32) {
+        let from = self.base(start, C::T::BYTES);
+        for v in 0..V {
+            let ahead = Self::ahead::<C>(v);
+            let bytes = if ahead < self.room { VECTOR_BYTES } else { 0 };
+            // SAFETY: passed on; nothing is read behind the last column.
+            unsafe {
+                let to = to + v as u32 * const { C::TILE.threads * VECTOR_BYTES };
+                copy::async_16_or_zero(to, from + ahead as u64 * C::T::BYTES as u64, bytes);
+            }
+        }
     }
 
     /// One vector; see [`Columns::load`].
@@ -305,8 +331,19 @@ fn wide_vector(words: [[u32; 4]; 2]) -> Vector {
     values
 }
 
+/// Vectors of a row's own type, from their bits.
 #[inline(always)]
-fn added(mut a: Vector, b: Vector) -> Vector {
+pub fn widened<T: Element, const V: usize>(words: [[u32; 4]; V]) -> [Vector; V] {
+    let mut values = [[0.0; 8]; V];
+    for v in 0..V {
+        values[v] = T::widen_chunk(words[v]);
+    }
+    values
+}
+
+/// The sums of their elements.
+#[inline(always)]
+pub fn added(mut a: Vector, b: Vector) -> Vector {
     for e in 0..8 {
         a[e] += b[e];
     }
@@ -342,98 +379,5 @@ impl RowPlace {
         let elements = outer as u64 * a + middle as u64 * b + inner as u64 * c;
         let bytes = if wide { 4 } else { T::BYTES as u64 };
         tensor.address + elements * bytes
-    }
-}
-
-/// Sums over rows, one after the other.
-pub struct Sums {
-    /// Which of two places in shared memory comes next. One barrier for each sum is then enough: whoever writes to a place again has passed the
-    /// barrier of the sum between, which nobody passes who still reads.
-    turn: u32,
-    /// Thread blocks that share a row.
-    #[cfg(target_feature = "sm_90a")]
-    sharers: u32,
-}
-
-impl Sums {
-    /// None yet.
-    #[inline(always)]
-    pub fn new(seat: &Seat) -> Sums {
-        #[cfg(not(target_feature = "sm_90a"))]
-        let _ = seat;
-        Sums {
-            turn: 0,
-            #[cfg(target_feature = "sm_90a")]
-            sharers: seat.sharers,
-        }
-    }
-
-    /// Each number's sum over the threads that share a row, in all of these.
-    ///
-    /// # Safety
-    /// All threads of the block, and of its cluster, call it, converged, with the shared memory that the row of the list asks for.
-    #[inline(always)]
-    pub unsafe fn over<C: Config, const N: usize>(&mut self, mut values: [f32; N]) -> [f32; N] {
-        let lanes = const { if C::ROW_THREADS < 32 { C::ROW_THREADS } else { 32 } };
-        let mut distance = lanes / 2;
-        // SAFETY: the caller guarantees convergence and shared memory, and the barriers order it.
-        unsafe {
-            while distance > 0 {
-                for i in 0..N {
-                    values[i] += warp::butterfly(values[i], distance);
-                }
-                distance /= 2;
-            }
-            let memory = const { C::SUMS };
-            let warps = const { C::ROW_THREADS / 32 };
-            if warps > 1 {
-                let place = shared::dynamic() + memory.warps + self.turn * 8 * warps;
-                if thread::lane() == 0 {
-                    for i in 0..N {
-                        shared::store_f32(place + (i as u32 * warps + thread::index() / 32) * 4, values[i]);
-                    }
-                }
-                sync::block();
-                for i in 0..N {
-                    let mut sum = 0.0;
-                    for four in 0..warps / 4 {
-                        let [a, b, c, d] = shared::load_f32x4(place + (i as u32 * warps + four * 4) * 4);
-                        sum += (a + b) + (c + d);
-                    }
-                    values[i] = sum;
-                }
-            }
-            #[cfg(target_feature = "sm_90a")]
-            if C::CLUSTER {
-                let place = shared::dynamic() + memory.block + self.turn * 8;
-                if thread::index() == 0 {
-                    for i in 0..N {
-                        shared::store_f32(place + i as u32 * 4, values[i]);
-                    }
-                }
-                cluster::sync();
-                values = [0.0; N];
-                for rank in 0..self.sharers {
-                    for i in 0..N {
-                        values[i] += cluster::load_f32(cluster::map(place, rank) + i as u32 * 4);
-                    }
-                }
-            }
-        }
-        self.turn ^= 1;
-        values
-    }
-}
-
-/// Keeps the shared memory of this thread block until all of its cluster have read it.
-///
-/// # Safety
-/// All threads of the cluster call it, converged, before they end.
-#[inline(always)]
-pub unsafe fn leave<C: Config>() {
-    #[cfg(target_feature = "sm_90a")]
-    if C::CLUSTER {
-        // SAFETY: passed on.
-        unsafe { cluster::sync() };
     }
 }

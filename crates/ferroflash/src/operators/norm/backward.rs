@@ -298,9 +298,8 @@ impl Norm<'_> {
         let aligned = rows.aligned(dtype, tensors.iter().chain(&call.weight));
         let cut = cut(Pass::Backward, dtype, &rows, device, self.clusters)?;
         let again = cut.tile.sharing == Sharing::Again;
-        // As many as the GPU holds at a time, each of which has its own sums.
-        let held = u64::from(device.info().multiprocessors) * u64::from(cut.entry.min_ctas) / u64::from(cut.sharers);
-        let teams = (rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64).min(held.max(1));
+        // Each of those that share out the rows has its own sums.
+        let teams = cut.teams(&rows, device, true);
         let has_mean = self.kind == Kind::Layer;
         let mut features = Features::OFF;
         for (slot, on) in [(MEAN, has_mean), (RESIDUAL, call.dresidual_out.is_some())] {
@@ -340,6 +339,7 @@ impl Norm<'_> {
             as u64;
         if again && !call.sums.is_empty() {
             // Some thread blocks of each strip of columns.
+            let held = u64::from(device.info().multiprocessors) * u64::from(cut.entry.min_ctas);
             parts = (held * 4).div_ceil(strips).clamp(1, rows.rows.max(1) as u64);
         }
         for placed in &call.sums {

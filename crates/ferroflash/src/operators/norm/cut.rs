@@ -11,7 +11,7 @@ use kernel_spec::families::norm::{NormBackwardParams, NormParams, NormPartsParam
 plain! {
     NormParams {
         x, residual, out, residual_out, weight, bias, mean, rstd, extents, sharers, share, epsilon, weight_offset, aligned, wide_residual,
-        wide_weight, unused, features
+        wide_weight, teams, features
     }
     NormBackwardParams {
         normalised, dout, dresidual_out, dx, dresidual, weight, mean, rstd, weight_parts, bias_parts, extents, sharers, share, parts,

@@ -211,7 +211,7 @@ impl Norm<'_> {
         // Weights have one axis, of which nothing is stepped over.
         let aligned = rows.aligned(dtype, tensors.iter().chain(&weights));
         let cut = cut(Pass::Forward, dtype, &rows, device, self.clusters)?;
-        let teams = rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64;
+        let teams = cut.teams(&rows, device, cut.tile.ahead > 0);
         let mut features = Features::OFF;
         for (slot, on) in [(MEAN, self.kind == Kind::Layer), (RESIDUAL, call.residual.is_some())] {
             features = if on { features.with(slot, 0) } else { features };
@@ -234,7 +234,7 @@ impl Norm<'_> {
             aligned: aligned.into(),
             wide_residual: wide(&call.residual),
             wide_weight: self.weight_dtype().map_or(0, |weight| u32::from(weight != dtype)),
-            unused: 0,
+            teams: teams as u32,
             features,
         };
         let all = tensors.iter().chain(&weights).chain(&call.statistics);

@@ -72,7 +72,10 @@ impl Variant {
 pub struct Memory {
     /// Places for sums over a row.
     pub row: SumsMemory,
-    /// What each of the rows that it works on at a time has summed up: `f32 [rows][columns]`. Backward alone, where there are several.
+    /// Rows that are on their way, of two tensors.
+    pub ahead: u32,
+    /// What each of the rows that it works on at a time has summed up: `f32 [rows][columns]`, in the place of rows on their way. Backward alone, where
+    /// there are several. Of [`Pass::Parts`], the sums of a column of each thread.
     pub sums: u32,
     /// Bytes of all.
     pub total: u32,
@@ -83,27 +86,28 @@ impl Memory {
     pub const fn of(pass: Pass, tile: &RowTile) -> Memory {
         let mut carve = Carve::new();
         let row = SumsMemory::take(&mut carve, tile);
+        let ahead = tile.ahead_bytes(2);
         let sums = match pass {
-            Pass::Backward if tile.block_rows() > 1 => carve.take(4 * tile.block_rows() * tile.columns(), 16),
-            // Of each thread, the sums of a column from all.
-            Pass::Parts => carve.take(4 * tile.threads, 16),
+            Pass::Backward if tile.block_rows() > 1 => 4 * tile.block_rows() * tile.columns(),
+            Pass::Parts => 4 * tile.threads,
             _ => 0,
         };
-        Memory { row, sums, total: carve.total() }
+        let place = carve.take(if ahead > sums { ahead } else { sums }, 16);
+        Memory { row, ahead: place, sums: place, total: carve.total() }
     }
 }
 
 macro_rules! variants {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal ahead $ahead:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
-        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
+        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors, $ahead], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
     };
 }
 
 const fn variant(
     pass: Pass,
     sharing: Sharing,
-    [row_threads, vectors]: [u32; 2],
+    [row_threads, vectors, ahead]: [u32; 3],
     dtype: DType,
     symbol: &'static str,
     [threads, min_ctas]: [u32; 2],
@@ -111,7 +115,7 @@ const fn variant(
 ) -> Variant {
     assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
     let cluster = matches!(sharing, Sharing::Cluster);
-    let tile = RowTile { sharing, dtype, threads, row_threads, vectors };
+    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead };
     let params_bytes = match pass {
         Pass::Forward => size_of::<NormParams>(),
         Pass::Backward | Pass::Columns => size_of::<NormBackwardParams>(),

@@ -42,8 +42,8 @@ pub struct NormParams {
     pub wide_residual: u32,
     /// 1 when weights and biases are f32; 0: of x's type.
     pub wide_weight: u32,
-    /// 0: the features start at a multiple of 8.
-    pub unused: u32,
+    /// Thread blocks, or clusters of them, that share out the rows where rows are on their way ahead.
+    pub teams: u32,
     /// See [`features`](super::features).
     pub features: Features<{ SLOTS as usize }>,
 }
