@@ -91,8 +91,21 @@ def norm(problem):
     return lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
+def rotary(problem):
+    def turn(x, cos, sin):
+        cos, sin = cos[:, None], sin[:, None]
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+    return turn
+
+
+def embedding(problem):
+    return lambda table, ids: torch.nn.functional.embedding(ids, table)
+
+
 # What PyTorch has, as functions of the inputs by name.
-OPERATORS = {"rmsnorm": norm, "layernorm": norm}
+OPERATORS = {"rmsnorm": norm, "layernorm": norm, "rotary": rotary, "embedding": embedding}
 
 
 def of_torch(problem):

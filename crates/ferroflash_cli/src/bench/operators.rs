@@ -2,8 +2,10 @@
 //! process of the peers, and the environment of a record.
 
 mod cell;
+mod embedding;
 mod norm;
 mod problem;
+mod rotary;
 
 use super::measure::Timing;
 use super::nvml::Gpu;
@@ -84,6 +86,10 @@ pub(super) enum OperatorName {
     Rmsnorm,
     /// (x - mean) / sqrt(variance + 1e-6) * weight + bias
     Layernorm,
+    /// Rotary embedding of heads of so many columns, 32 heads a token
+    Rotary,
+    /// Rows of a table, 50257 or four for each of --rows, or its gradient
+    Embedding,
 }
 
 impl OperatorName {
@@ -91,6 +97,8 @@ impl OperatorName {
         match self {
             OperatorName::Rmsnorm => "rmsnorm",
             OperatorName::Layernorm => "layernorm",
+            OperatorName::Rotary => "rotary",
+            OperatorName::Embedding => "embedding",
         }
     }
 
@@ -98,6 +106,8 @@ impl OperatorName {
     fn bytes(self, cell: &Cell) -> u64 {
         match self {
             OperatorName::Rmsnorm | OperatorName::Layernorm => norm::bytes(cell),
+            OperatorName::Rotary => rotary::bytes(cell),
+            OperatorName::Embedding => embedding::bytes(cell),
         }
     }
 }

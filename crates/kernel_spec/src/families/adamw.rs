@@ -1,6 +1,6 @@
 //! AdamW over a list of tensors.
 
-use super::rows::{RowTile, Sharing, SumsMemory};
+use super::rows::{RowTile, Sharing};
 use super::same;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
@@ -95,9 +95,6 @@ impl Variant {
     }
 }
 
-/// Places in shared memory for sums over a row: nobody needs any.
-pub const NO_SUMS: SumsMemory = SumsMemory { warps: 0, block: 0 };
-
 /// Calls `$callback!` with every row: `[type symbol, ..] threads_of_a_thread_block, thread blocks of a multiprocessor, "why";`.
 #[macro_export]
 macro_rules! for_each_adamw_row {
@@ -124,7 +121,7 @@ macro_rules! variants {
                 cooperative: false,
                 max_cluster: 1,
             },
-            tile: RowTile { sharing: Sharing::Alone, dtype: DType::$dtype, threads: $threads, row_threads: $threads, vectors: 1 },
+            tile: RowTile { sharing: Sharing::Alone, dtype: DType::$dtype, threads: $threads, row_threads: $threads, vectors: 1, ahead: 0 },
             reason: $reason,
         },)+)*]
     };

@@ -1,6 +1,6 @@
 //! Embedding tables: rows by number, and gradients of the table, for which numbers are sorted.
 
-use super::rows::{Extents, RowTile, RowsParams, Sharing, SumsMemory};
+use super::rows::{Extents, RowTile, RowsParams, Sharing};
 use super::same;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
@@ -259,11 +259,13 @@ const fn variant(
         max_cluster: 1,
     };
     // Tiles pass by where a row is longer than one.
-    Variant { entry, pass, tile: RowTile { sharing: Sharing::Again, dtype, threads, row_threads, vectors }, reason }
+    Variant {
+        entry,
+        pass,
+        tile: RowTile { sharing: Sharing::Again, dtype, threads, row_threads, vectors, ahead: 0 },
+        reason,
+    }
 }
-
-/// Places in shared memory for sums over a row: nobody needs any.
-pub const NO_SUMS: SumsMemory = SumsMemory { warps: 0, block: 0 };
 
 /// Every compiled entry point.
 pub const VARIANTS: &[Variant] = for_each_embedding_row!(variants);

@@ -1,7 +1,7 @@
 //! The entry points of AdamW: one for every row of `kernel_spec::for_each_adamw_row!`.
 
 use cuda_std::prelude::*;
-use kernel_spec::families::adamw::{AdamWParams, NO_SUMS, Variant};
+use kernel_spec::families::adamw::{AdamWParams, Variant};
 use kernel_spec::families::rows::{RowTile, SumsMemory};
 
 use crate::entry::{Bf16, F16, F32};
@@ -19,7 +19,7 @@ macro_rules! entries {
 
             impl Config for Row {
                 const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = NO_SUMS;
+                const SUMS: SumsMemory = SumsMemory::NONE;
                 type T = $dtype;
             }
 

@@ -1,7 +1,7 @@
 //! The entry points of embedding tables: one for every row of `kernel_spec::for_each_embedding_row!`.
 
 use cuda_std::prelude::*;
-use kernel_spec::families::embedding::{BoundsParams, GatherParams, NO_SUMS, SortParams, SumParams, Variant};
+use kernel_spec::families::embedding::{BoundsParams, GatherParams, SortParams, SumParams, Variant};
 use kernel_spec::families::rows::{RowTile, SumsMemory};
 
 use crate::entry::{Bf16, F16, F32};
@@ -43,7 +43,7 @@ macro_rules! entry {
 
             impl Config for Row {
                 const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = NO_SUMS;
+                const SUMS: SumsMemory = SumsMemory::NONE;
                 type T = $t;
             }
 

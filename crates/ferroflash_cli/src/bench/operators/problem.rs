@@ -1,7 +1,7 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, norm};
+use super::{OperatorName, embedding, norm, rotary};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
@@ -34,7 +34,6 @@ pub(super) struct Input<'t> {
 pub(super) enum Data<'t> {
     Elements(&'t Tensor),
     /// Of `i64`, one axis.
-    #[expect(dead_code, reason = "norms have none")]
     Whole(&'t [i64]),
 }
 
@@ -123,6 +122,8 @@ impl Problem {
             OperatorName::Rmsnorm | OperatorName::Layernorm => {
                 Box::new(norm::Subject::new(device, cell, values, seed)?)
             }
+            OperatorName::Rotary => Box::new(rotary::Subject::new(device, cell, values, seed)?),
+            OperatorName::Embedding => Box::new(embedding::Subject::new(device, cell, values, seed)?),
         };
         let (device, stream) = (device.clone(), device.default_stream());
         Ok(Problem { cell, device, stream, subject, graph: None })
