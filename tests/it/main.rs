@@ -33,6 +33,7 @@ mod dropout;
 mod embedding;
 mod embedding_errors;
 mod embedding_mutants;
+mod gradient_norm;
 mod invariants;
 mod io;
 mod merge;

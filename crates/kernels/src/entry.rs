@@ -12,6 +12,8 @@ mod blocks;
 mod embedding;
 #[cfg(feature = "attention")]
 mod forward;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod gradient_norm;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
 mod merge;
 #[cfg(feature = "operators")]

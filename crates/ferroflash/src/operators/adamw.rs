@@ -3,8 +3,6 @@
 mod call;
 mod plan;
 
-pub use plan::AdamWPlan;
-
 use crate::tensor::{IndicesView, TensorView, TensorViewMut};
 
 /// Which step it is, the first of which is 1.
@@ -85,7 +83,7 @@ impl<'a> AdamW<'a> {
         self
     }
 
-    /// Multiplies gradients with a number on the device too, one of f32, which is not read on the host: the coefficient of clipping, for instance.
+    /// Multiplies gradients with a number on the device too, one of f32, which is not read on the host: that of [`GradientNorm`](super::GradientNorm), for instance.
     pub fn with_gradient_factor(mut self, factor: &TensorView<'a>) -> AdamW<'a> {
         self.gradient_factor = Some(*factor);
         self

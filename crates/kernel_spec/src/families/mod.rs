@@ -14,6 +14,8 @@ pub mod embedding;
 #[macro_use]
 pub mod forward;
 #[macro_use]
+pub mod gradient_norm;
+#[macro_use]
 pub mod merge;
 #[macro_use]
 pub mod norm;
@@ -56,7 +58,9 @@ impl Unit {
             let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
             let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
             let embedding = embedding::VARIANTS.iter().map(|variant| &variant.entry);
-            norms.chain(rotary).chain(embedding).chain(adamw::VARIANTS.iter().map(|variant| &variant.entry))
+            let adamw = adamw::VARIANTS.iter().map(|variant| &variant.entry);
+            let gradient_norm = gradient_norm::VARIANTS.iter().map(|variant| &variant.entry);
+            norms.chain(rotary).chain(embedding).chain(adamw).chain(gradient_norm)
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }

@@ -4,6 +4,7 @@ pub mod adamw;
 pub mod ahead;
 pub mod embedding;
 pub mod embedding_backward;
+pub mod gradient_norm;
 pub mod norm;
 pub mod norm_backward;
 pub mod rotary;

@@ -1,7 +1,8 @@
 //! The call, and what it refuses.
 
+use super::super::list::ListPlan;
 use super::super::rows::{check_contiguous, check_device, check_dtype, check_shape};
-use super::{AdamW, AdamWPlan, AdamWTensor, StepNumber};
+use super::{AdamW, AdamWTensor, StepNumber};
 use crate::device::{Device, Stream};
 use crate::error::{Error, Operand, OperatorError, Result};
 use crate::plan::run;
@@ -62,9 +63,9 @@ impl AdamW<'_> {
     ///
     /// # Errors
     /// As [`AdamW::step`].
-    pub fn plan(&self, number: StepNumber<'_>, tensors: &[AdamWTensor<'_>]) -> Result<AdamWPlan> {
+    pub fn plan(&self, number: StepNumber<'_>, tensors: &[AdamWTensor<'_>]) -> Result<ListPlan> {
         self.check_options(&number)?;
-        let Some(first) = tensors.first() else { return Ok(AdamWPlan::nothing()) };
+        let Some(first) = tensors.first() else { return Ok(ListPlan::nothing("adamw")) };
         let device = first.gradient.device();
         let mut taken = Vec::with_capacity(5 * tensors.len() + 2);
         if let StepNumber::Device(number) = &number {

@@ -1,11 +1,11 @@
 //! The launches.
 
-use super::super::plan::Operation;
+use super::super::list::{ListPlan, elements_of};
 use super::{AdamW, AdamWTensor, StepNumber};
 use crate::device::Device;
 use crate::error::{Error, Operand, Result};
 use crate::plain::{bytes_of, plain};
-use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device};
+use crate::plan::{Binding, MAX_GRID, Params, Step, check_device};
 use crate::specialise::Specialised;
 use kernel_spec::families::adamw::{AdamWParams, MAX_TENSORS, TensorParams, Variant, find};
 use kernel_spec::{DType, FeatureSet, Features};
@@ -18,68 +18,6 @@ plain! {
     }
 }
 
-/// What a step will launch, and why. Prints as a few lines.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct AdamWPlan {
-    /// The launches in order.
-    pub steps: Vec<Step>,
-    /// The tensors of each launch, as they are numbered in the call. Those without elements are in none.
-    pub tensors: Vec<Vec<usize>>,
-    /// Elements of all tensors.
-    pub elements: u64,
-    /// Bytes to read and write: parameters, moments and masters count twice.
-    pub bytes: u64,
-    /// Why these launches.
-    pub reason: String,
-}
-
-impl AdamWPlan {
-    /// That of no tensors.
-    pub(super) fn nothing() -> AdamWPlan {
-        let reason = "there are no tensors".to_owned();
-        AdamWPlan { steps: Vec::new(), tensors: Vec::new(), elements: 0, bytes: 0, reason }
-    }
-}
-
-impl Operation for AdamWPlan {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn steps(&self) -> &[Step] {
-        &self.steps
-    }
-
-    fn buffers(&self) -> &[Buffer] {
-        &[]
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn reason(&self) -> &str {
-        &self.reason
-    }
-}
-
-impl AsRef<[Step]> for AdamWPlan {
-    fn as_ref(&self) -> &[Step] {
-        &self.steps
-    }
-}
-
-impl std::fmt::Display for AdamWPlan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let AdamWPlan { steps, tensors, elements, bytes, reason } = self;
-        let count: usize = tensors.iter().map(Vec::len).sum();
-        writeln!(f, "adamw step: {reason}")?;
-        write!(f, "  problem    {count} tensors of {elements} elements: {bytes} bytes to read and write")?;
-        steps.iter().try_for_each(|step| write!(f, "\n{step}"))
-    }
-}
-
 /// A launch that is being filled.
 struct Launch {
     row: &'static Variant,
@@ -89,7 +27,7 @@ struct Launch {
 }
 
 fn elements(tensor: &AdamWTensor<'_>) -> u64 {
-    tensor.gradient.shape().iter().product::<usize>() as u64
+    elements_of(&tensor.gradient)
 }
 
 impl AdamW<'_> {
@@ -98,7 +36,7 @@ impl AdamW<'_> {
         number: StepNumber<'_>,
         tensors: &[AdamWTensor<'_>],
         device: &Device,
-    ) -> Result<AdamWPlan> {
+    ) -> Result<ListPlan> {
         let mut launches: Vec<Launch> = Vec::new();
         for dtype in DType::ALL {
             let row = find(dtype).expect("every type has a row");
@@ -132,7 +70,9 @@ impl AdamW<'_> {
             let weight = if tensor.master.is_some() { parameter + 2 * f32s } else { 2 * parameter };
             elements(tensor) * (tensor.gradient.dtype().bytes() as u64 + weight + 4 * f32s)
         });
-        Ok(AdamWPlan {
+        Ok(ListPlan {
+            name: "adamw",
+            buffers: Vec::new(),
             steps: steps.collect::<Result<Vec<_>>>()?,
             tensors: launches.iter().map(|launch| launch.tensors.clone()).collect(),
             elements: tensors.iter().map(elements).sum(),
