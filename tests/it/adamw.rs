@@ -233,8 +233,12 @@ fn lists_are_cut_where_parameters_end() {
     let device = &device::shared().device;
     let most = MAX_TENSORS as usize;
     for count in [most - 1, most, most + 1, 2 * most + 3] {
-        let member =
-            |index: usize| Member { elements: index * 7 % 23, wide: index % 2 == 0, master: index % 3 == 0, offset: 0 };
+        let member = |index: usize| Member {
+            elements: index * 7 % 23,
+            wide: index.is_multiple_of(2),
+            master: index.is_multiple_of(3),
+            offset: 0,
+        };
         let case = Case { on_device: count % 2 == 0, ..Case::new((0..count).map(member).collect()) };
         case.run::<bf16>(device).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
@@ -282,7 +286,7 @@ fn a_step_of_the_device_is_that_of_the_host() {
     let device = &device::shared().device;
     let stream = device.default_stream();
     let step = |number: StepNumber<'_>| {
-        let tensor = |value: f32| Tensor::from_slice(device, &vec![value; 9], [9], Layout::RowMajor).unwrap();
+        let tensor = |value: f32| Tensor::from_slice(device, &[value; 9], [9], Layout::RowMajor).unwrap();
         let [mut parameter, gradient, mut moment, mut second_moment] = [1.0, 0.5, 0.25, 0.125].map(tensor);
         let list =
             AdamWTensor::new(parameter.view_mut(), &gradient.view(), moment.view_mut(), second_moment.view_mut());

@@ -94,7 +94,7 @@ fn lists_are_cut_where_parameters_end() {
     let device = &device::shared().device;
     let most = MAX_TENSORS as usize;
     for count in [0, 1, most, most + 1, 3 * most] {
-        let member = |index: usize| (DType::ALL[usize::from(index % 7 == 0)], index * 5 % 17, 0);
+        let member = |index: usize| (DType::ALL[usize::from(index.is_multiple_of(7))], index * 5 % 17, 0);
         Case::new((0..count).map(member).collect()).run(device).unwrap_or_else(|wrong| panic!("{wrong}"));
     }
     // More sums than the threads of the last thread block have on their way.

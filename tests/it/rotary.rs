@@ -245,8 +245,8 @@ fn edges_of_threads<T: Element>() {
                 turn += 1;
                 let case = Case {
                     way,
-                    interleaved: turn % 2 == 0,
-                    wide: turn % 3 == 0,
+                    interleaved: turn.is_multiple_of(2),
+                    wide: turn.is_multiple_of(3),
                     seed: turn,
                     ..Case::new(3, heads, columns, pairs)
                 };

@@ -80,7 +80,7 @@ impl Rotary<'_> {
     /// # Errors
     /// As [`Rotary::forward`], and [`Error::OutputOverlapsItself`], [`Error::OutputOverlaps`], [`Error::DeviceMismatch`].
     pub fn forward_into(&self, stream: &Stream, x: &TensorView<'_>, out: &mut TensorViewMut<'_>) -> Result<()> {
-        self.to_tensor(FORWARD, stream, x, out)
+        self.turn_to(FORWARD, stream, x, out)
     }
 
     /// Turns rows where they are, on `stream`; columns that are not turned are not touched. It can be captured, as [`Rotary::forward_into`].
@@ -110,7 +110,7 @@ impl Rotary<'_> {
     /// # Errors
     /// As [`Rotary::forward_into`].
     pub fn backward_into(&self, stream: &Stream, dout: &TensorView<'_>, dx: &mut TensorViewMut<'_>) -> Result<()> {
-        self.conjugate().to_tensor(BACKWARD, stream, dout, dx)
+        self.conjugate().turn_to(BACKWARD, stream, dout, dx)
     }
 
     /// What [`Rotary::forward`] of these rows would launch, and why.
@@ -137,7 +137,7 @@ impl Rotary<'_> {
         Ok((out, plan))
     }
 
-    fn to_tensor(&self, names: Names, stream: &Stream, x: &TensorView<'_>, out: &mut TensorViewMut<'_>) -> Result<()> {
+    fn turn_to(&self, names: Names, stream: &Stream, x: &TensorView<'_>, out: &mut TensorViewMut<'_>) -> Result<()> {
         let call = self.call(names, x, Some(out))?;
         x.device().check_stream(stream)?;
         let plan = self.plan_of(&call, x.device())?;
