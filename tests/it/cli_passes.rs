@@ -207,7 +207,8 @@ fn operators_are_measured_and_checked() {
     }
     let folder = folder();
     let json = folder.path().join("r.json");
-    let operators = ["bench", "--operator", "rmsnorm,layernorm,softmax,cross_entropy", "--device", "emulator"];
+    let operators =
+        ["bench", "--operator", "rmsnorm,layernorm,softmax,cross_entropy,rotary,embedding", "--device", "emulator"];
     for pass in ["forward", "backward"] {
         let printed = succeed(&[&operators[..], &["--pass", pass, "--json", utf8(&json)]].concat());
         assert!(printed.contains("8 results compared with the f64 reference"), "{printed}");
@@ -215,13 +216,18 @@ fn operators_are_measured_and_checked() {
         assert_eq!(record["kind"], "ferroflash operators");
         let cells = cells(&record);
         let named = |name: &str| cells.iter().filter(|cell| cell["operator"] == name && cell["pass"] == pass).count();
-        assert_eq!(["rmsnorm", "layernorm", "softmax", "cross_entropy"].map(named), [2; 4], "{record}");
+        let names = ["rmsnorm", "layernorm", "softmax", "cross_entropy", "rotary", "embedding"];
+        assert_eq!(names.map(named), [2; 6], "{record}");
         // x and out, and 128 weights; or x, dout and dx, weights and their gradients, and one statistic a row.
         let expected = if pass == "forward" { (2 * 16 + 1) * 256 } else { (3 * 16 + 2) * 256 + 16 * 4 };
         assert_eq!(cells[0]["bytes"], expected, "{record}");
         // x and out; or out, dout and dx. Logits, and a target and a loss a row; or logits and their gradients, and three numbers a row.
         let (softmax, cross_entropy) = if pass == "forward" { (2, 16 * (256 + 8)) } else { (3, 16 * (2 * 256 + 12)) };
         assert_eq!((&cells[4]["bytes"], &cells[6]["bytes"]), (&json!(softmax * 16 * 256), &json!(cross_entropy)));
+        // x and out, and both tables of f32; out, ids and as many rows of the table, or dout, ids and a gradient of four times as many.
+        assert_eq!(cells[8]["bytes"], 2 * 16 * 256 + 2 * 16 * 64 * 4, "{record}");
+        let tables = if pass == "forward" { 16 } else { 64 };
+        assert_eq!(cells[10]["bytes"], (16 + tables) * 256 + 16 * 4, "{record}");
     }
     for (more, said) in [
         (&["--head-dim", "64"][..], "cannot be used with"),

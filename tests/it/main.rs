@@ -9,6 +9,8 @@
 //! - `FERROFLASH_BIN`: the `ferroflash` binary of the tests in `cli` and `cli_*`; by default the one beside this
 //!   binary, or under cargo a fresh build.
 
+mod adamw;
+mod adamw_errors;
 mod api_errors;
 mod backward;
 mod backward_errors;
@@ -30,6 +32,10 @@ mod counters;
 mod cross_entropy;
 mod cross_entropy_errors;
 mod dropout;
+mod embedding;
+mod embedding_errors;
+mod embedding_mutants;
+mod gradient_norm;
 mod invariants;
 mod io;
 mod merge;
@@ -43,6 +49,8 @@ mod numbers;
 mod properties;
 mod readme;
 mod regressions;
+mod rotary;
+mod rotary_errors;
 mod score_programs;
 mod sequences;
 mod sequences_backward;

@@ -100,8 +100,28 @@ def cross_entropy(_):
     return lambda logits, targets: torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
+def rotary(problem):
+    def turn(x, cos, sin):
+        cos, sin = cos[:, None], sin[:, None]
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+    return turn
+
+
+def embedding(problem):
+    return lambda table, ids: torch.nn.functional.embedding(ids, table)
+
+
 # What PyTorch has, as functions of the inputs by name.
-OPERATORS = {"rmsnorm": norm, "layernorm": norm, "softmax": softmax, "cross_entropy": cross_entropy}
+OPERATORS = {
+    "rmsnorm": norm,
+    "layernorm": norm,
+    "softmax": softmax,
+    "cross_entropy": cross_entropy,
+    "rotary": rotary,
+    "embedding": embedding,
+}
 
 
 def of_torch(problem):

@@ -6,18 +6,32 @@
 //! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
 //! | softmax and its logarithm | [`Softmax`] | [`Softmax::forward`], [`Softmax::forward_into`] | [`Softmax::backward`], [`Softmax::backward_into`] |
 //! | cross-entropy | [`CrossEntropy`] | [`CrossEntropy::forward`], [`CrossEntropy::forward_into`] | [`CrossEntropy::backward`], [`CrossEntropy::backward_into`], [`CrossEntropy::backward_in_place`] |
+//! | rotary embedding | [`Rotary`] | [`Rotary::forward`], [`Rotary::forward_into`], [`Rotary::in_place`] | [`Rotary::backward`], [`Rotary::backward_into`], [`Rotary::conjugate`] |
+//! | embedding tables | [`Embedding`] | [`Embedding::forward`], [`Embedding::forward_into`] | [`Embedding::backward`], [`Embedding::backward_into`] |
+//! | AdamW | [`AdamW`] | [`AdamW::step`] | |
+//! | norm of gradients | [`GradientNorm`] | [`GradientNorm::measure`] | |
 
+mod adamw;
 mod check;
 mod cross_entropy;
 mod cut;
+mod embedding;
+mod gradient_norm;
+mod list;
 mod norm;
 mod plan;
+mod rotary;
 mod rows;
 mod softmax;
 
+pub use adamw::{AdamW, AdamWTensor, StepNumber};
 pub use cross_entropy::{
     CrossEntropy, CrossEntropyGradient, CrossEntropyOutput, CrossEntropyOutputViewMut, CrossEntropySaved,
 };
+pub use embedding::{Embedding, EmbeddingGradients, EmbeddingOutput};
+pub use gradient_norm::GradientNorm;
+pub use list::ListPlan;
 pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
 pub use plan::{Operation, OperatorPlan};
+pub use rotary::{Rotary, RotaryGradients, RotaryOutput, RotaryPositions};
 pub use softmax::{Softmax, SoftmaxGradient, SoftmaxOutput};

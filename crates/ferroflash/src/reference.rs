@@ -30,23 +30,29 @@ use crate::error::Result;
 use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
+mod adamw;
 mod compare;
 mod cross_entropy;
+mod embedding;
 mod gradients;
 mod inputs;
 mod merge;
 mod norm;
+mod rotary;
 mod sequences;
 mod softmax;
 #[cfg(test)]
 mod tests;
 
+pub use adamw::{ReferenceAdamW, ReferenceAdamWState};
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use cross_entropy::{ReferenceCrossEntropy, ReferenceCrossEntropyOutput};
+pub use embedding::ReferenceEmbedding;
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};
 pub use norm::{ReferenceNorm, ReferenceNormGradients, ReferenceNormOutput};
+pub use rotary::ReferenceRotary;
 pub use sequences::{
     SequenceRows, backward_sequences, backward_sequences_rounded, forward_sequences, forward_sequences_rounded,
 };

@@ -63,6 +63,7 @@ Examples:
   ferroflash bench --preset varlen --peers fa3,fa4
   ferroflash bench --program alibi,documents --dtype bf16 --head-dim 128 --seq 4096 --peers triton,fa4
   ferroflash bench --operator rmsnorm,layernorm,softmax,cross_entropy --peers eager,compile,quack
+  ferroflash bench --operator rotary,embedding --peers eager,compile
   ferroflash bench --operator rmsnorm --pass backward --rows 16384 --columns 4096
   ferroflash bench --ceilings --peers
   ferroflash bench peers --python venv/bin/python3

@@ -2,18 +2,26 @@
 
 use cuda_std::prelude::*;
 
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod adamw;
 #[cfg(feature = "attention")]
 mod backward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
 mod blocks;
 #[cfg(feature = "operators")]
 mod cross_entropy;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod embedding;
 #[cfg(feature = "attention")]
 mod forward;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod gradient_norm;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
 mod merge;
 #[cfg(feature = "operators")]
 mod norm;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod rotary;
 #[cfg(feature = "attention")]
 mod sequences;
 #[cfg(feature = "operators")]

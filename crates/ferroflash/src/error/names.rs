@@ -52,8 +52,32 @@ pub enum Operand {
     Cos,
     /// Sines.
     Sin,
-    /// Position of the first new row of each sequence.
+    /// Position of the first new row of each sequence, or of each token.
     Positions,
+    /// Position of the first row of each batch entry or sequence.
+    Offsets,
+    /// First token of each packed sequence.
+    Starts,
+    /// Rows that numbers name.
+    Table,
+    /// Gradient with respect to these.
+    Dtable,
+    /// Numbers that name rows of a table.
+    Ids,
+    /// A tensor of parameters of an optimiser, counted from 0.
+    Parameter(usize),
+    /// Its gradient.
+    ParameterGradient(usize),
+    /// Its first moments.
+    Moment(usize),
+    /// Its second moments.
+    SecondMoment(usize),
+    /// It in f32.
+    Master(usize),
+    /// The number of an optimiser's step.
+    StepCount,
+    /// What gradients are multiplied with.
+    GradientFactor,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -133,6 +157,33 @@ impl std::fmt::Display for Operand {
             Operand::Cos => "cos",
             Operand::Sin => "sin",
             Operand::Positions => "the positions",
+            Operand::Offsets => "the offsets",
+            Operand::Starts => "the starts of the sequences",
+            Operand::Table => "table",
+            Operand::Dtable => "dtable",
+            Operand::Ids => "ids",
+            Operand::StepCount => "the number of the step",
+            Operand::GradientFactor => "the factor of the gradients",
+            Operand::Parameter(index) => {
+                numbered = format!("parameter {index}");
+                &numbered
+            }
+            Operand::ParameterGradient(index) => {
+                numbered = format!("the gradient of parameter {index}");
+                &numbered
+            }
+            Operand::Moment(index) => {
+                numbered = format!("the moment of parameter {index}");
+                &numbered
+            }
+            Operand::SecondMoment(index) => {
+                numbered = format!("the second moment of parameter {index}");
+                &numbered
+            }
+            Operand::Master(index) => {
+                numbered = format!("the master of parameter {index}");
+                &numbered
+            }
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",

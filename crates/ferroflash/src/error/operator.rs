@@ -146,6 +146,103 @@ pub enum OperatorError {
         /// What it would be of.
         needed: &'static str,
     },
+    /// A tensor has another number of axes.
+    #[error("{tensor} has {found} axes; {accepted} is accepted")]
+    AxisCount {
+        /// The tensor.
+        tensor: Operand,
+        /// Number of its axes.
+        found: usize,
+        /// The shapes that are accepted.
+        accepted: &'static str,
+    },
+    /// An array of numbers on the device has another length.
+    #[error("{tensor} holds {found} numbers; {expected} are needed")]
+    IndexCount {
+        /// The array.
+        tensor: Operand,
+        /// Numbers of it.
+        found: usize,
+        /// Numbers needed.
+        expected: usize,
+    },
+    /// Two options that say the same in different ways.
+    #[error("{first} and {second} are given; one of the two is accepted")]
+    Both {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// A table of cosines or sines that does not fit.
+    #[error(
+        "{tensor} has shape {shape:?}; [positions, turned columns / 2] is accepted, with 1 or more positions and 1 to {} columns",
+        .columns / 2
+    )]
+    RotaryTable {
+        /// `cos` or `sin`.
+        tensor: Operand,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Columns of a head.
+        columns: usize,
+    },
+    /// Positions that the tables do not have.
+    #[error("rows from position {first} on reach position {last}; the tables have {positions}, from 0 on")]
+    PastTable {
+        /// Position of the first row.
+        first: usize,
+        /// Position of the last row.
+        last: usize,
+        /// Rows of the tables.
+        positions: usize,
+    },
+    /// A table of a number of rows that no kernel takes.
+    #[error("the table has {found} rows; 1 to {limit} are accepted")]
+    Vocabulary {
+        /// Rows of the table.
+        found: usize,
+        /// Most rows.
+        limit: u64,
+    },
+    /// A row of the table that it does not have.
+    #[error("padding is row {found}; the table has {vocabulary}, from 0 on")]
+    Padding {
+        /// The row given.
+        found: usize,
+        /// Rows of the table.
+        vocabulary: usize,
+    },
+    /// A tensor that does not have a row for each number.
+    #[error("{tensor} has shape {found:?}; [.., {columns}] is accepted, with {rows} rows")]
+    RowsOf {
+        /// The tensor.
+        tensor: Operand,
+        /// Its shape.
+        found: Vec<usize>,
+        /// Rows needed: the product of all axes but the last.
+        rows: usize,
+        /// Columns needed.
+        columns: usize,
+    },
+    /// A factor that is no finite number.
+    #[error("{name} {found} is not accepted; it must be finite")]
+    NotFinite {
+        /// The option.
+        name: &'static str,
+        /// The number given.
+        found: f32,
+    },
+    /// An option of an optimiser that is outside of its range.
+    #[error("{name} {found} is not accepted; it must be {accepted}")]
+    Hyperparameter {
+        /// The option.
+        name: &'static str,
+        /// The number given.
+        found: f64,
+        /// The numbers that are accepted.
+        accepted: &'static str,
+    },
     /// Tensors are on different devices.
     #[error("{tensor} is on device {found}, {of} is on {expected}; they must be on the same device")]
     Device {

@@ -27,6 +27,15 @@ impl<'a> Tensors<'a> {
         Ok(Tensors { first, device: view.device(), shape: view.shape(), read, written: Vec::new() })
     }
 
+    /// The tensors of a call that writes the first of them.
+    pub(super) fn in_place(first: Operand, view: &'a TensorViewMut<'_>) -> Result<Tensors<'a>> {
+        let view = view.view();
+        let mut tensors = Tensors::of(first, &view)?;
+        check_itself(view.geometry())?;
+        tensors.written = std::mem::take(&mut tensors.read);
+        Ok(tensors)
+    }
+
     fn columns(&self) -> Dims {
         Dims::from([*self.shape.last().expect("checked above")])
     }
@@ -69,7 +78,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// One `i32` a row.
-    pub(super) fn indices(&mut self, tensor: Operand, view: &IndicesView<'_>) -> Result<()> {
+    pub(super) fn row_indices(&mut self, tensor: Operand, view: &IndicesView<'_>) -> Result<()> {
         check_device(tensor, view.device(), self.first, self.device)?;
         let rows = self.shape[..self.shape.len() - 1].iter().try_fold(1usize, |rows, &extent| rows.checked_mul(extent));
         let (found, expected) = (view.len(), rows.unwrap_or(usize::MAX));
@@ -87,6 +96,53 @@ impl<'a> Tensors<'a> {
             debug_assert!(self.written.iter().any(|(operand, _)| *operand == output));
             self.read.retain(|(operand, _)| *operand != input);
         }
+    }
+
+    /// A contiguous tensor whose shape follows from no other, read.
+    pub(super) fn table(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_dtype(tensor, view.dtype(), accepted)?;
+        check_contiguous(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// A tensor of rows whose shape does not follow from the first, read.
+    pub(super) fn other_rows(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        self.fits(tensor, view, accepted)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// The same, written.
+    pub(super) fn other_rows_out(
+        &mut self,
+        tensor: Operand,
+        view: &TensorViewMut<'_>,
+        accepted: &[DType],
+    ) -> Result<()> {
+        let view = view.view();
+        self.fits(tensor, &view, accepted)?;
+        check_itself(view.geometry())?;
+        self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    fn fits(&self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_dtype(tensor, view.dtype(), accepted)?;
+        check_columns(tensor, view)
+    }
+
+    /// Numbers on the device, so many of them.
+    pub(super) fn indices(&mut self, tensor: Operand, view: &IndicesView<'_>, expected: usize) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        let found = view.len();
+        if found != expected {
+            return Err(OperatorError::IndexCount { tensor, found, expected }.into());
+        }
+        self.read.push((tensor, Footprint::contiguous(view.address(), found as u128 * size_of::<i32>() as u128)));
+        Ok(())
     }
 
     pub(super) fn vector_shape(&self, tensor: Operand) -> Dims {

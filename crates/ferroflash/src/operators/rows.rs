@@ -8,7 +8,7 @@ use kernel_spec::families::rows::{Extents, MAX_COLUMNS, RowsParams, VECTOR_BYTES
 use kernel_spec::{DType, Divisor};
 
 /// Rows are counted in 31 bits, and a thread block may count some more than there are.
-const MAX_ROWS: u64 = (1 << 31) - 1024;
+pub(super) const MAX_ROWS: u64 = (1 << 31) - 1024;
 
 /// Where a tensor lies. An address of `None` is that of an allocation, which is aligned to whatever kernels like.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Placed {
     pub(super) operand: Operand,
     pub(super) dtype: DType,
     pub(super) shape: Dims,
-    strides: Dims,
+    pub(super) strides: Dims,
     address: Option<u64>,
 }
 
@@ -43,7 +43,7 @@ impl Placed {
     }
 
     /// Whether it starts at a multiple of a vector, and rows do.
-    fn is_aligned(&self) -> bool {
+    pub(super) fn is_aligned(&self) -> bool {
         let vector = u64::from(VECTOR_BYTES);
         let rows = self.shape.iter().zip(self.strides.iter()).take(self.shape.len() - 1);
         let steps = rows.filter(|&(&extent, _)| extent > 1).map(|(_, &stride)| (stride * self.dtype.bytes()) as u64);

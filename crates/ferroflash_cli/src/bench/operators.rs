@@ -3,8 +3,10 @@
 
 mod cell;
 mod cross_entropy;
+mod embedding;
 mod norm;
 mod problem;
+mod rotary;
 mod softmax;
 
 use super::measure::Timing;
@@ -91,6 +93,10 @@ pub(super) enum OperatorName {
     /// ln(sum(exp(logits))) - logits[target], a loss a row; columns are classes
     #[value(name = "cross_entropy")]
     CrossEntropy,
+    /// Rotary embedding of heads of so many columns, 32 heads a token
+    Rotary,
+    /// Rows of a table, 50257 or four for each of --rows, or its gradient
+    Embedding,
 }
 
 impl OperatorName {
@@ -100,6 +106,8 @@ impl OperatorName {
             OperatorName::Layernorm => "layernorm",
             OperatorName::Softmax => "softmax",
             OperatorName::CrossEntropy => "cross_entropy",
+            OperatorName::Rotary => "rotary",
+            OperatorName::Embedding => "embedding",
         }
     }
 
@@ -109,6 +117,8 @@ impl OperatorName {
             OperatorName::Rmsnorm | OperatorName::Layernorm => norm::bytes(cell),
             OperatorName::Softmax => softmax::bytes(cell),
             OperatorName::CrossEntropy => cross_entropy::bytes(cell),
+            OperatorName::Rotary => rotary::bytes(cell),
+            OperatorName::Embedding => embedding::bytes(cell),
         }
     }
 }

@@ -5,16 +5,23 @@
 
 use crate::entry::Entry;
 
+#[macro_use]
+pub mod adamw;
 pub mod backward;
 pub mod blocks;
 #[macro_use]
 pub mod cross_entropy;
+pub mod embedding;
 #[macro_use]
 pub mod forward;
+#[macro_use]
+pub mod gradient_norm;
 #[macro_use]
 pub mod merge;
 #[macro_use]
 pub mod norm;
+#[macro_use]
+pub mod rotary;
 pub mod rows;
 #[macro_use]
 pub mod sequences;
@@ -53,7 +60,13 @@ impl Unit {
         let operators = (self == Unit::Operators).then(|| {
             let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
             let softmax = softmax::VARIANTS.iter().map(|variant| &variant.entry);
-            norms.chain(softmax).chain(cross_entropy::VARIANTS.iter().map(|variant| &variant.entry))
+            let cross_entropy = cross_entropy::VARIANTS.iter().map(|variant| &variant.entry);
+            let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
+            let embedding = embedding::VARIANTS.iter().map(|variant| &variant.entry);
+            let adamw = adamw::VARIANTS.iter().map(|variant| &variant.entry);
+            let gradient_norm = gradient_norm::VARIANTS.iter().map(|variant| &variant.entry);
+            let rows = norms.chain(softmax).chain(cross_entropy).chain(rotary);
+            rows.chain(embedding).chain(adamw).chain(gradient_norm)
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }

@@ -106,6 +106,9 @@ pub struct SumsMemory {
 }
 
 impl SumsMemory {
+    /// None, where nothing is summed up over a row.
+    pub const NONE: SumsMemory = SumsMemory { warps: 0, blocks: 0 };
+
     /// The places that a tile needs.
     pub const fn take(carve: &mut Carve, tile: &RowTile) -> SumsMemory {
         let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.threads / 32), 16) } else { 0 };

@@ -365,6 +365,12 @@ impl RowPlace {
         RowPlace { index: [outer, middle, inner] }
     }
 
+    /// The place at this index along each of the axes.
+    #[inline(always)]
+    pub fn at(index: [u32; 3]) -> RowPlace {
+        RowPlace { index }
+    }
+
     /// Bytes between the address of a tensor and its row: elements of f32 where `wide`, else of `T`.
     #[inline(always)]
     pub fn start<T: Element>(&self, tensor: &RowsParams, wide: bool) -> u64 {

@@ -150,7 +150,7 @@ impl CrossEntropy {
         self.check_options()?;
         let logits = &saved.logits;
         let mut tensors = Tensors::of(Operand::Logits, logits)?;
-        tensors.indices(Operand::Targets, &saved.targets)?;
+        tensors.row_indices(Operand::Targets, &saved.targets)?;
         tensors.vector(Operand::Lse, &saved.lse, &[DType::F32])?;
         tensors.vector(Operand::Dloss, dloss, &[DType::F32])?;
         let dlogits = Placed::new(Operand::Dlogits, logits.dtype(), logits.shape());

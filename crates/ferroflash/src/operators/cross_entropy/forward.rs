@@ -148,7 +148,7 @@ impl CrossEntropy {
     ) -> Result<Call> {
         self.check_options()?;
         let mut tensors = Tensors::of(Operand::Logits, logits)?;
-        tensors.indices(Operand::Targets, targets)?;
+        tensors.row_indices(Operand::Targets, targets)?;
         let mut call = Call { logits: Placed::of(Operand::Logits, logits), numbers: Vec::new() };
         let Some(into) = into else {
             let wanted = [(Operand::Loss, true), (Operand::Lse, self.lse), (Operand::ZLosses, self.z_losses)];

@@ -1,7 +1,7 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, cross_entropy, norm, softmax};
+use super::{OperatorName, cross_entropy, embedding, norm, rotary, softmax};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
@@ -124,6 +124,8 @@ impl Problem {
             }
             OperatorName::Softmax => Box::new(softmax::Subject::new(device, cell, values, seed)?),
             OperatorName::CrossEntropy => Box::new(cross_entropy::Subject::new(device, cell, values, seed)?),
+            OperatorName::Rotary => Box::new(rotary::Subject::new(device, cell, values, seed)?),
+            OperatorName::Embedding => Box::new(embedding::Subject::new(device, cell, values, seed)?),
         };
         let (device, stream) = (device.clone(), device.default_stream());
         Ok(Problem { cell, device, stream, subject, graph: None })
