@@ -6,6 +6,8 @@ use cuda_std::prelude::*;
 mod backward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]
 mod blocks;
+#[cfg(feature = "operators")]
+mod dense;
 #[cfg(feature = "attention")]
 mod forward;
 #[cfg(all(feature = "attention", not(target_feature = "sm_90a")))]

@@ -8,6 +8,8 @@ use crate::entry::Entry;
 pub mod backward;
 pub mod blocks;
 #[macro_use]
+pub mod dense;
+#[macro_use]
 pub mod forward;
 #[macro_use]
 pub mod merge;
@@ -46,7 +48,10 @@ impl Unit {
             let merge = merge::VARIANTS.iter().map(|variant| &variant.entry);
             forward.chain(backward).chain(merge).chain(blocks::ENTRIES)
         });
-        let operators = (self == Unit::Operators).then(|| norm::VARIANTS.iter().map(|variant| &variant.entry));
+        let operators = (self == Unit::Operators).then(|| {
+            let dense = dense::VARIANTS.iter().map(|variant| &variant.entry);
+            norm::VARIANTS.iter().map(|variant| &variant.entry).chain(dense)
+        });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())
     }
 }
