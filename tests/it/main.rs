@@ -27,6 +27,7 @@ mod cli_report;
 mod cli_sequences;
 mod conformance;
 mod counters;
+mod dense;
 mod dropout;
 mod invariants;
 mod io;

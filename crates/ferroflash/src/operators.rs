@@ -4,12 +4,15 @@
 //! | operator | options | call | gradients |
 //! | --- | --- | --- | --- |
 //! | RMSNorm, LayerNorm | [`Norm`] | [`Norm::forward`], [`Norm::forward_into`] | [`Norm::backward`], [`Norm::backward_into`] |
+//! | a dense layer | [`Dense`] | [`Dense::forward`], [`Dense::forward_into`] | |
 
 mod check;
 mod cut;
+mod dense;
 mod norm;
 mod plan;
 mod rows;
 
+pub use dense::{Activation, Dense, DenseOutput, DenseOutputViewMut};
 pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
 pub use plan::{Operation, OperatorPlan};

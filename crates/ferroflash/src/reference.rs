@@ -31,6 +31,7 @@ use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
 mod compare;
+mod dense;
 mod gradients;
 mod inputs;
 mod merge;
@@ -40,6 +41,7 @@ mod sequences;
 mod tests;
 
 pub use compare::{Comparison, max_abs_difference, tolerance};
+pub use dense::{ReferenceDense, ReferenceDenseOutput};
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};
 pub use merge::{ReferencePart, merge, merge_rounded};

@@ -6,6 +6,7 @@ pub(crate) mod draws;
 pub(crate) mod edits;
 pub(crate) mod gradients;
 pub(crate) mod json;
+pub(crate) mod lie;
 pub(crate) mod packed;
 pub(crate) mod packed_gradients;
 pub(crate) mod program;

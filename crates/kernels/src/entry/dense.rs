@@ -21,9 +21,9 @@ use crate::parts::fragments::RegTile;
 use crate::parts::shared_tile::SharedTile;
 
 macro_rules! entries {
-    ($($pass:ident $unit:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $engine:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $stages:literal, $cluster:literal, $group:literal, $cycles:literal, $reason:literal;)*) => {
-        $($(entry! { $unit $rows x $columns x $depth $dtype $symbol $threads $min_ctas $reason })+)*
+        $($(entry! { $engine $rows x $columns x $depth $dtype $symbol $threads $min_ctas $reason })+)*
     };
 }
 

@@ -6,7 +6,7 @@ mod params;
 mod rows;
 
 pub use order::TileOrder;
-pub use params::{DenseParams, HopperDenseParams, Matrix};
+pub use params::{DenseParams, HopperDenseParams, MatrixParams};
 
 use super::same;
 use crate::dtype::DType;
@@ -57,7 +57,7 @@ pub enum Pass {
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unit {
+pub enum Engine {
     /// Warpgroups of Hopper, on what the copy engine brings.
     Warpgroups,
     /// Warps.
@@ -91,7 +91,7 @@ pub struct Variant {
     /// What it computes.
     pub pass: Pass,
     /// What multiplies.
-    pub unit: Unit,
+    pub engine: Engine,
     /// Element type of all tensors.
     pub dtype: DType,
     /// How the product is cut.
@@ -130,7 +130,7 @@ pub struct Memory {
     pub a_bytes: u32,
     /// Bytes of a buffer.
     pub stage_bytes: u32,
-    /// The barriers of the buffers, of [`Unit::Warpgroups`] alone.
+    /// The barriers of the buffers, of [`Engine::Warpgroups`] alone.
     pub barriers: u32,
     /// Bytes of all.
     pub total: u32,
@@ -144,7 +144,7 @@ impl Memory {
     const ALIGN: u32 = 1024;
 
     /// The memory of a row of the list.
-    pub const fn of(unit: Unit, dtype: DType, tile: &Tile) -> Memory {
+    pub const fn of(engine: Engine, dtype: DType, tile: &Tile) -> Memory {
         let mut carve = Carve::new();
         let row_bytes = tile.depth * dtype.bytes() as u32;
         let (a_bytes, b_bytes) = (tile.rows * row_bytes, tile.columns * row_bytes);
@@ -153,9 +153,9 @@ impl Memory {
             "operands follow one another"
         );
         let buffers = carve.take(tile.stages * (a_bytes + b_bytes), Memory::ALIGN);
-        let barriers = match unit {
-            Unit::Warpgroups => carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16),
-            Unit::Warps => 0,
+        let barriers = match engine {
+            Engine::Warpgroups => carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16),
+            Engine::Warps => 0,
         };
         Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, total: carve.total() }
     }
@@ -171,11 +171,11 @@ pub const LOAD_REGISTERS: u32 = 24;
 pub const MATH_REGISTERS: u32 = 240;
 
 macro_rules! variants {
-    ($($pass:ident $unit:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $engine:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $stages:literal, $cluster:literal, $group:literal, $cycles:literal, $reason:literal;)*) => {
         &[$($(variant(
             Pass::$pass,
-            Unit::$unit,
+            Engine::$engine,
             Tile {
                 rows: $rows, columns: $columns, depth: $depth, stages: $stages, cluster: $cluster, group: $group, cycles: $cycles,
             },
@@ -189,17 +189,17 @@ macro_rules! variants {
 
 const fn variant(
     pass: Pass,
-    unit: Unit,
+    engine: Engine,
     tile: Tile,
     dtype: DType,
     symbol: &'static str,
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    let shared_bytes = Memory::of(unit, dtype, &tile).total;
-    let (arch, params_bytes) = match unit {
-        Unit::Warpgroups => (Arch::Sm90a, size_of::<HopperDenseParams>()),
-        Unit::Warps => (Arch::Sm80, size_of::<DenseParams>()),
+    let shared_bytes = Memory::of(engine, dtype, &tile).total;
+    let (arch, params_bytes) = match engine {
+        Engine::Warpgroups => (Arch::Sm90a, size_of::<HopperDenseParams>()),
+        Engine::Warps => (Arch::Sm80, size_of::<DenseParams>()),
     };
     assert!(shared_bytes <= arch.shared_bytes(), "every GPU has room for the buffers");
     let entry = Entry {
@@ -214,16 +214,16 @@ const fn variant(
         cooperative: false,
         max_cluster: tile.cluster,
     };
-    Variant { entry, pass, unit, dtype, tile, reason }
+    Variant { entry, pass, engine, dtype, tile, reason }
 }
 
 /// Every compiled entry point.
 pub const VARIANTS: &[Variant] = for_each_dense_row!(variants);
 
-/// The row of `unit` for a product of this size on so many multiprocessors: that with the fewest cycles of all its rounds.
+/// The row of `engine` for a product of this size on so many multiprocessors: that with the fewest cycles of all its rounds.
 pub fn find(
     pass: Pass,
-    unit: Unit,
+    engine: Engine,
     dtype: DType,
     [rows, columns]: [u32; 2],
     gated: bool,
@@ -234,7 +234,7 @@ pub fn find(
         let at_a_time = (multiprocessors / row.tile.cluster).max(1) * row.entry.min_ctas;
         (u64::from(tile_rows) * u64::from(tile_columns)).div_ceil(at_a_time.into()) * u64::from(row.tile.cycles)
     };
-    VARIANTS.iter().filter(|row| row.pass == pass && row.unit == unit && row.dtype == dtype).min_by_key(cycles)
+    VARIANTS.iter().filter(|row| row.pass == pass && row.engine == engine && row.dtype == dtype).min_by_key(cycles)
 }
 
 const _: () = assert!(size_of::<HopperDenseParams>() <= 4096, "parameters of a kernel are 4 KiB at most");
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn large_products_get_large_tiles_and_small_ones_fill_the_gpu() {
         let symbol = |rows, columns| {
-            find(Pass::Forward, Unit::Warpgroups, DType::Bf16, [rows, columns], false, 132).unwrap().entry.symbol
+            find(Pass::Forward, Engine::Warpgroups, DType::Bf16, [rows, columns], false, 132).unwrap().entry.symbol
         };
         assert_eq!(symbol(16384, 16384), "dense_hopper_bf16_128x256");
         assert_eq!(symbol(1024, 2048), "dense_hopper_bf16_128x128");
@@ -258,7 +258,7 @@ mod tests {
             assert_eq!(Variant::named(row.entry.symbol), row);
             let sizes = [[1, 1], [1024, 2048], [8192, 8192]];
             assert!(
-                sizes.iter().any(|&size| find(row.pass, row.unit, row.dtype, size, false, 132) == Some(row)),
+                sizes.iter().any(|&size| find(row.pass, row.engine, row.dtype, size, false, 132) == Some(row)),
                 "{}",
                 row.entry.symbol
             );

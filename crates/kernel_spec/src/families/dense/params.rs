@@ -8,16 +8,16 @@ use crate::features::Features;
 /// A matrix whose rows are contiguous.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Matrix {
+pub struct MatrixParams {
     /// Device address of the first element, or 0 when there is no such matrix.
     pub address: u64,
     /// Elements between a row and the next.
     pub row_stride: u64,
 }
 
-impl Matrix {
+impl MatrixParams {
     /// No matrix.
-    pub const NONE: Matrix = Matrix { address: 0, row_stride: 0 };
+    pub const NONE: MatrixParams = MatrixParams { address: 0, row_stride: 0 };
 }
 
 /// Parameters of a product: `z = a b^T + bias`, `out = activation(z) + residual`.
@@ -25,15 +25,15 @@ impl Matrix {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseParams {
     /// The rows: `[rows, depth]`.
-    pub a: Matrix,
+    pub a: MatrixParams,
     /// The weights: `[columns, depth]`; of a gated activation `[2 columns, depth]`, those of the gate first.
-    pub b: Matrix,
+    pub b: MatrixParams,
     /// Output, `[rows, columns]`.
-    pub out: Matrix,
+    pub out: MatrixParams,
     /// Where `z` is kept, `[rows, columns]`, of a gated activation `[rows, 2 columns]`, or none.
-    pub kept: Matrix,
+    pub kept: MatrixParams,
     /// What is added to the activations, `[rows, columns]`, or none.
-    pub residual: Matrix,
+    pub residual: MatrixParams,
     /// Device address of the biases, one for each row of `b`, or 0.
     pub bias: u64,
     /// Rows of the output.

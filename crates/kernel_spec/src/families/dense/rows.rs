@@ -1,10 +1,10 @@
 //! The rows of dense layers. Data, and nothing that computes.
 
 /// Calls `$callback!` with every row:
-/// `Pass Unit rows x columns x depth [Type symbol, ..] threads, thread blocks of a multiprocessor, stages, cluster, group, cycles, "why";`.
+/// `Pass Engine rows x columns x depth [Type symbol, ..] threads, thread blocks of a multiprocessor, stages, cluster, group, cycles, "why";`.
 ///
 /// A thread block has `rows` times `columns` numbers of the product at a time, and of the axis that is summed over `depth` in each of `stages` buffers.
-/// `unit` is what multiplies:
+/// `engine` is what multiplies:
 ///
 /// - `Warpgroups`: Hopper's, on what the copy engine brings (wgmma, TMA); thread blocks are persistent, and `cluster` of them share what they load;
 /// - `Warps`: tensor cores of every GPU since Ampere (mma.sync), and the float units for f32.

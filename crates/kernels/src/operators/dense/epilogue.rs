@@ -13,7 +13,7 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, thread, warp};
 use kernel_spec::families::dense::features::is_gated;
-use kernel_spec::families::dense::{DenseParams, Matrix};
+use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
 
 use crate::operators::dense::activation::activation;
@@ -150,7 +150,7 @@ impl<T: Element> Columns<T> {
     /// # Safety
     /// All threads of the warp, converged; no other warp writes there.
     #[inline(always)]
-    unsafe fn store(&self, to: &Matrix, p: &DenseParams, row: u32, before: u32, values: Four) {
+    unsafe fn store(&self, to: &MatrixParams, p: &DenseParams, row: u32, before: u32, values: Four) {
         if to.address == 0 {
             return;
         }
@@ -182,6 +182,6 @@ impl<T: Element> Columns<T> {
 
 /// The address of a row. Of one that does not exist it is never read.
 #[inline(always)]
-fn row_of<T: Element>(matrix: &Matrix, row: u32) -> u64 {
+fn row_of<T: Element>(matrix: &MatrixParams, row: u32) -> u64 {
     matrix.address + row as u64 * matrix.row_stride * T::BYTES as u64
 }

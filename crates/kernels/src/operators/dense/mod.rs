@@ -16,5 +16,5 @@ pub trait Config {
     /// The row.
     const ROW: &'static Variant;
     /// How the thread block divides up its shared memory.
-    const MEMORY: Memory = Memory::of(Self::ROW.unit, Self::ROW.dtype, &Self::ROW.tile);
+    const MEMORY: Memory = Memory::of(Self::ROW.engine, Self::ROW.dtype, &Self::ROW.tile);
 }
