@@ -18,13 +18,21 @@ pub const SLOTS: u32 = 3;
 
 /// What the slots of the features mean. None has a value.
 ///
-/// An activation is one of the sets below: eight fit three slots, and an entry is assembled for each.
+/// An activation is one of the sets below: eight fit three slots, and an entry is assembled for each. Kernels test one slot after the other: of a
+/// comparison of sets, LLVM would make a table of branches, which no assembler takes out.
 pub mod features {
     use crate::features::FeatureSet;
 
-    const A: FeatureSet = FeatureSet::of(0);
-    const B: FeatureSet = FeatureSet::of(1);
-    const C: FeatureSet = FeatureSet::of(2);
+    /// Of two activations that the other slots leave, the second: ReLU of none, the exact one of GELUs, SwiGLU of those with the logistic function.
+    pub const SECOND: u32 = 0;
+    /// A GELU.
+    pub const CURVED: u32 = 1;
+    /// SiLU, alone or of a gate.
+    pub const LOGISTIC: u32 = 2;
+
+    const A: FeatureSet = FeatureSet::of(SECOND);
+    const B: FeatureSet = FeatureSet::of(CURVED);
+    const C: FeatureSet = FeatureSet::of(LOGISTIC);
 
     /// `z` as it is.
     pub const IDENTITY: FeatureSet = FeatureSet::NONE;
@@ -44,7 +52,7 @@ pub mod features {
     /// Whether these features are an activation of two products.
     #[inline(always)]
     pub const fn is_gated(set: FeatureSet) -> bool {
-        set.bits() == SWIGLU.bits()
+        set.contains(SWIGLU)
     }
 }
 

@@ -15,7 +15,7 @@ use core::f32::consts::LOG2_E;
 
 use cuda_std::math;
 use kernel_spec::FeatureSet;
-use kernel_spec::families::dense::features::{GELU_ERF, GELU_TANH, RELU, SILU, SWIGLU};
+use kernel_spec::families::dense::features::{CURVED, LOGISTIC, SECOND};
 
 /// `2 sqrt(2 / pi) log2(e)`: the argument of the exponential for a small z, over z.
 const TANH_SLOPE: f32 = 2.302_208_2;
@@ -26,18 +26,20 @@ const TANH_CUBE: f32 = 0.044_715;
 /// The activation of one sum: of a gated one, that of the gate.
 #[inline(always)]
 pub fn activation(which: FeatureSet, z: f32) -> f32 {
-    let is = #[inline(always)]
-    |activation: FeatureSet| which.bits() == activation.bits();
-    if is(RELU) {
+    let has = #[inline(always)]
+    |slot: u32| which.contains(FeatureSet::of(slot));
+    if has(LOGISTIC) {
+        z * logistic(z * LOG2_E)
+    } else if has(CURVED) {
+        if has(SECOND) {
+            z * normal_distribution(z)
+        } else {
+            // The cube overflows where the sum does not: the logistic function is then 0 or 1, as it should be.
+            z * logistic(z * (TANH_SLOPE * math::fma(TANH_CUBE * z, z, 1.0)))
+        }
+    } else if has(SECOND) {
         // A comparison, so that a NaN stays one.
         if z < 0.0 { 0.0 } else { z }
-    } else if is(GELU_ERF) {
-        z * normal_distribution(z)
-    } else if is(GELU_TANH) {
-        // The cube overflows where the sum does not: the logistic function is then 0 or 1, as it should be.
-        z * logistic(z * (TANH_SLOPE * math::fma(TANH_CUBE * z, z, 1.0)))
-    } else if is(SILU) || is(SWIGLU) {
-        z * logistic(z * LOG2_E)
     } else {
         z
     }
