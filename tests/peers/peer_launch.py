@@ -11,7 +11,7 @@ from peer_packages import NoResult
 
 GRAPH_MS = 1.0  # launches shorter than this are replayed from a graph, so that Python's own time is not counted
 GRADIENTS = ("dq", "dk", "dv")
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "i64": "int64"}
 
 
 class Timer:

@@ -9,26 +9,24 @@ from peer_packages import NoResult, Peer, Quack
 
 
 class RowsProblem:
-    """Rows on the GPU, [row, column], with weights and biases, in as many sets as launches go round."""
+    """Tensors on the GPU by name, in as many sets as launches go round; `dout` is apart."""
 
-    def __init__(self, folder, operator, dtype, rows, columns, epsilon, sets, **passes):
-        self.training = passes.pop("pass")
-        self.operator, self.columns, self.epsilon = operator, columns, epsilon
-        dtype = getattr(torch, DTYPES[dtype])
-
-        def load(name, *shape):
-            data = torch.from_file(os.path.join(folder, name), size=math.prod(shape), dtype=dtype)
-            return data.cuda().view(shape)
-
-        vectors = (load("weight", columns),) + ((load("bias", columns),) if operator == "layernorm" else ())
-        first = (load("x", rows, columns),) + vectors
+    def __init__(self, folder, operator, inputs, numbers, sets, **passes):
+        self.operator, self.numbers, self.training = operator, numbers, passes.pop("pass")
         self.backward, self.forward = self.training == "backward", self.training == "forward"
-        self.douts = []
-        if self.backward:
-            dout = load("dout", rows, columns)
-            self.douts = [dout] + [dout.clone() for _ in range(sets - 1)]
-        # Weights are few, and the same for all.
-        self.sets = [first] + [(first[0].clone(), *vectors) for _ in range(sets - 1)]
+        self.sets, self.douts = [{} for _ in range(sets)], []
+        # The names of what has gradients, in the order in which they are written.
+        self.differentiated = [given["name"] for given in inputs if given["differentiated"]]
+        for given in inputs:
+            dtype, shape = getattr(torch, DTYPES[given["dtype"]]), given["shape"]
+            data = torch.from_file(os.path.join(folder, given["name"]), size=math.prod(shape), dtype=dtype)
+            first = data.cuda().view(shape)
+            for i, tensors in enumerate(self.sets):
+                tensor = first.clone() if given["own"] and i > 0 else first
+                if given["name"] == "dout":
+                    self.douts.append(tensor)
+                else:
+                    tensors[given["name"]] = tensor
         self.timer, self.launchers, self.calls = Timer(0), {}, sets
         # PyTorch runs a backward pass on the stream of its forward pass, and captures none that began on the default stream.
         self.stream = torch.cuda.Stream() if self.backward else None
@@ -42,17 +40,18 @@ class RowsProblem:
 
 
 class RowsLauncher(Launcher):
-    """A peer on the sets of rows. Gradients are those of x, weights and biases."""
+    """A peer on the sets of a problem."""
 
     def __init__(self, peer, problem):
         self.problem, self.run = problem, peer.rows(problem)
         self.sets, self.kept = problem.sets, []
         self.outs = [None] * len(self.sets)
         if problem.backward:
-            self.sets = [tuple(tensor.detach().requires_grad_() for tensor in tensors) for tensors in self.sets]
+            leaf = lambda name, tensor: tensor.detach().requires_grad_() if name in problem.differentiated else tensor
+            self.sets = [{name: leaf(name, tensor) for name, tensor in tensors.items()} for tensors in self.sets]
             for tensors in self.sets:
                 with torch.enable_grad():
-                    self.kept.append(self.run(*tensors))
+                    self.kept.append(self.run(**tensors))
         self.graphs, self.captured, self.calls = [], [], 1
         self.checked = self.extra_bytes = self.first_ms = self.second_ms = None
         self.call(0)
@@ -61,9 +60,10 @@ class RowsLauncher(Launcher):
     def call(self, i):
         i %= len(self.sets)
         if not self.problem.backward:
-            return (self.run(*self.sets[i]),)
+            return (self.run(**self.sets[i]),)
+        leaves = [self.sets[i][name] for name in self.problem.differentiated]
         with torch.enable_grad():
-            return torch.autograd.grad(self.kept[i], self.sets[i], self.problem.douts[i], retain_graph=True)
+            return torch.autograd.grad(self.kept[i], leaves, self.problem.douts[i], retain_graph=True)
 
     def measure_extra_bytes(self):
         return 0
@@ -79,18 +79,26 @@ class RowsLauncher(Launcher):
                 yield self.call(i)
 
     def files(self, out):
-        names = [f"{out}.{name}" for name in ("dx", "dweight", "dbias")] if self.problem.backward else [out]
+        names = [f"d{name}" for name in self.problem.differentiated] if self.problem.backward else ["out"]
         for name, result in zip(names, self.checked):
-            yield name, result.detach().contiguous().view(torch.uint8).cpu().numpy()
+            yield f"{out}.{name}", result.detach().contiguous().view(torch.uint8).cpu().numpy()
 
 
 def norm(problem):
-    shape, epsilon = (problem.columns,), problem.epsilon
+    epsilon = problem.numbers["epsilon"]
     if problem.operator == "rmsnorm":
-        return lambda x, weight: torch.nn.functional.rms_norm(x, shape, weight, epsilon)
-    if problem.operator == "layernorm":
-        return lambda x, weight, bias: torch.nn.functional.layer_norm(x, shape, weight, bias, epsilon)
-    raise NoResult(f"the operator {problem.operator} is not known here")
+        return lambda x, weight: torch.nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+    return lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+# What PyTorch has, as functions of the inputs by name.
+OPERATORS = {"rmsnorm": norm, "layernorm": norm}
+
+
+def of_torch(problem):
+    if problem.operator not in OPERATORS:
+        raise NoResult(f"the operator {problem.operator} is not known here")
+    return OPERATORS[problem.operator](problem)
 
 
 class Eager(Peer):
@@ -100,7 +108,7 @@ class Eager(Peer):
     needs, of_torch, version = "PyTorch", True, torch.__version__
 
     def rows(self, problem):
-        return norm(problem)
+        return of_torch(problem)
 
 
 class Compile(Peer):
@@ -116,7 +124,7 @@ class Compile(Peer):
 
             # A backward pass that is run again may not write over what the forward pass kept.
             config.donated_buffer = False
-        return torch.compile(norm(problem), dynamic=False)
+        return torch.compile(of_torch(problem), dynamic=False)
 
 
 class QuackRows(Quack):
@@ -127,7 +135,7 @@ class QuackRows(Quack):
 
         if problem.operator != "rmsnorm":
             raise NoResult("its layernorm takes no biases")
-        return lambda x, weight: quack.rmsnorm(x, weight, eps=problem.epsilon)
+        return lambda x, weight: quack.rmsnorm(x, weight, eps=problem.numbers["epsilon"])
 
 
 PEERS = {"eager": Eager, "compile": Compile, "quack": QuackRows}

@@ -2,6 +2,8 @@
 //! process of the peers, and the environment of a record.
 
 mod cell;
+mod norm;
+mod problem;
 
 use super::measure::Timing;
 use super::nvml::Gpu;
@@ -16,10 +18,11 @@ use crate::sheet::Sheet;
 use crate::usage::OrUnusable;
 use crate::workload::{L2, Pass};
 use anyhow::{Context, Result, bail, ensure};
-use cell::{Cell, Rows};
+use cell::Cell;
 use clap::{Args, ValueEnum};
 use ferroflash::Device;
 use kernel_spec::DType;
+use problem::Problem;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -88,6 +91,13 @@ impl OperatorName {
         match self {
             OperatorName::Rmsnorm => "rmsnorm",
             OperatorName::Layernorm => "layernorm",
+        }
+    }
+
+    /// Bytes of all tensors of a problem, each counted once.
+    fn bytes(self, cell: &Cell) -> u64 {
+        match self {
+            OperatorName::Rmsnorm | OperatorName::Layernorm => norm::bytes(cell),
         }
     }
 }
@@ -196,7 +206,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
             dtype: cell.dtype.name(),
             rows: cell.rows,
             columns: cell.columns,
-            bytes: cell.bytes(),
+            bytes: cell.operator.bytes(cell),
             results,
         });
         if let Some(path) = args.json.as_deref().filter(|path| !files::is_stream(path)) {
@@ -256,28 +266,27 @@ fn measure(
     peers: &mut Option<Peers>,
     seed: u64,
 ) -> Result<Vec<OperatorResult>> {
-    let mut rows = Rows::new(device, *cell, args.values, seed)?;
+    let mut problem = Problem::new(device, *cell, args.values, seed)?;
     let mut ours = OperatorResult::new(OURS);
-    let plan = rows.plan()?;
+    let plan = problem.plan()?;
     ours.symbols = ferroflash::operators::Operation::symbols(&plan);
     ours.workspace_bytes = Some(ferroflash::operators::Operation::workspace_bytes(&plan));
-    let (error, bound) = rows.check()?;
+    let (error, bound) = problem.check()?;
     (ours.max_error, ours.bound) = (Some(error), Some(bound));
     let mut results = vec![ours];
     let mut contestants = vec![(Who::Ours, 1u32)];
     if let Some(peers) = peers {
         device.synchronize()?;
         let names = peers.imported();
-        let problem = rows.write_inputs(peers.folder())?;
-        let prepared = peers.prepare_rows(problem);
+        let prepared = peers.prepare_rows(problem.write_inputs(peers.folder())?);
         for name in names {
             let mut result = OperatorResult::new(name.name());
             result.version = peers.import(name).ok().map(str::to_owned);
             match prepared.clone().and_then(|()| peers.run_rows(name)) {
                 Ok(out) => {
-                    let (error, bound) = rows.check_files(&out)?;
+                    let (error, bound) = problem.check_files(&out)?;
                     // The next peer that writes nothing must not be judged by this one's.
-                    for file in rows.result_files(&out) {
+                    for file in problem.result_files(&out) {
                         let _ = std::fs::remove_file(file);
                     }
                     (result.max_error, result.bound) = (Some(error), Some(bound));
@@ -289,15 +298,15 @@ fn measure(
         }
     }
     let Some(timing) = timing else { return Ok(results) };
-    rows.capture()?;
-    let together = rows.sets() as u32;
+    problem.capture()?;
+    let together = problem.sets() as u32;
     let mut order = SmallRng::seed_from_u64(timing.order_seed ^ seed);
     let mut failed: Vec<Option<String>> = vec![None; contestants.len()];
     let mut samples: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
-    let mut sample = |who: Who, launches: u32, rows: &Rows| -> Result<std::result::Result<f64, String>> {
+    let mut sample = |who: Who, launches: u32, problem: &Problem| -> Result<std::result::Result<f64, String>> {
         std::thread::sleep(timing.rest);
         Ok(match (who, peers.as_mut()) {
-            (Who::Ours, _) => Ok(rows.time_ms(launches)?),
+            (Who::Ours, _) => Ok(problem.time_ms(launches)?),
             (Who::Peer(name), Some(peers)) => peers.time_ms(name, launches, false),
             (Who::Peer(_), None) => Err("no peers".to_owned()),
         })
@@ -306,7 +315,7 @@ fn measure(
         *launches = together;
         let start = Instant::now();
         while failed[i].is_none() {
-            match sample(*who, *launches, &rows)? {
+            match sample(*who, *launches, &problem)? {
                 Ok(ms) => *launches = timing.launches(*launches, ms, together),
                 Err(reason) => failed[i] = Some(reason),
             }
@@ -323,7 +332,7 @@ fn measure(
             if failed[turn].is_some() {
                 continue;
             }
-            match sample(who, launches, &rows)? {
+            match sample(who, launches, &problem)? {
                 Ok(ms) => samples[turn].push(ms / f64::from(launches)),
                 Err(reason) => failed[turn] = Some(reason),
             }
@@ -343,14 +352,14 @@ fn measure(
         result.skipped = failed;
         if result.skipped.is_none() {
             let time = Quartiles::of(&samples);
-            result.bytes_per_second = Some(cell.bytes() as f64 / (time.median * 1e-3));
+            result.bytes_per_second = Some(cell.operator.bytes(cell) as f64 / (time.median * 1e-3));
             (result.samples_ms, result.time_ms) = (samples, Some(time));
         }
     }
     if let Some(peers) = peers {
         peers.release();
     }
-    drop(rows);
+    drop(problem);
     device.trim_memory()?;
     Ok(results)
 }

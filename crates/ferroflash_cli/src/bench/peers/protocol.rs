@@ -72,19 +72,30 @@ pub(super) struct Prepare {
     pub(super) program: Option<ProgramOf>,
 }
 
-/// Rows of an operator, and where its inputs lie.
+/// A problem of an operator, and where its inputs lie.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct RowsProblem {
-    /// Holds the files `x`, `weight`, `bias` where there are some, and `dout` for a backward pass.
+    /// Holds a file for each input.
     pub(crate) folder: PathBuf,
     pub(crate) operator: &'static str,
     pub(crate) pass: &'static str,
-    pub(crate) dtype: &'static str,
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    pub(crate) epsilon: f32,
+    pub(crate) inputs: Vec<RowsInput>,
+    /// What else the operator has, by name.
+    pub(crate) numbers: BTreeMap<&'static str, f64>,
     /// Copies of the tensors that launches go round.
     pub(crate) sets: usize,
+}
+
+/// A tensor in a file of its name.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct RowsInput {
+    pub(crate) name: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    /// Whether each launch has its own.
+    pub(crate) own: bool,
+    /// Whether a backward pass gives the gradient with respect to it.
+    pub(crate) differentiated: bool,
 }
 
 /// A program on scores; `docs/benchmarking.md` says what each computes.
