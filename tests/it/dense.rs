@@ -180,7 +180,7 @@ fn every_row_at_its_edges<T: Element>() {
     // As many multiprocessors as make the library take the row.
     let of = |row: &Variant| match (device::is_gpu(), row.tile.columns) {
         (true, _) => shared.device.clone(),
-        (false, 256..) => emulator(2),
+        (false, 256..) => emulator(1),
         (false, _) => emulator(64),
     };
     let mut visited = 0;
@@ -256,7 +256,12 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn random_layers_agree_with_the_definition<T: Element>() {
     let shared = device::shared();
-    draws(file!(), device::cases(), 256).check(&cases(), |case| case.run::<T>(&shared.device).map(|_| ()));
+    // One multiprocessor takes the largest tiles, which many of them would leave for the last.
+    let few = emulator(1);
+    draws(file!(), device::cases(), 256).check(&cases(), |case| {
+        let device = if device::is_gpu() || case.seed % 2 == 0 { &shared.device } else { &few };
+        case.run::<T>(device).map(|_| ())
+    });
 }
 
 for_each_dtype!(random_layers_agree_with_the_definition);
@@ -356,7 +361,7 @@ fn every_interleaving_has_the_same_bits() {
         Case { hopper: false, ..Case::new([130, 200, 140], Activation::SwiGlu) },
     ] {
         let run = |seed: u64| {
-            let config = EmulatorConfig::default().with_seed(seed).with_multiprocessors(2.try_into().expect("not 0"));
+            let config = EmulatorConfig::default().with_seed(seed).with_multiprocessors(1.try_into().expect("not 0"));
             let device = Device::emulator_with(config).expect("the emulator is built in");
             case.run::<bf16>(&device).unwrap_or_else(|wrong| panic!("seed {seed}: {wrong}"))
         };

@@ -91,8 +91,22 @@ def norm(problem):
     return lambda x, weight, bias: torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
+def dense(problem):
+    if problem.operator == "dense":
+        return lambda x, weight, bias: torch.addmm(bias, x, weight.t())
+    if problem.operator == "dense-gelu":
+        # cuBLASLt's product with biases and the GELU by tanh as its epilogue.
+        return lambda x, weight, bias: torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+
+    def swiglu(x, weight):
+        gate, up = torch.nn.functional.linear(x, weight).chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    return swiglu
+
+
 # What PyTorch has, as functions of the inputs by name.
-OPERATORS = {"rmsnorm": norm, "layernorm": norm}
+OPERATORS = {"rmsnorm": norm, "layernorm": norm, "dense": dense, "dense-gelu": dense, "swiglu": dense}
 
 
 def of_torch(problem):

@@ -1,7 +1,7 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, norm};
+use super::{OperatorName, dense, norm};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
@@ -122,6 +122,9 @@ impl Problem {
         let subject: Box<dyn Subject> = match cell.operator {
             OperatorName::Rmsnorm | OperatorName::Layernorm => {
                 Box::new(norm::Subject::new(device, cell, values, seed)?)
+            }
+            OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => {
+                Box::new(dense::Subject::new(device, cell, values, seed)?)
             }
         };
         let (device, stream) = (device.clone(), device.default_stream());
