@@ -28,6 +28,8 @@ mod cli_sequences;
 mod conformance;
 mod counters;
 mod dense;
+mod dense_errors;
+mod dense_mutants;
 mod dropout;
 mod invariants;
 mod io;

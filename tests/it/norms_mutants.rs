@@ -128,10 +128,10 @@ impl Subject {
     }
 }
 
-/// A plan, what it reads, and the modules of its steps.
-struct Planned {
+/// A plan, what it reads and writes, and the modules of its steps.
+pub(crate) struct Planned {
     device: Device,
-    plan: OperatorPlan,
+    pub(crate) plan: OperatorPlan,
     operands: Vec<(Operand, Vec<u8>, bool)>,
     modules: Vec<Module>,
 }
@@ -142,12 +142,17 @@ impl Planned {
         let device = planner(2);
         let (plan, operands) = subject.plan(&device);
         assert_eq!(plan.symbols()[subject.edited], subject.symbol, "{plan}");
+        Planned::new(device, plan, operands)
+    }
+
+    /// Of operands that say whether they are written.
+    pub(crate) fn new(device: Device, plan: OperatorPlan, operands: Vec<(Operand, Vec<u8>, bool)>) -> Planned {
         let modules = plan.steps().iter().map(|step| Module::parse(&step.kernel.text().unwrap()).unwrap());
         Planned { modules: modules.collect(), device, plan, operands }
     }
 
     /// All that the launches write, with another module for one of the steps.
-    fn run(&self, edited: Option<(usize, &Module)>, seed: u64) -> Result<Vec<u8>, EmuError> {
+    pub(crate) fn run(&self, edited: Option<(usize, &Module)>, seed: u64) -> Result<Vec<u8>, EmuError> {
         let options = EmulatorOptions::default()
             .with_seed(seed)
             .with_instruction_limit(Some(100_000_000))

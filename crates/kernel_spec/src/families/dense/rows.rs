@@ -15,12 +15,12 @@
 macro_rules! for_each_dense_row {
     ($callback:ident) => {
         $callback! {
-            Forward Warpgroups 128 x 256 x 64 [F16 dense_hopper_f16_128x256, Bf16 dense_hopper_bf16_128x256] 384, 1, 4, 2, 8, 1100,
+            Forward Warpgroups 128 x 256 x 64 [F16 dense_hopper_f16_128x256, Bf16 dense_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
                 "the most products for what is loaded; two thread blocks share the weights";
             Forward Warpgroups 128 x 128 x 64 [F16 dense_hopper_f16_128x128, Bf16 dense_hopper_bf16_128x128] 384, 1, 6, 1, 16, 680,
                 "twice the tiles, where larger ones leave multiprocessors idle";
             Forward Warps 128 x 128 x 32 [F16 dense_f16_128x128, Bf16 dense_bf16_128x128] 256, 1, 4, 1, 8, 1200,
-                "64 x 32 numbers a warp: as many products for what it reads as registers allow";
+                "32 x 64 numbers a warp: half the registers, and all that a gate opens in the lanes of the gate";
             Forward Warps 128 x 128 x 32 [F32 dense_f32_128x128] 256, 1, 3, 1, 8, 4200,
                 "as 16 bits, with as many buffers as every GPU has room for";
         }
