@@ -46,7 +46,7 @@ const SUBJECTS: [Subject; 3] = [
         symbol: "dense_hopper_bf16_128x128",
         multiprocessors: 2,
         hopper: true,
-        calls: &[[300, 456, 136], [130, 72, 136]],
+        calls: &[[300, 456, 136], [300, 72, 136]],
         least_mutants: 20,
         needless: &[LATE_START],
     },

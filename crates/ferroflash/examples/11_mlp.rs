@@ -4,7 +4,7 @@
 
 use ferroflash::operators::{Activation, Dense};
 use ferroflash::reference::{ReferenceDense, max_abs_difference, tolerance};
-use ferroflash::{DType, Device, Element, Layout, Tensor, bf16};
+use ferroflash::{DType, Device, Layout, Tensor, bf16};
 
 fn main() -> ferroflash::Result<()> {
     run(&Device::open(&std::env::args().nth(1).unwrap_or_else(|| "best".to_owned()))?)
