@@ -47,6 +47,7 @@ pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring
             let mut start = #[inline(always)]
             |ring: &mut Ring<Operands<C>>, first: bool| {
                 ring.wait();
+                // Nothing but products touches the sums behind the first, but without a fence for each step ptxas 13.0 has each product wait for the one before.
                 wgmma::fence();
                 let a = ring.buffer();
                 start_panel::<C::T, C::Acc>(&mut acc, a + group_bytes, a + C::MEMORY.a_bytes, first);
