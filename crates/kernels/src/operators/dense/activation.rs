@@ -58,7 +58,7 @@ fn normal_distribution(z: f32) -> f32 {
     let t = math::reciprocal_approx(math::fma(0.327_591_1, x, 1.0));
     // Halves of the handbook's factors: erfc(x) / 2 is the smaller of Phi(z) and Phi(-z).
     let mut tail = 0.530_702_7;
-    for factor in [-0.726_576_53, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
+    for factor in [-0.726_576_5, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
         tail = math::fma(tail, t, factor);
     }
     tail *= t * math::exp2(x * x * -LOG2_E);
