@@ -113,6 +113,20 @@ def embedding(problem):
     return lambda table, ids: torch.nn.functional.embedding(ids, table)
 
 
+def dense(problem):
+    if problem.operator == "dense":
+        return lambda x, weight, bias: torch.addmm(bias, x, weight.t())
+    if problem.operator == "dense-gelu":
+        # cuBLASLt's product with biases and the GELU by tanh as its epilogue.
+        return lambda x, weight, bias: torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+
+    def swiglu(x, weight):
+        gate, up = torch.nn.functional.linear(x, weight).chunk(2, dim=-1)
+        return torch.nn.functional.silu(gate) * up
+
+    return swiglu
+
+
 # What PyTorch has, as functions of the inputs by name.
 OPERATORS = {
     "rmsnorm": norm,
@@ -121,6 +135,9 @@ OPERATORS = {
     "cross_entropy": cross_entropy,
     "rotary": rotary,
     "embedding": embedding,
+    "dense": dense,
+    "dense-gelu": dense,
+    "swiglu": dense,
 }
 
 

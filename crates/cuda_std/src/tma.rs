@@ -45,6 +45,24 @@ pub unsafe fn load_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, elected
     }
 }
 
+/// [`load_if`] into the thread blocks of the cluster whose bits are set in `to`: at the same shared address of each, completing on the mbarrier at
+/// the same address of each.
+///
+/// PTX `@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster`, least SM 9.0.
+///
+/// # Safety
+/// As for [`load_if`], in each of these thread blocks, none of which has exited.
+#[inline(always)]
+pub unsafe fn load_multicast_if(shared: u32, map: u64, at: [u32; 4], barrier: u32, to: u16, elected: bool) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {8}, 0;",
+            "@p cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{0}], [{1}, {{{2}, {3}, {4}, {5}}}], [{6}], {7}; }}",
+            in(reg32) shared, in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3],
+            in(reg32) barrier, in(reg16) to, in(reg32) elected as u32, options(nostack));
+    }
+}
+
 /// [`load_if`] of a 5-dimensional tensor.
 ///
 /// PTX `@p cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes`, least SM 9.0.

@@ -10,11 +10,13 @@
 //! | embedding tables | [`Embedding`] | [`Embedding::forward`], [`Embedding::forward_into`] | [`Embedding::backward`], [`Embedding::backward_into`] |
 //! | AdamW | [`AdamW`] | [`AdamW::step`] | |
 //! | norm of gradients | [`GradientNorm`] | [`GradientNorm::measure`] | |
+//! | a dense layer | [`Dense`] | [`Dense::forward`], [`Dense::forward_into`] | |
 
 mod adamw;
 mod check;
 mod cross_entropy;
 mod cut;
+mod dense;
 mod embedding;
 mod gradient_norm;
 mod list;
@@ -28,6 +30,7 @@ pub use adamw::{AdamW, AdamWTensor, StepNumber};
 pub use cross_entropy::{
     CrossEntropy, CrossEntropyGradient, CrossEntropyOutput, CrossEntropyOutputViewMut, CrossEntropySaved,
 };
+pub use dense::{Activation, Dense, DenseOutput, DenseOutputViewMut};
 pub use embedding::{Embedding, EmbeddingGradients, EmbeddingOutput};
 pub use gradient_norm::GradientNorm;
 pub use list::ListPlan;

@@ -10,6 +10,8 @@ mod backward;
 mod blocks;
 #[cfg(feature = "operators")]
 mod cross_entropy;
+#[cfg(feature = "operators")]
+mod dense;
 #[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
 mod embedding;
 #[cfg(feature = "attention")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 /// A plan, the bytes of its operands and whether they are what it writes, and the modules of its steps.
 pub(crate) struct Planned {
     device: Device,
-    plan: OperatorPlan,
+    pub(crate) plan: OperatorPlan,
     operands: Vec<(Operand, Vec<u8>, bool)>,
     modules: Vec<Module>,
 }

@@ -98,6 +98,8 @@ pub enum Operand {
     Weight,
     /// Biases of the columns.
     Bias,
+    /// Sums of a dense layer, before the activation.
+    Z,
     /// Means of the rows.
     Mean,
     /// Reciprocal deviations of the rows.
@@ -191,6 +193,7 @@ impl std::fmt::Display for Operand {
             Operand::Normalised => "what was normalised",
             Operand::Weight => "weight",
             Operand::Bias => "bias",
+            Operand::Z => "z",
             Operand::Mean => "mean",
             Operand::Rstd => "rstd",
             Operand::Dx => "dx",

@@ -114,6 +114,26 @@ pub enum OperatorError {
         /// Axes that are left when those that continue each other are one.
         found: usize,
     },
+    /// Axes of rows that one stride does not step through.
+    #[error(
+        "the axes before the last, of extents {extents:?}, are {found} that cannot be read as one another's continuation in all tensors; one stride between rows is accepted"
+    )]
+    RowStrides {
+        /// Extents of the axes before the last.
+        extents: Vec<usize>,
+        /// Axes that are left when those that continue each other are one.
+        found: usize,
+    },
+    /// Weights of another shape than the rows make them.
+    #[error("weight has shape {found:?}; {} is accepted, with at least one row{}", if *.gated { format!("[2 n, {columns}]") } else { format!("[n, {columns}]") }, if *.gated { " for the gate and as many for what it opens" } else { "" })]
+    Weights {
+        /// Their shape.
+        found: Vec<usize>,
+        /// Columns of x.
+        columns: usize,
+        /// Whether the activation takes two products.
+        gated: bool,
+    },
     /// More rows than the kernels count.
     #[error("{found} rows; fewer than {limit} are accepted")]
     Rows {

@@ -73,6 +73,18 @@ pub enum Unsupported {
         /// Most blocks.
         limit: u32,
     },
+    /// Columns that do not leave in whole pieces of 16 bytes.
+    #[error("the output has {found} columns; multiples of 8 are accepted")]
+    OutputColumns {
+        /// Columns of the output.
+        found: usize,
+    },
+    /// Hopper's kernel is switched off.
+    #[error("the options have Hopper's kernel switched off")]
+    SwitchedOff,
+    /// There is nothing to describe to the copy engine.
+    #[error("x has no rows; at least 1 is needed")]
+    NoRows,
     /// A tensor starts at an address that the copy engine does not take.
     #[error("{tensor} starts at address {address:#x}; multiples of 16 bytes are accepted")]
     Address {

@@ -58,6 +58,53 @@ impl<'a> Tensors<'a> {
         Ok(())
     }
 
+    /// A matrix of a shape of its own that is read, of one of these types.
+    pub(super) fn matrix(
+        &mut self,
+        tensor: Operand,
+        view: &TensorView<'_>,
+        shape: &Dims,
+        accepted: &[DType],
+    ) -> Result<()> {
+        self.like(tensor, view, shape, accepted)?;
+        check_columns(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// A matrix of a shape of its own that is written.
+    pub(super) fn matrix_out(
+        &mut self,
+        tensor: Operand,
+        view: &TensorViewMut<'_>,
+        shape: &Dims,
+        accepted: &[DType],
+    ) -> Result<()> {
+        let view = view.view();
+        self.like(tensor, &view, shape, accepted)?;
+        check_columns(tensor, &view)?;
+        check_itself(view.geometry())?;
+        self.written.push((tensor, footprint(&view)));
+        Ok(())
+    }
+
+    /// A run of numbers that is read, whose length `of` says.
+    pub(super) fn line(
+        &mut self,
+        tensor: Operand,
+        view: &TensorView<'_>,
+        shape: &Dims,
+        of: Operand,
+        accepted: &[DType],
+    ) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        check_shape(tensor, view, of, shape)?;
+        check_dtype(tensor, view.dtype(), accepted)?;
+        check_contiguous(tensor, view)?;
+        self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
     /// One number a column, or a row, read.
     pub(super) fn vector(&mut self, tensor: Operand, view: &TensorView<'_>, accepted: &[DType]) -> Result<()> {
         let expected = self.vector_shape(tensor);

@@ -42,6 +42,11 @@ impl Placed {
         self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
     }
 
+    /// Where it starts, if it is there.
+    pub(super) fn address(&self) -> Option<u64> {
+        self.address
+    }
+
     /// Whether it starts at a multiple of a vector, and rows do.
     pub(super) fn is_aligned(&self) -> bool {
         let vector = u64::from(VECTOR_BYTES);
@@ -100,6 +105,17 @@ impl Rows {
         let axes = [2, 1, 0].map(|run| runs.get(run).map(|&(_, axis)| axis));
         let extents = Extents { rows: rows as u32, columns: columns as u32, middle: extent(1), inner: extent(0) };
         Ok(Rows { rows: rows as usize, columns, axes, extents })
+    }
+
+    /// Elements between a row of a tensor and the next, where one number says it for all tensors.
+    pub(super) fn one_stride(&self, of: &Placed, tensor: &Placed) -> Result<usize> {
+        let found = self.axes.iter().flatten().count();
+        if found > 1 {
+            let extents = of.shape[..of.shape.len() - 1].to_vec();
+            return Err(OperatorError::RowStrides { extents, found }.into());
+        }
+        let [.., inner] = self.axes;
+        Ok(inner.map_or(0, |axis| tensor.strides[axis]))
     }
 
     /// Shape of the statistics: one number a row.

@@ -3,6 +3,7 @@
 
 mod cell;
 mod cross_entropy;
+mod dense;
 mod embedding;
 mod norm;
 mod problem;
@@ -51,6 +52,13 @@ const SHAPES: [[usize; 2]; 8] = [
 /// The same for the emulator.
 const EMULATED_SHAPES: [[usize; 2]; 2] = [[16, 128], [4, 1000]];
 
+/// Rows, columns and depth of dense layers without `--rows` and `--columns`: products that fill a GPU, long, and with a short sum.
+const PRODUCTS: [[usize; 3]; 4] =
+    [[16_384, 16_384, 4096], [8192, 8192, 8192], [16_384, 4096, 1024], [4096, 4096, 16_384]];
+
+/// The same for the emulator.
+const EMULATED_PRODUCTS: [[usize; 3]; 2] = [[16, 24, 64], [130, 40, 72]];
+
 /// Operators on rows, in the place of attention.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct OperatorArgs {
@@ -73,6 +81,9 @@ pub(super) struct OperatorArgs {
     /// Columns of operators, comma separated
     #[arg(long, value_delimiter = ',', value_name = "N", requires_all = ["operator", "rows"])]
     columns: Vec<usize>,
+    /// Columns of x and of the weights of dense layers, comma separated, with --rows and --columns, which are those of the output
+    #[arg(long, value_delimiter = ',', value_name = "N", requires_all = ["operator", "rows", "columns"])]
+    depth: Vec<usize>,
 }
 
 impl OperatorArgs {
@@ -97,6 +108,12 @@ pub(super) enum OperatorName {
     Rotary,
     /// Rows of a table, 50257 or four for each of --rows, or its gradient
     Embedding,
+    /// x weight^T + bias
+    Dense,
+    /// gelu(x weight^T + bias), by tanh
+    DenseGelu,
+    /// silu(x gate^T) * (x up^T)
+    Swiglu,
 }
 
 impl OperatorName {
@@ -108,6 +125,9 @@ impl OperatorName {
             OperatorName::CrossEntropy => "cross_entropy",
             OperatorName::Rotary => "rotary",
             OperatorName::Embedding => "embedding",
+            OperatorName::Dense => "dense",
+            OperatorName::DenseGelu => "dense-gelu",
+            OperatorName::Swiglu => "swiglu",
         }
     }
 
@@ -119,7 +139,13 @@ impl OperatorName {
             OperatorName::CrossEntropy => cross_entropy::bytes(cell),
             OperatorName::Rotary => rotary::bytes(cell),
             OperatorName::Embedding => embedding::bytes(cell),
+            OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => dense::bytes(cell),
         }
+    }
+
+    /// Whether a problem has a depth, too, and its operations count: those of a product of matrices.
+    fn is_product(self) -> bool {
+        matches!(self, OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu)
     }
 }
 
@@ -143,6 +169,12 @@ struct CellRecord {
     dtype: &'static str,
     rows: usize,
     columns: usize,
+    /// Of dense layers: numbers that are summed over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    depth: Option<usize>,
+    /// Of dense layers: multiplications and additions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operations: Option<u64>,
     /// Of all tensors, each counted once.
     bytes: u64,
     results: Vec<OperatorResult>,
@@ -227,6 +259,8 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
             dtype: cell.dtype.name(),
             rows: cell.rows,
             columns: cell.columns,
+            depth: cell.depth,
+            operations: cell.depth.map(|_| dense::operations(cell)),
             bytes: cell.operator.bytes(cell),
             results,
         });
@@ -246,7 +280,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 }
 
 fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
-    let OperatorArgs { operator, rows, columns } = &args.operators;
+    let OperatorArgs { operator, rows, columns, depth } = &args.operators;
     ensure!(args.pass != Pass::Both, "--pass both is not accepted with --operator; forward and backward are");
     let mut shapes: Vec<[usize; 2]> = if emulator { EMULATED_SHAPES.to_vec() } else { SHAPES.to_vec() };
     if !rows.is_empty() {
@@ -259,17 +293,41 @@ fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
     let dtypes = args.sweep.dtypes_or(&[DType::Bf16]);
     let mut cells = Vec::new();
     for &operator in operator {
+        let problems = if operator.is_product() {
+            products(args, emulator)?
+        } else {
+            shapes.iter().map(|&[rows, columns]| (rows, columns, None)).collect()
+        };
         for &dtype in &dtypes {
-            cells.extend(shapes.iter().map(|&[rows, columns]| Cell {
+            cells.extend(problems.iter().map(|&(rows, columns, depth)| Cell {
                 operator,
                 pass: args.pass,
                 dtype,
                 rows,
                 columns,
+                depth,
             }));
         }
     }
+    let products = operator.iter().filter(|operator| operator.is_product()).count();
+    ensure!(depth.is_empty() || products == operator.len(), "--depth is for dense layers alone");
     Ok(cells)
+}
+
+/// Rows, columns and depths of dense layers.
+fn products(args: &BenchArgs, emulator: bool) -> Result<Vec<(usize, usize, Option<usize>)>> {
+    ensure!(args.pass == Pass::Forward, "dense layers are measured forward");
+    let OperatorArgs { rows, columns, depth, .. } = &args.operators;
+    if rows.is_empty() {
+        let products = if emulator { &EMULATED_PRODUCTS[..] } else { &PRODUCTS };
+        return Ok(products.iter().map(|&[rows, columns, depth]| (rows, columns, Some(depth))).collect());
+    }
+    ensure!(
+        !depth.is_empty() && !depth.contains(&0),
+        "dense layers need --depth, 1 or more, beside --rows and --columns"
+    );
+    let all = depth.iter().flat_map(|&depth| columns.iter().map(move |&columns| (columns, depth)));
+    Ok(all.flat_map(|(columns, depth)| rows.iter().map(move |&rows| (rows, columns, Some(depth)))).collect())
 }
 
 /// One that takes turns.
@@ -386,8 +444,11 @@ fn measure(
 }
 
 fn print(record: &OperatorRecord) -> Result<()> {
-    let mut table =
-        Sheet::new(["operator", "pass", "type", "rows", "columns", "who", "GB/s", "time", "max error"], 6, 3);
+    let mut table = Sheet::new(
+        ["operator", "pass", "type", "rows", "columns", "depth", "who", "GB/s", "TFLOP/s", "time", "max error"],
+        7,
+        4,
+    );
     for cell in &record.cells {
         for result in &cell.results {
             let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
@@ -397,8 +458,14 @@ fn print(record: &OperatorRecord) -> Result<()> {
                 cell.dtype.to_owned(),
                 cell.rows.to_string(),
                 cell.columns.to_string(),
+                number(cell.depth.map(|depth| depth.to_string())),
                 result.name.to_owned(),
                 number(result.bytes_per_second.map(|rate| significant(rate / 1e9))),
+                number(
+                    cell.operations
+                        .zip(result.time_ms)
+                        .map(|(operations, time)| significant(operations as f64 / time.median / 1e9)),
+                ),
                 number(result.time_ms.map(|time| milliseconds(time.median))),
                 number(result.max_error.map(|error| format!("{error:.1e}"))),
             ];

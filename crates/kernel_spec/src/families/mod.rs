@@ -11,6 +11,7 @@ pub mod backward;
 pub mod blocks;
 #[macro_use]
 pub mod cross_entropy;
+pub mod dense;
 pub mod embedding;
 #[macro_use]
 pub mod forward;
@@ -61,11 +62,12 @@ impl Unit {
             let norms = norm::VARIANTS.iter().map(|variant| &variant.entry);
             let softmax = softmax::VARIANTS.iter().map(|variant| &variant.entry);
             let cross_entropy = cross_entropy::VARIANTS.iter().map(|variant| &variant.entry);
+            let dense = dense::VARIANTS.iter().map(|variant| &variant.entry);
             let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
             let embedding = embedding::VARIANTS.iter().map(|variant| &variant.entry);
             let adamw = adamw::VARIANTS.iter().map(|variant| &variant.entry);
             let gradient_norm = gradient_norm::VARIANTS.iter().map(|variant| &variant.entry);
-            let rows = norms.chain(softmax).chain(cross_entropy).chain(rotary);
+            let rows = norms.chain(softmax).chain(cross_entropy).chain(dense).chain(rotary);
             rows.chain(embedding).chain(adamw).chain(gradient_norm)
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())

@@ -3,6 +3,7 @@
 pub mod adamw;
 pub mod ahead;
 pub mod cross_entropy;
+pub mod dense;
 pub mod embedding;
 pub mod embedding_backward;
 pub mod gradient_norm;

@@ -35,6 +35,12 @@ pub trait Element: Copy {
     /// Where it reads, the address is valid.
     unsafe fn load_within(global: u64, index: u32, bound: u32) -> f32;
 
+    /// Reads two neighbours where `index < bound`, without a branch, and gives zeros elsewhere.
+    ///
+    /// # Safety
+    /// Where it reads, the address is valid and aligned to both elements together.
+    unsafe fn load_two_within(global: u64, index: u32, bound: u32) -> [f32; 2];
+
     /// Rounds one element and writes it where `index < bound`, without a branch.
     ///
     /// # Safety
@@ -205,6 +211,13 @@ impl<T: TensorCore> Element for T {
     }
 
     #[inline(always)]
+    unsafe fn load_two_within(global: u64, index: u32, bound: u32) -> [f32; 2] {
+        // SAFETY: passed on.
+        let two = unsafe { copy::load_u32_within(global, index, bound) };
+        [T::widen(two as u16), T::widen((two >> 16) as u16)]
+    }
+
+    #[inline(always)]
     unsafe fn store_within(global: u64, value: f32, index: u32, bound: u32) {
         // SAFETY: passed on.
         unsafe { copy::store_u16_within(global, T::round(value), index, bound) };
@@ -303,6 +316,12 @@ impl Element for f32 {
     unsafe fn load_within(global: u64, index: u32, bound: u32) -> f32 {
         // SAFETY: passed on.
         f32::from_bits(unsafe { copy::load_u32_within(global, index, bound) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_two_within(global: u64, index: u32, bound: u32) -> [f32; 2] {
+        // SAFETY: passed on.
+        [0, 4].map(|offset| f32::from_bits(unsafe { copy::load_u32_within(global + offset, index, bound) }))
     }
 
     #[inline(always)]

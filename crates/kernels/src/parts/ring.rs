@@ -7,7 +7,7 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::mbarrier;
+use cuda_std::{cluster, mbarrier};
 
 /// The buffers of a ring.
 pub trait Buffers {
@@ -143,6 +143,16 @@ impl<B: Buffers> Ring<B> {
     pub unsafe fn release(&self, elected: bool) {
         // SAFETY: passed on.
         unsafe { mbarrier::arrive_if(self.full() + EMPTY, elected) };
+    }
+
+    /// [`Self::release`] of a buffer that thread blocks of a cluster fill together: its `elected` threads free it for the thread block `rank`.
+    ///
+    /// # Safety
+    /// As for [`Self::release`]; the thread block has not exited.
+    #[inline(always)]
+    pub unsafe fn release_for(&self, rank: u32, elected: bool) {
+        // SAFETY: passed on.
+        unsafe { mbarrier::arrive_cluster_if(cluster::map(self.full() + EMPTY, rank), elected) };
     }
 
     /// Moves on to the next buffer.

@@ -73,6 +73,14 @@ pub struct AffineWalk {
     step_bytes: u64,
 }
 
+impl AffineWalk {
+    /// From an address on, in steps of so many bytes.
+    #[inline(always)]
+    pub fn new(address: u64, step_bytes: u64) -> AffineWalk {
+        AffineWalk { address, step_bytes }
+    }
+}
+
 impl<T> RowSource for GlobalRows<T> {
     type Walk = AffineWalk;
 

@@ -226,6 +226,26 @@ pub unsafe fn start_transposed<T, A: SharedMatrix, B: SharedMatrix, S: Accumulat
     unsafe { wgmma::commit() };
 }
 
+/// Starts `acc += a b^T`, or `acc = a b^T` if `first`, a constant: 64 rows of one panel from shared address `a` on, and as many rows of one at `b` as the
+/// accumulator has columns.
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_panel<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32, first: bool) {
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::rows(b));
+    for step in 0..PANEL_STEPS {
+        let bytes = (step * WGMMA_K_BYTES) as u32;
+        let (a, b) = (first_a.advanced(bytes), first_b.advanced(bytes));
+        // SAFETY: passed on.
+        unsafe {
+            if first && step == 0 { acc.overwrite_transposed(a, b) } else { acc.multiply_transposed(a, b, true) }
+        };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
 /// Starts `acc = a b`: 64 rows of the tile `A` from shared address `a` on, all of its columns, and as many columns of the tile `B` as the
 /// accumulator has, in whole panels from shared address `b` on.
 ///

@@ -13,12 +13,15 @@ pub(super) struct Cell {
     pub(super) dtype: DType,
     pub(super) rows: usize,
     pub(super) columns: usize,
+    /// Numbers that are summed over, of a product.
+    pub(super) depth: Option<usize>,
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Cell { operator, dtype, rows, columns, .. } = self;
-        write!(f, "{} {} {dtype}, {rows} rows of {columns} columns", operator.name(), self.pass_name())
+        let Cell { operator, dtype, rows, columns, depth, .. } = self;
+        write!(f, "{} {} {dtype}, {rows} rows of {columns} columns", operator.name(), self.pass_name())?;
+        depth.map_or(Ok(()), |depth| write!(f, ", {depth} deep"))
     }
 }
 

@@ -1,7 +1,7 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, cross_entropy, embedding, norm, rotary, softmax};
+use super::{OperatorName, cross_entropy, dense, embedding, norm, rotary, softmax};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
@@ -126,6 +126,9 @@ impl Problem {
             OperatorName::CrossEntropy => Box::new(cross_entropy::Subject::new(device, cell, values, seed)?),
             OperatorName::Rotary => Box::new(rotary::Subject::new(device, cell, values, seed)?),
             OperatorName::Embedding => Box::new(embedding::Subject::new(device, cell, values, seed)?),
+            OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => {
+                Box::new(dense::Subject::new(device, cell, values, seed)?)
+            }
         };
         let (device, stream) = (device.clone(), device.default_stream());
         Ok(Problem { cell, device, stream, subject, graph: None })

@@ -1,0 +1,65 @@
+//! What the kernels of dense layers are given.
+
+use super::SLOTS;
+use super::order::TileOrder;
+use crate::copy_engine::TensorMap;
+use crate::features::Features;
+
+/// A matrix whose rows are contiguous.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixParams {
+    /// Device address of the first element, or 0 when there is no such matrix.
+    pub address: u64,
+    /// Elements between a row and the next.
+    pub row_stride: u64,
+}
+
+impl MatrixParams {
+    /// No matrix.
+    pub const NONE: MatrixParams = MatrixParams { address: 0, row_stride: 0 };
+}
+
+/// Parameters of a product: `z = a b^T + bias`, `out = activation(z) + residual`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DenseParams {
+    /// The rows: `[rows, depth]`.
+    pub a: MatrixParams,
+    /// The weights: `[columns, depth]`; of a gated activation `[2 columns, depth]`, those of the gate first.
+    pub b: MatrixParams,
+    /// Output, `[rows, columns]`.
+    pub out: MatrixParams,
+    /// Where `z` is kept, `[rows, columns]`, of a gated activation `[rows, 2 columns]`, or none.
+    pub kept: MatrixParams,
+    /// What is added to the activations, `[rows, columns]`, or none.
+    pub residual: MatrixParams,
+    /// Device address of the biases, one for each row of `b`, or 0.
+    pub bias: u64,
+    /// Rows of the output.
+    pub rows: u32,
+    /// Columns of the output.
+    pub columns: u32,
+    /// Numbers that are summed over.
+    pub depth: u32,
+    /// 1 when rows of `a` and `b` are whole pieces of 16 bytes at multiples of them; 0 makes threads read single elements.
+    pub aligned: u32,
+    /// 1 when rows of the output, of what is kept and of the residual, and the biases, are so, with a multiple of 8 columns.
+    pub out_aligned: u32,
+    /// Which tile comes when.
+    pub order: TileOrder,
+    /// See [`features`](super::features).
+    pub features: Features<{ SLOTS as usize }>,
+}
+
+/// Parameters of a product on Hopper: the copy engine reads `a` and `b` by maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HopperDenseParams {
+    /// Map of `a`.
+    pub a: TensorMap,
+    /// Map of `b`.
+    pub b: TensorMap,
+    /// The rest.
+    pub dense: DenseParams,
+}

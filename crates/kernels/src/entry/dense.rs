@@ -1,0 +1,83 @@
+//! The entry points of dense layers: one for every row of `kernel_spec::for_each_dense_row!`.
+
+use cuda_std::prelude::*;
+#[cfg(not(target_feature = "sm_90a"))]
+use kernel_spec::families::dense::DenseParams;
+#[cfg(target_feature = "sm_90a")]
+use kernel_spec::families::dense::HopperDenseParams;
+use kernel_spec::families::dense::Variant;
+
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::entry::F32;
+use crate::entry::{Bf16, F16};
+use crate::operators::dense;
+#[cfg(target_feature = "sm_90a")]
+use crate::operators::dense::hopper;
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::operators::dense::portable;
+#[cfg(target_feature = "sm_90a")]
+use crate::parts::fragments::RegTile;
+#[cfg(not(target_feature = "sm_90a"))]
+use crate::parts::shared_tile::SharedTile;
+
+macro_rules! entries {
+    ($($pass:ident $engine:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+       $stages:literal, $cluster:literal, $group:literal, $cycles:literal, $reason:literal;)*) => {
+        $($(entry! { $engine $rows x $columns x $depth $dtype $symbol $threads $min_ctas $reason })+)*
+    };
+}
+
+macro_rules! entry {
+    (Warpgroups $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
+        #[cfg(target_feature = "sm_90a")]
+        #[doc = concat!("Cut so because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            entry! { @row $symbol }
+
+            impl hopper::Config for Row {
+                type T = $t;
+                type Acc = RegTile<1, { $columns / 8 }>;
+            }
+
+            #[kernel(threads = $threads, min_ctas = $min_ctas, param_align = 64)]
+            pub unsafe fn $symbol(p: HopperDenseParams) {
+                let params = cuda_std::param_address!($symbol);
+                // SAFETY: launched with this row's threads, shared memory and clusters.
+                unsafe { hopper::product::<Row>(&p, params) }
+            }
+        }
+    };
+    (Warps $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
+        #[cfg(not(target_feature = "sm_90a"))]
+        #[doc = concat!("Cut so because: ", $reason)]
+        pub mod $symbol {
+            use super::*;
+
+            entry! { @row $symbol }
+
+            impl portable::Config for Row {
+                type T = $t;
+                type A = SharedTile<$t, $rows, $depth>;
+                type B = SharedTile<$t, $columns, $depth>;
+            }
+
+            #[kernel(threads = $threads, min_ctas = $min_ctas)]
+            pub unsafe fn $symbol(p: DenseParams) {
+                // SAFETY: launched with this row's threads and shared memory.
+                unsafe { portable::product::<Row>(&p) }
+            }
+        }
+    };
+    (@row $symbol:ident) => {
+        /// The row.
+        pub struct Row;
+
+        impl dense::Config for Row {
+            const ROW: &'static Variant = Variant::named(stringify!($symbol));
+        }
+    };
+}
+
+kernel_spec::for_each_dense_row!(entries);

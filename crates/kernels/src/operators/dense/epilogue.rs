@@ -1,0 +1,187 @@
+//! How a product leaves: from registers, with biases, activation and residual.
+//!
+//! ```text
+//! lane of a quad        0        1        2        3
+//! fragment 0          z z      z z      z z      z z          columns 0 to 7, two a lane; three more fragments to the right of it
+//!
+//! lane writes       fragment 0   1        2        3          16 bytes, once the lanes have exchanged theirs
+//! ```
+//!
+//! Of a gated activation, the first half of a warp's fragments are sums for the gate, and the second half those for what it opens: both are in one lane.
+
+use core::marker::PhantomData;
+
+use cuda_std::{copy, thread, warp};
+use kernel_spec::families::dense::features::is_gated;
+use kernel_spec::families::dense::{DenseParams, MatrixParams};
+use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
+
+use crate::operators::dense::activation::activation;
+use crate::parts::element::Element;
+use crate::parts::fragments::Fragments;
+
+/// Fragments whose lanes exchange what they write.
+const FOUR: usize = 4;
+
+/// A lane's numbers of a row, of four neighbouring fragments.
+type Four = [[f32; 2]; FOUR];
+
+/// Writes a warp's part of the product: 16 rows a fragment from row `row` on, and of the output 8 columns a fragment from column `col` on. What does not
+/// exist is left out.
+///
+/// `ALIGNED`: all that is read and written moves in whole pieces; else the parameters say whether it does.
+///
+/// # Safety
+/// All threads of the warp, converged; no other warp writes these rows and columns.
+#[inline(always)]
+pub unsafe fn leave<T: Element, F: Fragments, const ALIGNED: bool>(p: &DenseParams, acc: &F, row: u32, col: u32) {
+    const { assert!(F::N.is_multiple_of(2 * FOUR), "whole groups of four fragments, of the gate and of what it opens") };
+    let which = p.features.set();
+    let gated = is_gated(which);
+    let fragments = if gated { F::N / 2 } else { F::N };
+    for m in 0..F::M {
+        for first in (0..F::N).step_by(FOUR) {
+            if first >= fragments {
+                continue;
+            }
+            let own = Columns::<T> {
+                col: col + 8 * first as u32,
+                aligned: ALIGNED || p.out_aligned != 0,
+                element: PhantomData,
+            };
+            // SAFETY: passed on.
+            unsafe {
+                let bias = own.biases(p, 0);
+                let up_bias = if gated { own.biases(p, p.columns) } else { bias };
+                for half in 0..2 {
+                    let row = row + 16 * m as u32 + 8 * half as u32 + thread::lane() / 4;
+                    let z = sums(acc, [m, first, half], &bias);
+                    own.store(&p.kept, p, row, 0, z);
+                    let mut out = z.map(|two| two.map(|z| activation(which, z)));
+                    if gated {
+                        let up = sums(acc, [m, first + F::N / 2, half], &up_bias);
+                        own.store(&p.kept, p, row, p.columns, up);
+                        for n in 0..FOUR {
+                            for i in 0..2 {
+                                out[n][i] *= up[n][i];
+                            }
+                        }
+                    }
+                    own.add_residual(p, row, &mut out);
+                    own.store(&p.out, p, row, 0, out);
+                }
+            }
+        }
+    }
+}
+
+/// The upper (`half = 0`) or lower row of four fragments of a product, with the biases.
+#[inline(always)]
+fn sums<F: Fragments>(acc: &F, [m, first, half]: [usize; 3], bias: &Four) -> Four {
+    let mut sums = *bias;
+    for n in 0..FOUR {
+        for i in 0..2 {
+            sums[n][i] += acc.at(m, first + n)[2 * half + i];
+        }
+    }
+    sums
+}
+
+/// The columns of four neighbouring fragments.
+struct Columns<T> {
+    /// The first.
+    col: u32,
+    /// Whether they move in whole pieces.
+    aligned: bool,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Columns<T> {
+    /// A lane's first column of fragment `n`.
+    #[inline(always)]
+    fn of_lane(&self, n: usize) -> u32 {
+        self.col + 8 * n as u32 + fragment_col(thread::lane(), 0)
+    }
+
+    /// A lane's two numbers of each fragment of a row at `address`, and zeros where none are.
+    #[inline(always)]
+    unsafe fn load(&self, address: u64, before: u32, bound: u32) -> Four {
+        let mut values = [[0.0; 2]; FOUR];
+        for n in 0..FOUR {
+            let col = self.of_lane(n);
+            let at = address + (before + col) as u64 * T::BYTES as u64;
+            // SAFETY: nothing is read behind the bound.
+            values[n] = unsafe {
+                if self.aligned {
+                    T::load_two_within(at, col, bound)
+                } else {
+                    [T::load_within(at, col, bound), T::load_within(at + T::BYTES as u64, col + 1, bound)]
+                }
+            };
+        }
+        values
+    }
+
+    /// Biases, `before` columns further on; zeros without.
+    #[inline(always)]
+    unsafe fn biases(&self, p: &DenseParams, before: u32) -> Four {
+        // SAFETY: without biases nothing is read.
+        unsafe { self.load(p.bias, before, if p.bias == 0 { 0 } else { p.columns }) }
+    }
+
+    /// Adds the residual, if there is one.
+    #[inline(always)]
+    unsafe fn add_residual(&self, p: &DenseParams, row: u32, out: &mut Four) {
+        if p.residual.address == 0 {
+            return;
+        }
+        let bound = if row < p.rows { p.columns } else { 0 };
+        // SAFETY: the row exists, or nothing of it is read.
+        let residual = unsafe { self.load(row_of::<T>(&p.residual, row), 0, bound) };
+        for n in 0..FOUR {
+            for i in 0..2 {
+                out[n][i] += residual[n][i];
+            }
+        }
+    }
+
+    /// Rounds and writes a row of four fragments, `before` columns further on, where there is such a matrix.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged; no other warp writes there.
+    #[inline(always)]
+    unsafe fn store(&self, to: &MatrixParams, p: &DenseParams, row: u32, before: u32, values: Four) {
+        if to.address == 0 {
+            return;
+        }
+        let bound = if row < p.rows { p.columns } else { 0 };
+        let start = row_of::<T>(to, row) + before as u64 * T::BYTES as u64;
+        // SAFETY: the row exists, or nothing of it is written.
+        unsafe {
+            if !self.aligned {
+                for n in 0..FOUR {
+                    for i in 0..2 {
+                        let col = self.of_lane(n) + i as u32;
+                        T::store_within(start + col as u64 * T::BYTES as u64, values[n][i], col, bound);
+                    }
+                }
+            } else if T::BYTES == 2 {
+                let words = values.map(|two| T::round_chunk([two[0], two[1], 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])[0]);
+                let chunk = warp::quad_transpose(words);
+                let col = self.col + 8 * (thread::lane() % 4);
+                copy::store_u32x4_within(start + (col as usize / 8 * CHUNK_BYTES) as u64, chunk, col, bound);
+            } else {
+                for n in 0..FOUR {
+                    let col = self.of_lane(n);
+                    copy::store_f32x2_if(start + col as u64 * 4, values[n], col < bound);
+                }
+            }
+        }
+    }
+}
+
+/// The address of a row. Of one that does not exist it is never read.
+#[inline(always)]
+fn row_of<T: Element>(matrix: &MatrixParams, row: u32) -> u64 {
+    matrix.address + row as u64 * matrix.row_stride * T::BYTES as u64
+}

@@ -1,0 +1,80 @@
+//! A warpgroup that multiplies: 64 rows of every tile.
+
+use cuda_std::{sync, thread, wgmma};
+use kernel_spec::families::dense::features::is_gated;
+use kernel_spec::families::dense::{DenseParams, WARPGROUP_ROWS};
+use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
+
+use crate::operators::dense::epilogue;
+use crate::operators::dense::hopper::config::{Config, Operands};
+use crate::operators::dense::hopper::tiles::Tiles;
+use crate::parts::fragments::Fragments;
+use crate::parts::ring::Ring;
+use crate::parts::warpgroup::{WARPGROUP, start_panel};
+
+/// The named barrier of the late start; 0 is the block's.
+const START: u32 = 1;
+
+/// All tiles of warpgroup `group`, counted without the one that loads.
+///
+/// # Safety
+/// All threads of the warpgroup, converged; the ring is initialised, and the load warp runs beside it.
+#[rustc_force_inline]
+pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring<Operands<C>>) {
+    let group_bytes = group * WARPGROUP_ROWS * PANEL_BYTES as u32;
+    let warp_row = group * WARPGROUP_ROWS + thread::index() % WARPGROUP / 32 * 16;
+    let steps = p.depth.div_ceil(PANEL_COLS as u32);
+    let columns = if is_gated(p.features.set()) { C::ROW.tile.columns / 2 } else { C::ROW.tile.columns };
+    // One thread for each thread block of the cluster: it frees buffers there.
+    let freed = thread::index() % WARPGROUP;
+    // SAFETY: buffers are read between the wait for them and their release.
+    unsafe {
+        let release = #[inline(always)]
+        |ring: &Ring<Operands<C>>| {
+            if C::CLUSTER > 1 {
+                ring.release_for(freed % C::CLUSTER, freed < C::CLUSTER);
+            } else {
+                ring.release(freed == 0);
+            }
+        };
+        if group == 1 {
+            sync::named(START, 2 * WARPGROUP);
+        }
+        let mut behind = group == 0;
+        let mut tiles = Tiles::new::<C>();
+        while let Some([row, column]) = tiles.next::<C>(p) {
+            let mut acc = C::Acc::zero();
+            let mut start = #[inline(always)]
+            |ring: &mut Ring<Operands<C>>, first: bool| {
+                ring.wait();
+                // Nothing but products touches the sums behind the first, but without a fence for each step ptxas 13.0 has each product wait for the one before.
+                wgmma::fence();
+                let a = ring.buffer();
+                start_panel::<C::T, C::Acc>(&mut acc, a + group_bytes, a + C::MEMORY.a_bytes, first);
+            };
+            start(ring, true);
+            let mut before = *ring;
+            ring.advance();
+            // Half of the buffers: as many are left for what is on its way.
+            let late = C::ROW.tile.stages / 2;
+            for step in 1..steps {
+                start(ring, false);
+                wgmma::wait::<1>();
+                release(&before);
+                before.advance();
+                ring.advance();
+                if behind && step == late {
+                    behind = false;
+                    sync::arrive(START, 2 * WARPGROUP);
+                }
+            }
+            wgmma::wait::<0>();
+            release(&before);
+            if behind {
+                behind = false;
+                sync::arrive(START, 2 * WARPGROUP);
+            }
+            epilogue::leave::<C::T, C::Acc, true>(p, &acc, row + warp_row, column * columns);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The kernels of dense layers with their waits, arrivals and fences taken out one at a time: the emulator reports every one of them, or the result has
+//! other bits.
+
+use crate::mutants::{Needless, planner, unexcused};
+use crate::support::device;
+use crate::support::edits::{Edit, Mutant, mutants};
+use crate::support::planned::Planned;
+use ferroflash::operators::{Activation, Dense, Operation};
+use ferroflash::{Layout, Operand, Tensor, bf16};
+use ptx_emu::{EmuError, Module};
+use std::collections::BTreeMap;
+
+/// A call: rows, depth, columns and activation.
+type Call = ([usize; 3], Activation);
+
+/// Calls that go through every wait of a kernel: several tiles a thread block, and more steps than buffers; fewer steps than the second warpgroup starts
+/// late, and an odd number, as LLVM loads two at a time; and a gated activation, whose weights are loaded in a loop of its own.
+struct Subject {
+    symbol: &'static str,
+    multiprocessors: u32,
+    hopper: bool,
+    calls: &'static [Call],
+    least_mutants: usize,
+    needless: &'static [Needless],
+}
+
+/// A warpgroup that starts late is one that the epilogue of the other falls under: that is all.
+const LATE_START: Needless =
+    (Edit::NoBarrier, 1, "the second warpgroup starts with the first, and nothing but time is lost");
+
+/// One for each copy of the step that LLVM makes.
+const fn later_fences(count: usize) -> Needless {
+    (
+        Edit::NoWgmmaFence,
+        count,
+        "of the steps behind the first: nothing but products touches the sums, and ptxas alone needs them",
+    )
+}
+
+const SUBJECTS: [Subject; 3] = [
+    Subject {
+        symbol: "dense_bf16_128x128",
+        multiprocessors: 4,
+        hopper: false,
+        calls: &[([130, 200, 40], Activation::Relu)],
+        least_mutants: 5,
+        needless: &[],
+    },
+    Subject {
+        symbol: "dense_hopper_bf16_128x256",
+        multiprocessors: 1,
+        hopper: true,
+        calls: &[
+            ([300, 328, 264], Activation::Relu),
+            ([130, 40, 264], Activation::Relu),
+            ([300, 328, 136], Activation::SwiGlu),
+        ],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(3)],
+    },
+    Subject {
+        symbol: "dense_hopper_bf16_128x128",
+        multiprocessors: 2,
+        hopper: true,
+        calls: &[
+            ([300, 456, 136], Activation::Relu),
+            ([300, 40, 136], Activation::Relu),
+            ([300, 456, 72], Activation::SwiGlu),
+        ],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(4)],
+    },
+];
+
+/// Small numbers, the same for the same index.
+fn data(elements: usize, seed: usize) -> Vec<bf16> {
+    (0..elements).map(|i| bf16::from_f32(((i * 37 + seed * 101) % 97) as f32 / 32.0 - 1.0)).collect()
+}
+
+impl Subject {
+    fn planned(&self, ([rows, depth, columns], activation): Call) -> Planned {
+        let device = planner(self.multiprocessors);
+        let sums = columns * if activation.is_gated() { 2 } else { 1 };
+        let tensor = |shape: [usize; 2], seed| {
+            Tensor::from_slice(&device, &data(shape[0] * shape[1], seed), shape, Layout::RowMajor).unwrap()
+        };
+        let (x, weight) = (tensor([rows, depth], 0), tensor([sums, depth], 1));
+        let bias = Tensor::from_slice(&device, &data(sums, 2), [sums], Layout::RowMajor).unwrap();
+        let weight_view = weight.view();
+        let layer = Dense::new(&weight_view).with_bias(&bias.view()).with_activation(activation);
+        let plan = layer.with_hopper(self.hopper).plan(&x.view()).unwrap();
+        assert_eq!(plan.symbols(), [self.symbol], "{plan}");
+        let bytes = |tensor: &Tensor| bytemuck::cast_slice(&tensor.to_vec::<bf16>().unwrap()).to_vec();
+        let operands = vec![
+            (Operand::X, bytes(&x), false),
+            (Operand::Weight, bytes(&weight), false),
+            (Operand::Bias, bytes(&bias), false),
+            (Operand::Out, vec![0xff; 2 * rows * columns], true),
+        ];
+        drop((x, weight, bias));
+        Planned::new(device, plan, operands)
+    }
+}
+
+#[test]
+fn every_wait_is_needed() {
+    if device::is_gpu() {
+        return;
+    }
+    let mut all_wrong = String::new();
+    for subject in &SUBJECTS {
+        let calls: Vec<Planned> = subject.calls.iter().map(|&call| subject.planned(call)).collect();
+        let run = |call: &Planned, edited: Option<&Module>, seed| call.run(edited.map(|module| (0, module)), seed);
+        let expected: Vec<_> = calls
+            .iter()
+            .map(|call| run(call, None, 0).unwrap_or_else(|error| panic!("{}: {error}", subject.symbol)))
+            .collect();
+        // The texts of different activations have the same statements in the same lines, with other constants.
+        let lists: Vec<_> = calls.iter().map(|call| mutants(&call.plan.steps()[0].kernel.text().unwrap())).collect();
+        assert!(lists[0].len() >= subject.least_mutants, "{} mutants of {}", lists[0].len(), subject.symbol);
+        assert!(lists.iter().all(|list| list.len() == lists[0].len()), "{}", subject.symbol);
+        let mut unnoticed: BTreeMap<_, Vec<&Mutant>> = BTreeMap::new();
+        for (i, mutant) in lists[0].iter().enumerate() {
+            let is_noticed = calls.iter().zip(&lists).zip(&expected).any(|((call, list), expected)| {
+                assert_eq!((list[i].edit, list[i].line), (mutant.edit, mutant.line));
+                let module =
+                    Module::parse(&list[i].ptx).unwrap_or_else(|error| panic!("line {}: {error}", mutant.line));
+                (0..8).any(|seed| match run(call, Some(&module), seed) {
+                    Ok(found) => found != *expected,
+                    Err(EmuError::Fault(_)) => true,
+                    Err(error) => panic!("{:?} of line {}: {error}", mutant.edit, mutant.line),
+                })
+            });
+            if !is_noticed {
+                unnoticed.entry(mutant.edit).or_default().push(mutant);
+            }
+        }
+        let wrong = unexcused(unnoticed, subject.needless);
+        if !wrong.is_empty() {
+            all_wrong += &format!("{}: {wrong}", subject.symbol);
+        }
+    }
+    assert!(all_wrong.is_empty(), "{all_wrong}");
+}
+
+#[test]
+fn no_entry_has_local_memory() {
+    for row in kernel_spec::families::dense::VARIANTS {
+        let text = ferroflash::embedded_ptx(&row.entry).expect("every build has it");
+        assert!(!text.contains(".local"), "{}", row.entry.symbol);
+    }
+}
