@@ -1,10 +1,10 @@
 //! AdamW over lists of tensors against its definition. What it refuses is in `adamw_errors`.
 
-use crate::norms::Lie;
 use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
+use crate::support::lie::Lie;
 use ferroflash::operators::{AdamW, AdamWTensor, Operation, StepNumber};
 use ferroflash::reference::{ReferenceAdamW, ReferenceAdamWState, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, Indices, Layout, Tensor, bf16, f16};

@@ -1,10 +1,11 @@
 //! Embedding tables, rows and gradients, against their definition. What they refuse is in `embedding_errors`, what of their kernels may not go in
 //! `embedding_mutants`.
 
-use crate::norms::{Lie, lie};
+use crate::norms::lie;
 use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
+use crate::support::lie::Lie;
 use ferroflash::operators::{Embedding, Operation};
 use ferroflash::reference::{ReferenceEmbedding, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Indices, Layout, Tensor, bf16, f16};

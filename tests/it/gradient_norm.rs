@@ -1,9 +1,9 @@
 //! The norm of gradients against its definition, and what it refuses.
 
-use crate::norms::Lie;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
+use crate::support::lie::Lie;
 use ferroflash::operators::{AdamW, AdamWTensor, GradientNorm, Operation, StepNumber};
 use ferroflash::{DType, Device, Error, Layout, Operand, OperatorError, Tensor, bf16, f16};
 use kernel_spec::families::gradient_norm::{MAX_TENSORS, Pass, VARIANTS, find};

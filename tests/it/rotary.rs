@@ -1,10 +1,11 @@
 //! Rotary embedding, into another tensor and in place, forward and backward, against its definition. What it refuses is in `rotary_errors`.
 
-use crate::norms::{Lie, lie};
+use crate::norms::lie;
 use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
+use crate::support::lie::Lie;
 use ferroflash::operators::{Operation, Rotary, RotaryPositions};
 use ferroflash::reference::{ReferenceRotary, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, Indices, Layout, Tensor, bf16, f16};

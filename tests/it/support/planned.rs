@@ -45,7 +45,7 @@ impl Planned {
     }
 
     /// All that the launches write, with another module for one of the steps.
-    fn run(&self, edited: Option<(usize, &Module)>, seed: u64) -> Result<Vec<u8>, EmuError> {
+    pub(crate) fn run(&self, edited: Option<(usize, &Module)>, seed: u64) -> Result<Vec<u8>, EmuError> {
         let options = EmulatorOptions::default()
             .with_seed(seed)
             .with_instruction_limit(Some(100_000_000))
