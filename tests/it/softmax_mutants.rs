@@ -25,10 +25,12 @@ enum Call {
     CrossEntropy,
 }
 
-const SUBJECTS: [Subject; 8] = [
-    Subject::new(2, 2000, Call::Softmax, "softmax_bf16_128x4", 1),
+const SUBJECTS: [Subject; 10] = [
+    Subject::new(2, 2000, Call::Softmax, "softmax_bf16_64x4", 1),
+    Subject::new(2, 4000, Call::Softmax, "softmax_bf16_128x4", 1),
     Subject::new(2, 33_000, Call::Softmax, "softmax_cluster_bf16_256x4", 3),
     Subject::new(1, 140_000, Call::Softmax, "softmax_again_bf16", 1),
+    Subject::new(2, 1000, Call::SoftmaxGradient, "softmax_backward_bf16_64x2", 1),
     Subject::new(2, 1500, Call::SoftmaxGradient, "softmax_backward_bf16_128x2", 1),
     Subject::new(2, 17_000, Call::SoftmaxGradient, "softmax_backward_cluster_bf16_256x2", 3),
     Subject::new(2, 2000, Call::CrossEntropy, "cross_entropy_bf16_128x4", 2),

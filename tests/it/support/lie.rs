@@ -58,7 +58,7 @@ impl Lie {
 
     pub(crate) fn upload<T: Element>(&self, device: &Device, shape: &[usize], data: &[T]) -> Tensor {
         let mut storage = self.storage(shape);
-        for (start, row) in self.starts(shape).into_iter().zip(data.chunks(columns_of(shape))) {
+        for (start, row) in self.starts(shape).into_iter().zip(data.chunks(columns_of(shape).max(1))) {
             storage[start..start + row.len()].copy_from_slice(row);
         }
         self.tensor(device, shape, &storage)

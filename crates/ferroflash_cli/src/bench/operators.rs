@@ -8,6 +8,7 @@ mod embedding;
 mod norm;
 mod problem;
 mod rotary;
+mod shapes;
 mod softmax;
 
 use super::measure::Timing;
@@ -21,12 +22,11 @@ use crate::format::{milliseconds, significant};
 use crate::output::{say, status};
 use crate::sheet::Sheet;
 use crate::usage::OrUnusable;
-use crate::workload::{L2, Pass};
-use anyhow::{Context, Result, bail, ensure};
+use crate::workload::L2;
+use anyhow::{Context, Result, bail};
 use cell::Cell;
 use clap::{Args, ValueEnum};
 use ferroflash::Device;
-use kernel_spec::DType;
 use problem::Problem;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -36,28 +36,6 @@ use std::time::Instant;
 
 /// What every record of operators says first.
 const KIND: &str = "ferroflash operators";
-
-/// Rows and columns without `--rows` and `--columns`: 32 and 128 MiB in 16 bits, from a head's columns to a vocabulary's.
-const SHAPES: [[usize; 2]; 8] = [
-    [131_072, 128],
-    [65_536, 1024],
-    [32_768, 2048],
-    [16_384, 4096],
-    [8192, 8192],
-    [4096, 16_384],
-    [2048, 65_536],
-    [1024, 131_072],
-];
-
-/// The same for the emulator.
-const EMULATED_SHAPES: [[usize; 2]; 2] = [[16, 128], [4, 1000]];
-
-/// Rows, columns and depth of dense layers without `--rows` and `--columns`: products that fill a GPU, long, and with a short sum.
-const PRODUCTS: [[usize; 3]; 4] =
-    [[16_384, 16_384, 4096], [8192, 8192, 8192], [16_384, 4096, 1024], [4096, 4096, 16_384]];
-
-/// The same for the emulator.
-const EMULATED_PRODUCTS: [[usize; 3]; 2] = [[16, 24, 64], [130, 40, 72]];
 
 /// Operators on rows, in the place of attention.
 #[derive(Args, Clone, Debug, Default)]
@@ -220,7 +198,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let device = Device::open(&args.device)?;
     let emulator = device.info().is_emulator();
     let timed = !emulator || args.clock == super::Clock::Host;
-    let cells = cells(args, emulator).or_unusable()?;
+    let cells = shapes::cells(args, emulator).or_unusable()?;
     let gpu = if emulator { Err(String::new()) } else { Gpu::open(device.info()) };
     let mut environment = environment::environment(device.info(), &gpu);
     let mut peers = None;
@@ -277,57 +255,6 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         bail!("{} of {checked} results are outside the tolerance rule:\n  {}", wrong.len(), wrong.join("\n  "));
     }
     say!("{checked} results compared with the f64 reference, all within the tolerance rule")
-}
-
-fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
-    let OperatorArgs { operator, rows, columns, depth } = &args.operators;
-    ensure!(args.pass != Pass::Both, "--pass both is not accepted with --operator; forward and backward are");
-    let mut shapes: Vec<[usize; 2]> = if emulator { EMULATED_SHAPES.to_vec() } else { SHAPES.to_vec() };
-    if !rows.is_empty() {
-        shapes = columns.iter().flat_map(|&columns| rows.iter().map(move |&rows| [rows, columns])).collect();
-    }
-    ensure!(
-        shapes.iter().flatten().all(|&extent| extent > 0),
-        "--rows and --columns of 0 are not accepted; 1 or more are"
-    );
-    let dtypes = args.sweep.dtypes_or(&[DType::Bf16]);
-    let mut cells = Vec::new();
-    for &operator in operator {
-        let problems = if operator.is_product() {
-            products(args, emulator)?
-        } else {
-            shapes.iter().map(|&[rows, columns]| (rows, columns, None)).collect()
-        };
-        for &dtype in &dtypes {
-            cells.extend(problems.iter().map(|&(rows, columns, depth)| Cell {
-                operator,
-                pass: args.pass,
-                dtype,
-                rows,
-                columns,
-                depth,
-            }));
-        }
-    }
-    let products = operator.iter().filter(|operator| operator.is_product()).count();
-    ensure!(depth.is_empty() || products == operator.len(), "--depth is for dense layers alone");
-    Ok(cells)
-}
-
-/// Rows, columns and depths of dense layers.
-fn products(args: &BenchArgs, emulator: bool) -> Result<Vec<(usize, usize, Option<usize>)>> {
-    ensure!(args.pass == Pass::Forward, "dense layers are measured forward");
-    let OperatorArgs { rows, columns, depth, .. } = &args.operators;
-    if rows.is_empty() {
-        let products = if emulator { &EMULATED_PRODUCTS[..] } else { &PRODUCTS };
-        return Ok(products.iter().map(|&[rows, columns, depth]| (rows, columns, Some(depth))).collect());
-    }
-    ensure!(
-        !depth.is_empty() && !depth.contains(&0),
-        "dense layers need --depth, 1 or more, beside --rows and --columns"
-    );
-    let all = depth.iter().flat_map(|&depth| columns.iter().map(move |&columns| (columns, depth)));
-    Ok(all.flat_map(|(columns, depth)| rows.iter().map(move |&rows| (rows, columns, Some(depth)))).collect())
 }
 
 /// One that takes turns.
