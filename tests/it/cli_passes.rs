@@ -211,7 +211,7 @@ fn operators_are_measured_and_checked() {
         ["bench", "--operator", "rmsnorm,layernorm,softmax,cross_entropy,rotary,embedding", "--device", "emulator"];
     for pass in ["forward", "backward"] {
         let printed = succeed(&[&operators[..], &["--pass", pass, "--json", utf8(&json)]].concat());
-        assert!(printed.contains("8 results compared with the f64 reference"), "{printed}");
+        assert!(printed.contains("12 results compared with the f64 reference"), "{printed}");
         let record = read(&json);
         assert_eq!(record["kind"], "ferroflash operators");
         let cells = cells(&record);

@@ -19,7 +19,7 @@ struct Subject {
     needless: &'static [Needless],
 }
 
-const SUBJECTS: [Subject; 8] = [
+const SUBJECTS: [Subject; 9] = [
     Subject {
         rows: 2,
         columns: 2000,
@@ -43,9 +43,18 @@ const SUBJECTS: [Subject; 8] = [
         columns: 20_000,
         backward: false,
         edited: 0,
-        symbol: "norm_cluster_bf16_512x4",
+        symbol: "norm_cluster_bf16_256x4",
         least_mutants: 6,
-        needless: &[(Edit::NoCopyCommit, 3, "of rows with a residual, of which this call has none")],
+        needless: &[],
+    },
+    Subject {
+        rows: 3,
+        columns: 140_000,
+        backward: false,
+        edited: 0,
+        symbol: "norm_cluster_bf16_512x8",
+        least_mutants: 8,
+        needless: &[(Edit::NoCopyCommit, 2, "of rows with a residual, of which this call has none")],
     },
     Subject {
         rows: 250,
@@ -107,9 +116,9 @@ impl Subject {
             |seed| Tensor::from_slice(device, &data(self.rows * self.columns, seed), shape, Layout::RowMajor).unwrap();
         let (mut x, dout) = (tensor(0), tensor(1));
         if !self.backward {
-            // The squares of the first row overflow, so that its statistics are computed twice.
+            // The squares of the first two rows overflow, so that their statistics are computed twice.
             let mut values = data(self.rows * self.columns, 0);
-            values[..self.columns].iter_mut().for_each(|x| *x = bf16::from_f32(x.to_f32() * 1e30));
+            values[..2 * self.columns].iter_mut().for_each(|x| *x = bf16::from_f32(x.to_f32() * 1e30));
             x = Tensor::from_slice(device, &values, shape, Layout::RowMajor).unwrap();
         }
         let weight = Tensor::from_slice(device, &data(self.columns, 2), [self.columns], Layout::RowMajor).unwrap();

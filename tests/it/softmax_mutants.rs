@@ -25,7 +25,7 @@ enum Call {
     CrossEntropy,
 }
 
-const SUBJECTS: [Subject; 10] = [
+const SUBJECTS: [Subject; 12] = [
     Subject::new(2, 2000, Call::Softmax, "softmax_bf16_64x4", 1),
     Subject::new(2, 4000, Call::Softmax, "softmax_bf16_128x4", 1),
     Subject::new(2, 33_000, Call::Softmax, "softmax_cluster_bf16_256x4", 3),
@@ -33,8 +33,10 @@ const SUBJECTS: [Subject; 10] = [
     Subject::new(2, 1000, Call::SoftmaxGradient, "softmax_backward_bf16_64x2", 1),
     Subject::new(2, 1500, Call::SoftmaxGradient, "softmax_backward_bf16_128x2", 1),
     Subject::new(2, 17_000, Call::SoftmaxGradient, "softmax_backward_cluster_bf16_256x2", 3),
-    Subject::new(2, 2000, Call::CrossEntropy, "cross_entropy_bf16_128x4", 2),
-    Subject::new(3, 9000, Call::CrossEntropy, "cross_entropy_bf16", 2),
+    Subject::new(2, 2000, Call::CrossEntropy, "cross_entropy_bf16_64x4", 2),
+    Subject::new(2, 4000, Call::CrossEntropy, "cross_entropy_bf16_128x4", 2),
+    Subject::new(2, 9000, Call::CrossEntropy, "cross_entropy_bf16_512x4", 2),
+    Subject::new(3, 17_000, Call::CrossEntropy, "cross_entropy_bf16", 2),
     Subject::new(1, 20_000, Call::CrossEntropy, "cross_entropy_cluster_bf16", 5),
 ];
 

@@ -76,7 +76,8 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         // SAFETY: places are free, and rows that do not exist have no columns.
         unsafe { rows_ahead.start::<C, V>(&own(0, row < p.extents.rows), starts, 2) };
     };
-    // Nobody waits for the statistics of a row either: they are read while the row before is worked on.
+    // Nobody waits for the statistics of a row either: they are read while the row before is worked on; beside a cluster, where they spill, before the row
+    // is waited for.
     let statistics = #[inline(always)]
     |row: u32| {
         let (mut mean, mut rstd) = (0.0, 0.0);
@@ -96,7 +97,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             start(&mut rows_ahead, first + seat.in_block + i * step);
         }
     }
-    let mut next_statistics = statistics(first + seat.in_block);
+    let mut next_statistics = if C::CLUSTER { [0.0; 2] } else { statistics(first + seat.in_block) };
     // SAFETY: all threads come here, with rows on their way.
     let mut sums = unsafe { Sums::new::<C>(&seat) };
     while first < p.extents.rows {
@@ -121,6 +122,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         };
         // Before the row is waited for, so that nobody waits for both. Beside a cluster they spill.
         let late_weights = const { C::AGAIN || C::CLUSTER };
+        let late_statistics = if C::CLUSTER { statistics(row) } else { [0.0; 2] };
         let held_weights = if late_weights { [[0.0; 8]; V] } else { load_weights(0) };
         let mut held = if C::AGAIN {
             ([[0.0; 8]; V], [[0.0; 8]; V])
@@ -134,8 +136,10 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         };
         // With the other two, so that it is on its way.
         let held_upstream = if has_residual && !C::AGAIN { load_upstream(0) } else { [[0.0; 8]; V] };
-        let [mean, rstd] = next_statistics;
-        next_statistics = statistics(row + step);
+        let [mean, rstd] = if C::CLUSTER { late_statistics } else { next_statistics };
+        if !C::CLUSTER {
+            next_statistics = statistics(row + step);
+        }
         // Of g n, and of g.
         let mut own_sums = [0.0; 2];
         for tile in 0..tiles {

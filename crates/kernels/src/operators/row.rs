@@ -56,7 +56,11 @@ impl Seat {
     /// That of this thread.
     #[inline(always)]
     pub fn of<C: Config>(sharers: &Divisor) -> Seat {
-        let (thread, in_block) = (thread::index() % C::ROW_THREADS, thread::index() / C::ROW_THREADS);
+        let (thread, in_block) = if const { C::TILE.block_rows() == 1 } {
+            (thread::index(), 0)
+        } else {
+            (thread::index() % C::ROW_THREADS, thread::index() / C::ROW_THREADS)
+        };
         let (team, rank) = if C::CLUSTER { sharers.split(thread::block_index()) } else { (thread::block_index(), 0) };
         Seat { thread, in_block, team, rank, sharers: if C::CLUSTER { sharers.value } else { 1 } }
     }

@@ -90,12 +90,17 @@ impl Sums {
             #[cfg(target_feature = "sm_90a")]
             if C::CLUSTER {
                 let place = self.give_to_all::<C, N>(values);
-                values = [0.0; N];
-                for rank in 0..MAX_SHARERS {
+                // Eight lanes have those of a rank each, and add them: fewer registers than if each lane had all.
+                let rank = thread::lane() % MAX_SHARERS;
+                for i in 0..N {
+                    values[i] = 0.0;
                     if rank < self.sharers {
-                        for i in 0..N {
-                            values[i] += shared::load_f32(place + rank * 8 + i as u32 * 4);
-                        }
+                        values[i] = shared::load_f32(place + rank * 8 + i as u32 * 4);
+                    }
+                    let mut distance = MAX_SHARERS / 2;
+                    while distance > 0 {
+                        values[i] += warp::butterfly(values[i], distance);
+                        distance /= 2;
                     }
                 }
             }
@@ -118,10 +123,12 @@ impl Sums {
     pub(super) unsafe fn sync_row<C: Config>(&self) {
         // SAFETY: passed on.
         unsafe {
-            if const { C::TILE.block_rows() > 1 } {
-                sync::named(self.in_block + 1, C::ROW_THREADS);
-            } else {
-                sync::block();
+            match const { C::TILE.block_rows() } {
+                1 => sync::block(),
+                // Numbers that are constants: with others a thread block reserves all barriers, and four of them are all that a multiprocessor has room for.
+                2 if self.in_block == 0 => sync::named(1, C::ROW_THREADS),
+                2 => sync::named(2, C::ROW_THREADS),
+                _ => const { assert!(C::TILE.block_rows() <= 2 || C::ROW_THREADS <= 32, "a barrier for each row") },
             }
         }
     }

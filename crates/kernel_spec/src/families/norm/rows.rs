@@ -7,7 +7,7 @@
 /// `rows` are on their way into shared memory. `sharing`:
 ///
 /// - `Alone`: a row is that of one thread block, or of some of its threads;
-/// - `Cluster`: the thread blocks of a cluster share a row, each as above; it may be one alone;
+/// - `Cluster`: the thread blocks of a cluster share a row, each as above;
 /// - `Again`: no register holds a row, whatever its length, and it is read anew for each sum over it.
 ///
 /// `Columns` reads x and dout once more for the sums over rows, a column a thread; `Parts` adds what thread blocks have summed up, 16 threads a column.
@@ -29,12 +29,14 @@ macro_rules! for_each_norm_row {
                 "as 64 x 4, one row";
             Forward Alone 256 x 4 ahead 0 [F16 norm_f16_256x4, Bf16 norm_bf16_256x4, F32 norm_f32_256x4] 256, 4,
                 "as 128 x 4, four rows a multiprocessor";
-            Forward Cluster 512 x 4 ahead 2 [F16 norm_cluster_f16_512x4, Bf16 norm_cluster_bf16_512x4, F32 norm_cluster_f32_512x4] 512, 1,
-                "two rows on their way, 64 KiB, keep the memory busy while one is worked on, and while its cluster is waited for";
-            Forward Cluster 512 x 8 ahead 1 [F16 norm_cluster_f16_512x8, Bf16 norm_cluster_bf16_512x8, F32 norm_cluster_f32_512x8] 512, 1,
-                "the longest rows that eight thread blocks hold, as many bytes on their way";
             Forward Alone 512 x 4 ahead 0 [F16 norm_f16_512x4, Bf16 norm_bf16_512x4, F32 norm_f32_512x4] 512, 2,
                 "as 128 x 4, two rows a multiprocessor";
+            Forward Cluster 256 x 4 ahead 0 [F16 norm_cluster_f16_256x4, Bf16 norm_cluster_bf16_256x4, F32 norm_cluster_f32_256x4] 256, 3,
+                "three thread blocks a multiprocessor, of different rows: two load or store while one waits for its cluster; with a fourth they spill";
+            Forward Cluster 256 x 8 ahead 0 [F16 norm_cluster_f16_256x8, Bf16 norm_cluster_bf16_256x8, F32 norm_cluster_f32_256x8] 256, 2,
+                "as 256 x 4, for rows of twice the length";
+            Forward Cluster 512 x 8 ahead 1 [F16 norm_cluster_f16_512x8, Bf16 norm_cluster_bf16_512x8, F32 norm_cluster_f32_512x8] 512, 1,
+                "the longest rows that eight thread blocks hold; the next row is on its way while one is worked on";
             Forward Alone 1024 x 4 ahead 0 [F16 norm_f16_1024x4, Bf16 norm_bf16_1024x4, F32 norm_f32_1024x4] 1024, 1,
                 "the longest row that the registers of a multiprocessor hold";
             Forward Again 1024 x 1 ahead 0 [F16 norm_again_f16, Bf16 norm_again_bf16, F32 norm_again_f32] 1024, 1,
