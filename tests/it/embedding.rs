@@ -43,6 +43,9 @@ struct Case {
     seed: u64,
 }
 
+/// Elements of a row of the table that the error of the precision is taken over.
+const PRECISION_ELEMENTS: usize = 4096;
+
 impl Case {
     fn new(tokens: usize, vocabulary: usize, columns: usize) -> Case {
         Case {
@@ -145,7 +148,18 @@ impl Case {
         let (dout, before) = (to_f64(&dout), before.map(|before| to_f64(&before)));
         let exact = self.reference().backward(&ids, &dout, before.as_deref()).unwrap();
         let rounded = self.reference().backward_rounded(&ids, &dout, before.as_deref(), G::DTYPE).unwrap();
-        let (error, bound) = (max_abs_difference(&found, &exact), tolerance(max_abs_difference(&rounded, &exact)));
+        let mut precision = max_abs_difference(&rounded, &exact);
+        // Of few elements the largest error is a matter of luck, and one row may have most of the tokens: more are drawn, of the same tokens.
+        let draws = PRECISION_ELEMENTS.div_ceil(self.columns);
+        for more in 0..draws.min((1 << 22) / (self.columns * self.tokens().max(1))) as u64 {
+            let dout = to_f64(&self.draw::<T>(100 + 2 * more, self.tokens() * self.columns));
+            let before =
+                self.accumulate.then(|| to_f64(&self.draw::<G>(101 + 2 * more, self.vocabulary * self.columns)));
+            let exact = self.reference().backward(&ids, &dout, before.as_deref()).unwrap();
+            let rounded = self.reference().backward_rounded(&ids, &dout, before.as_deref(), G::DTYPE).unwrap();
+            precision = precision.max(max_abs_difference(&rounded, &exact));
+        }
+        let (error, bound) = (max_abs_difference(&found, &exact), tolerance(precision));
         // What is no number is not right either.
         if !error.le(&bound) {
             return Err(format!("the gradient is off by {error:e}, {bound:e} is accepted"));

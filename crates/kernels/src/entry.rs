@@ -30,6 +30,7 @@ mod sequences;
 mod softmax;
 
 // The rows name element types as `kernel_spec::DType` does.
+#[cfg(any(feature = "operators", not(target_feature = "sm_90a")))]
 type F32 = f32;
 type F16 = f16;
 type Bf16 = bf16;
