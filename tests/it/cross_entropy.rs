@@ -6,8 +6,9 @@ use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
+use crate::support::rule::check;
 use ferroflash::operators::{CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Operation};
-use ferroflash::reference::{ReferenceCrossEntropy, max_abs_difference, tolerance};
+use ferroflash::reference::ReferenceCrossEntropy;
 use ferroflash::{DType, Device, Element, EmulatorConfig, Indices, Layout, Tensor, bf16, f16};
 use kernel_spec::families::cross_entropy::{Pass, VARIANTS};
 use kernel_spec::families::rows::Sharing;
@@ -171,18 +172,6 @@ impl Case {
         check("dlogits", &found, &exact, &rounded, 1.0 / self.classes as f64)
             .map_err(|wrong| format!("{wrong}\n{self:#?}"))?;
         Ok(found)
-    }
-}
-
-/// By the rule, in units of what a result is likely to be; the others have more rows.
-fn check(name: &str, found: &[f64], exact: &[f64], rounded: &[f64], unit: f64) -> Result<(), String> {
-    let error = max_abs_difference(found, &exact[..found.len()]) / unit;
-    let bound = tolerance(max_abs_difference(rounded, exact) / unit);
-    // A bound that is no number accepts nothing.
-    if error <= bound && bound.is_finite() {
-        Ok(())
-    } else {
-        Err(format!("{name} is off by {error:e} times {unit:e}, {bound:e} is accepted"))
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod packed_gradients;
 pub(crate) mod planned;
 pub(crate) mod program;
 pub(crate) mod programs;
+pub(crate) mod rule;
 pub(crate) mod sequences;
 pub(crate) mod stub_driver;
 

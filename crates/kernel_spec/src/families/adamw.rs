@@ -1,7 +1,6 @@
 //! AdamW over a list of tensors.
 
 use super::rows::{RowTile, Sharing};
-use super::same;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::features::{FeatureSet, Features};
@@ -82,17 +81,7 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 }
 
 /// Calls `$callback!` with every row: `[type symbol, ..] threads_of_a_thread_block, thread blocks of a multiprocessor, "why";`.

@@ -1,9 +1,7 @@
 //! Embedding tables: rows by number, and gradients of the table, for which numbers are sorted.
 
-use super::rows::{Extents, RowTile, RowsParams, Sharing};
-use super::same;
+use super::rows::{Extents, RowTile, RowVariant, RowsParams, Sharing};
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
 use crate::features::{FeatureSet, Features};
 use crate::shared::Carve;
 
@@ -141,31 +139,11 @@ pub struct SumParams {
     pub features: Features<0>,
 }
 
-/// One row of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Variant {
-    /// What a launch needs of it.
-    pub entry: Entry,
-    /// What it computes.
-    pub pass: Pass,
-    /// How rows lie in the registers of threads; passes over numbers have none, and a row a thread.
-    pub tile: RowTile,
-    /// Why it is cut so.
-    pub reason: &'static str,
-}
+/// One row of the list. Its tile: how rows lie in the registers of threads; passes over numbers have none, and a row a thread.
+pub type Variant = RowVariant<Pass>;
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 
     /// Columns of the longest row that it reads in one go; a longer one passes by in tiles.
     pub const fn columns(&self) -> u32 {
@@ -238,7 +216,6 @@ const fn variant(
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
     assert!(!matches!(pass, Pass::Count | Pass::Place) || threads == BINS, "a thread a value of a digit");
     let params_bytes = match pass {
         Pass::Gather => size_of::<GatherParams>(),
@@ -246,25 +223,11 @@ const fn variant(
         Pass::Bounds => size_of::<BoundsParams>(),
         Pass::Runs | Pass::Sum => size_of::<SumParams>(),
     };
-    let entry = Entry {
-        symbol,
-        arch: Arch::Sm80,
-        threads,
-        shared_bytes: Memory::of(pass, threads).total,
-        min_ctas,
-        params_bytes: params_bytes as u32,
-        feature_slots: 0,
-        accepts: FeatureSet::NONE,
-        cooperative: false,
-        max_cluster: 1,
-    };
     // Tiles pass by where a row is longer than one.
-    Variant {
-        entry,
-        pass,
-        tile: RowTile { sharing: Sharing::Again, dtype, threads, row_threads, vectors, ahead: 0 },
-        reason,
-    }
+    let tile = RowTile { sharing: Sharing::Again, dtype, threads, row_threads, vectors, ahead: 0 };
+    let shared_bytes = Memory::of(pass, threads).total;
+    let entry = tile.entry(symbol, [min_ctas, shared_bytes], params_bytes, 0, FeatureSet::NONE);
+    Variant { entry, pass, tile, reason }
 }
 
 /// Every compiled entry point.

@@ -1,11 +1,8 @@
 //! The norm of all gradients of a list of tensors, and what clipping multiplies them with.
 
-use super::rows::{RowTile, Sharing, SumsMemory};
-use super::same;
+use super::rows::{RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
 use crate::features::{FeatureSet, Features};
-use crate::shared::Carve;
 
 /// Tensors of one launch, at most: their places fill most of the 4 KiB that parameters may have.
 pub const MAX_TENSORS: u32 = 128;
@@ -75,40 +72,15 @@ pub struct NormParams {
     pub features: Features<0>,
 }
 
-/// One row of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Variant {
-    /// What a launch needs of it.
-    pub entry: Entry,
-    /// What it computes.
-    pub pass: Pass,
-    /// How elements lie in the registers of a thread block, a vector a thread at a time.
-    pub tile: RowTile,
-    /// Why it is cut so.
-    pub reason: &'static str,
-}
+/// One row of the list. Its tile: how elements lie in the registers of a thread block, a vector a thread at a time.
+pub type Variant = RowVariant<Pass>;
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 
     /// Elements of a thread block.
     pub const fn block_elements(&self) -> u32 {
         self.tile.columns() * VECTORS
-    }
-
-    /// Places in shared memory for its sum.
-    pub const fn sums(&self) -> SumsMemory {
-        SumsMemory::take(&mut Carve::new(), &self.tile)
     }
 }
 
@@ -139,24 +111,11 @@ const fn variant(
     reason: &'static str,
 ) -> Variant {
     let tile = RowTile { sharing: Sharing::Alone, dtype, threads, row_threads: threads, vectors: 1, ahead: 0 };
-    let mut carve = Carve::new();
-    let _ = SumsMemory::take(&mut carve, &tile);
     let params_bytes = match pass {
         Pass::Squares => size_of::<SquaresParams>(),
         Pass::Norm => size_of::<NormParams>(),
     };
-    let entry = Entry {
-        symbol,
-        arch: Arch::Sm80,
-        threads,
-        shared_bytes: carve.total(),
-        min_ctas,
-        params_bytes: params_bytes as u32,
-        feature_slots: 0,
-        accepts: FeatureSet::NONE,
-        cooperative: false,
-        max_cluster: 1,
-    };
+    let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, 0, FeatureSet::NONE);
     Variant { entry, pass, tile, reason }
 }
 

@@ -5,6 +5,26 @@
 
 use crate::entry::Entry;
 
+/// The row of a name, of the list `VARIANTS` beside it, in `impl Variant`.
+macro_rules! named {
+    () => {
+        /// The row of an entry point, for the kernel of that name.
+        ///
+        /// # Panics
+        /// At compile time when there is none.
+        pub const fn named(symbol: &str) -> &'static Variant {
+            let mut i = 0;
+            while i < VARIANTS.len() {
+                if $crate::families::same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
+                    return &VARIANTS[i];
+                }
+                i += 1;
+            }
+            panic!("no row has this symbol")
+        }
+    };
+}
+
 #[macro_use]
 pub mod adamw;
 pub mod backward;

@@ -2,6 +2,8 @@
 
 use crate::divisor::Divisor;
 use crate::dtype::DType;
+use crate::entry::{Arch, Entry};
+use crate::features::FeatureSet;
 use crate::shared::Carve;
 
 /// Bytes that a thread reads or writes at a time.
@@ -81,6 +83,31 @@ impl RowTile {
         self.threads / self.row_threads
     }
 
+    /// The entry point of a row of a list; `params_bytes` are those of its parameter struct.
+    pub const fn entry(
+        &self,
+        symbol: &'static str,
+        [min_ctas, shared_bytes]: [u32; 2],
+        params_bytes: usize,
+        feature_slots: u32,
+        accepts: FeatureSet,
+    ) -> Entry {
+        assert!(self.threads.is_multiple_of(self.row_threads), "whole rows of threads");
+        let cluster = matches!(self.sharing, Sharing::Cluster);
+        Entry {
+            symbol,
+            arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
+            threads: self.threads,
+            shared_bytes,
+            min_ctas,
+            params_bytes: params_bytes as u32,
+            feature_slots,
+            accepts,
+            cooperative: false,
+            max_cluster: if cluster { MAX_SHARERS } else { 1 },
+        }
+    }
+
     /// Bytes of shared memory of the rows that are on their way, of so many tensors: `[ahead][tensor][vector][thread]` vectors.
     pub const fn ahead_bytes(&self, tensors: u32) -> u32 {
         self.ahead * tensors * self.vectors * self.threads * VECTOR_BYTES
@@ -94,6 +121,34 @@ impl RowTile {
             Sharing::Again => MAX_COLUMNS,
         }
     }
+}
+
+/// One row of the list of a family; `P` is what the family's rows compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowVariant<P> {
+    /// What a launch needs of it.
+    pub entry: Entry,
+    /// What it computes.
+    pub pass: P,
+    /// How rows lie.
+    pub tile: RowTile,
+    /// Why it is cut so.
+    pub reason: &'static str,
+}
+
+/// The row of a list for this pass over so many columns of this type: the first that takes them, in clusters where `clusters` are there. What one thread block
+/// holds takes no cluster, as lists have them in that order.
+pub fn find<P: PartialEq>(
+    list: &'static [RowVariant<P>],
+    pass: P,
+    dtype: DType,
+    columns: u32,
+    clusters: bool,
+) -> Option<&'static RowVariant<P>> {
+    list.iter().find(|row| {
+        let runs = clusters || row.tile.sharing != Sharing::Cluster;
+        row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
+    })
 }
 
 /// Places in shared memory for sums over a row of two numbers at a time, for each of two turns.
@@ -114,5 +169,17 @@ impl SumsMemory {
         let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.threads / 32), 16) } else { 0 };
         let blocks = if matches!(tile.sharing, Sharing::Cluster) { carve.take(4 * 4 * MAX_SHARERS, 16) } else { 0 };
         SumsMemory { warps, blocks }
+    }
+
+    /// The places of a thread block that has nothing else in shared memory.
+    pub const fn alone(tile: &RowTile) -> SumsMemory {
+        SumsMemory::take(&mut Carve::new(), tile)
+    }
+
+    /// Bytes of that.
+    pub const fn alone_bytes(tile: &RowTile) -> u32 {
+        let mut carve = Carve::new();
+        let _ = SumsMemory::take(&mut carve, tile);
+        carve.total()
     }
 }

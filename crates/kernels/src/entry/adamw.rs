@@ -9,26 +9,9 @@ use crate::operators::adamw;
 use crate::operators::row::Config;
 
 macro_rules! entries {
-    ($([$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal, $reason:literal;)*) => {$($(
-        #[doc = concat!("Cut so because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            /// The row.
-            pub struct Row;
-
-            impl Config for Row {
-                const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = SumsMemory::NONE;
-                type T = $dtype;
-            }
-
-            #[kernel(threads = $threads, min_ctas = $min_ctas)]
-            pub unsafe fn $symbol(p: AdamWParams) {
-                // SAFETY: launched with this row's threads; tensors that are there are inside of the parameters.
-                unsafe { adamw::adamw::<Row>(&p, |offset| cuda_std::load_param_u64!($symbol, offset as u64)) }
-            }
-        }
+    ($([$($t:ident $symbol:ident),+] $threads:literal, $min_ctas:literal, $reason:literal;)*) => {$($(
+        row_entry! { Alone $t $symbol $threads $min_ctas $reason SumsMemory::NONE,
+            AdamWParams => (|p| adamw::adamw::<Row>(p, |offset| cuda_std::load_param_u64!($symbol, offset as u64))) }
     )+)*};
 }
 

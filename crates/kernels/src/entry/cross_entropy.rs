@@ -3,7 +3,7 @@
 use cuda_std::prelude::*;
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::cross_entropy::CrossEntropyBackwardParams;
-use kernel_spec::families::cross_entropy::{CrossEntropyParams, Variant, sums};
+use kernel_spec::families::cross_entropy::{CrossEntropyParams, Variant};
 use kernel_spec::families::rows::{RowTile, SumsMemory};
 
 use crate::entry::{Bf16, F16, F32};
@@ -11,47 +11,18 @@ use crate::operators::cross_entropy;
 use crate::operators::row::Config;
 
 macro_rules! entries {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($t:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
-        $($(entry! { $pass $sharing $vectors $dtype $symbol $threads $min_ctas $reason })+)*
+        $($(entry! { $pass $vectors, $sharing $t $symbol $threads $min_ctas $reason SumsMemory::alone(&Self::TILE) })+)*
     };
 }
 
 macro_rules! entry {
-    ($pass:ident Cluster $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        #[cfg(target_feature = "sm_90a")]
-        entry! { @$pass $vectors $t $symbol $threads $min_ctas $reason }
+    (Forward $vectors:literal, $($row:tt)*) => {
+        row_entry! { $($row)*, CrossEntropyParams => cross_entropy::forward::<Row, $vectors> }
     };
-    ($pass:ident $sharing:ident $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        #[cfg(not(target_feature = "sm_90a"))]
-        entry! { @$pass $vectors $t $symbol $threads $min_ctas $reason }
-    };
-    (@Forward $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        entry! { @row $t $symbol $threads $min_ctas $reason CrossEntropyParams (cross_entropy::forward::<Row, $vectors>) }
-    };
-    (@Backward $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        entry! { @row $t $symbol $threads $min_ctas $reason CrossEntropyBackwardParams (cross_entropy::backward::<Row, $vectors>) }
-    };
-    (@row $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal $params:ident ($kernel:expr)) => {
-        #[doc = concat!("Cut so because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            /// The row.
-            pub struct Row;
-
-            impl Config for Row {
-                const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = sums(&Self::TILE);
-                type T = $t;
-            }
-
-            #[kernel(threads = $threads, min_ctas = $min_ctas)]
-            pub unsafe fn $symbol(p: $params) {
-                // SAFETY: launched with this row's threads and shared memory.
-                unsafe { $kernel(&p) }
-            }
-        }
+    (Backward $vectors:literal, $($row:tt)*) => {
+        row_entry! { $($row)*, CrossEntropyBackwardParams => cross_entropy::backward::<Row, $vectors> }
     };
 }
 

@@ -16,13 +16,13 @@ macro_rules! entries {
 
 macro_rules! entry {
     (Gather $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        entry! { @rows $t $symbol $threads $min_ctas $reason GatherParams (embedding::gather::<Row, $vectors>) }
+        row_entry! { Again $t $symbol $threads $min_ctas $reason SumsMemory::NONE, GatherParams => embedding::gather::<Row, $vectors> }
     };
     (Runs $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        entry! { @rows $t $symbol $threads $min_ctas $reason SumParams (embedding_backward::runs::<Row, $vectors>) }
+        row_entry! { Again $t $symbol $threads $min_ctas $reason SumsMemory::NONE, SumParams => embedding_backward::runs::<Row, $vectors> }
     };
     (Sum $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        entry! { @rows $t $symbol $threads $min_ctas $reason SumParams (embedding_backward::sum::<Row, $vectors>) }
+        row_entry! { Again $t $symbol $threads $min_ctas $reason SumsMemory::NONE, SumParams => embedding_backward::sum::<Row, $vectors> }
     };
     (Count $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
         entry! { @numbers $symbol $threads $min_ctas $reason SortParams (embedding_backward::count) }
@@ -32,27 +32,6 @@ macro_rules! entry {
     };
     (Bounds $vectors:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
         entry! { @numbers $symbol $threads $min_ctas $reason BoundsParams (embedding_backward::bounds::<$threads>) }
-    };
-    (@rows $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal $params:ident ($kernel:expr)) => {
-        #[doc = concat!("Cut so because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            /// The row.
-            pub struct Row;
-
-            impl Config for Row {
-                const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = SumsMemory::NONE;
-                type T = $t;
-            }
-
-            #[kernel(threads = $threads, min_ctas = $min_ctas)]
-            pub unsafe fn $symbol(p: $params) {
-                // SAFETY: launched with this row's threads.
-                unsafe { $kernel(&p) }
-            }
-        }
     };
     (@numbers $symbol:ident $threads:literal $min_ctas:literal $reason:literal $params:ident ($kernel:expr)) => {
         #[doc = concat!("Cut so because: ", $reason)]

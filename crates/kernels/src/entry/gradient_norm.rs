@@ -15,37 +15,12 @@ macro_rules! entries {
 }
 
 macro_rules! entry {
-    (Squares $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        // SAFETY: tensors that are there are inside of the parameters.
-        entry! { @$t $symbol $threads $min_ctas $reason SquaresParams, |p| unsafe {
-            gradient_norm::squares::<Row>(p, |offset| cuda_std::load_param_u64!($symbol, offset as u64))
-        } }
+    (Squares $t:ident $symbol:ident $($row:tt)*) => {
+        row_entry! { Alone $t $symbol $($row)* SumsMemory::alone(&Self::TILE),
+            SquaresParams => (|p| gradient_norm::squares::<Row>(p, |offset| cuda_std::load_param_u64!($symbol, offset as u64))) }
     };
-    (Norm $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
-        // SAFETY: launched as one thread block.
-        entry! { @$t $symbol $threads $min_ctas $reason NormParams, |p| unsafe { gradient_norm::norm::<Row>(p) } }
-    };
-    (@$t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal $params:ident, |$p:ident| $kernel:expr) => {
-        #[doc = concat!("Cut so because: ", $reason)]
-        pub mod $symbol {
-            use super::*;
-
-            /// The row.
-            pub struct Row;
-
-            impl Config for Row {
-                const TILE: RowTile = Variant::named(stringify!($symbol)).tile;
-                const SUMS: SumsMemory = Variant::named(stringify!($symbol)).sums();
-                type T = $t;
-            }
-
-            #[kernel(threads = $threads, min_ctas = $min_ctas)]
-            pub unsafe fn $symbol(p: $params) {
-                let $p = &p;
-                // With this row's threads and shared memory.
-                $kernel
-            }
-        }
+    (Norm $($row:tt)*) => {
+        row_entry! { Alone $($row)* SumsMemory::alone(&Self::TILE), NormParams => gradient_norm::norm::<Row> }
     };
 }
 

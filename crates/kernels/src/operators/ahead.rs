@@ -66,7 +66,8 @@ impl<const TENSORS: usize> Ahead<TENSORS> {
         match const { C::TILE.ahead } {
             0 | 1 => copy::wait_group::<0>(),
             2 => copy::wait_group::<1>(),
-            _ => copy::wait_group::<2>(),
+            3 => copy::wait_group::<2>(),
+            _ => const { assert!(C::TILE.ahead <= 3, "three rows on their way at most") },
         }
         let mut words = [[[0; 4]; V]; TENSORS];
         for tensor in 0..TENSORS {

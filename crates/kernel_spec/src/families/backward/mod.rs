@@ -15,7 +15,6 @@ use crate::copy_engine::BOX_COLS;
 use crate::dtype::DType;
 use crate::entry::Entry;
 use crate::families::forward::features;
-use crate::families::same;
 use crate::features::FeatureSet;
 use crate::layout;
 use crate::philox;
@@ -145,20 +144,7 @@ const fn all_lists<const N: usize>() -> [Variant; N] {
 }
 
 impl Variant {
-    /// The row of an entry point, for the kernel of that name.
-    ///
-    /// # Panics
-    /// At compile time when there is none.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row has this symbol")
-    }
+    named!();
 
     /// The entry for `pass` on tensors of `dtype` of `head_dim` columns; `None` when no compiled head dim holds them.
     pub fn find(pass: Pass, dtype: DType, head_dim: u32) -> Option<&'static Variant> {

@@ -6,12 +6,9 @@ mod rows;
 
 pub use params::{CrossEntropyBackwardParams, CrossEntropyParams};
 
-use super::rows::{MAX_COLUMNS, MAX_SHARERS, RowTile, Sharing, SumsMemory};
-use super::same;
+use super::rows::{MAX_COLUMNS, RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
-use crate::shared::Carve;
 
 /// Slots of the features.
 pub const SLOTS: u32 = 1;
@@ -31,31 +28,11 @@ pub enum Pass {
     Backward,
 }
 
-/// One row of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Variant {
-    /// What a launch needs of it.
-    pub entry: Entry,
-    /// What it computes.
-    pub pass: Pass,
-    /// How rows lie.
-    pub tile: RowTile,
-    /// Why it is cut so.
-    pub reason: &'static str,
-}
+/// One row of the list. Its tile: how rows lie.
+pub type Variant = RowVariant<Pass>;
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 
     /// Columns of the longest row that it takes: any number where tiles pass by.
     pub const fn most_columns(&self) -> u32 {
@@ -64,18 +41,6 @@ impl Variant {
             Sharing::Cluster | Sharing::Again => MAX_COLUMNS,
         }
     }
-}
-
-/// How a thread block divides up its shared memory: places for sums over a row.
-const fn memory(tile: &RowTile) -> (SumsMemory, u32) {
-    let mut carve = Carve::new();
-    let sums = SumsMemory::take(&mut carve, tile);
-    (sums, carve.total())
-}
-
-/// Places for sums over a row of this tile.
-pub const fn sums(tile: &RowTile) -> SumsMemory {
-    memory(tile).0
 }
 
 macro_rules! variants {
@@ -94,25 +59,12 @@ const fn variant(
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
-    let cluster = matches!(sharing, Sharing::Cluster);
     let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead: 0 };
     let (params_bytes, slots, accepts) = match pass {
         Pass::Forward => (size_of::<CrossEntropyParams>(), SLOTS, FeatureSet::of(features::SMOOTHING)),
         Pass::Backward => (size_of::<CrossEntropyBackwardParams>(), 0, FeatureSet::NONE),
     };
-    let entry = Entry {
-        symbol,
-        arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
-        threads,
-        shared_bytes: memory(&tile).1,
-        min_ctas,
-        params_bytes: params_bytes as u32,
-        feature_slots: slots,
-        accepts,
-        cooperative: false,
-        max_cluster: if cluster { MAX_SHARERS } else { 1 },
-    };
+    let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, slots, accepts);
     Variant { entry, pass, tile, reason }
 }
 
@@ -134,6 +86,7 @@ pub fn find(pass: Pass, dtype: DType, columns: u32, shared: bool) -> Option<&'st
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Arch;
 
     #[test]
     fn every_row_is_taken_up_to_its_most_columns() {

@@ -8,7 +8,6 @@ mod rows;
 pub use order::TileOrder;
 pub use params::{DenseParams, HopperDenseParams, MatrixParams};
 
-use super::same;
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::shared::Carve;
@@ -109,17 +108,7 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 
     /// Rows and columns of tiles, of a product of this size, where clusters have a row together. `gated`: a tile has half as many columns of
     /// the output as of the product.

@@ -6,10 +6,8 @@ mod rows;
 
 pub use params::{NormBackwardParams, NormParams, NormPartsParams};
 
-use super::rows::{MAX_SHARERS, RowTile, Sharing, SumsMemory};
-use super::same;
+use super::rows::{RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
 use crate::shared::Carve;
 
@@ -40,31 +38,11 @@ pub enum Pass {
     Parts,
 }
 
-/// One row of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Variant {
-    /// What a launch needs of it.
-    pub entry: Entry,
-    /// What it computes.
-    pub pass: Pass,
-    /// How rows lie, of the type of x and of the output; of the results of [`Pass::Parts`].
-    pub tile: RowTile,
-    /// Why it is cut so.
-    pub reason: &'static str,
-}
+/// One row of the list. Its tile: how rows lie, of the type of x and of the output; of the results of [`Pass::Parts`].
+pub type Variant = RowVariant<Pass>;
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
+    named!();
 }
 
 /// How a thread block divides up its shared memory.
@@ -113,8 +91,6 @@ const fn variant(
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
-    let cluster = matches!(sharing, Sharing::Cluster);
     let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead };
     let params_bytes = match pass {
         Pass::Forward => size_of::<NormParams>(),
@@ -127,18 +103,8 @@ const fn variant(
         Pass::Columns => mean,
         Pass::Parts => FeatureSet::NONE,
     };
-    let entry = Entry {
-        symbol,
-        arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
-        threads,
-        shared_bytes: Memory::of(pass, &tile).total,
-        min_ctas,
-        params_bytes: params_bytes as u32,
-        feature_slots: if matches!(pass, Pass::Parts) { 0 } else { SLOTS },
-        accepts,
-        cooperative: false,
-        max_cluster: if cluster { MAX_SHARERS } else { 1 },
-    };
+    let slots = if matches!(pass, Pass::Parts) { 0 } else { SLOTS };
+    let entry = tile.entry(symbol, [min_ctas, Memory::of(pass, &tile).total], params_bytes, slots, accepts);
     Variant { entry, pass, tile, reason }
 }
 
@@ -147,11 +113,7 @@ pub const VARIANTS: &[Variant] = for_each_norm_row!(variants);
 
 /// The row for this pass over so many columns of this type: the first of the list that takes them, in clusters where `clusters` are there.
 pub fn find(pass: Pass, dtype: DType, columns: u32, clusters: bool) -> Option<&'static Variant> {
-    VARIANTS.iter().find(|row| {
-        let runs = clusters || row.tile.sharing != Sharing::Cluster;
-        // What one thread block holds takes no cluster.
-        row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
-    })
+    super::rows::find(VARIANTS, pass, dtype, columns, clusters)
 }
 
 // What every driver takes.
@@ -160,6 +122,7 @@ const _: () = assert!(size_of::<NormBackwardParams>() <= 4096, "parameters of a 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Arch;
     use crate::families::rows::MAX_COLUMNS;
 
     #[test]

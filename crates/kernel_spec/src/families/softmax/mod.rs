@@ -6,12 +6,9 @@ mod rows;
 
 pub use params::{SoftmaxBackwardParams, SoftmaxParams};
 
-use super::rows::{MAX_SHARERS, RowTile, Sharing, SumsMemory};
-use super::same;
+use super::rows::{RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
-use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
-use crate::shared::Carve;
 
 /// Slots of the features.
 pub const SLOTS: u32 = 3;
@@ -35,43 +32,11 @@ pub enum Pass {
     Backward,
 }
 
-/// One row of the list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Variant {
-    /// What a launch needs of it.
-    pub entry: Entry,
-    /// What it computes.
-    pub pass: Pass,
-    /// How rows lie.
-    pub tile: RowTile,
-    /// Why it is cut so.
-    pub reason: &'static str,
-}
+/// One row of the list. Its tile: how rows lie.
+pub type Variant = RowVariant<Pass>;
 
 impl Variant {
-    /// The row of this name, at compile time.
-    pub const fn named(symbol: &str) -> &'static Variant {
-        let mut i = 0;
-        while i < VARIANTS.len() {
-            if same(VARIANTS[i].entry.symbol.as_bytes(), symbol.as_bytes()) {
-                return &VARIANTS[i];
-            }
-            i += 1;
-        }
-        panic!("no row of this name");
-    }
-}
-
-/// How a thread block divides up its shared memory: places for sums over a row.
-const fn memory(tile: &RowTile) -> (SumsMemory, u32) {
-    let mut carve = Carve::new();
-    let sums = SumsMemory::take(&mut carve, tile);
-    (sums, carve.total())
-}
-
-/// Places for sums over a row of this tile.
-pub const fn sums(tile: &RowTile) -> SumsMemory {
-    memory(tile).0
+    named!();
 }
 
 macro_rules! variants {
@@ -90,8 +55,6 @@ const fn variant(
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    assert!(threads.is_multiple_of(row_threads), "whole rows of threads");
-    let cluster = matches!(sharing, Sharing::Cluster);
     let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead: 0 };
     let log = FeatureSet::of(features::LOG);
     let (params_bytes, accepts) = match pass {
@@ -101,18 +64,7 @@ const fn variant(
         }
         Pass::Backward => (size_of::<SoftmaxBackwardParams>(), log),
     };
-    let entry = Entry {
-        symbol,
-        arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
-        threads,
-        shared_bytes: memory(&tile).1,
-        min_ctas,
-        params_bytes: params_bytes as u32,
-        feature_slots: SLOTS,
-        accepts,
-        cooperative: false,
-        max_cluster: if cluster { MAX_SHARERS } else { 1 },
-    };
+    let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, SLOTS, accepts);
     Variant { entry, pass, tile, reason }
 }
 
@@ -121,15 +73,13 @@ pub const VARIANTS: &[Variant] = for_each_softmax_row!(variants);
 
 /// The row for this pass over so many columns of this type: the first of the list that takes them, in clusters where `clusters` are there.
 pub fn find(pass: Pass, dtype: DType, columns: u32, clusters: bool) -> Option<&'static Variant> {
-    VARIANTS.iter().find(|row| {
-        let runs = clusters || row.tile.sharing != Sharing::Cluster;
-        row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
-    })
+    super::rows::find(VARIANTS, pass, dtype, columns, clusters)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entry::Arch;
     use crate::families::rows::MAX_COLUMNS;
 
     #[test]
