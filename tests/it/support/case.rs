@@ -286,11 +286,23 @@ impl Case {
     }
 
     /// What has to come out for these inputs.
+    pub(crate) fn reference<T: Element>(&self, inputs: &Inputs<T>) -> Reference {
+        self.reference_beside(inputs, |[q, k, v]| {
+            reference::forward_rounded(q, k, v, self.problem, &self.attention).expect("a legal problem")
+        })
+    }
+
+    /// What has to come out for these inputs of a computation that a straightforward program in the tensors' precision makes as `rounded`
+    /// does.
     ///
     /// The error that the precision itself brings is a maximum over rows: of a few rows it is a matter of luck. Small problems
     /// take it from further draws of the same problem too, until they have enough rows that can tell.
-    pub(crate) fn reference<T: Element>(&self, inputs: &Inputs<T>) -> Reference {
-        let first = self.compute(inputs);
+    pub(crate) fn reference_beside<T: Element>(
+        &self,
+        inputs: &Inputs<T>,
+        rounded: impl Fn([&[f64]; 3]) -> ReferenceOutput,
+    ) -> Reference {
+        let first = self.compute(inputs, &rounded);
         let rows = first.exact.lse.len().max(1);
         let (mut error, mut lse_error, mut telling) = (first.error(), first.lse_error(), first.telling_rows);
         let mut draw = self.clone();
@@ -299,7 +311,7 @@ impl Case {
                 break;
             }
             draw.seed = draw.seed.wrapping_add(1);
-            let further = draw.compute(&draw.inputs::<T>());
+            let further = draw.compute(&draw.inputs::<T>(), &rounded);
             error = error.max(further.error());
             // In the log-sum-exp errors of scores do not cancel: every row can tell.
             if drawn * rows < ENOUGH_ROWS {
@@ -318,12 +330,11 @@ impl Case {
     }
 
     /// The problem in f64, and in the tensors' precision.
-    fn compute<T: Element>(&self, inputs: &Inputs<T>) -> Draw {
+    fn compute<T: Element>(&self, inputs: &Inputs<T>, rounded: impl Fn([&[f64]; 3]) -> ReferenceOutput) -> Draw {
         let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|data| to_f64(data));
         let exact = reference::forward(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
-        let rounded = reference::forward_rounded(&q, &k, &v, self.problem, &self.attention).expect("a legal problem");
         let telling_rows = self.telling_rows([&q, &k, &v], &exact.lse);
-        Draw { exact, rounded, telling_rows }
+        Draw { rounded: rounded([&q, &k, &v]), exact, telling_rows }
     }
 
     /// Rows that can tell the error of the precision, given their log-sum-exps.
