@@ -1,4 +1,5 @@
-//! Dense layers against their definition. What they refuse is in `dense_errors`, what of their kernels may not go in `dense_mutants`.
+//! Dense layers against their definition. Their gradients are in `dense_backward`, what they refuse in `dense_errors`,
+//! what of their kernels may not go in `dense_mutants`.
 
 use crate::support::case::to_f64;
 use crate::support::device;
@@ -53,19 +54,19 @@ impl Case {
         }
     }
 
-    fn sums(&self) -> usize {
+    pub(crate) fn sums(&self) -> usize {
         self.columns * if self.activation.is_gated() { 2 } else { 1 }
     }
 
-    fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         self.outer.iter().product()
     }
 
-    fn shape(&self, columns: usize) -> Vec<usize> {
+    pub(crate) fn shape(&self, columns: usize) -> Vec<usize> {
         self.outer.iter().copied().chain([columns]).collect()
     }
 
-    fn draw<T: Element>(&self, what: u64, elements: usize, deviation: f64) -> Vec<T> {
+    pub(crate) fn draw<T: Element>(&self, what: u64, elements: usize, deviation: f64) -> Vec<T> {
         let mut rng = SmallRng::seed_from_u64(self.seed.wrapping_mul(16) + what);
         (0..elements).map(|_| T::from_f64(deviation * rng.sample::<f64, _>(StandardNormal))).collect()
     }
@@ -216,12 +217,12 @@ fn every_row_at_its_edges<T: Element>() {
 
 for_each_dtype!(every_row_at_its_edges);
 
-fn emulator(multiprocessors: u32) -> Device {
+pub(crate) fn emulator(multiprocessors: u32) -> Device {
     let config = EmulatorConfig::default().with_multiprocessors(multiprocessors.try_into().expect("at least one"));
     Device::emulator_with(config).expect("the emulator is built in")
 }
 
-fn lie() -> impl Strategy<Value = Lie> {
+pub(crate) fn lie() -> impl Strategy<Value = Lie> {
     let apart = (0usize..20, 0usize..20).prop_map(|(offset, gap)| Lie { offset, gap, reversed: false });
     let whole =
         (0usize..3, 0usize..3).prop_map(|(offset, gap)| Lie { offset: 8 * offset, gap: 8 * gap, reversed: false });
@@ -229,7 +230,7 @@ fn lie() -> impl Strategy<Value = Lie> {
 }
 
 /// Sizes from 1 on, most of them around the edges of pieces and tiles; whatever options there are.
-fn cases() -> impl Strategy<Value = Case> {
+pub(crate) fn cases() -> impl Strategy<Value = Case> {
     let extent = |most: usize| {
         prop_oneof![
             2 => 1..=most,

@@ -16,7 +16,10 @@ type Call = ([usize; 3], Activation);
 /// Calls that go through every wait of a kernel: several tiles a thread block, and more steps than buffers, an odd number of them, as LLVM loads two at a time; fewer
 /// steps than the second warpgroup starts late; and a gated activation, whose weights are loaded in a loop of its own.
 struct Subject {
+    /// The kernel, launched by step `step` of a forward pass, or of gradients.
     symbol: &'static str,
+    step: usize,
+    backward: bool,
     multiprocessors: u32,
     hopper: bool,
     calls: &'static [Call],
@@ -37,9 +40,11 @@ const fn later_fences(count: usize) -> Needless {
     )
 }
 
-const SUBJECTS: [Subject; 3] = [
+const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_bf16_128x128",
+        step: 0,
+        backward: false,
         multiprocessors: 4,
         hopper: false,
         calls: &[([130, 200, 40], Activation::Relu)],
@@ -48,6 +53,8 @@ const SUBJECTS: [Subject; 3] = [
     },
     Subject {
         symbol: "dense_hopper_bf16_128x256",
+        step: 0,
+        backward: false,
         multiprocessors: 1,
         hopper: true,
         calls: &[
@@ -60,6 +67,8 @@ const SUBJECTS: [Subject; 3] = [
     },
     Subject {
         symbol: "dense_hopper_bf16_128x128",
+        step: 0,
+        backward: false,
         multiprocessors: 2,
         hopper: true,
         calls: &[
@@ -69,6 +78,56 @@ const SUBJECTS: [Subject; 3] = [
         ],
         least_mutants: 20,
         needless: &[LATE_START, later_fences(4)],
+    },
+    Subject {
+        symbol: "dense_dx_bf16_128x128",
+        step: 0,
+        backward: true,
+        multiprocessors: 4,
+        hopper: false,
+        calls: &[([130, 40, 200], Activation::Identity)],
+        least_mutants: 5,
+        needless: &[],
+    },
+    Subject {
+        symbol: "dense_dw_bf16_128x128",
+        step: 1,
+        backward: true,
+        multiprocessors: 4,
+        hopper: false,
+        calls: &[([200, 40, 130], Activation::Identity)],
+        least_mutants: 5,
+        needless: &[],
+    },
+    Subject {
+        symbol: "dense_dx_hopper_bf16_128x256",
+        step: 0,
+        backward: true,
+        multiprocessors: 1,
+        hopper: true,
+        calls: &[([300, 264, 312], Activation::Identity), ([130, 264, 40], Activation::Identity)],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(3)],
+    },
+    Subject {
+        symbol: "dense_dw_hopper_bf16_128x128",
+        step: 1,
+        backward: true,
+        multiprocessors: 2,
+        hopper: true,
+        calls: &[([440, 136, 300], Activation::Identity), ([40, 136, 300], Activation::Identity)],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(4)],
+    },
+    Subject {
+        symbol: "dense_dz_bf16",
+        step: 0,
+        backward: true,
+        multiprocessors: 2,
+        hopper: true,
+        calls: &[([50, 8, 264], Activation::SwiGlu)],
+        least_mutants: 1,
+        needless: &[],
     },
 ];
 
@@ -85,19 +144,41 @@ impl Subject {
             Tensor::from_slice(&device, &data(shape[0] * shape[1], seed), shape, Layout::RowMajor).unwrap()
         };
         let (x, weight) = (tensor([rows, depth], 0), tensor([sums, depth], 1));
+        let (z, dout) = (tensor([rows, sums], 3), tensor([rows, columns], 4));
         let bias = Tensor::from_slice(&device, &data(sums, 2), [sums], Layout::RowMajor).unwrap();
         let weight_view = weight.view();
-        let layer = Dense::new(&weight_view).with_bias(&bias.view()).with_activation(activation);
-        let plan = layer.with_hopper(self.hopper).plan(&x.view()).unwrap();
-        assert_eq!(plan.symbols(), [self.symbol], "{plan}");
+        let mut layer = Dense::new(&weight_view).with_activation(activation).with_hopper(self.hopper);
+        let (bends, bias_view) = (activation != Activation::Identity, bias.view());
+        if bends {
+            layer = layer.with_bias(&bias_view);
+        }
+        let mut plan = if self.backward {
+            layer.plan_backward(&x.view(), bends.then_some(&z.view()), &dout.view()).unwrap()
+        } else {
+            layer.plan(&x.view()).unwrap()
+        };
+        // Products of gradients do not need one another; what is summed up over rows, the launch that adds it.
+        let launches = if self.backward && bends { 2 } else { 1 };
+        plan.steps = plan.steps.drain(self.step..self.step + launches).collect();
+        assert_eq!(plan.symbols()[0], self.symbol, "{plan}");
         let bytes = |tensor: &Tensor| bytemuck::cast_slice(&tensor.to_vec::<bf16>().unwrap()).to_vec();
-        let operands = vec![
-            (Operand::X, bytes(&x), false),
-            (Operand::Weight, bytes(&weight), false),
-            (Operand::Bias, bytes(&bias), false),
-            (Operand::Out, vec![0xff; 2 * rows * columns], true),
+        let read = [
+            (Operand::X, &x),
+            (Operand::Weight, &weight),
+            (Operand::Bias, &bias),
+            (Operand::Z, &z),
+            (Operand::Dout, &dout),
         ];
-        drop((x, weight, bias));
+        let mut operands: Vec<_> = read.map(|(operand, tensor)| (operand, bytes(tensor), false)).into();
+        let written = [
+            (Operand::Out, rows * columns),
+            (Operand::Dx, rows * depth),
+            (Operand::Dweight, sums * depth),
+            (Operand::Dbias, sums),
+        ];
+        let written = written.iter().filter(|(operand, _)| self.backward != (*operand == Operand::Out));
+        operands.extend(written.map(|&(operand, elements)| (operand, vec![0xff; 2 * elements], true)));
+        drop((x, weight, bias, z, dout));
         Planned::new(device, plan, operands)
     }
 }
@@ -145,8 +226,10 @@ fn every_wait_is_needed() {
 
 #[test]
 fn no_entry_has_local_memory() {
-    for row in kernel_spec::families::dense::VARIANTS {
-        let text = ferroflash::embedded_ptx(&row.entry).expect("every build has it");
-        assert!(!text.contains(".local"), "{}", row.entry.symbol);
+    let products = kernel_spec::families::dense::VARIANTS.iter().map(|row| &row.entry);
+    let activations = kernel_spec::families::activation::VARIANTS.iter().map(|row| &row.entry);
+    for entry in products.chain(activations) {
+        let text = ferroflash::embedded_ptx(entry).expect("every build has it");
+        assert!(!text.contains(".local"), "{}", entry.symbol);
     }
 }

@@ -32,6 +32,7 @@ mod counters;
 mod cross_entropy;
 mod cross_entropy_errors;
 mod dense;
+mod dense_backward;
 mod dense_errors;
 mod dense_mutants;
 mod dropout;

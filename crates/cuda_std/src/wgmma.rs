@@ -86,6 +86,22 @@ pub trait WarpgroupMma<const N: usize> {
     /// Converged warpgroup; see the module's order.
     unsafe fn overwrite_shared(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
 
+    /// Starts `acc += a^T b`: 16 x 64 elements of `a` and 16 x `8 N` of `b`, both MN-major.
+    ///
+    /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
+    ///
+    /// # Safety
+    /// Converged warpgroup; see the module's order.
+    unsafe fn multiply_columns(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
+
+    /// Starts `acc = a^T b`, as [`Self::multiply_columns`] does, whatever `acc` holds.
+    ///
+    /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
+    ///
+    /// # Safety
+    /// Converged warpgroup; see the module's order.
+    unsafe fn overwrite_columns(acc: &mut [[f32; 4]; N], a: Descriptor, b: Descriptor);
+
     /// Starts `acc += a b`: 64 x 16 elements of `a` in registers, 16 x `8 N` of `b`, MN-major.
     ///
     /// PTX `wgmma.mma_async.sync.aligned.m64nNk16.f32`, least SM 9.0 (target `sm_90a`), all threads of the warpgroup.
@@ -151,6 +167,8 @@ macro_rules! warpgroup_mma {
             shared_product! { overwrite_transposed out 0 "0, 0" $type $fragments $columns $($fragment)+ }
             shared_product! { multiply_shared inout 1 "0, 1" $type $fragments $columns $($fragment)+ }
             shared_product! { overwrite_shared out 0 "0, 1" $type $fragments $columns $($fragment)+ }
+            shared_product! { multiply_columns inout 1 "1, 1" $type $fragments $columns $($fragment)+ }
+            shared_product! { overwrite_columns out 0 "1, 1" $type $fragments $columns $($fragment)+ }
 
             #[inline(always)]
             unsafe fn multiply(acc: &mut [[f32; 4]; $fragments], a: &[u32; 4], b: Descriptor) {

@@ -1,4 +1,4 @@
-//! The MLP of a transformer's block: SwiGLU, then a layer back to the width of the stream, which is added.
+//! The MLP of a transformer's block: SwiGLU, then a layer back to the width of the stream, which is added; and its gradients.
 //!
 //! `cargo run --release --example 12_mlp [-- DEVICE]`, with DEVICE `best` (the default), `cuda:0` or `emulator`.
 
@@ -22,20 +22,41 @@ fn run(device: &Device) -> ferroflash::Result<()> {
     let x = upload(&stream, [tokens, width])?;
     let (open_tensor, close_tensor) = (upload(&open, [2 * hidden, width])?, upload(&close, [width, hidden])?);
 
-    let inner = Dense::new(&open_tensor.view()).with_activation(Activation::SwiGlu).forward(&x.view())?;
-    let outer = Dense::new(&close_tensor.view()).with_residual(&x.view()).forward(&inner.out.view())?;
+    let (open_view, close_view) = (open_tensor.view(), close_tensor.view());
+    let opening = Dense::new(&open_view).with_activation(Activation::SwiGlu).with_z(true);
+    let closing = Dense::new(&close_view).with_residual(&x.view());
+    let inner = opening.forward(&x.view())?;
+    let outer = closing.forward(&inner.out.view())?;
     println!("{}\n{}", inner.plan, outer.plan);
 
+    // Backward, from the gradient of what leaves: the last layer first. What it has added has that gradient too.
+    let dout = wave(tokens * width, 0.9, 1.0);
+    let dout_tensor = upload(&dout, [tokens, width])?;
+    let last = closing.backward(&inner.out.view(), None, &dout_tensor.view())?;
+    let z = inner.z.as_ref().map(Tensor::view);
+    let first = opening.backward(&x.view(), z.as_ref(), &last.dx.view())?;
+    println!("{}\n{}", last.plan, first.plan);
+
     let wide = |data: &[bf16]| data.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
-    let (stream, open, close) = (wide(&stream), wide(&open), wide(&close));
-    let first = ReferenceDense { depth: width, weight: &open, bias: None, activation: Activation::SwiGlu };
-    let second = ReferenceDense { depth: hidden, weight: &close, bias: None, activation: Activation::Identity };
-    let exact = second.forward(&first.forward(&stream, None)?.out, Some(&stream))?.out;
-    let between = first.forward_rounded(&stream, None, DType::Bf16)?.out;
-    let rounded = second.forward_rounded(&between, Some(&stream), DType::Bf16)?.out;
-    let error = max_abs_difference(&outer.out.to_f64_vec()?, &exact);
-    assert!(error <= tolerance(max_abs_difference(&rounded, &exact)), "{error}");
-    Ok(())
+    let (stream, open, close, dout) = (wide(&stream), wide(&open), wide(&close), wide(&dout));
+    let opening = ReferenceDense { depth: width, weight: &open, bias: None, activation: Activation::SwiGlu };
+    let closing = ReferenceDense { depth: hidden, weight: &close, bias: None, activation: Activation::Identity };
+    let between = opening.forward(&stream, None)?.out;
+    let between_rounded = opening.forward_rounded(&stream, None, DType::Bf16)?.out;
+    let check = |name: &str, found: &Tensor, exact: &[f64], rounded: &[f64]| -> ferroflash::Result<()> {
+        let error = max_abs_difference(&found.to_f64_vec()?, exact);
+        assert!(error <= tolerance(max_abs_difference(rounded, exact)), "{name}: {error}");
+        Ok(())
+    };
+    let exact = closing.forward(&between, Some(&stream))?.out;
+    check("out", &outer.out, &exact, &closing.forward_rounded(&between_rounded, Some(&stream), DType::Bf16)?.out)?;
+    let exact = closing.backward(&between, None, &dout)?;
+    let rounded = closing.backward_rounded(&between_rounded, None, &dout, DType::Bf16)?;
+    check("the last layer's weights", &last.dweight, &exact.dweight, &rounded.dweight)?;
+    let exact = opening.backward(&stream, None, &exact.dx)?;
+    let rounded = opening.backward_rounded(&stream, None, &rounded.dx, DType::Bf16)?;
+    check("the first layer's weights", &first.dweight, &exact.dweight, &rounded.dweight)?;
+    check("x", &first.dx, &exact.dx, &rounded.dx)
 }
 
 #[cfg(feature = "emulator")]

@@ -10,7 +10,7 @@
 //! | embedding tables | [`Embedding`] | [`Embedding::forward`], [`Embedding::forward_into`] | [`Embedding::backward`], [`Embedding::backward_into`] |
 //! | AdamW | [`AdamW`] | [`AdamW::step`] | |
 //! | norm of gradients | [`GradientNorm`] | [`GradientNorm::measure`] | |
-//! | a dense layer | [`Dense`] | [`Dense::forward`], [`Dense::forward_into`] | |
+//! | a dense layer | [`Dense`] | [`Dense::forward`], [`Dense::forward_into`] | [`Dense::backward`], [`Dense::backward_into`] |
 
 mod adamw;
 mod check;
@@ -21,6 +21,7 @@ mod embedding;
 mod gradient_norm;
 mod list;
 mod norm;
+mod parts;
 mod plan;
 mod rotary;
 mod rows;
@@ -30,7 +31,7 @@ pub use adamw::{AdamW, AdamWTensor, StepNumber};
 pub use cross_entropy::{
     CrossEntropy, CrossEntropyGradient, CrossEntropyOutput, CrossEntropyOutputViewMut, CrossEntropySaved,
 };
-pub use dense::{Activation, Dense, DenseOutput, DenseOutputViewMut};
+pub use dense::{Activation, Dense, DenseGradients, DenseGradientsViewMut, DenseOutput, DenseOutputViewMut};
 pub use embedding::{Embedding, EmbeddingGradients, EmbeddingOutput};
 pub use gradient_norm::GradientNorm;
 pub use list::ListPlan;

@@ -48,7 +48,7 @@ mod tests;
 pub use adamw::{ReferenceAdamW, ReferenceAdamWState};
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use cross_entropy::{ReferenceCrossEntropy, ReferenceCrossEntropyOutput};
-pub use dense::{ReferenceDense, ReferenceDenseOutput};
+pub use dense::{ReferenceDense, ReferenceDenseGradients, ReferenceDenseOutput};
 pub use embedding::ReferenceEmbedding;
 pub use gradients::ReferenceGradients;
 pub use inputs::{ReferenceOutput, Row};

@@ -41,6 +41,8 @@ macro_rules! row_entry {
 }
 
 #[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
+mod activation;
+#[cfg(all(feature = "operators", not(target_feature = "sm_90a")))]
 mod adamw;
 #[cfg(feature = "attention")]
 mod backward;

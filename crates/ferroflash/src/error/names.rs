@@ -100,6 +100,8 @@ pub enum Operand {
     Bias,
     /// Sums of a dense layer, before the activation.
     Z,
+    /// Gradient with respect to them.
+    Dz,
     /// Means of the rows.
     Mean,
     /// Reciprocal deviations of the rows.
@@ -194,6 +196,7 @@ impl std::fmt::Display for Operand {
             Operand::Weight => "weight",
             Operand::Bias => "bias",
             Operand::Z => "z",
+            Operand::Dz => "dz",
             Operand::Mean => "mean",
             Operand::Rstd => "rstd",
             Operand::Dx => "dx",

@@ -158,6 +158,14 @@ pub enum OperatorError {
         /// The tensor.
         tensor: Operand,
     },
+    /// A call that would write nothing.
+    #[error("no gradient of {operator} is asked for; at least one of {accepted} is needed")]
+    NothingAsked {
+        /// The operator.
+        operator: &'static str,
+        /// What it has gradients of.
+        accepted: &'static str,
+    },
     /// A tensor of something that the call has not.
     #[error("{tensor} is given, and the call has no {needed}")]
     Unwanted {

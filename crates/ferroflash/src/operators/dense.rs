@@ -1,8 +1,12 @@
 //! Dense layers.
 
-mod choose;
+mod backward;
 mod forward;
+mod matrix;
+mod product;
+mod through;
 
+pub use backward::{DenseGradients, DenseGradientsViewMut};
 pub use forward::{DenseOutput, DenseOutputViewMut};
 
 use crate::tensor::TensorView;

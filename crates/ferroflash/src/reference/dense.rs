@@ -27,6 +27,17 @@ pub struct ReferenceDenseOutput {
     pub z: Vec<f64>,
 }
 
+/// Gradients of a dense layer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReferenceDenseGradients {
+    /// With respect to x, `[row, depth]`.
+    pub dx: Vec<f64>,
+    /// With respect to the weights, `[sum, depth]`.
+    pub dweight: Vec<f64>,
+    /// With respect to the biases, `[sum]`.
+    pub dbias: Vec<f64>,
+}
+
 impl ReferenceDense<'_> {
     /// In `f64`: what [`crate::operators::Dense::forward`] is checked against.
     ///
@@ -75,6 +86,90 @@ impl ReferenceDense<'_> {
         Ok(result)
     }
 
+    /// Gradients in `f64`: what [`crate::operators::Dense::backward`] is checked against. `z` are the sums that forward kept, `[row, sum]`; without them they are
+    /// computed.
+    ///
+    /// # Errors
+    /// [`Error::DataLength`] for a slice of another length than the others make it.
+    pub fn backward(&self, x: &[f64], z: Option<&[f64]>, dout: &[f64]) -> Result<ReferenceDenseGradients> {
+        let [sums, columns] = self.check_gradients(x, z, dout)?;
+        let depth = self.depth;
+        let z = z.map_or_else(|| self.forward(x, None).map(|result| result.z), |z| Ok(z.to_vec()))?;
+        let mut result = ReferenceDenseGradients {
+            dx: vec![0.0; x.len()],
+            dweight: vec![0.0; sums * depth],
+            dbias: vec![0.0; sums],
+        };
+        for (row, x) in x.chunks(depth).enumerate() {
+            let (z, dout) = (&z[row * sums..][..sums], &dout[row * columns..][..columns]);
+            for (sum, dz) in self.through(z, dout).into_iter().enumerate() {
+                for i in 0..depth {
+                    result.dx[row * depth + i] += dz * self.weight[sum * depth + i];
+                    result.dweight[sum * depth + i] += dz * x[i];
+                }
+                result.dbias[sum] += dz;
+            }
+        }
+        Ok(result)
+    }
+
+    /// Gradients as a straightforward program computes them: in `f32`, with sums, their gradients and results rounded to `dtype` where they are stored.
+    ///
+    /// # Errors
+    /// As [`ReferenceDense::backward`].
+    pub fn backward_rounded(
+        &self,
+        x: &[f64],
+        z: Option<&[f64]>,
+        dout: &[f64],
+        dtype: DType,
+    ) -> Result<ReferenceDenseGradients> {
+        let [sums, columns] = self.check_gradients(x, z, dout)?;
+        let depth = self.depth;
+        let z = z.map_or_else(|| self.forward_rounded(x, None, dtype).map(|result| result.z), |z| Ok(z.to_vec()))?;
+        let (mut dx, mut dweight, mut dbias) = (vec![0f32; x.len()], vec![0f32; sums * depth], vec![0f32; sums]);
+        for (row, x) in x.chunks(depth).enumerate() {
+            let (z, dout) = (&z[row * sums..][..sums], &dout[row * columns..][..columns]);
+            for (sum, dz) in self.through(z, dout).into_iter().enumerate() {
+                let dz = round(dz as f32, dtype);
+                for i in 0..depth {
+                    dx[row * depth + i] += dz * self.weight[sum * depth + i] as f32;
+                    dweight[sum * depth + i] += dz * x[i] as f32;
+                }
+                dbias[sum] += dz;
+            }
+        }
+        let stored = |values: Vec<f32>| values.into_iter().map(|value| f64::from(round(value, dtype))).collect();
+        Ok(ReferenceDenseGradients { dx: stored(dx), dweight: stored(dweight), dbias: stored(dbias) })
+    }
+
+    /// Gradients of the sums of a row, from those of its output.
+    fn through(&self, z: &[f64], dout: &[f64]) -> Vec<f64> {
+        let columns = dout.len();
+        let of = |sum: usize| {
+            if !self.activation.is_gated() {
+                dout[sum] * slope(self.activation, z[sum])
+            } else if sum < columns {
+                dout[sum] * z[columns + sum] * slope(self.activation, z[sum])
+            } else {
+                dout[sum - columns] * activate(self.activation, z[sum - columns])
+            }
+        };
+        (0..z.len()).map(of).collect()
+    }
+
+    /// Sums and columns of the output, of a backward pass.
+    fn check_gradients(&self, x: &[f64], z: Option<&[f64]>, dout: &[f64]) -> Result<[usize; 2]> {
+        // Of the same shape as a residual.
+        let [sums, columns] = self.check(x, Some(dout))?;
+        let shape = vec![x.len() / self.depth.max(1), sums];
+        let expected = shape.iter().product();
+        match z.map(<[f64]>::len).filter(|&found| found != expected) {
+            Some(found) => Err(Error::DataLength { shape, expected, found }),
+            None => Ok([sums, columns]),
+        }
+    }
+
     /// Sums and columns of the output.
     fn check(&self, x: &[f64], residual: Option<&[f64]>) -> Result<[usize; 2]> {
         let depth = self.depth.max(1);
@@ -104,6 +199,27 @@ fn activate(activation: Activation, z: f64) -> f64 {
         }
         Activation::GeluErf => z * (1.0 + erf(z / std::f64::consts::SQRT_2)) / 2.0,
         Activation::Silu | Activation::SwiGlu => z / (1.0 + (-z).exp()),
+    }
+}
+
+/// The slope of the activation at a sum: of a gated one, that of the gate.
+fn slope(activation: Activation, z: f64) -> f64 {
+    match activation {
+        Activation::Identity => 1.0,
+        Activation::Relu => f64::from(u8::from(z > 0.0)),
+        Activation::GeluTanh => {
+            let (factor, cube) = ((2.0 / std::f64::consts::PI).sqrt(), 0.044715);
+            let tanh = (factor * (z + cube * z.powi(3))).tanh();
+            (1.0 + tanh) / 2.0 + z * (1.0 - tanh * tanh) / 2.0 * factor * (1.0 + 3.0 * cube * z * z)
+        }
+        Activation::GeluErf => {
+            let density = (-z * z / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            (1.0 + erf(z / std::f64::consts::SQRT_2)) / 2.0 + z * density
+        }
+        Activation::Silu | Activation::SwiGlu => {
+            let open = 1.0 / (1.0 + (-z).exp());
+            open + z * open * (1.0 - open)
+        }
     }
 }
 
@@ -170,12 +286,49 @@ mod tests {
         }
     }
 
+    /// Each gradient is the difference of the output that a small step makes, in the direction of `dout`.
+    #[test]
+    fn gradients_are_those_of_differences() {
+        const STEP: f64 = 1e-6;
+        let (x, weight, bias, dout) = (wave(3 * 4, 0.7), wave(6 * 4, 1.9), wave(6, 0.4), wave(18, 0.9));
+        for activation in Activation::ALL {
+            let dout = &dout[..if activation.is_gated() { 9 } else { 18 }];
+            let value = |x: &[f64], weight: &[f64], bias: &[f64]| -> f64 {
+                let dense = ReferenceDense { depth: 4, weight, bias: Some(bias), activation };
+                let out = dense.forward(x, None).unwrap().out;
+                out.iter().zip(dout).map(|(out, dout)| out * dout).sum()
+            };
+            let differences = |data: &[f64], at: &dyn Fn(&[f64]) -> f64| -> Vec<f64> {
+                let moved = |i: usize, by: f64| {
+                    let mut data = data.to_vec();
+                    data[i] += by;
+                    at(&data)
+                };
+                (0..data.len()).map(|i| (moved(i, STEP) - moved(i, -STEP)) / (2.0 * STEP)).collect()
+            };
+            let dense = ReferenceDense { depth: 4, weight: &weight, bias: Some(&bias), activation };
+            let found = dense.backward(&x, None, dout).unwrap();
+            let near = |found: &[f64], expected: &[f64]| {
+                assert!(max_abs_difference(found, expected) < 1e-7, "{activation}: {found:?} {expected:?}");
+            };
+            near(&found.dx, &differences(&x, &|x| value(x, &weight, &bias)));
+            near(&found.dweight, &differences(&weight, &|weight| value(&x, weight, &bias)));
+            near(&found.dbias, &differences(&bias, &|bias| value(&x, &weight, bias)));
+            let rounded = dense.backward_rounded(&x, None, dout, DType::F32).unwrap();
+            assert!(max_abs_difference(&found.dx, &rounded.dx) < 1e-5 && found.dx != rounded.dx, "{activation}");
+        }
+    }
+
     #[test]
     fn slices_of_another_length_are_errors() {
         let dense = ReferenceDense { depth: 4, weight: &[0.0; 12], bias: None, activation: Activation::Identity };
         let found = dense.forward(&[0.0; 7], None).unwrap_err();
         assert!(matches!(found, Error::DataLength { found: 7, expected: 4, .. }), "{found:?}");
         assert!(dense.forward(&[0.0; 8], Some(&[0.0; 5])).is_err());
+        assert!(
+            dense.backward(&[0.0; 8], None, &[0.0; 5]).is_err() && dense.backward(&[0.0; 8], None, &[0.0; 6]).is_ok()
+        );
+        assert!(dense.backward_rounded(&[0.0; 8], Some(&[0.0; 5]), &[0.0; 6], DType::F16).is_err());
         assert!(ReferenceDense { bias: Some(&[1.0; 4]), ..dense }.forward(&[0.0; 8], None).is_err());
         assert!(ReferenceDense { activation: Activation::SwiGlu, ..dense }.forward(&[0.0; 8], None).is_err());
     }

@@ -59,8 +59,8 @@ pub struct AdamWParams {
     pub root: f32,
     /// Is added to the root of the second moment.
     pub epsilon: f32,
-    /// `1 - rate decay`, what is left of a parameter.
-    pub kept: f32,
+    /// `rate decay`, the part of a parameter that is taken off it: what is left, 1 less that, would have few of its digits.
+    pub decay: f32,
     /// Is multiplied with every gradient.
     pub gradient_scale: f32,
     /// Tensors: `1..=MAX_TENSORS`.

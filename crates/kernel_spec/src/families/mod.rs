@@ -26,6 +26,8 @@ macro_rules! named {
 }
 
 #[macro_use]
+pub mod activation;
+#[macro_use]
 pub mod adamw;
 pub mod backward;
 pub mod blocks;
@@ -83,11 +85,12 @@ impl Unit {
             let softmax = softmax::VARIANTS.iter().map(|variant| &variant.entry);
             let cross_entropy = cross_entropy::VARIANTS.iter().map(|variant| &variant.entry);
             let dense = dense::VARIANTS.iter().map(|variant| &variant.entry);
+            let activation = activation::VARIANTS.iter().map(|variant| &variant.entry);
             let rotary = rotary::VARIANTS.iter().map(|variant| &variant.entry);
             let embedding = embedding::VARIANTS.iter().map(|variant| &variant.entry);
             let adamw = adamw::VARIANTS.iter().map(|variant| &variant.entry);
             let gradient_norm = gradient_norm::VARIANTS.iter().map(|variant| &variant.entry);
-            let rows = norms.chain(softmax).chain(cross_entropy).chain(dense).chain(rotary);
+            let rows = norms.chain(softmax).chain(cross_entropy).chain(dense).chain(activation).chain(rotary);
             rows.chain(embedding).chain(adamw).chain(gradient_norm)
         });
         attention.into_iter().flatten().chain(operators.into_iter().flatten())

@@ -17,18 +17,16 @@ use crate::operators::dense::hopper;
 use crate::operators::dense::portable;
 #[cfg(target_feature = "sm_90a")]
 use crate::parts::fragments::RegTile;
-#[cfg(not(target_feature = "sm_90a"))]
-use crate::parts::shared_tile::SharedTile;
 
 macro_rules! entries {
     ($($pass:ident $engine:ident $rows:literal x $columns:literal x $depth:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $stages:literal, $cluster:literal, $group:literal, $cycles:literal, $reason:literal;)*) => {
-        $($(entry! { $engine $rows x $columns x $depth $dtype $symbol $threads $min_ctas $reason })+)*
+        $($(entry! { $engine $pass $rows x $columns x $depth $dtype $symbol $threads $min_ctas $reason })+)*
     };
 }
 
 macro_rules! entry {
-    (Warpgroups $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
+    (Warpgroups $pass:ident $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
         #[cfg(target_feature = "sm_90a")]
         #[doc = concat!("Cut so because: ", $reason)]
         pub mod $symbol {
@@ -49,7 +47,7 @@ macro_rules! entry {
             }
         }
     };
-    (Warps $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
+    (Warps $pass:ident $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
         #[cfg(not(target_feature = "sm_90a"))]
         #[doc = concat!("Cut so because: ", $reason)]
         pub mod $symbol {
@@ -59,8 +57,7 @@ macro_rules! entry {
 
             impl portable::Config for Row {
                 type T = $t;
-                type A = SharedTile<$t, $rows, $depth>;
-                type B = SharedTile<$t, $columns, $depth>;
+                type Operands = portable::$pass<$t, $rows, $columns, $depth>;
             }
 
             #[kernel(threads = $threads, min_ctas = $min_ctas)]

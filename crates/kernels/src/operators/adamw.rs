@@ -63,7 +63,8 @@ pub unsafe fn adamw<C: Config>(p: &AdamWParams, param: impl Fn(usize) -> u64) {
             moment[e] = math::fma(p.moment[0], moment[e], p.moment[1] * g);
             second_moment[e] = math::fma(p.second_moment[0], second_moment[e], p.second_moment[1] * g * g);
             let deviation = math::fma(math::sqrt(second_moment[e]), root, p.epsilon);
-            weight[e] = math::fma(-rate * moment[e], math::reciprocal(deviation), weight[e] * p.kept);
+            let decayed = math::fma(-p.decay, weight[e], weight[e]);
+            weight[e] = math::fma(-rate * moment[e], math::reciprocal(deviation), decayed);
         }
         own.store::<C>(at(tensor.moment, true), true, 0, moment);
         own.store::<C>(at(tensor.second_moment, true), true, 0, second_moment);

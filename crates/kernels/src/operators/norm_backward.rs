@@ -208,7 +208,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
 
 /// Floats of a row of the parts: whole vectors.
 #[inline(always)]
-fn parts_stride(columns: u32) -> u64 {
+pub(super) fn parts_stride(columns: u32) -> u64 {
     columns.next_multiple_of(4) as u64
 }
 

@@ -21,6 +21,9 @@ const WGMMA_K_BYTES: usize = 2 * WGMMA_K;
 /// Products along the shared axis in one panel row.
 const PANEL_STEPS: usize = PANEL_COLS / WGMMA_K;
 
+/// Bytes of a panel of as many rows as it has columns.
+const SQUARE_BYTES: u32 = (PANEL_COLS * PANEL_BYTES) as u32;
+
 /// The tiles that a warpgroup multiplies.
 pub trait WarpgroupTiles {
     /// Element type.
@@ -67,6 +70,18 @@ pub trait Accumulator<T>: Fragments {
     /// As there.
     unsafe fn overwrite_shared(&mut self, a: Descriptor, b: Descriptor);
 
+    /// See [`WarpgroupMma::multiply_columns`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn multiply_columns(&mut self, a: Descriptor, b: Descriptor);
+
+    /// See [`WarpgroupMma::overwrite_columns`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn overwrite_columns(&mut self, a: Descriptor, b: Descriptor);
+
     /// See [`WarpgroupMma::multiply`].
     ///
     /// # Safety
@@ -97,6 +112,18 @@ impl<T: WarpgroupMma<N>, const N: usize> Accumulator<T> for RegTile<1, N> {
     unsafe fn overwrite_shared(&mut self, a: Descriptor, b: Descriptor) {
         // SAFETY: passed on.
         unsafe { T::overwrite_shared(&mut self.0[0], a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_columns(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: passed on.
+        unsafe { T::multiply_columns(&mut self.0[0], a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn overwrite_columns(&mut self, a: Descriptor, b: Descriptor) {
+        // SAFETY: passed on.
+        unsafe { T::overwrite_columns(&mut self.0[0], a, b) }
     }
 
     #[inline(always)]
@@ -240,6 +267,46 @@ pub unsafe fn start_panel<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32, fir
         // SAFETY: passed on.
         unsafe {
             if first && step == 0 { acc.overwrite_transposed(a, b) } else { acc.multiply_transposed(a, b, true) }
+        };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
+/// Starts `acc += a b`, or `acc = a b` if `first`, a constant: 64 rows of one panel from shared address `a` on; of `b`, 64 rows of as many columns as the
+/// accumulator has, a panel behind the other from `b` on.
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_panel_shared<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32, first: bool) {
+    let (first_a, first_b) = (Descriptor::rows(a), Descriptor::columns(b, SQUARE_BYTES));
+    for step in 0..PANEL_STEPS {
+        let a = first_a.advanced((step * WGMMA_K_BYTES) as u32);
+        let b = first_b.advanced((step * WGMMA_K * PANEL_BYTES) as u32);
+        // SAFETY: passed on.
+        unsafe {
+            if first && step == 0 { acc.overwrite_shared(a, b) } else { acc.multiply_shared(a, b) }
+        };
+    }
+    // SAFETY: passed on.
+    unsafe { wgmma::commit() };
+}
+
+/// Starts `acc += a^T b`, or `acc = a^T b` if `first`, a constant: 64 rows of the 64 columns of one panel from shared address `a` on; `b` as for
+/// [`start_panel_shared`].
+///
+/// # Safety
+/// As for [`start_scores`].
+#[inline(always)]
+pub unsafe fn start_panel_columns<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: u32, first: bool) {
+    let [first_a, first_b] = [a, b].map(|operand| Descriptor::columns(operand, SQUARE_BYTES));
+    for step in 0..PANEL_STEPS {
+        let bytes = (step * WGMMA_K * PANEL_BYTES) as u32;
+        let (a, b) = (first_a.advanced(bytes), first_b.advanced(bytes));
+        // SAFETY: passed on.
+        unsafe {
+            if first && step == 0 { acc.overwrite_columns(a, b) } else { acc.multiply_columns(a, b) }
         };
     }
     // SAFETY: passed on.

@@ -14,7 +14,7 @@ use std::mem::offset_of;
 plain! {
     TensorParams { parameter, gradient, moment, second_moment, master, elements, first_block }
     AdamWParams {
-        tensors, step, gradient_factor, betas, moment, second_moment, rate, root, epsilon, kept, gradient_scale, count, features
+        tensors, step, gradient_factor, betas, moment, second_moment, rate, root, epsilon, decay, gradient_scale, count, features
     }
 }
 
@@ -109,7 +109,7 @@ impl AdamW<'_> {
             rate: (self.rate / correction) as f32,
             root: (1.0 / second_correction.sqrt()) as f32,
             epsilon: self.epsilon as f32,
-            kept: (1.0 - self.rate * self.decay) as f32,
+            decay: (self.rate * self.decay) as f32,
             gradient_scale: self.gradient_scale,
             count: launch.tensors.len() as u32,
             features: Features::OFF,

@@ -1,6 +1,7 @@
 //! Gradients.
 
 use super::super::check::Tensors;
+use super::super::parts::{parts_bytes, parts_step};
 use super::super::plan::OperatorPlan;
 use super::super::rows::{Placed, Rows};
 use super::cut::cut;
@@ -13,7 +14,7 @@ use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device, run};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
 use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
-use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COLUMNS, Pass, find};
+use kernel_spec::families::norm::{NormBackwardParams, Pass, find};
 use kernel_spec::families::rows::{RowsParams, Sharing};
 use kernel_spec::{DType, Divisor, FeatureSet, Features};
 use std::mem::offset_of;
@@ -343,7 +344,7 @@ impl Norm<'_> {
             parts = (held * 4).div_ceil(strips).clamp(1, rows.rows.max(1) as u64);
         }
         for placed in &call.sums {
-            let bytes = parts * rows.columns.next_multiple_of(4) as u64 * DType::F32.bytes() as u64;
+            let bytes = parts_bytes(parts, rows.columns);
             let (name, reason) = match placed.operand {
                 Operand::Dweight => ("sums for the weights", "what the rows of each thread block add, in f32"),
                 _ => ("sums for the biases", "what the rows of each thread block add, in f32"),
@@ -364,7 +365,8 @@ impl Norm<'_> {
             assert!(!apart, "weights and biases of one type");
             // Nothing to add without rows: the result is 0.
             let parts = if rows.rows == 0 { 0 } else { parts };
-            steps.push(parts_step(&call.sums, device, parts as u32, rows.columns as u32)?);
+            let sums = call.sums.iter().enumerate();
+            steps.push(parts_step(sums, device, parts as u32, rows.columns as u32)?);
         }
         Ok(OperatorPlan {
             name: self.kind.name(),
@@ -426,22 +428,4 @@ fn columns_step(params: &NormBackwardParams, call: &Call, device: &Device, [part
     // Without rows there is nothing to sum.
     let ctas = if params.extents.rows == 0 { 0 } else { needed as u32 };
     Ok(Step::new(Specialised::with_features(&row.entry, features), ctas, tile, holes))
-}
-
-/// The launch that adds what thread blocks have summed up.
-fn parts_step(sums: &[Placed], device: &Device, parts: u32, columns: u32) -> Result<Step> {
-    let row = find(Pass::Parts, sums[0].dtype, 1, false).expect("a row of the list");
-    check_device(&row.entry, device.info())?;
-    let params = NormPartsParams { from: [0; 2], to: [0; 2], parts, columns, features: Features::OFF };
-    let mut holes = Params::new(bytes_of(&params));
-    for (i, placed) in sums.iter().enumerate() {
-        holes = holes.address(offset_of!(NormPartsParams, from) + 8 * i, Binding::Buffer(i), 16).address(
-            offset_of!(NormPartsParams, to) + 8 * i,
-            Binding::Operand(placed.operand),
-            placed.dtype.bytes() as u64,
-        );
-    }
-    let ctas = columns.div_ceil(PARTS_COLUMNS) * sums.len() as u32;
-    let tile = format!("{parts} rows of sums, in their order: {}", row.reason);
-    Ok(Step::new(Specialised::plain(&row.entry), ctas, tile, holes))
 }

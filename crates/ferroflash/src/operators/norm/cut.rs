@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::plain::plain;
 use kernel_spec::DType;
-use kernel_spec::families::norm::{NormBackwardParams, NormParams, NormPartsParams, Pass, find};
+use kernel_spec::families::norm::{NormBackwardParams, NormParams, Pass, find};
 
 plain! {
     NormParams {
@@ -17,7 +17,6 @@ plain! {
         normalised, dout, dresidual_out, dx, dresidual, weight, mean, rstd, weight_parts, bias_parts, extents, sharers, share, parts,
         weight_offset, aligned, wide_residual, wide_weight, unused, features
     }
-    NormPartsParams { from, to, parts, columns, features }
 }
 
 /// How a pass over these rows is cut, in clusters where those are wanted and there.

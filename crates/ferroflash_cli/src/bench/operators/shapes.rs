@@ -66,7 +66,6 @@ pub(super) fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
 
 /// Rows, columns and depths of dense layers.
 fn products(args: &BenchArgs, emulator: bool) -> Result<Vec<(usize, usize, Option<usize>)>> {
-    ensure!(args.pass == Pass::Forward, "dense layers are measured forward");
     let OperatorArgs { rows, columns, depth, .. } = &args.operators;
     if rows.is_empty() {
         let products = if emulator { &EMULATED_PRODUCTS[..] } else { &PRODUCTS };

@@ -10,6 +10,7 @@ pub use params::{DenseParams, HopperDenseParams, MatrixParams};
 
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
+use crate::features::FeatureSet;
 use crate::shared::Carve;
 
 /// Slots of the features.
@@ -55,11 +56,40 @@ pub mod features {
     }
 }
 
-/// What a row computes.
+/// What a row computes: a product, of operands that lie in memory as the tensors of a layer do.
+///
+/// ```text
+/// Forward           out [rows, n] = x [rows, k]  w [n, k]^T       both with what is summed over in their rows
+/// InputGradient     dx  [rows, k] = dz [rows, n] w [n, k]         the second one with a row for each number that is summed over
+/// WeightGradient    dw  [n, k]    = dz [rows, n]^T x [rows, k]    both
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
     /// The output.
     Forward,
+    /// The gradient of x.
+    InputGradient,
+    /// That of the weights.
+    WeightGradient,
+}
+
+impl Pass {
+    /// Whether each operand has the axis that is summed over in its rows, which are contiguous; else along them.
+    pub const fn depth_in_rows(self) -> [bool; 2] {
+        match self {
+            Pass::Forward => [true, true],
+            Pass::InputGradient => [true, false],
+            Pass::WeightGradient => [false, false],
+        }
+    }
+
+    /// The activations, of which there are some in the pass that has an epilogue for them.
+    pub const fn accepts(self) -> FeatureSet {
+        match self {
+            Pass::Forward => features::ALL,
+            Pass::InputGradient | Pass::WeightGradient => FeatureSet::NONE,
+        }
+    }
 }
 
 /// What multiplies.
@@ -207,7 +237,7 @@ const fn variant(
         min_ctas,
         params_bytes: params_bytes as u32,
         feature_slots: SLOTS,
-        accepts: features::ALL,
+        accepts: pass.accepts(),
         cooperative: false,
         max_cluster: tile.cluster,
     };
@@ -247,6 +277,11 @@ mod tests {
         };
         assert_eq!(symbol(16384, 16384), "dense_hopper_bf16_128x256");
         assert_eq!(symbol(1024, 2048), "dense_hopper_bf16_128x128");
+        for (pass, expected) in
+            [(Pass::InputGradient, "dense_dx_bf16_128x128"), (Pass::WeightGradient, "dense_dw_bf16_128x128")]
+        {
+            assert_eq!(find(pass, Engine::Warps, DType::Bf16, [512, 512], false, 132).unwrap().entry.symbol, expected);
+        }
     }
 
     #[test]

@@ -20,13 +20,14 @@ impl MatrixParams {
     pub const NONE: MatrixParams = MatrixParams { address: 0, row_stride: 0 };
 }
 
-/// Parameters of a product: `z = a b^T + bias`, `out = activation(z) + residual`.
+/// Parameters of a product: `z = a b^T + bias`, `out = activation(z) + residual`; of gradients, `out = a b + residual` or `a^T b + residual`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DenseParams {
-    /// The rows: `[rows, depth]`.
+    /// The rows: `[rows, depth]`; of the gradient of weights `[depth, rows]`.
     pub a: MatrixParams,
-    /// The weights: `[columns, depth]`; of a gated activation `[2 columns, depth]`, those of the gate first.
+    /// The weights: `[columns, depth]`; of a gated activation `[2 columns, depth]`, those of the gate first. Of gradients
+    /// `[depth, columns]`.
     pub b: MatrixParams,
     /// Output, `[rows, columns]`.
     pub out: MatrixParams,

@@ -23,6 +23,22 @@ macro_rules! for_each_dense_row {
                 "32 x 64 numbers a warp: half the registers, and all that a gate opens in the lanes of the gate";
             Forward Warps 128 x 128 x 32 [F32 dense_f32_128x128] 256, 1, 3, 1, 8, 4200,
                 "as 16 bits, with as many buffers as every GPU has room for";
+            InputGradient Warpgroups 128 x 256 x 64 [F16 dense_dx_hopper_f16_128x256, Bf16 dense_dx_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
+                "as forward";
+            InputGradient Warpgroups 128 x 128 x 64 [F16 dense_dx_hopper_f16_128x128, Bf16 dense_dx_hopper_bf16_128x128] 384, 1, 6, 1, 16, 680,
+                "as forward";
+            InputGradient Warps 128 x 128 x 32 [F16 dense_dx_f16_128x128, Bf16 dense_dx_bf16_128x128] 256, 1, 4, 1, 8, 1200,
+                "as forward";
+            InputGradient Warps 128 x 128 x 32 [F32 dense_dx_f32_128x128] 256, 1, 3, 1, 8, 4200,
+                "as forward";
+            WeightGradient Warpgroups 128 x 256 x 64 [F16 dense_dw_hopper_f16_128x256, Bf16 dense_dw_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
+                "as forward";
+            WeightGradient Warpgroups 128 x 128 x 64 [F16 dense_dw_hopper_f16_128x128, Bf16 dense_dw_hopper_bf16_128x128] 384, 1, 6, 1, 16, 680,
+                "as forward";
+            WeightGradient Warps 128 x 128 x 32 [F16 dense_dw_f16_128x128, Bf16 dense_dw_bf16_128x128] 256, 1, 4, 1, 8, 1200,
+                "as forward";
+            WeightGradient Warps 128 x 128 x 32 [F32 dense_dw_f32_128x128] 256, 1, 3, 1, 8, 4200,
+                "as forward";
         }
     };
 }

@@ -12,6 +12,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, thread, warp};
+use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::is_gated;
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
@@ -29,14 +30,19 @@ type Four = [[f32; 2]; FOUR];
 /// Writes a warp's part of the product: 16 rows a fragment from row `row` on, and of the output 8 columns a fragment from column `col` on. What does not
 /// exist is left out.
 ///
-/// `ALIGNED`: all that is read and written moves in whole pieces; else the parameters say whether it does.
+/// `ALIGNED`: all that is read and written moves in whole pieces; else the parameters say whether it does. `which` is the activation.
 ///
 /// # Safety
 /// All threads of the warp, converged; no other warp writes these rows and columns.
 #[inline(always)]
-pub unsafe fn leave<T: Element, F: Fragments, const ALIGNED: bool>(p: &DenseParams, acc: &F, row: u32, col: u32) {
+pub unsafe fn leave<T: Element, F: Fragments, const ALIGNED: bool>(
+    p: &DenseParams,
+    which: FeatureSet,
+    acc: &F,
+    row: u32,
+    col: u32,
+) {
     const { assert!(F::N.is_multiple_of(2 * FOUR), "whole groups of four fragments, of the gate and of what it opens") };
-    let which = p.features.set();
     let gated = is_gated(which);
     let fragments = if gated { F::N / 2 } else { F::N };
     for m in 0..F::M {

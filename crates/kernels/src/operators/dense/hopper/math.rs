@@ -1,7 +1,6 @@
 //! A warpgroup that multiplies: 64 rows of every tile.
 
 use cuda_std::{sync, thread, wgmma};
-use kernel_spec::families::dense::features::is_gated;
 use kernel_spec::families::dense::{DenseParams, WARPGROUP_ROWS};
 use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 
@@ -10,7 +9,7 @@ use crate::operators::dense::hopper::config::{Config, Operands};
 use crate::operators::dense::hopper::tiles::Tiles;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
-use crate::parts::warpgroup::{WARPGROUP, start_panel};
+use crate::parts::warpgroup::{WARPGROUP, start_panel, start_panel_columns, start_panel_shared};
 
 /// The named barrier of the late start; 0 is the block's.
 const START: u32 = 1;
@@ -21,10 +20,11 @@ const START: u32 = 1;
 /// All threads of the warpgroup, converged; the ring is initialised, and the load warp runs beside it.
 #[rustc_force_inline]
 pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring<Operands<C>>) {
-    let group_bytes = group * WARPGROUP_ROWS * PANEL_BYTES as u32;
+    // The rows of a warpgroup, or the panel of its columns, which is as large.
+    let group_bytes = group * const { WARPGROUP_ROWS * PANEL_BYTES as u32 };
     let warp_row = group * WARPGROUP_ROWS + thread::index() % WARPGROUP / 32 * 16;
     let steps = p.depth.div_ceil(PANEL_COLS as u32);
-    let columns = if is_gated(p.features.set()) { C::ROW.tile.columns / 2 } else { C::ROW.tile.columns };
+    let columns = if C::is_gated(p) { C::ROW.tile.columns / 2 } else { C::ROW.tile.columns };
     // One thread for each thread block of the cluster: it frees buffers there.
     let freed = thread::index() % WARPGROUP;
     // SAFETY: buffers are read between the wait for them and their release.
@@ -50,7 +50,7 @@ pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring
                 // Nothing but products touches the sums behind the first, but without a fence for each step ptxas 13.0 has each product wait for the one before.
                 wgmma::fence();
                 let a = ring.buffer();
-                start_panel::<C::T, C::Acc>(&mut acc, a + group_bytes, a + C::MEMORY.a_bytes, first);
+                start_step::<C>(&mut acc, a + group_bytes, a + C::MEMORY.a_bytes, first);
             };
             start(ring, true);
             let mut before = *ring;
@@ -74,7 +74,23 @@ pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring
                 behind = false;
                 sync::arrive(START, 2 * WARPGROUP);
             }
-            epilogue::leave::<C::T, C::Acc, true>(p, &acc, row + warp_row, column * columns);
+            epilogue::leave::<C::T, C::Acc, true>(p, C::activation(p), &acc, row + warp_row, column * columns);
+        }
+    }
+}
+
+/// Starts the products of a buffer, whose operands lie as the pass has them; it overwrites the sums if `first`, a constant.
+///
+/// # Safety
+/// As for [`start_panel`].
+#[inline(always)]
+unsafe fn start_step<C: Config>(acc: &mut C::Acc, a: u32, b: u32, first: bool) {
+    // SAFETY: passed on.
+    unsafe {
+        match C::DEPTH_IN_ROWS {
+            [true, true] => start_panel::<C::T, C::Acc>(acc, a, b, first),
+            [true, false] => start_panel_shared::<C::T, C::Acc>(acc, a, b, first),
+            _ => start_panel_columns::<C::T, C::Acc>(acc, a, b, first),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! A dense layer on Hopper's asynchronous units: `out = activation(a b^T + bias) + residual`, of 16-bit types.
+//! A dense layer on Hopper's asynchronous units: `out = activation(a b^T + bias) + residual`, of 16-bit types; and its gradients, `a b + residual` and
+//! `a^T b + residual`.
 //!
 //! ```text
 //!                       b^T                            load warp:    for tiles, steps of 64 numbers:
@@ -26,6 +27,8 @@
 //!
 //! The second warpgroup starts late, so that it is some steps behind the first: the epilogue of one then falls under products of the other, which have the
 //! tensor cores to themselves meanwhile. Nobody waits for it again, as it stays so: who finishes a tile first, starts the next one first.
+//!
+//! Operands of gradients that have a row for each number that is summed over come in squares of 64 x 64, which the tensor cores read as they lie.
 //!
 //! Thread blocks are persistent, and the load warp runs ahead into the next tile; `kernel_spec::families::dense::order` has the order of tiles.
 

@@ -1,0 +1,200 @@
+//! A product of matrices: which row of the list it takes, what rules Hopper's out, and its launch.
+
+use super::super::rows::Placed;
+use super::Activation;
+use super::matrix::Matrix;
+use crate::device::{Device, DeviceInfo};
+use crate::error::{Error, Operand, Result, Unsupported};
+use crate::plain::{bytes_of, plain};
+use crate::plan::{Binding, MAX_GRID, Params, Step, check_device, check_hopper};
+use crate::specialise::Specialised;
+use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
+use kernel_spec::families::dense::{
+    self, DenseParams, Engine, HopperDenseParams, MatrixParams, Pass, TileOrder, Variant, find,
+};
+use kernel_spec::{DType, FeatureSet, Features, TensorMap};
+use std::mem::offset_of;
+
+plain! {
+    MatrixParams { address, row_stride }
+    TileOrder { tiles, last_group, group_tiles, group_rows, last_rows }
+    DenseParams { a, b, out, kept, residual, bias, rows, columns, depth, aligned, out_aligned, order, features }
+    HopperDenseParams { a, b, dense }
+}
+
+/// A product `[rows, columns]` that sums over `depth` numbers.
+pub(super) struct Product<'p> {
+    pub(super) pass: Pass,
+    pub(super) activation: Activation,
+    pub(super) rows: usize,
+    /// Of the output.
+    pub(super) columns: usize,
+    pub(super) depth: usize,
+    /// What is read as operands, each as the pass has it.
+    pub(super) operands: [&'p Matrix; 2],
+    pub(super) out: &'p Matrix,
+    pub(super) kept: Option<&'p Matrix>,
+    pub(super) residual: Option<&'p Matrix>,
+    pub(super) bias: Option<&'p Placed>,
+}
+
+impl Product<'_> {
+    /// The launch, and why it is not Hopper's, if it is not.
+    pub(super) fn step(&self, device: &Device, hopper: bool) -> Result<(Step, Option<Unsupported>)> {
+        let Product { rows, columns, depth, operands: [a, b], .. } = *self;
+        let (row, refused) = self.choose(device, hopper);
+        let dtype = self.dtype();
+        let gated = self.activation.is_gated();
+        let aligned = a.is_whole() && b.is_whole();
+        let out_aligned = self.leaves_whole();
+        let place = |matrix: Option<&Matrix>| {
+            let row_stride = matrix.map_or(0, |matrix| matrix.stride as u64);
+            MatrixParams { address: 0, row_stride }
+        };
+        let set = self.activation.features();
+        // At least one: a row of a product without rows is never asked for.
+        let tiles = row.tiles(rows.max(1) as u32, columns as u32, gated);
+        let params = DenseParams {
+            a: place(Some(a)),
+            b: place(Some(b)),
+            out: place(Some(self.out)),
+            kept: place(self.kept),
+            residual: place(self.residual),
+            bias: 0,
+            rows: rows as u32,
+            columns: columns as u32,
+            depth: depth as u32,
+            aligned: aligned.into(),
+            out_aligned: out_aligned.into(),
+            order: order(row, tiles)?,
+            features: with_features(set),
+        };
+        let piece = |whole: bool| if whole { ALIGNMENT } else { dtype.bytes() as u64 };
+        let (base, holes) = match row.engine {
+            Engine::Warps => {
+                let holes = Params::new(bytes_of(&params))
+                    .address(offset_of!(DenseParams, a.address), a.binding, piece(aligned))
+                    .address(offset_of!(DenseParams, b.address), b.binding, piece(aligned));
+                (0, holes)
+            }
+            Engine::Warpgroups => {
+                let none = TensorMap([0; 16]);
+                let bytes = bytes_of(&HopperDenseParams { a: none, b: none, dense: params });
+                let [a_boxes, b_boxes] = boxes(row);
+                let halves = if gated { 2 } else { 1 };
+                let holes = Params::new(bytes)
+                    .map(offset_of!(HopperDenseParams, a), a.binding, ALIGNMENT, a.geometry(1, a_boxes))
+                    .map(offset_of!(HopperDenseParams, b), b.binding, ALIGNMENT, b.geometry(halves, b_boxes));
+                (offset_of!(HopperDenseParams, dense), holes)
+            }
+        };
+        let rest = [
+            (offset_of!(DenseParams, out.address), Some(self.out.binding)),
+            (offset_of!(DenseParams, kept.address), self.kept.map(|matrix| matrix.binding)),
+            (offset_of!(DenseParams, residual.address), self.residual.map(|matrix| matrix.binding)),
+            (offset_of!(DenseParams, bias), self.bias.map(|bias| Binding::Operand(bias.operand))),
+        ];
+        let there = rest.into_iter().filter_map(|(offset, binding)| Some((offset, binding?)));
+        let holes =
+            there.fold(holes, |holes, (offset, binding)| holes.address(base + offset, binding, piece(out_aligned)));
+        Ok((launch(row, set, tiles, rows, device, holes, [aligned, out_aligned])?, refused))
+    }
+
+    fn dtype(&self) -> DType {
+        self.out.placed.dtype
+    }
+
+    /// What else than operands is read and written row by row.
+    fn others(&self) -> impl Iterator<Item = &Matrix> {
+        [Some(self.out), self.kept, self.residual].into_iter().flatten()
+    }
+
+    /// The row that the product takes, and why it is not Hopper's, if it is not.
+    fn choose(&self, device: &Device, hopper: bool) -> (&'static Variant, Option<Unsupported>) {
+        let Product { pass, rows, columns, .. } = *self;
+        let (info, gated) = (device.info(), self.activation.is_gated());
+        // Fit: the call has bounded both.
+        let find = |unit| find(pass, unit, self.dtype(), [rows as u32, columns as u32], gated, info.multiprocessors);
+        let checked = if hopper { self.check_hopper(info) } else { Err(Unsupported::SwitchedOff) };
+        match (checked, find(Engine::Warpgroups)) {
+            (Ok(()), Some(row)) => (row, None),
+            (checked, _) => (find(Engine::Warps).expect("a row for every type"), checked.err()),
+        }
+    }
+
+    /// The one place of the conditions of Hopper's kernel.
+    fn check_hopper(&self, device: &DeviceInfo) -> Result<(), Unsupported> {
+        check_hopper(device)?;
+        if self.dtype() == DType::F32 {
+            return Err(Unsupported::DType { found: self.dtype() });
+        }
+        if self.rows == 0 || self.depth == 0 {
+            return Err(Unsupported::NoRows);
+        }
+        if !self.columns.is_multiple_of(8) {
+            return Err(Unsupported::OutputColumns { found: self.columns });
+        }
+        self.operands.into_iter().chain(self.others()).try_for_each(Matrix::check)?;
+        match self.bias.and_then(|bias| bias.address()).filter(|address| !address.is_multiple_of(ALIGNMENT)) {
+            Some(address) => Err(Unsupported::Address { tensor: Operand::Bias, address }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether everything but the operands moves in whole pieces.
+    fn leaves_whole(&self) -> bool {
+        let bias = self.bias.is_none_or(|bias| bias.address().unwrap_or(0).is_multiple_of(ALIGNMENT));
+        self.columns.is_multiple_of(8) && bias && self.others().all(Matrix::is_whole)
+    }
+}
+
+/// Rows of the boxes that the copy engine brings of each operand: of `b`, half a tile's columns, as each of two parts is loaded; squares of what has a row
+/// for each number that is summed over.
+fn boxes(row: &Variant) -> [u32; 2] {
+    let [a_in_rows, b_in_rows] = row.pass.depth_in_rows();
+    [if a_in_rows { row.tile.rows } else { BOX_COLS }, if b_in_rows { row.tile.columns / 2 } else { BOX_COLS }]
+}
+
+/// The block of features with this set on.
+pub(super) fn with_features(set: FeatureSet) -> Features<{ dense::SLOTS as usize }> {
+    (0..dense::SLOTS)
+        .filter(|&slot| set.contains(FeatureSet::of(slot)))
+        .fold(Features::OFF, |on, slot| on.with(slot, 0))
+}
+
+/// The order of the tiles, of which there are fewer than a grid has thread blocks.
+fn order(row: &'static Variant, [rows, columns]: [u32; 2]) -> Result<TileOrder> {
+    let (needed, limit) = (u64::from(rows) * u64::from(columns), MAX_GRID);
+    if needed >= limit {
+        return Err(Error::GridTooLarge { symbol: row.entry.symbol, needed: needed.into(), limit });
+    }
+    Ok(TileOrder::new(rows, columns, row.tile.group.div_ceil(row.tile.cluster)))
+}
+
+/// The launch: a thread block a tile, or as many as run at a time.
+fn launch(
+    row: &'static Variant,
+    features: FeatureSet,
+    [tile_rows, tile_columns]: [u32; 2],
+    rows: usize,
+    device: &Device,
+    params: Params,
+    [aligned, out_aligned]: [bool; 2],
+) -> Result<Step> {
+    check_device(&row.entry, device.info())?;
+    let Variant { tile, reason, .. } = row;
+    let tiles = tile_rows * tile_columns;
+    let ctas = match row.engine {
+        Engine::Warps => tiles,
+        Engine::Warpgroups => tiles.min((device.info().multiprocessors / tile.cluster).max(1)) * tile.cluster,
+    };
+    // Without rows there is nothing to do.
+    let ctas = if rows == 0 { 0 } else { ctas };
+    let pieces = match [aligned, out_aligned] {
+        [true, true] => "",
+        [false, _] => ", in single elements, as rows start anywhere",
+        [true, false] => ", with an output in single elements, as its rows start anywhere",
+    };
+    let text = format!("{} x {} sums a thread block, {tiles} tiles: {reason}{pieces}", tile.rows, tile.columns);
+    Ok(Step::new(Specialised::with_features(&row.entry, features), ctas, text, params).in_clusters(tile.cluster))
+}
