@@ -137,16 +137,21 @@ impl Case {
         }
     }
 
-    /// What a straightforward program is off by in the units of [`units`], of 4096 elements like those of the case: steps differ by powers of ten, and of
-    /// few the largest error is a matter of luck.
+    /// What a straightforward program is off by in the units of [`units`], of 4096 elements like those of the case: of few, the largest error is a matter of
+    /// luck. A step is rounded more often than what it is taken off: half of the elements have small gradients, and steps that are larger than their weights.
     fn precision<T: Element>(&self, reference: &ReferenceAdamW, is_master: bool, dtype: DType) -> [f64; 3] {
         let mut rng = SmallRng::seed_from_u64(self.seed);
         let mut normal = || (0..4096).map(|_| rng.sample::<f64, _>(StandardNormal)).collect::<Vec<f64>>();
         let f32s = |numbers: Vec<f64>| numbers.into_iter().map(|x| f64::from(x as f32)).collect::<Vec<f64>>();
         let of = |numbers: Vec<f64>| numbers.into_iter().map(|x| T::from_f64(x).to_f64()).collect::<Vec<f64>>();
         let weight = if is_master { f32s(normal()) } else { of(normal()) };
-        let (moment, second_moment) = (f32s(normal()), f32s(normal().into_iter().map(|x| x * x).collect()));
-        let (state, gradient) = (ReferenceAdamWState { weight, moment, second_moment }, f32s(normal()));
+        let (moment, second_moment, gradient) = (f32s(normal()), normal(), normal());
+        // Powers of ten down to 1e-4, evenly.
+        let small = |i: usize| 10f64.powf(-4.0 * (i % 64) as f64 / 64.0 * (i / 64 % 2) as f64);
+        let scaled = |(i, x): (usize, f64)| small(i) * x;
+        let second_moment = f32s(second_moment.into_iter().enumerate().map(|x| scaled(x).powi(2)).collect());
+        let gradient = f32s(gradient.into_iter().enumerate().map(scaled).collect());
+        let state = ReferenceAdamWState { weight, moment, second_moment };
         let units = units(reference, &state, &gradient);
         let exact = reference.step(&state, &gradient).unwrap();
         let rounded = reference.step_rounded(&state, &gradient, dtype).unwrap();
