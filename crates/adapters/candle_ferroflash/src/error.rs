@@ -118,6 +118,26 @@ pub enum Error {
         /// Element type of q.
         found: candle_core::DType,
     },
+    /// A tensor of an operator with an element type that it has no kernels for.
+    #[error("{op}: {operand} holds {found:?}; f16, bf16 and f32 are accepted")]
+    ElementType {
+        /// The operator.
+        op: &'static str,
+        /// The tensor.
+        operand: Operand,
+        /// Its element type.
+        found: candle_core::DType,
+    },
+    /// An axis that an operator does not work along.
+    #[error("{op} works along the last axis of a tensor, {} of {rank}; axis {found} was asked for", .rank.saturating_sub(1))]
+    Axis {
+        /// The operator.
+        op: &'static str,
+        /// The axis that was asked for, from 0 on.
+        found: usize,
+        /// Axes of the tensor.
+        rank: usize,
+    },
     /// What ferroflash refuses, or what failed while it launched.
     #[error(transparent)]
     Ferroflash(#[from] ferroflash::Error),
