@@ -128,6 +128,24 @@ pub enum Error {
         /// Its element type.
         found: candle_core::DType,
     },
+    /// Tensors of a device that ferroflash has nothing for.
+    #[error(
+        "{op}: tensors on NVIDIA GPUs are accepted, with the cargo feature `cuda`, and those on the CPU in the emulator"
+    )]
+    Device {
+        /// The operator.
+        op: &'static str,
+    },
+    /// A variable that a list has twice.
+    #[error("{op}: {operand} is {first} again; each variable is accepted once")]
+    Repeated {
+        /// The operator.
+        op: &'static str,
+        /// The variable.
+        operand: Operand,
+        /// Where the list has it first.
+        first: Operand,
+    },
     /// An axis that an operator does not work along.
     #[error("{op} works along the last axis of a tensor, {} of {rank}; axis {found} was asked for", .rank.saturating_sub(1))]
     Axis {

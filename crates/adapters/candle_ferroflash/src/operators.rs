@@ -8,8 +8,11 @@
 //! | [`cross_entropy`] | `loss` | [`CrossEntropy`] | logits |
 //! | [`rope`], [`rope_i`], [`rope_thd`] | `rotary_emb` | [`Rotary`] | x |
 //! | [`embedding()`] | `Embedding` | [`Embedding`] | the table |
+//! | [`AdamW`] | `AdamW` | masters in f32, clipping | |
+//! | [`grad_norm`], [`clip_grad_norm`] | | | |
 //!
-//! Each call is one launch on candle's stream, on the tensors where they are; those with gradients of weights are two. Tensors on the CPU are an
+//! Each call is one launch on candle's stream, on the tensors where they are; gradients of weights and tables, norms of gradients and steps of long lists
+//! are some more. Tensors on the CPU are an
 //! error until [`emulate_cpu`](crate::emulate_cpu) asks for the emulator. Strides are free but for a contiguous last axis; results are contiguous.
 //!
 //! Elements are f16, bf16 or f32. Everything is computed in f32 and rounded once, and sums have one order: the same bits from run to run. What is
@@ -19,6 +22,7 @@
 //! operation, 4 or 8 bytes a row for as long as the graph lives, as attention keeps its log-sum-exp: computing it again would read all rows once
 //! more. A call of which no gradient can be wanted keeps nothing.
 
+mod adamw;
 mod apply;
 mod cross_entropy;
 mod embedding;
@@ -27,6 +31,7 @@ mod norm;
 mod rotary;
 mod softmax;
 
+pub use adamw::{AdamW, clip_grad_norm, grad_norm};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use embedding::{Embedding, embedding};
 pub use norm::{Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use candle_core::Layout;
-use ferroflash::{Device, Dims, Element, Tensor, TensorView};
+use ferroflash::{Device, Dims, Element, Tensor, TensorView, TensorViewMut};
 use std::sync::OnceLock;
 
 /// The emulator of this process.
@@ -43,5 +43,22 @@ impl Copy {
             TensorView::from_raw(memory.device(), memory.address(), elements, *shape, *strides, memory.dtype())
         };
         Ok(view?)
+    }
+
+    pub(crate) fn view_mut(&mut self) -> Result<TensorViewMut<'_>> {
+        let Copy { memory, shape, strides } = self;
+        let elements = memory.shape()[0];
+        // SAFETY: as for a view, and the copy is borrowed mutably for as long as this one lives.
+        let view = unsafe {
+            TensorViewMut::from_raw(memory.device(), memory.address(), elements, *shape, *strides, memory.dtype())
+        };
+        Ok(view?)
+    }
+
+    /// Writes what is in the emulator's memory to where `data` begins.
+    pub(crate) fn put_back<T: Element>(&self, data: &mut [T]) -> Result<()> {
+        let found = self.memory.to_vec::<T>()?;
+        data[..found.len()].copy_from_slice(&found);
+        Ok(())
     }
 }

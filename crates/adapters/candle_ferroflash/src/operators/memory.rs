@@ -1,5 +1,6 @@
 //! candle's tensors as the operators of ferroflash read and write them: in the emulator's memory, or where they are on a GPU.
 
+mod changed;
 #[cfg(feature = "emulator")]
 mod cpu;
 /// A build without the emulator.
@@ -10,6 +11,7 @@ mod cpu {
     pub(super) fn run(
         op: &'static str,
         _: &[Given<'_>],
+        _: Vec<Changed<'_>>,
         _: &[Wanted],
         _: impl for<'v> FnOnce(&Stream, &mut Views<'v>) -> ferroflash::Result<()>,
     ) -> crate::error::Result<Vec<Storage>> {
@@ -18,6 +20,8 @@ mod cpu {
 }
 #[cfg(feature = "cuda")]
 mod cuda;
+
+pub(super) use changed::with_changed;
 
 use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
@@ -77,6 +81,45 @@ impl Given<'_> {
     /// Whether it has numbers of rows, classes or positions in place of elements.
     fn has_numbers(&self) -> bool {
         matches!(self.operand, Operand::Targets | Operand::Ids | Operand::Offsets | Operand::Positions)
+    }
+}
+
+/// Memory of a tensor of candle's that nobody else reads or writes now.
+pub(super) enum MemoryMut<'a> {
+    Cpu(&'a mut CpuStorage),
+    #[cfg(feature = "cuda")]
+    Cuda(&'a mut candle_core::CudaStorage),
+}
+
+impl MemoryMut<'_> {
+    fn dtype(&self) -> DType {
+        match self {
+            MemoryMut::Cpu(storage) => storage.dtype(),
+            #[cfg(feature = "cuda")]
+            MemoryMut::Cuda(storage) => storage.dtype(),
+        }
+    }
+
+    fn location(&self) -> DeviceLocation {
+        match self {
+            MemoryMut::Cpu(_) => DeviceLocation::Cpu,
+            #[cfg(feature = "cuda")]
+            MemoryMut::Cuda(storage) => candle_core::backend::BackendDevice::location(storage.device()),
+        }
+    }
+}
+
+/// A tensor that a call overwrites.
+pub(super) struct Changed<'a> {
+    operand: Operand,
+    memory: MemoryMut<'a>,
+    layout: &'a Layout,
+}
+
+impl Changed<'_> {
+    /// Shape and strides.
+    fn axes(&self) -> ferroflash::Result<(Dims, Dims)> {
+        Ok((Dims::new(self.layout.dims())?, Dims::new(self.layout.stride())?))
     }
 }
 
@@ -172,7 +215,7 @@ impl Made {
     }
 }
 
-/// Runs `call` with what is given, with tensors that are `held`, and with new ones. All have to be on the device of the first that is given, or held.
+/// Runs `call` with what is given, with tensors that are `held`, and with new ones. All have to be on one device.
 pub(super) fn run(
     op: &'static str,
     given: &[Given<'_>],
@@ -180,30 +223,39 @@ pub(super) fn run(
     new: Vec<Wanted>,
     call: impl for<'v> FnOnce(&Stream, &mut Views<'v>) -> ferroflash::Result<()>,
 ) -> Result<Made> {
+    run_on(op, given, held, Vec::new(), new, call)
+}
+
+/// [`run`], with tensors that are overwritten.
+pub(super) fn run_on(
+    op: &'static str,
+    given: &[Given<'_>],
+    held: &[(Operand, &Tensor)],
+    changed: Vec<Changed<'_>>,
+    new: Vec<Wanted>,
+    call: impl for<'v> FnOnce(&Stream, &mut Views<'v>) -> ferroflash::Result<()>,
+) -> Result<Made> {
     let locked: Vec<_> = held.iter().map(|&(operand, tensor)| (operand, tensor.storage_and_layout())).collect();
+    let locations = given.iter().map(|given| given.memory.location());
+    let locations = locations.chain(locked.iter().map(|(_, (storage, _))| storage.device().location()));
+    let mut locations = locations.chain(changed.iter().map(|changed| changed.memory.location()));
+    let lhs = locations.next().expect("every call has a tensor");
+    if let Some(rhs) = locations.find(|&rhs| rhs != lhs) {
+        return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
+    }
     let mut all = given.to_vec();
     for (operand, (storage, layout)) in &locked {
-        let lhs = all.first().map_or(DeviceLocation::Cpu, |first| first.memory.location());
-        let rhs = storage.device().location();
-        let apart = || candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt();
-        let memory = Memory::of(storage).ok_or_else(apart)?;
+        let memory = Memory::of(storage).ok_or(crate::Error::Device { op })?;
         all.push(Given { operand: *operand, memory, layout });
     }
     let first = all.first().expect("every call reads something");
-    let lhs = first.memory.location();
-    for one in &all {
-        let rhs = one.memory.location();
-        if rhs != lhs {
-            return Err(candle_core::Error::DeviceMismatchBinaryOp { lhs, rhs, op }.bt());
-        }
-    }
     let storages = match first.memory {
         Memory::Cpu(_) => {
             crate::cpu::check_asked(op)?;
-            cpu::run(op, &all, &new, call)?
+            cpu::run(op, &all, changed, &new, call)?
         }
         #[cfg(feature = "cuda")]
-        Memory::Cuda(of) => cuda::run(op, of.device(), &all, &new, call)?,
+        Memory::Cuda(of) => cuda::run(op, of.device(), &all, changed, &new, call)?,
     };
     Ok(Made(
         new.into_iter()

@@ -1,6 +1,7 @@
 //! Operators on CPU tensors in the emulator, with their gradients by candle's `backward`, against the f64 references, by their tolerance rule.
 #![cfg(feature = "emulator")]
 
+mod adamw;
 mod cross_entropy;
 mod embedding;
 mod norms;

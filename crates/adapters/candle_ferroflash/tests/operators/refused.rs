@@ -1,11 +1,12 @@
 //! What operators refuse, before anything is launched.
 
 use crate::support::values;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_ferroflash::operators::{
-    CrossEntropy, Norm, Softmax, cross_entropy, embedding, layer_norm, rms_norm, rope, rope_thd, softmax,
+    AdamW, CrossEntropy, Norm, Softmax, cross_entropy, embedding, layer_norm, rms_norm, rope, rope_thd, softmax,
 };
 use candle_ferroflash::{Error, emulate_cpu};
+use candle_nn::Optimizer;
 use ferroflash::{Operand, OperatorError};
 
 /// The error of this crate in candle's.
@@ -94,4 +95,30 @@ fn tables() {
     by_ferroflash(embedding(&ids, &cos.unsqueeze(0).unwrap()), |error| {
         matches!(error, OperatorError::AxisCount { tensor: Operand::Table, .. })
     });
+}
+
+#[test]
+fn optimisers() {
+    emulate_cpu(true);
+    let var = |dtype| Var::from_tensor(&values(&[4], 1, dtype)).unwrap();
+    let (first, second) = (var(DType::F32), var(DType::F32));
+    assert_eq!(
+        refused(AdamW::new_lr(vec![first.clone(), var(DType::F64)], 0.1)),
+        "adamw: parameter 1 holds F64; f16, bf16 and f32 are accepted"
+    );
+    assert_eq!(
+        refused(AdamW::new_lr(vec![first.clone(), second.clone(), first.clone()], 0.1)),
+        "adamw: parameter 2 is parameter 0 again; each variable is accepted once"
+    );
+    let loss = (first.as_tensor() + second.as_tensor()).unwrap().sum_all().unwrap();
+    let mut grads = loss.backward().unwrap();
+    let mut adamw = AdamW::new_lr(vec![first.clone(), second.clone()], f64::NAN).unwrap();
+    by_ferroflash(adamw.step(&grads), |error| matches!(error, OperatorError::Hyperparameter { .. }));
+    adamw.set_learning_rate(0.1);
+    grads.insert(&second, values(&[5], 1, DType::F32));
+    by_ferroflash(adamw.step(&grads), |error| {
+        matches!(error, OperatorError::Shape { tensor: Operand::ParameterGradient(1), .. })
+    });
+    // Nothing was launched, of the first variable neither.
+    assert_eq!(first.to_vec1::<f32>().unwrap(), values(&[4], 1, DType::F32).to_vec1::<f32>().unwrap());
 }

@@ -1,6 +1,6 @@
 //! Tensors on the CPU: copies of them in the emulator's memory.
 
-use super::{Given, Memory, View, Views, Wanted};
+use super::{Changed, Given, Memory, MemoryMut, View, Views, Wanted};
 use crate::cpu::memory::{Copy, device};
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, DType, Storage, WithDType};
@@ -50,6 +50,7 @@ impl Held {
 pub(super) fn run(
     op: &'static str,
     given: &[Given<'_>],
+    mut changed: Vec<Changed<'_>>,
     new: &[Wanted],
     call: impl for<'v> FnOnce(&Stream, &mut Views<'v>) -> ferroflash::Result<()>,
 ) -> Result<Vec<Storage>> {
@@ -60,9 +61,15 @@ pub(super) fn run(
         Ok(Tensor::uninit(device, element(op, new)?, shape, ferroflash::Layout::RowMajor)?)
     };
     let mut made = new.iter().map(fresh).collect::<Result<Vec<_>>>()?;
+    let mut copies = changed.iter().map(|changed| copy(op, changed)).collect::<Result<Vec<_>>>()?;
     let given = held.iter().map(|(operand, held)| Ok((*operand, held.view()?))).collect::<Result<Vec<_>>>()?;
-    let outputs = new.iter().zip(&mut made).map(|(new, tensor)| (new.operand, tensor.view_mut())).collect();
+    let overwritten = changed.iter().zip(&mut copies).map(|(changed, copy)| Ok((changed.operand, copy.view_mut()?)));
+    let mut outputs = overwritten.collect::<Result<Vec<_>>>()?;
+    outputs.extend(new.iter().zip(&mut made).map(|(new, tensor)| (new.operand, tensor.view_mut())));
     call(&device.default_stream(), &mut Views { given, made: outputs })?;
+    for (changed, copy) in changed.iter_mut().zip(&copies) {
+        put_back(changed, copy)?;
+    }
     new.iter().zip(&made).map(|(new, tensor)| storage(new.dtype, tensor)).collect()
 }
 
@@ -84,5 +91,27 @@ fn storage(dtype: DType, tensor: &Tensor) -> Result<Storage> {
         DType::F16 => of::<ferroflash::f16>(tensor),
         DType::BF16 => of::<ferroflash::bf16>(tensor),
         _ => of::<f32>(tensor),
+    }
+}
+
+/// A tensor that is overwritten, in the emulator's memory.
+fn copy(op: &'static str, changed: &Changed<'_>) -> Result<Copy> {
+    let (layout, axes) = (changed.layout, changed.axes()?);
+    match &changed.memory {
+        MemoryMut::Cpu(CpuStorage::F16(data)) => Copy::of(data, layout, axes),
+        MemoryMut::Cpu(CpuStorage::BF16(data)) => Copy::of(data, layout, axes),
+        MemoryMut::Cpu(CpuStorage::F32(data)) => Copy::of(data, layout, axes),
+        _ => Err(Error::ElementType { op, operand: changed.operand, found: changed.memory.dtype() }),
+    }
+}
+
+/// What has become of it, where it was.
+fn put_back(changed: &mut Changed<'_>, copy: &Copy) -> Result<()> {
+    let start = changed.layout.start_offset();
+    match &mut changed.memory {
+        MemoryMut::Cpu(CpuStorage::F16(data)) => copy.put_back(&mut data[start..]),
+        MemoryMut::Cpu(CpuStorage::BF16(data)) => copy.put_back(&mut data[start..]),
+        MemoryMut::Cpu(CpuStorage::F32(data)) => copy.put_back(&mut data[start..]),
+        _ => unreachable!("`copy` has refused it"),
     }
 }

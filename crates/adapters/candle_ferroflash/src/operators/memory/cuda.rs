@@ -1,13 +1,13 @@
 //! Tensors on a GPU: candle's slices and stream, given to ferroflash as they are.
 
-use super::{Given, Memory, View, Views, Wanted};
+use super::{Changed, Given, Memory, MemoryMut, View, Views, Wanted};
 use crate::error::Error;
 use candle_core::cuda_backend::{
     CudaDType,
     cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop},
 };
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage};
-use ferroflash::{Device, IndicesView, Operand, Stream, TensorView, TensorViewMut};
+use ferroflash::{Device, Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
 
 /// Where a tensor of a call starts, how many elements of its slice there are from there on, and what records its use.
 struct Place<'a> {
@@ -16,10 +16,19 @@ struct Place<'a> {
     guard: SyncOnDrop<'a>,
 }
 
+/// A tensor that is written.
+struct Written<'a> {
+    operand: Operand,
+    axes: (Dims, Dims),
+    dtype: DType,
+    place: Place<'a>,
+}
+
 pub(super) fn run(
     op: &'static str,
     device: &CudaDevice,
     given: &[Given<'_>],
+    mut changed: Vec<Changed<'_>>,
     new: &[Wanted],
     call: impl for<'v> FnOnce(&Stream, &mut Views<'v>) -> ferroflash::Result<()>,
 ) -> Result<Vec<Storage>> {
@@ -29,14 +38,28 @@ pub(super) fn run(
     {
         // The guards order the call with earlier and later work on the slices, and record it when they go.
         let read = given.iter().map(|given| place(op, given, &stream)).collect::<Result<Vec<_>>>()?;
-        let written = made.iter_mut().map(|made| place_mut(made, &stream)).collect::<Result<Vec<_>>>()?;
-        let mut views = views(&of_ours, given, &read, new, &written).map_err(Error::from)?;
+        let mut outputs = Vec::with_capacity(changed.len() + new.len());
+        for changed in &mut changed {
+            let (operand, axes) = (changed.operand, changed.axes().map_err(Error::from)?);
+            let (found, start) = (changed.memory.dtype(), changed.layout.start_offset());
+            let MemoryMut::Cuda(storage) = &mut changed.memory else { unreachable!("one device, see above") };
+            if !matches!(found, DType::F16 | DType::BF16 | DType::F32) {
+                return Err(Error::ElementType { op, operand, found }.into());
+            }
+            outputs.push(Written { operand, axes, dtype: found, place: place_mut(storage, start, &stream)? });
+        }
+        for (new, made) in new.iter().zip(&mut made) {
+            let (operand, axes, dtype) = (new.operand, new.axes().map_err(Error::from)?, new.dtype);
+            outputs.push(Written { operand, axes, dtype, place: place_mut(made, 0, &stream)? });
+        }
+        let mut views = views(&of_ours, given, &read, &outputs).map_err(Error::from)?;
         // The waits of guards have no result of their own.
         stream.context().check_err().map_err(|error| Error::from(ferroflash_cudarc::Error::from(error)))?;
         // SAFETY: the stream is live and one of the primary context of the device; the handle is gone when this function returns, in the
         // thread that called it. Tensors of ferroflash's own are not used but for workspace, which its calls order with the stream.
         let on = unsafe { Stream::from_raw(&of_ours, stream.cu_stream().cast()) };
         call(&on, &mut views).map_err(Error::from)?;
+        let written = outputs.into_iter().map(|output| output.place);
         drop(read.into_iter().chain(written).map(|place| place.guard).collect::<Vec<_>>());
     }
     Ok(made.into_iter().map(Storage::Cuda).collect())
@@ -46,8 +69,7 @@ fn views<'v>(
     device: &'v Device,
     given: &[Given<'_>],
     read: &[Place<'_>],
-    new: &[Wanted],
-    written: &[Place<'_>],
+    written: &[Written<'_>],
 ) -> ferroflash::Result<Views<'v>> {
     let view = |(given, place): (&Given<'_>, &Place<'_>)| {
         if given.has_numbers() {
@@ -63,15 +85,14 @@ fn views<'v>(
         let view = unsafe { TensorView::from_raw(device, place.address, place.elements, shape, strides, dtype) }?;
         Ok((given.operand, View::Tensor(view)))
     };
-    let view_mut = |(new, place): (&Wanted, &Place<'_>)| {
-        let (shape, strides) = new.axes()?;
-        let (address, elements, dtype) = (place.address, place.elements, element(new.dtype));
-        // SAFETY: as for what is read, and nobody else has the slice, which is new.
-        Ok((new.operand, unsafe { TensorViewMut::from_raw(device, address, elements, shape, strides, dtype) }?))
+    let view_mut = |&Written { operand, axes: (shape, strides), dtype, ref place }: &Written<'_>| {
+        let (address, elements, dtype) = (place.address, place.elements, element(dtype));
+        // SAFETY: as for what is read, and the slice is borrowed mutably.
+        Ok((operand, unsafe { TensorViewMut::from_raw(device, address, elements, shape, strides, dtype) }?))
     };
     Ok(Views {
         given: given.iter().zip(read).map(view).collect::<ferroflash::Result<_>>()?,
-        made: new.iter().zip(written).map(view_mut).collect::<ferroflash::Result<_>>()?,
+        made: written.iter().map(view_mut).collect::<ferroflash::Result<_>>()?,
     })
 }
 
@@ -121,17 +142,21 @@ fn place<'a>(op: &'static str, given: &Given<'a>, stream: &'a CudaStream) -> Res
     }
 }
 
-fn place_mut<'a>(storage: &'a mut CudaStorage, stream: &'a CudaStream) -> Result<Place<'a>> {
-    fn of<'a, T: CudaDType + 'a>(storage: &'a mut CudaStorage, stream: &'a CudaStream) -> Result<Place<'a>> {
+fn place_mut<'a>(storage: &'a mut CudaStorage, start: usize, stream: &'a CudaStream) -> Result<Place<'a>> {
+    fn of<'a, T: CudaDType + 'a>(
+        storage: &'a mut CudaStorage,
+        start: usize,
+        stream: &'a CudaStream,
+    ) -> Result<Place<'a>> {
         let slice = storage.as_cuda_slice_mut::<T>()?;
-        let elements = slice.len();
+        let elements = slice.len().saturating_sub(start);
         let (address, guard) = slice.device_ptr_mut(stream);
-        Ok(Place { address, elements, guard })
+        Ok(Place { address: address + (start * size_of::<T>()) as u64, elements, guard })
     }
     match candle_core::backend::BackendStorage::dtype(storage) {
-        DType::F16 => of::<ferroflash::f16>(storage, stream),
-        DType::BF16 => of::<ferroflash::bf16>(storage, stream),
-        _ => of::<f32>(storage, stream),
+        DType::F16 => of::<ferroflash::f16>(storage, start, stream),
+        DType::BF16 => of::<ferroflash::bf16>(storage, start, stream),
+        _ => of::<f32>(storage, start, stream),
     }
 }
 
