@@ -12,7 +12,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A feature that candle-flash-attn has and ferroflash has not.
+    /// A feature that ferroflash has not.
     #[error("{op}: {feature} is not supported by ferroflash yet")]
     Missing {
         /// The function, or the operation that it stands for.
@@ -191,7 +191,7 @@ impl Error {
     }
 }
 
-/// A feature of candle-flash-attn that is to come.
+/// A feature that is to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Feature {
@@ -199,6 +199,8 @@ pub enum Feature {
     PagedGradients,
     /// Ranges of keys that every row sees, whatever the mask says.
     PrefixRanges,
+    /// Gradients of dense layers.
+    DenseGradients,
 }
 
 impl std::fmt::Display for Feature {
@@ -206,6 +208,7 @@ impl std::fmt::Display for Feature {
         f.write_str(match self {
             Feature::PagedGradients => "gradients of keys and values in pages",
             Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
+            Feature::DenseGradients => "the gradient of a dense layer",
         })
     }
 }

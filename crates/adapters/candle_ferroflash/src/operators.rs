@@ -8,6 +8,7 @@
 //! | [`cross_entropy`] | `loss` | [`CrossEntropy`] | logits |
 //! | [`rope`], [`rope_i`], [`rope_thd`] | `rotary_emb` | [`Rotary`] | x |
 //! | [`embedding()`] | `Embedding` | [`Embedding`] | the table |
+//! | [`linear`], [`dense()`] | `Linear` | [`Dense`] | none yet: an error |
 //! | [`AdamW`] | `AdamW` | masters in f32, clipping | |
 //! | [`grad_norm`], [`clip_grad_norm`] | | | |
 //!
@@ -25,6 +26,7 @@
 mod adamw;
 mod apply;
 mod cross_entropy;
+mod dense;
 mod embedding;
 mod memory;
 mod norm;
@@ -33,7 +35,10 @@ mod softmax;
 
 pub use adamw::{AdamW, clip_grad_norm, grad_norm};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
+pub use dense::{Dense, dense, linear};
 pub use embedding::{Embedding, embedding};
 pub use norm::{Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
 pub use rotary::{Rotary, rope, rope_i, rope_thd};
 pub use softmax::{Softmax, log_softmax, softmax, softmax_last_dim};
+
+pub use ferroflash::operators::Activation;

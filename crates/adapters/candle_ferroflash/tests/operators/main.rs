@@ -3,6 +3,7 @@
 
 mod adamw;
 mod cross_entropy;
+mod dense;
 mod embedding;
 mod norms;
 mod refused;

@@ -3,7 +3,8 @@
 use crate::support::values;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_ferroflash::operators::{
-    AdamW, CrossEntropy, Norm, Softmax, cross_entropy, embedding, layer_norm, rms_norm, rope, rope_thd, softmax,
+    Activation, AdamW, CrossEntropy, Dense, Norm, Softmax, cross_entropy, dense, embedding, layer_norm, linear,
+    rms_norm, rope, rope_thd, softmax,
 };
 use candle_ferroflash::{Error, emulate_cpu};
 use candle_nn::Optimizer;
@@ -121,4 +122,31 @@ fn optimisers() {
     });
     // Nothing was launched, of the first variable neither.
     assert_eq!(first.to_vec1::<f32>().unwrap(), values(&[4], 1, DType::F32).to_vec1::<f32>().unwrap());
+}
+
+#[test]
+fn dense_layers() {
+    emulate_cpu(true);
+    let [x, weight, residual] = [[2, 8], [6, 8], [2, 6]].map(|shape| values(&shape, 1, DType::F32));
+    let bias = values(&[6], 1, DType::F32);
+    by_ferroflash(linear(&x, &values(&[6, 7], 1, DType::F32), None), |error| {
+        matches!(error, OperatorError::Weights { columns: 8, gated: false, .. })
+    });
+    by_ferroflash(linear(&x, &bias, None), |error| matches!(error, OperatorError::Weights { .. }));
+    by_ferroflash(dense(&x, &values(&[5, 8], 1, DType::F32), None, Activation::SwiGlu), |error| {
+        matches!(error, OperatorError::Weights { gated: true, .. })
+    });
+    by_ferroflash(linear(&x, &weight, Some(&x.get(0).unwrap())), |error| {
+        matches!(error, OperatorError::Shape { tensor: Operand::Bias, .. })
+    });
+    // Of whatever a gradient is wanted: it is missed.
+    for wanted in 0..4 {
+        let mut tensors = [&x, &weight, &bias, &residual].map(Tensor::clone);
+        let var = Var::from_tensor(&tensors[wanted]).unwrap();
+        tensors[wanted] = var.as_tensor().clone();
+        let [x, weight, bias, residual] = tensors;
+        let out = Dense::new(&weight).with_bias(&bias).with_residual(&residual).forward(&x).unwrap();
+        let said = refused(out.sum_all().unwrap().backward());
+        assert_eq!(said, "dense: the gradient of a dense layer is not supported by ferroflash yet");
+    }
 }
