@@ -2,6 +2,8 @@
 
 #[cfg(feature = "emulator")]
 mod beside;
+#[cfg(feature = "emulator")]
+pub(crate) mod memory;
 
 use crate::differentiable::Inputs;
 use crate::error::Error;
@@ -77,7 +79,7 @@ pub(crate) fn packed_backward(
     emulator::packed_backward(call, kv_starts, inputs, lse)
 }
 
-fn check_asked(op: &'static str) -> crate::error::Result<()> {
+pub(crate) fn check_asked(op: &'static str) -> crate::error::Result<()> {
     if is_asked()? { Ok(()) } else { Err(Error::CpuTensors { op }) }
 }
 
@@ -120,25 +122,13 @@ mod emulator {
 #[cfg(feature = "emulator")]
 mod emulator {
     use super::beside::{Beside, Slopes, with_program};
+    use super::memory::{Copy, device};
     use super::*;
     use crate::FlashAttn;
     use crate::op::heads;
     use crate::packed::Keys;
     use candle_core::{DType, Storage, WithDType, backend::BackendStorage};
-    use ferroflash::{
-        Device, Dims, Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor, TensorView,
-    };
-    use std::sync::OnceLock;
-
-    /// The emulator of this process.
-    fn device() -> crate::error::Result<&'static Device> {
-        static DEVICE: OnceLock<Device> = OnceLock::new();
-        if let Some(device) = DEVICE.get() {
-            return Ok(device);
-        }
-        let device = Device::emulator()?;
-        Ok(DEVICE.get_or_init(|| device))
-    }
+    use ferroflash::{Element, Indices, KvCache, Lse, LseShape, Operand, PackedRows, PageTable, Tensor};
 
     pub(super) fn forward(
         options: Options<'_>,
@@ -176,8 +166,8 @@ mod emulator {
         with_lse: bool,
     ) -> crate::error::Result<(Vec<T>, Option<Vec<f32>>)> {
         let device = device()?;
-        let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
-        let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
+        let (q, q_shape) = heads_copy(op, Operand::Q, q)?;
+        let ((k, k_shape), (v, _)) = (heads_copy(op, Operand::K, k)?, heads_copy(op, Operand::V, v)?);
         let program = beside.slopes.program()?;
         let attention = beside.with(options.attention(k_shape.rows), program.as_ref());
         let mut out = Tensor::uninit(device, T::DTYPE, q_shape, ferroflash::Layout::Bshd)?;
@@ -364,9 +354,9 @@ mod emulator {
         beside: &Beside,
         lse: &[f32],
     ) -> crate::error::Result<[Vec<T>; 3]> {
-        let (q, q_shape) = Copy::new(op, Operand::Q, q)?;
-        let ((k, k_shape), (v, _)) = (Copy::new(op, Operand::K, k)?, Copy::new(op, Operand::V, v)?);
-        let ((out, _), (dout, _)) = (Copy::new(op, Operand::Out, out)?, Copy::new(op, Operand::Dout, dout)?);
+        let (q, q_shape) = heads_copy(op, Operand::Q, q)?;
+        let ((k, k_shape), (v, _)) = (heads_copy(op, Operand::K, k)?, heads_copy(op, Operand::V, v)?);
+        let ((out, _), (dout, _)) = (heads_copy(op, Operand::Out, out)?, heads_copy(op, Operand::Dout, dout)?);
         let program = beside.slopes.program()?;
         let attention = beside.with(options.attention(k_shape.rows), program.as_ref());
         let lse = Lse::from_slice(device()?, lse, lse_shape(q_shape))?;
@@ -375,48 +365,17 @@ mod emulator {
         Ok([gradients.dq.to_vec()?, gradients.dk.to_vec()?, gradients.dv.to_vec()?])
     }
 
+    /// A tensor `[batch, row, head, dim]`, and its shape.
+    fn heads_copy<T: Element>(
+        op: &'static str,
+        operand: Operand,
+        (data, layout): (&[T], &Layout),
+    ) -> crate::error::Result<(Copy, ferroflash::Shape)> {
+        let (shape, strides) = heads(op, operand, layout)?;
+        Ok((Copy::of(data, layout, (shape.into(), strides.into()))?, shape))
+    }
+
     fn lse_shape(q: ferroflash::Shape) -> LseShape {
         LseShape { batch: q.batch, heads: q.heads, rows: q.rows }
-    }
-
-    /// A tensor in the emulator's memory.
-    struct Copy {
-        memory: Tensor,
-        shape: Dims,
-        strides: Dims,
-    }
-
-    impl Copy {
-        /// A tensor `[batch, row, head, dim]`, and its shape.
-        fn new<T: Element>(
-            op: &'static str,
-            operand: Operand,
-            (data, layout): (&[T], &Layout),
-        ) -> crate::error::Result<(Copy, ferroflash::Shape)> {
-            let (shape, strides) = heads(op, operand, layout)?;
-            Ok((Copy::of(data, layout, (shape.into(), strides.into()))?, shape))
-        }
-
-        /// What the layout reaches of its storage: the copy has the same strides.
-        fn of<T: Element>(data: &[T], layout: &Layout, (shape, strides): (Dims, Dims)) -> crate::error::Result<Copy> {
-            let axes = layout.dims().iter().zip(layout.stride());
-            let reached = match layout.dims().contains(&0) {
-                true => 0,
-                false => 1 + axes.map(|(extent, stride)| (extent - 1) * stride).sum::<usize>(),
-            };
-            let data = &data[layout.start_offset()..][..reached];
-            let memory = Tensor::from_slice(device()?, data, [reached], ferroflash::Layout::RowMajor)?;
-            Ok(Copy { memory, shape, strides })
-        }
-
-        fn view(&self) -> crate::error::Result<TensorView<'_>> {
-            let Copy { memory, shape, strides } = self;
-            let elements = memory.shape()[0];
-            // SAFETY: the memory has as many elements as it says, and lives longer than the view.
-            let view = unsafe {
-                TensorView::from_raw(memory.device(), memory.address(), elements, *shape, *strides, memory.dtype())
-            };
-            Ok(view?)
-        }
     }
 }

@@ -12,7 +12,7 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A feature that candle-flash-attn has and ferroflash has not.
+    /// A feature that ferroflash has not.
     #[error("{op}: {feature} is not supported by ferroflash yet")]
     Missing {
         /// The function, or the operation that it stands for.
@@ -118,6 +118,44 @@ pub enum Error {
         /// Element type of q.
         found: candle_core::DType,
     },
+    /// A tensor of an operator with an element type that it has no kernels for.
+    #[error("{op}: {operand} holds {found:?}; f16, bf16 and f32 are accepted")]
+    ElementType {
+        /// The operator.
+        op: &'static str,
+        /// The tensor.
+        operand: Operand,
+        /// Its element type.
+        found: candle_core::DType,
+    },
+    /// Tensors of a device that ferroflash has nothing for.
+    #[error(
+        "{op}: tensors on NVIDIA GPUs are accepted, with the cargo feature `cuda`, and those on the CPU in the emulator"
+    )]
+    Device {
+        /// The operator.
+        op: &'static str,
+    },
+    /// A variable that a list has twice.
+    #[error("{op}: {operand} is {first} again; each variable is accepted once")]
+    Repeated {
+        /// The operator.
+        op: &'static str,
+        /// The variable.
+        operand: Operand,
+        /// Where the list has it first.
+        first: Operand,
+    },
+    /// An axis that an operator does not work along.
+    #[error("{op} works along the last axis of a tensor, {} of {rank}; axis {found} was asked for", .rank.saturating_sub(1))]
+    Axis {
+        /// The operator.
+        op: &'static str,
+        /// The axis that was asked for, from 0 on.
+        found: usize,
+        /// Axes of the tensor.
+        rank: usize,
+    },
     /// What ferroflash refuses, or what failed while it launched.
     #[error(transparent)]
     Ferroflash(#[from] ferroflash::Error),
@@ -153,7 +191,7 @@ impl Error {
     }
 }
 
-/// A feature of candle-flash-attn that is to come.
+/// A feature that is to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Feature {
@@ -161,6 +199,8 @@ pub enum Feature {
     PagedGradients,
     /// Ranges of keys that every row sees, whatever the mask says.
     PrefixRanges,
+    /// Gradients of dense layers.
+    DenseGradients,
 }
 
 impl std::fmt::Display for Feature {
@@ -168,6 +208,7 @@ impl std::fmt::Display for Feature {
         f.write_str(match self {
             Feature::PagedGradients => "gradients of keys and values in pages",
             Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
+            Feature::DenseGradients => "the gradient of a dense layer",
         })
     }
 }

@@ -11,6 +11,7 @@ mod differentiable;
 mod error;
 mod functions;
 mod op;
+pub mod operators;
 mod packed;
 pub mod v3;
 mod varlen;

@@ -51,6 +51,8 @@ fn cpu_tensors() {
         );
         let is_v3 = |error: &Error| matches!(error, Error::CpuTensors { op: "flash-attn-v3" });
         assert!(refused(v3::flash_attn(&q, &q, &q, 0.125, false, false), is_v3));
+        let is_softmax = |error: &Error| matches!(error, Error::CpuTensors { op: "softmax" });
+        assert!(refused(flash::operators::softmax_last_dim(&q), is_softmax));
         let (q, starts) = (q.squeeze(0).unwrap(), Tensor::new(&[0u32, 4], &Device::Cpu).unwrap());
         let said = message(flash::flash_attn_varlen(&q, &q, &q, &starts, &starts, 4, 4, 0.125, false));
         assert!(said.starts_with("no cpu support for flash-attn-varlen, which is for tensors on a GPU"), "{said}");

@@ -47,6 +47,18 @@ pub enum Error {
         "the sinks are a view already; sinks that are a slice are accepted (`ferroflash_cudarc::Options::with_sink`)"
     )]
     SinkElsewhere,
+    /// A tensor that an operator needs.
+    #[error("{operand} is not among the tensors of the call, which needs it")]
+    NotGiven {
+        /// The tensor.
+        operand: Operand,
+    },
+    /// A tensor that an operator knows nothing of, or that it has already.
+    #[error("{operand} is among the tensors of the call, which takes none, or has one already")]
+    NotTaken {
+        /// The tensor.
+        operand: Operand,
+    },
     /// The stream could not be made to wait for earlier work on the tensors, or an earlier call of cudarc that has no result of its own
     /// (that of a `Drop`) left this error.
     #[error("cudarc: {0}")]

@@ -4,6 +4,7 @@ mod backward;
 mod error;
 mod forward;
 mod merge;
+pub mod operators;
 mod packed_gradients;
 mod program;
 mod sequences;

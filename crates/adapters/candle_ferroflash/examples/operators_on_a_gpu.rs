@@ -1,0 +1,146 @@
+//! Operators on candle's tensors on the first GPU, and their gradients, compared with the emulator, which the tests compare with the f64 references. The
+//! exit status is 1 when a result is off by more than a few units of its type.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_ferroflash::emulate_cpu;
+use candle_ferroflash::operators::{
+    Activation, AdamW, CrossEntropy, Norm, Softmax, clip_grad_norm, dense, embedding, grad_norm, layer_norm_residual,
+    log_softmax, rms_norm, rope, rope_thd,
+};
+
+fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
+}
+
+/// Whether the two differ by no more than four units of the type, of their largest number.
+fn close(what: &str, found: &Tensor, expected: &Tensor) -> Result<bool> {
+    let unit = match expected.dtype() {
+        DType::F16 => 2f64.powi(-10),
+        DType::BF16 => 2f64.powi(-7),
+        _ => 2f64.powi(-17),
+    };
+    let (found, expected) = (f64s(found)?, f64s(expected)?);
+    let largest = expected.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    // What is no number is larger than all.
+    let worse = |most: f64, x: f64| if x > most || x.is_nan() { x } else { most };
+    let error = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, worse);
+    let fine = found.len() == expected.len() && error <= 4.0 * unit * largest;
+    println!("{what}: off by {error:.3e} of {largest:.3e}{}", if fine { "" } else { ": OUTSIDE" });
+    Ok(fine)
+}
+
+/// Whether `compute` gives the same on the device as in the emulator, from tensors of these shapes, and gradients with respect to them.
+fn check<const N: usize>(
+    what: &str,
+    device: &Device,
+    dtype: DType,
+    shapes: [&[usize]; N],
+    compute: impl Fn(&[Tensor; N]) -> Result<Tensor>,
+) -> Result<bool> {
+    let what = format!("{what}, {dtype:?}");
+    let numbers = shapes.map(|shape| Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?.to_dtype(dtype));
+    let mut results: Vec<(Tensor, Vec<Var>, GradStore)> = Vec::new();
+    for device in [&Device::Cpu, device] {
+        let vars = numbers.iter().map(|numbers| match numbers {
+            Ok(numbers) => Var::from_tensor(&numbers.to_device(device)?),
+            Err(error) => Err(candle_core::Error::msg(error)),
+        });
+        let vars = vars.collect::<Result<Vec<_>>>()?;
+        let out = compute(&std::array::from_fn(|i| vars[i].as_tensor().clone()))?;
+        // Not the sum, of which softmax has no gradient.
+        let gradients = out.sqr()?.sum_all()?.backward()?;
+        results.push((out, vars, gradients));
+    }
+    let [(expected, cpu_vars, cpu), (found, gpu_vars, gpu)] = &results[..] else { unreachable!("two devices") };
+    let mut fine = close(&what, found, expected)?;
+    for (i, (of, on)) in cpu_vars.iter().zip(gpu_vars).enumerate() {
+        let (expected, found) = (cpu.get(of).expect("a gradient"), gpu.get(on).expect("a gradient"));
+        fine &= close(&format!("{what}: gradient {i}"), found, expected)?;
+    }
+    Ok(fine)
+}
+
+/// Whether steps of AdamW, clipped and with masters, are the same.
+fn check_adamw(device: &Device, dtype: DType) -> Result<bool> {
+    let numbers = (0..70).map(|i| Tensor::randn(0f32, 1.0, 7 * i + 1, &Device::Cpu)?.to_dtype(dtype));
+    let numbers = numbers.collect::<Result<Vec<_>>>()?;
+    let mut results = Vec::new();
+    for device in [&Device::Cpu, device] {
+        let vars = numbers.iter().map(|of| Var::from_tensor(&of.to_device(device)?)).collect::<Result<Vec<_>>>()?;
+        let mut adamw = AdamW::new_lr(vars.clone(), 0.01)?.with_masters()?;
+        let mut norms = Vec::new();
+        for _ in 0..3 {
+            let squares = vars.iter().map(|var| var.to_dtype(DType::F32)?.sqr()?.sum_all());
+            let squares = squares.collect::<Result<Vec<_>>>()?;
+            let mut gradients = Tensor::stack(&squares, 0)?.sum_all()?.backward()?;
+            norms.push(adamw.step_clipped(&gradients, 0.5)?);
+            clip_grad_norm(&vars, &mut gradients, 0.5)?;
+            norms.push(grad_norm(&vars, &gradients)?);
+        }
+        let flat = vars.iter().map(|var| var.flatten_all()).collect::<Result<Vec<_>>>()?;
+        results.push([Tensor::cat(&flat, 0)?, Tensor::stack(&norms, 0)?]);
+    }
+    let [[vars, norms], [gpu_vars, gpu_norms]] = &results[..] else { unreachable!("two devices") };
+    Ok(close(&format!("AdamW, {dtype:?}"), gpu_vars, vars)? & close("norms", gpu_norms, norms)?)
+}
+
+fn main() -> Result<()> {
+    emulate_cpu(true);
+    let mut fine = true;
+    // The stream of the thread, and one that waits for nothing else.
+    for device in [Device::new_cuda(0)?, Device::new_cuda_with_stream(0)?] {
+        for dtype in [DType::F16, DType::BF16, DType::F32] {
+            let on = &device;
+            fine &= check("rms_norm", on, dtype, [&[40, 1000], &[1000]], |[x, weight]| rms_norm(x, weight, 1e-6))?;
+            fine &= check("transposed", on, dtype, [&[5, 9, 64], &[64]], |[x, weight]| {
+                Norm::rms(1e-6).with_weight(weight).zero_centred().forward(&x.transpose(0, 1)?)
+            })?;
+            let shapes: [&[usize]; 4] = [&[40, 256], &[40, 256], &[256], &[256]];
+            fine &= check("layer_norm_residual", on, dtype, shapes, |[x, residual, weight, bias]| {
+                let (out, sum) = layer_norm_residual(x, residual, weight, bias, 1e-5)?;
+                out * sum
+            })?;
+            fine &= check("softmax", on, dtype, [&[2, 3, 50, 70]], |[x]| Softmax::new().causal(true).forward(x))?;
+            fine &= check("log_softmax", on, dtype, [&[30, 500]], |[x]| log_softmax(x, 1))?;
+            for signed in [true, false] {
+                fine &= check("cross_entropy", on, dtype, [&[30, 999]], |[logits]| {
+                    let targets = (0..30).map(|row| if row % 5 == 0 { -100 } else { 31 * row });
+                    let device = logits.device();
+                    let targets = match signed {
+                        true => Tensor::from_iter(targets, device)?,
+                        false => Tensor::from_iter(targets.map(|target| target as u32), device)?,
+                    };
+                    CrossEntropy::new().with_ignored(-100).with_smoothing(0.1).mean(logits, &targets)
+                })?;
+            }
+            let table = |[a, b]: [usize; 2], device: &Device| {
+                let angles = Tensor::arange(0f32, (a * b) as f32, device)?.reshape((a, b))?;
+                Ok::<_, candle_core::Error>([angles.cos()?, angles.sin()?])
+            };
+            fine &= check("rope", on, dtype, [&[2, 4, 20, 64]], |[x]| {
+                let [cos, sin] = table([20, 32], x.device())?;
+                rope(x, &cos, &sin)
+            })?;
+            fine &= check("rope_thd", on, dtype, [&[2, 20, 4, 64]], |[x]| {
+                let [cos, sin] = table([40, 32], x.device())?;
+                rope_thd(x, &cos.reshape((2, 20, 32))?, &sin.reshape((2, 20, 32))?)
+            })?;
+            fine &= check("embedding", on, dtype, [&[100, 48]], |[rows]| {
+                embedding(&Tensor::from_iter((0..300u32).map(|token| token * token % 100), rows.device())?, rows)
+            })?;
+            let layer = |device: &Device| {
+                let tensor = |shape: &[usize]| {
+                    let count = shape.iter().product::<usize>() as u32;
+                    let numbers = (0..count).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0);
+                    Tensor::from_iter(numbers, device)?.reshape(shape)?.to_dtype(dtype)
+                };
+                dense(&tensor(&[33, 64])?, &tensor(&[160, 64])?, Some(&tensor(&[160])?), Activation::SwiGlu)
+            };
+            fine &= close(&format!("dense, {dtype:?}"), &layer(on)?, &layer(&Device::Cpu)?)?;
+            fine &= check_adamw(on, dtype)?;
+        }
+    }
+    println!("{}", if fine { "all within" } else { "OUTSIDE" });
+    std::process::exit(i32::from(!fine))
+}
