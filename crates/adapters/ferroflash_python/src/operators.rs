@@ -1,6 +1,9 @@
 //! Operators on rows: the tensors of a call as Python hands them over, and who computes it.
 
 mod cross_entropy;
+mod dense;
+mod embedding;
+mod lists;
 mod norm;
 mod on_cpu;
 mod rotary;
@@ -11,7 +14,7 @@ use crate::call::{Memory, Place, Tensor};
 use crate::program::Elements;
 use crate::sequences::{Int32, Numbers};
 use crate::{TorchTensor, emulated, errors, numbers};
-use ferroflash::{DType, Device, IndicesView, Operand, OperatorError, Stream, TensorView, TensorViewMut};
+use ferroflash::{DType, Device, Dims, IndicesView, Operand, OperatorError, Stream, TensorView, TensorViewMut};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use std::any::Any;
@@ -102,6 +105,28 @@ impl Operands {
         let tensor = self.find(operand).and_then(Entry::tensor);
         // SAFETY: as for `view`; what is written is the caller's to write.
         tensor.map(|tensor| unsafe { tensor.view_mut(device) }).transpose()
+    }
+
+    /// The tensors of a list in their order, to be read.
+    pub(crate) fn views<'a>(
+        &self,
+        device: &'a Device,
+        is_of: impl Fn(Operand) -> bool,
+    ) -> ferroflash::Result<Vec<TensorView<'a>>> {
+        let tensors = self.0.iter().filter(|entry| is_of(entry.operand)).filter_map(Entry::tensor);
+        // SAFETY: as for `view`.
+        tensors.map(|tensor| unsafe { tensor.view(device) }).collect()
+    }
+
+    /// The tensors of a list in their order, to be written.
+    pub(crate) fn views_mut<'a>(
+        &self,
+        device: &'a Device,
+        is_of: impl Fn(Operand) -> bool,
+    ) -> ferroflash::Result<Vec<TensorViewMut<'a>>> {
+        let tensors = self.0.iter().filter(|entry| is_of(entry.operand)).filter_map(Entry::tensor);
+        // SAFETY: as for `view_mut`.
+        tensors.map(|tensor| unsafe { tensor.view_mut(device) }).collect()
     }
 
     /// Numbers on the device, if they are given.
@@ -215,7 +240,9 @@ fn of_torch(name: &str, slot: Slot, tuple: &Bound<'_, PyTuple>) -> PyResult<Memo
     let py = tuple.py();
     let (ordinal, dtype, address, shape, strides): TorchTensor<'_> = tuple.extract()?;
     let place = if ordinal < 0 { Place::Cpu } else { Place::Cuda(ordinal as usize) };
-    let (shape, strides) = (numbers(&shape)?, numbers(&strides)?);
+    let shape = numbers(&shape)?;
+    // Strides of a tensor without elements say nothing.
+    let strides = if shape.contains(&0) { contiguous(&shape) } else { numbers(&strides)? };
     if (slot.access == Access::Numbers) != (dtype == INT32) {
         let accepted = if dtype == INT32 { "float16, bfloat16 and float32 are" } else { "int32 is" };
         return Err(errors::of_type(py, format!("{name} holds elements of another type; {accepted} accepted")));
@@ -227,6 +254,16 @@ fn of_torch(name: &str, slot: Slot, tuple: &Bound<'_, PyTuple>) -> PyResult<Memo
     }
     let dtype = [DType::F16, DType::Bf16, DType::F32][usize::from(dtype)];
     Ok(Memory { place, dtype: Elements::Floats(dtype), address, shape, strides })
+}
+
+/// Strides without gaps, the last axis fastest.
+fn contiguous(shape: &Dims) -> Dims {
+    let (mut strides, mut step) = (*shape, 1usize);
+    for (stride, &extent) in strides.iter_mut().zip(shape.iter()).rev() {
+        *stride = step;
+        step = step.saturating_mul(extent.max(1));
+    }
+    strides
 }
 
 /// The library takes numbers as an address and a count.
@@ -246,5 +283,10 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(cross_entropy::cross_entropy_backward, module)?)?;
     module.add_function(wrap_pyfunction!(rotary::rotary, module)?)?;
     module.add_function(wrap_pyfunction!(softmax::softmax, module)?)?;
-    module.add_function(wrap_pyfunction!(softmax::softmax_backward, module)?)
+    module.add_function(wrap_pyfunction!(softmax::softmax_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(embedding::embedding, module)?)?;
+    module.add_function(wrap_pyfunction!(embedding::embedding_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(lists::adamw, module)?)?;
+    module.add_function(wrap_pyfunction!(lists::gradient_norm, module)?)?;
+    module.add_function(wrap_pyfunction!(dense::dense, module)?)
 }

@@ -6,6 +6,7 @@ On the CPU, unless FERROFLASH_TEST_DEVICE names another device for PyTorch, `cud
 import os
 import unittest
 import warnings
+from unittest import mock
 
 import numpy as np
 
@@ -254,6 +255,17 @@ class Torch(unittest.TestCase):
         self.assertIs(layer_norm.rms_norm_fn(x, weight, None, prenorm=True)[1], x)
         total = layer_norm.rms_norm_fn(x, weight, None, prenorm=True, residual_in_fp32=True)[1]
         self.assertTrue(total.dtype is torch.float32 and torch.equal(total, x.float()))
+
+    def test_frozen_weights_take_no_sums(self):
+        x, weight, bias, _ = self.inputs(torch.float32)
+        expected = torch.autograd.grad(layer_norm.layer_norm_fn(x, weight, bias).square().sum(), x)[0]
+        with mock.patch("ferroflash._native.norm_backward", wraps=ferroflash._native.norm_backward) as launched:
+            out = layer_norm.layer_norm_fn(x, weight.detach(), bias.detach())
+            self.assertTrue(torch.equal(torch.autograd.grad(out.square().sum(), x)[0], expected))
+            self.assertEqual(launched.call_args.args[0][-2:], [None, None])
+            out = layer_norm.layer_norm_fn(x, weight.detach(), bias)
+            dx, dbias = torch.autograd.grad(out.sum(), [x, bias])
+            self.assertTrue((dbias == 10).all())
 
     def test_compiled_as_eager(self):
         for of_residual in (None, torch.float32):

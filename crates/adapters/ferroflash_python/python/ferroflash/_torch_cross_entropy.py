@@ -4,7 +4,7 @@
 import torch
 
 from ._errors import InputError, InputTypeError, missing
-from ._torch_operators import _is_grad_enabled, check_tensors, define, is_plain, rows, wants_gradients
+from ._torch_operators import _is_grad_enabled, check_tensors, define, is_plain, refuse_shared, rows, wants_gradients
 from .ops import cross_entropy as _arrays
 
 
@@ -41,10 +41,7 @@ def cross_entropy_loss(
     check_tensors(logits=logits, labels=labels, precomputed_lse=precomputed_lse)
     if precomputed_lse is not None:
         raise missing("cross_entropy_loss", "precomputed_lse (log-sum-exps that are computed already)")
-    if process_group is not None:
-        processes = torch.distributed.get_world_size(process_group)
-        if processes > 1:
-            raise missing("cross_entropy_loss", f"a process_group of {processes} processes (logits that are shared out); one process is accepted")
+    refuse_shared("cross_entropy_loss", process_group)
     if labels.dtype not in (torch.int64, torch.int32):
         raise InputTypeError(f"labels hold {labels.dtype}; torch.int64 and torch.int32 are accepted")
     if logits.dim() == 0 or labels.shape != logits.shape[:-1]:

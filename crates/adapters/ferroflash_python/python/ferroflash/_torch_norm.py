@@ -140,10 +140,13 @@ def _gradients(ctx, dout, dtotal, compute):
     normalized, weight, bias, mean, rstd = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(normalized, dtype=ctx.dtype)
-    dx, dresidual, dweight, dbias = compute(normalized, weight, bias, mean, rstd, dout, dtotal, *ctx.options)
+    # Frozen weights take no sums over the rows.
+    of_weight, of_bias = ctx.needs_input_grad[1:3]
+    options = (*ctx.options, of_weight or of_bias)
+    dx, dresidual, dweight, dbias = compute(normalized, weight, bias, mean, rstd, dout, dtotal, *options)
     if ctx.has_residual and normalized.dtype == ctx.dtype:
         dresidual = dx
-    keep = (True, weight is not None, bias is not None, ctx.has_residual)
+    keep = (True, of_weight, of_bias, ctx.has_residual)
     return *(x if kept else None for x, kept in zip((dx, dweight, dbias, dresidual), keep)), None, None, None
 
 
@@ -177,8 +180,8 @@ def _gradients_of_operation(ctx, dout, dtotal, dmean, drstd):
     return _gradients(ctx, dout, dtotal if ctx.has_residual else None, torch.ops.ferroflash.norm_backward)
 
 
-def _eager_backward(normalized, weight, bias, mean, rstd, dout, dtotal, is_rms_norm, eps, zero_centered_weight):
-    options = {"is_rms_norm": is_rms_norm, "eps": eps, "zero_centered_weight": zero_centered_weight}
+def _eager_backward(normalized, weight, bias, mean, rstd, dout, dtotal, is_rms_norm, eps, zero_centered_weight, weight_gradients):
+    options = {"is_rms_norm": is_rms_norm, "eps": eps, "zero_centered_weight": zero_centered_weight, "weight_gradients": weight_gradients}
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
     found = _arrays.backward(normalized, weight, bias, mean, rstd, rows(dout), rows(dtotal), **options)
     dx, dresidual, dweight, dbias = found
@@ -190,7 +193,7 @@ def _eager_backward(normalized, weight, bias, mean, rstd, dout, dtotal, is_rms_n
 def _fake_backward(normalized, weight, bias, mean, rstd, dout, dtotal, *options):
     dx = torch.empty_like(rows(dout))
     dresidual = None if normalized.dtype == dout.dtype else torch.empty_like(dx, dtype=normalized.dtype)
-    of_columns = (None if x is None else torch.empty_like(x) for x in (weight, bias))
+    of_columns = (torch.empty_like(x) if options[-1] and x is not None else None for x in (weight, bias))
     return tuple(_nothing(dout) if tensor is None else tensor for tensor in (dx, dresidual, *of_columns))
 
 
@@ -201,7 +204,7 @@ define(
 )
 define(
     "norm_backward",
-    f"Tensor normalized, Tensor? weight, Tensor? bias, Tensor? mean, Tensor rstd, Tensor dout, Tensor? dtotal, {_OPTIONS}",
+    f"Tensor normalized, Tensor? weight, Tensor? bias, Tensor? mean, Tensor rstd, Tensor dout, Tensor? dtotal, {_OPTIONS}, bool weight_gradients",
     _FOUR,
     _eager_backward,
     _fake_backward,

@@ -21,7 +21,7 @@ def told(function, named):
         if not isinstance(tensor, Tensor):
             raise InputTypeError(f"{name} is a {type(tensor).__name__}, {named[0][0]} a torch.Tensor; all must be of one package")
         if records and tensor.requires_grad:
-            raise missing(function, f"a gradient of {name}: this function records none")
+            raise missing(function, f"recording a gradient of {name}")
         dtype = _ALL_DTYPES.get(tensor.dtype)
         if dtype is None:
             accepted = "torch.float16, torch.bfloat16 and torch.float32 are accepted, and torch.int32 for whole numbers"
@@ -69,6 +69,14 @@ def refuse_gradients(function, **tensors):
     for name, tensor in tensors.items():
         if wants_gradients(tensor):
             raise missing(function, f"a gradient of {name}")
+
+
+def refuse_shared(function, process_group):
+    """What tensors that are shared out between processes would take."""
+    if process_group is not None:
+        processes = torch.distributed.get_world_size(process_group)
+        if processes > 1:
+            raise missing(function, f"a process_group of {processes} processes; one process is accepted")
 
 
 def rows(tensor):

@@ -82,6 +82,7 @@ def backward(
     eps=1e-6,
     is_rms_norm=False,
     zero_centered_weight=False,
+    weight_gradients=True,
     dx=None,
     dresidual=None,
     dweight=None,
@@ -97,6 +98,7 @@ def backward(
         mean, rstd: what it returned, with ``return_statistics``.
         dout: gradient with respect to ``out``, of its shape and type.
         dresidual_out: gradient with respect to ``residual_out``, of its type; ``None`` is 0.
+        weight_gradients: whether to make ``dweight`` and ``dbias`` where they are not given, which takes sums over all rows.
         dx, dresidual, dweight, dbias: arrays that gradients are written to. ``None`` makes a new one where there is what it is the gradient of.
         stream, device: as in :func:`ferroflash.forward`.
 
@@ -111,9 +113,9 @@ def backward(
         dx = package.new_like(dout, shape, "dout", "`dx`")
     if is_wide and dresidual is None:
         dresidual = package.new_like(dout, shape, "dout", "`dresidual`", normalized.dtype)
-    if weight is not None and dweight is None:
+    if weight_gradients and weight is not None and dweight is None:
         dweight = package.new_like(weight, shape_of("weight", weight), "weight", "`dweight`")
-    if bias is not None and dbias is None:
+    if weight_gradients and bias is not None and dbias is None:
         dbias = package.new_like(bias, shape_of("bias", bias), "bias", "`dbias`")
     named = [("normalized", normalized), ("weight", weight), ("bias", bias), ("mean", mean), ("rstd", rstd), ("dout", dout)]
     named += [("dresidual_out", dresidual_out), ("dx", dx), ("dresidual", dresidual), ("dweight", dweight), ("dbias", dbias)]

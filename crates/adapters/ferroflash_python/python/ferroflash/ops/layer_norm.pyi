@@ -38,6 +38,7 @@ def backward(
     eps: float = 1e-6,
     is_rms_norm: bool = False,
     zero_centered_weight: bool = False,
+    weight_gradients: bool = True,
     dx: Array | None = None,
     dresidual: Any = None,
     dweight: Any = None,
