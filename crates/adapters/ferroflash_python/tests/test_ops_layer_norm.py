@@ -195,6 +195,7 @@ class Arrays(unittest.TestCase):
             (ferroflash.InputTypeError, "residual holds f16", lambda: layer_norm.forward(x, residual=half)),
             (ferroflash.InputTypeError, "bias holds f16; f32 is accepted", lambda: layer_norm.forward(half, weight, weight.astype(np.float16))),
             (ferroflash.InputTypeError, "x is a list", lambda: layer_norm.forward([[1.0]], out=x)),
+            (ferroflash.InputTypeError, "weight is a tuple", lambda: layer_norm.forward(x, (-1, 2, weight.ctypes.data, (16,), (1,)))),
             (ferroflash.InputError, "weight has shape [15]", lambda: layer_norm.forward(x, weight[:15])),
             (ferroflash.InputError, "weight has shape [16] and strides [2]", lambda: layer_norm.forward(x, values(32, 2)[::2])),
             (ferroflash.InputError, "epsilon 0 is not accepted", lambda: layer_norm.forward(x, eps=0.0)),

@@ -26,6 +26,10 @@ def shape_of(name, array):
 
 def told(function, named):
     """The arrays as the extension module takes them, in their order: it asks them itself."""
+    for name, array in named:
+        # By tuples it is told of tensors of PyTorch, addresses and all.
+        if isinstance(array, tuple):
+            raise InputTypeError(f"{name} is a tuple; arrays that speak DLPack or `__cuda_array_interface__` are accepted")
     return [array for _, array in named]
 
 
