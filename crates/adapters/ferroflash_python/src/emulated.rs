@@ -26,7 +26,7 @@ pub(crate) fn warn(py: Python<'_>) -> PyResult<()> {
 }
 
 /// The emulator of this process.
-fn device() -> ferroflash::Result<&'static Device> {
+pub(crate) fn device() -> ferroflash::Result<&'static Device> {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     if let Some(device) = DEVICE.get() {
         return Ok(device);

@@ -1,6 +1,6 @@
 //! Errors of the library as exceptions of the package, with the library's messages.
 
-use ferroflash::{Error, MergeError, SinkError};
+use ferroflash::{Error, MergeError, OperatorError, SinkError};
 use pyo3::prelude::*;
 use pyo3::types::PyType;
 
@@ -37,6 +37,7 @@ pub(crate) fn raise(py: Python<'_>, error: Error) -> PyErr {
         Error::DTypeMismatch { .. }
         | Error::ElementType { .. }
         | Error::Sink(SinkError::DType { .. })
+        | Error::Operator(OperatorError::DType { .. })
         | Error::Merge(MergeError::PartDType { .. } | MergeError::OutDType { .. }) => of_type(py, message),
         Error::Unsupported(_) => of(py, "MissingFeatureError", message),
         Error::NoDriver { .. }

@@ -8,6 +8,7 @@ mod emulated;
 mod errors;
 mod gradients;
 mod merge;
+mod operators;
 mod packed_gradients;
 mod program;
 mod sequences;
@@ -423,5 +424,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(find_torch_blocks, module)?)?;
     module.add_function(wrap_pyfunction!(find_blocks, module)?)?;
     module.add_class::<Blocks>()?;
+    operators::register(module)?;
     module.add_function(wrap_pyfunction!(devices, module)?)
 }

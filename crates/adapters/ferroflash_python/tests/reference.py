@@ -259,3 +259,14 @@ def _largest(differences):
     """The largest magnitude; infinite where one is NaN."""
     magnitudes = np.abs(differences)
     return float(np.where(np.isnan(magnitudes), np.inf, magnitudes).max(initial=0.0))
+
+
+def check_close(test, name, found, exact, rounded):
+    """Fails the test where a result of an operator is outside the bound. `exact` and `rounded` are of float64 and of a straightforward program in the
+    result's own precision; what is not finite has to be the same."""
+    found = np.asarray(found, dtype=np.float64)
+    test.assertEqual(found.shape, np.shape(exact), name)
+    finite = np.isfinite(exact)
+    np.testing.assert_array_equal(found[~finite], exact[~finite], name)
+    error, bound = _largest((found - exact)[finite]), 2 * _largest((rounded - exact)[finite]) + 1e-5
+    test.assertLessEqual(error, bound, f"{name} is off by {error}")

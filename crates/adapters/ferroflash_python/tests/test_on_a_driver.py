@@ -172,6 +172,42 @@ class OnADriver(unittest.TestCase):
         self.assertEqual(fused, [True, True, False], symbols)
         self.assertTrue(any(symbol.startswith("backward_ordered_") for symbol in symbols[2]), symbols)
 
+    def test_operators_on_the_callers_stream(self):
+        log = self.run_program("""
+            from ferroflash import optim
+            from ferroflash.ops import cross_entropy, layer_norm, rotary, softmax
+            at = lambda i: 0x70000000 + i * 0x100000
+            x, out, dx = (Interface(at(i), (8, 64)) for i in range(3))
+            weight, statistics = Interface(at(3), (64,), "<f4", stream=0x55), Interface(at(4), (8,), "<f4")
+            options = {"is_rms_norm": True, "stream": 0x77}
+            layer_norm.forward(x, weight, out=out, rstd=statistics, **options)
+            layer_norm.backward(x, None, None, None, statistics, out, dx=dx, **options)
+            softmax.forward(x, out=out, stream=0x88)
+            losses = {name: Interface(at(5) + 0x1000 * i, (8,), "<f4") for i, name in enumerate(("loss", "lse", "z_losses"))}
+            targets = Interface(at(6), (8,), "<i4")
+            cross_entropy.forward(x, targets, **losses, stream=0x99)
+            cross_entropy.backward(x, targets, losses["lse"], losses["loss"], dlogits=x, stream=0x99)
+            q, cos, sin = Interface(at(7), (2, 5, 4, 64)), Interface(at(8), (5, 32), "<f4"), Interface(at(9), (5, 32), "<f4")
+            assert rotary.forward(q, cos, sin, inplace=True, stream=0xAA) is q
+            moments = [Interface(at(10 + i), (8, 64), "<f4") for i in range(3)]
+            optim.step([x], [out], [moments[0]], [moments[1]], 1, masters=[moments[2]], stream=0xBB)
+            E = ferroflash.InputError
+            elsewhere = Packed(at(3), (64,), device=(2, 1))
+            refused(E, "weight is on device cuda:1, x is on cuda:0", lambda: layer_norm.forward(x, elsewhere, out=out, device=0))
+            refused(E, "out overlaps x", lambda: layer_norm.forward(x, out=Interface(x.address, (8, 64))))
+            refused(ferroflash.InputTypeError, "targets holds `<i8`; `<i4` is accepted", lambda: cross_entropy.forward(x, Interface(at(6), (8,), "<i8"), **losses))
+            refused(ferroflash.InputTypeError, "`out` must be given", lambda: softmax.forward(x))
+        """)
+        symbols = {stream: [line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in range(0x77, 0xBC)}
+        of_losses = ["cross_entropy_f16", "cross_entropy_backward_f16"]
+        starts = {0x77: ["norm_f16", "norm_backward_f16"], 0x88: ["softmax_f16"], 0x99: of_losses, 0xAA: ["rotary_f16"], 0xBB: ["adamw_f16"]}
+        for stream, expected in starts.items():
+            found = symbols[stream]
+            self.assertTrue(len(found) == len(expected) and all(map(str.startswith, found, expected)), log)
+        self.assertEqual(sum(map(len, symbols.values())), len(self.launches(log)))
+        # The writer of the weights is waited for.
+        self.assertTrue(any(line.startswith(f"stream {0x77} waits for event") for line in log[: log.index(self.launches(log)[0])]), log)
+
     def test_programs_on_the_callers_stream(self):
         """The writers of what a program reads are waited for, too, and outputs do not touch it."""
         log = self.run_program("""

@@ -693,6 +693,14 @@ from flash_attn.flash_attn_interface import flash_attn_varlen_func
 import importlib.util
 assert importlib.util.find_spec("flash_attn") is not None
 assert flash_attn_func is ferroflash.flash_attn_func and flash_attn.__version__.startswith("2.8")
+import flash_attn.ops.triton.layer_norm
+from flash_attn.layers.rotary import apply_rotary_emb
+from flash_attn.losses.cross_entropy import CrossEntropyLoss
+from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
+from flash_attn.ops.triton.layer_norm import RMSNorm, layer_norm_fn
+import ferroflash.ops.layer_norm
+assert RMSNorm is ferroflash.ops.layer_norm.RMSNorm and flash_attn.ops.triton.layer_norm.rms_norm_fn is ferroflash.ops.layer_norm.rms_norm_fn
+assert importlib.util.find_spec("flash_attn.ops.triton.layer_norm") is not None
 x = torch.arange(24.0).reshape(2, 3, 4)
 mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
 rows, indices, starts, longest, used = unpad_input(x, mask)

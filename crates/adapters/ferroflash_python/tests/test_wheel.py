@@ -36,6 +36,12 @@ class Wheel(unittest.TestCase):
         stubs = (folder / "__init__.pyi").read_text()
         for name in ferroflash.__all__:
             self.assertRegex(stubs, rf"(?m)^(class|def) {name}\b", name)
+        modules = [ferroflash.optim, *(getattr(ferroflash.ops, name) for name in ferroflash.ops.__all__)]
+        self.assertEqual(len(modules), 1 + len([path for path in (folder / "ops").glob("*.py") if path.stem != "__init__"]))
+        for module in modules:
+            stubs = pathlib.Path(module.__file__).with_suffix(".pyi").read_text()
+            for name in module.__all__:
+                self.assertRegex(stubs, rf"(?m)^(class|def) {name}\b", f"{module.__name__}.{name}")
 
     @unittest.skipIf("FERROFLASH_WHEEL" not in os.environ, "FERROFLASH_WHEEL does not name a wheel")
     def test_one_wheel_for_every_python(self):
@@ -48,11 +54,12 @@ class Wheel(unittest.TestCase):
 
 
 class Readme(unittest.TestCase):
-    """The programs of the package's page, and of the repository's."""
+    """The programs of the package's page, of the repository's, and of that of the operators."""
 
     def test_every_program_runs(self):
         package = pathlib.Path(__file__).resolve().parents[1]
-        pages = [package / "README.md", package.parents[2] / "README.md"]
+        repository = package.parents[2]
+        pages = [package / "README.md", repository / "README.md", repository / "docs" / "operators.md"]
         programs = [(page, program) for page in pages if page.is_file() for program in re.findall(r"```python\n(.*?)```", page.read_text(), re.S)]
         self.assertGreaterEqual(len(programs), 2)
         for page, program in programs:

@@ -1,9 +1,11 @@
 """Exact attention by ferroflash, whose GPU kernels are written in Rust.
 
 ``forward``, ``forward_packed``, ``forward_cached``, ``merge``, ``backward`` and ``backward_packed`` take any arrays that speak DLPack or
-``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch, which is imported when the first of them is asked for.
+``__cuda_array_interface__``. The functions of ``flash_attn`` take tensors of PyTorch, which is imported when the first of them is asked for. What a model
+computes around attention is in ``ferroflash.ops``, and its optimiser in ``ferroflash.optim``.
 """
 
+from . import ops, optim
 from ._backward import backward, backward_packed
 from ._errors import (
     DeviceError,

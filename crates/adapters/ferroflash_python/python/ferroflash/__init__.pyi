@@ -5,6 +5,8 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 from torch import Tensor
 
+from . import ops as ops, optim as optim
+
 __version__: str
 __all__: list[str]
 
