@@ -5,8 +5,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_ferroflash::emulate_cpu;
 use candle_ferroflash::operators::{
-    Activation, AdamW, CrossEntropy, Norm, Softmax, clip_grad_norm, dense, embedding, grad_norm, layer_norm_residual,
-    log_softmax, rms_norm, rope, rope_thd,
+    Activation, AdamW, CrossEntropy, Dense, Norm, Softmax, clip_grad_norm, dense, embedding, grad_norm,
+    layer_norm_residual, log_softmax, rms_norm, rope, rope_thd,
 };
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
@@ -129,15 +129,14 @@ fn main() -> Result<()> {
             fine &= check("embedding", on, dtype, [&[100, 48]], |[rows]| {
                 embedding(&Tensor::from_iter((0..300u32).map(|token| token * token % 100), rows.device())?, rows)
             })?;
-            let layer = |device: &Device| {
-                let tensor = |shape: &[usize]| {
-                    let count = shape.iter().product::<usize>() as u32;
-                    let numbers = (0..count).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0);
-                    Tensor::from_iter(numbers, device)?.reshape(shape)?.to_dtype(dtype)
-                };
-                dense(&tensor(&[33, 64])?, &tensor(&[160, 64])?, Some(&tensor(&[160])?), Activation::SwiGlu)
-            };
-            fine &= close(&format!("dense, {dtype:?}"), &layer(on)?, &layer(&Device::Cpu)?)?;
+            let shapes: [&[usize]; 4] = [&[33, 64], &[160, 64], &[160], &[33, 80]];
+            fine &= check("dense", on, dtype, shapes, |[x, weight, bias, residual]| {
+                let layer = Dense::new(weight).with_bias(bias).with_residual(residual);
+                layer.with_activation(Activation::SwiGlu).forward(x)
+            })?;
+            fine &= check("dense of odd rows", on, dtype, [&[33, 63], &[79, 63]], |[x, weight]| {
+                dense(x, weight, None, Activation::GeluTanh)
+            })?;
             fine &= check_adamw(on, dtype)?;
         }
     }

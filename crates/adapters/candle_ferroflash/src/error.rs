@@ -199,8 +199,6 @@ pub enum Feature {
     PagedGradients,
     /// Ranges of keys that every row sees, whatever the mask says.
     PrefixRanges,
-    /// Gradients of dense layers.
-    DenseGradients,
 }
 
 impl std::fmt::Display for Feature {
@@ -208,7 +206,6 @@ impl std::fmt::Display for Feature {
         f.write_str(match self {
             Feature::PagedGradients => "gradients of keys and values in pages",
             Feature::PrefixRanges => "ranges of keys that every row sees (mm_prefix_ranges)",
-            Feature::DenseGradients => "the gradient of a dense layer",
         })
     }
 }

@@ -8,12 +8,12 @@
 //! | [`cross_entropy`] | `loss` | [`CrossEntropy`] | logits |
 //! | [`rope`], [`rope_i`], [`rope_thd`] | `rotary_emb` | [`Rotary`] | x |
 //! | [`embedding()`] | `Embedding` | [`Embedding`] | the table |
-//! | [`linear`], [`dense()`] | `Linear` | [`Dense`] | none yet: an error |
+//! | [`linear`], [`dense()`] | `Linear` | [`Dense`] | x, weights, biases, residual |
 //! | [`AdamW`] | `AdamW` | masters in f32, clipping | |
 //! | [`grad_norm`], [`clip_grad_norm`] | | | |
 //!
-//! Each call is one launch on candle's stream, on the tensors where they are; gradients of weights and tables, norms of gradients and steps of long lists
-//! are some more. Tensors on the CPU are an
+//! Each call is one launch on candle's stream, on the tensors where they are; gradients of weights, tables and dense layers, norms of gradients and steps
+//! of long lists are some more. Tensors on the CPU are an
 //! error until [`emulate_cpu`](crate::emulate_cpu) asks for the emulator. Strides are free but for a contiguous last axis; results are contiguous.
 //!
 //! Elements are f16, bf16 or f32. Everything is computed in f32 and rounded once, and sums have one order: the same bits from run to run. What is
@@ -21,7 +21,8 @@
 //!
 //! An operation of candle has one result, and what gradients need beside its inputs and that (statistics of rows, log-sum-exps) is kept in the
 //! operation, 4 or 8 bytes a row for as long as the graph lives, as attention keeps its log-sum-exp: computing it again would read all rows once
-//! more. A call of which no gradient can be wanted keeps nothing.
+//! more. Dense layers keep their sums before an activation, as many numbers as their result has, and twice as many of SwiGLU: without them, `backward`
+//! would have to multiply once more. A call of which no gradient can be wanted keeps nothing.
 
 mod adamw;
 mod apply;

@@ -33,8 +33,9 @@ use crate::Result;
 use cudarc::driver::CudaStream;
 use ferroflash::Operand;
 use ferroflash::operators::{
-    Activation, CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Dense, DenseOutputViewMut, Embedding, Norm,
-    NormGradientsViewMut, NormOutputViewMut, NormSaved, Rotary, RotaryPositions, Softmax,
+    Activation, CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Dense, DenseGradientsViewMut,
+    DenseOutputViewMut, Embedding, Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Rotary, RotaryPositions,
+    Softmax,
 };
 use tensors::{Views, operate};
 
@@ -243,7 +244,7 @@ pub fn embedding_backward(stream: &CudaStream, options: EmbeddingOptions, tensor
     })
 }
 
-/// A dense layer: see [`Dense::forward_into`]. It has no gradients yet.
+/// A dense layer: see [`Dense::forward_into`].
 ///
 /// Reads `X` and `Weight`, and optionally `Bias` and `Residual`; writes `Out`, and optionally `Z`.
 ///
@@ -252,12 +253,34 @@ pub fn embedding_backward(stream: &CudaStream, options: EmbeddingOptions, tensor
 pub fn dense(stream: &CudaStream, activation: Activation, tensors: Tensors<'_>) -> Result<()> {
     use Operand::{Bias, Out, Residual, Weight, X, Z};
     operate(stream, &[X, Weight, Bias, Residual, Out, Z], tensors, |stream, views| {
-        let weight = views.tensor(Weight)?;
-        let layer = Dense::new(&weight).with_activation(activation);
-        let layer = views.find(Bias).map_or(layer, |bias| layer.with_bias(&bias));
+        let layer = layer(activation, views)?;
         let layer = views.find(Residual).map_or(layer, |residual| layer.with_residual(&residual));
         let mut into = DenseOutputViewMut::new(views.out(Out)?);
         into.z = views.find_out(Z);
         Ok(layer.forward_into(stream, &views.tensor(X)?, &mut into)?)
     })
+}
+
+/// The gradients of [`dense`]: see [`Dense::backward_into`]. That of the residual is `Dout`.
+///
+/// Reads `X`, `Weight` and `Dout`, with an activation optionally `Z`, which [`dense`] gave and is computed again without it, and optionally `Bias`;
+/// writes those of `Dx`, `Dweight` and, with biases, `Dbias` that are given: at least one.
+///
+/// # Errors
+/// As [`norm`].
+pub fn dense_backward(stream: &CudaStream, activation: Activation, tensors: Tensors<'_>) -> Result<()> {
+    use Operand::{Bias, Dbias, Dout, Dweight, Dx, Weight, X, Z};
+    operate(stream, &[X, Weight, Bias, Z, Dout, Dx, Dweight, Dbias], tensors, |stream, views| {
+        let mut into = DenseGradientsViewMut::new();
+        into.dx = views.find_out(Dx);
+        into.dweight = views.find_out(Dweight);
+        into.dbias = views.find_out(Dbias);
+        let (x, z, dout) = (views.tensor(X)?, views.find(Z), views.tensor(Dout)?);
+        Ok(layer(activation, views)?.backward_into(stream, &x, z.as_ref(), &dout, &mut into)?)
+    })
+}
+
+fn layer<'v>(activation: Activation, views: &Views<'v>) -> Result<Dense<'v>> {
+    let layer = Dense::new(&views.tensor(Operand::Weight)?).with_activation(activation);
+    Ok(views.find(Operand::Bias).map_or(layer, |bias| layer.with_bias(&bias)))
 }

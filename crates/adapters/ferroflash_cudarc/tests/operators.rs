@@ -6,8 +6,9 @@ use fake::{log, with_driver};
 use ferroflash::operators::{Activation, AdamW, CrossEntropy, GradientNorm, Norm, Softmax};
 use ferroflash::{Operand, OperatorError, bf16};
 use ferroflash_cudarc::operators::{
-    EmbeddingOptions, RotaryOptions, Tensors, adamw, cross_entropy, cross_entropy_backward, dense, embedding,
-    embedding_backward, gradient_norm, norm, norm_backward, rotary, rotary_backward, softmax, softmax_backward,
+    EmbeddingOptions, RotaryOptions, Tensors, adamw, cross_entropy, cross_entropy_backward, dense, dense_backward,
+    embedding, embedding_backward, gradient_norm, norm, norm_backward, rotary, rotary_backward, softmax,
+    softmax_backward,
 };
 use ferroflash_cudarc::{Error, Result};
 use std::sync::Arc;
@@ -153,6 +154,24 @@ fn every_function_launches() {
             .write(Operand::Out, &mut out, [4, 5])
             .write(Operand::Z, &mut more, [4, 10]);
         let at = launched(at, "dense", dense(&stream, Activation::SwiGlu, tensors));
+        let of_layer = || {
+            let tensors = Tensors::new().read(Operand::X, &x, [4, 32]).read(Operand::Weight, &dout, [10, 32]);
+            tensors.read(Operand::Bias, &of_columns, [10]).read(Operand::Dout, &x, [4, 5])
+        };
+        let tensors = of_layer()
+            .read(Operand::Z, &x, [4, 10])
+            .write(Operand::Dx, &mut out, [4, 32])
+            .write(Operand::Dweight, &mut more, [10, 32])
+            .write(Operand::Dbias, &mut line, [10]);
+        let before = at;
+        let at = launched(at, "dense_dz", dense_backward(&stream, Activation::SwiGlu, tensors));
+        // What goes through the activation with parts of the sums for the biases, these, and two products.
+        assert_eq!(at - before, 4);
+        let tensors = of_layer().write(Operand::Dbias, &mut line, [10]);
+        let before = at;
+        let at = launched(at, "dense_dz", dense_backward(&stream, Activation::SwiGlu, tensors));
+        // z is computed again, and there are no products for what is not given.
+        assert_eq!(at - before, 3);
         let tensors = Tensors::new()
             .read(Operand::ParameterGradient(0), &x, rows)
             .read(Operand::ParameterGradient(1), &of_rows, [6])
@@ -199,6 +218,26 @@ fn what_does_not_fit_is_refused() {
         let found = softmax(&stream, Softmax::new(), tensors).unwrap_err();
         let Error::Ferroflash(ferroflash::Error::Operator(found)) = found else { panic!("{found:?}") };
         assert!(matches!(found, OperatorError::Shape { tensor: Operand::Out, .. }), "{found:?}");
+
+        let of_layer = || of_x(6).read(Operand::Weight, &x, [4, 64]).read(Operand::Dout, &x, [6, 4]);
+        let by_ferroflash = |found: Error| match found {
+            Error::Ferroflash(ferroflash::Error::Operator(found)) => found,
+            found => panic!("{found:?}"),
+        };
+        let found = by_ferroflash(dense_backward(&stream, Activation::Relu, of_layer()).unwrap_err());
+        assert!(matches!(found, OperatorError::NothingAsked { .. }), "{found:?}");
+        let tensors = of_layer().write(Operand::Dbias, &mut out, [4]);
+        let found = by_ferroflash(dense_backward(&stream, Activation::Relu, tensors).unwrap_err());
+        assert!(matches!(found, OperatorError::Unwanted { tensor: Operand::Dbias, .. }), "{found:?}");
+        let tensors = of_layer().read(Operand::Z, &x, [6, 4]).write(Operand::Dx, &mut out, [6, 64]);
+        let found = by_ferroflash(dense_backward(&stream, Activation::Identity, tensors).unwrap_err());
+        assert!(matches!(found, OperatorError::Unwanted { tensor: Operand::Z, .. }), "{found:?}");
+        let tensors = of_x(6).read(Operand::Weight, &x, [4, 64]).write(Operand::Dx, &mut out, [6, 64]);
+        let found = dense_backward(&stream, Activation::Relu, tensors).unwrap_err();
+        assert!(matches!(found, Error::NotGiven { operand: Operand::Dout }), "{found:?}");
+        let tensors = of_layer().read(Operand::Residual, &x, [6, 4]).write(Operand::Dx, &mut out, [6, 64]);
+        let found = dense_backward(&stream, Activation::Relu, tensors).unwrap_err();
+        assert!(matches!(found, Error::NotTaken { operand: Operand::Residual }), "{found:?}");
 
         // Lists have no gaps, and what belongs to one entry is all there.
         let tensors = Tensors::new().write(Operand::Parameter(1), &mut out, [6, 64]).read(

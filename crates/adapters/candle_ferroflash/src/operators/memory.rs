@@ -23,7 +23,7 @@ mod cuda;
 
 pub(super) use changed::with_changed;
 
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, DeviceLocation, Layout, Result, Shape, Storage, Tensor};
 use ferroflash::{Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
@@ -55,11 +55,21 @@ impl<'a> Memory<'a> {
         }
     }
 
+    /// Memory of one element, 0, of this type and on this device.
+    pub(super) fn one_zero(self) -> Result<Storage> {
+        let (shape, dtype) = (Shape::from(1), self.dtype());
+        Ok(match self {
+            Memory::Cpu(storage) => Storage::Cpu(storage.device().zeros_impl(&shape, dtype)?),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(storage) => Storage::Cuda(storage.device().zeros_impl(&shape, dtype)?),
+        })
+    }
+
     fn location(self) -> DeviceLocation {
         match self {
             Memory::Cpu(_) => DeviceLocation::Cpu,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(storage) => candle_core::backend::BackendDevice::location(storage.device()),
+            Memory::Cuda(storage) => storage.device().location(),
         }
     }
 }
@@ -104,7 +114,7 @@ impl MemoryMut<'_> {
         match self {
             MemoryMut::Cpu(_) => DeviceLocation::Cpu,
             #[cfg(feature = "cuda")]
-            MemoryMut::Cuda(storage) => candle_core::backend::BackendDevice::location(storage.device()),
+            MemoryMut::Cuda(storage) => storage.device().location(),
         }
     }
 }
