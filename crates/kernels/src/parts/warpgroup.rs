@@ -285,9 +285,7 @@ pub unsafe fn start_panel_shared<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: u
         let a = first_a.advanced((step * WGMMA_K_BYTES) as u32);
         let b = first_b.advanced((step * WGMMA_K * PANEL_BYTES) as u32);
         // SAFETY: passed on.
-        unsafe {
-            if first && step == 0 { acc.overwrite_shared(a, b) } else { acc.multiply_shared(a, b) }
-        };
+        unsafe { if first && step == 0 { acc.overwrite_shared(a, b) } else { acc.multiply_shared(a, b) } };
     }
     // SAFETY: passed on.
     unsafe { wgmma::commit() };
@@ -305,9 +303,7 @@ pub unsafe fn start_panel_columns<T, S: Accumulator<T>>(acc: &mut S, a: u32, b: 
         let bytes = (step * WGMMA_K * PANEL_BYTES) as u32;
         let (a, b) = (first_a.advanced(bytes), first_b.advanced(bytes));
         // SAFETY: passed on.
-        unsafe {
-            if first && step == 0 { acc.overwrite_columns(a, b) } else { acc.multiply_columns(a, b) }
-        };
+        unsafe { if first && step == 0 { acc.overwrite_columns(a, b) } else { acc.multiply_columns(a, b) } };
     }
     // SAFETY: passed on.
     unsafe { wgmma::commit() };

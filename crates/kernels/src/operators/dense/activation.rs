@@ -1,29 +1,27 @@
-//! The activations of dense layers, of sums in f32, and their slopes:
+//! The activations of dense layers, of sums in f32:
 //!
 //! ```text
-//! ReLU        max(z, 0)                                                 1 or 0
-//! GELU        z Phi(z) = z (1 + erf(z / sqrt 2)) / 2                    Phi(z) + z e^(-z^2 / 2) / sqrt(2 pi)
-//! GELU tanh   z s,  s = (1 + tanh u) / 2 = 1 / (1 + e^-2u)              s + z s (1 - s) 2u'        u = sqrt(2 / pi) (z + 0.044715 z^3)
-//! SiLU        z s,  s = 1 / (1 + e^-z)                                  s + z s (1 - s)
-//! SwiGLU      SiLU(gate) up
+//! ReLU        max(z, 0)
+//! GELU        z Phi(z) = z (1 + erf(z / sqrt 2)) / 2                    (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016)
+//! GELU tanh   z (1 + tanh u) / 2 = z / (1 + e^-2u)                      u = sqrt(2 / pi) (z + 0.044715 z^3)
+//! SiLU        z / (1 + e^-z)
+//! SwiGLU      SiLU(gate) up                                             (Shazeer, "GLU Variants Improve Transformer", 2020)
 //! ```
-//!
-//! GELU: Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016; SwiGLU: Shazeer, "GLU Variants Improve Transformer", 2020.
 //!
 //! `tanh` is written as the logistic function of twice its argument, which loses nothing where it is close to -1. Which of them it is, is a constant in the
 //! text that runs.
 
-use core::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, LN_2, LOG2_E};
+use core::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
 use cuda_std::math;
 use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::{CURVED, LOGISTIC, SECOND};
 
 /// `2 sqrt(2 / pi) log2(e)`: the argument of the exponential for a small z, over z.
-const TANH_SLOPE: f32 = 2.302_208_2;
+pub(super) const TANH_SLOPE: f32 = 2.302_208_2;
 
 /// The factor of `z^3` in it, over that of `z`.
-const TANH_CUBE: f32 = 0.044_715;
+pub(super) const TANH_CUBE: f32 = 0.044_715;
 
 /// The activation of one sum: of a gated one, that of the gate.
 #[inline(always)]
@@ -47,46 +45,15 @@ pub fn activation(which: FeatureSet, z: f32) -> f32 {
     }
 }
 
-/// The activation of one sum, and its slope there: of a gated one, those of the gate.
-#[inline(always)]
-pub fn with_slope(which: FeatureSet, z: f32) -> [f32; 2] {
-    let has = #[inline(always)]
-    |slot: u32| which.contains(FeatureSet::of(slot));
-    // Infinities have the slopes that large numbers have: products with them would have none.
-    let near = math::if_abs_less(z, STRAIGHT, z, 0.0);
-    if has(LOGISTIC) {
-        let s = logistic(z * LOG2_E);
-        [z * s, math::fma(near * s, 1.0 - s, s)]
-    } else if has(CURVED) {
-        if has(SECOND) {
-            let phi = normal_distribution(z);
-            let density = math::exp2(near * near * (-0.5 * LOG2_E)) * (0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
-            [z * phi, math::fma(near, density, phi)]
-        } else {
-            let s = logistic(z * (TANH_SLOPE * math::fma(TANH_CUBE * z, z, 1.0)));
-            let inner = math::fma(3.0 * TANH_CUBE * near, near, 1.0) * (TANH_SLOPE * LN_2);
-            [z * s, math::fma(near * s * (1.0 - s), inner, s)]
-        }
-    } else if has(SECOND) {
-        // A comparison, so that a NaN has the gradient of what passes.
-        if z <= 0.0 { [0.0, 0.0] } else { [z, 1.0] }
-    } else {
-        [z, 1.0]
-    }
-}
-
-/// From there on, slopes are 0 or 1 to the last bit.
-const STRAIGHT: f32 = 100.0;
-
 /// `1 / (1 + 2^-x)`.
 #[inline(always)]
-fn logistic(x: f32) -> f32 {
+pub(super) fn logistic(x: f32) -> f32 {
     math::reciprocal_approx(1.0 + math::exp2(-x))
 }
 
 /// `Phi(z)` with an error below `1e-7`: Abramowitz and Stegun, "Handbook of Mathematical Functions", 1964, 7.1.26, for `x = |z| / sqrt 2`.
 #[inline(always)]
-fn normal_distribution(z: f32) -> f32 {
+pub(super) fn normal_distribution(z: f32) -> f32 {
     let x = math::abs(z) * FRAC_1_SQRT_2;
     let t = math::reciprocal_approx(math::fma(0.327_591_1, x, 1.0));
     // Halves of the handbook's factors: erfc(x) / 2 is the smaller of Phi(z) and Phi(-z).

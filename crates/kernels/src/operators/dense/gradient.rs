@@ -14,12 +14,12 @@
 //! run to run. Sums are of what is not rounded yet.
 
 use cuda_std::{copy, shared, sync, thread};
-use kernel_spec::{Divisor, FeatureSet};
 use kernel_spec::families::activation::ActivationGradientParams;
 use kernel_spec::families::dense::MatrixParams;
 use kernel_spec::families::dense::features::is_gated;
+use kernel_spec::{Divisor, FeatureSet};
 
-use crate::operators::dense::activation::with_slope;
+use crate::operators::dense::slope::with_slope;
 use crate::operators::norm_backward::parts_stride;
 use crate::operators::row::{Columns, Config, Seat, Vector};
 use crate::parts::element::Element;

@@ -11,6 +11,8 @@ pub mod gradient;
 pub mod hopper;
 #[cfg(not(target_feature = "sm_90a"))]
 pub mod portable;
+#[cfg(not(target_feature = "sm_90a"))]
+mod slope;
 
 use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::is_gated;

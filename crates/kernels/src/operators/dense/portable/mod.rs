@@ -22,20 +22,13 @@ use kernel_spec::families::dense::DenseParams;
 
 use crate::operators::dense::{self, epilogue};
 use crate::parts::element::Element;
-use crate::parts::fragments::{Fragments, RegTile};
+use crate::parts::fragments::Fragments;
 use crate::parts::shared_tile::ThreadBlock;
 
 mod operands;
 
-use operands::Operands;
 pub use operands::{Forward, InputGradient, WeightGradient};
-
-/// Rows and columns of a warp.
-const WARP_ROWS: u32 = 32;
-const WARP_COLUMNS: u32 = 64;
-
-/// A warp's part of the product.
-pub type Product = RegTile<{ WARP_ROWS as usize / 16 }, { WARP_COLUMNS as usize / 8 }>;
+use operands::{Operands, Product, WARP_COLUMNS, WARP_ROWS};
 
 /// What a row makes of this kernel.
 pub trait Config: dense::Config {
@@ -76,7 +69,8 @@ pub unsafe fn product<C: Config>(p: &DenseParams) {
         let load = #[inline(always)]
         |step: u32, stage: u32| {
             if step < steps {
-                C::Operands::load::<C>(p, [first_row, tile_col * tile.columns], step * tile.depth, buffer(stage));
+                let first = [first_row, tile_col * tile.columns];
+                C::Operands::load::<Threads<C>>(p, gated, first, step * tile.depth, buffer(stage));
             }
             // Also without copies: the groups are counted.
             copy::commit_group();

@@ -14,20 +14,27 @@ use core::marker::PhantomData;
 use cuda_std::{bf16, f16};
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 
-use super::{Config, Product, Threads, WARP_COLUMNS};
 use crate::parts::element::Element;
+use crate::parts::fragments::RegTile;
 use crate::parts::products::{Mul, MulTransposed, TransposedMul};
 use crate::parts::rows::{GlobalRows, RowSource, RowWalk};
-use crate::parts::shared_tile::{SharedMatrix, SharedTile};
+use crate::parts::shared_tile::{SharedMatrix, SharedTile, ThreadBlock};
+
+/// Rows and columns of a warp.
+pub(super) const WARP_ROWS: u32 = 32;
+pub(super) const WARP_COLUMNS: u32 = 64;
+
+/// A warp's part of the product.
+pub type Product = RegTile<{ WARP_ROWS as usize / 16 }, { WARP_COLUMNS as usize / 8 }>;
 
 /// The operands of a pass.
 pub trait Operands {
     /// Starts loading those of a tile's `first` row and column, from number `depth` of those that are summed over on, to the shared addresses `to`. What does
-    /// not exist becomes zero.
+    /// not exist becomes zero. `gated`: rows of `b` are those of a gate, and those of what it opens.
     ///
     /// # Safety
     /// As for [`SharedMatrix::load`].
-    unsafe fn load<C: Config>(p: &DenseParams, first: [u32; 2], depth: u32, to: [u32; 2]);
+    unsafe fn load<B: ThreadBlock>(p: &DenseParams, gated: bool, first: [u32; 2], depth: u32, to: [u32; 2]);
 
     /// Adds the product of the operands at these shared addresses, of a warp's rows and columns of the tile.
     ///
@@ -72,14 +79,19 @@ where
     Product: MulTransposed<SharedTile<T, ROWS, DEPTH>, SharedTile<T, COLUMNS, DEPTH>>,
 {
     #[inline(always)]
-    unsafe fn load<C: Config>(p: &DenseParams, [row, column]: [u32; 2], depth: u32, [a, b]: [u32; 2]) {
-        let gated = C::is_gated(p);
+    unsafe fn load<B: ThreadBlock>(
+        p: &DenseParams,
+        gated: bool,
+        [row, column]: [u32; 2],
+        depth: u32,
+        [a, b]: [u32; 2],
+    ) {
         let sums = if gated { 2 * p.columns } else { p.columns };
         let weights = Weights { rows: in_rows::<T, DEPTH>(&p.b, sums, p, depth), columns: p.columns, gated };
         // SAFETY: passed on.
         unsafe {
-            SharedTile::<T, ROWS, DEPTH>::at(a).load::<Threads<C>>(&in_rows::<T, DEPTH>(&p.a, p.rows, p, depth), row);
-            SharedTile::<T, COLUMNS, DEPTH>::at(b).load::<Threads<C>>(&weights, column);
+            SharedTile::<T, ROWS, DEPTH>::at(a).load::<B>(&in_rows::<T, DEPTH>(&p.a, p.rows, p, depth), row);
+            SharedTile::<T, COLUMNS, DEPTH>::at(b).load::<B>(&weights, column);
         }
     }
 
@@ -97,12 +109,12 @@ where
     Product: Mul<SharedTile<T, ROWS, DEPTH>, WarpStrips<T, DEPTH>>,
 {
     #[inline(always)]
-    unsafe fn load<C: Config>(p: &DenseParams, [row, column]: [u32; 2], depth: u32, [a, b]: [u32; 2]) {
+    unsafe fn load<B: ThreadBlock>(p: &DenseParams, _: bool, [row, column]: [u32; 2], depth: u32, [a, b]: [u32; 2]) {
         // SAFETY: passed on.
         unsafe {
-            SharedTile::<T, ROWS, DEPTH>::at(a).load::<Threads<C>>(&in_rows::<T, DEPTH>(&p.a, p.rows, p, depth), row);
+            SharedTile::<T, ROWS, DEPTH>::at(a).load::<B>(&in_rows::<T, DEPTH>(&p.a, p.rows, p, depth), row);
             let b = SharedTile::<T, DEPTH, COLUMNS>::at(b);
-            b.load::<Threads<C>>(&along_rows::<T, COLUMNS>(&p.b, p.columns, p, column), depth);
+            b.load::<B>(&along_rows::<T, COLUMNS>(&p.b, p.columns, p, column), depth);
         }
     }
 
@@ -119,13 +131,13 @@ where
     Product: TransposedMul<T::Strip<DEPTH>, WarpStrips<T, DEPTH>>,
 {
     #[inline(always)]
-    unsafe fn load<C: Config>(p: &DenseParams, [row, column]: [u32; 2], depth: u32, [a, b]: [u32; 2]) {
+    unsafe fn load<B: ThreadBlock>(p: &DenseParams, _: bool, [row, column]: [u32; 2], depth: u32, [a, b]: [u32; 2]) {
         // SAFETY: passed on.
         unsafe {
             let a = SharedTile::<T, DEPTH, ROWS>::at(a);
-            a.load::<Threads<C>>(&along_rows::<T, ROWS>(&p.a, p.rows, p, row), depth);
+            a.load::<B>(&along_rows::<T, ROWS>(&p.a, p.rows, p, row), depth);
             let b = SharedTile::<T, DEPTH, COLUMNS>::at(b);
-            b.load::<Threads<C>>(&along_rows::<T, COLUMNS>(&p.b, p.columns, p, column), depth);
+            b.load::<B>(&along_rows::<T, COLUMNS>(&p.b, p.columns, p, column), depth);
         }
     }
 
