@@ -288,5 +288,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(embedding::embedding_backward, module)?)?;
     module.add_function(wrap_pyfunction!(lists::adamw, module)?)?;
     module.add_function(wrap_pyfunction!(lists::gradient_norm, module)?)?;
-    module.add_function(wrap_pyfunction!(dense::dense, module)?)
+    module.add_function(wrap_pyfunction!(dense::dense, module)?)?;
+    module.add_function(wrap_pyfunction!(dense::dense_backward, module)?)
 }

@@ -175,7 +175,7 @@ class OnADriver(unittest.TestCase):
     def test_operators_on_the_callers_stream(self):
         log = self.run_program("""
             from ferroflash import optim
-            from ferroflash.ops import cross_entropy, layer_norm, rotary, softmax
+            from ferroflash.ops import cross_entropy, fused_dense, layer_norm, rotary, softmax
             at = lambda i: 0x70000000 + i * 0x100000
             x, out, dx = (Interface(at(i), (8, 64)) for i in range(3))
             weight, statistics = Interface(at(3), (64,), "<f4", stream=0x55), Interface(at(4), (8,), "<f4")
@@ -207,6 +207,28 @@ class OnADriver(unittest.TestCase):
         self.assertEqual(sum(map(len, symbols.values())), len(self.launches(log)))
         # The writer of the weights is waited for.
         self.assertTrue(any(line.startswith(f"stream {0x77} waits for event") for line in log[: log.index(self.launches(log)[0])]), log)
+
+    def test_dense_layers_on_the_callers_stream(self):
+        log = self.run_program("""
+            from ferroflash.ops import fused_dense
+            x, out, z, dx = (Interface(0x70000000 + i * 0x100000, (8, 64)) for i in range(4))
+            weight, dweight = Interface(0x71000000, (64, 64), stream=0x55), Interface(0x72000000, (64, 64))
+            bias, dbias = Interface(0x73000000, (64,)), Interface(0x74000000, (64,))
+            fused_dense.forward(x, weight, bias, activation="silu", out=out, z=z, stream=0x77)
+            given = {"dx": dx, "dweight": dweight, "dbias": dbias}
+            assert fused_dense.backward(x, weight, bias, z, out, activation="silu", **given, stream=0x88) == tuple(given.values())
+            one = {"weight_gradient": False, "bias_gradient": False, "dx": dx}
+            assert fused_dense.backward(x, weight, bias, None, out, **one, stream=0x99) == (dx, None, None)
+            I = ferroflash.InputError
+            refused(I, "dx overlaps x", lambda: fused_dense.backward(x, weight, bias, None, out, **{**one, "dx": Interface(x.address, (8, 64))}))
+            refused(ferroflash.InputTypeError, "`dweight` must be given", lambda: fused_dense.backward(x, weight, None, None, out, dx=dx))
+        """)
+        symbols = {stream: [line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in (0x77, 0x88, 0x99)}
+        self.assertEqual(sum(map(len, symbols.values())), len(self.launches(log)), log)
+        launched = {0x77: ["dense_"], 0x88: ["dense_dz_", "norm_parts_", "dense_dx_", "dense_dw_"], 0x99: ["dense_dx_"]}
+        for stream, expected in launched.items():
+            found = symbols[stream]
+            self.assertTrue(len(found) == len(expected) and all(map(str.startswith, found, expected)), log)
 
     def test_programs_on_the_callers_stream(self):
         """The writers of what a program reads are waited for, too, and outputs do not touch it."""

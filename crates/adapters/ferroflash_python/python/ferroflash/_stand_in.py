@@ -14,6 +14,7 @@ _FLASH_ATTN_VERSION = "2.8.3"
 _OPERATORS = {
     "layers.rotary": ("rotary", ("apply_rotary_emb",)),
     "losses.cross_entropy": ("cross_entropy", ("CrossEntropyLoss",)),
+    "ops.fused_dense": ("fused_dense", ("FusedDense", "FusedMLP", "fused_dense_func", "fused_mlp_func")),
     "ops.triton.cross_entropy": ("cross_entropy", ("cross_entropy_loss",)),
     "ops.triton.layer_norm": ("layer_norm", ("RMSNorm", "layer_norm_fn", "rms_norm_fn")),
 }

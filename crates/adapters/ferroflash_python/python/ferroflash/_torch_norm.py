@@ -4,7 +4,7 @@ operation ``ferroflash::norm`` where PyTorch has to. Gradients of that are the o
 import torch
 
 from ._errors import InputError, missing
-from ._torch_operators import _is_grad_enabled, check_tensors, define, is_plain, rows, wants_gradients
+from ._torch_operators import _is_grad_enabled, check_tensors, define, is_plain, nothing, rows, wants_gradients
 from .ops import layer_norm as _arrays
 
 
@@ -150,20 +150,15 @@ def _gradients(ctx, dout, dtotal, compute):
     return *(x if kept else None for x, kept in zip((dx, dweight, dbias, dresidual), keep)), None, None, None
 
 
-def _nothing(of):
-    """What operations of PyTorch return where there is nothing."""
-    return of.new_empty((0,), dtype=torch.float32)
-
-
 def _eager(x, *arguments):
     found = _run(x, *arguments, return_statistics=True)
-    return tuple(_nothing(x) if tensor is None else tensor for tensor in found)
+    return tuple(nothing(x) if tensor is None else tensor for tensor in found)
 
 
 def _fake(x, weight, bias, residual, is_rms_norm, eps, zero_centered_weight):
     statistics = x.new_empty(x.shape[:-1], dtype=torch.float32)
-    total = _nothing(x) if residual is None else torch.empty_like(x, dtype=residual.dtype)
-    return torch.empty_like(x), total, _nothing(x) if is_rms_norm else statistics, torch.empty_like(statistics)
+    total = nothing(x) if residual is None else torch.empty_like(x, dtype=residual.dtype)
+    return torch.empty_like(x), total, nothing(x) if is_rms_norm else statistics, torch.empty_like(statistics)
 
 
 def _keep(ctx, inputs, output):
@@ -187,14 +182,14 @@ def _eager_backward(normalized, weight, bias, mean, rstd, dout, dtotal, is_rms_n
     dx, dresidual, dweight, dbias = found
     # An operation returns no tensor twice.
     dresidual = None if dresidual is dx else dresidual
-    return tuple(_nothing(dout) if tensor is None else tensor for tensor in (dx, dresidual, dweight, dbias))
+    return tuple(nothing(dout) if tensor is None else tensor for tensor in (dx, dresidual, dweight, dbias))
 
 
 def _fake_backward(normalized, weight, bias, mean, rstd, dout, dtotal, *options):
     dx = torch.empty_like(rows(dout))
     dresidual = None if normalized.dtype == dout.dtype else torch.empty_like(dx, dtype=normalized.dtype)
     of_columns = (torch.empty_like(x) if options[-1] and x is not None else None for x in (weight, bias))
-    return tuple(_nothing(dout) if tensor is None else tensor for tensor in (dx, dresidual, *of_columns))
+    return tuple(nothing(dout) if tensor is None else tensor for tensor in (dx, dresidual, *of_columns))
 
 
 _OPTIONS = "bool is_rms_norm, float eps, bool zero_centered_weight"

@@ -84,6 +84,11 @@ def rows(tensor):
     return tensor if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def nothing(of):
+    """What operations of PyTorch return where there is nothing."""
+    return of.new_empty((0,), dtype=torch.float32)
+
+
 def define(name, arguments, results, eager, fake, gradients=None, keep=None):
     """An operation of PyTorch, `ferroflash::name`. Without `gradients` it has none, and says so to who asks for some."""
     _library.define(f"{name}({arguments}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))

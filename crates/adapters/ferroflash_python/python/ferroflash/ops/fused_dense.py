@@ -1,15 +1,16 @@
-"""Dense layers, with biases, an activation and a residual behind the product. Forward alone: there are no gradients yet.
+"""Dense layers, with biases, an activation and a residual behind the product.
 
-``fused_dense_func`` and ``fused_mlp_func`` are those of ``flash_attn.ops.fused_dense``, on tensors of PyTorch. ``forward`` takes any arrays.
+``fused_dense_func``, ``fused_mlp_func``, ``FusedDense`` and ``FusedMLP`` are those of ``flash_attn.ops.fused_dense``, on tensors of PyTorch and with
+gradients. ``forward`` and ``backward`` take any arrays.
 """
 
 from .. import _native
 from .._arrays import package_of, shape_of
 from .._errors import InputError, InputTypeError
 
-_OF_TORCH = ("fused_dense_func", "fused_mlp_func")
+_OF_TORCH = ("FusedDense", "FusedMLP", "fused_dense_func", "fused_mlp_func")
 
-__all__ = ["forward", *_OF_TORCH]
+__all__ = ["backward", "forward", *_OF_TORCH]
 
 # What else activations are called: by nothing, and by flash_attn and PyTorch.
 _NAMES = {None: "identity", "gelu_approx": "gelu_tanh", "gelu": "gelu_erf"}
@@ -27,7 +28,7 @@ def forward(x, weight, bias=None, residual=None, *, activation=None, out=None, z
         residual: ``(.., n)``.
         activation: ``None``, "relu", "gelu" (by erf; "gelu_erf" is the same), "gelu_tanh" ("gelu_approx"), "silu", or "swiglu", ``silu(gate) up``.
         out: ``(.., n)``; ``None`` makes a new array, for those of PyTorch, NumPy and CuPy.
-        z: ``(.., n)``, of ``swiglu`` ``(.., 2 n)``: the sums before the activation.
+        z: ``(.., n)``, of ``swiglu`` ``(.., 2 n)``: the sums before the activation, from which gradients are computed.
         return_z: whether to make ``z`` where it is not given.
         stream, device: as in :func:`ferroflash.forward`.
 
@@ -47,6 +48,55 @@ def forward(x, weight, bias=None, residual=None, *, activation=None, out=None, z
     named = [("x", x), ("weight", weight), ("bias", bias), ("residual", residual), ("out", out), ("z", z)]
     _native.dense(package.told("ferroflash.ops.fused_dense.forward", named), package.stream_of(x, stream), device, activation)
     return out, z
+
+
+def backward(
+    x,
+    weight,
+    bias,
+    z,
+    dout,
+    *,
+    activation=None,
+    input_gradient=True,
+    weight_gradient=True,
+    bias_gradient=True,
+    dx=None,
+    dweight=None,
+    dbias=None,
+    stream=None,
+    device=None,
+):
+    """Gradients of :func:`forward`; that of ``residual`` is ``dout``. The same arrays give the same bits::
+
+        dz = dout activation'(z)      dx = dz weight      dweight = dz^T x      dbias = sum over rows of dz
+
+    Args:
+        x, weight, bias, activation: as in the call of ``forward``.
+        z: what it returned, with ``return_z``. ``None`` computes it again, by a product more; without an activation it must be.
+        dout: gradient with respect to ``out``, of its shape and type.
+        input_gradient, weight_gradient, bias_gradient: whether to make ``dx``, ``dweight`` and ``dbias`` where they are not given.
+        dx, dweight, dbias: arrays that gradients are written to, of the shapes of x, weight and bias. ``None`` makes a new one where there is what it
+            is the gradient of.
+        stream, device: as in :func:`ferroflash.forward`.
+
+    Returns:
+        ``(dx, dweight, dbias)``, with ``None`` for what there is not. On a GPU the call returns before the work is done.
+
+    Raises:
+        InputError, InputTypeError, DeviceError: before anything is launched, with what was given and what is accepted.
+    """
+    package, activation = package_of(x), activation_of(activation)
+    if input_gradient and dx is None:
+        dx = package.new_like(x, shape_of("x", x), "x", "`dx`")
+    if weight_gradient and dweight is None:
+        dweight = package.new_like(weight, shape_of("weight", weight), "weight", "`dweight`")
+    if bias_gradient and bias is not None and dbias is None:
+        dbias = package.new_like(bias, shape_of("bias", bias), "bias", "`dbias`")
+    named = [("x", x), ("weight", weight), ("bias", bias), ("z", z), ("dout", dout), ("dx", dx), ("dweight", dweight), ("dbias", dbias)]
+    tensors = package.told("ferroflash.ops.fused_dense.backward", named)
+    _native.dense_backward(tensors, package.stream_of(x, stream), device, activation)
+    return dx, dweight, dbias
 
 
 def activation_of(activation):
