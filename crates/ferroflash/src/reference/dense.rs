@@ -103,10 +103,9 @@ impl ReferenceDense<'_> {
         for (row, x) in x.chunks(depth).enumerate() {
             let (z, dout) = (&z[row * sums..][..sums], &dout[row * columns..][..columns]);
             for (sum, dz) in self.through(z, dout).into_iter().enumerate() {
-                for i in 0..depth {
-                    result.dx[row * depth + i] += dz * self.weight[sum * depth + i];
-                    result.dweight[sum * depth + i] += dz * x[i];
-                }
+                let weight = &self.weight[sum * depth..][..depth];
+                result.dx[row * depth..].iter_mut().zip(weight).for_each(|(dx, weight)| *dx += dz * weight);
+                result.dweight[sum * depth..].iter_mut().zip(x).for_each(|(dweight, x)| *dweight += dz * x);
                 result.dbias[sum] += dz;
             }
         }
@@ -132,10 +131,9 @@ impl ReferenceDense<'_> {
             let (z, dout) = (&z[row * sums..][..sums], &dout[row * columns..][..columns]);
             for (sum, dz) in self.through(z, dout).into_iter().enumerate() {
                 let dz = round(dz as f32, dtype);
-                for i in 0..depth {
-                    dx[row * depth + i] += dz * self.weight[sum * depth + i] as f32;
-                    dweight[sum * depth + i] += dz * x[i] as f32;
-                }
+                let weight = &self.weight[sum * depth..][..depth];
+                dx[row * depth..].iter_mut().zip(weight).for_each(|(dx, &weight)| *dx += dz * weight as f32);
+                dweight[sum * depth..].iter_mut().zip(x).for_each(|(dweight, &x)| *dweight += dz * x as f32);
                 dbias[sum] += dz;
             }
         }
