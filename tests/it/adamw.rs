@@ -5,6 +5,7 @@ use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
 use crate::support::lie::Lie;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{AdamW, AdamWTensor, Operation, StepNumber};
 use ferroflash::reference::{ReferenceAdamW, ReferenceAdamWState};
 use ferroflash::{DType, Device, Element, Indices, Layout, Tensor, bf16, f16};
@@ -246,30 +247,6 @@ impl Case {
         }
         Ok(())
     }
-}
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
 }
 
 /// Tensors around the elements of a vector and of a thread block, at any place, with and without masters and gradients of f32.

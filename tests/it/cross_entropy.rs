@@ -1,12 +1,13 @@
 //! Cross-entropy, forward and backward, against its definition. What it refuses is in `cross_entropy_errors`, what of its kernels may not go in
 //! `softmax_mutants`.
 
-use crate::norms::{for_each_dtype, lie};
+use crate::norms::lie;
 use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
 use crate::support::rule::check;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Operation};
 use ferroflash::reference::ReferenceCrossEntropy;
 use ferroflash::{DType, Device, Element, EmulatorConfig, Indices, Layout, Tensor, bf16, f16};

@@ -5,6 +5,7 @@ use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Activation, Dense, DenseOutputViewMut, Operation};
 use ferroflash::reference::{ReferenceDense, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
@@ -149,30 +150,6 @@ impl Case {
         let layer = Dense::new(&weight).with_activation(self.activation).with_hopper(self.hopper);
         layer.plan(&x.view()).unwrap().symbols()[0]
     }
-}
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
 }
 
 /// Every row of forward at the edges of its tiles, with every activation.

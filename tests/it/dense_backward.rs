@@ -6,6 +6,7 @@ use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
 use crate::support::rule;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Activation, Dense, DenseGradientsViewMut, Operation};
 use ferroflash::reference::{ReferenceDense, ReferenceDenseGradients};
 use ferroflash::{DType, Device, Dims, Element, EmulatorConfig, Layout, Operand, Tensor, bf16, f16};
@@ -175,30 +176,6 @@ impl Gradients {
         let dense = Dense::new(&weight).with_activation(layer.activation).with_hopper(layer.hopper);
         dense.plan_backward(&x.view(), None, &dout.view()).unwrap().symbols()
     }
-}
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
 }
 
 /// Every row of the list at the edges of its tiles.

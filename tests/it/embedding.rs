@@ -6,6 +6,7 @@ use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Embedding, Operation};
 use ferroflash::reference::{ReferenceEmbedding, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Indices, Layout, Tensor, bf16, f16};
@@ -174,30 +175,6 @@ impl Case {
             None => Ok(found),
         }
     }
-}
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
 }
 
 /// Rows of the list at the edges of their tiles, and behind them.

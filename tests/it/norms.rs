@@ -5,6 +5,7 @@ use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Operation};
 use ferroflash::reference::{ReferenceNorm, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
@@ -291,31 +292,6 @@ impl Case {
         Ok(all)
     }
 }
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
-}
-pub(crate) use for_each_dtype;
 
 /// Every row of the list is what runs at its edges, with one row of the tensor less, and more, than a thread block has.
 fn every_row_at_its_edges<T: Element>() {

@@ -6,6 +6,7 @@ use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
 use crate::support::lie::Lie;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Operation, Rotary, RotaryPositions};
 use ferroflash::reference::{ReferenceRotary, max_abs_difference, tolerance};
 use ferroflash::{DType, Device, Element, Indices, Layout, Tensor, bf16, f16};
@@ -205,30 +206,6 @@ impl Case {
             (lie.upload(device, &shape, &values), to_f64(&values))
         }
     }
-}
-
-/// One test for each element type.
-macro_rules! for_each_dtype {
-    ($check:ident) => {
-        mod $check {
-            use super::*;
-
-            #[test]
-            fn of_f32() {
-                super::$check::<f32>();
-            }
-
-            #[test]
-            fn of_f16() {
-                super::$check::<f16>();
-            }
-
-            #[test]
-            fn of_bf16() {
-                super::$check::<bf16>();
-            }
-        }
-    };
 }
 
 /// Heads and columns around what a thread has, in every way of a call and both styles, whole vectors and others.

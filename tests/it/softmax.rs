@@ -1,12 +1,13 @@
 //! Softmax and its logarithm, forward and backward, against their definitions. What they refuse is in `softmax_errors`, what of their kernels may not go in
 //! `softmax_mutants`.
 
-use crate::norms::{for_each_dtype, lie};
+use crate::norms::lie;
 use crate::support::case::to_f64;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::lie::Lie;
 use crate::support::rule::check;
+use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Operation, Softmax};
 use ferroflash::reference::{ReferenceSoftmax, max_abs_difference};
 use ferroflash::{DType, Device, Dims, Element, EmulatorConfig, Layout, Tensor, bf16, f16};

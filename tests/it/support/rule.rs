@@ -13,3 +13,28 @@ pub(crate) fn check(name: &str, found: &[f64], exact: &[f64], rounded: &[f64], u
         Err(format!("{name} is off by {error:e} times {unit:e}, {bound:e} is accepted"))
     }
 }
+
+/// One test for each element type.
+macro_rules! for_each_dtype {
+    ($check:ident) => {
+        mod $check {
+            use super::*;
+
+            #[test]
+            fn of_f32() {
+                super::$check::<f32>();
+            }
+
+            #[test]
+            fn of_f16() {
+                super::$check::<f16>();
+            }
+
+            #[test]
+            fn of_bf16() {
+                super::$check::<bf16>();
+            }
+        }
+    };
+}
+pub(crate) use for_each_dtype;

@@ -27,6 +27,8 @@ pub(super) struct Through<'p> {
     pub(super) z: Option<&'p Matrix>,
     pub(super) dz: Option<&'p Matrix>,
     row: &'static Variant,
+    /// Thread blocks that share out the columns.
+    strips: u64,
     /// Parts that share out the rows.
     pub(super) parts: u64,
 }
@@ -43,7 +45,7 @@ impl<'p> Through<'p> {
         let held = u64::from(device.info().multiprocessors) * u64::from(row.entry.min_ctas);
         let most = dout.rows.div_ceil(row.tile.block_rows() as usize).max(1) as u64;
         let strips = dout.columns.div_ceil(row.tile.columns() as usize) as u64;
-        Through { activation, dout, z, dz, row, parts: held.div_ceil(strips).clamp(1, most) }
+        Through { activation, dout, z, dz, row, strips, parts: held.div_ceil(strips).clamp(1, most) }
     }
 
     /// Bytes of the sums.
@@ -54,16 +56,15 @@ impl<'p> Through<'p> {
 
     /// The launch; sums over rows go to the buffer of this index.
     pub(super) fn step(&self, device: &Device, sums: Option<usize>) -> Result<Step> {
-        let Through { activation, dout, z, dz, row, parts } = *self;
+        let Through { activation, dout, z, dz, row, strips, parts } = *self;
         check_device(&row.entry, device.info())?;
-        let strips = dout.columns.div_ceil(row.tile.columns() as usize) as u64;
         let (needed, limit) = (parts * strips, MAX_GRID);
         if needed > limit {
             return Err(Error::GridTooLarge { symbol: row.entry.symbol, needed: needed.into(), limit });
         }
         let matrices = [Some(dout), z, dz];
         // Whole pieces of the output are whole pieces of each half of what there is twice as much of.
-        let aligned = matrices.into_iter().flatten().all(Matrix::is_whole) && dout.is_whole();
+        let aligned = matrices.into_iter().flatten().all(Matrix::is_whole);
         let place = |matrix: Option<&Matrix>| {
             let row_stride = matrix.map_or(0, |matrix| matrix.stride as u64);
             MatrixParams { address: 0, row_stride }
