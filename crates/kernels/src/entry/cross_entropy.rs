@@ -2,7 +2,7 @@
 
 use cuda_std::prelude::*;
 #[cfg(not(target_feature = "sm_90a"))]
-use kernel_spec::families::cross_entropy::CrossEntropyBackwardParams;
+use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, LossPartsParams};
 use kernel_spec::families::cross_entropy::{CrossEntropyParams, Variant};
 use kernel_spec::families::rows::{RowTile, SumsMemory};
 
@@ -23,6 +23,9 @@ macro_rules! entry {
     };
     (Backward $vectors:literal, $($row:tt)*) => {
         row_entry! { $($row)*, CrossEntropyBackwardParams => cross_entropy::backward::<Row, $vectors> }
+    };
+    (Parts $vectors:literal, $($row:tt)*) => {
+        row_entry! { $($row)*, LossPartsParams => cross_entropy::parts::<Row> }
     };
 }
 

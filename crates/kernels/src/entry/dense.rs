@@ -2,9 +2,9 @@
 
 use cuda_std::prelude::*;
 #[cfg(not(target_feature = "sm_90a"))]
-use kernel_spec::families::dense::DenseParams;
+use kernel_spec::families::dense::{DenseParams, LogitsParams};
 #[cfg(target_feature = "sm_90a")]
-use kernel_spec::families::dense::HopperDenseParams;
+use kernel_spec::families::dense::{HopperDenseParams, HopperLogitsParams};
 use kernel_spec::families::dense::Variant;
 
 #[cfg(not(target_feature = "sm_90a"))]
@@ -25,6 +25,25 @@ macro_rules! entries {
     };
 }
 
+/// The parameters of a pass.
+#[cfg(not(target_feature = "sm_90a"))]
+macro_rules! params {
+    (Losses) => { LogitsParams };
+    (LogitGradient) => { LogitsParams };
+    ($layer:ident) => { DenseParams };
+}
+
+/// The same on Hopper, and what is behind the maps.
+#[cfg(target_feature = "sm_90a")]
+macro_rules! hopper_params {
+    (Losses) => { HopperLogitsParams };
+    (LogitGradient) => { HopperLogitsParams };
+    ($layer:ident) => { HopperDenseParams };
+    (Losses of $p:ident) => { &$p.logits };
+    (LogitGradient of $p:ident) => { &$p.logits };
+    ($layer:ident of $p:ident) => { &$p.dense };
+}
+
 macro_rules! entry {
     (Warpgroups $pass:ident $rows:literal x $columns:literal x $depth:literal $t:ident $symbol:ident $threads:literal $min_ctas:literal $reason:literal) => {
         #[cfg(target_feature = "sm_90a")]
@@ -32,7 +51,7 @@ macro_rules! entry {
         pub mod $symbol {
             use super::*;
 
-            entry! { @row $symbol }
+            entry! { @row $pass $symbol }
 
             impl hopper::Config for Row {
                 type T = $t;
@@ -40,10 +59,10 @@ macro_rules! entry {
             }
 
             #[kernel(threads = $threads, min_ctas = $min_ctas, param_align = 64)]
-            pub unsafe fn $symbol(p: HopperDenseParams) {
-                let params = cuda_std::param_address!($symbol);
+            pub unsafe fn $symbol(p: hopper_params!($pass)) {
+                let maps = cuda_std::param_address!($symbol);
                 // SAFETY: launched with this row's threads, shared memory and clusters.
-                unsafe { hopper::product::<Row>(&p, params) }
+                unsafe { hopper::product::<Row>(hopper_params!($pass of p), maps) }
             }
         }
     };
@@ -53,7 +72,7 @@ macro_rules! entry {
         pub mod $symbol {
             use super::*;
 
-            entry! { @row $symbol }
+            entry! { @row $pass $symbol }
 
             impl portable::Config for Row {
                 type T = $t;
@@ -61,18 +80,19 @@ macro_rules! entry {
             }
 
             #[kernel(threads = $threads, min_ctas = $min_ctas)]
-            pub unsafe fn $symbol(p: DenseParams) {
+            pub unsafe fn $symbol(p: params!($pass)) {
                 // SAFETY: launched with this row's threads and shared memory.
                 unsafe { portable::product::<Row>(&p) }
             }
         }
     };
-    (@row $symbol:ident) => {
+    (@row $pass:ident $symbol:ident) => {
         /// The row.
         pub struct Row;
 
         impl dense::Config for Row {
             const ROW: &'static Variant = Variant::named(stringify!($symbol));
+            type Epilogue = dense::passes::$pass;
         }
     };
 }

@@ -15,6 +15,8 @@
 //!                           [ 0 ][ 1 ][ 2 ] ..  maximum, weights, sum
 //! ```
 //!
+//! Of logits that are never in memory, each tile of the product that they are sums of leaves such a pair for each row, and [`parts`] makes a loss of these.
+//!
 //! Backward knows the log-sum-exp, so that no thread waits for another: a thread block has one tile, which it reads and writes, and both may be in the same
 //! memory.
 
@@ -22,7 +24,8 @@ use core::f32::consts::{LN_2, LOG2_E};
 
 use cuda_std::{copy, math};
 use kernel_spec::families::cross_entropy::features::SMOOTHING;
-use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams};
+use kernel_spec::Divisor;
+use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, LossPartsParams};
 use kernel_spec::families::rows::Sharing;
 
 use crate::operators::online::{Online, weight};
@@ -62,7 +65,7 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &CrossEntropyParams) {
     }
 
     // Weights of logits, which differ by powers of two of this.
-    let factor = p.scale * LOG2_E;
+    let factor = p.options.scale * LOG2_E;
     let mut own = Tally { seen: Online::NONE, total: 0.0, factor, has_smoothing };
     for tile in 0..tiles {
         let here = first.later::<C>(tile);
@@ -84,32 +87,58 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &CrossEntropyParams) {
         (all, if has_smoothing { sums.over::<C, 1>([own.total]) } else { [0.0] })
     };
     if writes {
+        let of = RowLoss::new(&p.options, &all, total[0], columns, target, target_logit);
+        // SAFETY: one number a row, which no other thread writes.
+        unsafe { of.store(row, [p.loss, p.lse, p.z_losses]) };
+    }
+}
+
+/// What a row gives.
+struct RowLoss {
+    loss: f32,
+    lse: f32,
+    z_loss: f32,
+}
+
+impl RowLoss {
+    /// Of a row of `classes` logits of this maximum and sum of weights; `total` is the sum of the logits themselves, which counts with smoothing alone.
+    #[inline(always)]
+    fn new(of: &LossOptions, all: &Online, total: f32, classes: u32, target: i32, target_logit: f32) -> RowLoss {
         let log_sum = math::log2(all.sum) * LN_2;
         // The product is rounded before the sum, as backward rounds it before the difference: where one logit has all of a row, its error cancels.
-        let lse = all.max * p.scale + log_sum;
+        let lse = all.max * of.scale + log_sum;
         // Differences before the logarithm: the log-sum-exp is rounded like the largest logit, which the loss may be far below.
         let below = #[inline(always)]
-        |logit: f32| math::fma(all.max - logit, p.scale, log_sum);
+        |logit: f32| math::fma(all.max - logit, of.scale, log_sum);
         let mut loss = below(target_logit);
-        if has_smoothing {
-            loss = math::fma(p.smoothing, below(total[0] / columns as f32) - loss, loss);
+        if of.smoothing != 0.0 {
+            loss = math::fma(of.smoothing, below(total / classes as f32) - loss, loss);
         }
         // Without its factor there is none, whatever the log-sum-exp is.
-        let mut z_loss = if p.z_loss == 0.0 { 0.0 } else { p.z_loss * lse * lse };
+        let mut z_loss = if of.z_loss == 0.0 { 0.0 } else { of.z_loss * lse * lse };
         loss += z_loss;
-        if p.has_ignored != 0 && target == p.ignored {
+        if of.has_ignored != 0 && target == of.ignored {
             (loss, z_loss) = (0.0, 0.0);
-        } else if target as u32 >= columns {
+        } else if target as u32 >= classes {
             loss = f32::NAN;
         }
-        // SAFETY: one number a row, which no other thread writes.
+        RowLoss { loss, lse, z_loss }
+    }
+
+    /// Writes it where `to` has losses, and log-sum-exps and their losses where these are wanted.
+    ///
+    /// # Safety
+    /// The row exists, and no other thread writes its numbers.
+    #[inline(always)]
+    unsafe fn store(&self, row: u32, to: [u64; 3]) {
+        // SAFETY: passed on.
         unsafe {
-            copy::store_f32(p.loss + row as u64 * 4, loss);
-            if p.lse != 0 {
-                copy::store_f32(p.lse + row as u64 * 4, lse);
+            copy::store_f32(to[0] + row as u64 * 4, self.loss);
+            if to[1] != 0 {
+                copy::store_f32(to[1] + row as u64 * 4, self.lse);
             }
-            if p.z_losses != 0 {
-                copy::store_f32(p.z_losses + row as u64 * 4, z_loss);
+            if to[2] != 0 {
+                copy::store_f32(to[2] + row as u64 * 4, self.z_loss);
             }
         }
     }
@@ -172,25 +201,95 @@ pub unsafe fn backward<C: Config, const V: usize>(p: &CrossEntropyBackwardParams
         let target = copy::load_u32(p.targets + row as u64 * 4) as i32;
         let lse = copy::load_f32(p.lse + row as u64 * 4);
         let dloss = copy::load_f32(p.dloss + row as u64 * 4);
-        let counts = p.has_ignored == 0 || target != p.ignored;
-        // A target that is no class has no gradient, which shows.
-        let dlogit = if (target as u32) < columns { dloss * p.scale } else { f32::NAN };
-        let slope = if p.z_loss == 0.0 { dlogit } else { dlogit * math::fma(2.0 * p.z_loss, lse, 1.0) };
-        let of_all = dlogit * p.smoothing / columns as f32;
-        let of_target = dlogit * (1.0 - p.smoothing);
+        let of = RowGradient::new(&p.options, columns, target, lse, dloss);
         for v in 0..V {
             let mut x = C::T::widen_chunk(words[v]);
             for e in 0..C::T::CHUNK {
-                let p = weight(x[e] * p.scale, lse, LOG2_E);
-                x[e] = if counts { math::fma(p, slope, -of_all) } else { 0.0 };
+                x[e] = of.at(x[e]);
             }
             let in_vector = (target as u32).wrapping_sub(own.column::<C>(v));
-            if counts && in_vector < C::CHUNK {
+            if in_vector < C::CHUNK {
                 for e in 0..C::T::CHUNK {
-                    x[e] -= if e as u32 == in_vector { of_target } else { 0.0 };
+                    x[e] -= if e as u32 == in_vector { of.of_target } else { 0.0 };
                 }
             }
             own.store::<C>(place.start::<C::T>(&p.dlogits, false), false, v, x);
+        }
+    }
+}
+
+/// The gradient of a row, as a function of its logits.
+#[derive(Clone, Copy)]
+pub struct RowGradient {
+    scale: f32,
+    lse: f32,
+    /// The factor on probabilities.
+    slope: f32,
+    /// What every class has less.
+    of_all: f32,
+    /// What the target has less beside that.
+    pub of_target: f32,
+    /// Whether the row is not the ignored one.
+    counts: bool,
+}
+
+impl RowGradient {
+    /// Of a row of `classes` logits with this target and log-sum-exp.
+    #[inline(always)]
+    pub fn new(of: &LossOptions, classes: u32, target: i32, lse: f32, dloss: f32) -> RowGradient {
+        let counts = of.has_ignored == 0 || target != of.ignored;
+        // A target that is no class has no gradient, which shows.
+        let dlogit = if (target as u32) < classes { dloss * of.scale } else { f32::NAN };
+        let slope = if of.z_loss == 0.0 { dlogit } else { dlogit * math::fma(2.0 * of.z_loss, lse, 1.0) };
+        let of_all = dlogit * of.smoothing / classes as f32;
+        let of_target = if counts { dlogit * (1.0 - of.smoothing) } else { 0.0 };
+        RowGradient { scale: of.scale, lse, slope, of_all, of_target, counts }
+    }
+
+    /// That of a logit, but for what the target has less.
+    #[inline(always)]
+    pub fn at(&self, logit: f32) -> f32 {
+        let p = weight(logit * self.scale, self.lse, LOG2_E);
+        if self.counts { math::fma(p, self.slope, -self.of_all) } else { 0.0 }
+    }
+}
+
+/// One thread block: losses and log-sum-exps of some rows, a warp each, from what tiles of a product have left of their logits.
+///
+/// # Safety
+/// Kernel entry: all threads of the block.
+#[inline(always)]
+pub unsafe fn parts<C: Config>(p: &LossPartsParams) {
+    let seat = Seat::of::<C>(&const { Divisor::new(1) });
+    let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
+    let exists = row < p.rows;
+    let factor = p.options.scale * LOG2_E;
+    let (mut seen, mut total) = (Online::NONE, 0.0);
+    let mut part = if exists { seat.thread } else { p.parts };
+    while part < p.parts {
+        let at = row as u64 * p.parts as u64 + part as u64;
+        // SAFETY: the part exists.
+        let [max, sum] = unsafe { f32::load_two_within(p.pairs + at * 8, 0, 1) };
+        let both = math::max(seen.max, max);
+        seen = seen.raised(both, factor);
+        seen.sum += Online { max, sum }.raised(both, factor).sum;
+        if p.totals != 0 {
+            // SAFETY: as above.
+            total += unsafe { copy::load_f32(p.totals + at * 4) };
+        }
+        part += C::ROW_THREADS;
+    }
+    // SAFETY: all threads come here; the row exists where its numbers are read and written.
+    unsafe {
+        let mut sums = Sums::new::<C>(&seat);
+        let all = sums.online::<C>(seen, factor);
+        let [total] = sums.over::<C, 1>([total]);
+        if seat.is_first() && exists {
+            let target = copy::load_u32(p.targets + row as u64 * 4) as i32;
+            // That of a target that is no class was never written.
+            let is_class = (target as u32) < p.classes;
+            let logit = if is_class { copy::load_f32(p.target_logits + row as u64 * 4) } else { 0.0 };
+            RowLoss::new(&p.options, &all, total, p.classes, target, logit).store(row, [p.loss, p.lse, p.z_losses]);
         }
     }
 }

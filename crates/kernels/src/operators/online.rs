@@ -53,7 +53,7 @@ impl Online {
     /// # Safety
     /// Converged warp.
     #[inline(always)]
-    unsafe fn over_lanes(self, lanes: u32, factor: f32) -> Online {
+    pub unsafe fn over_lanes(self, lanes: u32, factor: f32) -> Online {
         let mut max = self.max;
         // SAFETY: the caller guarantees convergence.
         unsafe {

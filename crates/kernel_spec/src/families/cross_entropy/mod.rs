@@ -4,7 +4,7 @@ mod params;
 #[macro_use]
 mod rows;
 
-pub use params::{CrossEntropyBackwardParams, CrossEntropyParams};
+pub use params::{CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, LossPartsParams};
 
 use super::rows::{MAX_COLUMNS, RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
@@ -26,6 +26,8 @@ pub enum Pass {
     Forward,
     /// The gradient of the logits.
     Backward,
+    /// Losses and log-sum-exps of logits that were never in memory, from what tiles of a product have left of them.
+    Parts,
 }
 
 /// One row of the list. Its tile: how rows lie.
@@ -63,6 +65,7 @@ const fn variant(
     let (params_bytes, slots, accepts) = match pass {
         Pass::Forward => (size_of::<CrossEntropyParams>(), SLOTS, FeatureSet::of(features::SMOOTHING)),
         Pass::Backward => (size_of::<CrossEntropyBackwardParams>(), 0, FeatureSet::NONE),
+        Pass::Parts => (size_of::<LossPartsParams>(), 0, FeatureSet::NONE),
     };
     let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, slots, accepts);
     Variant { entry, pass, tile, reason }

@@ -46,6 +46,8 @@ macro_rules! for_each_cross_entropy_row {
                 "as forward";
             Backward Again 128 x 4 [F16 cross_entropy_backward_f16, Bf16 cross_entropy_backward_bf16, F32 cross_entropy_backward_f32] 128, 8,
                 "a tile a thread block: 64 KiB on their way to a multiprocessor, in eight that wait apart";
+            Parts Again 32 x 1 [F32 linear_cross_entropy_parts] 128, 8,
+                "a warp a row, whose lanes share out the parts: it waits for no other";
         }
     };
 }

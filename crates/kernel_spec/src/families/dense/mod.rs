@@ -6,7 +6,7 @@ mod params;
 mod rows;
 
 pub use order::TileOrder;
-pub use params::{DenseParams, HopperDenseParams, MatrixParams};
+pub use params::{DenseParams, HopperDenseParams, HopperLogitsParams, LogitsParams, MatrixParams};
 
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
@@ -49,6 +49,14 @@ pub mod features {
     /// All slots of activations.
     pub const ALL: FeatureSet = A.union(B).union(C);
 
+    /// Of the gradient of x, which has no activation: the output is f32, whatever the operands are.
+    pub const WIDE_OUT: u32 = 0;
+    /// And so is what is added to it.
+    pub const WIDE_RESIDUAL: u32 = 1;
+
+    /// All slots of the gradient of x.
+    pub const WIDE: FeatureSet = FeatureSet::of(WIDE_OUT).union(FeatureSet::of(WIDE_RESIDUAL));
+
     /// Whether these features are an activation of two products.
     #[inline(always)]
     pub const fn is_gated(set: FeatureSet) -> bool {
@@ -62,6 +70,8 @@ pub mod features {
 /// Forward           out [rows, n] = x [rows, k]  w [n, k]^T       both with what is summed over in their rows
 /// InputGradient     dx  [rows, k] = dz [rows, n] w [n, k]         the second one with a row for each number that is summed over
 /// WeightGradient    dw  [n, k]    = dz [rows, n]^T x [rows, k]    both
+/// Losses            none, of x [rows, k] w [n, k]^T               as forward: the sums are logits, and what losses need of them leaves
+/// LogitGradient     dz  [rows, n] of the same                     as forward: the sums are logits, and their gradient leaves
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pass {
@@ -71,23 +81,28 @@ pub enum Pass {
     InputGradient,
     /// That of the weights.
     WeightGradient,
+    /// What the losses of rows of logits need of a tile of these.
+    Losses,
+    /// The gradient of the logits.
+    LogitGradient,
 }
 
 impl Pass {
     /// Whether each operand has the axis that is summed over in its rows, which are contiguous; else along them.
     pub const fn depth_in_rows(self) -> [bool; 2] {
         match self {
-            Pass::Forward => [true, true],
+            Pass::Forward | Pass::Losses | Pass::LogitGradient => [true, true],
             Pass::InputGradient => [true, false],
             Pass::WeightGradient => [false, false],
         }
     }
 
-    /// The activations, of which there are some in the pass that has an epilogue for them.
-    pub const fn accepts(self) -> FeatureSet {
-        match self {
-            Pass::Forward => features::ALL,
-            Pass::InputGradient | Pass::WeightGradient => FeatureSet::NONE,
+    /// The features: activations of forward, and sums in f32 of the gradient of x, whose type that is not.
+    pub const fn accepts(self, dtype: DType) -> FeatureSet {
+        match (self, dtype) {
+            (Pass::Forward, _) => features::ALL,
+            (Pass::InputGradient, DType::F16 | DType::Bf16) => features::WIDE,
+            _ => FeatureSet::NONE,
         }
     }
 }
@@ -224,9 +239,12 @@ const fn variant(
     reason: &'static str,
 ) -> Variant {
     let shared_bytes = Memory::of(engine, dtype, &tile).total;
-    let (arch, params_bytes) = match engine {
-        Engine::Warpgroups => (Arch::Sm90a, size_of::<HopperDenseParams>()),
-        Engine::Warps => (Arch::Sm80, size_of::<DenseParams>()),
+    let logits = matches!(pass, Pass::Losses | Pass::LogitGradient);
+    let (arch, params_bytes) = match (engine, logits) {
+        (Engine::Warpgroups, false) => (Arch::Sm90a, size_of::<HopperDenseParams>()),
+        (Engine::Warpgroups, true) => (Arch::Sm90a, size_of::<HopperLogitsParams>()),
+        (Engine::Warps, false) => (Arch::Sm80, size_of::<DenseParams>()),
+        (Engine::Warps, true) => (Arch::Sm80, size_of::<LogitsParams>()),
     };
     assert!(shared_bytes <= arch.shared_bytes(), "every GPU has room for the buffers");
     let entry = Entry {
@@ -237,7 +255,7 @@ const fn variant(
         min_ctas,
         params_bytes: params_bytes as u32,
         feature_slots: SLOTS,
-        accepts: pass.accepts(),
+        accepts: pass.accepts(dtype),
         cooperative: false,
         max_cluster: tile.cluster,
     };
@@ -264,7 +282,7 @@ pub fn find(
     VARIANTS.iter().filter(|row| row.pass == pass && row.engine == engine && row.dtype == dtype).min_by_key(cycles)
 }
 
-const _: () = assert!(size_of::<HopperDenseParams>() <= 4096, "parameters of a kernel are 4 KiB at most");
+const _: () = assert!(size_of::<HopperLogitsParams>() <= 4096, "parameters of a kernel are 4 KiB at most");
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 use super::SLOTS;
 use super::order::TileOrder;
 use crate::copy_engine::TensorMap;
+use crate::families::cross_entropy::LossOptions;
 use crate::features::Features;
 
 /// A matrix whose rows are contiguous.
@@ -33,7 +34,7 @@ pub struct DenseParams {
     pub out: MatrixParams,
     /// Where `z` is kept, `[rows, columns]`, of a gated activation `[rows, 2 columns]`, or none.
     pub kept: MatrixParams,
-    /// What is added to the activations, `[rows, columns]`, or none.
+    /// What is added to the activations, `[rows, columns]`, or none; it may be the output itself.
     pub residual: MatrixParams,
     /// Device address of the biases, one for each row of `b`, or 0.
     pub bias: u64,
@@ -63,4 +64,46 @@ pub struct HopperDenseParams {
     pub b: TensorMap,
     /// The rest.
     pub dense: DenseParams,
+}
+
+/// Parameters of a product whose sums are logits, and never leave: `logits = a b^T + bias`, of some of the classes of each row. See
+/// [`cross_entropy`](crate::families::cross_entropy) for what becomes of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitsParams {
+    /// Device address of the targets, contiguous `i32 [rows]`.
+    pub targets: u64,
+    /// Of the losses: where each tile leaves the maximum of its logits of a row, and the sum of their weights against it, `f32 [rows, parts, 2]`.
+    pub pairs: u64,
+    /// Of the losses: where it leaves the sum of the logits themselves, `f32 [rows, parts]`, or 0 without smoothing.
+    pub totals: u64,
+    /// Of the losses: where the logit of each row's target goes, `f32 [rows]`. That of a target that is no class stays as it is.
+    pub target_logits: u64,
+    /// Of the gradient: device address of the log-sum-exps, contiguous `f32 [rows]`.
+    pub lse: u64,
+    /// Of the gradient: that of the gradients with respect to the losses, as the log-sum-exps.
+    pub dloss: u64,
+    /// Parts of a row.
+    pub parts: u32,
+    /// Classes before that of the first column.
+    pub before: u32,
+    /// Classes of a row, over all products.
+    pub classes: u32,
+    /// The loss.
+    pub options: LossOptions,
+    /// The product. The gradient is its output, whose rows are a multiple of 16 bytes apart, and whose columns behind the last are anybody's; the losses have
+    /// none. `out_aligned` is that of the biases alone.
+    pub dense: DenseParams,
+}
+
+/// The same on Hopper.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HopperLogitsParams {
+    /// Map of `a`.
+    pub a: TensorMap,
+    /// Map of `b`.
+    pub b: TensorMap,
+    /// The rest.
+    pub logits: LogitsParams,
 }

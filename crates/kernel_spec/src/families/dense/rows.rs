@@ -39,6 +39,20 @@ macro_rules! for_each_dense_row {
                 "as forward";
             WeightGradient Warps 128 x 128 x 32 [F32 dense_dw_f32_128x128] 256, 1, 3, 1, 8, 4200,
                 "as forward";
+            Losses Warpgroups 128 x 256 x 64
+                [F16 linear_cross_entropy_hopper_f16_128x256, Bf16 linear_cross_entropy_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
+                "as forward; a vocabulary has tiles enough for all multiprocessors";
+            Losses Warps 128 x 128 x 32 [F16 linear_cross_entropy_f16_128x128, Bf16 linear_cross_entropy_bf16_128x128] 256, 1, 4, 1, 8, 1200,
+                "as forward";
+            Losses Warps 128 x 128 x 32 [F32 linear_cross_entropy_f32_128x128] 256, 1, 3, 1, 8, 4200,
+                "as forward";
+            LogitGradient Warpgroups 128 x 256 x 64
+                [F16 linear_cross_entropy_dlogits_hopper_f16_128x256, Bf16 linear_cross_entropy_dlogits_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
+                "as the losses";
+            LogitGradient Warps 128 x 128 x 32 [F16 linear_cross_entropy_dlogits_f16_128x128, Bf16 linear_cross_entropy_dlogits_bf16_128x128] 256, 1, 4, 1, 8, 1200,
+                "as forward";
+            LogitGradient Warps 128 x 128 x 32 [F32 linear_cross_entropy_dlogits_f32_128x128] 256, 1, 3, 1, 8, 4200,
+                "as forward";
         }
     };
 }

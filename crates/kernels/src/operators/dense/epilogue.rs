@@ -12,69 +12,79 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, thread, warp};
-use kernel_spec::FeatureSet;
-use kernel_spec::families::dense::features::is_gated;
+use kernel_spec::families::dense::features::{WIDE_OUT, WIDE_RESIDUAL, is_gated};
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
 
 use crate::operators::dense::activation::activation;
+use crate::operators::dense::{Config, Epilogue};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 
 /// Fragments whose lanes exchange what they write.
-const FOUR: usize = 4;
+pub(super) const FOUR: usize = 4;
 
 /// A lane's numbers of a row, of four neighbouring fragments.
-type Four = [[f32; 2]; FOUR];
+pub(super) type Four = [[f32; 2]; FOUR];
 
-/// Writes a warp's part of the product: 16 rows a fragment from row `row` on, and of the output 8 columns a fragment from column `col` on. What does not
-/// exist is left out.
-///
-/// `ALIGNED`: all that is read and written moves in whole pieces; else the parameters say whether it does. `which` is the activation.
-///
-/// # Safety
-/// All threads of the warp, converged; no other warp writes these rows and columns.
-#[inline(always)]
-pub unsafe fn leave<T: Element, F: Fragments, const ALIGNED: bool>(
-    p: &DenseParams,
-    which: FeatureSet,
-    acc: &F,
-    row: u32,
-    col: u32,
-) {
-    const { assert!(F::N.is_multiple_of(2 * FOUR), "whole groups of four fragments, of the gate and of what it opens") };
-    let gated = is_gated(which);
-    let fragments = if gated { F::N / 2 } else { F::N };
-    for m in 0..F::M {
-        for first in (0..F::N).step_by(FOUR) {
-            if first >= fragments {
-                continue;
-            }
-            let own = Columns::<T> {
-                col: col + 8 * first as u32,
-                aligned: ALIGNED || p.out_aligned != 0,
-                element: PhantomData,
-            };
-            // SAFETY: passed on.
-            unsafe {
-                let bias = own.biases(p, 0);
-                let up_bias = if gated { own.biases(p, p.columns) } else { bias };
-                for half in 0..2 {
-                    let row = row + 16 * m as u32 + 8 * half as u32 + thread::lane() / 4;
-                    let z = sums(acc, [m, first, half], &bias);
-                    own.store(&p.kept, p, row, 0, z);
-                    let mut out = z.map(|two| two.map(|z| activation(which, z)));
-                    if gated {
-                        let up = sums(acc, [m, first + F::N / 2, half], &up_bias);
-                        own.store(&p.kept, p, row, p.columns, up);
-                        for n in 0..FOUR {
-                            for i in 0..2 {
-                                out[n][i] *= up[n][i];
+/// A layer: the output, in the type of the operands, and `z` where it is kept. The gradient of x may come in f32, and be added to what is there in f32, so that
+/// products over parts of the depth add up to one that is rounded once.
+pub struct Layer;
+
+impl Epilogue for Layer {
+    type Params = DenseParams;
+
+    #[inline(always)]
+    fn product(p: &DenseParams) -> &DenseParams {
+        p
+    }
+
+    #[inline(always)]
+    unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
+        p: &DenseParams,
+        acc: &F,
+        row: u32,
+        col: u32,
+    ) {
+        const { assert!(F::N.is_multiple_of(2 * FOUR), "whole groups of four fragments, of the gate and of what it opens") };
+        let which = C::activation(p);
+        let gated = is_gated(which);
+        let fragments = if gated { F::N / 2 } else { F::N };
+        for m in 0..F::M {
+            for first in (0..F::N).step_by(FOUR) {
+                if first >= fragments {
+                    continue;
+                }
+                let own = Columns::<T>::new(col + 8 * first as u32, ALIGNED || p.out_aligned != 0);
+                // SAFETY: passed on.
+                unsafe {
+                    let bias = own.biases(p, 0);
+                    let up_bias = if gated { own.biases(p, p.columns) } else { bias };
+                    for half in 0..2 {
+                        let row = row + 16 * m as u32 + 8 * half as u32 + thread::lane() / 4;
+                        let z = sums(acc, [m, first, half], &bias);
+                        own.store(&p.kept, p, row, 0, z);
+                        let mut out = z.map(|two| two.map(|z| activation(which, z)));
+                        if gated {
+                            let up = sums(acc, [m, first + F::N / 2, half], &up_bias);
+                            own.store(&p.kept, p, row, p.columns, up);
+                            for n in 0..FOUR {
+                                for i in 0..2 {
+                                    out[n][i] *= up[n][i];
+                                }
                             }
                         }
+                        if C::is_wide(p, WIDE_RESIDUAL) {
+                            own.of_type::<f32>().add_residual(p, row, &mut out);
+                        } else {
+                            own.add_residual(p, row, &mut out);
+                        }
+                        if C::is_wide(p, WIDE_OUT) {
+                            own.of_type::<f32>().store(&p.out, p, row, 0, out);
+                        } else {
+                            own.store(&p.out, p, row, 0, out);
+                        }
                     }
-                    own.add_residual(p, row, &mut out);
-                    own.store(&p.out, p, row, 0, out);
                 }
             }
         }
@@ -83,7 +93,7 @@ pub unsafe fn leave<T: Element, F: Fragments, const ALIGNED: bool>(
 
 /// The upper (`half = 0`) or lower row of four fragments of a product, with the biases.
 #[inline(always)]
-fn sums<F: Fragments>(acc: &F, [m, first, half]: [usize; 3], bias: &Four) -> Four {
+pub(super) fn sums<F: Fragments>(acc: &F, [m, first, half]: [usize; 3], bias: &Four) -> Four {
     let mut sums = *bias;
     for n in 0..FOUR {
         for i in 0..2 {
@@ -94,18 +104,30 @@ fn sums<F: Fragments>(acc: &F, [m, first, half]: [usize; 3], bias: &Four) -> Fou
 }
 
 /// The columns of four neighbouring fragments.
-struct Columns<T> {
+pub(super) struct Columns<T> {
     /// The first.
-    col: u32,
+    pub(super) col: u32,
     /// Whether they move in whole pieces.
     aligned: bool,
     element: PhantomData<T>,
 }
 
 impl<T: Element> Columns<T> {
+    /// Those from column `col` on; `aligned`: they move in whole pieces.
+    #[inline(always)]
+    pub(super) fn new(col: u32, aligned: bool) -> Columns<T> {
+        Columns { col, aligned, element: PhantomData }
+    }
+
+    /// The same of a matrix of another type.
+    #[inline(always)]
+    fn of_type<U: Element>(&self) -> Columns<U> {
+        Columns::new(self.col, self.aligned)
+    }
+
     /// A lane's first column of fragment `n`.
     #[inline(always)]
-    fn of_lane(&self, n: usize) -> u32 {
+    pub(super) fn of_lane(&self, n: usize) -> u32 {
         self.col + 8 * n as u32 + fragment_col(thread::lane(), 0)
     }
 
@@ -130,7 +152,7 @@ impl<T: Element> Columns<T> {
 
     /// Biases, `before` columns further on; zeros without.
     #[inline(always)]
-    unsafe fn biases(&self, p: &DenseParams, before: u32) -> Four {
+    pub(super) unsafe fn biases(&self, p: &DenseParams, before: u32) -> Four {
         // SAFETY: without biases nothing is read.
         unsafe { self.load(p.bias, before, if p.bias == 0 { 0 } else { p.columns }) }
     }
@@ -156,7 +178,7 @@ impl<T: Element> Columns<T> {
     /// # Safety
     /// All threads of the warp, converged; no other warp writes there.
     #[inline(always)]
-    unsafe fn store(&self, to: &MatrixParams, p: &DenseParams, row: u32, before: u32, values: Four) {
+    pub(super) unsafe fn store(&self, to: &MatrixParams, p: &DenseParams, row: u32, before: u32, values: Four) {
         if to.address == 0 {
             return;
         }

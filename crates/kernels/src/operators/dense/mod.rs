@@ -1,7 +1,8 @@
 //! Dense layers: a product of matrices, and what is done to it before it leaves.
 //!
 //! [`portable`] runs everywhere, [`hopper`] on Hopper's asynchronous units. Both have the same [`epilogue`], and both multiply operands as they lie in memory:
-//! those of the output, and those of both gradients. [`gradient`] is what comes before these, through the activation.
+//! those of the output, and those of both gradients. [`gradient`] is what comes before these, through the activation. Where the sums are the logits of a loss, which
+//! never leave, the epilogues are those of [`losses`].
 
 mod activation;
 pub mod epilogue;
@@ -9,6 +10,7 @@ pub mod epilogue;
 pub mod gradient;
 #[cfg(target_feature = "sm_90a")]
 pub mod hopper;
+pub mod losses;
 #[cfg(not(target_feature = "sm_90a"))]
 pub mod portable;
 #[cfg(not(target_feature = "sm_90a"))]
@@ -16,7 +18,39 @@ mod slope;
 
 use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::is_gated;
-use kernel_spec::families::dense::{DenseParams, Memory, Variant};
+use kernel_spec::families::dense::{DenseParams, Memory, Pass, Variant};
+
+use crate::parts::element::Element;
+use crate::parts::fragments::Fragments;
+
+/// How sums leave a kernel, and the parameters that say so.
+pub trait Epilogue {
+    /// All parameters of the kernel, but for Hopper's maps.
+    type Params;
+
+    /// Those of the product.
+    fn product(p: &Self::Params) -> &DenseParams;
+
+    /// Leaves a warp's part of the product: 16 rows a fragment from row `row` on, and 8 columns of the output a fragment from column `col` on. What does not exist
+    /// is left out.
+    ///
+    /// `ALIGNED`: what a layer reads and writes beside operands moves in whole pieces; else the parameters say whether it does.
+    ///
+    /// # Safety
+    /// All threads of the warp, converged; no other warp has these rows and columns.
+    unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
+        p: &Self::Params,
+        acc: &F,
+        row: u32,
+        col: u32,
+    );
+}
+
+/// The epilogue of each pass, by its name.
+pub mod passes {
+    pub use super::epilogue::{Layer as Forward, Layer as InputGradient, Layer as WeightGradient};
+    pub use super::losses::{LogitGradient, Losses};
+}
 
 /// What a row of the list makes of a kernel.
 pub trait Config {
@@ -27,10 +61,19 @@ pub trait Config {
     /// Whether `a`, and `b`, have what is summed over in their rows.
     const DEPTH_IN_ROWS: [bool; 2] = Self::ROW.pass.depth_in_rows();
 
-    /// The activation, which rows without one have as a constant.
+    /// How sums leave.
+    type Epilogue: Epilogue;
+
+    /// The activation, which passes without one have as a constant.
     #[inline(always)]
     fn activation(p: &DenseParams) -> FeatureSet {
-        if const { Self::ROW.pass.accepts().is_empty() } { FeatureSet::NONE } else { p.features.set() }
+        if const { matches!(Self::ROW.pass, Pass::Forward) } { p.features.set() } else { FeatureSet::NONE }
+    }
+
+    /// Whether the feature of this slot is on, of the gradient of x; a constant elsewhere.
+    #[inline(always)]
+    fn is_wide(p: &DenseParams, slot: u32) -> bool {
+        matches!(Self::ROW.pass, Pass::InputGradient) && p.features.has(slot)
     }
 
     /// Whether two sums make one number of the output.

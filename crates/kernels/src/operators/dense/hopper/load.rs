@@ -2,7 +2,7 @@
 
 use cuda_std::{thread, tma};
 use kernel_spec::TensorMap;
-use kernel_spec::families::dense::HopperDenseParams;
+use kernel_spec::families::dense::DenseParams;
 use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 
 use crate::operators::dense::hopper::config::{Config, Operands};
@@ -17,9 +17,8 @@ const PARTS: u32 = 2;
 /// # Safety
 /// The load warp, converged; the ring is initialised, and the warpgroups that read it run beside it, in all thread blocks of the cluster.
 #[rustc_force_inline]
-pub(super) unsafe fn run<C: Config>(p: &HopperDenseParams, maps: u64, ring: &mut Ring<Operands<C>>) {
+pub(super) unsafe fn run<C: Config>(p: &DenseParams, maps: u64, ring: &mut Ring<Operands<C>>) {
     const { assert!(C::CLUSTER == 1 || C::CLUSTER == PARTS, "each thread block of a cluster loads one part") };
-    let p = &p.dense;
     let [a_map, b_map] = [0, 1].map(|map| maps + map * TensorMap::BYTES as u64);
     let [a_in_rows, b_in_rows] = C::DEPTH_IN_ROWS;
     let tile = const { C::ROW.tile };

@@ -1,10 +1,10 @@
 //! A warpgroup that multiplies: 64 rows of every tile.
 
 use cuda_std::{sync, thread, wgmma};
-use kernel_spec::families::dense::{DenseParams, WARPGROUP_ROWS};
+use kernel_spec::families::dense::WARPGROUP_ROWS;
 use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 
-use crate::operators::dense::epilogue;
+use crate::operators::dense::Epilogue;
 use crate::operators::dense::hopper::config::{Config, Operands};
 use crate::operators::dense::hopper::tiles::Tiles;
 use crate::parts::fragments::Fragments;
@@ -19,7 +19,12 @@ const START: u32 = 1;
 /// # Safety
 /// All threads of the warpgroup, converged; the ring is initialised, and the load warp runs beside it.
 #[rustc_force_inline]
-pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring<Operands<C>>) {
+pub(super) unsafe fn run<C: Config>(
+    params: &<C::Epilogue as Epilogue>::Params,
+    group: u32,
+    ring: &mut Ring<Operands<C>>,
+) {
+    let p = C::Epilogue::product(params);
     // The rows of a warpgroup, or the panel of its columns, which is as large.
     let group_bytes = group * const { WARPGROUP_ROWS * PANEL_BYTES as u32 };
     let warp_row = group * WARPGROUP_ROWS + thread::index() % WARPGROUP / 32 * 16;
@@ -74,7 +79,7 @@ pub(super) unsafe fn run<C: Config>(p: &DenseParams, group: u32, ring: &mut Ring
                 behind = false;
                 sync::arrive(START, 2 * WARPGROUP);
             }
-            epilogue::leave::<C::T, C::Acc, true>(p, C::activation(p), &acc, row + warp_row, column * columns);
+            C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, row + warp_row, column * columns);
         }
     }
 }

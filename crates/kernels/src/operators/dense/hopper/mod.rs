@@ -33,8 +33,9 @@
 //! Thread blocks are persistent, and the load warp runs ahead into the next tile; `kernel_spec::families::dense::order` has the order of tiles.
 
 use cuda_std::{cluster, mbarrier, shared, sync, thread, warp, wgmma};
-use kernel_spec::families::dense::{HopperDenseParams, LOAD_REGISTERS, MATH_REGISTERS, Memory, WARPGROUP_ROWS};
+use kernel_spec::families::dense::{LOAD_REGISTERS, MATH_REGISTERS, Memory, WARPGROUP_ROWS};
 
+use crate::operators::dense::Epilogue;
 use crate::parts::ring::{BARRIER_PAIR, Ring};
 use crate::parts::warpgroup::WARPGROUP;
 
@@ -62,12 +63,12 @@ impl wgmma::Registers for MathRegisters {
 /// The warp of the first warpgroup that loads.
 const LOAD_WARP: u32 = 0;
 
-/// One thread block. `params` is the address of `p`, which starts with two tensor maps.
+/// One thread block. `maps` is the address of the tensor maps of both operands, which the parameters start with.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory and the clusters that the row asks for.
 #[inline(always)]
-pub unsafe fn product<C: Config>(p: &HopperDenseParams, params: u64) {
+pub unsafe fn product<C: Config>(p: &<C::Epilogue as Epilogue>::Params, maps: u64) {
     const { assert!(BARRIER_PAIR == Memory::BARRIER_PAIR_BYTES, "rings lie as the row says") };
     let groups = const { C::ROW.tile.rows / WARPGROUP_ROWS };
     let mut ring =
@@ -85,11 +86,11 @@ pub unsafe fn product<C: Config>(p: &HopperDenseParams, params: u64) {
         if group == 0 {
             wgmma::release_registers::<LoadRegisters>();
             if warp::broadcast(thread::index() / 32, 0) == LOAD_WARP {
-                load::run::<C>(p, params, &mut ring);
+                load::run::<C>(C::Epilogue::product(p), maps, &mut ring);
             }
         } else {
             wgmma::take_registers::<MathRegisters>();
-            math::run::<C>(&p.dense, group - 1, &mut ring);
+            math::run::<C>(p, group - 1, &mut ring);
         }
         if C::CLUSTER > 1 {
             // What the others still send here and count here needs this thread block's memory.

@@ -18,16 +18,15 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, shared, sync, thread};
-use kernel_spec::families::dense::DenseParams;
 
-use crate::operators::dense::{self, epilogue};
+use crate::operators::dense::{self, Epilogue};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::shared_tile::ThreadBlock;
 
 mod operands;
 
-pub use operands::{Forward, InputGradient, WeightGradient};
+pub use operands::{Forward, InputGradient, LogitGradient, Losses, WeightGradient};
 use operands::{Operands, Product, WARP_COLUMNS, WARP_ROWS};
 
 /// What a row makes of this kernel.
@@ -50,7 +49,8 @@ impl<C: Config> ThreadBlock for Threads<C> {
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory that the row asks for.
 #[inline(always)]
-pub unsafe fn product<C: Config>(p: &DenseParams) {
+pub unsafe fn product<C: Config>(params: &<C::Epilogue as Epilogue>::Params) {
+    let p = C::Epilogue::product(params);
     let tile = const { C::ROW.tile };
     let warps_across = const { C::ROW.tile.columns / WARP_COLUMNS };
     let [tile_row, tile_col] = p.order.place(thread::block_index());
@@ -92,7 +92,7 @@ pub unsafe fn product<C: Config>(p: &DenseParams) {
         let of_output = #[inline(always)]
         |columns: u32| if gated { columns / 2 } else { columns };
         let col = of_output(tile_col * tile.columns + warp_col);
-        epilogue::leave::<C::T, Product, false>(p, C::activation(p), &acc, first_row + warp_row, col);
+        C::Epilogue::leave::<C, C::T, Product, false>(params, &acc, first_row + warp_row, col);
     }
 }
 

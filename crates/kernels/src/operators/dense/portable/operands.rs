@@ -46,6 +46,13 @@ pub trait Operands {
 /// `a b^T`.
 pub struct Forward<T, const ROWS: usize, const COLUMNS: usize, const DEPTH: usize>(PhantomData<T>);
 
+/// As [`Forward`].
+pub type Losses<T, const ROWS: usize, const COLUMNS: usize, const DEPTH: usize> = Forward<T, ROWS, COLUMNS, DEPTH>;
+
+/// As [`Forward`].
+pub type LogitGradient<T, const ROWS: usize, const COLUMNS: usize, const DEPTH: usize> =
+    Forward<T, ROWS, COLUMNS, DEPTH>;
+
 /// `a b`.
 pub struct InputGradient<T, const ROWS: usize, const COLUMNS: usize, const DEPTH: usize>(PhantomData<T>);
 
