@@ -181,7 +181,9 @@ fn every_row_at_its_edges<T: Element>() {
     let shared = device::shared();
     let device = &shared.device;
     let mut visited = 0;
-    for row in VARIANTS.iter().filter(|row| row.tile.dtype == T::DTYPE && device.info().runs(row.entry.arch)) {
+    // Parts are those of products, which `linear_cross_entropy` has.
+    let rows = VARIANTS.iter().filter(|row| row.tile.dtype == T::DTYPE && row.pass != Pass::Parts);
+    for row in rows.filter(|row| device.info().runs(row.entry.arch)) {
         let clusters = row.tile.sharing == Sharing::Cluster;
         let vector = 16 / T::DTYPE.bytes();
         let tile = row.tile.columns() as usize;
@@ -201,7 +203,7 @@ fn every_row_at_its_edges<T: Element>() {
             let case = Case { clusters, smoothing, seed: i as u64, in_place: i % 2 == 1, ..Case::new(rows, classes) };
             let run = match row.pass {
                 Pass::Forward => case.forward::<T>(device),
-                Pass::Backward => case.backward::<T>(device),
+                _ => case.backward::<T>(device),
             };
             run.unwrap_or_else(|wrong| panic!("{}: {wrong}", row.entry.symbol));
             let x = Tensor::zeros(device, T::DTYPE, [rows, classes], Layout::RowMajor).unwrap();
@@ -210,7 +212,7 @@ fn every_row_at_its_edges<T: Element>() {
             let saved = CrossEntropySaved::new(&x.view(), &targets.view(), &lse.view());
             let plan = match row.pass {
                 Pass::Forward => case.cross_entropy().plan(&x.view(), &targets.view()),
-                Pass::Backward => case.cross_entropy().plan_backward(&saved, &lse.view()),
+                _ => case.cross_entropy().plan_backward(&saved, &lse.view()),
             };
             assert_eq!(plan.expect("a legal problem").symbols(), [row.entry.symbol], "{classes} classes");
         }

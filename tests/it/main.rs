@@ -42,6 +42,7 @@ mod embedding_mutants;
 mod gradient_norm;
 mod invariants;
 mod io;
+mod linear_cross_entropy;
 mod merge;
 mod merge_errors;
 mod mutants;

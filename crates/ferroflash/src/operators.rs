@@ -11,6 +11,7 @@
 //! | AdamW | [`AdamW`] | [`AdamW::step`] | |
 //! | norm of gradients | [`GradientNorm`] | [`GradientNorm::measure`] | |
 //! | a dense layer | [`Dense`] | [`Dense::forward`], [`Dense::forward_into`] | [`Dense::backward`], [`Dense::backward_into`] |
+//! | cross-entropy of a dense layer's logits | [`LinearCrossEntropy`] | [`LinearCrossEntropy::forward`], [`LinearCrossEntropy::forward_into`] | [`LinearCrossEntropy::backward`], [`LinearCrossEntropy::backward_into`] |
 
 mod adamw;
 mod check;
@@ -19,6 +20,7 @@ mod cut;
 mod dense;
 mod embedding;
 mod gradient_norm;
+mod linear_cross_entropy;
 mod list;
 mod norm;
 mod parts;
@@ -34,6 +36,7 @@ pub use cross_entropy::{
 pub use dense::{Activation, Dense, DenseGradients, DenseGradientsViewMut, DenseOutput, DenseOutputViewMut};
 pub use embedding::{Embedding, EmbeddingGradients, EmbeddingOutput};
 pub use gradient_norm::GradientNorm;
+pub use linear_cross_entropy::{LinearCrossEntropy, LinearCrossEntropyOutput, LinearCrossEntropySaved};
 pub use list::ListPlan;
 pub use norm::{Norm, NormGradients, NormGradientsViewMut, NormOutput, NormOutputViewMut, NormSaved};
 pub use plan::{Operation, OperatorPlan};

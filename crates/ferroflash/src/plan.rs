@@ -113,12 +113,12 @@ impl Step {
     pub fn params(&self, device: &Device, operands: &[(Operand, u64)], buffers: &[u64]) -> Result<Vec<u8>> {
         let symbol = self.kernel.entry.symbol;
         let mut bytes = self.params.bytes.clone();
-        for Hole { offset, binding, alignment, content } in &self.params.holes {
+        for Hole { offset, binding, further, alignment, content } in &self.params.holes {
             let address = match binding {
                 Binding::Operand(operand) => operands.iter().find(|(of, _)| of == operand).map(|&(_, address)| address),
                 Binding::Buffer(index) => buffers.get(*index).copied(),
             };
-            let address = address.ok_or_else(|| BindError::Unbound { symbol, what: binding.to_string() })?;
+            let address = address.ok_or_else(|| BindError::Unbound { symbol, what: binding.to_string() })? + further;
             if !address.is_multiple_of(*alignment) {
                 let (what, needed) = (binding.to_string(), *alignment);
                 return Err(BindError::Alignment { symbol, what, address, needed }.into());
@@ -180,6 +180,8 @@ struct Hole {
     /// Bytes from the start of the struct.
     offset: usize,
     binding: Binding,
+    /// Bytes from what is bound to the address.
+    further: u64,
     /// What the address has to be a multiple of.
     alignment: u64,
     content: Content,
@@ -201,13 +203,19 @@ impl Params {
 
     /// An address, 8 bytes at `offset`.
     pub(crate) fn address(mut self, offset: usize, binding: Binding, alignment: u64) -> Params {
-        self.holes.push(Hole { offset, binding, alignment, content: Content::Address });
+        self.holes.push(Hole { offset, binding, further: 0, alignment, content: Content::Address });
+        self
+    }
+
+    /// The last address is one so many bytes further on.
+    pub(crate) fn further(mut self, bytes: u64) -> Params {
+        self.holes.last_mut().expect("an address before it").further = bytes;
         self
     }
 
     /// What the copy engine has to know of the tensor at an address, 128 bytes at `offset`.
     pub(crate) fn map(mut self, offset: usize, binding: Binding, alignment: u64, geometry: TensorGeometry) -> Params {
-        self.holes.push(Hole { offset, binding, alignment, content: Content::Map(geometry) });
+        self.holes.push(Hole { offset, binding, further: 0, alignment, content: Content::Map(geometry) });
         self
     }
 }

@@ -8,6 +8,7 @@ pub use backward::{CrossEntropyGradient, CrossEntropySaved};
 pub use forward::{CrossEntropyOutput, CrossEntropyOutputViewMut};
 
 use crate::error::{OperatorError, Result};
+use kernel_spec::families::cross_entropy::LossOptions;
 use std::f32::consts::LOG2_E;
 
 /// Cross-entropy of rows of logits with a target class each, with its options:
@@ -121,7 +122,7 @@ impl CrossEntropy {
     }
 
     /// What is wrong with the options, whatever the logits are.
-    fn check_options(&self) -> Result<()> {
+    pub(super) fn check_options(&self) -> Result<()> {
         let CrossEntropy { scale, smoothing, z_loss, .. } = *self;
         let wrong = if !(scale > 0.0 && (scale * LOG2_E).is_finite()) {
             OperatorError::LogitScale { found: scale }
@@ -135,8 +136,15 @@ impl CrossEntropy {
         Err(wrong.into())
     }
 
-    /// The ignored target and whether there is one, as kernels take them.
-    fn ignored_params(&self) -> (i32, u32) {
-        (self.ignored.unwrap_or(-1), u32::from(self.ignored.is_some()))
+    /// The options, as kernels take them.
+    pub(super) fn params(&self) -> LossOptions {
+        let CrossEntropy { scale, smoothing, z_loss, ignored, .. } = *self;
+        LossOptions {
+            scale,
+            smoothing,
+            z_loss,
+            ignored: ignored.unwrap_or(-1),
+            has_ignored: u32::from(ignored.is_some()),
+        }
     }
 }

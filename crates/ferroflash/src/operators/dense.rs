@@ -2,10 +2,11 @@
 
 mod backward;
 mod forward;
-mod matrix;
-mod product;
-mod through;
+pub(super) mod matrix;
+pub(super) mod product;
+pub(super) mod through;
 
+pub(super) use backward::by;
 pub use backward::{DenseGradients, DenseGradientsViewMut};
 pub use forward::{DenseOutput, DenseOutputViewMut};
 
@@ -118,12 +119,12 @@ impl std::fmt::Display for Activation {
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Dense<'a> {
-    weight: TensorView<'a>,
-    bias: Option<TensorView<'a>>,
+    pub(super) weight: TensorView<'a>,
+    pub(super) bias: Option<TensorView<'a>>,
     residual: Option<TensorView<'a>>,
     activation: Activation,
     keeps: bool,
-    hopper: bool,
+    pub(super) hopper: bool,
 }
 
 impl<'a> Dense<'a> {

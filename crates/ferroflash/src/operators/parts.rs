@@ -39,6 +39,7 @@ pub(super) fn parts_step<'p>(
             Binding::Operand(placed.operand),
             placed.dtype.bytes() as u64,
         );
+        holes = holes.further(placed.further);
     }
     let tile = format!("{parts} rows of sums, in their order: {}", row.reason);
     Ok(Step::new(Specialised::plain(&row.entry), ctas, tile, holes))

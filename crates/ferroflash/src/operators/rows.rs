@@ -18,12 +18,14 @@ pub(super) struct Placed {
     pub(super) shape: Dims,
     pub(super) strides: Dims,
     address: Option<u64>,
+    /// Bytes from the start of the tensor of the call to where this part of it starts.
+    pub(super) further: u64,
 }
 
 impl Placed {
     pub(super) fn of(operand: Operand, view: &TensorView<'_>) -> Placed {
         let (dtype, shape, strides) = (view.dtype(), view.shape(), view.strides());
-        Placed { operand, dtype, shape, strides, address: Some(view.address()) }
+        Placed { operand, dtype, shape, strides, address: Some(view.address()), further: 0 }
     }
 
     /// A tensor that is not there yet: contiguous.
@@ -34,7 +36,17 @@ impl Placed {
             strides[axis] = stride;
             stride = stride.saturating_mul(shape[axis]);
         }
-        Placed { operand, dtype, shape, strides, address: None }
+        Placed { operand, dtype, shape, strides, address: None, further: 0 }
+    }
+
+    /// What there is of it at these indices of the first axis.
+    pub(super) fn part(&self, indices: std::ops::Range<usize>) -> Placed {
+        let further = (indices.start * self.strides[0] * self.dtype.bytes()) as u64;
+        let mut part = *self;
+        part.shape[0] = indices.len();
+        part.further += further;
+        part.address = self.address.map(|address| address + further);
+        part
     }
 
     /// Bytes of all elements.

@@ -172,7 +172,6 @@ impl CrossEntropy {
         let aligned = rows.aligned(dtype, tensors.iter());
         let (cut, tiles) = backward_cut(dtype, &rows, device)?;
         let teams = rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64 * u64::from(tiles);
-        let (ignored, has_ignored) = self.ignored_params();
         let params = CrossEntropyBackwardParams {
             logits: rows.params(logits),
             dlogits: rows.params(dlogits),
@@ -181,12 +180,8 @@ impl CrossEntropy {
             dloss: 0,
             extents: rows.extents,
             tiles: Divisor::new(tiles),
-            scale: self.scale,
-            smoothing: self.smoothing,
-            z_loss: self.z_loss,
-            ignored,
+            options: self.params(),
             aligned: aligned.into(),
-            has_ignored,
             unused: 0,
             features: Features::OFF,
         };

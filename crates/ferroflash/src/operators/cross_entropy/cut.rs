@@ -6,16 +6,13 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::plain::plain;
 use kernel_spec::DType;
-use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams, Pass, find};
+use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, Pass, find};
 use kernel_spec::families::rows::{MAX_SHARERS, Sharing};
 
 plain! {
-    CrossEntropyParams {
-        logits, targets, loss, lse, z_losses, extents, sharers, share, scale, smoothing, z_loss, ignored, aligned, has_ignored, features
-    }
-    CrossEntropyBackwardParams {
-        logits, dlogits, targets, lse, dloss, extents, tiles, scale, smoothing, z_loss, ignored, aligned, has_ignored, unused, features
-    }
+    LossOptions { scale, smoothing, z_loss, ignored, has_ignored }
+    CrossEntropyParams { logits, targets, loss, lse, z_losses, extents, sharers, share, options, aligned, features }
+    CrossEntropyBackwardParams { logits, dlogits, targets, lse, dloss, extents, tiles, options, aligned, unused, features }
 }
 
 /// How a forward pass over these rows is cut: in clusters where those are wanted and there, and a thread block a row would leave multiprocessors idle.

@@ -69,6 +69,16 @@ impl<'o> CrossEntropyOutputViewMut<'o> {
         self.z_losses = Some(z_losses);
         self
     }
+
+    /// Whichever there are.
+    pub(in crate::operators) fn given(&self) -> impl Iterator<Item = (Operand, &TensorViewMut<'o>)> {
+        let all = [
+            (Operand::Loss, Some(&self.loss)),
+            (Operand::Lse, self.lse.as_ref()),
+            (Operand::ZLosses, self.z_losses.as_ref()),
+        ];
+        all.into_iter().filter_map(|(operand, view)| Some((operand, view?)))
+    }
 }
 
 /// The tensors of a forward pass, and where each lies.
@@ -120,14 +130,8 @@ impl CrossEntropy {
         let call = self.call(logits, targets, Some(into))?;
         device.check_stream(stream)?;
         let plan = self.forward_plan(&call, device)?;
-        let mut operands = vec![
-            (Operand::Logits, logits.address()),
-            (Operand::Targets, targets.address()),
-            (Operand::Loss, into.loss.view().address()),
-        ];
-        let written = [(Operand::Lse, &into.lse), (Operand::ZLosses, &into.z_losses)];
-        operands
-            .extend(written.into_iter().filter_map(|(operand, view)| Some((operand, view.as_ref()?.view().address()))));
+        let mut operands = vec![(Operand::Logits, logits.address()), (Operand::Targets, targets.address())];
+        operands.extend(into.given().map(|(operand, view)| (operand, view.view().address())));
         run(device, stream.raw(), &plan.steps, &plan.buffers, &operands)
     }
 
@@ -149,26 +153,28 @@ impl CrossEntropy {
         self.check_options()?;
         let mut tensors = Tensors::of(Operand::Logits, logits)?;
         tensors.row_indices(Operand::Targets, targets)?;
-        let mut call = Call { logits: Placed::of(Operand::Logits, logits), numbers: Vec::new() };
+        let numbers = self.numbers(&mut tensors, into)?;
+        Ok(Call { logits: Placed::of(Operand::Logits, logits), numbers })
+    }
+
+    /// The tensors of one number a row that a call writes, those that are given or new ones, checked.
+    pub(in crate::operators) fn numbers(
+        &self,
+        tensors: &mut Tensors<'_>,
+        into: Option<&CrossEntropyOutputViewMut<'_>>,
+    ) -> Result<Vec<Placed>> {
         let Some(into) = into else {
             let wanted = [(Operand::Loss, true), (Operand::Lse, self.lse), (Operand::ZLosses, self.z_losses)];
             let new = |(operand, _)| Placed::new(operand, DType::F32, tensors.vector_shape(operand));
-            call.numbers = wanted.into_iter().filter(|&(_, wanted)| wanted).map(new).collect();
-            return Ok(call);
+            return Ok(wanted.into_iter().filter(|&(_, wanted)| wanted).map(new).collect());
         };
-        let given = [
-            (Operand::Loss, Some(&into.loss)),
-            (Operand::Lse, into.lse.as_ref()),
-            (Operand::ZLosses, into.z_losses.as_ref()),
-        ];
-        for (operand, view) in given {
-            if let Some(view) = view {
-                tensors.vector_out(operand, view, &[DType::F32])?;
-                call.numbers.push(Placed::of(operand, &view.view()));
-            }
+        let mut numbers = Vec::new();
+        for (operand, view) in into.given() {
+            tensors.vector_out(operand, view, &[DType::F32])?;
+            numbers.push(Placed::of(operand, &view.view()));
         }
         tensors.check_apart()?;
-        Ok(call)
+        Ok(numbers)
     }
 
     fn forward_plan(&self, call: &Call, device: &Device) -> Result<OperatorPlan> {
@@ -179,7 +185,6 @@ impl CrossEntropy {
         let cut = forward_cut(dtype, &rows, device, self.clusters)?;
         let teams = rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64;
         let features = if self.smoothing > 0.0 { Features::OFF.with(SMOOTHING, 0) } else { Features::OFF };
-        let (ignored, has_ignored) = self.ignored_params();
         let params = CrossEntropyParams {
             logits: rows.params(logits),
             targets: 0,
@@ -189,12 +194,8 @@ impl CrossEntropy {
             extents: rows.extents,
             sharers: Divisor::new(cut.sharers),
             share: cut.share,
-            scale: self.scale,
-            smoothing: self.smoothing,
-            z_loss: self.z_loss,
-            ignored,
+            options: self.params(),
             aligned: aligned.into(),
-            has_ignored,
             features,
         };
         let holes = Params::new(bytes_of(&params))

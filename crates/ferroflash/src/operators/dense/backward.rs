@@ -68,7 +68,7 @@ impl<'o> DenseGradientsViewMut<'o> {
         self
     }
 
-    fn operands(&self) -> impl Iterator<Item = (Operand, u64)> {
+    pub(in crate::operators) fn operands(&self) -> impl Iterator<Item = (Operand, u64)> {
         let given = [(Operand::Dx, &self.dx), (Operand::Dweight, &self.dweight), (Operand::Dbias, &self.dbias)];
         given.into_iter().filter_map(|(operand, view)| Some((operand, view.as_ref()?.view().address())))
     }
@@ -206,37 +206,53 @@ impl Dense<'_> {
             }
             tensors.matrix(Operand::Z, z, &with_columns(&shape, sums), &[dtype])?;
         }
-        let (weight_shape, bias_shape) = (self.weight.shape(), Dims::from([sums]));
-        let mut call = Call {
+        let [dx, dweight, dbias] = self.gradients(&mut tensors, "dense", x, into)?;
+        Ok(Call {
             x: Placed::of(Operand::X, x),
             weight: Placed::of(Operand::Weight, &self.weight),
             bias: self.bias.as_ref().map(|bias| Placed::of(Operand::Bias, bias)),
             z: z.map(|z| Placed::of(Operand::Z, z)),
             dout: Placed::of(Operand::Dout, dout),
-            dx: Some(Placed::new(Operand::Dx, dtype, shape)),
-            dweight: Some(Placed::new(Operand::Dweight, dtype, weight_shape)),
-            dbias: self.bias.is_some().then(|| Placed::new(Operand::Dbias, dtype, bias_shape)),
+            dx,
+            dweight,
+            dbias,
             sums,
+        })
+    }
+
+    /// The gradients of `x`, weights and biases that a call writes, those that are given or new ones of all, checked.
+    pub(in crate::operators) fn gradients(
+        &self,
+        tensors: &mut Tensors<'_>,
+        operator: &'static str,
+        x: &TensorView<'_>,
+        into: Option<&DenseGradientsViewMut<'_>>,
+    ) -> Result<[Option<Placed>; 3]> {
+        let (dtype, shape, weight_shape) = (x.dtype(), x.shape(), self.weight.shape());
+        let bias_shape = Dims::from([weight_shape[0]]);
+        let Some(into) = into else {
+            let new = |operand, shape| Placed::new(operand, dtype, shape);
+            let dbias = self.bias.is_some().then(|| new(Operand::Dbias, bias_shape));
+            return Ok([Some(new(Operand::Dx, shape)), Some(new(Operand::Dweight, weight_shape)), dbias]);
         };
-        if let Some(into) = into {
-            let mut given = |operand, view: &Option<TensorViewMut<'_>>, shape: &Dims| -> Result<Option<Placed>> {
-                let Some(view) = view else { return Ok(None) };
-                tensors.matrix_out(operand, view, shape, &[dtype])?;
-                Ok(Some(Placed::of(operand, &view.view())))
-            };
-            call.dx = given(Operand::Dx, &into.dx, &shape)?;
-            call.dweight = given(Operand::Dweight, &into.dweight, &weight_shape)?;
-            call.dbias = given(Operand::Dbias, &into.dbias, &bias_shape)?;
-            if call.dbias.is_some() && self.bias.is_none() {
-                return Err(OperatorError::Unwanted { tensor: Operand::Dbias, needed: "bias" }.into());
-            }
-            if [&call.dx, &call.dweight, &call.dbias].into_iter().all(Option::is_none) {
-                let accepted = "dx, dweight and dbias";
-                return Err(OperatorError::NothingAsked { operator: "dense", accepted }.into());
-            }
-            tensors.check_apart()?;
+        let mut given = |operand, view: &Option<TensorViewMut<'_>>, shape: &Dims| -> Result<Option<Placed>> {
+            let Some(view) = view else { return Ok(None) };
+            tensors.matrix_out(operand, view, shape, &[dtype])?;
+            Ok(Some(Placed::of(operand, &view.view())))
+        };
+        let all = [
+            given(Operand::Dx, &into.dx, &shape)?,
+            given(Operand::Dweight, &into.dweight, &weight_shape)?,
+            given(Operand::Dbias, &into.dbias, &bias_shape)?,
+        ];
+        if all[2].is_some() && self.bias.is_none() {
+            return Err(OperatorError::Unwanted { tensor: Operand::Dbias, needed: "bias" }.into());
         }
-        Ok(call)
+        if all.iter().all(Option::is_none) {
+            return Err(OperatorError::NothingAsked { operator, accepted: "dx, dweight and dbias" }.into());
+        }
+        tensors.check_apart()?;
+        Ok(all)
     }
 
     fn gradient_plan(&self, call: &Call, device: &Device) -> Result<OperatorPlan> {
@@ -255,7 +271,7 @@ impl Dense<'_> {
             columns: call.sums,
             depth: weight.columns,
             operands: [&x, &weight],
-            out: &x,
+            out: None,
             kept: None,
             residual: None,
             bias: None,
@@ -276,7 +292,7 @@ impl Dense<'_> {
                 let z = Matrix::in_buffer(Operand::Z, dtype, size, buffers.len());
                 let reason = "the sums before the activation, computed again";
                 buffers.push(Buffer { name: "z", bytes: z.buffer_bytes(), reason });
-                multiply("z", Product { out: &z, bias: call.bias.as_ref(), ..product }, &mut steps)?;
+                multiply("z", Product { out: Some(&z), bias: call.bias.as_ref(), ..product }, &mut steps)?;
                 Some(z)
             }
             None => None,
@@ -305,12 +321,12 @@ impl Dense<'_> {
         if let Some(dx) = &call.dx {
             let (pass, dx) = (Pass::InputGradient, matrix(dx)?);
             let (columns, depth, operands) = (weight.columns, call.sums, [dz, &weight]);
-            multiply("dx", Product { pass, columns, depth, operands, out: &dx, ..product }, &mut steps)?;
+            multiply("dx", Product { pass, columns, depth, operands, out: Some(&dx), ..product }, &mut steps)?;
         }
         if let Some(dweight) = &call.dweight {
             let (pass, dweight) = (Pass::WeightGradient, Matrix::of(dweight, call.sums, dweight.strides[0]));
             let (columns, depth, operands) = (weight.columns, rows.rows, [dz, &x]);
-            let product = Product { pass, rows: call.sums, columns, depth, operands, out: &dweight, ..product };
+            let product = Product { pass, rows: call.sums, columns, depth, operands, out: Some(&dweight), ..product };
             multiply("dweight", product, &mut steps)?;
         }
         let others = [Some(call.weight), call.bias.filter(|_| bends && call.z.is_none()), call.dweight, call.dbias];
@@ -329,7 +345,7 @@ impl Dense<'_> {
 }
 
 /// Which product it is, and by what.
-fn by(name: &str, refused: Option<Unsupported>) -> String {
+pub(in crate::operators) fn by(name: &str, refused: Option<Unsupported>) -> String {
     match refused {
         None => format!("{name} by products of warpgroups"),
         Some(why) => format!("{name} by products of warps, and not by those of warpgroups: {why}"),

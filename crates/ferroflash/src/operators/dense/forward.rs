@@ -110,7 +110,7 @@ impl Dense<'_> {
     }
 
     /// Checks weights and biases, and gives the number of sums of a row.
-    pub(super) fn check_weights(&self, tensors: &mut Tensors<'_>, x: &TensorView<'_>) -> Result<usize> {
+    pub(in crate::operators) fn check_weights(&self, tensors: &mut Tensors<'_>, x: &TensorView<'_>) -> Result<usize> {
         let (dtype, gated) = (x.dtype(), self.activation.is_gated());
         let columns = *x.shape().last().expect("checked");
         let halves = if gated { 2 } else { 1 };
@@ -137,7 +137,7 @@ impl Dense<'_> {
     }
 
     /// The weights as a matrix.
-    pub(super) fn weight_matrix(&self) -> Matrix {
+    pub(in crate::operators) fn weight_matrix(&self) -> Matrix {
         let placed = Placed::of(Operand::Weight, &self.weight);
         Matrix::of(&placed, placed.shape[0], placed.strides[0])
     }
@@ -191,7 +191,7 @@ impl Dense<'_> {
             columns,
             depth,
             operands: [&x, &weight],
-            out: &out,
+            out: Some(&out),
             kept: z.as_ref(),
             residual: residual.as_ref(),
             bias,

@@ -10,32 +10,37 @@ use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS, STRIDE_LIMIT};
 
 /// A matrix of a product: a tensor whose rows one stride steps through.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix {
-    pub(super) placed: Placed,
+pub(in crate::operators) struct Matrix {
+    pub(in crate::operators) placed: Placed,
     /// The tensor of the call, or memory of the call alone.
-    pub(super) binding: Binding,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+    pub(in crate::operators) binding: Binding,
+    pub(in crate::operators) rows: usize,
+    pub(in crate::operators) columns: usize,
     /// Elements between a row and the next; of a single row anything.
-    pub(super) stride: usize,
+    pub(in crate::operators) stride: usize,
 }
 
 impl Matrix {
     /// A tensor of the call.
-    pub(super) fn of(placed: &Placed, rows: usize, stride: usize) -> Matrix {
+    pub(in crate::operators) fn of(placed: &Placed, rows: usize, stride: usize) -> Matrix {
         let columns = *placed.shape.last().expect("at least the axis of the columns");
         Matrix { placed: *placed, binding: Binding::Operand(placed.operand), rows, columns, stride }
     }
 
     /// Memory of the call alone: rows of so many numbers, in whole pieces.
-    pub(super) fn in_buffer(operand: Operand, dtype: DType, [rows, columns]: [usize; 2], buffer: usize) -> Matrix {
+    pub(in crate::operators) fn in_buffer(
+        operand: Operand,
+        dtype: DType,
+        [rows, columns]: [usize; 2],
+        buffer: usize,
+    ) -> Matrix {
         let placed = Placed::new(operand, dtype, Dims::from([rows, columns]));
         let stride = columns.next_multiple_of(ALIGNMENT as usize / dtype.bytes());
         Matrix { placed, binding: Binding::Buffer(buffer), rows, columns, stride }
     }
 
     /// Bytes of it, where it is a buffer: something, also without rows.
-    pub(super) fn buffer_bytes(&self) -> u64 {
+    pub(in crate::operators) fn buffer_bytes(&self) -> u64 {
         self.row_bytes().saturating_mul(self.rows.max(1) as u64)
     }
 
@@ -44,7 +49,7 @@ impl Matrix {
     }
 
     /// Whether the copy engine, or a kernel that moves 16 bytes at a time, takes address and stride.
-    pub(super) fn check(&self) -> Result<(), Unsupported> {
+    pub(in crate::operators) fn check(&self) -> Result<(), Unsupported> {
         let (tensor, bytes) = (self.placed.operand, self.row_bytes());
         if let Some(address) = self.placed.address().filter(|address| !address.is_multiple_of(ALIGNMENT)) {
             return Err(Unsupported::Address { tensor, address });
@@ -56,14 +61,14 @@ impl Matrix {
     }
 
     /// Whether rows are whole pieces of 16 bytes at multiples of them.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::operators) fn is_whole(&self) -> bool {
         let starts = self.placed.address().unwrap_or(0).is_multiple_of(ALIGNMENT);
         let steps = self.rows <= 1 || self.row_bytes().is_multiple_of(ALIGNMENT);
         starts && steps && (self.columns * self.placed.dtype.bytes()).is_multiple_of(ALIGNMENT as usize)
     }
 
     /// What the copy engine has to know of it, in `halves` halves of its rows, for boxes of `box_rows` rows.
-    pub(super) fn geometry(&self, halves: usize, box_rows: u32) -> TensorGeometry {
+    pub(in crate::operators) fn geometry(&self, halves: usize, box_rows: u32) -> TensorGeometry {
         let rows = self.rows / halves;
         // The stride of an axis of extent 1 is never used and may be anything; the driver checks it all the same.
         let stride = |extent: usize, bytes: u64| if extent > 1 { bytes } else { ALIGNMENT };

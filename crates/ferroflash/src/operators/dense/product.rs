@@ -10,7 +10,7 @@ use crate::plan::{Binding, MAX_GRID, Params, Step, check_device, check_hopper};
 use crate::specialise::Specialised;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::dense::{
-    self, DenseParams, Engine, HopperDenseParams, MatrixParams, Pass, TileOrder, Variant, find,
+    self, DenseParams, Engine, HopperDenseParams, MatrixParams, Pass, TileOrder, Variant, features, find,
 };
 use kernel_spec::{DType, FeatureSet, Features, TensorMap};
 use std::mem::offset_of;
@@ -23,26 +23,59 @@ plain! {
 }
 
 /// A product `[rows, columns]` that sums over `depth` numbers.
-pub(super) struct Product<'p> {
-    pub(super) pass: Pass,
-    pub(super) activation: Activation,
-    pub(super) rows: usize,
+#[derive(Clone, Copy)]
+pub(in crate::operators) struct Product<'p> {
+    pub(in crate::operators) pass: Pass,
+    pub(in crate::operators) activation: Activation,
+    pub(in crate::operators) rows: usize,
     /// Of the output.
-    pub(super) columns: usize,
-    pub(super) depth: usize,
+    pub(in crate::operators) columns: usize,
+    pub(in crate::operators) depth: usize,
     /// What is read as operands, each as the pass has it.
-    pub(super) operands: [&'p Matrix; 2],
-    pub(super) out: &'p Matrix,
-    pub(super) kept: Option<&'p Matrix>,
-    pub(super) residual: Option<&'p Matrix>,
-    pub(super) bias: Option<&'p Placed>,
+    pub(in crate::operators) operands: [&'p Matrix; 2],
+    /// None of [`Pass::Losses`]. That of the gradient of x, and its residual, may be f32 whatever the operands are.
+    pub(in crate::operators) out: Option<&'p Matrix>,
+    pub(in crate::operators) kept: Option<&'p Matrix>,
+    /// It may be the output itself.
+    pub(in crate::operators) residual: Option<&'p Matrix>,
+    pub(in crate::operators) bias: Option<&'p Placed>,
 }
+
+/// The parameters of a kernel, of which those of a product are a part; on Hopper they start with the maps of both operands.
+pub(in crate::operators) struct Whole {
+    pub(in crate::operators) bytes: Vec<u8>,
+    /// Where those of the product are.
+    pub(in crate::operators) dense: usize,
+    /// What else holds an address: where it is, of what, and what that is a multiple of.
+    pub(in crate::operators) holes: Vec<(usize, Binding, u64)>,
+}
+
+/// No map yet.
+pub(in crate::operators) const NO_MAP: TensorMap = TensorMap([0; 16]);
 
 impl Product<'_> {
     /// The launch, and why it is not Hopper's, if it is not.
-    pub(super) fn step(&self, device: &Device, hopper: bool) -> Result<(Step, Option<Unsupported>)> {
-        let Product { rows, columns, depth, operands: [a, b], .. } = *self;
+    pub(in crate::operators) fn step(&self, device: &Device, hopper: bool) -> Result<(Step, Option<Unsupported>)> {
         let (row, refused) = self.choose(device, hopper);
+        let step = self.step_of(row, device, |dense| match row.engine {
+            Engine::Warps => Whole { bytes: bytes_of(&dense), dense: 0, holes: Vec::new() },
+            Engine::Warpgroups => Whole {
+                bytes: bytes_of(&HopperDenseParams { a: NO_MAP, b: NO_MAP, dense }),
+                dense: offset_of!(HopperDenseParams, dense),
+                holes: Vec::new(),
+            },
+        })?;
+        Ok((step, refused))
+    }
+
+    /// The launch of this row of the list, whose parameters `whole` makes of those of the product.
+    pub(in crate::operators) fn step_of(
+        &self,
+        row: &'static Variant,
+        device: &Device,
+        whole: impl FnOnce(DenseParams) -> Whole,
+    ) -> Result<Step> {
+        let Product { rows, columns, depth, operands: [a, b], .. } = *self;
         let dtype = self.dtype();
         let gated = self.activation.is_gated();
         let aligned = a.is_whole() && b.is_whole();
@@ -51,13 +84,13 @@ impl Product<'_> {
             let row_stride = matrix.map_or(0, |matrix| matrix.stride as u64);
             MatrixParams { address: 0, row_stride }
         };
-        let set = self.activation.features();
+        let set = self.features();
         // At least one: a row of a product without rows is never asked for.
         let tiles = row.tiles(rows.max(1) as u32, columns as u32, gated);
         let params = DenseParams {
             a: place(Some(a)),
             b: place(Some(b)),
-            out: place(Some(self.out)),
+            out: place(self.out),
             kept: place(self.kept),
             residual: place(self.residual),
             bias: 0,
@@ -70,47 +103,84 @@ impl Product<'_> {
             features: with_features(set),
         };
         let piece = |whole: bool| if whole { ALIGNMENT } else { dtype.bytes() as u64 };
-        let (base, holes) = match row.engine {
-            Engine::Warps => {
-                let holes = Params::new(bytes_of(&params))
-                    .address(offset_of!(DenseParams, a.address), a.binding, piece(aligned))
-                    .address(offset_of!(DenseParams, b.address), b.binding, piece(aligned));
-                (0, holes)
-            }
+        let Whole { bytes, dense: base, holes: more } = whole(params);
+        let mut holes = Params::new(bytes);
+        holes = match row.engine {
+            Engine::Warps => holes
+                .address(base + offset_of!(DenseParams, a.address), a.binding, piece(aligned))
+                .further(a.placed.further)
+                .address(base + offset_of!(DenseParams, b.address), b.binding, piece(aligned))
+                .further(b.placed.further),
             Engine::Warpgroups => {
-                let none = TensorMap([0; 16]);
-                let bytes = bytes_of(&HopperDenseParams { a: none, b: none, dense: params });
                 let [a_boxes, b_boxes] = boxes(row);
                 let halves = if gated { 2 } else { 1 };
-                let holes = Params::new(bytes)
+                holes
                     .map(offset_of!(HopperDenseParams, a), a.binding, ALIGNMENT, a.geometry(1, a_boxes))
-                    .map(offset_of!(HopperDenseParams, b), b.binding, ALIGNMENT, b.geometry(halves, b_boxes));
-                (offset_of!(HopperDenseParams, dense), holes)
+                    .further(a.placed.further)
+                    .map(offset_of!(HopperDenseParams, b), b.binding, ALIGNMENT, b.geometry(halves, b_boxes))
+                    .further(b.placed.further)
             }
         };
+        let of = |matrix: &Matrix| (matrix.binding, matrix.placed.further);
         let rest = [
-            (offset_of!(DenseParams, out.address), Some(self.out.binding)),
-            (offset_of!(DenseParams, kept.address), self.kept.map(|matrix| matrix.binding)),
-            (offset_of!(DenseParams, residual.address), self.residual.map(|matrix| matrix.binding)),
-            (offset_of!(DenseParams, bias), self.bias.map(|bias| Binding::Operand(bias.operand))),
+            (offset_of!(DenseParams, out.address), self.out.map(of)),
+            (offset_of!(DenseParams, kept.address), self.kept.map(of)),
+            (offset_of!(DenseParams, residual.address), self.residual.map(of)),
+            (offset_of!(DenseParams, bias), self.bias.map(|bias| (Binding::Operand(bias.operand), bias.further))),
         ];
-        let there = rest.into_iter().filter_map(|(offset, binding)| Some((offset, binding?)));
-        let holes =
-            there.fold(holes, |holes, (offset, binding)| holes.address(base + offset, binding, piece(out_aligned)));
-        Ok((launch(row, set, tiles, rows, device, holes, [aligned, out_aligned])?, refused))
+        for (offset, there) in rest {
+            if let Some((binding, further)) = there {
+                holes = holes.address(base + offset, binding, piece(out_aligned)).further(further);
+            }
+        }
+        for (offset, binding, alignment) in more {
+            holes = holes.address(offset, binding, alignment);
+        }
+        let pieces = match [aligned, out_aligned] {
+            [true, true] => "",
+            [false, _] => ", in single elements, as rows start anywhere",
+            [true, false] if !self.is_of_logits() => ", with an output in single elements, as its rows start anywhere",
+            [true, false] if self.bias.is_some() => ", with biases in single elements, as they are no whole pieces",
+            [true, false] => "",
+        };
+        launch(row, set, tiles, rows, device, holes, pieces)
     }
 
+    /// The type of the operands.
     fn dtype(&self) -> DType {
-        self.out.placed.dtype
+        self.operands[0].placed.dtype
+    }
+
+    /// The activation, or what is f32 beside operands that are not.
+    fn features(&self) -> FeatureSet {
+        let wide = |matrix: Option<&Matrix>, slot: u32| match matrix {
+            Some(matrix) if matrix.placed.dtype != self.dtype() => FeatureSet::of(slot),
+            _ => FeatureSet::NONE,
+        };
+        match self.pass {
+            Pass::InputGradient => {
+                wide(self.out, features::WIDE_OUT).union(wide(self.residual, features::WIDE_RESIDUAL))
+            }
+            _ => self.activation.features(),
+        }
+    }
+
+    /// Whether the sums are logits, which do not leave as they are.
+    fn is_of_logits(&self) -> bool {
+        matches!(self.pass, Pass::Losses | Pass::LogitGradient)
     }
 
     /// What else than operands is read and written row by row.
     fn others(&self) -> impl Iterator<Item = &Matrix> {
-        [Some(self.out), self.kept, self.residual].into_iter().flatten()
+        [self.out, self.kept, self.residual].into_iter().flatten()
     }
 
     /// The row that the product takes, and why it is not Hopper's, if it is not.
-    fn choose(&self, device: &Device, hopper: bool) -> (&'static Variant, Option<Unsupported>) {
+    pub(in crate::operators) fn choose(
+        &self,
+        device: &Device,
+        hopper: bool,
+    ) -> (&'static Variant, Option<Unsupported>) {
         let Product { pass, rows, columns, .. } = *self;
         let (info, gated) = (device.info(), self.activation.is_gated());
         // Fit: the call has bounded both.
@@ -131,10 +201,14 @@ impl Product<'_> {
         if self.rows == 0 || self.depth == 0 {
             return Err(Unsupported::NoRows);
         }
+        self.operands.into_iter().chain(self.others()).try_for_each(Matrix::check)?;
+        if self.is_of_logits() {
+            // Any number of them, and biases anywhere: rows of logits are no tensor of the call, and biases are read in single elements where they have to be.
+            return Ok(());
+        }
         if !self.columns.is_multiple_of(8) {
             return Err(Unsupported::OutputColumns { found: self.columns });
         }
-        self.operands.into_iter().chain(self.others()).try_for_each(Matrix::check)?;
         match self.bias.and_then(|bias| bias.address()).filter(|address| !address.is_multiple_of(ALIGNMENT)) {
             Some(address) => Err(Unsupported::Address { tensor: Operand::Bias, address }),
             None => Ok(()),
@@ -144,7 +218,7 @@ impl Product<'_> {
     /// Whether everything but the operands moves in whole pieces.
     fn leaves_whole(&self) -> bool {
         let bias = self.bias.is_none_or(|bias| bias.address().unwrap_or(0).is_multiple_of(ALIGNMENT));
-        self.columns.is_multiple_of(8) && bias && self.others().all(Matrix::is_whole)
+        self.columns.is_multiple_of(8) && bias && (self.is_of_logits() || self.others().all(Matrix::is_whole))
     }
 }
 
@@ -156,7 +230,7 @@ fn boxes(row: &Variant) -> [u32; 2] {
 }
 
 /// The block of features with this set on.
-pub(super) fn with_features(set: FeatureSet) -> Features<{ dense::SLOTS as usize }> {
+pub(in crate::operators) fn with_features(set: FeatureSet) -> Features<{ dense::SLOTS as usize }> {
     (0..dense::SLOTS)
         .filter(|&slot| set.contains(FeatureSet::of(slot)))
         .fold(Features::OFF, |on, slot| on.with(slot, 0))
@@ -179,7 +253,7 @@ fn launch(
     rows: usize,
     device: &Device,
     params: Params,
-    [aligned, out_aligned]: [bool; 2],
+    pieces: &str,
 ) -> Result<Step> {
     check_device(&row.entry, device.info())?;
     let Variant { tile, reason, .. } = row;
@@ -190,11 +264,6 @@ fn launch(
     };
     // Without rows there is nothing to do.
     let ctas = if rows == 0 { 0 } else { ctas };
-    let pieces = match [aligned, out_aligned] {
-        [true, true] => "",
-        [false, _] => ", in single elements, as rows start anywhere",
-        [true, false] => ", with an output in single elements, as its rows start anywhere",
-    };
     let text = format!("{} x {} sums a thread block, {tiles} tiles: {reason}{pieces}", tile.rows, tile.columns);
     Ok(Step::new(Specialised::with_features(&row.entry, features), ctas, text, params).in_clusters(tile.cluster))
 }

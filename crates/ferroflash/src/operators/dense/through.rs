@@ -20,21 +20,21 @@ plain! {
 }
 
 /// `dz = dout activation'(z)`, with sums over rows.
-pub(super) struct Through<'p> {
-    pub(super) activation: Activation,
-    pub(super) dout: &'p Matrix,
+pub(in crate::operators) struct Through<'p> {
+    pub(in crate::operators) activation: Activation,
+    pub(in crate::operators) dout: &'p Matrix,
     /// None of the identity.
-    pub(super) z: Option<&'p Matrix>,
-    pub(super) dz: Option<&'p Matrix>,
+    pub(in crate::operators) z: Option<&'p Matrix>,
+    pub(in crate::operators) dz: Option<&'p Matrix>,
     row: &'static Variant,
     /// Thread blocks that share out the columns.
     strips: u64,
     /// Parts that share out the rows.
-    pub(super) parts: u64,
+    pub(in crate::operators) parts: u64,
 }
 
 impl<'p> Through<'p> {
-    pub(super) fn new(
+    pub(in crate::operators) fn new(
         activation: Activation,
         dout: &'p Matrix,
         [z, dz]: [Option<&'p Matrix>; 2],
@@ -49,13 +49,13 @@ impl<'p> Through<'p> {
     }
 
     /// Bytes of the sums.
-    pub(super) fn parts_bytes(&self) -> u64 {
+    pub(in crate::operators) fn parts_bytes(&self) -> u64 {
         let halves = if self.activation.is_gated() { 2 } else { 1 };
         parts_bytes(self.parts, self.dout.columns * halves)
     }
 
     /// The launch; sums over rows go to the buffer of this index.
-    pub(super) fn step(&self, device: &Device, sums: Option<usize>) -> Result<Step> {
+    pub(in crate::operators) fn step(&self, device: &Device, sums: Option<usize>) -> Result<Step> {
         let Through { activation, dout, z, dz, row, strips, parts } = *self;
         check_device(&row.entry, device.info())?;
         let (needed, limit) = (parts * strips, MAX_GRID);

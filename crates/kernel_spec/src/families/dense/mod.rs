@@ -161,6 +161,14 @@ impl Variant {
         let of_output = if gated { self.tile.columns / 2 } else { self.tile.columns };
         [rows.div_ceil(self.tile.rows * self.tile.cluster), columns.div_ceil(of_output)]
     }
+
+    /// Columns of the product of which one warp has a row: all of a tile's, or some of them.
+    pub const fn part_columns(&self) -> u32 {
+        match self.engine {
+            Engine::Warpgroups => self.tile.columns,
+            Engine::Warps => WARP_COLUMNS,
+        }
+    }
 }
 
 /// How a thread block divides up its shared memory.
@@ -202,6 +210,9 @@ impl Memory {
         Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, total: carve.total() }
     }
 }
+
+/// Columns of a product that a warp of [`Engine::Warps`] has.
+pub const WARP_COLUMNS: u32 = 64;
 
 /// Rows of a product that a warpgroup has.
 pub const WARPGROUP_ROWS: u32 = 64;

@@ -12,6 +12,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{bf16, f16};
+pub(super) use kernel_spec::families::dense::WARP_COLUMNS;
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 
 use crate::parts::element::Element;
@@ -20,9 +21,8 @@ use crate::parts::products::{Mul, MulTransposed, TransposedMul};
 use crate::parts::rows::{GlobalRows, RowSource, RowWalk};
 use crate::parts::shared_tile::{SharedMatrix, SharedTile, ThreadBlock};
 
-/// Rows and columns of a warp.
+/// Rows of a warp.
 pub(super) const WARP_ROWS: u32 = 32;
-pub(super) const WARP_COLUMNS: u32 = 64;
 
 /// A warp's part of the product.
 pub type Product = RegTile<{ WARP_ROWS as usize / 16 }, { WARP_COLUMNS as usize / 8 }>;
