@@ -5,21 +5,31 @@ use crate::mutants::{Needless, planner, unexcused};
 use crate::support::device;
 use crate::support::edits::{Edit, Mutant, mutants};
 use crate::support::planned::Planned;
-use ferroflash::operators::{Activation, Dense, Operation};
-use ferroflash::{Layout, Operand, Tensor, bf16};
+use ferroflash::operators::{Activation, CrossEntropy, Dense, LinearCrossEntropy, LinearCrossEntropySaved, Operation};
+use ferroflash::{Indices, Layout, Operand, Tensor, bf16};
 use ptx_emu::{EmuError, Module};
 use std::collections::BTreeMap;
 
 /// A call: rows, depth, columns and activation.
 type Call = ([usize; 3], Activation);
 
+/// What a call computes.
+#[derive(Clone, Copy, PartialEq)]
+enum Of {
+    Layer,
+    Gradients,
+    /// Losses of the layer's outputs, and the gradients of these.
+    Losses,
+    LossGradients,
+}
+
 /// Calls that go through every wait of a kernel: several tiles a thread block, and more steps than buffers, an odd number of them, as LLVM loads two at a time; fewer
 /// steps than the second warpgroup starts late; and a gated activation, whose weights are loaded in a loop of its own.
 struct Subject {
-    /// The kernel, launched by step `step` of a forward pass, or of gradients.
+    /// The kernel, launched by step `step`.
     symbol: &'static str,
     step: usize,
-    backward: bool,
+    of: Of,
     multiprocessors: u32,
     hopper: bool,
     calls: &'static [Call],
@@ -40,11 +50,11 @@ const fn later_fences(count: usize) -> Needless {
     )
 }
 
-const SUBJECTS: [Subject; 8] = [
+const SUBJECTS: [Subject; 12] = [
     Subject {
         symbol: "dense_bf16_128x128",
         step: 0,
-        backward: false,
+        of: Of::Layer,
         multiprocessors: 4,
         hopper: false,
         calls: &[([130, 200, 40], Activation::Relu)],
@@ -54,7 +64,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_hopper_bf16_128x256",
         step: 0,
-        backward: false,
+        of: Of::Layer,
         multiprocessors: 1,
         hopper: true,
         calls: &[
@@ -68,7 +78,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_hopper_bf16_128x128",
         step: 0,
-        backward: false,
+        of: Of::Layer,
         multiprocessors: 2,
         hopper: true,
         calls: &[
@@ -82,7 +92,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_dx_bf16_128x128",
         step: 0,
-        backward: true,
+        of: Of::Gradients,
         multiprocessors: 4,
         hopper: false,
         calls: &[([130, 40, 200], Activation::Identity)],
@@ -92,7 +102,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_dw_bf16_128x128",
         step: 1,
-        backward: true,
+        of: Of::Gradients,
         multiprocessors: 4,
         hopper: false,
         calls: &[([200, 40, 136], Activation::Identity)],
@@ -102,7 +112,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_dx_hopper_bf16_128x256",
         step: 0,
-        backward: true,
+        of: Of::Gradients,
         multiprocessors: 1,
         hopper: true,
         calls: &[([300, 264, 312], Activation::Identity), ([130, 264, 40], Activation::Identity)],
@@ -112,7 +122,7 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_dw_hopper_bf16_128x128",
         step: 1,
-        backward: true,
+        of: Of::Gradients,
         multiprocessors: 2,
         hopper: true,
         calls: &[([440, 136, 304], Activation::Identity), ([40, 136, 304], Activation::Identity)],
@@ -122,12 +132,52 @@ const SUBJECTS: [Subject; 8] = [
     Subject {
         symbol: "dense_dz_bf16",
         step: 0,
-        backward: true,
+        of: Of::Gradients,
         multiprocessors: 2,
         hopper: true,
         calls: &[([50, 8, 264], Activation::SwiGlu)],
         least_mutants: 1,
         needless: &[],
+    },
+    Subject {
+        symbol: "linear_cross_entropy_bf16_128x128",
+        step: 0,
+        of: Of::Losses,
+        multiprocessors: 4,
+        hopper: false,
+        calls: &[([130, 200, 40], Activation::Identity)],
+        least_mutants: 5,
+        needless: &[],
+    },
+    Subject {
+        symbol: "linear_cross_entropy_hopper_bf16_128x256",
+        step: 0,
+        of: Of::Losses,
+        multiprocessors: 1,
+        hopper: true,
+        calls: &[([300, 312, 264], Activation::Identity), ([130, 40, 264], Activation::Identity)],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(3)],
+    },
+    Subject {
+        symbol: "linear_cross_entropy_dlogits_bf16_128x128",
+        step: 0,
+        of: Of::LossGradients,
+        multiprocessors: 4,
+        hopper: false,
+        calls: &[([130, 200, 40], Activation::Identity)],
+        least_mutants: 5,
+        needless: &[],
+    },
+    Subject {
+        symbol: "linear_cross_entropy_dlogits_hopper_bf16_128x256",
+        step: 0,
+        of: Of::LossGradients,
+        multiprocessors: 1,
+        hopper: true,
+        calls: &[([300, 312, 264], Activation::Identity), ([130, 40, 264], Activation::Identity)],
+        least_mutants: 20,
+        needless: &[LATE_START, later_fences(3)],
     },
 ];
 
@@ -137,8 +187,59 @@ fn data(elements: usize, seed: usize) -> Vec<bf16> {
 }
 
 impl Subject {
-    fn planned(&self, ([rows, depth, columns], activation): Call) -> Planned {
+    fn planned(&self, call: Call) -> Planned {
+        match self.of {
+            Of::Layer | Of::Gradients => self.planned_layer(call),
+            Of::Losses | Of::LossGradients => self.planned_losses(call),
+        }
+    }
+
+    /// Losses, and what merges them; or the gradient of logits, and a product with it.
+    fn planned_losses(&self, ([rows, depth, classes], _): Call) -> Planned {
         let device = planner(self.multiprocessors);
+        let tensor = |shape: [usize; 2], seed| {
+            Tensor::from_slice(&device, &data(shape[0] * shape[1], seed), shape, Layout::RowMajor).unwrap()
+        };
+        let (x, weight) = (tensor([rows, depth], 0), tensor([classes, depth], 1));
+        let targets: Vec<i32> = (0..rows).map(|row| (row * 7 % classes) as i32).collect();
+        // Numbers near those of forward, so that gradients are no infinities.
+        let numbers: Vec<f32> = (0..rows).map(|row| 40.0 + (row % 5) as f32).collect();
+        let indices = Indices::from_slice(&device, &targets).unwrap();
+        let lse = Tensor::from_slice(&device, &numbers, [rows], Layout::RowMajor).unwrap();
+        let weight_view = weight.view();
+        let loss = CrossEntropy::new().with_lse(true);
+        let of = LinearCrossEntropy::new(&weight_view).with_loss(loss).with_hopper(self.hopper);
+        let backward = self.of == Of::LossGradients;
+        let mut plan = if backward {
+            let saved = LinearCrossEntropySaved::new(&x.view(), &indices.view(), &lse.view());
+            of.plan_backward(&saved, &lse.view()).unwrap()
+        } else {
+            of.plan(&x.view(), &indices.view()).unwrap()
+        };
+        plan.steps.truncate(2);
+        assert_eq!(plan.symbols()[self.step], self.symbol, "{plan}");
+        let bytes = |tensor: &Tensor| bytemuck::cast_slice(&tensor.to_vec::<bf16>().unwrap()).to_vec();
+        let words = |numbers: &[f32]| bytemuck::cast_slice(numbers).to_vec();
+        let poison = |bytes: usize| vec![0xff; bytes];
+        let mut operands = vec![
+            (Operand::X, bytes(&x), false),
+            (Operand::Weight, bytes(&weight), false),
+            (Operand::Targets, bytemuck::cast_slice(&targets).to_vec(), false),
+        ];
+        operands.extend(if backward {
+            let ones = vec![1.0; rows];
+            let read = [(Operand::Lse, words(&numbers), false), (Operand::Dloss, words(&ones), false)];
+            read.into_iter().chain([(Operand::Dx, poison(2 * rows * depth), true)]).collect::<Vec<_>>()
+        } else {
+            vec![(Operand::Loss, poison(4 * rows), true), (Operand::Lse, poison(4 * rows), true)]
+        });
+        drop((x, weight, lse, indices));
+        Planned::new(device, plan, operands)
+    }
+
+    fn planned_layer(&self, ([rows, depth, columns], activation): Call) -> Planned {
+        let device = planner(self.multiprocessors);
+        let backward = self.of == Of::Gradients;
         let sums = columns * if activation.is_gated() { 2 } else { 1 };
         let tensor = |shape: [usize; 2], seed| {
             Tensor::from_slice(&device, &data(shape[0] * shape[1], seed), shape, Layout::RowMajor).unwrap()
@@ -152,13 +253,13 @@ impl Subject {
         if bends {
             layer = layer.with_bias(&bias_view);
         }
-        let mut plan = if self.backward {
+        let mut plan = if backward {
             layer.plan_backward(&x.view(), bends.then_some(&z.view()), &dout.view()).unwrap()
         } else {
             layer.plan(&x.view()).unwrap()
         };
         // Products of gradients do not need one another; what is summed up over rows, the launch that adds it.
-        let launches = if self.backward && bends { 2 } else { 1 };
+        let launches = if backward && bends { 2 } else { 1 };
         plan.steps = plan.steps.drain(self.step..self.step + launches).collect();
         assert_eq!(plan.symbols()[0], self.symbol, "{plan}");
         let bytes = |tensor: &Tensor| bytemuck::cast_slice(&tensor.to_vec::<bf16>().unwrap()).to_vec();
@@ -176,7 +277,7 @@ impl Subject {
             (Operand::Dweight, sums * depth),
             (Operand::Dbias, sums),
         ];
-        let written = written.iter().filter(|(operand, _)| self.backward != (*operand == Operand::Out));
+        let written = written.iter().filter(|(operand, _)| backward != (*operand == Operand::Out));
         operands.extend(written.map(|&(operand, elements)| (operand, vec![0xff; 2 * elements], true)));
         drop((x, weight, bias, z, dout));
         Planned::new(device, plan, operands)

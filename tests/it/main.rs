@@ -43,6 +43,7 @@ mod gradient_norm;
 mod invariants;
 mod io;
 mod linear_cross_entropy;
+mod linear_cross_entropy_errors;
 mod merge;
 mod merge_errors;
 mod mutants;
