@@ -228,6 +228,13 @@ fn operators_are_measured_and_checked() {
         assert_eq!(cells[8]["bytes"], 2 * 16 * 256 + 2 * 16 * 64 * 4, "{record}");
         let tables = if pass == "forward" { 16 } else { 64 };
         assert_eq!(cells[10]["bytes"], (16 + tables) * 256 + 16 * 4, "{record}");
+        let losses = ["bench", "--operator", "linear-cross-entropy", "--device", "emulator"];
+        let printed = succeed(&[&losses[..], &["--pass", pass, "--json", utf8(&json)]].concat());
+        assert!(printed.contains("2 results compared with the f64 reference"), "{printed}");
+        // 16 rows of 64 numbers and 24 classes, with a target and a loss a row; or these twice, with three numbers a row.
+        let (twice, numbers) = if pass == "forward" { (1, 2) } else { (2, 3) };
+        let record = read(&json);
+        assert_eq!(self::cells(&record)[0]["bytes"], twice * (16 + 24) * 64 * 2 + 16 * numbers * 4, "{record}");
     }
     for (more, said) in [
         (&["--head-dim", "64"][..], "cannot be used with"),

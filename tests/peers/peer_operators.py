@@ -131,6 +131,14 @@ def dense(problem):
     return swiglu
 
 
+def linear_cross_entropy(_):
+    functional = torch.nn.functional
+    # Losses in f32, as everybody else gives them.
+    return lambda x, weight, targets: functional.cross_entropy(
+        functional.linear(x, weight).float(), targets, reduction="none"
+    )
+
+
 # What PyTorch has, as functions of the inputs by name.
 OPERATORS = {
     "rmsnorm": norm,
@@ -142,6 +150,7 @@ OPERATORS = {
     "dense": dense,
     "dense-gelu": dense,
     "swiglu": dense,
+    "linear-cross-entropy": linear_cross_entropy,
 }
 
 

@@ -5,6 +5,7 @@ mod cell;
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod linear_cross_entropy;
 mod norm;
 mod problem;
 mod rotary;
@@ -92,6 +93,8 @@ pub(super) enum OperatorName {
     DenseGelu,
     /// silu(x gate^T) * (x up^T)
     Swiglu,
+    /// Cross-entropy of the logits x weight^T, which are not written; columns are classes
+    LinearCrossEntropy,
 }
 
 impl OperatorName {
@@ -106,6 +109,7 @@ impl OperatorName {
             OperatorName::Dense => "dense",
             OperatorName::DenseGelu => "dense-gelu",
             OperatorName::Swiglu => "swiglu",
+            OperatorName::LinearCrossEntropy => "linear-cross-entropy",
         }
     }
 
@@ -118,12 +122,14 @@ impl OperatorName {
             OperatorName::Rotary => rotary::bytes(cell),
             OperatorName::Embedding => embedding::bytes(cell),
             OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => dense::bytes(cell),
+            OperatorName::LinearCrossEntropy => linear_cross_entropy::bytes(cell),
         }
     }
 
     /// Whether a problem has a depth, too, and its operations count: those of a product of matrices.
     fn is_product(self) -> bool {
-        matches!(self, OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu)
+        let layer = matches!(self, OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu);
+        layer || self == OperatorName::LinearCrossEntropy
     }
 }
 

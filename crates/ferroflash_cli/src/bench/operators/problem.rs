@@ -1,7 +1,7 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, cross_entropy, dense, embedding, norm, rotary, softmax};
+use super::{OperatorName, cross_entropy, dense, embedding, linear_cross_entropy, norm, rotary, softmax};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
@@ -128,6 +128,9 @@ impl Problem {
             OperatorName::Embedding => Box::new(embedding::Subject::new(device, cell, values, seed)?),
             OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => {
                 Box::new(dense::Subject::new(device, cell, values, seed)?)
+            }
+            OperatorName::LinearCrossEntropy => {
+                Box::new(linear_cross_entropy::Subject::new(device, cell, values, seed)?)
             }
         };
         let (device, stream) = (device.clone(), device.default_stream());

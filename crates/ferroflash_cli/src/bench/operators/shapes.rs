@@ -1,7 +1,7 @@
 //! Which problems a run has.
 
 use super::cell::Cell;
-use super::{BenchArgs, OperatorArgs};
+use super::{BenchArgs, OperatorArgs, OperatorName};
 use crate::workload::Pass;
 use anyhow::{Result, ensure};
 use kernel_spec::DType;
@@ -25,6 +25,10 @@ const EMULATED_SHAPES: [[usize; 2]; 2] = [[16, 128], [4, 1000]];
 const PRODUCTS: [[usize; 3]; 4] =
     [[16_384, 16_384, 4096], [8192, 8192, 8192], [16_384, 4096, 1024], [4096, 4096, 16_384]];
 
+/// The same of losses, whose columns are classes: large and small vocabularies, an odd one, and few rows of the largest.
+const LOSSES: [[usize; 3]; 4] =
+    [[16_384, 131_072, 4096], [8192, 32_000, 4096], [8192, 50_257, 1024], [1024, 262_144, 2048]];
+
 /// The same for the emulator.
 const EMULATED_PRODUCTS: [[usize; 3]; 2] = [[16, 24, 64], [130, 40, 72]];
 
@@ -44,7 +48,7 @@ pub(super) fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
     let mut cells = Vec::new();
     for &operator in operator {
         let problems = if operator.is_product() {
-            products(args, emulator)?
+            products(args, operator, emulator)?
         } else {
             shapes.iter().map(|&[rows, columns]| (rows, columns, None)).collect()
         };
@@ -65,10 +69,14 @@ pub(super) fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
 }
 
 /// Rows, columns and depths of dense layers.
-fn products(args: &BenchArgs, emulator: bool) -> Result<Vec<(usize, usize, Option<usize>)>> {
+fn products(args: &BenchArgs, operator: OperatorName, emulator: bool) -> Result<Vec<(usize, usize, Option<usize>)>> {
     let OperatorArgs { rows, columns, depth, .. } = &args.operators;
     if rows.is_empty() {
-        let products = if emulator { &EMULATED_PRODUCTS[..] } else { &PRODUCTS };
+        let products = match operator {
+            _ if emulator => &EMULATED_PRODUCTS[..],
+            OperatorName::LinearCrossEntropy => &LOSSES,
+            _ => &PRODUCTS,
+        };
         return Ok(products.iter().map(|&[rows, columns, depth]| (rows, columns, Some(depth))).collect());
     }
     ensure!(
