@@ -54,7 +54,7 @@ fn tensors_that_do_not_go_together() {
     let wide = tensor(device, DType::F32, &[8, 16]);
     assert_refused(
         LinearCrossEntropy::new(&wide.view()).forward(&x.view(), &targets.view()),
-        "weight has element type f32; f16 is accepted",
+        "weight holds f32; f16 is accepted",
     );
     let short = tensor(device, DType::F16, &[7]);
     assert_refused(
@@ -62,14 +62,14 @@ fn tensors_that_do_not_go_together() {
         "bias has shape [7]; weight makes it [8]",
     );
     let few = Indices::from_slice(device, &[0; 5]).unwrap();
-    assert_refused(of.forward(&x.view(), &few.view()), "there are 5 targets; x makes them 6");
+    assert_refused(of.forward(&x.view(), &few.view()), "targets are 5; x has 6 rows, and needs one for each");
     let lse = tensor(device, DType::F32, &[2, 3]);
     let flat = tensor(device, DType::F32, &[6]);
     let saved = LinearCrossEntropySaved::new(&x.view(), &targets.view(), &flat.view());
     assert_refused(of.backward(&saved, &lse.view()), "lse has shape [6]; x makes it [2, 3]");
     let saved = LinearCrossEntropySaved::new(&x.view(), &targets.view(), &lse.view());
     let half = tensor(device, DType::F16, &[2, 3]);
-    assert_refused(of.backward(&saved, &half.view()), "dloss has element type f16; f32 is accepted");
+    assert_refused(of.backward(&saved, &half.view()), "dloss holds f16; f32 is accepted");
     let apart = of.forward(&x.strided(0, [2, 3, 8], [48, 16, 2]).unwrap(), &targets.view());
     assert!(matches!(
         apart,

@@ -1,11 +1,11 @@
 //! The entry points of dense layers: one for every row of `kernel_spec::for_each_dense_row!`.
 
 use cuda_std::prelude::*;
+use kernel_spec::families::dense::Variant;
 #[cfg(not(target_feature = "sm_90a"))]
 use kernel_spec::families::dense::{DenseParams, LogitsParams};
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::families::dense::{HopperDenseParams, HopperLogitsParams};
-use kernel_spec::families::dense::Variant;
 
 #[cfg(not(target_feature = "sm_90a"))]
 use crate::entry::F32;
@@ -28,20 +28,38 @@ macro_rules! entries {
 /// The parameters of a pass.
 #[cfg(not(target_feature = "sm_90a"))]
 macro_rules! params {
-    (Losses) => { LogitsParams };
-    (LogitGradient) => { LogitsParams };
-    ($layer:ident) => { DenseParams };
+    (Losses) => {
+        LogitsParams
+    };
+    (LogitGradient) => {
+        LogitsParams
+    };
+    ($layer:ident) => {
+        DenseParams
+    };
 }
 
 /// The same on Hopper, and what is behind the maps.
 #[cfg(target_feature = "sm_90a")]
 macro_rules! hopper_params {
-    (Losses) => { HopperLogitsParams };
-    (LogitGradient) => { HopperLogitsParams };
-    ($layer:ident) => { HopperDenseParams };
-    (Losses of $p:ident) => { &$p.logits };
-    (LogitGradient of $p:ident) => { &$p.logits };
-    ($layer:ident of $p:ident) => { &$p.dense };
+    (Losses) => {
+        HopperLogitsParams
+    };
+    (LogitGradient) => {
+        HopperLogitsParams
+    };
+    ($layer:ident) => {
+        HopperDenseParams
+    };
+    (Losses of $p:ident) => {
+        &$p.logits
+    };
+    (LogitGradient of $p:ident) => {
+        &$p.logits
+    };
+    ($layer:ident of $p:ident) => {
+        &$p.dense
+    };
 }
 
 macro_rules! entry {

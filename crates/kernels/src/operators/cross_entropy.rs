@@ -23,9 +23,11 @@
 use core::f32::consts::{LN_2, LOG2_E};
 
 use cuda_std::{copy, math};
-use kernel_spec::families::cross_entropy::features::SMOOTHING;
 use kernel_spec::Divisor;
-use kernel_spec::families::cross_entropy::{CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, LossPartsParams};
+use kernel_spec::families::cross_entropy::features::SMOOTHING;
+use kernel_spec::families::cross_entropy::{
+    CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, LossPartsParams,
+};
 use kernel_spec::families::rows::Sharing;
 
 use crate::operators::online::{Online, weight};
