@@ -201,13 +201,13 @@ impl Product<'_> {
         if self.rows == 0 || self.depth == 0 {
             return Err(Unsupported::NoRows);
         }
+        // Logits may be any number, and their biases anywhere: no tensor of the call has rows of them, and biases are read in single elements where they have to be.
+        if !self.is_of_logits() && !self.columns.is_multiple_of(8) {
+            return Err(Unsupported::OutputColumns { found: self.columns });
+        }
         self.operands.into_iter().chain(self.others()).try_for_each(Matrix::check)?;
         if self.is_of_logits() {
-            // Any number of them, and biases anywhere: rows of logits are no tensor of the call, and biases are read in single elements where they have to be.
             return Ok(());
-        }
-        if !self.columns.is_multiple_of(8) {
-            return Err(Unsupported::OutputColumns { found: self.columns });
         }
         match self.bias.and_then(|bias| bias.address()).filter(|address| !address.is_multiple_of(ALIGNMENT)) {
             Some(address) => Err(Unsupported::Address { tensor: Operand::Bias, address }),
