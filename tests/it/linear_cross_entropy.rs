@@ -375,7 +375,7 @@ fn cases() -> impl Strategy<Value = Case> {
             let bias_offset = bias_offset * if seed % 2 == 0 { 8 } else { 1 };
             let [dx, dweight, dbias] = asked;
             // One at least.
-            let asked = [dx || !dweight && !(dbias && bias), dweight, dbias];
+            let asked = [dx || !(dweight || dbias && bias), dweight, dbias];
             Case {
                 outer,
                 depth,
