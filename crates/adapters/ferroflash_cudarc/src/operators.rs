@@ -34,8 +34,8 @@ use cudarc::driver::CudaStream;
 use ferroflash::Operand;
 use ferroflash::operators::{
     Activation, CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Dense, DenseGradientsViewMut,
-    DenseOutputViewMut, Embedding, Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Rotary, RotaryPositions,
-    Softmax,
+    DenseOutputViewMut, Embedding, LinearCrossEntropy, LinearCrossEntropySaved, Norm, NormGradientsViewMut,
+    NormOutputViewMut, NormSaved, Rotary, RotaryPositions, Softmax,
 };
 use tensors::{Views, operate};
 
@@ -278,6 +278,47 @@ pub fn dense_backward(stream: &CudaStream, activation: Activation, tensors: Tens
         let (x, z, dout) = (views.tensor(X)?, views.find(Z), views.tensor(Dout)?);
         Ok(layer(activation, views)?.backward_into(stream, &x, z.as_ref(), &dout, &mut into)?)
     })
+}
+
+/// Cross-entropy of the logits of a dense layer, which are never in memory: see [`LinearCrossEntropy::forward_into`].
+///
+/// Reads `X` and `Weight`, optionally `Bias`, and `Targets` as numbers; writes `Loss`, and optionally `Lse` and `ZLosses`.
+///
+/// # Errors
+/// As [`norm`].
+pub fn linear_cross_entropy(stream: &CudaStream, loss: CrossEntropy, tensors: Tensors<'_>) -> Result<()> {
+    use Operand::{Bias, Loss, Lse, Targets, Weight, X, ZLosses};
+    operate(stream, &[X, Weight, Bias, Targets, Loss, Lse, ZLosses], tensors, |stream, views| {
+        let mut into = CrossEntropyOutputViewMut::new(views.out(Loss)?);
+        into.lse = views.find_out(Lse);
+        into.z_losses = views.find_out(ZLosses);
+        let (x, targets) = (views.tensor(X)?, views.numbers(Targets)?);
+        Ok(with_loss(loss, views)?.forward_into(stream, &x, &targets, &mut into)?)
+    })
+}
+
+/// The gradients of [`linear_cross_entropy`]: see [`LinearCrossEntropy::backward_into`].
+///
+/// Reads `X`, `Weight`, `Lse` and `Dloss`, optionally `Bias`, and `Targets` as numbers; writes those of `Dx`, `Dweight` and, with biases, `Dbias` that are
+/// given: at least one.
+///
+/// # Errors
+/// As [`norm`].
+pub fn linear_cross_entropy_backward(stream: &CudaStream, loss: CrossEntropy, tensors: Tensors<'_>) -> Result<()> {
+    use Operand::{Bias, Dbias, Dloss, Dweight, Dx, Lse, Targets, Weight, X};
+    operate(stream, &[X, Weight, Bias, Targets, Lse, Dloss, Dx, Dweight, Dbias], tensors, |stream, views| {
+        let mut into = DenseGradientsViewMut::new();
+        into.dx = views.find_out(Dx);
+        into.dweight = views.find_out(Dweight);
+        into.dbias = views.find_out(Dbias);
+        let saved = LinearCrossEntropySaved::new(&views.tensor(X)?, &views.numbers(Targets)?, &views.tensor(Lse)?);
+        Ok(with_loss(loss, views)?.backward_into(stream, &saved, &views.tensor(Dloss)?, &mut into)?)
+    })
+}
+
+fn with_loss<'v>(loss: CrossEntropy, views: &Views<'v>) -> Result<LinearCrossEntropy<'v>> {
+    let of = LinearCrossEntropy::new(&views.tensor(Operand::Weight)?).with_loss(loss);
+    Ok(views.find(Operand::Bias).map_or(of, |bias| of.with_bias(&bias)))
 }
 
 fn layer<'v>(activation: Activation, views: &Views<'v>) -> Result<Dense<'v>> {

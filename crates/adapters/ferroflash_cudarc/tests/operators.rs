@@ -7,8 +7,8 @@ use ferroflash::operators::{Activation, AdamW, CrossEntropy, GradientNorm, Norm,
 use ferroflash::{Operand, OperatorError, bf16};
 use ferroflash_cudarc::operators::{
     EmbeddingOptions, RotaryOptions, Tensors, adamw, cross_entropy, cross_entropy_backward, dense, dense_backward,
-    embedding, embedding_backward, gradient_norm, norm, norm_backward, rotary, rotary_backward, softmax,
-    softmax_backward,
+    embedding, embedding_backward, gradient_norm, linear_cross_entropy, linear_cross_entropy_backward, norm,
+    norm_backward, rotary, rotary_backward, softmax, softmax_backward,
 };
 use ferroflash_cudarc::{Error, Result};
 use std::sync::Arc;
@@ -172,6 +172,30 @@ fn every_function_launches() {
         let at = launched(at, "dense_dz", dense_backward(&stream, Activation::SwiGlu, tensors));
         // z is computed again, and there are no products for what is not given.
         assert_eq!(at - before, 3);
+        let of_losses = || {
+            let tensors = Tensors::new().read(Operand::X, &x, [6, 32]).read(Operand::Weight, &dout, [10, 32]);
+            tensors.read(Operand::Bias, &of_columns, [10]).numbers(Operand::Targets, &numbers)
+        };
+        let tensors = of_losses().write(Operand::Loss, &mut line, [6]).write(Operand::Lse, &mut second, [6]).write(
+            Operand::ZLosses,
+            &mut more,
+            [6],
+        );
+        let before = at;
+        let at = launched(at, "linear_cross_entropy", linear_cross_entropy(&stream, CrossEntropy::new(), tensors));
+        // Parts of the losses, and what merges these.
+        assert_eq!(at - before, 2);
+        let tensors = of_losses()
+            .read(Operand::Lse, &of_rows, [6])
+            .read(Operand::Dloss, &of_rows, [6])
+            .write(Operand::Dx, &mut out, [6, 32])
+            .write(Operand::Dweight, &mut more, [10, 32])
+            .write(Operand::Dbias, &mut line, [10]);
+        let before = at;
+        let gradients = linear_cross_entropy_backward(&stream, CrossEntropy::new(), tensors);
+        let at = launched(at, "linear_cross_entropy_dlogits", gradients);
+        // Gradients of logits, sums for the biases in two launches, and two products.
+        assert_eq!(at - before, 5);
         let tensors = Tensors::new()
             .read(Operand::ParameterGradient(0), &x, rows)
             .read(Operand::ParameterGradient(1), &of_rows, [6])
