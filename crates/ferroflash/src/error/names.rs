@@ -90,6 +90,8 @@ pub enum Operand {
     X,
     /// Rows that are added to them.
     Residual,
+    /// Factors of the rows of x, before the residual is added.
+    Rowscale,
     /// The sum of the two.
     ResidualOut,
     /// What was normalised, for gradients.
@@ -191,6 +193,7 @@ impl std::fmt::Display for Operand {
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",
+            Operand::Rowscale => "rowscale",
             Operand::ResidualOut => "residual_out",
             Operand::Normalised => "what was normalised",
             Operand::Weight => "weight",

@@ -194,9 +194,13 @@ impl<'a> Tensors<'a> {
 
     pub(super) fn vector_shape(&self, tensor: Operand) -> Dims {
         match tensor {
-            Operand::Mean | Operand::Rstd | Operand::Loss | Operand::Lse | Operand::ZLosses | Operand::Dloss => {
-                Rows::statistics_shape(&self.shape)
-            }
+            Operand::Mean
+            | Operand::Rstd
+            | Operand::Rowscale
+            | Operand::Loss
+            | Operand::Lse
+            | Operand::ZLosses
+            | Operand::Dloss => Rows::statistics_shape(&self.shape),
             _ => self.columns(),
         }
     }
