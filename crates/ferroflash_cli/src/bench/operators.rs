@@ -5,6 +5,7 @@ mod cell;
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod lists;
 mod norm;
 mod problem;
 mod rotary;
@@ -92,6 +93,10 @@ pub(super) enum OperatorName {
     DenseGelu,
     /// silu(x gate^T) * (x up^T)
     Swiglu,
+    /// A step of AdamW for --rows tensors of --columns elements each, or for the parameters of a model
+    Adamw,
+    /// The norm of all gradients of such a list
+    GradientNorm,
 }
 
 impl OperatorName {
@@ -106,6 +111,8 @@ impl OperatorName {
             OperatorName::Dense => "dense",
             OperatorName::DenseGelu => "dense-gelu",
             OperatorName::Swiglu => "swiglu",
+            OperatorName::Adamw => "adamw",
+            OperatorName::GradientNorm => "gradient-norm",
         }
     }
 
@@ -118,7 +125,13 @@ impl OperatorName {
             OperatorName::Rotary => rotary::bytes(cell),
             OperatorName::Embedding => embedding::bytes(cell),
             OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => dense::bytes(cell),
+            OperatorName::Adamw | OperatorName::GradientNorm => lists::bytes(cell),
         }
+    }
+
+    /// Whether a problem is a list of tensors.
+    fn is_list(self) -> bool {
+        matches!(self, OperatorName::Adamw | OperatorName::GradientNorm)
     }
 
     /// Whether a problem has a depth, too, and its operations count: those of a product of matrices.
@@ -147,6 +160,9 @@ struct CellRecord {
     dtype: &'static str,
     rows: usize,
     columns: usize,
+    /// Of a list of tensors, which are `rows` of `columns` elements together: whose they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'static str>,
     /// Of dense layers: numbers that are summed over.
     #[serde(skip_serializing_if = "Option::is_none")]
     depth: Option<usize>,
@@ -237,6 +253,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
             dtype: cell.dtype.name(),
             rows: cell.rows,
             columns: cell.columns,
+            model: cell.model.map(lists::Model::name),
             depth: cell.depth,
             operations: cell.depth.map(|_| dense::operations(cell)),
             bytes: cell.operator.bytes(cell),
@@ -275,8 +292,10 @@ fn measure(
     let mut problem = Problem::new(device, *cell, args.values, seed)?;
     let mut ours = OperatorResult::new(OURS);
     let plan = problem.plan()?;
-    ours.symbols = ferroflash::operators::Operation::symbols(&plan);
-    ours.workspace_bytes = Some(ferroflash::operators::Operation::workspace_bytes(&plan));
+    ours.symbols = plan.symbols();
+    // Of a list, one for all launches of an entry.
+    ours.symbols.dedup();
+    ours.workspace_bytes = Some(plan.workspace_bytes());
     let (error, bound) = problem.check()?;
     (ours.max_error, ours.bound) = (Some(error), Some(bound));
     let mut results = vec![ours];
@@ -380,7 +399,7 @@ fn print(record: &OperatorRecord) -> Result<()> {
         for result in &cell.results {
             let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             let row = [
-                cell.operator.to_owned(),
+                cell.model.map_or_else(|| cell.operator.to_owned(), |model| format!("{} {model}", cell.operator)),
                 cell.pass.to_owned(),
                 cell.dtype.to_owned(),
                 cell.rows.to_string(),

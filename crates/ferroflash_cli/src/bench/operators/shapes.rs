@@ -1,6 +1,7 @@
 //! Which problems a run has.
 
 use super::cell::Cell;
+use super::lists::Model;
 use super::{BenchArgs, OperatorArgs};
 use crate::workload::Pass;
 use anyhow::{Result, ensure};
@@ -43,19 +44,31 @@ pub(super) fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
     let dtypes = args.sweep.dtypes_or(&[DType::Bf16]);
     let mut cells = Vec::new();
     for &operator in operator {
-        let problems = if operator.is_product() {
-            products(args, emulator)?
+        ensure!(
+            !operator.is_list() || args.pass == Pass::Forward,
+            "{} has one pass, which is called forward",
+            operator.name()
+        );
+        let problems: Vec<(usize, usize, Option<usize>, Option<Model>)> = if operator.is_product() {
+            products(args, emulator)?.into_iter().map(|(rows, columns, depth)| (rows, columns, depth, None)).collect()
+        } else if operator.is_list() && rows.is_empty() && !emulator {
+            let of = |model: Model| {
+                let lengths = model.lengths();
+                (lengths.len(), lengths.iter().sum(), None, Some(model))
+            };
+            Model::ALL.map(of).to_vec()
         } else {
-            shapes.iter().map(|&[rows, columns]| (rows, columns, None)).collect()
+            shapes.iter().map(|&[rows, columns]| (rows, columns, None, None)).collect()
         };
         for &dtype in &dtypes {
-            cells.extend(problems.iter().map(|&(rows, columns, depth)| Cell {
+            cells.extend(problems.iter().map(|&(rows, columns, depth, model)| Cell {
                 operator,
                 pass: args.pass,
                 dtype,
                 rows,
                 columns,
                 depth,
+                model,
             }));
         }
     }
