@@ -78,6 +78,8 @@ pub enum Operand {
     StepCount,
     /// What gradients are multiplied with.
     GradientFactor,
+    /// The learning rate of an optimiser.
+    LearningRate,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -170,6 +172,7 @@ impl std::fmt::Display for Operand {
             Operand::Ids => "ids",
             Operand::StepCount => "the number of the step",
             Operand::GradientFactor => "the factor of the gradients",
+            Operand::LearningRate => "the learning rate",
             Operand::Parameter(index) => {
                 numbered = format!("parameter {index}");
                 &numbered
