@@ -229,7 +229,7 @@ impl problem::Subject for Subject {
             norm.fill_bytes(0xff)?;
         }
         let (first, stream) = (&self.first, self.first.gradients.device().default_stream());
-        let again = parameters.iter_mut().zip(&first.parameters).map(|(to, from)| (to, from));
+        let again = parameters.iter_mut().zip(&first.parameters);
         let moments = moments.iter_mut().flatten().zip(first.moments.iter().flatten());
         for (to, from) in again.chain(moments) {
             to.copy_from(&stream, from)?;
