@@ -40,6 +40,8 @@ struct Case {
     step: u32,
     /// The device counts the steps.
     on_device: bool,
+    /// The device has the learning rate.
+    device_rate: bool,
     seed: u64,
 }
 
@@ -89,12 +91,14 @@ impl Case {
             factor: None,
             step: 3,
             on_device: false,
+            device_rate: false,
             seed: 0,
         }
     }
 
     fn adamw(&self) -> AdamW<'static> {
-        AdamW::new(self.rate)
+        // Where the device has another, the host's counts for nothing.
+        AdamW::new(if self.device_rate { 77.0 } else { self.rate })
             .with_betas(self.betas[0], self.betas[1])
             .with_epsilon(self.epsilon)
             .with_decay(self.decay)
@@ -181,6 +185,10 @@ impl Case {
         let mut adamw = self.adamw();
         if let Some(factor) = &factor {
             adamw = adamw.with_gradient_factor(&factor.view());
+        }
+        let rate = Tensor::from_slice(device, &[self.rate as f32], [1], Layout::RowMajor).unwrap();
+        if self.device_rate {
+            adamw = adamw.with_device_rate(&rate.view());
         }
         let stream = device.default_stream();
         {
@@ -294,18 +302,10 @@ fn cases() -> impl Strategy<Value = Case> {
     let gradients =
         (prop::sample::select(vec![1.0f32, -0.5, 64.0]), prop::option::of(prop::sample::select(vec![0.25f32, 1.0])));
     let step = prop_oneof![1u32..=3, 4u32..=100_000];
-    (prop::collection::vec(member, 0..8), options, gradients, step, any::<bool>(), any::<u64>()).prop_map(
-        |(members, (rate, betas, epsilon, decay), (gradient_scale, factor), step, on_device, seed)| Case {
-            members,
-            rate,
-            betas,
-            epsilon,
-            decay,
-            gradient_scale,
-            factor,
-            step,
-            on_device,
-            seed,
+    let of_device = (any::<bool>(), any::<bool>());
+    (prop::collection::vec(member, 0..8), options, gradients, step, of_device, any::<u64>()).prop_map(
+        |(members, (rate, betas, epsilon, decay), (gradient_scale, factor), step, (on_device, device_rate), seed)| {
+            Case { members, rate, betas, epsilon, decay, gradient_scale, factor, step, on_device, device_rate, seed }
         },
     )
 }
@@ -316,6 +316,38 @@ fn random_lists_agree_with_the_definition<T: Element>() {
 }
 
 for_each_dtype!(random_lists_agree_with_the_definition);
+
+/// The same plan, which a graph would hold, takes other steps when the numbers on the device change: as the host's numbers would have it.
+#[test]
+fn rate_and_step_of_the_device_change_between_steps() {
+    let device = &device::shared().device;
+    let stream = device.default_stream();
+    let tensor = |value: f32| Tensor::from_slice(device, &[value; 9], [9], Layout::RowMajor).unwrap();
+    let run = |on_device: bool| {
+        let [mut parameter, gradient, mut moment, mut second_moment] = [1.0, 0.5, 0.0, 0.0].map(tensor);
+        let mut rate = Tensor::from_slice(device, &[0.0f32], [1], Layout::RowMajor).unwrap();
+        let mut count = Indices::from_slice(device, &[0]).unwrap();
+        let mut plans = Vec::new();
+        for (step, of_step) in [(1, 0.5f32), (2, 0.125), (3, 0.0)] {
+            rate.write(&[of_step]).unwrap();
+            count.write(&[step]).unwrap();
+            let (rate, count) = (rate.view(), count.view());
+            let (adamw, number) = match on_device {
+                true => (AdamW::new(0.0).with_device_rate(&rate), StepNumber::Device(count)),
+                false => (AdamW::new(of_step.into()), StepNumber::Host(step as u32)),
+            };
+            let adamw = adamw.with_decay(0.25);
+            let mut list =
+                [AdamWTensor::new(parameter.view_mut(), &gradient.view(), moment.view_mut(), second_moment.view_mut())];
+            plans.push(adamw.plan(number, &list).unwrap());
+            adamw.step(&stream, number, &mut list).unwrap();
+        }
+        assert_eq!(plans.windows(2).all(|plans| plans[0] == plans[1]), on_device);
+        to_f64(&parameter.to_vec::<f32>().unwrap())[0]
+    };
+    let [on_host, on_device] = [run(false), run(true)];
+    assert!((on_host - on_device).abs() < 1e-6 && on_host != 1.0, "{on_host} {on_device}");
+}
 
 /// What the device counts and what the host counts is one step.
 #[test]

@@ -71,9 +71,16 @@ fn options_outside_of_their_range() {
         OperatorError::DType { tensor: Operand::GradientFactor, found: DType::F16, accepted: vec![DType::F32] },
         "the factor of the gradients holds f16; f32 is accepted",
     );
+    assert_refused(
+        adamw.with_device_rate(&half.view()).plan(FIRST, &list),
+        OperatorError::DType { tensor: Operand::LearningRate, found: DType::F16, accepted: vec![DType::F32] },
+        "the learning rate holds f16; f32 is accepted",
+    );
     let two = tensor(device, DType::F32, &[2]);
     let found = adamw.with_gradient_factor(&two.view()).plan(FIRST, &list);
     assert!(matches!(found, Err(Error::Operator(OperatorError::Shape { tensor: Operand::GradientFactor, .. }))));
+    let found = adamw.with_device_rate(&two.view()).plan(FIRST, &list);
+    assert!(matches!(found, Err(Error::Operator(OperatorError::Shape { tensor: Operand::LearningRate, .. }))));
 }
 
 #[test]

@@ -236,6 +236,15 @@ fn operators_are_measured_and_checked() {
         let record = read(&json);
         assert_eq!(self::cells(&record)[0]["bytes"], twice * (16 + 24) * 64 * 2 + 16 * numbers * 4, "{record}");
     }
+    let lists = ["bench", "--operator", "adamw,gradient-norm", "--device", "emulator", "--dtype", "bf16,f32"];
+    let sizes = ["--rows", "3", "--columns", "1000", "--json", utf8(&json)];
+    let printed = succeed(&[&lists[..], &sizes].concat());
+    assert!(printed.contains("4 results compared with the f64 reference"), "{printed}");
+    let record = read(&json);
+    // Parameters and moments twice, gradients once; and gradients alone.
+    let bytes: Vec<&Value> = cells(&record).iter().map(|cell| &cell["bytes"]).collect();
+    assert_eq!(bytes, [&json!(3000 * 22), &json!(3000 * 28), &json!(3000 * 2), &json!(3000 * 4)], "{record}");
+    refuses(&[&lists[..], &["--pass", "backward"]].concat(), "adamw has one pass");
     for (more, said) in [
         (&["--head-dim", "64"][..], "cannot be used with"),
         (&["--l2", "flush"], "cannot be used with"),

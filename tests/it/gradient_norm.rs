@@ -1,9 +1,11 @@
 //! The norm of gradients against its definition, and what it refuses.
 
+use crate::mutants::planner;
 use crate::support::device;
 use crate::support::draws::draws;
 use crate::support::edits::mutants;
 use crate::support::lie::Lie;
+use crate::support::planned::Planned;
 use ferroflash::operators::{AdamW, AdamWTensor, GradientNorm, Operation, StepNumber};
 use ferroflash::{DType, Device, Error, Layout, Operand, OperatorError, Tensor, bf16, f16};
 use kernel_spec::families::gradient_norm::{MAX_TENSORS, Pass, VARIANTS, find};
@@ -195,7 +197,28 @@ fn plans_and_refusals() {
     assert!(matches!(&found, Error::DeviceMismatch { what, .. } if what == "the stream"), "{found:?}");
 }
 
-/// Sums of warps meet at one barrier, which `norms_mutants` takes out of the same function.
+/// Without the barrier at which the sums of warps meet, the emulator reports a race, or the result has other bits: in either launch.
+#[test]
+fn every_barrier_is_needed() {
+    if device::is_gpu() {
+        return;
+    }
+    let device = planner(2);
+    let numbers: Vec<bf16> = (0..20_000).map(|i| bf16::from_f32((i * 37 % 97) as f32 / 32.0 - 1.0)).collect();
+    let gradient = Tensor::from_slice(&device, &numbers, [numbers.len()], Layout::RowMajor).unwrap();
+    let mut result = Tensor::zeros(&device, DType::F32, [2], Layout::RowMajor).unwrap();
+    let plan = GradientNorm::new().with_most(1.0).plan(&[gradient.view()], &result.view_mut()).unwrap();
+    assert_eq!(plan.symbols(), ["squares_bf16", "squares_norm"], "{plan}");
+    let operands = vec![
+        (Operand::ParameterGradient(0), bytemuck::cast_slice(&numbers).to_vec(), false),
+        (Operand::Out, vec![0xff; 8], true),
+    ];
+    let planned = Planned::new(device.clone(), plan, operands);
+    let wrong = planned.barriers(0, 1, &[]) + &planned.barriers(1, 1, &[]);
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// There is no other than those of [`every_barrier_is_needed`], in the entries of other types either.
 #[test]
 fn entries_wait_once_and_have_no_local_memory() {
     for row in VARIANTS {

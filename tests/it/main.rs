@@ -48,6 +48,7 @@ mod merge;
 mod merge_errors;
 mod mutants;
 mod norms;
+mod norms_dropout;
 mod norms_errors;
 mod norms_mutants;
 mod norms_numbers;

@@ -7,8 +7,8 @@ use crate::support::draws::draws;
 use crate::support::lie::Lie;
 use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Operation};
-use ferroflash::reference::{ReferenceNorm, max_abs_difference, tolerance};
-use ferroflash::{DType, Device, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
+use ferroflash::reference::{ReferenceBranch, ReferenceNorm, max_abs_difference, tolerance};
+use ferroflash::{DType, Device, Dropout, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
 use kernel_spec::families::norm::{Pass, VARIANTS};
 use kernel_spec::families::rows::Sharing;
 use proptest::prelude::*;
@@ -28,6 +28,10 @@ pub(crate) struct Case {
     pub(crate) bias: bool,
     /// A residual, or a gradient with respect to the sum with one, and whether it is f32.
     pub(crate) residual: Option<bool>,
+    /// Dropout of x before the residual is added.
+    pub(crate) dropout: Option<Dropout>,
+    /// Whether rows of x have a factor each.
+    pub(crate) rowscale: bool,
     pub(crate) zero_centred: bool,
     pub(crate) clusters: bool,
     /// How x, the residual, and the outputs lie.
@@ -50,6 +54,8 @@ impl Case {
             weight: Some(false),
             bias: layer,
             residual: None,
+            dropout: None,
+            rowscale: false,
             zero_centred: false,
             clusters: true,
             lies: [Lie::default(); 3],
@@ -84,9 +90,26 @@ impl Case {
         ReferenceNorm { columns: self.columns, takes_mean_off: self.layer, epsilon, weight, bias }
     }
 
-    fn norm(&self) -> Norm<'static> {
+    pub(crate) fn norm(&self) -> Norm<'static> {
         let norm = if self.layer { Norm::layer(self.epsilon) } else { Norm::rms(self.epsilon) };
-        norm.with_clusters(self.clusters)
+        let norm = norm.with_clusters(self.clusters);
+        self.dropout.map_or(norm, |dropout| norm.with_dropout(dropout))
+    }
+
+    /// Whether x is an addend as it is.
+    fn plain_branch(&self) -> bool {
+        !self.rowscale && self.dropout.is_none_or(|dropout| dropout.p() == 0.0)
+    }
+
+    /// Factors of so many rows on the device, in storage of NaN, and the numbers, which are those of the first rows.
+    fn rowscales(&self, device: &Device, drawn: usize) -> (Tensor, Vec<f64>) {
+        let factors = self.draw::<f32>(5, drawn, 1.0, 0.0);
+        let line = Lie { offset: 5, ..Lie::default() };
+        (line.upload(device, &self.outer, &factors[..self.rows()]), to_f64(&factors))
+    }
+
+    pub(crate) fn branch<'a>(&self, rowscale: Option<&'a [f64]>) -> ReferenceBranch<'a> {
+        ReferenceBranch { columns: self.columns, dropout: self.dropout, rowscale }
     }
 
     /// A vector of weights or biases on the device, in storage of NaN, and its numbers.
@@ -119,6 +142,7 @@ impl Case {
         let residual = self.residual.map(|_| self.draw::<R>(1, self.drawn(), self.deviation, 0.0));
         let weight = self.weight.map(|wide| self.vector::<T>(device, 2, wide));
         let bias = self.bias.then(|| self.vector::<T>(device, 3, self.weight.unwrap_or(false)));
+        let rowscale = self.rowscale.then(|| self.rowscales(device, self.drawn() / self.columns));
         let x_tensor = in_lie.upload(device, &shape, &x[..elements]);
         let residual_tensor = residual.as_ref().map(|data| residual_lie.upload(device, &shape, &data[..elements]));
         let mut norm = self.norm();
@@ -131,16 +155,20 @@ impl Case {
         if let Some(residual) = &residual_tensor {
             norm = norm.with_residual(&residual.view());
         }
+        if let Some((rowscale, _)) = &rowscale {
+            norm = norm.with_rowscale(&rowscale.view());
+        }
         if self.zero_centred {
             norm = norm.zero_centred();
         }
+        let has_sum = residual.is_some() || !self.plain_branch();
         let mut out = out_lie.poisoned::<T>(device, &shape);
         let mut sum = out_lie.poisoned::<R>(device, &shape);
         let line = Lie { offset: 3, ..Lie::default() };
         let [mut mean, mut rstd] = [0, 1].map(|_| line.poisoned::<f32>(device, &self.outer));
         {
             let mut into = NormOutputViewMut::new(out.view_mut()).with_rstd(rstd.view_mut());
-            if residual.is_some() {
+            if has_sum {
                 into = into.with_residual_out(sum.view_mut());
             }
             if self.layer {
@@ -155,14 +183,22 @@ impl Case {
             |w: &Vec<f64>| w.iter().map(|w| w + f64::from(u8::from(self.zero_centred))).collect::<Vec<f64>>();
         let (weight, bias) = (weight.map(|(_, numbers)| as_applied(&numbers)), bias.map(|(_, numbers)| numbers));
         let reference = self.reference(weight.as_deref(), bias.as_deref());
-        let exact = reference.forward(&x, residual.as_deref()).unwrap();
+        let rowscale = rowscale.map(|(_, numbers)| numbers);
+        let branch = self.branch(rowscale.as_deref());
+        let branched = branch.apply(&x).unwrap();
+        let exact = reference.forward(&branched, residual.as_deref()).unwrap();
         // Numbers whose squares f32 does not hold are none for the simple program, which has the same ones times a power of two.
-        let unit = self.deviation.max(self.mean.abs());
+        let largest = branched.iter().zip(&x).map(|(h, x)| (h / x).abs()).filter(|factor| factor.is_finite());
+        let unit = self.deviation.max(self.mean.abs()) * largest.fold(1.0, f64::max);
         let shrink = if unit > 1e15 { 2f64.powi(-100) } else { 1.0 };
         let shrunk = |x: &Vec<f64>| x.iter().map(|x| x * shrink).collect::<Vec<f64>>();
         let simple = ReferenceNorm { epsilon: reference.epsilon * shrink * shrink, ..reference };
         let mut rounded = simple
-            .forward_rounded(&shrunk(&x), residual.as_ref().map(shrunk).as_deref(), [T::DTYPE, R::DTYPE])
+            .forward_rounded(
+                &branch.apply_rounded(&shrunk(&x), DType::F32).unwrap(),
+                residual.as_ref().map(shrunk).as_deref(),
+                [T::DTYPE, R::DTYPE],
+            )
             .unwrap();
         for x in rounded.sum.iter_mut().chain(&mut rounded.mean) {
             *x /= shrink;
@@ -175,7 +211,7 @@ impl Case {
         };
         let found = out_lie.read::<T>("the output", &shape, &out)?;
         check("out", &found, &exact.out, &rounded.out, 1.0)?;
-        if residual.is_some() {
+        if has_sum {
             check("residual_out", &out_lie.read::<R>("the sum", &shape, &sum)?, &exact.sum, &rounded.sum, unit)?;
         }
         if self.layer {
@@ -215,8 +251,12 @@ impl Case {
         let h_tensor = in_lie.upload(device, &shape, &h);
         let dout_tensor = residual_lie.upload(device, &shape, &dout);
         let dh_tensor = dh.as_ref().map(|data| in_lie.upload(device, &shape, data));
-        let statistics =
-            self.norm().with_statistics(true).forward(&h_tensor.view()).map_err(|error| error.to_string())?;
+        let rowscale = self.rowscale.then(|| self.rowscales(device, self.rows()));
+        let statistics = Case { dropout: None, ..self.clone() }
+            .norm()
+            .with_statistics(true)
+            .forward(&h_tensor.view())
+            .map_err(|error| error.to_string())?;
         let rstd = statistics.rstd.as_ref().expect("with statistics").view();
         let mut saved = NormSaved::new(&h_tensor.view(), &rstd);
         if let Some(mean) = &statistics.mean {
@@ -228,6 +268,9 @@ impl Case {
         }
         if let Some((bias, _)) = &bias {
             norm = norm.with_bias(&bias.view());
+        }
+        if let Some((rowscale, _)) = &rowscale {
+            norm = norm.with_rowscale(&rowscale.view());
         }
         if self.zero_centred {
             norm = norm.zero_centred();
@@ -263,16 +306,22 @@ impl Case {
         let applied = weight.as_ref().map(|(_, numbers)| as_applied(numbers));
         let reference = self.reference(applied.as_deref(), None);
         let exact = reference.backward(&h, &dout, dh.as_deref()).unwrap();
-        let rounded = reference.backward_rounded(&h, &dout, dh.as_deref(), [T::DTYPE, weight_dtype]).unwrap();
+        let rounded = reference.backward_rounded(&h, &dout, dh.as_deref(), [DType::F32, weight_dtype]).unwrap();
+        let rowscale = rowscale.map(|(_, numbers)| numbers);
+        let branch = self.branch(rowscale.as_deref());
+        let (exact_dx, rounded_dx) =
+            (branch.apply(&exact.dx).unwrap(), branch.apply_rounded(&rounded.dx, T::DTYPE).unwrap());
+        let plain = ReferenceBranch { dropout: None, rowscale: None, ..branch };
+        let rounded_dresidual = plain.apply_rounded(&rounded.dx, H::DTYPE).unwrap();
         let check = |name: &str, found: &[f64], exact: &[f64], rounded: &[f64]| {
             let (error, bound) = (max_abs_difference(found, exact), tolerance(max_abs_difference(rounded, exact)));
             if error <= bound { Ok(()) } else { Err(format!("{name} is off by {error:e}, {bound:e} is accepted")) }
         };
         let mut all = out_lie.read::<T>("dx", &shape, &dx)?;
-        check("dx", &all, &exact.dx, &rounded.dx)?;
+        check("dx", &all, &exact_dx, &rounded_dx)?;
         if self.residual.is_some() {
             let found = out_lie.read::<H>("dresidual", &shape, &dresidual)?;
-            check("dresidual", &found, &exact.dx, &rounded.dx)?;
+            check("dresidual", &found, &exact.dx, &rounded_dresidual)?;
             all.extend(found);
         }
         let read = |name: &str, tensor: &Tensor| match wide {
@@ -333,7 +382,11 @@ fn every_row_at_its_edges<T: Element>() {
                 let rows = if i == 0 { at_once + 1 } else { (at_once - 1).max(1) };
                 for layer in [false, true] {
                     let residual = [None, Some(false), Some(true)][(i + usize::from(layer)) % 3];
-                    let case = Case { clusters, residual, seed: i as u64, ..Case::new(rows, columns, layer) };
+                    // Whatever the residual is, with and without what x is multiplied with.
+                    let dropout = (i % 2 == usize::from(layer)).then(|| Dropout::new(0.3, 7 + i as u64, u64::MAX - 2));
+                    let rowscale = i == 1;
+                    let seed = i as u64;
+                    let case = Case { clusters, residual, dropout, rowscale, seed, ..Case::new(rows, columns, layer) };
                     let run = match row.pass {
                         Pass::Forward => case.forward::<T>(device),
                         _ => case.backward::<T>(device),
@@ -388,16 +441,19 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::sample::select(vec![0.0, 0.0, 3.0]),
         prop::sample::select(vec![1e-5f32, 1e-3, 1.0]),
     );
-    (outer, columns, options, [lie(), lie(), lie()], 0usize..9, numbers, any::<u64>()).prop_map(
+    let dropped = (prop_oneof![1 => Just(0.1f32), 2 => 0.0f32..0.9], any::<u64>(), any::<u64>());
+    let branch = (prop::option::of(dropped), prop::bool::weighted(0.25));
+    (outer, columns, options, [lie(), lie(), lie()], 0usize..9, (numbers, branch), any::<u64>()).prop_map(
         |(
             outer,
             columns,
             (layer, weight, bias, residual, zero),
             lies,
             weight_offset,
-            (deviation, mean, epsilon),
+            ((deviation, mean, epsilon), (dropped, rowscale)),
             seed,
         )| {
+            let dropout = dropped.map(|(p, seed, offset)| Dropout::new(p, seed, offset));
             let zero_centred = zero && weight.is_some();
             let clusters = true;
             let weight_offset = weight_offset * if seed % 2 == 0 { 8 } else { 1 };
@@ -408,6 +464,8 @@ fn cases() -> impl Strategy<Value = Case> {
                 weight,
                 bias,
                 residual,
+                dropout,
+                rowscale,
                 zero_centred,
                 clusters,
                 lies,

@@ -10,7 +10,7 @@ use crate::support::rule::check;
 use crate::support::rule::for_each_dtype;
 use ferroflash::operators::{Operation, Softmax};
 use ferroflash::reference::{ReferenceSoftmax, max_abs_difference};
-use ferroflash::{DType, Device, Dims, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
+use ferroflash::{BoolTensor, DType, Device, Dims, Element, EmulatorConfig, Layout, Tensor, bf16, f16};
 use kernel_spec::families::rows::Sharing;
 use kernel_spec::families::softmax::{Pass, VARIANTS};
 use proptest::prelude::*;
@@ -29,6 +29,8 @@ struct Case {
     causal: bool,
     /// A mask, whether it is f32, and whether all rows have the same.
     mask: Option<[bool; 2]>,
+    /// Of booleans, in the place of numbers.
+    bools: bool,
     clusters: bool,
     /// How x, the mask or `dout`, and the result lie.
     lies: [Lie; 3],
@@ -46,6 +48,7 @@ impl Case {
             log: false,
             causal: false,
             mask: None,
+            bools: false,
             clusters: true,
             lies: [Lie::default(); 3],
             deviation: 2.0,
@@ -84,7 +87,33 @@ impl Case {
         // 0.674 is the upper quartile.
         let mask: Vec<M> =
             biases.map(|(bias, x)| if x > 0.674 { M::from_f64(f64::NEG_INFINITY) } else { bias }).collect();
+        // What booleans show has no bias.
+        let shown = |x: &M| if x.to_f64() == f64::NEG_INFINITY { *x } else { M::from_f64(0.0) };
+        let mask: Vec<M> = if self.bools { mask.iter().map(shown).collect() } else { mask };
         if shared { mask.repeat(self.drawn() / self.columns) } else { mask }
+    }
+
+    /// The mask as booleans among others that are true, so that reading these would show; any byte but 0 is true. Where it starts, and its strides.
+    fn bools<M: Element>(&self, device: &Device, mask: &[M]) -> (BoolTensor, usize, Vec<usize>) {
+        let shape = self.shape();
+        let (starts, strides) = match self.mask {
+            Some([_, true]) => {
+                // At a vector, or anywhere.
+                let offset = (self.seed % 3) as usize * if self.seed.is_multiple_of(2) { 8 } else { 1 };
+                let mut strides = vec![0; shape.len()];
+                strides[shape.len() - 1] = 1;
+                (vec![offset], strides)
+            }
+            _ => (self.lies[1].starts(&shape), self.lies[1].strides(&shape)),
+        };
+        let offset = starts[0];
+        let mut bytes = vec![0xFF; starts.iter().max().expect("a row") + self.columns + 64];
+        for (start, row) in starts.into_iter().zip(mask.chunks(self.columns)) {
+            for (i, x) in row.iter().enumerate() {
+                bytes[start + i] = if x.to_f64() == f64::NEG_INFINITY { 0 } else { 1 + (i % 255) as u8 };
+            }
+        }
+        (BoolTensor::from_bytes(device, &bytes, [bytes.len()]).unwrap(), offset, strides)
     }
 
     fn reference(&self) -> ReferenceSoftmax {
@@ -129,6 +158,11 @@ impl Case {
                 _ => tensor.view(),
             };
             softmax = softmax.with_mask(&view);
+        }
+        let bools = mask.as_ref().filter(|_| self.bools).map(|mask| self.bools(device, mask));
+        if let Some((bools, offset, strides)) = &bools {
+            let view = bools.strided(*offset, Dims::new(&shape).unwrap(), Dims::new(strides).unwrap()).unwrap();
+            softmax = self.softmax().with_bool_mask(&view);
         }
         let mut out = out_lie.poisoned::<T>(device, &shape);
         let stream = device.default_stream();
@@ -194,7 +228,8 @@ fn every_row_at_its_edges<T: Element>() {
                 for log in [false, true] {
                     let mask = [None, Some([false, true]), Some([true, false])][(i + usize::from(log)) % 3];
                     let causal = (i == 1) != log;
-                    let case = Case { clusters, log, causal, mask, seed: i as u64, ..Case::new(rows, columns) };
+                    let (bools, seed) = (log == causal, i as u64);
+                    let case = Case { clusters, log, causal, mask, bools, seed, ..Case::new(rows, columns) };
                     let run = match row.pass {
                         Pass::Forward => case.forward::<T>(device),
                         Pass::Backward => case.backward::<T>(device),
@@ -226,13 +261,13 @@ fn cases() -> impl Strategy<Value = Case> {
         (1usize..=3, 1usize..=3, 1usize..=3).prop_map(|(a, b, c)| vec![a, b, c]),
         Just(vec![]),
     ];
-    let options = (any::<bool>(), any::<bool>(), any::<Option<[bool; 2]>>());
+    let options = (any::<bool>(), any::<bool>(), any::<Option<[bool; 2]>>(), prop::bool::weighted(0.4));
     let numbers =
         (prop::sample::select(vec![1.0f32, 0.125, -1.5, 0.0, 3.0]), prop::sample::select(vec![1e-3, 1.0, 5.0, 50.0]));
     (outer, columns, options, [lie(), lie(), lie()], numbers, any::<u64>()).prop_map(
-        |(outer, columns, (log, causal, mask), lies, (scale, deviation), seed)| {
+        |(outer, columns, (log, causal, mask, bools), lies, (scale, deviation), seed)| {
             let causal = causal && !outer.is_empty();
-            Case { outer, columns, scale, log, causal, mask, clusters: true, lies, deviation, seed }
+            Case { outer, columns, scale, log, causal, mask, bools, clusters: true, lies, deviation, seed }
         },
     )
 }
@@ -365,6 +400,40 @@ fn what_is_no_number_stays_in_its_row() {
     }
 }
 
+/// What booleans hide is nothing to its row, whatever it is; what they show is. The gradient of what is hidden is 0.
+#[test]
+fn booleans_hide_what_is_no_number() {
+    let device = &device::shared().device;
+    for columns in [5, 64, 700, 20_000] {
+        for (clusters, log) in [(true, false), (false, true)] {
+            let case = Case { log, clusters, ..Case::new(3, columns) };
+            let seen: Vec<bool> = (0..columns).map(|column| column % 3 == 1).collect();
+            let bools = BoolTensor::from_slice(device, &seen, [columns]).unwrap();
+            let softmax = case.softmax().with_bool_mask(&bools.strided(0, [3, columns], [0, 1]).unwrap());
+            let clean: Vec<f32> = case.draw(0, 3 * columns, 1.0);
+            let mut wild = clean.clone();
+            let values = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX];
+            let hidden = (0..wild.len()).filter(|i| !seen[i % columns]);
+            hidden.for_each(|i| wild[i] = values[i % values.len()]);
+            let run = |x: &[f32]| {
+                let x = Tensor::from_slice(device, x, [3, columns], Layout::RowMajor).unwrap();
+                softmax.forward(&x.view()).unwrap().out
+            };
+            let out = run(&clean);
+            let nothing = if log { f32::NEG_INFINITY } else { 0.0 };
+            let found = out.to_vec::<f32>().unwrap();
+            assert!(found.iter().enumerate().all(|(i, &x)| (x == nothing) != seen[i % columns]), "{columns} columns");
+            assert_eq!(run(&wild).to_vec::<f32>().unwrap(), found, "{columns} columns");
+            let dx = softmax.backward(&out.view(), &out.view()).unwrap().dx.to_vec::<f32>().unwrap();
+            assert!(dx.iter().enumerate().all(|(i, &dx)| seen[i % columns] || dx == 0.0), "{columns} columns");
+            wild[columns + 1] = f32::NAN;
+            let spoilt = run(&wild).to_vec::<f32>().unwrap();
+            // Of a logarithm, minus infinity less a NaN is one, too.
+            assert!((0..columns).all(|i| spoilt[columns + i].is_nan() && spoilt[i] == found[i]), "{columns} columns");
+        }
+    }
+}
+
 #[test]
 fn plans_say_what_is_launched_and_why() {
     let device = &device::shared().device;
@@ -376,6 +445,13 @@ fn plans_say_what_is_launched_and_why() {
     assert_eq!((plan.symbols(), plan.steps()[0].ctas, plan.workspace_bytes()), (vec!["softmax_bf16_4x4"], 2, 0));
     assert_eq!((plan.name(), plan.bytes()), ("softmax", 4 * 3840 * 2));
     assert!(plan.to_string().starts_with("softmax forward: a row is read once"), "{plan}");
+    let bools = BoolTensor::from_bytes(device, &[1; 97], [97]).unwrap();
+    // A byte an element, at a multiple of 8 of them or not.
+    for (offset, pieces) in [(0, false), (1, true)] {
+        let view = bools.strided(offset, [2, 20, 96], [0, 0, 1]).unwrap();
+        let plan = Softmax::new().with_bool_mask(&view).plan(&x.view()).unwrap();
+        assert_eq!((plan.bytes(), plan.to_string().contains("single elements")), (5 * 3840, pieces), "{plan}");
+    }
     device.prepare(&plan).unwrap();
     let log = Softmax::log().plan_backward(&x.view(), &x.view()).unwrap();
     assert_eq!(

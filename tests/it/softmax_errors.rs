@@ -2,7 +2,7 @@
 
 use crate::support::device;
 use ferroflash::operators::Softmax;
-use ferroflash::{DType, Device, Dims, Error, Layout, Operand, OperatorError, Tensor};
+use ferroflash::{BoolTensor, DType, Device, Dims, Error, Layout, Operand, OperatorError, Tensor};
 
 fn tensor(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
     let shape = Dims::new(shape).expect("few axes");
@@ -61,6 +61,22 @@ fn shapes_and_types_that_do_not_go_together() {
         OperatorError::Shape { tensor: Operand::Mask, found: vec![3, 16], of: Operand::X, expected: vec![2, 3, 16] },
         "mask has shape [3, 16]; x makes it [2, 3, 16]",
     );
+    let bools = BoolTensor::from_bytes(device, &[1; 96], [3, 32]).unwrap();
+    assert_operator_error(
+        softmax.with_bool_mask(&bools.view()).forward(&x.view()),
+        OperatorError::Shape { tensor: Operand::Mask, found: vec![3, 32], of: Operand::X, expected: vec![2, 3, 16] },
+        "mask has shape [3, 32]; x makes it [2, 3, 16]",
+    );
+    assert_operator_error(
+        softmax.with_bool_mask(&bools.view()).with_mask(&x.view()).forward(&x.view()),
+        OperatorError::Both { first: "mask", second: "bool_mask" },
+        "mask and bool_mask are given; one of the two is accepted",
+    );
+    let apart = bools.strided(0, [2, 3, 16], [48, 0, 2]).unwrap();
+    let found = softmax.with_bool_mask(&apart).forward(&x.view()).unwrap_err();
+    assert!(matches!(found, Error::LastDimNotContiguous { tensor: Operand::Mask, stride: 2 }), "{found:?}");
+    assert!(matches!(bools.strided(1, [96], [1]), Err(Error::StorageTooSmall { needed: 97, available: 96, .. })));
+    assert!(matches!(BoolTensor::from_slice(device, &[true; 5], [6]), Err(Error::DataLength { expected: 6, .. })));
     let mask = tensor(device, DType::Bf16, &[2, 3, 16]);
     assert_operator_error(
         softmax.with_mask(&mask.view()).forward(&x.view()),

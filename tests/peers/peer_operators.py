@@ -60,7 +60,8 @@ class RowsLauncher(Launcher):
     def call(self, i):
         i %= len(self.sets)
         if not self.problem.backward:
-            return (self.run(**self.sets[i]),)
+            found = self.run(**self.sets[i])
+            return found if isinstance(found, tuple) else (found,)
         leaves = [self.sets[i][name] for name in self.problem.differentiated]
         with torch.enable_grad():
             return torch.autograd.grad(self.kept[i], leaves, self.problem.douts[i], retain_graph=True)
@@ -70,8 +71,11 @@ class RowsLauncher(Launcher):
 
     def results(self):
         for i in range(len(self.sets)):
+            restore = getattr(self.run, "restore", None)
+            if restore:
+                restore(**self.sets[i])
             if self.graphs:
-                for result in self.captured[i]:
+                for result in () if restore else self.captured[i]:
                     result.fill_(math.nan)
                 self.launch(i)
                 yield self.captured[i]
@@ -79,7 +83,7 @@ class RowsLauncher(Launcher):
                 yield self.call(i)
 
     def files(self, out):
-        names = [f"d{name}" for name in self.problem.differentiated] if self.problem.backward else ["out"]
+        names = [f"d{name}" for name in self.problem.differentiated] if self.problem.backward else ["out", *getattr(self.run, "more", ())]
         for name, result in zip(names, self.checked):
             yield f"{out}.{name}", result.detach().contiguous().view(torch.uint8).cpu().numpy()
 
@@ -139,6 +143,58 @@ def linear_cross_entropy(_):
     )
 
 
+class AdamW:
+    """Steps of torch.optim.AdamW(fused=True), which overwrite what they are given: an optimizer for each set, on views of its tensors."""
+
+    more = ("moment", "second_moment")
+
+    def __init__(self, problem):
+        self.numbers, self.optimizers, self.first = problem.numbers, {}, {}
+        # All of them now: nothing is read on the host while a graph is captured.
+        for tensors in problem.sets:
+            self.prepare(**tensors)
+
+    def prepare(self, parameter, gradient, moment, second_moment, lengths):
+        if parameter.dtype is not torch.float32:
+            raise NoResult("its moments have the type of the parameters, and here they are f32")
+        lengths = lengths.tolist()
+        members = [torch.nn.Parameter(view) for view in parameter.split(lengths)]
+        betas = self.numbers["beta1"], self.numbers["beta2"]
+        options = {"betas": betas, "eps": self.numbers["epsilon"], "weight_decay": self.numbers["decay"]}
+        # Capturable, so that it can be a graph; the steps are on the GPU either way.
+        optimizer = torch.optim.AdamW(members, lr=self.numbers["rate"], fused=True, capturable=True, **options)
+        given = zip(members, gradient.split(lengths), moment.split(lengths), second_moment.split(lengths))
+        for member, of_member, first, second in given:
+            member.grad = of_member
+            step = torch.tensor(self.numbers["step"] - 1, dtype=torch.float32, device=parameter.device)
+            optimizer.state[member] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        self.optimizers[parameter.data_ptr()] = optimizer
+        self.first[parameter.data_ptr()] = [tensor.clone() for tensor in (parameter, moment, second_moment)]
+
+    def __call__(self, parameter, moment, second_moment, **_):
+        self.optimizers[parameter.data_ptr()].step()
+        return parameter, moment, second_moment
+
+    def restore(self, parameter, moment, second_moment, **_):
+        """What the first step began with."""
+        for tensor, first in zip((parameter, moment, second_moment), self.first[parameter.data_ptr()]):
+            tensor.copy_(first)
+        for state in self.optimizers[parameter.data_ptr()].state.values():
+            state["step"].fill_(self.numbers["step"] - 1)
+
+
+def gradient_norm(problem):
+    """The norm and the coefficient of `torch.nn.utils.clip_grad_norm_(foreach=True)`, without the gradients times that, which it writes besides."""
+    lengths = problem.sets[0]["lengths"].tolist()
+
+    def norm(gradient, **_):
+        norms = torch._foreach_norm(gradient.split(lengths))
+        total = torch.linalg.vector_norm(torch.stack(norms).float())
+        return torch.stack((total, (problem.numbers["most"] / (total + 1e-6)).clamp(max=1.0)))
+
+    return norm
+
+
 # What PyTorch has, as functions of the inputs by name.
 OPERATORS = {
     "rmsnorm": norm,
@@ -151,6 +207,8 @@ OPERATORS = {
     "dense-gelu": dense,
     "swiglu": dense,
     "linear-cross-entropy": linear_cross_entropy,
+    "adamw": AdamW,
+    "gradient-norm": gradient_norm,
 }
 
 
@@ -177,6 +235,8 @@ class Compile(Peer):
     needs, of_torch, version = "PyTorch with Triton", True, torch.__version__
 
     def rows(self, problem):
+        if problem.operator in ("adamw", "gradient-norm"):
+            raise NoResult("the peer of lists is eager, whose kernels are fused")
         torch._dynamo.reset()
         if problem.backward:
             from torch._functorch import config
@@ -192,6 +252,8 @@ class QuackRows(Quack):
     def rows(self, problem):
         import quack
 
+        if problem.operator in ("adamw", "gradient-norm"):
+            raise NoResult("it has no operators on lists")
         if problem.operator == "softmax":
             return lambda x: quack.softmax(x)
         if problem.operator == "cross_entropy":

@@ -202,6 +202,40 @@ macro_rules! access_within {
 access_within!(load_u16_within, store_u16_within, u16, reg16, "b16", "2 bytes");
 access_within!(load_u32_within, store_u32_within, u32, reg32, "b32", "4 bytes");
 
+/// Reads a byte from global memory where `index < bound`, without a branch, and gives 0 elsewhere.
+///
+/// PTX `@p ld.global.u8`, any SM, any thread.
+///
+/// # Safety
+/// Where it reads: the address is in bounds.
+#[inline(always)]
+pub unsafe fn load_u8_within(global: u64, index: u32, bound: u32) -> u32 {
+    let value: u32;
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {2}, {3}; mov.b32 {0}, 0; @p ld.global.u8 {0}, [{1}]; }}",
+            out(reg32) value, in(reg64) global, in(reg32) index, in(reg32) bound, options(nostack, readonly));
+    }
+    value
+}
+
+/// Reads 8 bytes from global memory where `index < bound`, without a branch, and gives zeros elsewhere.
+///
+/// PTX `@p ld.global.v2.b32`, any SM, any thread.
+///
+/// # Safety
+/// Where it reads: the address is in bounds and a multiple of 8.
+#[inline(always)]
+pub unsafe fn load_u32x2_within(global: u64, index: u32, bound: u32) -> [u32; 2] {
+    let (a, b): (u32, u32);
+    // SAFETY: the caller guarantees the address.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.lt.u32 p, {3}, {4}; mov.b32 {0}, 0; mov.b32 {1}, 0; @p ld.global.v2.b32 {{{0}, {1}}}, [{2}]; }}",
+            out(reg32) a, out(reg32) b, in(reg64) global, in(reg32) index, in(reg32) bound, options(nostack, readonly));
+    }
+    [a, b]
+}
+
 /// Reads 16 bytes from global memory where `index < bound`, without a branch, and gives zeros elsewhere.
 ///
 /// PTX `@p ld.global.v4.b32`, any SM, any thread.

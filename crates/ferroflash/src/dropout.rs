@@ -1,4 +1,7 @@
-//! Dropout on the probabilities of attention: each is dropped with probability `p`, and multiplied with `1 / (1 - p)` where it is kept.
+//! Dropout: on the probabilities of attention, and on the rows that a norm adds to a residual. Each element is dropped with probability `p`, and multiplied
+//! with `1 / (1 - p)` where it is kept.
+//!
+//! # Probabilities
 //!
 //! Which are dropped follows from a seed and an offset alone, as in FlashAttention-2 and in PyTorch's flash backend: equal numbers drop the same
 //! probabilities there and here, in every kernel, and in the backward pass, which makes them again. [`keep`] tells of each:
@@ -13,6 +16,15 @@
 //! The generator has 2^64 numbers for a seed, of which a call takes [`numbers`] from its offset on: calls that do not overlap are independent.
 //! A probability is kept where a byte is at most `floor((1 - p) 255)`, so that the share of what is kept, `(floor((1 - p) 255) + 1) / 256`, is within
 //! a 256th of `1 - p`; the factor is `1 / (1 - p)` all the same. Both are FlashAttention-2's.
+//!
+//! # Rows
+//!
+//! [`Norm::with_dropout`](crate::operators::Norm::with_dropout) takes numbers of the same generator, from other counters, and [`keep_in_row`] tells of each
+//! element. The key is the seed; the counter is the offset in its low 64 bits, the row above them, and above that the number of a group of eight columns, 32
+//! bits each. Its sixteen bytes are eight numbers of 16 bits, one a column, and a column is kept where its number is at most `floor((1 - p) 65535)`. Rows are
+//! counted over all axes but the last, in their logical order. A call takes [`ROWS_NUMBERS`] from its offset on: calls of attention and of norms that do
+//! not overlap are independent. Which elements FlashAttention's `layer_norm` drops is another matter: its CUDA kernels count threads, and its Triton ones draw
+//! a seed for each row.
 
 use crate::error::{DropoutError, Result};
 
@@ -118,6 +130,17 @@ pub fn keep(seed: u64, offset: u64, batch: usize, heads: usize, head: usize, row
     f64::from(byte) <= limit
 }
 
+/// Random numbers that a call on rows takes: what its generator moves on by.
+pub const ROWS_NUMBERS: u64 = 1;
+
+/// Whether an element of the rows of a norm is kept: of row `row`, counted over all axes but the last, and column `column`.
+pub fn keep_in_row(seed: u64, offset: u64, row: usize, column: usize, p: f32) -> bool {
+    let limit = (f64::from(1.0 - p) * 65535.0).floor();
+    let bytes = philox([offset, row as u64 + ((column as u64 / 8) << 32)], seed);
+    let at = column % 8 * 2;
+    f64::from(u16::from_le_bytes([bytes[at], bytes[at + 1]])) <= limit
+}
+
 /// Philox4x32 with 7 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011): the 16 bytes of a counter, lowest first.
 fn philox([low, high]: [u64; 2], seed: u64) -> [u8; 16] {
     const ROUNDS: u64 = 7;
@@ -171,6 +194,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_kernels_keep_the_same_of_rows() {
+        use kernel_spec::philox::{ROWS_NUMBERS as NUMBERS, rows_random, rows_threshold};
+        assert_eq!(NUMBERS, ROWS_NUMBERS);
+        let seed = 0x1234_5678_9abc_def0;
+        for (offset, p) in [(0, 0.3), (u64::MAX - 5, 0.999), (1 << 40, 0.01)] {
+            for row in (0..40).chain([1 << 20, (1 << 31) - 1025]) {
+                for column in (0..40).chain((1 << 24) - 9..1 << 24) {
+                    let kept = keep_in_row(seed, offset, row as usize, column as usize, p);
+                    assert_eq!(rows_random(seed, offset, row, column) <= rows_threshold(p), kept, "{row} {column}");
+                }
+            }
+        }
+    }
+
+    /// As below, over all, over each of the columns of a group, and over rows alone; and no two rows, groups or offsets have the same mask.
+    #[test]
+    fn the_share_of_rows_that_is_kept_is_that_of_the_threshold() {
+        for p in [0.001_f32, 0.1, 0.5, 0.99] {
+            let share = ((f64::from(1.0 - p) * 65535.0).floor() + 1.0) / 65536.0;
+            assert!((share - f64::from(1.0 - p)).abs() <= 1.0 / 65536.0);
+            let (rows, columns) = (64, 1024);
+            let count = |n: usize, kept: usize| {
+                let deviation = (n as f64 * share * (1.0 - share)).sqrt();
+                assert!((kept as f64 - n as f64 * share).abs() <= 4.5 * deviation + 1.0, "{p}: {kept} of {n}");
+            };
+            let of = |row: usize, first: usize, step: usize| {
+                (first..columns).step_by(step).filter(|&column| keep_in_row(9, 4, row, column, p)).count()
+            };
+            count(rows * columns, (0..rows).map(|row| of(row, 0, 1)).sum());
+            (0..rows).for_each(|row| count(columns, of(row, 0, 1)));
+            (0..8).for_each(|first| count(rows * columns / 8, (0..rows).map(|row| of(row, first, 8)).sum()));
+        }
+        let mask = |offset, row, first: usize| -> Vec<bool> {
+            (first..first + 256).map(|column| keep_in_row(9, offset, row, column, 0.5)).collect()
+        };
+        let others = [mask(4, 1, 0), mask(4, 0, 256), mask(5, 0, 0), mask(4 + (1 << 32), 0, 0)];
+        assert!(others.iter().all(|other| *other != mask(4, 0, 0)));
     }
 
     /// Within four standard deviations of the share that the threshold gives, over many blocks, rows and columns of them.

@@ -41,8 +41,8 @@ pub use plan::{Binding, Buffer, Step};
 pub use ptx::{embedded_entries, text as embedded_ptx};
 pub use specialise::Specialised;
 pub use tensor::{
-    Dims, Element, HeadsView, Indices, IndicesView, Layout, Lse, LseShape, LseView, LseViewMut, MAX_RANK, Shape,
-    Strides, Tensor, TensorView, TensorViewMut,
+    BoolTensor, BoolView, Dims, Element, HeadsView, Indices, IndicesView, Layout, Lse, LseShape, LseView, LseViewMut,
+    MAX_RANK, Shape, Strides, Tensor, TensorView, TensorViewMut,
 };
 
 /// The element types of tensors in half precision, from the crate `half`.

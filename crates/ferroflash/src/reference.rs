@@ -31,6 +31,7 @@ use gradients::{Precision, Upstream};
 use inputs::Inputs;
 
 mod adamw;
+mod branch;
 mod compare;
 mod cross_entropy;
 mod dense;
@@ -47,6 +48,7 @@ mod softmax;
 mod tests;
 
 pub use adamw::{ReferenceAdamW, ReferenceAdamWState};
+pub use branch::ReferenceBranch;
 pub use compare::{Comparison, max_abs_difference, tolerance};
 pub use cross_entropy::{ReferenceCrossEntropy, ReferenceCrossEntropyOutput};
 pub use dense::{ReferenceDense, ReferenceDenseGradients, ReferenceDenseOutput};

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use geometry::Geometry;
 use kernel_spec::DType;
 
+mod bools;
 mod dims;
 mod element;
 pub(crate) mod geometry;
@@ -16,6 +17,7 @@ pub(crate) mod overlap;
 mod shape;
 mod view;
 
+pub use bools::{BoolTensor, BoolView};
 pub use dims::{Dims, MAX_RANK};
 pub use element::Element;
 pub use heads::HeadsView;

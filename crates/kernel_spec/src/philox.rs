@@ -15,6 +15,17 @@
 //!
 //! Nothing of this depends on tiles: kernels of any shape, forward and backward, drop the same. A call moves the offset of a generator on
 //! by 32 for each head.
+//!
+//! The elements of rows, which norms drop before the residual is added, have numbers of the same generator and key in another order, since a thread holds
+//! neighbouring columns of one row there:
+//!
+//! - The low half of the counter is the offset alone. The high half is the row, counted over all axes but the last, in the low word, and the number of the
+//!   group of 8 columns in the high one. A call moves the offset of a generator on by [`ROWS_NUMBERS`].
+//! - The sixteen bytes that come out, lowest first, are the 16-bit numbers of the eight columns.
+//! - An element is kept where its number is at most [`rows_threshold`], and then multiplied with `1 / (1 - p)`, whatever share of 65536 that is. Sixteen bits
+//!   where probabilities have eight: they cost nothing more, as half a vector of f32 needs no more than the whole.
+//!
+//! Norms and attention that take different offsets of one seed share no counter.
 
 /// Rounds of the generator.
 pub const ROUNDS: u32 = 7;
@@ -27,6 +38,12 @@ pub const BLOCK_KEYS: u32 = 32;
 
 /// Numbers of the generator that a head takes: one for each lane.
 pub const HEAD_NUMBERS: u32 = 32;
+
+/// Columns of a row whose numbers come of one counter.
+pub const ROWS_GROUP: u32 = 8;
+
+/// Numbers of the generator that a call on rows takes.
+pub const ROWS_NUMBERS: u64 = 1;
 
 /// Factors of a round, and what is added to the key from one to the next (Salmon et al., table 2 and section 4.3).
 const FACTORS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -94,6 +111,24 @@ pub const fn threshold(p: f32) -> u32 {
     ((1.0 - p) as f64 * 255.0) as u32
 }
 
+/// The words of the group of [`ROWS_GROUP`] columns that has a column, of a row of a norm: each has the numbers of two, the first of them in its low half.
+#[inline(always)]
+pub const fn rows_words(seed: u64, offset: u64, row: u32, column: u32) -> [u32; 4] {
+    philox([offset as u32, (offset >> 32) as u32, row, column / ROWS_GROUP], [seed as u32, (seed >> 32) as u32])
+}
+
+/// The random number of an element of a row, 0 to 65535.
+#[inline(always)]
+pub const fn rows_random(seed: u64, offset: u64, row: u32, column: u32) -> u32 {
+    let in_group = column % ROWS_GROUP;
+    rows_words(seed, offset, row, column)[(in_group / 2) as usize] >> (16 * (in_group % 2)) & 0xFFFF
+}
+
+/// The largest number that keeps an element of a row, where each is dropped with probability `p`.
+pub const fn rows_threshold(p: f32) -> u32 {
+    ((1.0 - p) as f64 * 65535.0) as u32
+}
+
 /// Whether kernels have marks for the rows and columns of a warp's tile of scores: a bit for each of its fragments of 8 columns, whose words come
 /// for four of them at a time, or for one or two, and two fragments of 16 rows.
 pub const fn has_marks([rows, cols]: [u32; 2]) -> bool {
@@ -139,6 +174,9 @@ mod tests {
     fn a_threshold_is_rounded_down_from_255() {
         for (p, expected) in [(0.1, 229), (0.17, 211), (0.5, 127), (0.999, 0), (0.0, 255), (0.001, 254)] {
             assert_eq!(threshold(p), expected, "{p}");
+        }
+        for (p, expected) in [(0.1, 58981), (0.5, 32767), (0.999_99, 0), (0.0, 65535), (0.001, 65469)] {
+            assert_eq!(rows_threshold(p), expected, "{p}");
         }
     }
 

@@ -23,7 +23,7 @@ fn columns_of(shape: &[usize]) -> usize {
 const TAIL: usize = 300;
 
 impl Lie {
-    fn strides(&self, shape: &[usize]) -> Vec<usize> {
+    pub(crate) fn strides(&self, shape: &[usize]) -> Vec<usize> {
         let Some((columns, outer)) = shape.split_last() else { return Vec::new() };
         let mut strides = vec![1; shape.len()];
         let mut stride = columns + self.gap;
@@ -37,7 +37,7 @@ impl Lie {
     }
 
     /// Where each row starts, in logical order.
-    fn starts(&self, shape: &[usize]) -> Vec<usize> {
+    pub(crate) fn starts(&self, shape: &[usize]) -> Vec<usize> {
         let strides = self.strides(shape);
         let axes = shape[..shape.len().saturating_sub(1)].iter().zip(&strides);
         axes.fold(vec![self.offset], |starts, (&extent, &stride)| {

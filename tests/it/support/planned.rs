@@ -9,15 +9,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A plan, the bytes of its operands and whether they are what it writes, and the modules of its steps.
-pub(crate) struct Planned {
+pub(crate) struct Planned<P = OperatorPlan> {
     device: Device,
-    pub(crate) plan: OperatorPlan,
+    pub(crate) plan: P,
     operands: Vec<(Operand, Vec<u8>, bool)>,
     modules: Vec<Module>,
 }
 
-impl Planned {
-    pub(crate) fn new(device: Device, plan: OperatorPlan, operands: Vec<(Operand, Vec<u8>, bool)>) -> Planned {
+impl<P: Operation> Planned<P> {
+    pub(crate) fn new(device: Device, plan: P, operands: Vec<(Operand, Vec<u8>, bool)>) -> Planned<P> {
         let modules = plan.steps().iter().map(|step| Module::parse(&step.kernel.text().unwrap()).unwrap());
         Planned { modules: modules.collect(), device, plan, operands }
     }

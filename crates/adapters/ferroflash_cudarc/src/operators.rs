@@ -41,15 +41,15 @@ use tensors::{Views, operate};
 
 /// RMSNorm or LayerNorm, with weights and biases of the tensors: see [`Norm::forward_into`].
 ///
-/// Reads `X`, and optionally `Weight`, `Bias` and `Residual`; writes `Out`, with a residual optionally `ResidualOut`, and optionally `Rstd` and, of
-/// LayerNorm, `Mean`.
+/// Reads `X`, and optionally `Weight`, `Bias`, `Residual` and `Rowscale`; writes `Out`, with a residual, `Rowscale` or dropout optionally `ResidualOut`, and
+/// optionally `Rstd` and, of LayerNorm, `Mean`.
 ///
 /// # Errors
 /// Those of [`forward`](crate::forward()) for slices, [`Error::NotGiven`](crate::Error::NotGiven), [`Error::NotTaken`](crate::Error::NotTaken), and
 /// what ferroflash refuses. Nothing is launched then.
 pub fn norm(stream: &CudaStream, norm: Norm<'static>, tensors: Tensors<'_>) -> Result<()> {
-    use Operand::{Bias, Mean, Out, Residual, ResidualOut, Rstd, Weight, X};
-    let known = [X, Weight, Bias, Residual, Out, ResidualOut, Rstd, Mean];
+    use Operand::{Bias, Mean, Out, Residual, ResidualOut, Rowscale, Rstd, Weight, X};
+    let known = [X, Weight, Bias, Residual, Rowscale, Out, ResidualOut, Rstd, Mean];
     operate(stream, &known, tensors, |stream, views| {
         let norm = with_weights(norm, views);
         let norm = views.find(Residual).map_or(norm, |residual| norm.with_residual(&residual));
@@ -63,14 +63,14 @@ pub fn norm(stream: &CudaStream, norm: Norm<'static>, tensors: Tensors<'_>) -> R
 
 /// The gradients of [`norm`]: see [`Norm::backward_into`].
 ///
-/// Reads `Normalised` (x, or its sum with the residual), `Dout`, `Rstd`, of LayerNorm `Mean`, optionally `Weight`, `Bias` and `DresidualOut`; writes
-/// `Dx`, and optionally `Dresidual`, `Dweight` and `Dbias`.
+/// Reads `Normalised` (x, or its sum with the residual), `Dout`, `Rstd`, of LayerNorm `Mean`, optionally `Weight`, `Bias`, `Rowscale` and
+/// `DresidualOut`; writes `Dx`, and optionally `Dresidual`, `Dweight` and `Dbias`.
 ///
 /// # Errors
 /// As [`norm`].
 pub fn norm_backward(stream: &CudaStream, norm: Norm<'static>, tensors: Tensors<'_>) -> Result<()> {
-    use Operand::{Bias, Dbias, Dout, Dresidual, DresidualOut, Dweight, Dx, Mean, Normalised, Rstd, Weight};
-    let known = [Normalised, Dout, Rstd, Mean, Weight, Bias, DresidualOut, Dx, Dresidual, Dweight, Dbias];
+    use Operand::{Bias, Dbias, Dout, Dresidual, DresidualOut, Dweight, Dx, Mean, Normalised, Rowscale, Rstd, Weight};
+    let known = [Normalised, Dout, Rstd, Mean, Weight, Bias, Rowscale, DresidualOut, Dx, Dresidual, Dweight, Dbias];
     operate(stream, &known, tensors, |stream, views| {
         let mut saved = NormSaved::new(&views.tensor(Normalised)?, &views.tensor(Rstd)?);
         saved.mean = views.find(Mean);
@@ -83,7 +83,9 @@ pub fn norm_backward(stream: &CudaStream, norm: Norm<'static>, tensors: Tensors<
     })
 }
 
+/// The tensors that forward and backward both read.
 fn with_weights<'v>(norm: Norm<'v>, views: &Views<'v>) -> Norm<'v> {
+    let norm = views.find(Operand::Rowscale).map_or(norm, |rowscale| norm.with_rowscale(&rowscale));
     let norm = views.find(Operand::Weight).map_or(norm, |weight| norm.with_weight(&weight));
     views.find(Operand::Bias).map_or(norm, |bias| norm.with_bias(&bias))
 }

@@ -112,6 +112,15 @@ pub(crate) struct Options {
 /// address of the GPU.
 pub(crate) type Dropped = (f64, u64, u64, bool);
 
+/// As ferroflash's own.
+pub(crate) fn dropout_of((p, first, offset, on_device): Dropped) -> Dropout {
+    match on_device {
+        false => Dropout::new(p as f32, first, offset),
+        // SAFETY: by the word of the caller of Python, two numbers in memory of the GPU that its framework gives back in the order of the stream.
+        true => unsafe { Dropout::from_device(p as f32, first, offset) },
+    }
+}
+
 impl Options {
     /// Checks what the library does not see of the program and the sinks, whose tensors have to be where q is.
     pub(crate) fn check(&self, py: Python<'_>, place: Place) -> PyResult<()> {
@@ -147,15 +156,7 @@ impl Options {
             (left, right) => Attention::new().window(left, right),
         };
         let attention = attention.with_softcap(self.softcap as f32).with_deterministic(self.deterministic);
-        let attention =
-            attention.with_splits(self.splits).with_dropout(self.dropout.map(|(p, first, offset, on_device)| {
-                match on_device {
-                    false => Dropout::new(p as f32, first, offset),
-                    // SAFETY: by the word of the caller of Python, two numbers in memory of the GPU that its framework gives back in the order of
-                    // the stream.
-                    true => unsafe { Dropout::from_device(p as f32, first, offset) },
-                }
-            }));
+        let attention = attention.with_splits(self.splits).with_dropout(self.dropout.map(dropout_of));
         match self.scale {
             Some(scale) => attention.with_scale(scale as f32),
             None => attention,

@@ -171,6 +171,30 @@ class Arrays(unittest.TestCase):
                 memory[:, :5, first : first + 64] = np.nan
                 self.assertTrue(np.isnan(memory).all())
 
+    def test_dropout_and_factors_of_rows(self):
+        """What is dropped is 0 and what is not is doubled, forward and backward alike; other numbers drop others."""
+        x = np.ones((2, 5, 200), np.float32)
+        rowscale = np.arange(1, 11, dtype=np.float32).reshape(2, 5)
+        dropped = {"dropout_p": 0.5, "rng_state": (42, 7)}
+        _, total, mean, rstd = layer_norm.forward(x, return_statistics=True, rowscale=rowscale, **dropped)
+        kept = total != 0
+        np.testing.assert_array_equal(total, kept * 2 * rowscale[..., None])
+        # Five standard deviations of 2000 throws.
+        self.assertLess(abs(kept.mean() - 0.5), 5 * np.sqrt(0.25 / kept.size))
+        zeros = np.zeros_like(x)
+        dx, dresidual, _, _ = layer_norm.backward(total, None, None, mean, rstd, zeros, x, rowscale=rowscale, **dropped)
+        np.testing.assert_array_equal(dx, total)
+        np.testing.assert_array_equal(dresidual, x)
+        dx, dresidual, _, _ = layer_norm.backward(total, None, None, mean, rstd, zeros, x, residual_gradient=False, **dropped)
+        np.testing.assert_array_equal(dx, kept * 2)
+        self.assertIsNone(dresidual)
+        for seed, offset in ((43, 7), (42, 8)):
+            self.assertFalse((layer_norm.forward(x, dropout_p=0.5, rng_state=(seed, offset))[1] == kept * 2).all())
+        residual = values(x.shape, 3)
+        out, total, _, _ = layer_norm.forward(x, residual=residual, eps=EPS, **dropped)
+        check_forward(self, out, ((kept * 2).astype(np.float32), None, None, residual), "f32", False)
+        np.testing.assert_array_equal(total, np.float32(2) * kept + residual)
+
     def test_no_rows(self):
         out, _, mean, rstd = layer_norm.forward(np.zeros((0, 8), np.float32), return_statistics=True)
         self.assertEqual((out.shape, mean.shape, rstd.shape), ((0, 8), (0,), (0,)))
@@ -206,6 +230,10 @@ class Arrays(unittest.TestCase):
             (ferroflash.InputError, "out is read-only", lambda: layer_norm.forward(x, out=frozen)),
             (ferroflash.InputError, "overlap", lambda: layer_norm.forward(memory[:4], out=memory[1:5])),
             (ferroflash.InputError, "mean", lambda: layer_norm.forward(x, is_rms_norm=True, mean=np.empty(4, np.float32))),
+            (ferroflash.InputError, "dropout_p is 0.5; rng_state must be given", lambda: layer_norm.forward(x, dropout_p=0.5)),
+            (ferroflash.InputError, "dropout of 1 is not accepted", lambda: layer_norm.forward(x, dropout_p=1.0, rng_state=(1, 2))),
+            (ferroflash.InputError, "rowscale has shape [16]", lambda: layer_norm.forward(x, rowscale=weight)),
+            (ferroflash.InputTypeError, "rowscale holds f16; f32 is accepted", lambda: layer_norm.forward(x, rowscale=half[:, 0].copy())),
             (ferroflash.InputError, "rstd is needed", lambda: layer_norm.backward(x, None, None, None, None, x, is_rms_norm=True)),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(kind, words.replace("[", r"\[").replace("]", r"\]")):
@@ -285,7 +313,10 @@ class Torch(unittest.TestCase):
         for of_residual in (None, torch.float32):
             tensors = self.inputs(torch.float16, of_residual)
             for is_rms in (False, True):
-                torch.library.opcheck(torch.ops.ferroflash.norm, (*tensors, is_rms, EPS, False))
+                torch.library.opcheck(torch.ops.ferroflash.norm, (*tensors, None, 0.0, None, is_rms, EPS, False))
+                state = torch.tensor([1, 2], device=DEVICE)
+                rowscale = torch.ones(2, 5, device=DEVICE)
+                torch.library.opcheck(torch.ops.ferroflash.norm, (*tensors, rowscale, 0.5, state, is_rms, EPS, False))
 
     def test_strides(self):
         """A last axis with gaps is copied, and gradients come with any strides."""
@@ -298,6 +329,29 @@ class Torch(unittest.TestCase):
         # Of the sum of a row whose mean is taken off, there is none.
         (of_sum,) = torch.autograd.grad(layer_norm.layer_norm_fn(x, None, None).sum(), x)
         self.assertLess(of_sum.abs().max().item(), 1e-5)
+
+    def test_dropout_and_factors_of_rows(self):
+        """The sum says what was kept; gradients have the mask of their own call, eager and compiled."""
+        for of_residual in (None, torch.float32, torch.bfloat16):
+            x, weight, bias, residual = self.inputs(torch.bfloat16, of_residual)
+            rowscale = torch.arange(1, 11, device=DEVICE, dtype=torch.float32)
+            call = lambda x, residual: layer_norm.layer_norm_fn(
+                x, weight, bias, residual, dropout_p=0.5, rowscale=rowscale, prenorm=True
+            )
+            for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True)):
+                ones = torch.ones_like(x).requires_grad_()
+                zeros = None if residual is None else torch.zeros_like(residual).requires_grad_()
+                out, total = function(ones, zeros)
+                self.assertIs(total.dtype, of_residual or torch.bfloat16)
+                scale = rowscale.reshape(2, 5, 1)
+                kept = (total / scale).float()
+                self.assertTrue(((kept == 0) | (kept == 2)).all() and (kept == 0).any() and (kept == 2).any())
+                of = [ones] if zeros is None else [ones, zeros]
+                found = torch.autograd.grad([out, total], of, [torch.zeros_like(out), torch.ones_like(total)])
+                self.assertTrue(torch.equal(found[0].float(), kept * scale))
+                if zeros is not None:
+                    self.assertTrue((found[1] == 1).all())
+                self.assertFalse(torch.equal(function(ones, zeros)[1], total))
 
     def test_given_outputs(self):
         x, weight, _, residual = self.inputs(torch.float16, torch.float32)
@@ -320,6 +374,10 @@ class Torch(unittest.TestCase):
         self.assertTrue(torch.equal(out, layer_norm.layer_norm_fn(x, norm.weight, norm.bias, x, eps=1e-5)) and torch.equal(total, x + x))
         self.assertIsNone(layer_norm.LayerNorm(96, bias=False, device=DEVICE).bias)
         self.assertEqual(str(centred), "RMSNorm(96, eps=1e-05, zero_centered_weight=True)")
+        dropping = layer_norm.RMSNorm(96, dropout_p=0.5, device=DEVICE)
+        self.assertEqual(str(dropping), "RMSNorm(96, eps=1e-05, dropout_p=0.5)")
+        self.assertTrue((dropping(x) == 0).float().mean() > 0.3)
+        self.assertTrue(torch.equal(dropping.eval()(x), norm_of_ones(x)))
 
     def test_what_is_refused(self):
         x, weight, bias, residual = self.inputs(torch.float16, torch.float16)
@@ -330,14 +388,14 @@ class Torch(unittest.TestCase):
             (missing, "x1", lambda: layer_norm.rms_norm_fn(x, weight, bias, x1=x)),
             (missing, "weight1", lambda: layer_norm.rms_norm_fn(x, weight, bias, weight1=weight)),
             (missing, "bias1", lambda: layer_norm.layer_norm_fn(x, weight, bias, bias1=bias)),
-            (missing, "layer_norm_fn: rowscale", lambda: layer_norm.layer_norm_fn(x, weight, bias, rowscale=x[..., 0])),
-            (missing, "probability of 0.1, where 0 is accepted", lambda: layer_norm.rms_norm_fn(x, weight, bias, dropout_p=0.1)),
+            (missing, "layer_norm_fn: a gradient of rowscale", lambda: layer_norm.layer_norm_fn(x, weight, bias, rowscale=x[..., 0])),
+            (ferroflash.InputError, "rowscale has shape .96,.; x makes it .2, 5.", lambda: layer_norm.rms_norm_fn(x, None, None, rowscale=weight.detach())),
+            (ferroflash.InputError, "dropout of 1 is not accepted", lambda: layer_norm.rms_norm_fn(x, weight, bias, dropout_p=1.0)),
             (missing, "return_dropout_mask", lambda: layer_norm.rms_norm_fn(x, weight, bias, return_dropout_mask=True)),
             (missing, "out_dtype torch.float32 for x of torch.float16", lambda: layer_norm.rms_norm_fn(x, weight, bias, out_dtype=torch.float32)),
             (missing, "gradient through `out`", lambda: layer_norm.rms_norm_fn(x, weight, bias, out=torch.empty_like(x))),
             (missing, "gradient of gradients", twice),
             (missing, "a gradient of x", lambda: layer_norm.forward(x)),
-            (missing, "RMSNorm: dropout_p 0.2", lambda: layer_norm.RMSNorm(8, dropout_p=0.2)),
             (ferroflash.InputError, "no residual", lambda: layer_norm.rms_norm_fn(x, weight, bias, residual_out=x)),
             (ferroflash.InputTypeError, "weight is a ndarray; a torch.Tensor", lambda: layer_norm.rms_norm_fn(x, np.ones(96), bias)),
             (ferroflash.InputTypeError, "x holds torch.float64", lambda: layer_norm.rms_norm_fn(x.double(), None, None)),
@@ -347,6 +405,11 @@ class Torch(unittest.TestCase):
                 call()
         # What is as without it is no reason to refuse a call.
         self.assertTrue(torch.equal(layer_norm.rms_norm_fn(x, weight, bias, residual, out_dtype=torch.float16), out))
+
+
+def norm_of_ones(x):
+    """RMSNorm with weights of 1."""
+    return layer_norm.rms_norm_fn(x, torch.ones(x.shape[-1], device=DEVICE), None, eps=1e-5)
 
 
 def array(tensor):

@@ -78,6 +78,8 @@ pub enum Operand {
     StepCount,
     /// What gradients are multiplied with.
     GradientFactor,
+    /// The learning rate of an optimiser.
+    LearningRate,
     /// A partial result that is merged with others, counted from 0.
     Part(usize),
     /// Its log-sum-exp.
@@ -90,6 +92,8 @@ pub enum Operand {
     X,
     /// Rows that are added to them.
     Residual,
+    /// Factors of the rows of x, before the residual is added.
+    Rowscale,
     /// The sum of the two.
     ResidualOut,
     /// What was normalised, for gradients.
@@ -168,6 +172,7 @@ impl std::fmt::Display for Operand {
             Operand::Ids => "ids",
             Operand::StepCount => "the number of the step",
             Operand::GradientFactor => "the factor of the gradients",
+            Operand::LearningRate => "the learning rate",
             Operand::Parameter(index) => {
                 numbered = format!("parameter {index}");
                 &numbered
@@ -191,6 +196,7 @@ impl std::fmt::Display for Operand {
             Operand::Blocks => "the blocks of the program",
             Operand::X => "x",
             Operand::Residual => "residual",
+            Operand::Rowscale => "rowscale",
             Operand::ResidualOut => "residual_out",
             Operand::Normalised => "what was normalised",
             Operand::Weight => "weight",

@@ -51,12 +51,28 @@ pub struct AdamW<'a> {
     decay: f64,
     gradient_scale: f32,
     gradient_factor: Option<TensorView<'a>>,
+    device_rate: Option<TensorView<'a>>,
 }
 
 impl<'a> AdamW<'a> {
     /// With this learning rate, 0 or above; betas are 0.9 and 0.999, epsilon is 1e-8 and the weight decay 0.01.
     pub fn new(rate: f64) -> AdamW<'a> {
-        AdamW { rate, betas: [0.9, 0.999], epsilon: 1e-8, decay: 0.01, gradient_scale: 1.0, gradient_factor: None }
+        AdamW {
+            rate,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            decay: 0.01,
+            gradient_scale: 1.0,
+            gradient_factor: None,
+            device_rate: None,
+        }
+    }
+
+    /// With a learning rate on the device, one number of f32, which is not read on the host, and in the place of the one that the options were made with: a
+    /// captured step with it and [`StepNumber::Device`] reads rate and step anew each time, as PyTorch's `capturable=True` does.
+    pub fn with_device_rate(mut self, rate: &TensorView<'a>) -> AdamW<'a> {
+        self.device_rate = Some(*rate);
+        self
     }
 
     /// What is left of the moments after a step: from 0 to below 1.

@@ -2,9 +2,9 @@
 
 use super::rows::{Rows, check_columns, check_contiguous, check_device, check_dtype, check_shape, footprint};
 use crate::device::Device;
-use crate::error::{Operand, OperatorError, Result};
+use crate::error::{Error, Operand, OperatorError, Result};
 use crate::tensor::overlap::{Footprint, check_apart, check_itself};
-use crate::tensor::{Dims, IndicesView, TensorView, TensorViewMut};
+use crate::tensor::{BoolView, Dims, IndicesView, TensorView, TensorViewMut};
 use kernel_spec::DType;
 
 /// The tensors of a call, each checked against the first.
@@ -45,6 +45,24 @@ impl<'a> Tensors<'a> {
         self.like(tensor, view, &self.shape.clone(), accepted)?;
         check_columns(tensor, view)?;
         self.read.push((tensor, footprint(view)));
+        Ok(())
+    }
+
+    /// Rows of booleans that are read.
+    pub(super) fn bool_rows(&mut self, tensor: Operand, view: &BoolView<'_>) -> Result<()> {
+        check_device(tensor, view.device(), self.first, self.device)?;
+        let (found, expected) = (view.shape(), self.shape);
+        if found != expected {
+            let (found, expected) = (found.to_vec(), expected.to_vec());
+            return Err(OperatorError::Shape { tensor, found, of: self.first, expected }.into());
+        }
+        match (found.last(), view.strides().last()) {
+            (Some(&extent), Some(&stride)) if extent > 1 && stride != 1 => {
+                return Err(Error::LastDimNotContiguous { tensor, stride });
+            }
+            _ => {}
+        }
+        self.read.push((tensor, Footprint::of_bytes(found, view.strides(), view.address())));
         Ok(())
     }
 
@@ -194,9 +212,13 @@ impl<'a> Tensors<'a> {
 
     pub(super) fn vector_shape(&self, tensor: Operand) -> Dims {
         match tensor {
-            Operand::Mean | Operand::Rstd | Operand::Loss | Operand::Lse | Operand::ZLosses | Operand::Dloss => {
-                Rows::statistics_shape(&self.shape)
-            }
+            Operand::Mean
+            | Operand::Rstd
+            | Operand::Rowscale
+            | Operand::Loss
+            | Operand::Lse
+            | Operand::ZLosses
+            | Operand::Dloss => Rows::statistics_shape(&self.shape),
             _ => self.columns(),
         }
     }

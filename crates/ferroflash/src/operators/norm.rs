@@ -8,6 +8,7 @@ mod forward;
 pub use backward::{NormGradients, NormGradientsViewMut, NormSaved};
 pub use forward::{NormOutput, NormOutputViewMut};
 
+use crate::dropout::Dropout;
 use crate::tensor::TensorView;
 
 /// Which of the two.
@@ -30,7 +31,7 @@ impl Kind {
 /// rows, with its options:
 ///
 /// ```text
-/// h = x + residual
+/// h = dropout(rowscale x) + residual
 /// RMSNorm:    rstd = 1 / sqrt(mean(h^2) + epsilon)                out = h rstd weight + bias
 /// LayerNorm:  rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)       out = (h - mean) rstd weight + bias
 /// ```
@@ -42,6 +43,7 @@ impl Kind {
 /// | --- | --- | --- |
 /// | x, out | any | f32, f16 or bf16, both the same |
 /// | residual, residual_out | that of x | that of x, or f32 |
+/// | rowscale | that of x without the last axis, contiguous | f32 |
 /// | weight, bias | `[columns]`, contiguous | that of x, or f32, both the same |
 /// | mean, rstd | that of x without the last axis, contiguous | f32 |
 ///
@@ -73,6 +75,8 @@ pub struct Norm<'a> {
     pub(super) weight: Option<TensorView<'a>>,
     pub(super) bias: Option<TensorView<'a>>,
     pub(super) residual: Option<TensorView<'a>>,
+    pub(super) dropout: Option<Dropout>,
+    pub(super) rowscale: Option<TensorView<'a>>,
     pub(super) zero_centred: bool,
     pub(super) statistics: bool,
     pub(super) clusters: bool,
@@ -87,6 +91,8 @@ impl<'a> Norm<'a> {
             weight: None,
             bias: None,
             residual: None,
+            dropout: None,
+            rowscale: None,
             zero_centred: false,
             statistics: false,
             clusters: true,
@@ -113,6 +119,24 @@ impl<'a> Norm<'a> {
     /// Adds these rows to x before they are normalised. The sum is an output too.
     pub fn with_residual(mut self, residual: &TensorView<'a>) -> Norm<'a> {
         self.residual = Some(*residual);
+        self
+    }
+
+    /// Drops elements of x before the residual is added, and multiplies those that are kept with `1 / (1 - p)`: dropout of the branch of a residual
+    /// block, as `layer_norm_fn` of FlashAttention has it. The sum is an output, also without a residual, since gradients are computed from it.
+    ///
+    /// Which are dropped follows from the row, the column, seed and offset alone, see [`dropout`](crate::dropout#rows): gradients are given the same
+    /// dropout, and make the mask again. A call takes [`ROWS_NUMBERS`](crate::dropout::ROWS_NUMBERS) of the offsets of a seed. What is dropped is 0,
+    /// whatever it was.
+    pub fn with_dropout(mut self, dropout: Dropout) -> Norm<'a> {
+        self.dropout = Some(dropout);
+        self
+    }
+
+    /// Multiplies the rows of x with a factor each before elements are dropped and the residual is added (stochastic depth: Huang and others, 2016):
+    /// f32, of the shape of x without its last axis, contiguous. It gets no gradient. The sum is an output, as with dropout.
+    pub fn with_rowscale(mut self, rowscale: &TensorView<'a>) -> Norm<'a> {
+        self.rowscale = Some(*rowscale);
         self
     }
 

@@ -3,7 +3,7 @@
 use crate::device::Device;
 use crate::error::{Error, Operand, OperatorError, Result};
 use crate::tensor::overlap::Footprint;
-use crate::tensor::{Dims, TensorView};
+use crate::tensor::{BoolView, Dims, TensorView};
 use kernel_spec::families::rows::{Extents, MAX_COLUMNS, RowsParams, VECTOR_BYTES};
 use kernel_spec::{DType, Divisor};
 
@@ -14,7 +14,10 @@ pub(super) const MAX_ROWS: u64 = (1 << 31) - 1024;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placed {
     pub(super) operand: Operand,
+    /// Its element type; of booleans, that of the tensor that they go with.
     pub(super) dtype: DType,
+    /// Bytes of an element.
+    width: usize,
     pub(super) shape: Dims,
     pub(super) strides: Dims,
     address: Option<u64>,
@@ -25,7 +28,18 @@ pub(super) struct Placed {
 impl Placed {
     pub(super) fn of(operand: Operand, view: &TensorView<'_>) -> Placed {
         let (dtype, shape, strides) = (view.dtype(), view.shape(), view.strides());
-        Placed { operand, dtype, shape, strides, address: Some(view.address()), further: 0 }
+        Placed { operand, dtype, width: dtype.bytes(), shape, strides, address: Some(view.address()), further: 0 }
+    }
+
+    /// Booleans for a tensor of this type.
+    pub(super) fn of_bools(operand: Operand, view: &BoolView<'_>, dtype: DType) -> Placed {
+        let (shape, strides) = (view.shape(), view.strides());
+        Placed { operand, dtype, width: 1, shape, strides, address: Some(view.address()), further: 0 }
+    }
+
+    /// What a vector of its elements is a multiple of: as many of them as others have in theirs.
+    fn vector(&self) -> u64 {
+        u64::from(VECTOR_BYTES) / self.dtype.bytes() as u64 * self.width as u64
     }
 
     /// A tensor that is not there yet: contiguous.
@@ -36,12 +50,12 @@ impl Placed {
             strides[axis] = stride;
             stride = stride.saturating_mul(shape[axis]);
         }
-        Placed { operand, dtype, shape, strides, address: None, further: 0 }
+        Placed { operand, dtype, width: dtype.bytes(), shape, strides, address: None, further: 0 }
     }
 
     /// What there is of it at these indices of the first axis.
     pub(super) fn part(&self, indices: std::ops::Range<usize>) -> Placed {
-        let further = (indices.start * self.strides[0] * self.dtype.bytes()) as u64;
+        let further = (indices.start * self.strides[0] * self.width) as u64;
         let mut part = *self;
         part.shape[0] = indices.len();
         part.further += further;
@@ -51,7 +65,7 @@ impl Placed {
 
     /// Bytes of all elements.
     pub(super) fn bytes(&self) -> u64 {
-        self.shape.iter().product::<usize>() as u64 * self.dtype.bytes() as u64
+        self.shape.iter().product::<usize>() as u64 * self.width as u64
     }
 
     /// Where it starts, if it is there.
@@ -61,15 +75,15 @@ impl Placed {
 
     /// Whether it starts at a multiple of a vector, and rows do.
     pub(super) fn is_aligned(&self) -> bool {
-        let vector = u64::from(VECTOR_BYTES);
+        let vector = self.vector();
         let rows = self.shape.iter().zip(self.strides.iter()).take(self.shape.len() - 1);
-        let steps = rows.filter(|&(&extent, _)| extent > 1).map(|(_, &stride)| (stride * self.dtype.bytes()) as u64);
+        let steps = rows.filter(|&(&extent, _)| extent > 1).map(|(_, &stride)| (stride * self.width) as u64);
         self.address.unwrap_or(0).is_multiple_of(vector) && steps.into_iter().all(|step| step.is_multiple_of(vector))
     }
 
     /// What an address in the parameters has to be a multiple of.
     pub(super) fn alignment(&self, aligned: bool) -> u64 {
-        if aligned { VECTOR_BYTES.into() } else { self.dtype.bytes() as u64 }
+        if aligned { self.vector() } else { self.width as u64 }
     }
 }
 

@@ -8,7 +8,7 @@ pub use backward::SoftmaxGradient;
 pub use forward::SoftmaxOutput;
 
 use crate::error::{OperatorError, Result};
-use crate::tensor::TensorView;
+use crate::tensor::{BoolView, TensorView};
 
 /// Softmax of rows, with its options:
 ///
@@ -22,9 +22,10 @@ use crate::tensor::TensorView;
 /// | tensor | shape | element type |
 /// | --- | --- | --- |
 /// | x, out | any | f32, f16 or bf16, both the same |
-/// | mask | that of x | that of x, or f32 |
+/// | mask | that of x | that of x, or f32, or booleans |
 ///
-/// A mask is added: minus infinity hides a column, any other number biases it. One that is the same for several rows is a view with strides of 0 (see
+/// A mask of numbers is added: minus infinity hides a column, any other number biases it. One of booleans shows the columns where it is true, and hides what is
+/// in the others, whatever that is. A mask that is the same for several rows is a view with strides of 0 (see
 /// [`TensorView`]). With [`Softmax::causal`], the rows of the last axis before the columns are query rows, aligned to the end of the columns: row `i` of `R`
 /// sees the first `i + 1 + columns - R` columns.
 ///
@@ -48,6 +49,7 @@ use crate::tensor::TensorView;
 pub struct Softmax<'a> {
     pub(super) scale: f32,
     pub(super) mask: Option<TensorView<'a>>,
+    pub(super) bool_mask: Option<BoolView<'a>>,
     pub(super) causal: bool,
     pub(super) log: bool,
     pub(super) clusters: bool,
@@ -55,7 +57,7 @@ pub struct Softmax<'a> {
 
 impl Default for Softmax<'_> {
     fn default() -> Self {
-        Softmax { scale: 1.0, mask: None, causal: false, log: false, clusters: true }
+        Softmax { scale: 1.0, mask: None, bool_mask: None, causal: false, log: false, clusters: true }
     }
 }
 
@@ -82,6 +84,12 @@ impl<'a> Softmax<'a> {
         self
     }
 
+    /// Shows the columns where this is true, and hides the others; in the place of a mask that is added.
+    pub fn with_bool_mask(mut self, mask: &BoolView<'a>) -> Softmax<'a> {
+        self.bool_mask = Some(*mask);
+        self
+    }
+
     /// Whether query rows see no later column.
     pub fn causal(mut self, causal: bool) -> Softmax<'a> {
         self.causal = causal;
@@ -101,6 +109,9 @@ impl<'a> Softmax<'a> {
 
     /// What is wrong with the options, whatever x is.
     fn check_options(&self) -> Result<()> {
+        if self.mask.is_some() && self.bool_mask.is_some() {
+            return Err(OperatorError::Both { first: "mask", second: "bool_mask" }.into());
+        }
         if self.scale.is_finite() { Ok(()) } else { Err(OperatorError::Scale { found: self.scale }.into()) }
     }
 }

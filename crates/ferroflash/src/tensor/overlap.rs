@@ -45,6 +45,11 @@ impl Footprint {
         Footprint::new(address, geometry.shape, geometry.strides, geometry.dtype.bytes() as u128)
     }
 
+    /// Of elements of one byte.
+    pub(crate) fn of_bytes(shape: Dims, strides: Dims, address: u64) -> Footprint {
+        Footprint::new(address, shape, strides, 1)
+    }
+
     pub(crate) fn contiguous(address: u64, bytes: u128) -> Footprint {
         Footprint::new(address, Dims::from([]), Dims::from([]), bytes)
     }

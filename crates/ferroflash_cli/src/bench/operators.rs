@@ -6,6 +6,7 @@ mod cross_entropy;
 mod dense;
 mod embedding;
 mod linear_cross_entropy;
+mod lists;
 mod norm;
 mod problem;
 mod rotary;
@@ -95,6 +96,10 @@ pub(super) enum OperatorName {
     Swiglu,
     /// Cross-entropy of the logits x weight^T, which are not written; columns are classes
     LinearCrossEntropy,
+    /// A step of AdamW for --rows tensors of --columns elements each, or for the parameters of a model
+    Adamw,
+    /// The norm of all gradients of such a list
+    GradientNorm,
 }
 
 impl OperatorName {
@@ -110,6 +115,8 @@ impl OperatorName {
             OperatorName::DenseGelu => "dense-gelu",
             OperatorName::Swiglu => "swiglu",
             OperatorName::LinearCrossEntropy => "linear-cross-entropy",
+            OperatorName::Adamw => "adamw",
+            OperatorName::GradientNorm => "gradient-norm",
         }
     }
 
@@ -123,7 +130,13 @@ impl OperatorName {
             OperatorName::Embedding => embedding::bytes(cell),
             OperatorName::Dense | OperatorName::DenseGelu | OperatorName::Swiglu => dense::bytes(cell),
             OperatorName::LinearCrossEntropy => linear_cross_entropy::bytes(cell),
+            OperatorName::Adamw | OperatorName::GradientNorm => lists::bytes(cell),
         }
+    }
+
+    /// Whether a problem is a list of tensors.
+    fn is_list(self) -> bool {
+        matches!(self, OperatorName::Adamw | OperatorName::GradientNorm)
     }
 
     /// Whether a problem has a depth, too, and its operations count: those of a product of matrices.
@@ -153,6 +166,9 @@ struct CellRecord {
     dtype: &'static str,
     rows: usize,
     columns: usize,
+    /// Of a list of tensors, which are `rows` of `columns` elements together: whose they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'static str>,
     /// Of dense layers: numbers that are summed over.
     #[serde(skip_serializing_if = "Option::is_none")]
     depth: Option<usize>,
@@ -243,6 +259,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
             dtype: cell.dtype.name(),
             rows: cell.rows,
             columns: cell.columns,
+            model: cell.model.map(lists::Model::name),
             depth: cell.depth,
             operations: cell.depth.map(|_| dense::operations(cell)),
             bytes: cell.operator.bytes(cell),
@@ -281,8 +298,10 @@ fn measure(
     let mut problem = Problem::new(device, *cell, args.values, seed)?;
     let mut ours = OperatorResult::new(OURS);
     let plan = problem.plan()?;
-    ours.symbols = ferroflash::operators::Operation::symbols(&plan);
-    ours.workspace_bytes = Some(ferroflash::operators::Operation::workspace_bytes(&plan));
+    ours.symbols = plan.symbols();
+    // Of a list, one for all launches of an entry.
+    ours.symbols.dedup();
+    ours.workspace_bytes = Some(plan.workspace_bytes());
     let (error, bound) = problem.check()?;
     (ours.max_error, ours.bound) = (Some(error), Some(bound));
     let mut results = vec![ours];
@@ -386,7 +405,7 @@ fn print(record: &OperatorRecord) -> Result<()> {
         for result in &cell.results {
             let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             let row = [
-                cell.operator.to_owned(),
+                cell.model.map_or_else(|| cell.operator.to_owned(), |model| format!("{} {model}", cell.operator)),
                 cell.pass.to_owned(),
                 cell.dtype.to_owned(),
                 cell.rows.to_string(),

@@ -47,6 +47,8 @@ pub struct AdamWParams {
     pub step: u64,
     /// Device address of a number that gradients are multiplied with, `f32`, or 0.
     pub gradient_factor: u64,
+    /// Device address of the learning rate, `f32`, or 0: `rate` and `decay` have it. Where there is one, both are multiplied with it.
+    pub device_rate: u64,
     /// The bits of the two betas, f64.
     pub betas: [u64; 2],
     /// `beta1`, and `1 - beta1`.

@@ -57,13 +57,18 @@ pub unsafe fn adamw<C: Config>(p: &AdamWParams, param: impl Fn(usize) -> u64) {
         } else {
             p.gradient_scale * copy::load_f32(p.gradient_factor)
         };
-        let [rate, root] = if p.step == 0 { [p.rate, p.root] } else { corrected(p) };
+        let [mut rate, root] = if p.step == 0 { [p.rate, p.root] } else { corrected(p) };
+        let mut decay = p.decay;
+        if p.device_rate != 0 {
+            let on_device = copy::load_f32(p.device_rate);
+            (rate, decay) = (rate * on_device, decay * on_device);
+        }
         for e in 0..C::T::CHUNK {
             let g = gradient[e] * scale;
             moment[e] = math::fma(p.moment[0], moment[e], p.moment[1] * g);
             second_moment[e] = math::fma(p.second_moment[0], second_moment[e], p.second_moment[1] * g * g);
             let deviation = math::fma(math::sqrt(second_moment[e]), root, p.epsilon);
-            let decayed = math::fma(-p.decay, weight[e], weight[e]);
+            let decayed = math::fma(-decay, weight[e], weight[e]);
             weight[e] = math::fma(-rate * moment[e], math::reciprocal(deviation), decayed);
         }
         own.store::<C>(at(tensor.moment, true), true, 0, moment);

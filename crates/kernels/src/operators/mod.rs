@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod ahead;
+pub mod branch;
 pub mod cross_entropy;
 pub mod dense;
 pub mod embedding;

@@ -2,10 +2,10 @@
 //! row, of a sum with a residual where there is one:
 //!
 //! ```text
-//! h = x + residual        rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)        out = (h - mean) rstd (weight + offset) + bias
+//! h = branch(x) + residual        rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)        out = (h - mean) rstd (weight + offset) + bias
 //! ```
 //!
-//! RMSNorm has no `mean`; `h` and the statistics are f32, and `out` is rounded once. The variance is that of differences, in a second pass over registers:
+//! `branch` is [dropout and a factor a row](crate::operators::branch), where a call has them. RMSNorm has no `mean`; `h` and the statistics are f32, and `out` is rounded once. The variance is that of differences, in a second pass over registers:
 //! `mean(h^2) - mean^2` would lose what a large mean leaves of it.
 //!
 //! It is bound by memory. A row is read once, all of it before anything is done with it, so that as many bytes are on their way as the registers hold;
@@ -15,10 +15,11 @@
 //! the largest numbers, and the statistics are computed again: nothing that counts beside such numbers is lost, and other rows pay for a test.
 
 use cuda_std::{copy, math, warp};
-use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
+use kernel_spec::families::norm::features::{BRANCH, MEAN, RESIDUAL};
 use kernel_spec::families::norm::{Memory, NormParams, Variant};
 
 use crate::operators::ahead::Ahead;
+use crate::operators::branch::Branch;
 use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector, added, widened};
 use crate::operators::sums::Sums;
 use crate::parts::element::Element;
@@ -46,7 +47,9 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     let mut row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
     let ahead = const { C::TILE.ahead };
     // f32 beside 16 bits does not fit the places of rows to come, and single elements are not copied.
-    let copied = ahead > 0 && p.aligned != 0 && (!p.features.has(RESIDUAL) || p.wide_residual == 0);
+    // Beside eight vectors of both tensors as they come from there, the registers do not hold what x is multiplied with too.
+    let spills = V > 4 && p.features.has(RESIDUAL) && p.features.has(BRANCH);
+    let copied = ahead > 0 && p.aligned != 0 && (!p.features.has(RESIDUAL) || p.wide_residual == 0) && !spills;
     if copied {
         for i in 0..ahead {
             // SAFETY: places are free.
@@ -113,11 +116,30 @@ unsafe fn one_row<C: NormConfig, const V: usize>(
     let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
     let own = #[inline(always)]
     |tile: u32| Columns::of::<C>(seat, tile, p.share, columns, aligned, exists);
+    let branch_acts = p.features.has(BRANCH);
+    let branch = #[inline(always)]
+    |tile: u32| {
+        // SAFETY: what parameters name is there.
+        unsafe { Branch::of::<C, V>(&p.branch, &p.features, &own(tile), row, exists) }
+    };
     let load = #[inline(always)]
     |tile: u32| -> [Vector; V] {
         let own = own(tile);
         // SAFETY: the row exists, or has no columns.
-        unsafe { if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) } }
+        unsafe {
+            if branch_acts {
+                let branch = branch(tile);
+                let mut h = own.load::<C, V>(x, false);
+                for v in 0..V {
+                    h[v] = branch.on::<C>(v, h[v]);
+                    if has_residual {
+                        h[v] = added(h[v], own.load_one::<C>(residual, wide, v));
+                    }
+                }
+                return h;
+            }
+            if has_residual { own.load_sum::<C, V>(x, residual, wide) } else { own.load::<C, V>(x, false) }
+        }
     };
 
     let mut held = if C::AGAIN {
@@ -125,9 +147,15 @@ unsafe fn one_row<C: NormConfig, const V: usize>(
     } else if copied {
         // SAFETY: as many rows as there are places were started, and the one that had this place was taken.
         unsafe {
+            let branch = branch(0);
             let [x, residual] = rows_ahead.take::<C, V>(tensors(p));
             start::<C, V>(p, seat, rows_ahead, row + const { C::TILE.ahead * C::TILE.block_rows() } * p.teams);
             let mut h = widened::<C::T, V>(x);
+            if branch_acts {
+                for v in 0..V {
+                    h[v] = branch.on::<C>(v, h[v]);
+                }
+            }
             if has_residual {
                 for v in 0..V {
                     h[v] = added(h[v], C::T::widen_chunk(residual[v]));
@@ -140,7 +168,7 @@ unsafe fn one_row<C: NormConfig, const V: usize>(
     };
     let store_sum = #[inline(always)]
     |tile: u32, h: &[Vector; V]| {
-        if has_residual && p.residual_out.address != 0 {
+        if (has_residual || branch_acts) && p.residual_out.address != 0 {
             let to = place.start::<C::T>(&p.residual_out, wide);
             for v in 0..V {
                 // SAFETY: as above; the columns are this thread's alone.

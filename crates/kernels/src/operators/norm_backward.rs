@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! dh = rstd (g - mean(g) - n mean(g n)) + dresidual_out        dweight = sum over rows of dout n        dbias = sum over rows of dout
+//! dresidual = dh        dx = branch(dh)
 //! ```
 //!
-//! RMSNorm has no `mean(g)`. `dh` is the gradient of both x and the residual.
+//! RMSNorm has no `mean(g)`. `branch` is [what forward did to x](crate::operators::branch), with the same mask, made again.
 //!
 //! Sums over rows without atomics, the same bits from run to run: as many thread blocks as the GPU holds at a time share out the rows, and each keeps what
 //! its columns add up to in registers. It writes that to a row of `parts`, and [`parts`] adds these, in their order.
@@ -18,10 +19,11 @@
 //! Where no register holds a row, none holds a sum of columns either: [`columns`] reads both tensors once more, a column a thread.
 
 use cuda_std::{copy, math, shared, sync, thread};
-use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
+use kernel_spec::families::norm::features::{BRANCH, MEAN, RESIDUAL};
 use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COLUMNS};
 
 use crate::operators::ahead::Ahead;
+use crate::operators::branch::Branch;
 use crate::operators::norm::NormConfig;
 use crate::operators::row::{Columns, RowPlace, Seat, Vector, added, widened};
 use crate::operators::sums::Sums;
@@ -76,8 +78,9 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         // SAFETY: places are free, and rows that do not exist have no columns.
         unsafe { rows_ahead.start::<C, V>(&own(0, row < p.extents.rows), starts, 2) };
     };
-    // Nobody waits for the statistics of a row either: they are read while the row before is worked on; beside a cluster, where they spill, before the row
-    // is waited for.
+    // Nobody waits for the statistics of a row either: they are read while the row before is worked on; beside a cluster, or what x was multiplied with, where
+    // they spill, before the row is waited for.
+    let late_statistics = C::CLUSTER || p.features.has(BRANCH);
     let statistics = #[inline(always)]
     |row: u32| {
         let (mut mean, mut rstd) = (0.0, 0.0);
@@ -97,7 +100,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             start(&mut rows_ahead, first + seat.in_block + i * step);
         }
     }
-    let mut next_statistics = if C::CLUSTER { [0.0; 2] } else { statistics(first + seat.in_block) };
+    let mut next_statistics = if late_statistics { [0.0; 2] } else { statistics(first + seat.in_block) };
     // SAFETY: all threads come here, with rows on their way.
     let mut sums = unsafe { Sums::new::<C>(&seat) };
     while first < p.extents.rows {
@@ -122,7 +125,13 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         };
         // Before the row is waited for, so that nobody waits for both. Beside a cluster they spill.
         let late_weights = const { C::AGAIN || C::CLUSTER };
-        let late_statistics = if C::CLUSTER { statistics(row) } else { [0.0; 2] };
+        let own_statistics = if late_statistics { statistics(row) } else { [0.0; 2] };
+        let branch = #[inline(always)]
+        |tile: u32| {
+            // SAFETY: what parameters name is there.
+            unsafe { Branch::of::<C, V>(&p.branch, &p.features, &own(tile, exists), row, exists) }
+        };
+        let held_branch = if C::AGAIN { None } else { Some(branch(0)) };
         let held_weights = if late_weights { [[0.0; 8]; V] } else { load_weights(0) };
         let mut held = if C::AGAIN {
             ([[0.0; 8]; V], [[0.0; 8]; V])
@@ -136,8 +145,8 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         };
         // With the other two, so that it is on its way.
         let held_upstream = if has_residual && !C::AGAIN { load_upstream(0) } else { [[0.0; 8]; V] };
-        let [mean, rstd] = if C::CLUSTER { late_statistics } else { next_statistics };
-        if !C::CLUSTER {
+        let [mean, rstd] = if late_statistics { own_statistics } else { next_statistics };
+        if !late_statistics {
             next_statistics = statistics(row + step);
         }
         // Of g n, and of g.
@@ -175,6 +184,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
                 (true, false) => held_upstream,
                 _ => [[0.0; 8]; V],
             };
+            let branch = held_branch.unwrap_or_else(|| branch(tile));
             for v in 0..V {
                 let (n, g) = if C::AGAIN { terms(h[v], dout[v], &weights[v], [mean, rstd]) } else { (h[v], dout[v]) };
                 let mut dh = [0.0; 8];
@@ -186,7 +196,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
                 }
                 // SAFETY: as above; the columns are this thread's alone.
                 unsafe {
-                    own.store::<C>(place.start::<C::T>(&p.dx, false), false, v, dh);
+                    own.store::<C>(place.start::<C::T>(&p.dx, false), false, v, branch.on::<C>(v, dh));
                     if p.dresidual.address != 0 {
                         own.store::<C>(place.start::<C::T>(&p.dresidual, wide), wide, v, dh);
                     }

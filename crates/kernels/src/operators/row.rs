@@ -260,6 +260,33 @@ impl Columns {
         }
     }
 
+    /// The booleans of one vector, a byte each, as they lie: 0 is false. `start` is the address of column 0.
+    ///
+    /// # Safety
+    /// As for [`Columns::load`], but that vectors are at multiples of as many bytes as they have elements.
+    #[inline(always)]
+    pub unsafe fn load_bools<C: Config>(&self, start: u64, vector: usize) -> [u32; 2] {
+        let base = self.base(start, 1);
+        let ahead = Self::ahead::<C>(vector);
+        // SAFETY: passed on; nothing is read behind the last column.
+        unsafe {
+            if self.aligned {
+                let from = base + ahead as u64;
+                return if C::CHUNK == 8 {
+                    copy::load_u32x2_within(from, ahead, self.room)
+                } else {
+                    [copy::load_u32_within(from, ahead, self.room), 0]
+                };
+            }
+            let mut words = [0; 2];
+            for e in 0..C::CHUNK {
+                let index = ahead + e;
+                words[e as usize / 4] |= copy::load_u8_within(base + index as u64, index, self.room) << (8 * (e % 4));
+            }
+            words
+        }
+    }
+
     #[inline(always)]
     pub(super) unsafe fn load_words<C: Config>(&self, base: u64, vector: usize) -> [u32; 4] {
         let ahead = Self::ahead::<C>(vector);
@@ -375,13 +402,24 @@ impl RowPlace {
         RowPlace { index }
     }
 
-    /// Bytes between the address of a tensor and its row: elements of f32 where `wide`, else of `T`.
+    /// The address of its row of a tensor, of elements of f32 where `wide`, else of `T`.
     #[inline(always)]
     pub fn start<T: Element>(&self, tensor: &RowsParams, wide: bool) -> u64 {
+        let bytes = if wide { 4 } else { T::BYTES as u64 };
+        tensor.address + self.elements(tensor) * bytes
+    }
+
+    /// The same of booleans, a byte each.
+    #[inline(always)]
+    pub fn start_of_bools(&self, tensor: &RowsParams) -> u64 {
+        tensor.address + self.elements(tensor)
+    }
+
+    /// Elements between the address of a tensor and its row.
+    #[inline(always)]
+    fn elements(&self, tensor: &RowsParams) -> u64 {
         let [outer, middle, inner] = self.index;
         let [a, b, c] = tensor.strides;
-        let elements = outer as u64 * a + middle as u64 * b + inner as u64 * c;
-        let bytes = if wide { 4 } else { T::BYTES as u64 };
-        tensor.address + elements * bytes
+        outer as u64 * a + middle as u64 * b + inner as u64 * c
     }
 }

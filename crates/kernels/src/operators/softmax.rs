@@ -15,7 +15,7 @@ use core::f32::consts::{LN_2, LOG2_E};
 
 use cuda_std::math;
 use kernel_spec::families::softmax::features::{CAUSAL, LOG, MASK};
-use kernel_spec::families::softmax::{SoftmaxBackwardParams, SoftmaxParams};
+use kernel_spec::families::softmax::{MASK_OF_BOOLS, MASK_OF_F32, SoftmaxBackwardParams, SoftmaxParams};
 
 use crate::operators::online::{Online, weight};
 use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector};
@@ -51,8 +51,17 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &SoftmaxParams) {
         let mut y = unsafe { own.load::<C, V>(place.start::<C::T>(&p.x, false), false) };
         for v in 0..V {
             let mut mask = [0.0; 8];
-            if has_mask {
-                let wide = p.wide_mask != 0;
+            if has_mask && p.mask_kind == MASK_OF_BOOLS {
+                // SAFETY: as above.
+                let bools = unsafe { own.load_bools::<C>(place.start_of_bools(&p.mask), v) };
+                for e in 0..C::T::CHUNK {
+                    // Whatever is hidden, NaN and infinities too.
+                    if bools[e / 4] >> (8 * (e % 4)) & 0xFF == 0 {
+                        (y[v][e], mask[e]) = (0.0, f32::NEG_INFINITY);
+                    }
+                }
+            } else if has_mask {
+                let wide = p.mask_kind == MASK_OF_F32;
                 // SAFETY: as above.
                 mask = unsafe { own.load_one::<C>(place.start::<C::T>(&p.mask, wide), wide, v) };
             }

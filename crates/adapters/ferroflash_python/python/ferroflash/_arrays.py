@@ -3,7 +3,7 @@
 import sys
 
 from ._errors import InputTypeError
-from ._forward import _new_like
+from ._forward import _new_like, _numbers
 
 
 def package_of(first):
@@ -41,3 +41,8 @@ def new_like(array, shape, name, given, dtype=None):
 def stream_of(first, stream):
     """The stream of a call on arrays of which this is the first."""
     return stream or 0
+
+
+def dropout_of(dropout, first):
+    """Dropout as the extension module takes it."""
+    return _numbers(dropout)

@@ -188,15 +188,15 @@ def _gathered(text, names, tensors):
     return (text, names.split(), tensors or (), None) if text else None
 
 
-def drawn(p, q):
-    """Dropout of a call on q, whose random numbers are those that flash_attn draws: the seed of the generator of the GPU, from its offset on, which
+def drawn(p, q, count=None):
+    """Dropout of a call on q, or on the tensor of another operation that takes ``count`` numbers, whose random numbers are those that flash_attn draws: the seed of the generator of the GPU, from its offset on, which
     moves on by what the call takes. ``None`` where nothing is dropped.
 
     Where numbers are not to be read on the host, under torch.compile and while a graph is captured, seed and offset are drawn by an operation of
     PyTorch, on the device, and a graph draws anew whenever it is launched. On the CPU they come from PyTorch's default generator."""
     if not p:
         return None
-    if not isinstance(q, Tensor) or q.dim() != 4:
+    if not isinstance(q, Tensor) or count is None and q.dim() != 4:
         return p, (0, 0)  # refused with the other tensors
     if type(q) is not Tensor or _is_compiling() or _modes() or _transforms() or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
         # The offset is a multiple of 4, as those of PyTorch's generators are.
@@ -205,7 +205,7 @@ def drawn(p, q):
     if not q.is_cuda:
         return p, (int(torch.randint(0, (1 << 63) - 1, (), dtype=torch.int64)), 0)
     generator = torch.cuda.default_generators[q.get_device()]
-    seed, count = generator.initial_seed(), dropout_numbers(q.shape[0], q.shape[2])
+    seed, count = generator.initial_seed(), count or dropout_numbers(q.shape[0], q.shape[2])
     if hasattr(generator, "set_offset"):
         offset = generator.get_offset()
         generator.set_offset(offset + count)

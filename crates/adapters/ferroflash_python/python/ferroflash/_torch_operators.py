@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ._errors import InputTypeError, missing
-from ._torch import _DTYPES, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _transforms
+from ._torch import _DTYPES, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _told_dropout, _transforms
 
 # The extension module knows 32-bit integers by the number behind those of the types of tensors.
 _ALL_DTYPES = {**_DTYPES, torch.int32: 3}
@@ -42,6 +42,11 @@ def stream_of(first, stream):
     if stream is None and first.is_cuda:
         return _stream(first.get_device())
     return stream or 0
+
+
+def dropout_of(dropout, first):
+    """Dropout of a call on this tensor, as the extension module takes it."""
+    return None if dropout is None else _told_dropout(dropout, first)
 
 
 # Counts writes to tensors, by which autograd finds out that one that it keeps is not what it was.

@@ -1,22 +1,24 @@
 //! RMSNorm and LayerNorm.
 
 use super::{Caller, Given, Operands, Slot};
+use crate::call::{Dropped, dropout_of};
 use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved};
 use ferroflash::{Device, Operand};
 use pyo3::prelude::*;
 
-const FORWARD: [Slot; 8] = [
+const FORWARD: [Slot; 9] = [
     Slot::read(Operand::X),
     Slot::read(Operand::Weight).or_none(),
     Slot::read(Operand::Bias).or_none(),
     Slot::read(Operand::Residual).or_none(),
+    Slot::read(Operand::Rowscale).or_none(),
     Slot::written(Operand::Out),
     Slot::written(Operand::ResidualOut).or_none(),
     Slot::written(Operand::Mean).or_none(),
     Slot::written(Operand::Rstd).or_none(),
 ];
 
-const BACKWARD: [Slot; 11] = [
+const BACKWARD: [Slot; 12] = [
     Slot::read(Operand::Normalised),
     Slot::read(Operand::Weight).or_none(),
     Slot::read(Operand::Bias).or_none(),
@@ -24,6 +26,7 @@ const BACKWARD: [Slot; 11] = [
     Slot::read(Operand::Rstd),
     Slot::read(Operand::Dout),
     Slot::read(Operand::DresidualOut).or_none(),
+    Slot::read(Operand::Rowscale).or_none(),
     Slot::written(Operand::Dx),
     Slot::written(Operand::Dresidual).or_none(),
     Slot::written(Operand::Dweight).or_none(),
@@ -36,6 +39,7 @@ struct Options {
     is_rms: bool,
     epsilon: f64,
     zero_centred: bool,
+    dropout: Option<Dropped>,
 }
 
 impl Options {
@@ -48,23 +52,30 @@ impl Options {
         if let Some(bias) = operands.view(device, Operand::Bias)? {
             norm = norm.with_bias(&bias);
         }
+        if let Some(rowscale) = operands.view(device, Operand::Rowscale)? {
+            norm = norm.with_rowscale(&rowscale);
+        }
+        if let Some(dropout) = self.dropout {
+            norm = norm.with_dropout(dropout_of(dropout));
+        }
         Ok(if self.zero_centred { norm.zero_centred() } else { norm })
     }
 }
 
-/// Normalises rows. The tensors are x, weight, bias and residual, and out, residual_out, mean and rstd, which are written.
+/// Normalises rows. The tensors are x, weight, bias, residual and rowscale, and out, residual_out, mean and rstd, which are written.
 #[pyfunction]
-#[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, /))]
+#[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, dropout, /))]
 pub(super) fn norm(
     py: Python<'_>,
-    tensors: [Given<'_>; 8],
+    tensors: [Given<'_>; 9],
     stream: usize,
     device: Option<usize>,
     is_rms: bool,
     epsilon: f64,
     zero_centred: bool,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
-    let options = Options { is_rms, epsilon, zero_centred };
+    let options = Options { is_rms, epsilon, zero_centred, dropout };
     Caller { py, stream, gpu: device }.run(FORWARD, &tensors, |device, stream, operands| {
         let mut norm = options.norm(device, operands)?;
         if let Some(residual) = operands.view(device, Operand::Residual)? {
@@ -78,20 +89,21 @@ pub(super) fn norm(
     })
 }
 
-/// Gradients of [`norm`]. The tensors are what was normalised, weight, bias, mean, rstd, dout and dresidual_out, and dx, dresidual, dweight and
+/// Gradients of [`norm`]. The tensors are what was normalised, weight, bias, mean, rstd, dout, dresidual_out and rowscale, and dx, dresidual, dweight and
 /// dbias, which are written.
 #[pyfunction]
-#[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, /))]
+#[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, dropout, /))]
 pub(super) fn norm_backward(
     py: Python<'_>,
-    tensors: [Given<'_>; 11],
+    tensors: [Given<'_>; 12],
     stream: usize,
     device: Option<usize>,
     is_rms: bool,
     epsilon: f64,
     zero_centred: bool,
+    dropout: Option<Dropped>,
 ) -> PyResult<()> {
-    let options = Options { is_rms, epsilon, zero_centred };
+    let options = Options { is_rms, epsilon, zero_centred, dropout };
     Caller { py, stream, gpu: device }.run(BACKWARD, &tensors, |device, stream, operands| {
         let norm = options.norm(device, operands)?;
         let (normalised, rstd) = (operands.given(device, Operand::Normalised)?, operands.given(device, Operand::Rstd)?);

@@ -40,6 +40,7 @@ impl AdamW<'_> {
         if let StepNumber::Device(number) = &number {
             single.push((Operand::StepCount, number.address()));
         }
+        single.extend(self.device_rate.map(|rate| (Operand::LearningRate, rate.address())));
         single.extend(self.gradient_factor.map(|factor| (Operand::GradientFactor, factor.address())));
         for (step, taken) in plan.steps.iter().zip(&plan.tensors) {
             // Those of the launch alone: a launch looks for each of its addresses.
@@ -77,11 +78,13 @@ impl AdamW<'_> {
             let (operand, start) = (Operand::StepCount, number.address());
             taken.push(Taken { operand, start, end: start + size_of::<i32>() as u64, is_written: false });
         }
-        if let Some(factor) = &self.gradient_factor {
-            check_device(Operand::GradientFactor, factor.device(), Operand::ParameterGradient(0), device)?;
-            check_dtype(Operand::GradientFactor, factor.dtype(), &[DType::F32])?;
-            check_shape(Operand::GradientFactor, factor, Operand::StepCount, &Dims::from([1]))?;
-            taken.push(Taken::of(Operand::GradientFactor, factor, false));
+        let numbers = [(Operand::LearningRate, &self.device_rate), (Operand::GradientFactor, &self.gradient_factor)];
+        for (operand, number) in numbers {
+            let Some(number) = number else { continue };
+            check_device(operand, number.device(), Operand::ParameterGradient(0), device)?;
+            check_dtype(operand, number.dtype(), &[DType::F32])?;
+            check_shape(operand, number, Operand::StepCount, &Dims::from([1]))?;
+            taken.push(Taken::of(operand, number, false));
         }
         for (index, tensor) in tensors.iter().enumerate() {
             check_tensor(index, tensor, device, &mut taken)?;

@@ -14,7 +14,7 @@ use std::mem::offset_of;
 plain! {
     TensorParams { parameter, gradient, moment, second_moment, master, elements, first_block }
     AdamWParams {
-        tensors, step, gradient_factor, betas, moment, second_moment, rate, root, epsilon, decay, gradient_scale, count, features
+        tensors, step, gradient_factor, device_rate, betas, moment, second_moment, rate, root, epsilon, decay, gradient_scale, count, features
     }
 }
 
@@ -98,18 +98,21 @@ impl AdamW<'_> {
             StepNumber::Host(number) => self.betas.map(|beta| 1.0 - beta.powf((*number).into())),
             StepNumber::Device(_) => [1.0, 1.0],
         };
+        // What a rate on the device is multiplied with, where there is one.
+        let rate = if self.device_rate.is_some() { 1.0 } else { self.rate };
         let two = |beta: f64| [beta as f32, (1.0 - beta) as f32];
         let params = AdamWParams {
             tensors: launch.params,
             step: 0,
             gradient_factor: 0,
+            device_rate: 0,
             betas: self.betas.map(f64::to_bits),
             moment: two(self.betas[0]),
             second_moment: two(self.betas[1]),
-            rate: (self.rate / correction) as f32,
+            rate: (rate / correction) as f32,
             root: (1.0 / second_correction.sqrt()) as f32,
             epsilon: self.epsilon as f32,
-            decay: (self.rate * self.decay) as f32,
+            decay: (rate * self.decay) as f32,
             gradient_scale: self.gradient_scale,
             count: launch.tensors.len() as u32,
             features: Features::OFF,
@@ -134,6 +137,10 @@ impl AdamW<'_> {
         }
         if matches!(number, StepNumber::Device(_)) {
             holes = holes.address(offset_of!(AdamWParams, step), Binding::Operand(Operand::StepCount), wide);
+        }
+        if self.device_rate.is_some() {
+            let binding = Binding::Operand(Operand::LearningRate);
+            holes = holes.address(offset_of!(AdamWParams, device_rate), binding, wide);
         }
         if self.gradient_factor.is_some() {
             let binding = Binding::Operand(Operand::GradientFactor);

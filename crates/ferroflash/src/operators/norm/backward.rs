@@ -13,8 +13,8 @@ use crate::plain::bytes_of;
 use crate::plan::{Binding, Buffer, MAX_GRID, Params, Step, check_device, run};
 use crate::specialise::Specialised;
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
-use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
-use kernel_spec::families::norm::{NormBackwardParams, Pass, find};
+use kernel_spec::families::norm::features::{BRANCH, MEAN, RESIDUAL};
+use kernel_spec::families::norm::{BranchParams, NormBackwardParams, Pass, find};
 use kernel_spec::families::rows::{RowsParams, Sharing};
 use kernel_spec::{DType, Divisor, FeatureSet, Features};
 use std::mem::offset_of;
@@ -50,7 +50,8 @@ impl<'a> NormSaved<'a> {
 pub struct NormGradients {
     /// With respect to x, in its type.
     pub dx: Tensor,
-    /// With respect to the residual, where its type is another than that of x; otherwise `dx` is that too, as both are addends of one sum.
+    /// With respect to the residual, where its type is another than that of x, or there is one beside an x that was dropped or scaled; otherwise `dx` is that
+    /// too, as both are addends of one sum.
     pub dresidual: Option<Tensor>,
     /// With respect to the weights, in their type, where there are some.
     pub dweight: Option<Tensor>,
@@ -106,6 +107,7 @@ struct Call {
     dresidual_out: Option<Placed>,
     dx: Placed,
     dresidual: Option<Placed>,
+    rowscale: Option<Placed>,
     weight: Option<Placed>,
     statistics: Vec<Placed>,
     /// Gradients of weights and biases.
@@ -121,9 +123,10 @@ impl Norm<'_> {
     /// dx = rstd (g - mean(g) - n mean(g n)) + dresidual_out        dweight = sum over rows of dout n        dbias = sum over rows of dout
     /// ```
     ///
-    /// RMSNorm has no `mean(g)`. Where the number depends on the sum with the residual in another way too, `dresidual_out` is the gradient with respect to
-    /// that, of the type of what was normalised. `dout` has the type of x, which `dx` gets; weights and biases of these options are those of forward, whose
-    /// residual is not looked at: `saved` has the sum.
+    /// RMSNorm has no `mean(g)`. With dropout or factors of rows, which are those of forward, that is the gradient of the residual, and dx what they make
+    /// of it. Where the number depends on the sum with the residual in another way too, `dresidual_out` is the gradient with respect to
+    /// that, of the type of what was normalised. `dout` has the type of x, which `dx` gets; weights and biases of these options are those of forward. Of its
+    /// residual nothing is read: `saved` has the sum.
     ///
     /// Sums over rows are in f32 and in one order: the same bits from run to run on one device.
     ///
@@ -221,6 +224,7 @@ impl Norm<'_> {
         ];
         operands.extend(saved.mean.map(|view| (Operand::Mean, view.address())));
         operands.extend(dresidual_out.map(|view| (Operand::DresidualOut, view.address())));
+        operands.extend(self.rowscale.map(|view| (Operand::Rowscale, view.address())));
         operands.extend(self.weight.map(|view| (Operand::Weight, view.address())));
         operands
     }
@@ -240,6 +244,7 @@ impl Norm<'_> {
         if let Some(upstream) = dresidual_out {
             tensors.rows(Operand::DresidualOut, upstream, &[sum_dtype])?;
         }
+        self.check_rowscale(&mut tensors)?;
         self.check_weights(&mut tensors, dtype)?;
         let mut statistics = Vec::new();
         if (self.kind == Kind::Layer) != saved.mean.is_some() {
@@ -257,8 +262,10 @@ impl Norm<'_> {
             dout: Placed::of(Operand::Dout, dout),
             dresidual_out: dresidual_out.map(|view| Placed::of(Operand::DresidualOut, view)),
             dx: Placed::new(Operand::Dx, dtype, dout.shape()),
-            // In one type, one tensor is both.
-            dresidual: (sum_dtype != dtype).then(|| Placed::new(Operand::Dresidual, sum_dtype, dout.shape())),
+            // In one type, one tensor is both, where x is an addend as it is.
+            dresidual: (sum_dtype != dtype || self.residual.is_some() && self.branch()?.is_some())
+                .then(|| Placed::new(Operand::Dresidual, sum_dtype, dout.shape())),
+            rowscale: self.rowscale.as_ref().map(|view| Placed::of(Operand::Rowscale, view)),
             weight: self.weight.as_ref().map(|view| Placed::of(Operand::Weight, view)),
             statistics,
             sums: Vec::new(),
@@ -303,7 +310,8 @@ impl Norm<'_> {
         let teams = cut.teams(&rows, device, true);
         let has_mean = self.kind == Kind::Layer;
         let mut features = Features::OFF;
-        for (slot, on) in [(MEAN, has_mean), (RESIDUAL, call.dresidual_out.is_some())] {
+        let branch = self.branch()?;
+        for (slot, on) in [(MEAN, has_mean), (RESIDUAL, call.dresidual_out.is_some()), (BRANCH, branch.is_some())] {
             features = if on { features.with(slot, 0) } else { features };
         }
         let place = |placed: &Option<Placed>| placed.as_ref().map_or(RowsParams::NONE, |placed| rows.params(placed));
@@ -318,6 +326,7 @@ impl Norm<'_> {
             rstd: 0,
             weight_parts: 0,
             bias_parts: 0,
+            branch: branch.unwrap_or(BranchParams::NONE),
             extents: rows.extents,
             sharers: Divisor::new(cut.sharers),
             share: cut.share,
@@ -329,7 +338,8 @@ impl Norm<'_> {
             unused: 0,
             features,
         };
-        let all: Vec<Placed> = tensors.iter().chain(&call.weight).chain(&call.statistics).copied().collect();
+        let all: Vec<Placed> =
+            tensors.iter().chain(&call.weight).chain(&call.rowscale).chain(&call.statistics).copied().collect();
         let mut holes = with_tensors(Params::new(bytes_of(&params)), &all, aligned);
         let mut reason = cut.reason();
         let (mut steps, mut buffers) = (Vec::new(), Vec::new());
@@ -392,6 +402,7 @@ fn with_tensors(holes: Params, tensors: &[Placed], aligned: bool) -> Params {
             Operand::Dx => (offset_of!(NormBackwardParams, dx.address), aligned),
             Operand::Dresidual => (offset_of!(NormBackwardParams, dresidual.address), aligned),
             Operand::Weight => (offset_of!(NormBackwardParams, weight), aligned),
+            Operand::Rowscale => (offset_of!(NormBackwardParams, branch.rowscale), false),
             Operand::Mean => (offset_of!(NormBackwardParams, mean), false),
             _ => (offset_of!(NormBackwardParams, rstd), false),
         };

@@ -2,8 +2,10 @@
 
 use super::super::check::Tensors;
 use super::Norm;
+use crate::dropout::{Dropout, State};
 use crate::error::{Error, Operand, OperatorError, Result};
-use kernel_spec::DType;
+use kernel_spec::families::norm::BranchParams;
+use kernel_spec::{DType, philox};
 
 impl Norm<'_> {
     /// What is wrong with the options, whatever x is.
@@ -14,7 +16,31 @@ impl Norm<'_> {
         if self.zero_centred && self.weight.is_none() {
             return Err(OperatorError::Without { given: "zero_centred", needed: "weight" }.into());
         }
-        Ok(())
+        self.dropped().map(|_| ())
+    }
+
+    /// What is dropped, if anything is.
+    pub(super) fn dropped(&self) -> Result<Option<Dropout>> {
+        Ok(self.dropout.map(Dropout::checked).transpose()?.flatten())
+    }
+
+    /// What x is multiplied with, its addresses missing; `None` where nothing happens to it.
+    pub(super) fn branch(&self) -> Result<Option<BranchParams>> {
+        let Some(dropout) = self.dropped()? else { return Ok(self.rowscale.map(|_| BranchParams::NONE)) };
+        let (on_device, [seed, offset]) = match dropout.state() {
+            State::Numbers { seed, offset } => (0, [seed, offset]),
+            State::OnDevice { address, offset } => (1, [address, offset]),
+        };
+        let (factor, threshold) = (dropout.factor(), philox::rows_threshold(dropout.p()));
+        Ok(Some(BranchParams { rowscale: 0, seed, offset, factor, threshold, on_device, drops: 1 }))
+    }
+
+    /// The factors of the rows.
+    pub(super) fn check_rowscale(&self, tensors: &mut Tensors<'_>) -> Result<()> {
+        match &self.rowscale {
+            Some(rowscale) => tensors.vector(Operand::Rowscale, rowscale, &[DType::F32]),
+            None => Ok(()),
+        }
     }
 
     /// Weights and biases for rows of this type.

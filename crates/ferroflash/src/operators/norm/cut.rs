@@ -6,15 +6,16 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::plain::plain;
 use kernel_spec::DType;
-use kernel_spec::families::norm::{NormBackwardParams, NormParams, Pass, find};
+use kernel_spec::families::norm::{BranchParams, NormBackwardParams, NormParams, Pass, find};
 
 plain! {
+    BranchParams { rowscale, seed, offset, factor, threshold, on_device, drops }
     NormParams {
-        x, residual, out, residual_out, weight, bias, mean, rstd, extents, sharers, share, epsilon, weight_offset, aligned, wide_residual,
+        x, residual, out, residual_out, weight, bias, mean, rstd, branch, extents, sharers, share, epsilon, weight_offset, aligned, wide_residual,
         wide_weight, teams, features
     }
     NormBackwardParams {
-        normalised, dout, dresidual_out, dx, dresidual, weight, mean, rstd, weight_parts, bias_parts, extents, sharers, share, parts,
+        normalised, dout, dresidual_out, dx, dresidual, weight, mean, rstd, weight_parts, bias_parts, branch, extents, sharers, share, parts,
         weight_offset, aligned, wide_residual, wide_weight, unused, features
     }
 }

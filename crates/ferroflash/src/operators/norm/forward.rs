@@ -14,8 +14,8 @@ use crate::error::{Operand, OperatorError, Result};
 use crate::plain::bytes_of;
 use crate::plan::{Binding, Params, run};
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
-use kernel_spec::families::norm::features::{MEAN, RESIDUAL};
-use kernel_spec::families::norm::{NormParams, Pass};
+use kernel_spec::families::norm::features::{BRANCH, MEAN, RESIDUAL};
+use kernel_spec::families::norm::{BranchParams, NormParams, Pass};
 use kernel_spec::families::rows::RowsParams;
 use kernel_spec::{DType, Divisor, Features};
 use std::mem::offset_of;
@@ -26,7 +26,8 @@ use std::mem::offset_of;
 pub struct NormOutput {
     /// The rows, normalised.
     pub out: Tensor,
-    /// The sum of x and the residual, in the residual's type, where there is one.
+    /// The sum of x and the residual, in the residual's type, where there is one; also without one where something was dropped or rows have a factor, in the
+    /// type of x.
     pub residual_out: Option<Tensor>,
     /// Means of the rows, of LayerNorm, where [`Norm::with_statistics`] asks for them.
     pub mean: Option<Tensor>,
@@ -88,6 +89,7 @@ impl<'o> NormOutputViewMut<'o> {
 struct Call {
     x: Placed,
     residual: Option<Placed>,
+    rowscale: Option<Placed>,
     out: Placed,
     residual_out: Option<Placed>,
     weight: Option<Placed>,
@@ -145,7 +147,12 @@ impl Norm<'_> {
     }
 
     fn inputs(&self, x: &TensorView<'_>) -> Vec<(Operand, u64)> {
-        let given = [(Operand::Residual, &self.residual), (Operand::Weight, &self.weight), (Operand::Bias, &self.bias)];
+        let given = [
+            (Operand::Residual, &self.residual),
+            (Operand::Rowscale, &self.rowscale),
+            (Operand::Weight, &self.weight),
+            (Operand::Bias, &self.bias),
+        ];
         let given = given.into_iter().filter_map(|(operand, view)| Some((operand, view.as_ref()?.address())));
         std::iter::once((Operand::X, x.address())).chain(given).collect()
     }
@@ -158,13 +165,20 @@ impl Norm<'_> {
         if let Some(residual) = &self.residual {
             tensors.rows(Operand::Residual, residual, &[dtype, DType::F32])?;
         }
+        self.check_rowscale(&mut tensors)?;
         self.check_weights(&mut tensors, dtype)?;
+        // What was normalised is another tensor than x where there is something to add, or x is not taken as it is.
+        let sum_dtype = match (&self.residual, self.branch()?) {
+            (Some(residual), _) => Some(residual.dtype()),
+            (None, branch) => branch.map(|_| dtype),
+        };
         let given = |operand, view: &Option<TensorView<'_>>| view.as_ref().map(|view| Placed::of(operand, view));
         let mut call = Call {
             x: Placed::of(Operand::X, x),
             residual: given(Operand::Residual, &self.residual),
+            rowscale: given(Operand::Rowscale, &self.rowscale),
             out: Placed::new(Operand::Out, dtype, x.shape()),
-            residual_out: self.residual.map(|residual| Placed::new(Operand::ResidualOut, residual.dtype(), x.shape())),
+            residual_out: sum_dtype.map(|dtype| Placed::new(Operand::ResidualOut, dtype, x.shape())),
             weight: given(Operand::Weight, &self.weight),
             bias: given(Operand::Bias, &self.bias),
             statistics: Vec::new(),
@@ -182,10 +196,10 @@ impl Norm<'_> {
         call.out = Placed::of(Operand::Out, &into.out.view());
         call.residual_out = None;
         if let Some(sum) = &into.residual_out {
-            let Some(residual) = &self.residual else {
+            let Some(sum_dtype) = sum_dtype else {
                 return Err(OperatorError::Unwanted { tensor: Operand::ResidualOut, needed: "residual" }.into());
             };
-            tensors.rows_out(Operand::ResidualOut, sum, &[residual.dtype()])?;
+            tensors.rows_out(Operand::ResidualOut, sum, &[sum_dtype])?;
             call.residual_out = Some(Placed::of(Operand::ResidualOut, &sum.view()));
         }
         if into.mean.is_some() && self.kind == Kind::Rms {
@@ -213,7 +227,10 @@ impl Norm<'_> {
         let cut = cut(Pass::Forward, dtype, &rows, device, self.clusters)?;
         let teams = cut.teams(&rows, device, cut.tile.ahead > 0);
         let mut features = Features::OFF;
-        for (slot, on) in [(MEAN, self.kind == Kind::Layer), (RESIDUAL, call.residual.is_some())] {
+        let branch = self.branch()?;
+        for (slot, on) in
+            [(MEAN, self.kind == Kind::Layer), (RESIDUAL, call.residual.is_some()), (BRANCH, branch.is_some())]
+        {
             features = if on { features.with(slot, 0) } else { features };
         }
         let place = |placed: &Option<Placed>| placed.as_ref().map_or(RowsParams::NONE, |placed| rows.params(placed));
@@ -226,6 +243,7 @@ impl Norm<'_> {
             bias: 0,
             mean: 0,
             rstd: 0,
+            branch: branch.unwrap_or(BranchParams::NONE),
             extents: rows.extents,
             sharers: Divisor::new(cut.sharers),
             share: cut.share,
@@ -237,7 +255,7 @@ impl Norm<'_> {
             teams: teams as u32,
             features,
         };
-        let all = tensors.iter().chain(&weights).chain(&call.statistics);
+        let all = tensors.iter().chain(&weights).chain(&call.rowscale).chain(&call.statistics);
         let holes = all.clone().fold(Params::new(bytes_of(&params)), |holes, placed| {
             let offset = match placed.operand {
                 Operand::X => offset_of!(NormParams, x.address),
@@ -246,11 +264,12 @@ impl Norm<'_> {
                 Operand::ResidualOut => offset_of!(NormParams, residual_out.address),
                 Operand::Weight => offset_of!(NormParams, weight),
                 Operand::Bias => offset_of!(NormParams, bias),
+                Operand::Rowscale => offset_of!(NormParams, branch.rowscale),
                 Operand::Mean => offset_of!(NormParams, mean),
                 _ => offset_of!(NormParams, rstd),
             };
-            let is_statistic = matches!(placed.operand, Operand::Mean | Operand::Rstd);
-            holes.address(offset, Binding::Operand(placed.operand), placed.alignment(aligned && !is_statistic))
+            let of_rows = matches!(placed.operand, Operand::Rowscale | Operand::Mean | Operand::Rstd);
+            holes.address(offset, Binding::Operand(placed.operand), placed.alignment(aligned && !of_rows))
         });
         let step = cut.step(teams, features.set(), aligned, holes)?;
         Ok(OperatorPlan {

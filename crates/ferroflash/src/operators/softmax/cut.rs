@@ -9,7 +9,7 @@ use kernel_spec::DType;
 use kernel_spec::families::softmax::{Pass, SoftmaxBackwardParams, SoftmaxParams, find};
 
 plain! {
-    SoftmaxParams { x, mask, out, extents, sharers, queries, share, scale, aligned, wide_mask, features }
+    SoftmaxParams { x, mask, out, extents, sharers, queries, share, scale, aligned, mask_kind, features }
     SoftmaxBackwardParams { out, dout, dx, extents, sharers, share, scale, aligned, features }
 }
 

@@ -15,7 +15,7 @@ use crate::plan::{Binding, Params, run};
 use crate::tensor::{Layout, Tensor, TensorView, TensorViewMut};
 use kernel_spec::families::rows::RowsParams;
 use kernel_spec::families::softmax::features::{CAUSAL, LOG, MASK};
-use kernel_spec::families::softmax::{Pass, SoftmaxParams};
+use kernel_spec::families::softmax::{MASK_OF_BOOLS, MASK_OF_F32, MASK_OF_X, Pass, SoftmaxParams};
 use kernel_spec::{DType, Divisor, Features};
 use std::mem::offset_of;
 
@@ -71,7 +71,8 @@ impl Softmax<'_> {
     }
 
     fn operands(&self, x: &TensorView<'_>, out: u64) -> Vec<(Operand, u64)> {
-        let mask = self.mask.map(|mask| (Operand::Mask, mask.address()));
+        let address = self.mask.map(|mask| mask.address()).or(self.bool_mask.map(|mask| mask.address()));
+        let mask = address.map(|address| (Operand::Mask, address));
         [(Operand::X, x.address()), (Operand::Out, out)].into_iter().chain(mask).collect()
     }
 
@@ -87,7 +88,11 @@ impl Softmax<'_> {
         if let Some(mask) = &self.mask {
             tensors.rows(Operand::Mask, mask, &[dtype, DType::F32])?;
         }
-        let mask = self.mask.map(|mask| Placed::of(Operand::Mask, &mask));
+        if let Some(mask) = &self.bool_mask {
+            tensors.bool_rows(Operand::Mask, mask)?;
+        }
+        let of_bools = self.bool_mask.map(|mask| Placed::of_bools(Operand::Mask, &mask, dtype));
+        let mask = self.mask.map(|mask| Placed::of(Operand::Mask, &mask)).or(of_bools);
         let mut call = Call { x: Placed::of(Operand::X, x), mask, out: Placed::new(Operand::Out, dtype, x.shape()) };
         if let Some(out) = into {
             tensors.rows_out(Operand::Out, out, &[dtype])?;
@@ -122,7 +127,11 @@ impl Softmax<'_> {
             share: cut.share,
             scale: self.scale,
             aligned: aligned.into(),
-            wide_mask: mask.map_or(0, |mask| u32::from(mask.dtype != dtype)),
+            mask_kind: match mask {
+                _ if self.bool_mask.is_some() => MASK_OF_BOOLS,
+                Some(mask) if mask.dtype != dtype => MASK_OF_F32,
+                _ => MASK_OF_X,
+            },
             features,
         };
         let holes = tensors.iter().fold(Params::new(bytes_of(&params)), |holes, placed| {

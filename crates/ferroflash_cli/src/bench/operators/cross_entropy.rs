@@ -5,7 +5,7 @@ use super::problem::{self, Data, Input, Output, compared, pick, verdict, written
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
-use ferroflash::operators::{CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, OperatorPlan};
+use ferroflash::operators::{CrossEntropy, CrossEntropyOutputViewMut, CrossEntropySaved, Operation};
 use ferroflash::reference::ReferenceCrossEntropy;
 use ferroflash::{DType, Device, Element, Indices, Layout, Stream, Tensor};
 use rand::rngs::SmallRng;
@@ -81,12 +81,12 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let set = &self.sets[0];
-        Ok(match self.saved(set) {
+        Ok(Box::new(match self.saved(set) {
             Some((saved, dloss)) => CrossEntropy::new().plan_backward(&saved, &dloss.view())?,
             None => CrossEntropy::new().plan(&set.logits.view(), &self.indices.view())?,
-        })
+        }))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

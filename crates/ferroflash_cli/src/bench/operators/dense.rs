@@ -6,7 +6,7 @@ use super::problem::{self, Data, Input, Output, pick, verdict, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::{Context, Result};
-use ferroflash::operators::{Activation, Dense, DenseGradientsViewMut, DenseOutputViewMut, OperatorPlan};
+use ferroflash::operators::{Activation, Dense, DenseGradientsViewMut, DenseOutputViewMut, Operation};
 use ferroflash::reference::{ReferenceDense, ReferenceDenseGradients};
 use ferroflash::{Device, Element, Layout, Stream, Tensor};
 use rayon::prelude::*;
@@ -127,13 +127,13 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let (set, x) = (&self.sets[0], self.sets[0].x.view());
         let plan = match &self.dout {
             Some(dout) => self.layer(set).plan_backward(&x, set.z.as_ref().map(Tensor::view).as_ref(), &dout.view()),
             None => self.layer(set).plan(&x),
         };
-        Ok(plan?)
+        Ok(Box::new(plan?))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

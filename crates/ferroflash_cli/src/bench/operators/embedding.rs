@@ -5,7 +5,7 @@ use super::problem::{self, Data, Input, Output, verdict, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
-use ferroflash::operators::{Embedding, OperatorPlan};
+use ferroflash::operators::{Embedding, Operation};
 use ferroflash::reference::ReferenceEmbedding;
 use ferroflash::{Device, Element, Indices, Layout, Stream, Tensor};
 use rand::rngs::SmallRng;
@@ -73,13 +73,13 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let view = self.table.view();
         let embedding = Embedding::new(&view);
-        Ok(match self.cell.is_backward() {
+        Ok(Box::new(match self.cell.is_backward() {
             true => embedding.plan_backward(&self.ids.view(), &self.sets[0].rows.view())?,
             false => embedding.plan(&self.ids.view())?,
-        })
+        }))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

@@ -7,7 +7,7 @@ use crate::values::Values;
 use anyhow::Result;
 use ferroflash::operators::{
     Activation, CrossEntropy, CrossEntropyOutputViewMut, DenseGradientsViewMut, LinearCrossEntropy,
-    LinearCrossEntropySaved, OperatorPlan,
+    LinearCrossEntropySaved, Operation,
 };
 use ferroflash::reference::{ReferenceCrossEntropy, ReferenceDense, ReferenceLinearCrossEntropy};
 use ferroflash::{DType, Device, Element, Indices, Layout, Stream, Tensor};
@@ -130,14 +130,14 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let set = &self.sets[0];
         let weight = set.weight.view();
         let of = LinearCrossEntropy::new(&weight);
-        Ok(match self.saved(set) {
+        Ok(Box::new(match self.saved(set) {
             Some((saved, dloss)) => of.plan_backward(&saved, &dloss.view())?,
             None => of.plan(&set.x.view(), &self.indices.view())?,
-        })
+        }))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

@@ -6,7 +6,7 @@ use super::problem::{self, Data, Input, Output, pick, verdict, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
-use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, OperatorPlan};
+use ferroflash::operators::{Norm, NormGradientsViewMut, NormOutputViewMut, NormSaved, Operation};
 use ferroflash::reference::ReferenceNorm;
 use ferroflash::{Device, Element, Layout, Stream, Tensor};
 use kernel_spec::DType;
@@ -105,12 +105,12 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let set = &self.sets[0];
-        Ok(match &set.dout {
+        Ok(Box::new(match &set.dout {
             Some(dout) => self.norm().plan_backward(&saved(set), &dout.view(), None)?,
             None => self.norm().plan(&set.x.view())?,
-        })
+        }))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

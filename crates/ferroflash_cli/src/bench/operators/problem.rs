@@ -1,12 +1,12 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
-use super::{OperatorName, cross_entropy, dense, embedding, linear_cross_entropy, norm, rotary, softmax};
+use super::{OperatorName, cross_entropy, dense, embedding, linear_cross_entropy, lists, norm, rotary, softmax};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::{Context, Result, ensure};
-use ferroflash::operators::OperatorPlan;
+use ferroflash::operators::Operation;
 use ferroflash::reference::{max_abs_difference, tolerance};
 use ferroflash::{Device, Element, Graph, Stream, Tensor, TensorViewMut};
 use kernel_spec::DType;
@@ -50,7 +50,7 @@ pub(super) trait Subject {
     fn sets(&self) -> usize;
 
     /// What is launched.
-    fn plan(&self) -> Result<OperatorPlan>;
+    fn plan(&self) -> Result<Box<dyn Operation>>;
 
     /// One call, on a set.
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()>;
@@ -61,7 +61,7 @@ pub(super) trait Subject {
     /// The results of the first set.
     fn outputs(&self) -> Vec<Output<'_>>;
 
-    /// Fills the results of the first set with NaN.
+    /// Fills the results of the first set with NaN; what is overwritten gets its first numbers again.
     fn poison(&mut self) -> ferroflash::Result<()>;
 
     /// Numbers that peers are given, by name.
@@ -132,6 +132,9 @@ impl Problem {
             OperatorName::LinearCrossEntropy => {
                 Box::new(linear_cross_entropy::Subject::new(device, cell, values, seed)?)
             }
+            OperatorName::Adamw | OperatorName::GradientNorm => {
+                Box::new(lists::Subject::new(device, cell, values, seed)?)
+            }
         };
         let (device, stream) = (device.clone(), device.default_stream());
         Ok(Problem { cell, device, stream, subject, graph: None })
@@ -141,7 +144,7 @@ impl Problem {
         self.subject.sets()
     }
 
-    pub(super) fn plan(&self) -> Result<OperatorPlan> {
+    pub(super) fn plan(&self) -> Result<Box<dyn Operation>> {
         self.subject.plan()
     }
 
@@ -150,7 +153,7 @@ impl Problem {
         if self.device.info().is_emulator() {
             return Ok(());
         }
-        self.device.prepare(self.plan()?)?;
+        self.device.prepare(self.plan()?.steps())?;
         let calls = |stream: &Stream| (0..self.sets()).try_for_each(|set| self.subject.call(&self.device, set, stream));
         self.graph = Some(self.device.capture(calls)?);
         Ok(())

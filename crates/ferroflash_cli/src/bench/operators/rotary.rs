@@ -5,7 +5,7 @@ use super::problem::{self, Data, Input, Output, compared, verdict, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
-use ferroflash::operators::{OperatorPlan, Rotary};
+use ferroflash::operators::{Operation, Rotary};
 use ferroflash::reference::ReferenceRotary;
 use ferroflash::{Device, Element, Layout, Stream, Tensor};
 use std::collections::BTreeMap;
@@ -75,10 +75,10 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let rotary = self.rotary();
         let rotary = if self.cell.is_backward() { rotary.conjugate() } else { rotary };
-        Ok(rotary.plan(&self.sets[0].x.view())?)
+        Ok(Box::new(rotary.plan(&self.sets[0].x.view())?))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

@@ -1,6 +1,7 @@
 //! Which problems a run has.
 
 use super::cell::Cell;
+use super::lists::Model;
 use super::{BenchArgs, OperatorArgs, OperatorName};
 use crate::workload::Pass;
 use anyhow::{Result, ensure};
@@ -21,9 +22,28 @@ const SHAPES: [[usize; 2]; 8] = [
 /// The same for the emulator.
 const EMULATED_SHAPES: [[usize; 2]; 2] = [[16, 128], [4, 1000]];
 
-/// Rows, columns and depth of dense layers without `--rows` and `--columns`: products that fill a GPU, long, and with a short sum.
-const PRODUCTS: [[usize; 3]; 4] =
-    [[16_384, 16_384, 4096], [8192, 8192, 8192], [16_384, 4096, 1024], [4096, 4096, 16_384]];
+/// Rows, columns and depth of dense layers without `--rows` and `--columns`: products that fill a GPU, long, and with a short sum; then the layers of models,
+/// for 8192 tokens: queries, keys and values together, the output of attention, and the two of the MLP.
+const PRODUCTS: [[usize; 3]; 15] = [
+    [16_384, 16_384, 4096],
+    [8192, 8192, 8192],
+    [16_384, 4096, 1024],
+    [4096, 4096, 16_384],
+    // LLaMA 3 8B (Dubey and others, "The Llama 3 Herd of Models", 2024, table 3).
+    [8192, 6144, 4096],
+    [8192, 4096, 4096],
+    [8192, 14_336, 4096],
+    [8192, 4096, 14_336],
+    // LLaMA 3 70B (the same), whose output of attention is the second above.
+    [8192, 10_240, 8192],
+    [8192, 28_672, 8192],
+    [8192, 8192, 28_672],
+    // GPT-2 XL (Radford and others, "Language Models are Unsupervised Multitask Learners", 2019, table 2).
+    [8192, 4800, 1600],
+    [8192, 1600, 1600],
+    [8192, 6400, 1600],
+    [8192, 1600, 6400],
+];
 
 /// The same of losses, whose columns are classes: large and small vocabularies, an odd one, and few rows of the largest.
 const LOSSES: [[usize; 3]; 4] =
@@ -47,19 +67,34 @@ pub(super) fn cells(args: &BenchArgs, emulator: bool) -> Result<Vec<Cell>> {
     let dtypes = args.sweep.dtypes_or(&[DType::Bf16]);
     let mut cells = Vec::new();
     for &operator in operator {
-        let problems = if operator.is_product() {
+        ensure!(
+            !operator.is_list() || args.pass == Pass::Forward,
+            "{} has one pass, which is called forward",
+            operator.name()
+        );
+        let problems: Vec<(usize, usize, Option<usize>, Option<Model>)> = if operator.is_product() {
             products(args, operator, emulator)?
+                .into_iter()
+                .map(|(rows, columns, depth)| (rows, columns, depth, None))
+                .collect()
+        } else if operator.is_list() && rows.is_empty() && !emulator {
+            let of = |model: Model| {
+                let lengths = model.lengths();
+                (lengths.len(), lengths.iter().sum(), None, Some(model))
+            };
+            Model::ALL.map(of).to_vec()
         } else {
-            shapes.iter().map(|&[rows, columns]| (rows, columns, None)).collect()
+            shapes.iter().map(|&[rows, columns]| (rows, columns, None, None)).collect()
         };
         for &dtype in &dtypes {
-            cells.extend(problems.iter().map(|&(rows, columns, depth)| Cell {
+            cells.extend(problems.iter().map(|&(rows, columns, depth, model)| Cell {
                 operator,
                 pass: args.pass,
                 dtype,
                 rows,
                 columns,
                 depth,
+                model,
             }));
         }
     }

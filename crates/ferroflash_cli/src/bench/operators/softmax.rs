@@ -5,7 +5,7 @@ use super::problem::{self, Data, Input, Output, pick, verdict, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
-use ferroflash::operators::{OperatorPlan, Softmax};
+use ferroflash::operators::{Operation, Softmax};
 use ferroflash::reference::ReferenceSoftmax;
 use ferroflash::{Device, Element, Layout, Stream, Tensor};
 use std::collections::BTreeMap;
@@ -63,12 +63,12 @@ impl problem::Subject for Subject {
         self.sets.len()
     }
 
-    fn plan(&self) -> Result<OperatorPlan> {
+    fn plan(&self) -> Result<Box<dyn Operation>> {
         let set = &self.sets[0];
-        Ok(match &set.backward {
+        Ok(Box::new(match &set.backward {
             Some([out, dout]) => Softmax::new().plan_backward(&out.view(), &dout.view())?,
             None => Softmax::new().plan(&set.x.view())?,
-        })
+        }))
     }
 
     fn call(&self, device: &Device, set: usize, stream: &Stream) -> ferroflash::Result<()> {

@@ -4,7 +4,7 @@ mod params;
 #[macro_use]
 mod rows;
 
-pub use params::{NormBackwardParams, NormParams, NormPartsParams};
+pub use params::{BranchParams, NormBackwardParams, NormParams, NormPartsParams};
 
 use super::rows::{RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
@@ -15,7 +15,7 @@ use crate::shared::Carve;
 pub const PARTS_COLUMNS: u32 = 32;
 
 /// Slots of the features.
-pub const SLOTS: u32 = 2;
+pub const SLOTS: u32 = 3;
 
 /// What the slots of the features mean. None has a value.
 pub mod features {
@@ -23,6 +23,9 @@ pub mod features {
     pub const MEAN: u32 = 0;
     /// Forward: there is a residual. Backward: there is a gradient with respect to the sum with it.
     pub const RESIDUAL: u32 = 1;
+    /// Before the residual is added, elements of x are dropped or its rows multiplied with a factor each, or both, as
+    /// [`BranchParams`](super::BranchParams) have it. Backward: those of the gradient of x.
+    pub const BRANCH: u32 = 2;
 }
 
 /// What a row computes.
@@ -97,10 +100,12 @@ const fn variant(
         Pass::Backward | Pass::Columns => size_of::<NormBackwardParams>(),
         Pass::Parts => size_of::<NormPartsParams>(),
     };
-    let (mean, residual) = (FeatureSet::of(features::MEAN), FeatureSet::of(features::RESIDUAL));
+    let all = FeatureSet::of(features::MEAN)
+        .union(FeatureSet::of(features::RESIDUAL))
+        .union(FeatureSet::of(features::BRANCH));
     let accepts = match pass {
-        Pass::Forward | Pass::Backward => mean.union(residual),
-        Pass::Columns => mean,
+        Pass::Forward | Pass::Backward => all,
+        Pass::Columns => FeatureSet::of(features::MEAN),
         Pass::Parts => FeatureSet::NONE,
     };
     let slots = if matches!(pass, Pass::Parts) { 0 } else { SLOTS };

@@ -5,7 +5,33 @@ use crate::divisor::Divisor;
 use crate::families::rows::{Extents, RowsParams};
 use crate::features::Features;
 
-/// Parameters of a forward pass: `h = x + residual`, `out = (h - mean) rstd (weight + weight_offset) + bias`,
+/// What x is multiplied with before the residual is added: the branch of a residual block. Read where there is [`BRANCH`](super::features::BRANCH).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BranchParams {
+    /// Device address of the factors of the rows, contiguous `f32 [rows]`, or 0: all are 1.
+    pub rowscale: u64,
+    /// The seed of dropout, see [`philox`](crate::philox); or the device address of two numbers of 64 bits, seed and offset.
+    pub seed: u64,
+    /// The offset, or what is added to the one on the device.
+    pub offset: u64,
+    /// What elements that are kept are multiplied with; 1 without dropout.
+    pub factor: f32,
+    /// The largest random number that keeps an element.
+    pub threshold: u32,
+    /// 1 when seed and offset are on the device, so that they may change between two runs of a captured call.
+    pub on_device: u32,
+    /// 1 when elements are dropped.
+    pub drops: u32,
+}
+
+impl BranchParams {
+    /// x as it is.
+    pub const NONE: BranchParams =
+        BranchParams { rowscale: 0, seed: 0, offset: 0, factor: 1.0, threshold: 0, on_device: 0, drops: 0 };
+}
+
+/// Parameters of a forward pass: `h = branch(x) + residual`, `out = (h - mean) rstd (weight + weight_offset) + bias`,
 /// `rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)`, where RMSNorm has no `mean`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,6 +52,8 @@ pub struct NormParams {
     pub mean: u64,
     /// Device address of the reciprocal deviations, as the means.
     pub rstd: u64,
+    /// What x is multiplied with.
+    pub branch: BranchParams,
     /// The rows.
     pub extents: Extents,
     /// Thread blocks that share a row: 1, or those of a cluster.
@@ -61,7 +89,7 @@ pub struct NormBackwardParams {
     pub dresidual_out: RowsParams,
     /// Gradient with respect to x.
     pub dx: RowsParams,
-    /// The same in the type of `h`, or none when it is not wanted.
+    /// That with respect to the residual, in the type of `h`, or none when it is not wanted: the same but for what x was multiplied with.
     pub dresidual: RowsParams,
     /// As in [`NormParams`].
     pub weight: u64,
@@ -73,6 +101,8 @@ pub struct NormBackwardParams {
     pub weight_parts: u64,
     /// The same of `dout`.
     pub bias_parts: u64,
+    /// What x was multiplied with: so is its gradient.
+    pub branch: BranchParams,
     /// The rows.
     pub extents: Extents,
     /// As in [`NormParams`].

@@ -4,7 +4,7 @@ mod params;
 #[macro_use]
 mod rows;
 
-pub use params::{SoftmaxBackwardParams, SoftmaxParams};
+pub use params::{MASK_OF_BOOLS, MASK_OF_F32, MASK_OF_X, SoftmaxBackwardParams, SoftmaxParams};
 
 use super::rows::{RowTile, RowVariant, Sharing, SumsMemory};
 use crate::dtype::DType;
@@ -19,7 +19,7 @@ pub mod features {
     pub const LOG: u32 = 0;
     /// Rows of the last axis of rows are query rows, aligned to the end of the columns, and see no later column.
     pub const CAUSAL: u32 = 1;
-    /// There is a mask to add.
+    /// There is a mask.
     pub const MASK: u32 = 2;
 }
 

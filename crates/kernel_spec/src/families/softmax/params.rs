@@ -5,6 +5,15 @@ use crate::divisor::Divisor;
 use crate::families::rows::{Extents, RowsParams};
 use crate::features::Features;
 
+/// A mask that is added, of x's type.
+pub const MASK_OF_X: u32 = 0;
+
+/// A mask that is added, of f32.
+pub const MASK_OF_F32: u32 = 1;
+
+/// A mask of booleans, a byte each: a column is hidden where it is 0.
+pub const MASK_OF_BOOLS: u32 = 2;
+
 /// Parameters of a forward pass: `out = softmax(scale x + mask)`, or its logarithm.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,8 +36,8 @@ pub struct SoftmaxParams {
     pub scale: f32,
     /// 1 when rows start at multiples of 16 bytes, and so do the columns behind the last; 0 makes threads read single elements.
     pub aligned: u32,
-    /// 1 when the mask is f32; 0: of x's type.
-    pub wide_mask: u32,
+    /// What the mask holds: one of [`MASK_OF_X`], [`MASK_OF_F32`] and [`MASK_OF_BOOLS`].
+    pub mask_kind: u32,
     /// See [`features`](super::features).
     pub features: Features<{ SLOTS as usize }>,
 }
