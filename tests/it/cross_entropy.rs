@@ -184,13 +184,13 @@ fn every_row_at_its_edges<T: Element>() {
     // Parts are those of products, which `linear_cross_entropy` has.
     let rows = VARIANTS.iter().filter(|row| row.tile.dtype == T::DTYPE && row.pass != Pass::Parts);
     for row in rows.filter(|row| device.info().runs(row.entry.arch)) {
-        let clusters = row.tile.sharing == Sharing::Cluster;
+        let clusters = row.tile.in_clusters();
         let vector = 16 / T::DTYPE.bytes();
         let tile = row.tile.columns() as usize;
         let classes = match row.tile.sharing {
             Sharing::Alone => vec![tile - vector, tile - 1, tile],
             // A little more than what other rows hold in a tile; and more tiles, with a last that is whole.
-            Sharing::Again | Sharing::Cluster => {
+            Sharing::Again | Sharing::Cluster | Sharing::Kept => {
                 let others = VARIANTS.iter().filter(|other| other.pass == row.pass && other.tile.dtype == T::DTYPE);
                 let most = others.map(|other| other.tile.columns() as usize).max().expect("rows of the list");
                 vec![most + vector, most + 1, 3 * tile, 3 * tile + 5]
@@ -382,8 +382,8 @@ fn few_rows_are_shared() {
         let targets = Indices::from_slice(device, &vec![0; rows]).unwrap();
         CrossEntropy::new().with_clusters(clusters).plan(&logits.view(), &targets.view()).unwrap()
     };
-    // A tile is of 4096 numbers in f32, and a row of up to two is held by one thread block.
-    for (classes, sharers) in [(8192, 1), (8193, 3), (12_289, 4), (50_000, 8)] {
+    // A tile is of 4096 numbers in f32.
+    for (classes, sharers) in [(4096, 1), (4097, 2), (8192, 2), (8193, 3), (12_289, 4), (50_000, 8)] {
         assert_eq!(plan(1, classes, true).steps()[0].cluster, sharers, "{classes}");
         assert_eq!(plan(1, classes, false).steps()[0].cluster, 1);
     }

@@ -41,6 +41,15 @@ struct Subject {
 const LATE_START: Needless =
     (Edit::NoBarrier, 1, "the second warpgroup starts with the first, and nothing but time is lost");
 
+/// One for each four fragments whose biases are read from shared memory.
+const fn biases(count: usize) -> Needless {
+    (
+        Edit::NoWarpSync,
+        count,
+        "ptxas alone needs them: it would begin with the biases of all fragments, which do not fit the registers",
+    )
+}
+
 /// One for each copy of the step that LLVM makes.
 const fn later_fences(count: usize) -> Needless {
     (
@@ -73,7 +82,7 @@ const SUBJECTS: [Subject; 12] = [
             ([300, 328, 136], Activation::SwiGlu),
         ],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3)],
+        needless: &[LATE_START, later_fences(3), biases(12)],
     },
     Subject {
         symbol: "dense_hopper_bf16_128x128",
@@ -87,7 +96,7 @@ const SUBJECTS: [Subject; 12] = [
             ([300, 456, 72], Activation::SwiGlu),
         ],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(4)],
+        needless: &[LATE_START, later_fences(4), biases(6)],
     },
     Subject {
         symbol: "dense_dx_bf16_128x128",
@@ -177,7 +186,7 @@ const SUBJECTS: [Subject; 12] = [
         hopper: true,
         calls: &[([300, 312, 264], Activation::Identity), ([130, 40, 264], Activation::Identity)],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3)],
+        needless: &[LATE_START, later_fences(3), biases(8)],
     },
 ];
 

@@ -352,15 +352,13 @@ fn every_row_at_its_edges<T: Element>() {
             .iter()
             .filter(|row| row.tile.dtype == T::DTYPE && matches!(row.pass, Pass::Forward | Pass::Backward));
         // On a GPU without clusters there is nothing else to visit.
-        for row in
-            rows.filter(|row| device.info().runs(row.entry.arch) && clusters == (row.tile.sharing == Sharing::Cluster))
-        {
+        for row in rows.filter(|row| device.info().runs(row.entry.arch) && clusters == row.tile.in_clusters()) {
             let vector = 16 / T::DTYPE.bytes();
             let most = row.tile.columns() as usize;
             let columns = match row.tile.sharing {
                 Sharing::Alone => vec![most - vector, most - 1, most],
                 // A little more than the rows before it take, and as much as there can be.
-                Sharing::Cluster => {
+                Sharing::Cluster | Sharing::Kept => {
                     let before = VARIANTS.iter().take_while(|other| *other != row);
                     let before = before.filter(|other| other.pass == row.pass && other.tile.dtype == row.tile.dtype);
                     let least =

@@ -44,7 +44,7 @@ fn every_row_of_the_list_keeps_the_same<T: Element>() {
         if !accepts {
             continue;
         }
-        let clusters = row.tile.sharing == Sharing::Cluster;
+        let clusters = row.tile.in_clusters();
         let alike = VARIANTS.iter().filter(|other| other.pass == row.pass && other.tile.dtype == row.tile.dtype);
         // The first columns that the rows before it do not take, whole vectors of them and not.
         let shorter = alike.clone().take_while(|other| *other != row);

@@ -2,7 +2,7 @@
 
 use crate::mutants::{Needless, planner};
 use crate::support::device;
-use crate::support::edits::{Edit, mutants};
+use crate::support::edits::mutants;
 use crate::support::planned::Planned;
 use ferroflash::operators::{Norm, NormSaved, Operation, OperatorPlan};
 use ferroflash::{Device, Layout, Operand, Tensor, bf16};
@@ -19,7 +19,7 @@ struct Subject {
     needless: &'static [Needless],
 }
 
-const SUBJECTS: [Subject; 9] = [
+const SUBJECTS: [Subject; 10] = [
     Subject {
         rows: 2,
         columns: 2000,
@@ -54,7 +54,7 @@ const SUBJECTS: [Subject; 9] = [
         edited: 0,
         symbol: "norm_cluster_bf16_512x8",
         least_mutants: 8,
-        needless: &[(Edit::NoCopyCommit, 2, "of rows with a residual, of which this call has none")],
+        needless: &[],
     },
     Subject {
         rows: 250,
@@ -93,8 +93,17 @@ const SUBJECTS: [Subject; 9] = [
         needless: &[],
     },
     Subject {
-        rows: 7,
+        rows: 20,
         columns: 10_000,
+        backward: true,
+        edited: 0,
+        symbol: "norm_backward_cluster_bf16_128x2",
+        least_mutants: 3,
+        needless: &[],
+    },
+    Subject {
+        rows: 7,
+        columns: 20_000,
         backward: true,
         edited: 0,
         symbol: "norm_backward_cluster_bf16_512x2",

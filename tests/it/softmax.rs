@@ -207,7 +207,7 @@ fn every_row_at_its_edges<T: Element>() {
     for clusters in [false, true] {
         let rows = VARIANTS.iter().filter(|row| row.tile.dtype == T::DTYPE && device.info().runs(row.entry.arch));
         // On a GPU without clusters there is nothing else to visit.
-        for row in rows.filter(|row| clusters == (row.tile.sharing == Sharing::Cluster)) {
+        for row in rows.filter(|row| clusters == row.tile.in_clusters()) {
             let vector = 16 / T::DTYPE.bytes();
             let most = row.tile.columns() as usize;
             // What the rows before this one in the list take.
@@ -219,7 +219,7 @@ fn every_row_at_its_edges<T: Element>() {
             let columns = match row.tile.sharing {
                 Sharing::Alone => vec![most - vector, most - 1, most],
                 // Thread blocks of which the last has little; and as many as there can be.
-                Sharing::Cluster => vec![taken + vector, taken + 3, row.tile.most_columns() as usize],
+                Sharing::Cluster | Sharing::Kept => vec![taken + vector, taken + 3, row.tile.most_columns() as usize],
                 Sharing::Again => vec![taken + vector, taken + 1],
             };
             for (i, &columns) in columns.iter().enumerate() {

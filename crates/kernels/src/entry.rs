@@ -9,6 +9,10 @@ macro_rules! row_entry {
         #[cfg(target_feature = "sm_90a")]
         row_entry! { @module $($rest)* }
     };
+    (Kept $($rest:tt)*) => {
+        #[cfg(target_feature = "sm_90a")]
+        row_entry! { @module $($rest)* }
+    };
     (Alone $($rest:tt)*) => {
         #[cfg(not(target_feature = "sm_90a"))]
         row_entry! { @module $($rest)* }

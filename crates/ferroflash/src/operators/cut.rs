@@ -40,8 +40,9 @@ impl Cut {
         rows: &Rows,
         device: &Device,
     ) -> Result<Cut> {
-        let held = (rows.columns as u32).div_ceil(tile.columns());
-        let sharers = if tile.sharing == Sharing::Cluster { held } else { 1 };
+        let held = (rows.columns as u32).div_ceil(tile.held());
+        // A cluster of one is launched like none, and then the GPU refuses to send numbers (H200: illegal instruction).
+        let sharers = if tile.in_clusters() { held.max(2) } else { 1 };
         Cut::shared(entry, tile, because, rows, device, sharers)
     }
 
@@ -99,6 +100,9 @@ impl Cut {
             Sharing::Alone => "a row is read once, and held in registers".to_owned(),
             Sharing::Cluster => {
                 format!("a row is read once, and held in the registers of {} thread blocks", self.sharers)
+            }
+            Sharing::Kept => {
+                format!("a row is read once, and held in the shared memory of {} thread blocks", self.sharers)
             }
             Sharing::Again => "no registers hold a row, which is read anew for each sum over it".to_owned(),
         }

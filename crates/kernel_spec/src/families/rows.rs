@@ -49,8 +49,10 @@ pub struct Extents {
 pub enum Sharing {
     /// One thread block, or threads of it.
     Alone,
-    /// The thread blocks of a cluster.
+    /// The thread blocks of a cluster, in registers.
     Cluster,
+    /// The thread blocks of a cluster, in shared memory: more of them fit a multiprocessor, so that more bytes are on their way to it.
+    Kept,
     /// Nobody: it is read again.
     Again,
 }
@@ -68,7 +70,8 @@ pub struct RowTile {
     pub row_threads: u32,
     /// Vectors of [`VECTOR_BYTES`] of a thread.
     pub vectors: u32,
-    /// Rows that are on their way into shared memory while one is worked on; 0: a thread block has one row after another to load, or one alone.
+    /// Rows, or tiles of them where they pass by, that are on their way into shared memory while one is worked on; 0: a thread block has one row after
+    /// another to load, or one alone. Of [`Sharing::Kept`], the tiles of a thread block: all of them are on their way at once, and stay.
     pub ahead: u32,
 }
 
@@ -76,6 +79,19 @@ impl RowTile {
     /// Columns that the registers of a thread block hold of a row.
     pub const fn columns(&self) -> u32 {
         self.row_threads * self.vectors * VECTOR_BYTES / self.dtype.bytes() as u32
+    }
+
+    /// Whether the thread blocks of a cluster share a row.
+    pub const fn in_clusters(&self) -> bool {
+        matches!(self.sharing, Sharing::Cluster | Sharing::Kept)
+    }
+
+    /// Columns that a thread block holds of a row.
+    pub const fn held(&self) -> u32 {
+        match self.sharing {
+            Sharing::Kept => self.columns() * self.ahead,
+            _ => self.columns(),
+        }
     }
 
     /// Rows that a thread block works on at a time.
@@ -93,7 +109,7 @@ impl RowTile {
         accepts: FeatureSet,
     ) -> Entry {
         assert!(self.threads.is_multiple_of(self.row_threads), "whole rows of threads");
-        let cluster = matches!(self.sharing, Sharing::Cluster);
+        let cluster = self.in_clusters();
         Entry {
             symbol,
             arch: if cluster { Arch::Sm90a } else { Arch::Sm80 },
@@ -117,7 +133,7 @@ impl RowTile {
     pub const fn most_columns(&self) -> u32 {
         match self.sharing {
             Sharing::Alone => self.columns(),
-            Sharing::Cluster => self.columns() * MAX_SHARERS,
+            Sharing::Cluster | Sharing::Kept => self.held() * MAX_SHARERS,
             Sharing::Again => MAX_COLUMNS,
         }
     }
@@ -146,7 +162,7 @@ pub fn find<P: PartialEq>(
     clusters: bool,
 ) -> Option<&'static RowVariant<P>> {
     list.iter().find(|row| {
-        let runs = clusters || row.tile.sharing != Sharing::Cluster;
+        let runs = clusters || !row.tile.in_clusters();
         row.pass == pass && row.tile.dtype == dtype && columns <= row.tile.most_columns() && runs
     })
 }
@@ -158,17 +174,31 @@ pub struct SumsMemory {
     pub warps: u32,
     /// Of each of the thread blocks that share a row: `f32 [2][`[`MAX_SHARERS`]`][2]`. None for others.
     pub blocks: u32,
+    /// A barrier for each turn, where the numbers of these arrive: `u64 [2]`.
+    pub arrived: u32,
 }
 
 impl SumsMemory {
     /// None, where nothing is summed up over a row.
-    pub const NONE: SumsMemory = SumsMemory { warps: 0, blocks: 0 };
+    pub const NONE: SumsMemory = SumsMemory { warps: 0, blocks: 0, arrived: 0 };
 
     /// The places that a tile needs.
     pub const fn take(carve: &mut Carve, tile: &RowTile) -> SumsMemory {
         let warps = if tile.row_threads > 32 { carve.take(4 * 4 * (tile.threads / 32), 16) } else { 0 };
-        let blocks = if matches!(tile.sharing, Sharing::Cluster) { carve.take(4 * 4 * MAX_SHARERS, 16) } else { 0 };
-        SumsMemory { warps, blocks }
+        let (mut blocks, mut arrived) = (0, 0);
+        if tile.in_clusters() {
+            blocks = carve.take(4 * 4 * MAX_SHARERS, 16);
+            arrived = carve.take(2 * 8, 8);
+        }
+        SumsMemory { warps, blocks, arrived }
+    }
+
+    /// Where rows on their way lie, of so many tensors, behind the places of a thread block that has nothing else in shared memory, and the bytes of all.
+    pub const fn with_ahead(tile: &RowTile, tensors: u32) -> [u32; 2] {
+        let mut carve = Carve::new();
+        let _ = SumsMemory::take(&mut carve, tile);
+        let place = carve.take(tile.ahead_bytes(tensors), 16);
+        [place, carve.total()]
     }
 
     /// The places of a thread block that has nothing else in shared memory.

@@ -9,7 +9,7 @@ use crate::operators::row::Config;
 use crate::operators::softmax;
 
 macro_rules! entries {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($t:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal ahead $ahead:literal [$($t:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
         $($(entry! { $pass $vectors, $sharing $t $symbol $threads $min_ctas $reason SumsMemory::alone(&Self::TILE) })+)*
     };

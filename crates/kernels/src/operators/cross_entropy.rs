@@ -7,13 +7,8 @@
 //! dlogits = scale dloss (e^(y - lse) (1 + 2 z_loss lse) - smoothing / classes - (1 - smoothing) [class = target])
 //! ```
 //!
-//! Both are bound by memory. Forward writes a number a row and so needs no register to hold a row: tiles pass by, and one is on its way while the other is
-//! added to the thread's maximum and sum ([`online`](crate::operators::online)):
-//!
-//! ```text
-//! bits of a tile      [ 0 ][ 1 ][ 2 ]      ..  loads
-//!                           [ 0 ][ 1 ][ 2 ] ..  maximum, weights, sum
-//! ```
+//! Both are bound by memory. Forward writes a number a row and so needs no register to hold a row: tiles pass by, and two are on their way
+//! ([`ahead`](crate::operators::ahead)), of this row or the next, while one is added to the thread's maximum and sum ([`online`](crate::operators::online)).
 //!
 //! Of logits that are never in memory, each tile of the product that they are sums of leaves such a pair for each row, and [`parts`] makes a loss of these.
 //!
@@ -28,8 +23,9 @@ use kernel_spec::families::cross_entropy::features::SMOOTHING;
 use kernel_spec::families::cross_entropy::{
     CrossEntropyBackwardParams, CrossEntropyParams, LossOptions, LossPartsParams,
 };
-use kernel_spec::families::rows::Sharing;
+use kernel_spec::families::rows::{Sharing, SumsMemory};
 
+use crate::operators::ahead::Ahead;
 use crate::operators::online::{Online, weight};
 use crate::operators::row::{Columns, Config, RowPlace, Seat};
 use crate::operators::sums::Sums;
@@ -42,57 +38,98 @@ use crate::parts::element::Element;
 #[inline(always)]
 pub unsafe fn forward<C: Config, const V: usize>(p: &CrossEntropyParams) {
     let seat = Seat::of::<C>(&p.sharers);
-    let columns = p.extents.columns;
-    let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
-    let exists = row < p.extents.rows;
-    let place = RowPlace::of(&p.extents, row);
-    let start = place.start::<C::T>(&p.logits, false);
+    // SAFETY: all threads come here, and there is a row for each thread block.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
+    let (rows, columns) = (p.extents.rows, p.extents.columns);
+    let aligned = p.aligned != 0;
     let has_smoothing = p.features.has(SMOOTHING);
     let alone = const { matches!(C::TILE.sharing, Sharing::Alone) };
     let tiles = if alone { 1 } else { p.share.div_ceil(const { C::TILE.columns() }) };
-    let first = Columns::of::<C>(&seat, 0, p.share, columns, p.aligned != 0, exists);
-    let writes = seat.is_first() && exists;
-    // SAFETY: the row exists, or has no columns.
-    let mut words = unsafe { first.load_bits::<C, V>(start) };
-    // Two loads, of which one waits for the other, and both for nothing else.
-    let (mut target, mut target_logit) = (-1, 0.0);
-    if writes {
-        // SAFETY: a target a row; its logit is read where there is one.
-        unsafe {
-            target = copy::load_u32(p.targets + row as u64 * 4) as i32;
-            if (target as u32) < columns {
-                target_logit = C::T::load(start + target as u64 * C::T::BYTES as u64);
-            }
+    let own_columns =
+        #[inline(always)]
+        |row: u32, tile: u32| Columns::of::<C>(&seat, 0, p.share, columns, aligned, row < rows).later::<C>(tile);
+    let start_of = #[inline(always)]
+    |row: u32| RowPlace::of(&p.extents, row).start::<C::T>(&p.logits, false);
+
+    let block_rows = const { C::TILE.block_rows() };
+    let mut first = seat.team * block_rows;
+    let step = p.teams * block_rows;
+    // Tiles are on their way beyond the end of a row, and single elements are not copied.
+    let mut tiles_ahead = Ahead::<1>::new(const { SumsMemory::with_ahead(&C::TILE, 1)[0] });
+    let (mut coming_row, mut coming_tile) = (first + seat.in_block, 0);
+    let mut start = #[inline(always)]
+    |tiles_ahead: &mut Ahead<1>| {
+        let own = own_columns(coming_row, coming_tile);
+        // SAFETY: places are free; rows that do not exist have no columns.
+        unsafe { tiles_ahead.start::<C, V>(&own, [start_of(coming_row)], 1) };
+        coming_tile += 1;
+        if alone || coming_tile == tiles {
+            (coming_row, coming_tile) = (coming_row + step, 0);
+        }
+    };
+    if aligned {
+        for _ in 0..const { C::TILE.ahead } {
+            start(&mut tiles_ahead);
         }
     }
+    // Nobody waits for the target of a row: it is read while the row before is worked on.
+    let target_of = #[inline(always)]
+    |row: u32| {
+        let mut target = -1;
+        if seat.is_first() && row < rows {
+            // SAFETY: a target a row.
+            target = unsafe { copy::load_u32(p.targets + row as u64 * 4) as i32 };
+        }
+        target
+    };
+    let mut next_target = target_of(first + seat.in_block);
 
     // Weights of logits, which differ by powers of two of this.
     let factor = p.options.scale * LOG2_E;
-    let mut own = Tally { seen: Online::NONE, total: 0.0, factor, has_smoothing };
-    for tile in 0..tiles {
-        let here = first.later::<C>(tile);
-        let arrived = words;
-        if !alone && tile + 1 < tiles {
-            // SAFETY: as above.
-            words = unsafe { first.later::<C>(tile + 1).load_bits::<C, V>(start) };
-        }
-        if here.is_whole::<C>(V) {
-            own.add::<C, V, true>(&here, &arrived);
-        } else {
-            own.add::<C, V, false>(&here, &arrived);
-        }
-    }
     // SAFETY: all threads come here.
-    let (all, total) = unsafe {
-        let mut sums = Sums::new::<C>(&seat);
-        let all = sums.online::<C>(own.seen, factor);
-        (all, if has_smoothing { sums.over::<C, 1>([own.total]) } else { [0.0] })
-    };
-    if writes {
-        let of = RowLoss::new(&p.options, &all, total[0], columns, target, target_logit);
-        // SAFETY: one number a row, which no other thread writes.
-        unsafe { of.store(row, [p.loss, p.lse, p.z_losses]) };
+    unsafe { sums.meet::<C>() };
+    while first < rows {
+        let row = first + seat.in_block;
+        let start_of_row = start_of(row);
+        let target = next_target;
+        next_target = target_of(row + step);
+        let mut target_logit = 0.0;
+        if (target as u32) < columns {
+            // SAFETY: the row has a target, and so exists.
+            target_logit = unsafe { C::T::load(start_of_row + target as u64 * C::T::BYTES as u64) };
+        }
+        let mut own = Tally { seen: Online::NONE, total: 0.0, factor, has_smoothing };
+        for tile in 0..tiles {
+            let here = own_columns(row, tile);
+            let arrived = if aligned {
+                // SAFETY: as many tiles as there are places were started, and the one that had this place was taken.
+                let [arrived] = unsafe { tiles_ahead.take::<C, V>(1) };
+                start(&mut tiles_ahead);
+                arrived
+            } else {
+                // SAFETY: the row exists, or has no columns.
+                unsafe { here.load_bits::<C, V>(start_of_row) }
+            };
+            if here.is_whole::<C>(V) {
+                own.add::<C, V, true>(&here, &arrived);
+            } else {
+                own.add::<C, V, false>(&here, &arrived);
+            }
+        }
+        // SAFETY: all threads come here.
+        let (all, total) = unsafe {
+            let all = sums.online::<C>(own.seen, factor);
+            (all, if has_smoothing { sums.over::<C, 1>([own.total]) } else { [0.0] })
+        };
+        if seat.is_first() && row < rows {
+            let of = RowLoss::new(&p.options, &all, total[0], columns, target, target_logit);
+            // SAFETY: one number a row, which no other thread writes.
+            unsafe { of.store(row, [p.loss, p.lse, p.z_losses]) };
+        }
+        first += step;
     }
+    // Zeros in place of rows behind the last.
+    copy::wait_group::<0>();
 }
 
 /// What a row gives.

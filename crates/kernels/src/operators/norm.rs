@@ -20,7 +20,7 @@ use kernel_spec::families::norm::{Memory, NormParams, Variant};
 
 use crate::operators::ahead::Ahead;
 use crate::operators::branch::Branch;
-use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector, added, widened};
+use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector, added, tiles, widened};
 use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
@@ -42,6 +42,8 @@ pub trait NormConfig: Config {
 #[inline(always)]
 pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
     let seat = Seat::of::<C>(&p.sharers);
+    // SAFETY: all threads come here, and there is a row for each thread block.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
     let mut rows_ahead = Ahead::<2>::new(C::MEMORY.ahead);
     let step = p.teams * const { C::TILE.block_rows() };
     let mut row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
@@ -56,8 +58,8 @@ pub unsafe fn forward<C: NormConfig, const V: usize>(p: &NormParams) {
             unsafe { start::<C, V>(p, &seat, &mut rows_ahead, row + i * step) };
         }
     }
-    // SAFETY: all threads come here, with rows on their way.
-    let mut sums = unsafe { Sums::new::<C>(&seat) };
+    // SAFETY: all threads come here.
+    unsafe { sums.meet::<C>() };
     loop {
         // SAFETY: passed on.
         unsafe { one_row::<C, V>(p, &seat, &mut sums, &mut rows_ahead, row, copied) };
@@ -113,7 +115,7 @@ unsafe fn one_row<C: NormConfig, const V: usize>(
     let has_residual = p.features.has(RESIDUAL);
     let x = place.start::<C::T>(&p.x, false);
     let residual = place.start::<C::T>(&p.residual, wide);
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
+    let tiles = tiles::<C>(p.share, columns);
     let own = #[inline(always)]
     |tile: u32| Columns::of::<C>(seat, tile, p.share, columns, aligned, exists);
     let branch_acts = p.features.has(BRANCH);

@@ -25,7 +25,7 @@ use kernel_spec::families::norm::{NormBackwardParams, NormPartsParams, PARTS_COL
 use crate::operators::ahead::Ahead;
 use crate::operators::branch::Branch;
 use crate::operators::norm::NormConfig;
-use crate::operators::row::{Columns, RowPlace, Seat, Vector, added, widened};
+use crate::operators::row::{Columns, RowPlace, Seat, Vector, added, tiles, widened};
 use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
@@ -36,12 +36,14 @@ use crate::parts::element::Element;
 #[inline(always)]
 pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
     let seat = Seat::of::<C>(&p.sharers);
+    // SAFETY: all threads come here, and there is a row for each thread block.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
     let columns = p.extents.columns;
     let (wide, wide_weight, aligned) = (p.wide_residual != 0, p.wide_weight != 0, p.aligned != 0);
     let has_mean = p.features.has(MEAN);
     let has_residual = p.features.has(RESIDUAL);
     let block_rows = const { C::TILE.block_rows() };
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
+    let tiles = tiles::<C>(p.share, columns);
     let own = #[inline(always)]
     |tile: u32, exists: bool| Columns::of::<C>(&seat, tile, p.share, columns, aligned, exists);
     let load_weights = #[inline(always)]
@@ -70,7 +72,10 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
     let ahead = const { C::TILE.ahead };
     let mut rows_ahead = Ahead::<2>::new(C::MEMORY.ahead);
     // f32 beside 16 bits does not fit the places of rows to come, and single elements are not copied.
-    let copied = ahead > 0 && aligned && !wide;
+    // What x was multiplied with spills in large thread blocks: no row is on its way there then, and it is found behind the sums.
+    let late_branch = const { C::AGAIN || C::ROW_THREADS > 256 };
+    let spills = late_branch && p.features.has(BRANCH);
+    let copied = ahead > 0 && aligned && !wide && !spills;
     let start = #[inline(always)]
     |rows_ahead: &mut Ahead<2>, row: u32| {
         let place = RowPlace::of(&p.extents, row);
@@ -101,8 +106,8 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
         }
     }
     let mut next_statistics = if late_statistics { [0.0; 2] } else { statistics(first + seat.in_block) };
-    // SAFETY: all threads come here, with rows on their way.
-    let mut sums = unsafe { Sums::new::<C>(&seat) };
+    // SAFETY: all threads come here.
+    unsafe { sums.meet::<C>() };
     while first < p.extents.rows {
         let row = first + seat.in_block;
         let exists = row < p.extents.rows;
@@ -131,7 +136,7 @@ pub unsafe fn backward<C: NormConfig, const V: usize>(p: &NormBackwardParams) {
             // SAFETY: what parameters name is there.
             unsafe { Branch::of::<C, V>(&p.branch, &p.features, &own(tile, exists), row, exists) }
         };
-        let held_branch = if C::AGAIN { None } else { Some(branch(0)) };
+        let held_branch = if late_branch { None } else { Some(branch(0)) };
         let held_weights = if late_weights { [[0.0; 8]; V] } else { load_weights(0) };
         let mut held = if C::AGAIN {
             ([[0.0; 8]; V], [[0.0; 8]; V])

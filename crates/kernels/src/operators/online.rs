@@ -8,6 +8,8 @@
 //! Each thread has the pair of its columns; the pairs of the lanes of a warp, of the warps and of the thread blocks of a cluster then become one, in one
 //! exchange each.
 
+#[cfg(target_feature = "sm_90a")]
+use cuda_std::cluster;
 use cuda_std::{math, shared, thread, warp};
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::families::rows::MAX_SHARERS;
@@ -99,13 +101,13 @@ impl Sums {
                 let place = self.give_to_all::<C, 2>([all.max, all.sum]);
                 let rank = thread::lane() % MAX_SHARERS;
                 all = Online::NONE;
-                if rank < self.sharers {
+                if rank < cluster::size() {
                     let [max, sum] = shared::load_f32x2(place + rank * 8);
                     all = Online { max, sum };
                 }
                 all = all.over_lanes(MAX_SHARERS, factor);
             }
-            self.turn ^= 1;
+            self.next::<C>();
             all
         }
     }

@@ -26,10 +26,12 @@ pub trait Config {
 
     /// Threads of a thread block that share a row.
     const ROW_THREADS: u32 = Self::TILE.row_threads;
-    /// Whether rows are read again in place of being held.
-    const AGAIN: bool = matches!(Self::TILE.sharing, Sharing::Again);
+    /// Whether rows are read again in place of being held in registers.
+    const AGAIN: bool = matches!(Self::TILE.sharing, Sharing::Again | Sharing::Kept);
+    /// Whether it is shared memory that they are read again from.
+    const KEPT: bool = matches!(Self::TILE.sharing, Sharing::Kept);
     /// Whether the thread blocks of a cluster share a row.
-    const CLUSTER: bool = matches!(Self::TILE.sharing, Sharing::Cluster);
+    const CLUSTER: bool = Self::TILE.in_clusters();
     /// Elements of a vector.
     const CHUNK: u32 = VECTOR_BYTES / Self::TILE.dtype.bytes() as u32;
 }
@@ -81,6 +83,12 @@ pub struct Columns {
     pub(super) room: u32,
     /// Whether vectors are whole, and at multiples of their bytes.
     pub(super) aligned: bool,
+}
+
+/// Tiles in which a thread block has its part of a row.
+#[inline(always)]
+pub fn tiles<C: Config>(share: u32, columns: u32) -> u32 {
+    if C::AGAIN { (if C::KEPT { share } else { columns }).div_ceil(const { C::TILE.columns() }) } else { 1 }
 }
 
 impl Columns {

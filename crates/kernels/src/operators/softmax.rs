@@ -14,11 +14,13 @@
 use core::f32::consts::{LN_2, LOG2_E};
 
 use cuda_std::math;
+use kernel_spec::families::rows::SumsMemory;
 use kernel_spec::families::softmax::features::{CAUSAL, LOG, MASK};
 use kernel_spec::families::softmax::{MASK_OF_BOOLS, MASK_OF_F32, SoftmaxBackwardParams, SoftmaxParams};
 
+use crate::operators::ahead::Ahead;
 use crate::operators::online::{Online, weight};
-use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector};
+use crate::operators::row::{Columns, Config, RowPlace, Seat, Vector, tiles, widened};
 use crate::operators::sums::Sums;
 use crate::parts::element::Element;
 
@@ -29,6 +31,8 @@ use crate::parts::element::Element;
 #[inline(always)]
 pub unsafe fn forward<C: Config, const V: usize>(p: &SoftmaxParams) {
     let seat = Seat::of::<C>(&p.sharers);
+    // SAFETY: all threads come here.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
     let columns = p.extents.columns;
     let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
     let exists = row < p.extents.rows;
@@ -40,15 +44,29 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &SoftmaxParams) {
     } else {
         columns
     };
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
+    let tiles = tiles::<C>(p.share, columns);
     let own = #[inline(always)]
     |tile: u32, end: u32| Columns::of::<C>(&seat, tile, p.share, end, p.aligned != 0, exists);
+    let kept = Ahead::<1>::new(const { SumsMemory::with_ahead(&C::TILE, 1)[0] });
+    let is_kept = C::KEPT && p.aligned != 0;
+    if is_kept {
+        // SAFETY: places are free; the row exists, or has no columns.
+        unsafe { kept.start_all::<C, V>(|tile| own(tile, seen), [place.start::<C::T>(&p.x, false)], 1) };
+        kept.wait_for_all();
+    }
     // Minus infinity behind the last column that counts.
     let load = #[inline(always)]
     |tile: u32| -> [Vector; V] {
         let own = own(tile, seen);
-        // SAFETY: the row exists, or has no columns.
-        let mut y = unsafe { own.load::<C, V>(place.start::<C::T>(&p.x, false), false) };
+        // SAFETY: all tiles have arrived; the row exists, or has no columns.
+        let mut y = unsafe {
+            if is_kept {
+                let [words] = kept.look::<C, V>(tile, 1);
+                widened::<C::T, V>(words)
+            } else {
+                own.load::<C, V>(place.start::<C::T>(&p.x, false), false)
+            }
+        };
         for v in 0..V {
             let mut mask = [0.0; 8];
             if has_mask && p.mask_kind == MASK_OF_BOOLS {
@@ -100,7 +118,10 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &SoftmaxParams) {
         }
     }
     // SAFETY: all threads come here.
-    let all = unsafe { Sums::new::<C>(&seat).online::<C>(seen_by_thread, LOG2_E) };
+    let all = unsafe {
+        sums.meet::<C>();
+        sums.online::<C>(seen_by_thread, LOG2_E)
+    };
 
     // A row without a number that counts is one of zeros, or of minus infinities.
     let (inverse, log_sum) =
@@ -131,22 +152,37 @@ pub unsafe fn forward<C: Config, const V: usize>(p: &SoftmaxParams) {
 #[inline(always)]
 pub unsafe fn backward<C: Config, const V: usize>(p: &SoftmaxBackwardParams) {
     let seat = Seat::of::<C>(&p.sharers);
+    // SAFETY: all threads come here.
+    let mut sums = unsafe { Sums::new::<C>(&seat) };
     let columns = p.extents.columns;
     let row = seat.team * const { C::TILE.block_rows() } + seat.in_block;
     let exists = row < p.extents.rows;
     let place = RowPlace::of(&p.extents, row);
     let is_log = p.features.has(LOG);
-    let tiles = if C::AGAIN { columns.div_ceil(const { C::TILE.columns() }) } else { 1 };
+    let tiles = tiles::<C>(p.share, columns);
     let own = #[inline(always)]
     |tile: u32| Columns::of::<C>(&seat, tile, p.share, columns, p.aligned != 0, exists);
+    let starts = [&p.out, &p.dout].map(|tensor| place.start::<C::T>(tensor, false));
+    let kept = Ahead::<2>::new(const { SumsMemory::with_ahead(&C::TILE, 2)[0] });
+    let is_kept = C::KEPT && p.aligned != 0;
+    if is_kept {
+        // SAFETY: places are free; the row exists, or has no columns.
+        unsafe { kept.start_all::<C, V>(own, starts, 2) };
+        kept.wait_for_all();
+    }
     // Probabilities and gradients; of a logarithm of minus infinity, which no score moves, there is none.
     let load = #[inline(always)]
     |tile: u32| -> ([Vector; V], [Vector; V]) {
         // SAFETY: the row exists, or has no columns.
         let (mut out, mut dout) = unsafe {
-            let own = own(tile);
-            let out = own.load::<C, V>(place.start::<C::T>(&p.out, false), false);
-            (out, own.load::<C, V>(place.start::<C::T>(&p.dout, false), false))
+            if is_kept {
+                let [out, dout] = kept.look::<C, V>(tile, 2);
+                (widened::<C::T, V>(out), widened::<C::T, V>(dout))
+            } else {
+                let own = own(tile);
+                let [out, dout] = starts;
+                (own.load::<C, V>(out, false), own.load::<C, V>(dout, false))
+            }
         };
         if is_log {
             for v in 0..V {
@@ -173,7 +209,10 @@ pub unsafe fn backward<C: Config, const V: usize>(p: &SoftmaxBackwardParams) {
         }
     }
     // SAFETY: all threads come here.
-    let [sum] = unsafe { Sums::new::<C>(&seat).over::<C, 1>([own_sum]) };
+    let [sum] = unsafe {
+        sums.meet::<C>();
+        sums.over::<C, 1>([own_sum])
+    };
     for tile in 0..tiles {
         let (out, dout) = if C::AGAIN { load(tile) } else { held };
         let own = own(tile);

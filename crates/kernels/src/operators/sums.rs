@@ -2,7 +2,7 @@
 //! the same bits.
 
 #[cfg(target_feature = "sm_90a")]
-use cuda_std::cluster;
+use cuda_std::{cluster, mbarrier};
 use cuda_std::{shared, sync, thread, warp};
 #[cfg(target_feature = "sm_90a")]
 use kernel_spec::families::rows::MAX_SHARERS;
@@ -11,38 +11,46 @@ use crate::operators::row::{Config, Seat};
 
 /// Sums over rows, one after the other.
 pub struct Sums {
-    /// Which of two places in shared memory comes next. One barrier for each sum is then enough: whoever writes to a place again has passed the
+    /// Sums so far, or which of two it is. They have two places in shared memory by turns. One barrier for each sum is then enough: whoever writes to a place again has passed the
     /// barrier of the sum between, which nobody passes who still reads.
     pub(super) turn: u32,
     /// Which of the rows of the thread block.
     pub(super) in_block: u32,
-    /// Thread blocks that share a row.
-    #[cfg(target_feature = "sm_90a")]
-    pub(super) sharers: u32,
-    /// Which of them this one is.
-    #[cfg(target_feature = "sm_90a")]
-    rank: u32,
 }
 
 impl Sums {
-    /// None yet.
+    /// None yet. Early: the thread blocks of a cluster then need not wait for each other in [`Sums::meet`].
     ///
     /// # Safety
-    /// All threads of the cluster call it, converged: none writes to the memory of another before that has begun.
+    /// All threads of the cluster call it, converged, and then [`Sums::meet`].
     #[inline(always)]
     pub unsafe fn new<C: Config>(seat: &Seat) -> Sums {
         #[cfg(target_feature = "sm_90a")]
         if C::CLUSTER {
-            // SAFETY: passed on.
-            unsafe { cluster::sync() };
+            // SAFETY: passed on; one thread initialises what nobody uses before all have met.
+            unsafe {
+                if thread::index() == 0 {
+                    for turn in 0..2 {
+                        mbarrier::init(shared::dynamic() + const { C::SUMS.arrived } + turn * 8, 1 + seat.sharers);
+                    }
+                    mbarrier::fence_init();
+                }
+                cluster::arrive_relaxed();
+            }
         }
-        Sums {
-            turn: 0,
-            in_block: seat.in_block,
-            #[cfg(target_feature = "sm_90a")]
-            sharers: seat.sharers,
-            #[cfg(target_feature = "sm_90a")]
-            rank: seat.rank,
+        Sums { turn: 0, in_block: seat.in_block }
+    }
+
+    /// Waits for the thread blocks of the cluster, none of which sends anything before all are there: once, with loads on their way.
+    ///
+    /// # Safety
+    /// All threads of the cluster call it, converged, and at least one sum follows.
+    #[inline(always)]
+    pub unsafe fn meet<C: Config>(&self) {
+        #[cfg(target_feature = "sm_90a")]
+        if C::CLUSTER {
+            // SAFETY: passed on.
+            unsafe { cluster::wait() };
         }
     }
 
@@ -94,7 +102,7 @@ impl Sums {
                 let rank = thread::lane() % MAX_SHARERS;
                 for i in 0..N {
                     values[i] = 0.0;
-                    if rank < self.sharers {
+                    if rank < cluster::size() {
                         values[i] = shared::load_f32(place + rank * 8 + i as u32 * 4);
                     }
                     let mut distance = MAX_SHARERS / 2;
@@ -105,14 +113,26 @@ impl Sums {
                 }
             }
         }
-        self.turn ^= 1;
+        self.next::<C>();
         values
+    }
+
+    /// Which of the two places this sum has.
+    #[inline(always)]
+    fn place<C: Config>(&self) -> u32 {
+        if C::CLUSTER { self.turn % 2 } else { self.turn }
+    }
+
+    /// Goes on to the next sum. Clusters alone count them: others need but one register for the place.
+    #[inline(always)]
+    pub(super) fn next<C: Config>(&mut self) {
+        self.turn = if C::CLUSTER { self.turn + 1 } else { self.turn ^ 1 };
     }
 
     /// Where the warps of a thread block leave two numbers each, in this turn.
     #[inline(always)]
     pub(super) fn warps_place<C: Config>(&self) -> u32 {
-        shared::dynamic() + const { C::SUMS.warps } + self.turn * const { 8 * (C::TILE.threads / 32) }
+        shared::dynamic() + const { C::SUMS.warps } + self.place::<C>() * const { 8 * (C::TILE.threads / 32) }
     }
 
     /// Waits for the threads of a row: rows of the same thread block do not wait for each other.
@@ -133,24 +153,35 @@ impl Sums {
         }
     }
 
-    /// Gives a thread block's numbers to all of its cluster, where those of a rank are 8 bytes behind those of the rank before. A store goes on its way,
-    /// where a read would have to come back.
+    /// Gives a thread block's numbers to all of its cluster, and waits for theirs; those of a rank are 8 bytes behind those of the rank before. They are sent,
+    /// and counted where they arrive: a barrier of the cluster would wait for everything that a thread has written, rows too.
+    ///
+    /// A phase ends when all numbers of a turn are there, and all thread blocks have arrived. Nobody sends those of the next turn but one before: this thread
+    /// block has arrived in the next turn, to which all of its threads have come, and so have read what was in the place. And nobody exits before all that is
+    /// sent to him is there.
     ///
     /// # Safety
-    /// All threads of the cluster call it, converged.
+    /// All threads of the cluster call it, converged, after all threads of the row have met in this turn.
     #[cfg(target_feature = "sm_90a")]
     #[inline(always)]
     pub(super) unsafe fn give_to_all<C: Config, const N: usize>(&self, values: [f32; N]) -> u32 {
-        let place = shared::dynamic() + const { C::SUMS.blocks } + self.turn * const { 8 * MAX_SHARERS };
+        const { assert!(N == 1 || N == 2 && C::ROW_THREADS > 32, "one number or two, of threads that have met") };
+        let place = shared::dynamic() + const { C::SUMS.blocks } + self.place::<C>() * const { 8 * MAX_SHARERS };
+        let arrived = shared::dynamic() + const { C::SUMS.arrived } + self.place::<C>() * 8;
         // SAFETY: passed on; no other thread block writes to the place of this one.
         unsafe {
-            if thread::index() < self.sharers {
-                let to = cluster::map(place + self.rank * 8, thread::index());
-                for i in 0..N {
-                    cluster::store_f32(to + i as u32 * 4, values[i]);
+            mbarrier::arrive_expect_if(arrived, cluster::size() * const { 4 * N as u32 }, thread::index() == 0);
+            if thread::index() < cluster::size() {
+                let to = cluster::map(place + cluster::rank() * 8, thread::index());
+                let arrived = cluster::map(arrived, thread::index());
+                if N == 2 {
+                    cluster::send_f32x2(to, [values[0], values[1]], arrived);
+                } else {
+                    cluster::send_f32(to, values[0], arrived);
                 }
+                mbarrier::arrive_cluster_if(arrived, true);
             }
-            cluster::sync();
+            mbarrier::wait(arrived, self.turn / 2 % 2);
         }
         place
     }

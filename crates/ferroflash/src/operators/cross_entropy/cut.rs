@@ -11,7 +11,7 @@ use kernel_spec::families::rows::{MAX_SHARERS, Sharing};
 
 plain! {
     LossOptions { scale, smoothing, z_loss, ignored, has_ignored }
-    CrossEntropyParams { logits, targets, loss, lse, z_losses, extents, sharers, share, options, aligned, features }
+    CrossEntropyParams { logits, targets, loss, lse, z_losses, extents, sharers, share, options, aligned, teams, unused, features }
     CrossEntropyBackwardParams { logits, dlogits, targets, lse, dloss, extents, tiles, options, aligned, unused, features }
 }
 

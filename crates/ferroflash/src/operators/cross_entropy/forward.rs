@@ -183,7 +183,7 @@ impl CrossEntropy {
         let rows = Rows::of(logits, &[*logits])?;
         let aligned = rows.aligned(dtype, std::iter::once(logits));
         let cut = forward_cut(dtype, &rows, device, self.clusters)?;
-        let teams = rows.rows.div_ceil(cut.tile.block_rows() as usize) as u64;
+        let teams = cut.teams(&rows, device, true);
         let features = if self.smoothing > 0.0 { Features::OFF.with(SMOOTHING, 0) } else { Features::OFF };
         let params = CrossEntropyParams {
             logits: rows.params(logits),
@@ -196,6 +196,8 @@ impl CrossEntropy {
             share: cut.share,
             options: self.params(),
             aligned: aligned.into(),
+            teams: teams as u32,
+            unused: 0,
             features,
         };
         let holes = Params::new(bytes_of(&params))

@@ -40,34 +40,34 @@ impl Variant {
     pub const fn most_columns(&self) -> u32 {
         match self.tile.sharing {
             Sharing::Alone => self.tile.columns(),
-            Sharing::Cluster | Sharing::Again => MAX_COLUMNS,
+            Sharing::Cluster | Sharing::Kept | Sharing::Again => MAX_COLUMNS,
         }
     }
 }
 
 macro_rules! variants {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal ahead $ahead:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
-        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
+        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors, $ahead], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
     };
 }
 
 const fn variant(
     pass: Pass,
     sharing: Sharing,
-    [row_threads, vectors]: [u32; 2],
+    [row_threads, vectors, ahead]: [u32; 3],
     dtype: DType,
     symbol: &'static str,
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead: 0 };
+    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead };
     let (params_bytes, slots, accepts) = match pass {
         Pass::Forward => (size_of::<CrossEntropyParams>(), SLOTS, FeatureSet::of(features::SMOOTHING)),
         Pass::Backward => (size_of::<CrossEntropyBackwardParams>(), 0, FeatureSet::NONE),
         Pass::Parts => (size_of::<LossPartsParams>(), 0, FeatureSet::NONE),
     };
-    let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, slots, accepts);
+    let entry = tile.entry(symbol, [min_ctas, SumsMemory::with_ahead(&tile, 1)[1]], params_bytes, slots, accepts);
     Variant { entry, pass, tile, reason }
 }
 

@@ -46,6 +46,10 @@ pub struct CrossEntropyParams {
     pub options: LossOptions,
     /// 1 when rows start at multiples of 16 bytes, and so do the columns behind the last; 0 makes threads read single elements.
     pub aligned: u32,
+    /// Thread blocks, or clusters of them, that share out the rows.
+    pub teams: u32,
+    /// 0: the features start at a multiple of 8.
+    pub unused: u32,
     /// See [`features`](super::features).
     pub features: Features<{ SLOTS as usize }>,
 }

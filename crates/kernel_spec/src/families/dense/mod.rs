@@ -182,6 +182,8 @@ pub struct Memory {
     pub stage_bytes: u32,
     /// The barriers of the buffers, of [`Engine::Warpgroups`] alone.
     pub barriers: u32,
+    /// Biases of the tile of each warpgroup, for two turns: `f32 [warpgroups][2][columns]`. Of [`Engine::Warpgroups`] alone.
+    pub biases: u32,
     /// Bytes of all.
     pub total: u32,
 }
@@ -203,11 +205,12 @@ impl Memory {
             "operands follow one another"
         );
         let buffers = carve.take(tile.stages * (a_bytes + b_bytes), Memory::ALIGN);
-        let barriers = match engine {
-            Engine::Warpgroups => carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16),
-            Engine::Warps => 0,
-        };
-        Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, total: carve.total() }
+        let (mut barriers, mut biases) = (0, 0);
+        if matches!(engine, Engine::Warpgroups) {
+            barriers = carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16);
+            biases = carve.take(tile.rows / WARPGROUP_ROWS * 2 * tile.columns * 4, 16);
+        }
+        Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, biases, total: carve.total() }
     }
 }
 

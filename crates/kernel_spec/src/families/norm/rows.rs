@@ -33,8 +33,6 @@ macro_rules! for_each_norm_row {
                 "as 128 x 4, two rows a multiprocessor";
             Forward Cluster 256 x 4 ahead 0 [F16 norm_cluster_f16_256x4, Bf16 norm_cluster_bf16_256x4, F32 norm_cluster_f32_256x4] 256, 3,
                 "three thread blocks a multiprocessor, of different rows: two load or store while one waits for its cluster; with a fourth they spill";
-            Forward Cluster 256 x 8 ahead 0 [F16 norm_cluster_f16_256x8, Bf16 norm_cluster_bf16_256x8, F32 norm_cluster_f32_256x8] 256, 2,
-                "as 256 x 4, for rows of twice the length";
             Forward Cluster 512 x 8 ahead 1 [F16 norm_cluster_f16_512x8, Bf16 norm_cluster_bf16_512x8, F32 norm_cluster_f32_512x8] 512, 1,
                 "the longest rows that eight thread blocks hold; the next row is on its way while one is worked on";
             Forward Alone 1024 x 4 ahead 0 [F16 norm_f16_1024x4, Bf16 norm_bf16_1024x4, F32 norm_f32_1024x4] 1024, 1,
@@ -55,6 +53,8 @@ macro_rules! for_each_norm_row {
                 "as 8 x 2";
             Backward Alone 512 x 2 ahead 2 [F16 norm_backward_f16_512x2, Bf16 norm_backward_bf16_512x2, F32 norm_backward_f32_512x2] 512, 1,
                 "as 8 x 2";
+            Backward Cluster 128 x 2 ahead 2 [F16 norm_backward_cluster_f16_128x2, Bf16 norm_backward_cluster_bf16_128x2, F32 norm_backward_cluster_f32_128x2] 128, 4,
+                "four thread blocks a multiprocessor, of different rows: three work while one waits for its cluster";
             Backward Cluster 512 x 2 ahead 2 [F16 norm_backward_cluster_f16_512x2, Bf16 norm_backward_cluster_bf16_512x2, F32 norm_backward_cluster_f32_512x2] 512, 1,
                 "as 8 x 2";
             Backward Again 1024 x 1 ahead 0 [F16 norm_backward_again_f16, Bf16 norm_backward_again_bf16, F32 norm_backward_again_f32] 1024, 1,

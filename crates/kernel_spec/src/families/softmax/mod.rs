@@ -40,22 +40,22 @@ impl Variant {
 }
 
 macro_rules! variants {
-    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
+    ($($pass:ident $sharing:ident $row_threads:literal x $vectors:literal ahead $ahead:literal [$($dtype:ident $symbol:ident),+] $threads:literal, $min_ctas:literal,
        $reason:literal;)*) => {
-        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
+        &[$($(variant(Pass::$pass, Sharing::$sharing, [$row_threads, $vectors, $ahead], DType::$dtype, stringify!($symbol), [$threads, $min_ctas], $reason),)+)*]
     };
 }
 
 const fn variant(
     pass: Pass,
     sharing: Sharing,
-    [row_threads, vectors]: [u32; 2],
+    [row_threads, vectors, ahead]: [u32; 3],
     dtype: DType,
     symbol: &'static str,
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead: 0 };
+    let tile = RowTile { sharing, dtype, threads, row_threads, vectors, ahead };
     let log = FeatureSet::of(features::LOG);
     let (params_bytes, accepts) = match pass {
         Pass::Forward => {
@@ -64,7 +64,9 @@ const fn variant(
         }
         Pass::Backward => (size_of::<SoftmaxBackwardParams>(), log),
     };
-    let entry = tile.entry(symbol, [min_ctas, SumsMemory::alone_bytes(&tile)], params_bytes, SLOTS, accepts);
+    // x; or the output and its gradient.
+    let tensors = if matches!(pass, Pass::Forward) { 1 } else { 2 };
+    let entry = tile.entry(symbol, [min_ctas, SumsMemory::with_ahead(&tile, tensors)[1]], params_bytes, SLOTS, accepts);
     Variant { entry, pass, tile, reason }
 }
 

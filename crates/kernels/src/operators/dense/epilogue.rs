@@ -11,21 +11,49 @@
 
 use core::marker::PhantomData;
 
-use cuda_std::{copy, thread, warp};
+use cuda_std::{copy, shared, thread, warp};
 use kernel_spec::families::dense::features::{WIDE_OUT, WIDE_RESIDUAL, is_gated};
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
 
 use crate::operators::dense::activation::activation;
-use crate::operators::dense::{Config, Epilogue};
+use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 
-/// Fragments whose lanes exchange what they write.
-pub(super) const FOUR: usize = 4;
+/// Biases in global memory.
+#[derive(Clone, Copy)]
+pub struct Global;
 
-/// A lane's numbers of a row, of four neighbouring fragments.
-pub(super) type Four = [[f32; 2]; FOUR];
+impl Biases for Global {
+    #[inline(always)]
+    unsafe fn of<T: Element>(&self, p: &DenseParams, columns: (u32, bool), _first: usize, before: u32) -> Four {
+        let (col, aligned) = columns;
+        // SAFETY: passed on.
+        unsafe { Columns::<T>::new(col, aligned).biases(p, before) }
+    }
+}
+
+/// Biases as f32 in shared memory, at this address, in the order of the columns of the product's tile: loads from global memory for each four fragments, one
+/// after the other, take as long as several steps of a product.
+#[derive(Clone, Copy)]
+pub struct Shared(pub u32);
+
+impl Biases for Shared {
+    #[inline(always)]
+    unsafe fn of<T: Element>(&self, _p: &DenseParams, _columns: (u32, bool), first: usize, _before: u32) -> Four {
+        let mut biases = [[0.0; 2]; FOUR];
+        // For the assembler alone, which otherwise begins with the loads of all fragments: they do not fit the registers.
+        // SAFETY: converged, as the caller guarantees.
+        unsafe { warp::sync() };
+        for n in 0..FOUR {
+            let column = 8 * (first + n) as u32 + fragment_col(thread::lane(), 0);
+            // SAFETY: the caller has written those of all columns of the tile.
+            biases[n] = unsafe { shared::load_f32x2(self.0 + column * 4) };
+        }
+        biases
+    }
+}
 
 /// A layer: the output, in the type of the operands, and `z` where it is kept. The gradient of x may come in f32, and be added to what is there in f32, so that
 /// products over parts of the depth add up to one that is rounded once.
@@ -43,6 +71,7 @@ impl Epilogue for Layer {
     unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
         p: &DenseParams,
         acc: &F,
+        biases: impl Biases,
         row: u32,
         col: u32,
     ) {
@@ -58,8 +87,9 @@ impl Epilogue for Layer {
                 let own = Columns::<T>::new(col + 8 * first as u32, ALIGNED || p.out_aligned != 0);
                 // SAFETY: passed on.
                 unsafe {
-                    let bias = own.biases(p, 0);
-                    let up_bias = if gated { own.biases(p, p.columns) } else { bias };
+                    let bias = biases.of::<T>(p, own.place(), first, 0);
+                    let up_bias =
+                        if gated { biases.of::<T>(p, own.place(), first + F::N / 2, p.columns) } else { bias };
                     for half in 0..2 {
                         let row = row + 16 * m as u32 + 8 * half as u32 + thread::lane() / 4;
                         let z = sums(acc, [m, first, half], &bias);
@@ -119,6 +149,12 @@ impl<T: Element> Columns<T> {
         Columns { col, aligned, element: PhantomData }
     }
 
+    /// The first, and whether they move in whole pieces.
+    #[inline(always)]
+    pub(super) fn place(&self) -> (u32, bool) {
+        (self.col, self.aligned)
+    }
+
     /// The same of a matrix of another type.
     #[inline(always)]
     fn of_type<U: Element>(&self) -> Columns<U> {
@@ -152,7 +188,7 @@ impl<T: Element> Columns<T> {
 
     /// Biases, `before` columns further on; zeros without.
     #[inline(always)]
-    pub(super) unsafe fn biases(&self, p: &DenseParams, before: u32) -> Four {
+    unsafe fn biases(&self, p: &DenseParams, before: u32) -> Four {
         // SAFETY: without biases nothing is read.
         unsafe { self.load(p.bias, before, if p.bias == 0 { 0 } else { p.columns }) }
     }

@@ -16,8 +16,8 @@ use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::dense::{DenseParams, LogitsParams};
 
 use crate::operators::cross_entropy::RowGradient;
-use crate::operators::dense::epilogue::{Columns, FOUR, Four, sums};
-use crate::operators::dense::{Config, Epilogue};
+use crate::operators::dense::epilogue::{Columns, sums};
+use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four};
 use crate::operators::online::{Online, weight};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
@@ -40,6 +40,7 @@ impl Epilogue for Losses {
     unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
         p: &LogitsParams,
         acc: &F,
+        biases: impl Biases,
         row: u32,
         col: u32,
     ) {
@@ -52,7 +53,7 @@ impl Epilogue for Losses {
                 let mut tallies = [Tally::of(p); 2];
                 for first in (0..F::N).step_by(FOUR) {
                     let own = Columns::<T>::new(col + 8 * first as u32, p.dense.out_aligned != 0);
-                    let bias = own.biases(&p.dense, 0);
+                    let bias = biases.of::<T>(&p.dense, own.place(), first, 0);
                     for half in 0..2 {
                         tallies[half].add(&sums(acc, [m, first, half], &bias), &own, targets[half], p.dense.columns);
                     }
@@ -77,6 +78,7 @@ impl Epilogue for LogitGradient {
     unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
         p: &LogitsParams,
         acc: &F,
+        biases: impl Biases,
         row: u32,
         col: u32,
     ) {
@@ -92,7 +94,7 @@ impl Epilogue for LogitGradient {
                 });
                 for first in (0..F::N).step_by(FOUR) {
                     let own = Columns::<T>::new(col + 8 * first as u32, p.dense.out_aligned != 0);
-                    let bias = own.biases(&p.dense, 0);
+                    let bias = biases.of::<T>(&p.dense, own.place(), first, 0);
                     for half in 0..2 {
                         let of = &gradients[half];
                         let target = targets[half].wrapping_sub(p.before);

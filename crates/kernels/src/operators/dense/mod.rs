@@ -23,6 +23,22 @@ use kernel_spec::families::dense::{DenseParams, Memory, Pass, Variant};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 
+/// Fragments whose lanes exchange what they write.
+pub const FOUR: usize = 4;
+
+/// A lane's numbers of a row, of four neighbouring fragments.
+pub type Four = [[f32; 2]; FOUR];
+
+/// Where the biases of a tile are.
+pub trait Biases: Copy {
+    /// Those of the columns that four fragments have from fragment `first` of the product on, `before` columns further on in memory; zeros without biases. `columns`
+    /// are the first of these, and whether they move in whole pieces.
+    ///
+    /// # Safety
+    /// Converged warp; the columns below their number have biases, if there are any.
+    unsafe fn of<T: Element>(&self, p: &DenseParams, columns: (u32, bool), first: usize, before: u32) -> Four;
+}
+
 /// How sums leave a kernel, and the parameters that say so.
 pub trait Epilogue {
     /// All parameters of the kernel, but for Hopper's maps.
@@ -34,13 +50,14 @@ pub trait Epilogue {
     /// Leaves a warp's part of the product: 16 rows a fragment from row `row` on, and 8 columns of the output a fragment from column `col` on. What does not exist
     /// is left out.
     ///
-    /// `ALIGNED`: what a layer reads and writes beside operands moves in whole pieces; else the parameters say whether it does.
+    /// `biases` says where those of the tile are. `ALIGNED`: what a layer reads and writes beside operands moves in whole pieces; else the parameters say whether it does.
     ///
     /// # Safety
     /// All threads of the warp, converged; no other warp has these rows and columns.
     unsafe fn leave<C: Config, T: Element, F: Fragments, const ALIGNED: bool>(
         p: &Self::Params,
         acc: &F,
+        biases: impl Biases,
         row: u32,
         col: u32,
     );

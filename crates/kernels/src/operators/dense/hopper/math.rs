@@ -1,18 +1,23 @@
 //! A warpgroup that multiplies: 64 rows of every tile.
 
-use cuda_std::{sync, thread, wgmma};
-use kernel_spec::families::dense::WARPGROUP_ROWS;
+use cuda_std::{shared, sync, thread, wgmma};
+use kernel_spec::families::dense::{DenseParams, Pass, WARPGROUP_ROWS};
 use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 
 use crate::operators::dense::Epilogue;
+use crate::operators::dense::epilogue::{Global, Shared};
 use crate::operators::dense::hopper::config::{Config, Operands};
 use crate::operators::dense::hopper::tiles::Tiles;
+use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::warpgroup::{WARPGROUP, start_panel, start_panel_columns, start_panel_shared};
 
 /// The named barrier of the late start; 0 is the block's.
 const START: u32 = 1;
+
+/// The first of the named barriers of a warpgroup's biases.
+const BIASES: u32 = 2;
 
 /// All tiles of warpgroup `group`, counted without the one that loads.
 ///
@@ -46,6 +51,9 @@ pub(super) unsafe fn run<C: Config>(
             sync::named(START, 2 * WARPGROUP);
         }
         let mut behind = group == 0;
+        // Gradients of a layer have none, and beside what losses keep of a row the registers do not hold those of shared memory.
+        let copies_biases = const { matches!(C::ROW.pass, Pass::Forward | Pass::LogitGradient) };
+        let mut turn = 0;
         let mut tiles = Tiles::new::<C>();
         while let Some([row, column]) = tiles.next::<C>(p) {
             let mut acc = C::Acc::zero();
@@ -58,6 +66,12 @@ pub(super) unsafe fn run<C: Config>(
                 start_step::<C>(&mut acc, a + group_bytes, a + C::MEMORY.a_bytes, first);
             };
             start(ring, true);
+            let biases = biases_place::<C>(group, turn);
+            if copies_biases {
+                // Under the first product.
+                copy_biases::<C>(p, biases, column * columns);
+                turn ^= 1;
+            }
             let mut before = *ring;
             ring.advance();
             // Half of the buffers: as many are left for what is on its way.
@@ -79,7 +93,41 @@ pub(super) unsafe fn run<C: Config>(
                 behind = false;
                 sync::arrive(START, 2 * WARPGROUP);
             }
-            C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, row + warp_row, column * columns);
+            let (row, col) = (row + warp_row, column * columns);
+            if copies_biases {
+                // All biases are there; and who comes here in the next turn has read those of this one.
+                sync::named(BIASES + group, WARPGROUP);
+                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Shared(biases), row, col);
+            } else {
+                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Global, row, col);
+            }
+        }
+    }
+}
+
+/// Where the biases of a warpgroup's tile are, in one of two turns.
+#[inline(always)]
+fn biases_place<C: Config>(group: u32, turn: u32) -> u32 {
+    shared::dynamic() + C::MEMORY.biases + (2 * group + turn) * const { C::ROW.tile.columns * 4 }
+}
+
+/// Copies the biases of a tile whose columns of the output start at `first` to `to`, as f32: zeros where there are none.
+///
+/// # Safety
+/// All threads of the warpgroup call it, and nobody reads what was there.
+#[inline(always)]
+unsafe fn copy_biases<C: Config>(p: &DenseParams, to: u32, first: u32) {
+    let bound = if p.bias == 0 { 0 } else { p.columns };
+    for i in 0..const { C::ROW.tile.columns / WARPGROUP } {
+        let place = i * WARPGROUP + thread::index() % WARPGROUP;
+        let half = const { C::ROW.tile.columns / 2 };
+        // Of a gated activation, the second half of the tile has the columns of the first half again.
+        let opened = C::is_gated(p) && place >= half;
+        let (column, before) = if opened { (first + place - half, p.columns) } else { (first + place, 0) };
+        // SAFETY: nothing is read behind the bound; the place is this thread's.
+        unsafe {
+            let bias = C::T::load_within(p.bias + ((before + column) as usize * C::T::BYTES) as u64, column, bound);
+            shared::store_f32(to + place * 4, bias);
         }
     }
 }

@@ -19,6 +19,7 @@ use core::marker::PhantomData;
 
 use cuda_std::{copy, shared, sync, thread};
 
+use crate::operators::dense::epilogue::Global;
 use crate::operators::dense::{self, Epilogue};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
@@ -92,7 +93,7 @@ pub unsafe fn product<C: Config>(params: &<C::Epilogue as Epilogue>::Params) {
         let of_output = #[inline(always)]
         |columns: u32| if gated { columns / 2 } else { columns };
         let col = of_output(tile_col * tile.columns + warp_col);
-        C::Epilogue::leave::<C, C::T, Product, false>(params, &acc, first_row + warp_row, col);
+        C::Epilogue::leave::<C, C::T, Product, false>(params, &acc, Global, first_row + warp_row, col);
     }
 }
 
