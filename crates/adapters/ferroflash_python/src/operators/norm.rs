@@ -65,6 +65,7 @@ impl Options {
 /// Normalises rows. The tensors are x, weight, bias, residual and rowscale, and out, residual_out, mean and rstd, which are written.
 #[pyfunction]
 #[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, dropout, /))]
+#[allow(clippy::too_many_arguments, reason = "what Python gives, each by its place")]
 pub(super) fn norm(
     py: Python<'_>,
     tensors: [Given<'_>; 9],
@@ -93,6 +94,7 @@ pub(super) fn norm(
 /// dbias, which are written.
 #[pyfunction]
 #[pyo3(signature = (tensors, stream, device, is_rms, epsilon, zero_centred, dropout, /))]
+#[allow(clippy::too_many_arguments, reason = "what Python gives, each by its place")]
 pub(super) fn norm_backward(
     py: Python<'_>,
     tensors: [Given<'_>; 12],
