@@ -426,6 +426,15 @@ fn rows_of_many_parts() {
     }
 }
 
+/// A chunk of one class, whose row starts at a multiple of 16 bytes where the next one, of another chunk, would not.
+#[test]
+fn a_chunk_of_one_class() {
+    let device = &device::shared().device;
+    let mut case = Case { hopper: false, chunk_bytes: Some(1), ..Case::new([1, 8, 257]) };
+    case.lies[1] = Lie { offset: 4, gap: 1, reversed: false };
+    case.backward::<f32>(device).unwrap_or_else(|wrong| panic!("{wrong}"));
+}
+
 /// Each chunk's rows of the weights' gradient are complete: those of all classes at once. Sums of dx and of biases have other orders, and dx is rounded once.
 fn chunks_are_all_classes<T: Element>() {
     let device = &device::shared().device;

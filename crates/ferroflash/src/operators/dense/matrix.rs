@@ -60,6 +60,11 @@ impl Matrix {
         Ok(())
     }
 
+    /// Elements from a row to the next, for kernels: 0 of one row, so that rows behind it, of which nothing is read, are aligned as it is.
+    pub(in crate::operators) fn row_stride(&self) -> u64 {
+        if self.rows > 1 { self.stride as u64 } else { 0 }
+    }
+
     /// Whether rows are whole pieces of 16 bytes at multiples of them.
     pub(in crate::operators) fn is_whole(&self) -> bool {
         let starts = self.placed.address().unwrap_or(0).is_multiple_of(ALIGNMENT);

@@ -81,7 +81,7 @@ impl Product<'_> {
         let aligned = a.is_whole() && b.is_whole();
         let out_aligned = self.leaves_whole();
         let place = |matrix: Option<&Matrix>| {
-            let row_stride = matrix.map_or(0, |matrix| matrix.stride as u64);
+            let row_stride = matrix.map_or(0, Matrix::row_stride);
             MatrixParams { address: 0, row_stride }
         };
         let set = self.features();

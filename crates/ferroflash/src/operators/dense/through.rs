@@ -66,7 +66,7 @@ impl<'p> Through<'p> {
         // Whole pieces of the output are whole pieces of each half of what there is twice as much of.
         let aligned = matrices.into_iter().flatten().all(Matrix::is_whole);
         let place = |matrix: Option<&Matrix>| {
-            let row_stride = matrix.map_or(0, |matrix| matrix.stride as u64);
+            let row_stride = matrix.map_or(0, Matrix::row_stride);
             MatrixParams { address: 0, row_stride }
         };
         let set = activation.features();
