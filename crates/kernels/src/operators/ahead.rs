@@ -14,6 +14,8 @@ use crate::operators::row::{Columns, Config};
 ///          1           [copy.............][work]    two rows ahead: a row is worked on while two are on their way
 ///          0                [copy..............][work]
 /// ```
+///
+/// Or all tiles of one row, which stay for as often as they are looked at.
 pub struct Ahead<const TENSORS: usize> {
     /// The thread's own place of the oldest row.
     place: u32,

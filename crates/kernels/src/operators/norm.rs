@@ -5,7 +5,8 @@
 //! h = branch(x) + residual        rstd = 1 / sqrt(mean((h - mean)^2) + epsilon)        out = (h - mean) rstd (weight + offset) + bias
 //! ```
 //!
-//! `branch` is [dropout and a factor a row](crate::operators::branch), where a call has them. RMSNorm has no `mean`; `h` and the statistics are f32, and `out` is rounded once. The variance is that of differences, in a second pass over registers:
+//! `branch` is [dropout and a factor a row](crate::operators::branch), where a call has them. RMSNorm has no `mean`; `h` and the statistics are f32, and
+//! `out` is rounded once. The variance is that of differences, in a second pass over registers:
 //! `mean(h^2) - mean^2` would lose what a large mean leaves of it.
 //!
 //! It is bound by memory. A row is read once, all of it before anything is done with it, so that as many bytes are on their way as the registers hold;

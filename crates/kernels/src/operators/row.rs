@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Neighbours read neighbouring vectors. A thread block has one row, or several of up to 64 threads each; or the thread blocks of a cluster share a
-//! row, each with a run of its columns; or no register holds it, and tiles of as many columns as there are registers pass by.
+//! row, each with a run of its columns; or no register holds it, and tiles of as many columns as there are registers pass by, from shared memory where a
+//! cluster keeps it there.
 
 use cuda_std::{copy, math, thread};
 use kernel_spec::Divisor;

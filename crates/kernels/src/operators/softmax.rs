@@ -7,7 +7,8 @@
 //!
 //! It is bound by memory. A row is read once, all of it before anything is done with it, and held in registers: as its weights against the maximum of the
 //! thread, which one factor then measures against that of the row. [`row`](crate::operators::row) has the picture, [`online`](crate::operators::online) the
-//! one exchange for maximum and sum. A row that nothing holds is read twice, for the sum and for the output.
+//! one exchange for maximum and sum. Long rows lie in the shared memory of a cluster, and are read from there for the sum and again for the output; a row that
+//! nothing holds is read twice.
 //!
 //! Columns that a causal row does not see are neither read nor counted: for the sum, the row ends in front of them.
 

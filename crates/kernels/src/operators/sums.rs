@@ -11,8 +11,8 @@ use crate::operators::row::{Config, Seat};
 
 /// Sums over rows, one after the other.
 pub struct Sums {
-    /// Sums so far, or which of two it is. They have two places in shared memory by turns. One barrier for each sum is then enough: whoever writes to a place again has passed the
-    /// barrier of the sum between, which nobody passes who still reads.
+    /// Which of two places in shared memory comes next, or how many sums there were, of which every other has the same place: see [`Sums::next`]. One barrier
+    /// for each sum is then enough: whoever writes to a place again has passed the barrier of the sum between, which nobody passes who still reads.
     pub(super) turn: u32,
     /// Which of the rows of the thread block.
     pub(super) in_block: u32,
@@ -22,7 +22,7 @@ impl Sums {
     /// None yet. Early: the thread blocks of a cluster then need not wait for each other in [`Sums::meet`].
     ///
     /// # Safety
-    /// All threads of the cluster call it, converged, and then [`Sums::meet`].
+    /// All threads of the cluster call it, converged; where there is a cluster, then [`Sums::meet`], and at least one sum follows.
     #[inline(always)]
     pub unsafe fn new<C: Config>(seat: &Seat) -> Sums {
         #[cfg(target_feature = "sm_90a")]

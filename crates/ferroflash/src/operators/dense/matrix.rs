@@ -7,6 +7,7 @@ use crate::tensor::Dims;
 use crate::tensor_map::TensorGeometry;
 use kernel_spec::DType;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS, STRIDE_LIMIT};
+use kernel_spec::families::dense::MatrixParams;
 
 /// A matrix of a product: a tensor whose rows one stride steps through.
 #[derive(Clone, Copy, Debug)]
@@ -60,9 +61,10 @@ impl Matrix {
         Ok(())
     }
 
-    /// Elements from a row to the next, for kernels: 0 of one row, so that rows behind it, of which nothing is read, are aligned as it is.
-    pub(in crate::operators) fn row_stride(&self) -> u64 {
-        if self.rows > 1 { self.stride as u64 } else { 0 }
+    /// The matrix, or none, as kernels read it, its address missing. One row has no step, so that rows behind it, of which nothing is read, are aligned as it is.
+    pub(in crate::operators) fn params(matrix: Option<&Matrix>) -> MatrixParams {
+        let row_stride = matrix.map_or(0, |matrix| if matrix.rows > 1 { matrix.stride as u64 } else { 0 });
+        MatrixParams { address: 0, row_stride }
     }
 
     /// Whether rows are whole pieces of 16 bytes at multiples of them.

@@ -80,19 +80,15 @@ impl Product<'_> {
         let gated = self.activation.is_gated();
         let aligned = a.is_whole() && b.is_whole();
         let out_aligned = self.leaves_whole();
-        let place = |matrix: Option<&Matrix>| {
-            let row_stride = matrix.map_or(0, Matrix::row_stride);
-            MatrixParams { address: 0, row_stride }
-        };
         let set = self.features();
         // At least one: a row of a product without rows is never asked for.
         let tiles = row.tiles(rows.max(1) as u32, columns as u32, gated);
         let params = DenseParams {
-            a: place(Some(a)),
-            b: place(Some(b)),
-            out: place(self.out),
-            kept: place(self.kept),
-            residual: place(self.residual),
+            a: Matrix::params(Some(a)),
+            b: Matrix::params(Some(b)),
+            out: Matrix::params(self.out),
+            kept: Matrix::params(self.kept),
+            residual: Matrix::params(self.residual),
             bias: 0,
             rows: rows as u32,
             columns: columns as u32,

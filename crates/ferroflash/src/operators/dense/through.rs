@@ -12,7 +12,6 @@ use crate::specialise::Specialised;
 use kernel_spec::Divisor;
 use kernel_spec::copy_engine::ALIGNMENT;
 use kernel_spec::families::activation::{ActivationGradientParams, Variant, find};
-use kernel_spec::families::dense::MatrixParams;
 use std::mem::offset_of;
 
 plain! {
@@ -65,12 +64,8 @@ impl<'p> Through<'p> {
         let matrices = [Some(dout), z, dz];
         // Whole pieces of the output are whole pieces of each half of what there is twice as much of.
         let aligned = matrices.into_iter().flatten().all(Matrix::is_whole);
-        let place = |matrix: Option<&Matrix>| {
-            let row_stride = matrix.map_or(0, Matrix::row_stride);
-            MatrixParams { address: 0, row_stride }
-        };
         let set = activation.features();
-        let [dout_params, z_params, dz_params] = matrices.map(place);
+        let [dout_params, z_params, dz_params] = matrices.map(Matrix::params);
         let params = ActivationGradientParams {
             dout: dout_params,
             z: z_params,
