@@ -38,6 +38,22 @@ pub unsafe fn load_matrix_x4_transposed(shared: u32) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Stores four 8x8 matrices of 16-bit elements: lanes `8 i .. 8 i + 8` give the addresses of the rows of matrix `i`, whose elements `2 (l % 4)` and
+/// `2 (l % 4) + 1` of row `l / 4` are register `i` of lane `l`.
+///
+/// PTX `stmatrix.sync.aligned.m8n8.x4.shared.b16`, least SM 9.0, all threads of the warp.
+///
+/// # Safety
+/// Converged warp; every address is a multiple of 16 with 16 writable bytes that no other thread touches.
+#[inline(always)]
+pub unsafe fn store_matrix_x4(shared: u32, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller guarantees convergence and addresses.
+    unsafe {
+        ptx!("stmatrix.sync.aligned.m8n8.x4.shared.b16 [{}], {{{}, {}, {}, {}}};",
+            in(reg32) shared, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d, options(nostack));
+    }
+}
+
 /// Stores four 8x8 matrices of 16-bit elements, each transposed: lanes `8 i .. 8 i + 8` give the addresses of the columns of matrix `i`,
 /// whose elements `2 (l % 4)` and `2 (l % 4) + 1` of row `l / 4` are register `i` of lane `l`.
 ///

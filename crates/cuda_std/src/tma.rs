@@ -1,4 +1,4 @@
-//! The copy engine (TMA): boxes of a tensor of 4 or 5 dimensions, and plain runs of bytes, from global to shared memory.
+//! The copy engine (TMA): boxes of a tensor of 4 or 5 dimensions, and plain runs of bytes, from global to shared memory; and boxes back.
 //!
 //! A tensor map says where the tensor is, its extents, strides, box and swizzle; the host encodes it. Parts of a box outside the
 //! tensor are read as zero.
@@ -96,6 +96,43 @@ pub unsafe fn load_bytes_if(shared: u32, global: u64, bytes: u32, barrier: u32, 
             "@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{0}], [{1}], {2}, [{3}]; }}",
             in(reg32) shared, in(reg64) global, in(reg32) bytes, in(reg32) barrier, in(reg32) elected as u32, options(nostack));
     }
+}
+
+/// Starts storing the box at `at` (innermost coordinate first) if `elected`, without a branch; it belongs to the thread's next group, see [`commit_group`]. Parts
+/// of the box outside the tensor are left out.
+///
+/// PTX `@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group`, least SM 9.0; one thread of a warp is elected, as for [`load_if`].
+///
+/// # Safety
+/// `shared` is aligned to the swizzle pattern and holds a box, whose writers have called [`fence`] and met the elected thread since; nobody writes to the box before
+/// the group is waited for, and nobody else to its place in the tensor.
+#[inline(always)]
+pub unsafe fn store_if(map: u64, at: [u32; 4], shared: u32, elected: bool) {
+    // SAFETY: the caller guarantees addresses and waits.
+    unsafe {
+        ptx!("{{ .reg .pred p; setp.ne.u32 p, {6}, 0;",
+            "@p cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [{0}, {{{1}, {2}, {3}, {4}}}], [{5}]; }}",
+            in(reg64) map, in(reg32) at[0], in(reg32) at[1], in(reg32) at[2], in(reg32) at[3], in(reg32) shared,
+            in(reg32) elected as u32, options(nostack));
+    }
+}
+
+/// Makes a group of the stores that this thread has started since the last one; without any it has none to wait for.
+///
+/// PTX `cp.async.bulk.commit_group`, least SM 9.0, any thread.
+#[inline(always)]
+pub fn commit_group() {
+    // SAFETY: only counts.
+    unsafe { ptx!("cp.async.bulk.commit_group;", options(nostack)) }
+}
+
+/// Waits until the stores of all groups of this thread but the last `PENDING` have read shared memory, which may then be written.
+///
+/// PTX `cp.async.bulk.wait_group.read`, least SM 9.0, any thread.
+#[inline(always)]
+pub fn wait_group_read<const PENDING: usize>() {
+    // SAFETY: only waits.
+    unsafe { ptx!("cp.async.bulk.wait_group.read {};", const PENDING, options(nostack)) }
 }
 
 /// Orders this thread's shared-memory writes before later accesses of the copy engine and the tensor cores.

@@ -10,7 +10,8 @@ use crate::plan::{Binding, MAX_GRID, Params, Step, check_device, check_hopper};
 use crate::specialise::Specialised;
 use kernel_spec::copy_engine::{ALIGNMENT, BOX_COLS};
 use kernel_spec::families::dense::{
-    self, DenseParams, Engine, HopperDenseParams, MatrixParams, Pass, TileOrder, Variant, features, find,
+    self, DenseParams, Engine, HopperDenseParams, MatrixParams, OUT_PIECE_ROWS, Pass, TileOrder, Variant, features,
+    find,
 };
 use kernel_spec::{DType, FeatureSet, Features, TensorMap};
 use std::mem::offset_of;
@@ -19,7 +20,7 @@ plain! {
     MatrixParams { address, row_stride }
     TileOrder { tiles, last_group, group_tiles, group_rows, last_rows }
     DenseParams { a, b, out, kept, residual, bias, rows, columns, depth, aligned, out_aligned, order, features }
-    HopperDenseParams { a, b, dense }
+    HopperDenseParams { a, b, out, dense }
 }
 
 /// A product `[rows, columns]` that sums over `depth` numbers.
@@ -41,7 +42,7 @@ pub(in crate::operators) struct Product<'p> {
     pub(in crate::operators) bias: Option<&'p Placed>,
 }
 
-/// The parameters of a kernel, of which those of a product are a part; on Hopper they start with the maps of both operands.
+/// The parameters of a kernel, of which those of a product are a part; on Hopper they start with the maps of both operands and of the output.
 pub(in crate::operators) struct Whole {
     pub(in crate::operators) bytes: Vec<u8>,
     /// Where those of the product are.
@@ -60,7 +61,7 @@ impl Product<'_> {
         let step = self.step_of(row, device, |dense| match row.engine {
             Engine::Warps => Whole { bytes: bytes_of(&dense), dense: 0, holes: Vec::new() },
             Engine::Warpgroups => Whole {
-                bytes: bytes_of(&HopperDenseParams { a: NO_MAP, b: NO_MAP, dense }),
+                bytes: bytes_of(&HopperDenseParams { a: NO_MAP, b: NO_MAP, out: NO_MAP, dense }),
                 dense: offset_of!(HopperDenseParams, dense),
                 holes: Vec::new(),
             },
@@ -110,11 +111,20 @@ impl Product<'_> {
             Engine::Warpgroups => {
                 let [a_boxes, b_boxes] = boxes(row);
                 let halves = if gated { 2 } else { 1 };
-                holes
+                holes = holes
                     .map(offset_of!(HopperDenseParams, a), a.binding, ALIGNMENT, a.geometry(1, a_boxes))
                     .further(a.placed.further)
                     .map(offset_of!(HopperDenseParams, b), b.binding, ALIGNMENT, b.geometry(halves, b_boxes))
-                    .further(b.placed.further)
+                    .further(b.placed.further);
+                match self.out.filter(|out| out.placed.dtype == dtype) {
+                    Some(out) => {
+                        let geometry = out.geometry(1, OUT_PIECE_ROWS);
+                        holes
+                            .map(offset_of!(HopperDenseParams, out), out.binding, ALIGNMENT, geometry)
+                            .further(out.placed.further)
+                    }
+                    None => holes,
+                }
             }
         };
         let of = |matrix: &Matrix| (matrix.binding, matrix.placed.further);

@@ -15,13 +15,14 @@ use std::mem::offset_of;
 
 plain! {
     LogitsParams { targets, pairs, totals, target_logits, lse, dloss, parts, before, classes, options, dense }
-    HopperLogitsParams { a, b, logits }
+    HopperLogitsParams { a, b, out, logits }
     LossPartsParams { pairs, totals, target_logits, targets, loss, lse, z_losses, rows, parts, classes, options, features }
 }
 
 const _: () = assert!(
     offset_of!(HopperLogitsParams, a) == offset_of!(HopperDenseParams, a)
-        && offset_of!(HopperLogitsParams, b) == offset_of!(HopperDenseParams, b),
+        && offset_of!(HopperLogitsParams, b) == offset_of!(HopperDenseParams, b)
+        && offset_of!(HopperLogitsParams, out) == offset_of!(HopperDenseParams, out),
     "a product finds its maps"
 );
 
@@ -92,9 +93,10 @@ pub(super) fn step(
         };
         let (bytes, base) = match row.engine {
             Engine::Warps => (bytes_of(&logits), 0),
-            Engine::Warpgroups => {
-                (bytes_of(&HopperLogitsParams { a: NO_MAP, b: NO_MAP, logits }), offset_of!(HopperLogitsParams, logits))
-            }
+            Engine::Warpgroups => (
+                bytes_of(&HopperLogitsParams { a: NO_MAP, b: NO_MAP, out: NO_MAP, logits }),
+                offset_of!(HopperLogitsParams, logits),
+            ),
         };
         let holes = holes.into_iter().map(|(offset, binding, piece)| (base + offset, binding, piece)).collect();
         Whole { bytes, dense: base + offset_of!(LogitsParams, dense), holes }

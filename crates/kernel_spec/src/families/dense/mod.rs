@@ -11,6 +11,7 @@ pub use params::{DenseParams, HopperDenseParams, HopperLogitsParams, LogitsParam
 use crate::dtype::DType;
 use crate::entry::{Arch, Entry};
 use crate::features::FeatureSet;
+use crate::layout::PANEL_BYTES;
 use crate::shared::Carve;
 
 /// Slots of the features.
@@ -182,8 +183,10 @@ pub struct Memory {
     pub stage_bytes: u32,
     /// The barriers of the buffers, of [`Engine::Warpgroups`] alone.
     pub barriers: u32,
-    /// Biases of the tile of each warpgroup, for two turns: `f32 [warpgroups][2][columns]`. Of [`Engine::Warpgroups`] alone.
+    /// Biases of the tile of each warpgroup, for two turns: `[warpgroups][2][columns]` in the type of the operands. Of [`Engine::Warpgroups`] alone.
     pub biases: u32,
+    /// Where rows of the output wait for the copy engine: `[warps][OUT_PIECES]` pieces. Of [`Engine::Warpgroups`], but for [`Pass::Losses`].
+    pub out: u32,
     /// Bytes of all.
     pub total: u32,
 }
@@ -196,7 +199,7 @@ impl Memory {
     const ALIGN: u32 = 1024;
 
     /// The memory of a row of the list.
-    pub const fn of(engine: Engine, dtype: DType, tile: &Tile) -> Memory {
+    pub const fn of(pass: Pass, engine: Engine, dtype: DType, tile: &Tile) -> Memory {
         let mut carve = Carve::new();
         let row_bytes = tile.depth * dtype.bytes() as u32;
         let (a_bytes, b_bytes) = (tile.rows * row_bytes, tile.columns * row_bytes);
@@ -205,12 +208,15 @@ impl Memory {
             "operands follow one another"
         );
         let buffers = carve.take(tile.stages * (a_bytes + b_bytes), Memory::ALIGN);
-        let (mut barriers, mut biases) = (0, 0);
+        let (mut barriers, mut biases, mut out) = (0, 0, 0);
         if matches!(engine, Engine::Warpgroups) {
+            if !matches!(pass, Pass::Losses) {
+                out = carve.take(tile.rows / OUT_PIECE_ROWS * OUT_PIECES * OUT_PIECE_BYTES, Memory::ALIGN);
+            }
             barriers = carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16);
-            biases = carve.take(tile.rows / WARPGROUP_ROWS * 2 * tile.columns * 4, 16);
+            biases = carve.take(tile.rows / WARPGROUP_ROWS * 2 * tile.columns * dtype.bytes() as u32, 16);
         }
-        Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, biases, total: carve.total() }
+        Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, biases, out, total: carve.total() }
     }
 }
 
@@ -219,6 +225,15 @@ pub const WARP_COLUMNS: u32 = 64;
 
 /// Rows of a product that a warpgroup has.
 pub const WARPGROUP_ROWS: u32 = 64;
+
+/// Rows of the output that a warp leaves at a time, in a panel of columns: its own.
+pub const OUT_PIECE_ROWS: u32 = 16;
+
+/// Bytes of them: the rows of a box.
+pub const OUT_PIECE_BYTES: u32 = OUT_PIECE_ROWS * PANEL_BYTES as u32;
+
+/// Pieces of a warp: one is written while the copy engine reads the other.
+pub const OUT_PIECES: u32 = 2;
 
 /// Registers of a thread of the warpgroup that loads.
 pub const LOAD_REGISTERS: u32 = 24;
@@ -252,7 +267,7 @@ const fn variant(
     [threads, min_ctas]: [u32; 2],
     reason: &'static str,
 ) -> Variant {
-    let shared_bytes = Memory::of(engine, dtype, &tile).total;
+    let shared_bytes = Memory::of(pass, engine, dtype, &tile).total;
     let logits = matches!(pass, Pass::Losses | Pass::LogitGradient);
     let (arch, params_bytes) = match (engine, logits) {
         (Engine::Warpgroups, false) => (Arch::Sm90a, size_of::<HopperDenseParams>()),

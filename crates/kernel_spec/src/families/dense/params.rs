@@ -54,7 +54,7 @@ pub struct DenseParams {
     pub features: Features<{ SLOTS as usize }>,
 }
 
-/// Parameters of a product on Hopper: the copy engine reads `a` and `b` by maps.
+/// Parameters of a product on Hopper: the copy engine reads `a` and `b`, and writes the output, by maps.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HopperDenseParams {
@@ -62,6 +62,8 @@ pub struct HopperDenseParams {
     pub a: TensorMap,
     /// Map of `b`.
     pub b: TensorMap,
+    /// Map of the output, if its type is that of the operands.
+    pub out: TensorMap,
     /// The rest.
     pub dense: DenseParams,
 }
@@ -104,6 +106,8 @@ pub struct HopperLogitsParams {
     pub a: TensorMap,
     /// Map of `b`.
     pub b: TensorMap,
+    /// Of the gradient: map of the output.
+    pub out: TensorMap,
     /// The rest.
     pub logits: LogitsParams,
 }

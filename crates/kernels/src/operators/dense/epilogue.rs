@@ -17,11 +17,11 @@ use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
 
 use crate::operators::dense::activation::activation;
-use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four};
+use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four, Outlet};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 
-/// Biases in global memory.
+/// Biases in global memory, where rows go from registers too.
 #[derive(Clone, Copy)]
 pub struct Global;
 
@@ -34,8 +34,29 @@ impl Biases for Global {
     }
 }
 
-/// Biases as f32 in shared memory, at this address, in the order of the columns of the product's tile: loads from global memory for each four fragments, one
-/// after the other, take as long as several steps of a product.
+impl Outlet for Global {
+    #[inline(always)]
+    unsafe fn begin(&mut self, _first: usize) {}
+
+    #[inline(always)]
+    unsafe fn put<T: Element>(
+        &mut self,
+        p: &DenseParams,
+        own: &Columns<T>,
+        row: u32,
+        _place: [usize; 2],
+        values: Four,
+    ) {
+        // SAFETY: passed on.
+        unsafe { own.store(&p.out, p, row, 0, values) }
+    }
+
+    #[inline(always)]
+    unsafe fn end(&mut self, _first: usize) {}
+}
+
+/// Biases of a 16-bit type in shared memory, at this address, in the order of the columns of the product's tile: loads from global memory for each four
+/// fragments, one after the other, take as long as several steps of a product.
 #[derive(Clone, Copy)]
 pub struct Shared(pub u32);
 
@@ -49,7 +70,9 @@ impl Biases for Shared {
         for n in 0..FOUR {
             let column = 8 * (first + n) as u32 + fragment_col(thread::lane(), 0);
             // SAFETY: the caller has written those of all columns of the tile.
-            biases[n] = unsafe { shared::load_f32x2(self.0 + column * 4) };
+            let two = unsafe { shared::load_u32(self.0 + column * 2) };
+            let [low, high, ..] = T::widen_chunk([two, 0, 0, 0]);
+            biases[n] = [low, high];
         }
         biases
     }
@@ -72,6 +95,7 @@ impl Epilogue for Layer {
         p: &DenseParams,
         acc: &F,
         biases: impl Biases,
+        mut outlet: impl Outlet,
         row: u32,
         col: u32,
     ) {
@@ -80,9 +104,10 @@ impl Epilogue for Layer {
         let gated = is_gated(which);
         let fragments = if gated { F::N / 2 } else { F::N };
         for m in 0..F::M {
-            for first in (0..F::N).step_by(FOUR) {
+            let mut four = #[inline(always)]
+            |first: usize| {
                 if first >= fragments {
-                    continue;
+                    return;
                 }
                 let own = Columns::<T>::new(col + 8 * first as u32, ALIGNED || p.out_aligned != 0);
                 // SAFETY: passed on.
@@ -90,6 +115,10 @@ impl Epilogue for Layer {
                     let bias = biases.of::<T>(p, own.place(), first, 0);
                     let up_bias =
                         if gated { biases.of::<T>(p, own.place(), first + F::N / 2, p.columns) } else { bias };
+                    let wide = C::is_wide(p, WIDE_OUT);
+                    if !wide {
+                        outlet.begin(first);
+                    }
                     for half in 0..2 {
                         let row = row + 16 * m as u32 + 8 * half as u32 + thread::lane() / 4;
                         let z = sums(acc, [m, first, half], &bias);
@@ -109,13 +138,21 @@ impl Epilogue for Layer {
                         } else {
                             own.add_residual(p, row, &mut out);
                         }
-                        if C::is_wide(p, WIDE_OUT) {
+                        if wide {
                             own.of_type::<f32>().store(&p.out, p, row, 0, out);
                         } else {
-                            own.store(&p.out, p, row, 0, out);
+                            outlet.put(p, &own, row, [first, half], out);
                         }
                     }
+                    if !wide {
+                        outlet.end(first);
+                    }
                 }
+            };
+            // Two at a time, which outlets tell apart: a loop whose turns differ LLVM leaves rolled.
+            for first in (0..F::N).step_by(2 * FOUR) {
+                four(first);
+                four(first + FOUR);
             }
         }
     }
@@ -134,7 +171,7 @@ pub(super) fn sums<F: Fragments>(acc: &F, [m, first, half]: [usize; 3], bias: &F
 }
 
 /// The columns of four neighbouring fragments.
-pub(super) struct Columns<T> {
+pub struct Columns<T> {
     /// The first.
     pub(super) col: u32,
     /// Whether they move in whole pieces.

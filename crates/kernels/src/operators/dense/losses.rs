@@ -17,7 +17,7 @@ use kernel_spec::families::dense::{DenseParams, LogitsParams};
 
 use crate::operators::cross_entropy::RowGradient;
 use crate::operators::dense::epilogue::{Columns, sums};
-use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four};
+use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four, Outlet};
 use crate::operators::online::{Online, weight};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
@@ -41,6 +41,7 @@ impl Epilogue for Losses {
         p: &LogitsParams,
         acc: &F,
         biases: impl Biases,
+        _outlet: impl Outlet,
         row: u32,
         col: u32,
     ) {
@@ -79,6 +80,7 @@ impl Epilogue for LogitGradient {
         p: &LogitsParams,
         acc: &F,
         biases: impl Biases,
+        mut outlet: impl Outlet,
         row: u32,
         col: u32,
     ) {
@@ -92,21 +94,27 @@ impl Epilogue for LogitGradient {
                     let [lse, dloss] = [lse, dloss].map(|of| f32::from_bits(of[half]));
                     RowGradient::new(&p.options, p.classes, targets[half] as i32, lse, dloss)
                 });
-                for first in (0..F::N).step_by(FOUR) {
-                    let own = Columns::<T>::new(col + 8 * first as u32, p.dense.out_aligned != 0);
-                    let bias = biases.of::<T>(&p.dense, own.place(), first, 0);
-                    for half in 0..2 {
-                        let of = &gradients[half];
-                        let target = targets[half].wrapping_sub(p.before);
-                        let mut z = sums(acc, [m, first, half], &bias);
-                        for n in 0..FOUR {
-                            for i in 0..2 {
-                                let is_target = own.of_lane(n) + i as u32 == target;
-                                z[n][i] = of.at(z[n][i]) - if is_target { of.of_target } else { 0.0 };
+                // In pairs, as those of a layer.
+                for pair in (0..F::N).step_by(2 * FOUR) {
+                    for second in 0..2 {
+                        let first = pair + FOUR * second;
+                        let own = Columns::<T>::new(col + 8 * first as u32, p.dense.out_aligned != 0);
+                        let bias = biases.of::<T>(&p.dense, own.place(), first, 0);
+                        outlet.begin(first);
+                        for half in 0..2 {
+                            let of = &gradients[half];
+                            let target = targets[half].wrapping_sub(p.before);
+                            let mut z = sums(acc, [m, first, half], &bias);
+                            for n in 0..FOUR {
+                                for i in 0..2 {
+                                    let is_target = own.of_lane(n) + i as u32 == target;
+                                    z[n][i] = of.at(z[n][i]) - if is_target { of.of_target } else { 0.0 };
+                                }
                             }
+                            // Rows of their own, in whole pieces, whatever those of the tensors are.
+                            outlet.put(&p.dense, &Columns::<T>::new(own.col, true), rows[half], [first, half], z);
                         }
-                        // Rows of their own, in whole pieces, whatever those of the tensors are.
-                        Columns::<T>::new(own.col, true).store(&p.dense.out, &p.dense, rows[half], 0, z);
+                        outlet.end(first);
                     }
                 }
             }

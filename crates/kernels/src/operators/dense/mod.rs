@@ -20,6 +20,7 @@ use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::is_gated;
 use kernel_spec::families::dense::{DenseParams, Memory, Pass, Variant};
 
+use crate::operators::dense::epilogue::Columns;
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
 
@@ -39,6 +40,28 @@ pub trait Biases: Copy {
     unsafe fn of<T: Element>(&self, p: &DenseParams, columns: (u32, bool), first: usize, before: u32) -> Four;
 }
 
+/// How rows of the output, in the type of the operands, get to memory.
+pub trait Outlet {
+    /// Makes room for what four fragments from fragment `first` of the output on put.
+    ///
+    /// # Safety
+    /// Converged warp.
+    unsafe fn begin(&mut self, first: usize);
+
+    /// Rounds and writes row `row` of these columns: of four fragments, from fragment `first` of the output on, the upper (`half = 0`) or the lower one. What does
+    /// not exist is left out.
+    ///
+    /// # Safety
+    /// Converged warp, behind [`begin`](Self::begin); no other warp writes there.
+    unsafe fn put<T: Element>(&mut self, p: &DenseParams, own: &Columns<T>, row: u32, place: [usize; 2], values: Four);
+
+    /// Both halves of the four fragments from `first` on are put.
+    ///
+    /// # Safety
+    /// Converged warp.
+    unsafe fn end(&mut self, first: usize);
+}
+
 /// How sums leave a kernel, and the parameters that say so.
 pub trait Epilogue {
     /// All parameters of the kernel, but for Hopper's maps.
@@ -50,7 +73,7 @@ pub trait Epilogue {
     /// Leaves a warp's part of the product: 16 rows a fragment from row `row` on, and 8 columns of the output a fragment from column `col` on. What does not exist
     /// is left out.
     ///
-    /// `biases` says where those of the tile are. `ALIGNED`: what a layer reads and writes beside operands moves in whole pieces; else the parameters say whether it does.
+    /// `biases` says where those of the tile are, `outlet` takes the output, of just these rows and columns. `ALIGNED`: what a layer reads and writes beside operands moves in whole pieces; else the parameters say whether it does.
     ///
     /// # Safety
     /// All threads of the warp, converged; no other warp has these rows and columns.
@@ -58,6 +81,7 @@ pub trait Epilogue {
         p: &Self::Params,
         acc: &F,
         biases: impl Biases,
+        outlet: impl Outlet,
         row: u32,
         col: u32,
     );
@@ -74,7 +98,7 @@ pub trait Config {
     /// The row.
     const ROW: &'static Variant;
     /// How the thread block divides up its shared memory.
-    const MEMORY: Memory = Memory::of(Self::ROW.engine, Self::ROW.dtype, &Self::ROW.tile);
+    const MEMORY: Memory = Memory::of(Self::ROW.pass, Self::ROW.engine, Self::ROW.dtype, &Self::ROW.tile);
     /// Whether `a`, and `b`, have what is summed over in their rows.
     const DEPTH_IN_ROWS: [bool; 2] = Self::ROW.pass.depth_in_rows();
 

@@ -7,25 +7,27 @@ use kernel_spec::layout::{PANEL_BYTES, PANEL_COLS};
 use crate::operators::dense::Epilogue;
 use crate::operators::dense::epilogue::{Global, Shared};
 use crate::operators::dense::hopper::config::{Config, Operands};
+use crate::operators::dense::hopper::outlet::Pieces;
 use crate::operators::dense::hopper::tiles::Tiles;
-use crate::parts::element::Element;
+use crate::parts::element::{Element, TensorCore};
 use crate::parts::fragments::Fragments;
 use crate::parts::ring::Ring;
 use crate::parts::warpgroup::{WARPGROUP, start_panel, start_panel_columns, start_panel_shared};
 
-/// The named barrier of the late start; 0 is the block's.
-const START: u32 = 1;
+/// The first of the named barriers of a warpgroup's biases; 0 is the block's.
+const BIASES: u32 = 1;
 
-/// The first of the named barriers of a warpgroup's biases.
-const BIASES: u32 = 2;
+/// Bytes of a bias in shared memory.
+const BIAS_BYTES: u32 = 2;
 
-/// All tiles of warpgroup `group`, counted without the one that loads.
+/// All tiles of warpgroup `group`, counted without the one that loads. `out_map` is the address of the output's map.
 ///
 /// # Safety
 /// All threads of the warpgroup, converged; the ring is initialised, and the load warp runs beside it.
 #[rustc_force_inline]
 pub(super) unsafe fn run<C: Config>(
     params: &<C::Epilogue as Epilogue>::Params,
+    out_map: u64,
     group: u32,
     ring: &mut Ring<Operands<C>>,
 ) {
@@ -47,13 +49,10 @@ pub(super) unsafe fn run<C: Config>(
                 ring.release(freed == 0);
             }
         };
-        if group == 1 {
-            sync::named(START, 2 * WARPGROUP);
-        }
-        let mut behind = group == 0;
         // Gradients of a layer have none, and beside what losses keep of a row the registers do not hold those of shared memory.
         let copies_biases = const { matches!(C::ROW.pass, Pass::Forward | Pass::LogitGradient) };
         let mut turn = 0;
+        let mut pieces = Pieces::<C>::new(thread::index() / 32 - WARPGROUP / 32, out_map);
         let mut tiles = Tiles::new::<C>();
         while let Some([row, column]) = tiles.next::<C>(p) {
             let mut acc = C::Acc::zero();
@@ -74,44 +73,36 @@ pub(super) unsafe fn run<C: Config>(
             }
             let mut before = *ring;
             ring.advance();
-            // Half of the buffers: as many are left for what is on its way.
-            let late = C::ROW.tile.stages / 2;
-            for step in 1..steps {
+            for _ in 1..steps {
                 start(ring, false);
                 wgmma::wait::<1>();
                 release(&before);
                 before.advance();
                 ring.advance();
-                if behind && step == late {
-                    behind = false;
-                    sync::arrive(START, 2 * WARPGROUP);
-                }
             }
             wgmma::wait::<0>();
             release(&before);
-            if behind {
-                behind = false;
-                sync::arrive(START, 2 * WARPGROUP);
-            }
             let (row, col) = (row + warp_row, column * columns);
+            pieces.at(row, col);
             if copies_biases {
                 // All biases are there; and who comes here in the next turn has read those of this one.
                 sync::named(BIASES + group, WARPGROUP);
-                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Shared(biases), row, col);
+                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Shared(biases), &mut pieces, row, col);
             } else {
-                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Global, row, col);
+                C::Epilogue::leave::<C, C::T, C::Acc, true>(params, &acc, Global, &mut pieces, row, col);
             }
         }
+        pieces.finish();
     }
 }
 
 /// Where the biases of a warpgroup's tile are, in one of two turns.
 #[inline(always)]
 fn biases_place<C: Config>(group: u32, turn: u32) -> u32 {
-    shared::dynamic() + C::MEMORY.biases + (2 * group + turn) * const { C::ROW.tile.columns * 4 }
+    shared::dynamic() + C::MEMORY.biases + (2 * group + turn) * const { C::ROW.tile.columns * BIAS_BYTES }
 }
 
-/// Copies the biases of a tile whose columns of the output start at `first` to `to`, as f32: zeros where there are none.
+/// Copies the biases of a tile whose columns of the output start at `first` to `to`: zeros where there are none.
 ///
 /// # Safety
 /// All threads of the warpgroup call it, and nobody reads what was there.
@@ -127,7 +118,7 @@ unsafe fn copy_biases<C: Config>(p: &DenseParams, to: u32, first: u32) {
         // SAFETY: nothing is read behind the bound; the place is this thread's.
         unsafe {
             let bias = C::T::load_within(p.bias + ((before + column) as usize * C::T::BYTES) as u64, column, bound);
-            shared::store_f32(to + place * 4, bias);
+            shared::store_u16(to + place * BIAS_BYTES, <C::T as TensorCore>::round(bias));
         }
     }
 }

@@ -9,7 +9,7 @@
 //!            |      warpgroup 2      |                                 for steps: wait for the buffer, start acc += a b^T,
 //!            +-----------------------+                                            wait for the product before, free its buffer
 //!   a of the other thread block of the cluster:                        wait for the last product, free its buffer
-//!            |          ..           |                                 out = epilogue(acc)
+//!            |          ..           |                                 out = epilogue(acc), by way of shared memory (TMA, [`outlet`])
 //! ```
 //!
 //! | who | does | registers |
@@ -21,18 +21,16 @@
 //! | --- | --- | --- |
 //! | `full` of a buffer | the load warp, and the copy engine for each piece, also for what other thread blocks of the cluster load | warpgroups |
 //! | `empty` of a buffer | each warpgroup of all thread blocks of the cluster, after the product that reads it | load warp |
-//! | named barrier 1 | the first warpgroup, some steps into its first tile | the second one, before its first |
+//! | named barriers 1, 2 | a warpgroup whose biases are copied, once a tile | the same |
 //!
 //! The thread blocks of a cluster have tiles on top of one another, and the same columns: each loads a part of `b` and sends it to all (multicast).
-//!
-//! The second warpgroup starts late, so that it is some steps behind the first: the epilogue of one then falls under products of the other, which have the
-//! tensor cores to themselves meanwhile. Nobody waits for it again, as it stays so: who finishes a tile first, starts the next one first.
 //!
 //! Operands of gradients that have a row for each number that is summed over come in squares of 64 x 64, which the tensor cores read as they lie.
 //!
 //! Thread blocks are persistent, and the load warp runs ahead into the next tile; `kernel_spec::families::dense::order` has the order of tiles.
 
 use cuda_std::{cluster, mbarrier, shared, sync, thread, warp, wgmma};
+use kernel_spec::TensorMap;
 use kernel_spec::families::dense::{LOAD_REGISTERS, MATH_REGISTERS, Memory, WARPGROUP_ROWS};
 
 use crate::operators::dense::Epilogue;
@@ -42,6 +40,7 @@ use crate::parts::warpgroup::WARPGROUP;
 mod config;
 mod load;
 mod math;
+mod outlet;
 mod tiles;
 
 pub use config::Config;
@@ -63,7 +62,7 @@ impl wgmma::Registers for MathRegisters {
 /// The warp of the first warpgroup that loads.
 const LOAD_WARP: u32 = 0;
 
-/// One thread block. `maps` is the address of the tensor maps of both operands, which the parameters start with.
+/// One thread block. `maps` is the address of the tensor maps of both operands and of the output, which the parameters start with.
 ///
 /// # Safety
 /// Kernel entry: all threads of the block, with the shared memory and the clusters that the row asks for.
@@ -90,7 +89,7 @@ pub unsafe fn product<C: Config>(p: &<C::Epilogue as Epilogue>::Params, maps: u6
             }
         } else {
             wgmma::take_registers::<MathRegisters>();
-            math::run::<C>(p, group - 1, &mut ring);
+            math::run::<C>(p, maps + const { 2 * TensorMap::BYTES as u64 }, group - 1, &mut ring);
         }
         if C::CLUSTER > 1 {
             // What the others still send here and count here needs this thread block's memory.

@@ -93,7 +93,7 @@ pub unsafe fn product<C: Config>(params: &<C::Epilogue as Epilogue>::Params) {
         let of_output = #[inline(always)]
         |columns: u32| if gated { columns / 2 } else { columns };
         let col = of_output(tile_col * tile.columns + warp_col);
-        C::Epilogue::leave::<C, C::T, Product, false>(params, &acc, Global, first_row + warp_row, col);
+        C::Epilogue::leave::<C, C::T, Product, false>(params, &acc, Global, Global, first_row + warp_row, col);
     }
 }
 
