@@ -2,6 +2,7 @@
 //! process of the peers, and the environment of a record.
 
 mod cell;
+mod compared;
 mod cross_entropy;
 mod dense;
 mod embedding;
@@ -309,7 +310,7 @@ fn measure(
     if let Some(peers) = peers {
         device.synchronize()?;
         let names = peers.imported();
-        let prepared = peers.prepare_rows(problem.write_inputs(peers.folder())?);
+        let prepared = peers.prepare_rows(|folder| problem.write_inputs(folder))?;
         for name in names {
             let mut result = OperatorResult::new(name.name());
             result.version = peers.import(name).ok().map(str::to_owned);

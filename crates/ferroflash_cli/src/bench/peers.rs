@@ -259,11 +259,7 @@ impl Peers {
         l2: L2,
         l2_bytes: u64,
     ) -> Result<Outcome<()>> {
-        if workload.write_inputs(self.data.path()).is_err() {
-            // Some systems keep little room in memory; the usual folder is slower.
-            self.data = tempfile::tempdir().context("a temporary folder")?;
-            workload.write_inputs(self.data.path())?;
-        }
+        self.write(|folder| workload.write_inputs(folder))?;
         let prepare = match Prepare::new(case, pass, self.data.path(), l2, l2_bytes, workload.calls()) {
             Ok(prepare) => prepare,
             Err(reason) => return Ok(Err(reason)),
@@ -280,19 +276,28 @@ impl Peers {
         Ok(prepared)
     }
 
-    /// Where inputs of rows are to be written.
-    pub(crate) fn folder(&self) -> &Path {
-        self.data.path()
+    /// Has inputs written where the peers read them.
+    fn write<T>(&mut self, write: impl Fn(&Path) -> Result<T>) -> Result<T> {
+        write(self.data.path()).or_else(|_| {
+            // Some systems keep little room in memory; the usual folder is slower.
+            self.data = tempfile::tempdir().context("a temporary folder")?;
+            write(self.data.path())
+        })
     }
 
-    /// Gives the peers rows, whose files are in [`Peers::folder`].
-    pub(crate) fn prepare_rows(&mut self, problem: RowsProblem) -> Outcome<()> {
+    /// Gives the peers rows, which `write` writes into a folder.
+    ///
+    /// # Errors
+    /// As [`Peers::prepare`].
+    pub(crate) fn prepare_rows(&mut self, write: impl Fn(&Path) -> Result<RowsProblem>) -> Result<Outcome<()>> {
+        let problem = self.write(write)?;
         // A process that ended is started without it: its peers are left out from there on.
         self.prepared = None;
-        match self.ask(&Request::PrepareRows(problem))? {
+        let prepared = self.ask(&Request::PrepareRows(problem)).and_then(|answer| match answer {
             Answer::Prepared(true) => Ok(()),
             _ => Err(self.died("another question was answered")),
-        }
+        });
+        Ok(prepared)
     }
 
     /// Runs a peer once on the rows at hand, and gives the file that its results are beside.

@@ -1,7 +1,8 @@
 //! Cross-entropy, a loss a row.
 
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, compared, pick, verdict, written};
+use super::compared::{Elements, Expected, compared};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -125,20 +126,21 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { rows, columns, dtype, .. } = self.cell;
         let reference =
             ReferenceCrossEntropy { classes: columns, scale: 1.0, smoothing: 0.0, z_loss: 0.0, ignored: None };
-        let logits = pick(&self.sets[0].logits.to_f64_vec()?, rows);
+        let elements = Elements::rows(compared(rows), columns);
+        let logits = elements.of_tensor(&self.sets[0].logits)?;
         // Fits: they are drawn as such.
         let targets: Vec<i32> = compared(rows).map(|row| self.targets[row] as i32).collect();
-        let found = pick(&found[0], rows);
+        let losses = Elements::rows(compared(rows), 1);
         let Some(dloss) = &self.dloss else {
             let exact = reference.forward(&logits, &targets)?.loss;
-            return Ok(vec![verdict(&found, &exact, &reference.forward_rounded(&logits, &targets)?.loss)]);
+            return Ok(vec![Expected::new(losses, exact, reference.forward_rounded(&logits, &targets)?.loss)]);
         };
-        let dloss = pick(&dloss.to_f64_vec()?, rows);
+        let dloss = losses.of_tensor(dloss)?;
         let exact = reference.backward(&logits, &targets, &dloss)?;
-        Ok(vec![verdict(&found, &exact, &reference.backward_rounded(&logits, &targets, &dloss, dtype)?)])
+        Ok(vec![Expected::new(elements, exact, reference.backward_rounded(&logits, &targets, &dloss, dtype)?)])
     }
 }

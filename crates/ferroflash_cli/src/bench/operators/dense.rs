@@ -2,10 +2,11 @@
 
 use super::OperatorName;
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, pick, verdict, written};
+use super::compared::{Elements, Expected, compared, in_f64, numbers};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use ferroflash::operators::{Activation, Dense, DenseGradientsViewMut, DenseOutputViewMut, Operation};
 use ferroflash::reference::{ReferenceDense, ReferenceDenseGradients};
 use ferroflash::{Device, Element, Layout, Stream, Tensor};
@@ -21,6 +22,11 @@ struct Set {
     /// Of a backward pass, what forward kept, where there is an activation.
     z: Option<Tensor>,
 }
+
+/// Products for which the compared rows of the output are compared in all of their columns. Of more, one column in so many is, and of the next row another,
+/// so that each column is in some rows and each row in all tiles: all of them would take longer than everything else together.
+const COMPARED_PRODUCTS: usize = 1 << 28;
+const ONE_COLUMN_OF: usize = 8;
 
 /// Rows of the gradient of x that are compared, and sums of the gradient of weights: each of them takes all of the weights, or all of x.
 const COMPARED_ROWS: usize = 4;
@@ -120,6 +126,46 @@ impl Subject {
         let layer = Dense::new(&set.weight.view()).with_activation(activation(&self.cell));
         self.bias.as_ref().map_or(layer, |bias| layer.with_bias(&bias.view()))
     }
+
+    /// The rows of the weights of some columns of the output.
+    fn sums_of(&self, columns: &[usize]) -> Vec<usize> {
+        let halves = (0..sums(&self.cell)).step_by(self.cell.columns);
+        halves.flat_map(|half| columns.iter().map(move |column| half + column)).collect()
+    }
+
+    /// One in how many columns of a row of the output is compared.
+    fn one_column_of(&self) -> usize {
+        let rows = compared(self.cell.rows).count();
+        let products = rows * sums(&self.cell) * depth(&self.cell);
+        products.div_ceil(COMPARED_PRODUCTS).min(ONE_COLUMN_OF).min(rows).min(self.cell.columns)
+    }
+
+    /// What is compared of the output, with one of so many columns in each row.
+    fn expected_output<T: Element>(&self, every: usize) -> Result<Expected> {
+        let Cell { rows, columns, dtype, .. } = self.cell;
+        let (x, weight) = (self.sets[0].x.to_vec::<T>()?, self.sets[0].weight.to_vec::<T>()?);
+        let bias = self.bias.as_ref().map(numbers).transpose()?;
+        let (depth, activation) = (depth(&self.cell), activation(&self.cell));
+        // Rows with the same columns one after the other: they share the weights.
+        let of = |first: usize| {
+            let few: Vec<usize> = (first..columns).step_by(every).collect();
+            let sums = self.sums_of(&few);
+            let weight = in_f64(&Elements::rows(sums.iter().copied(), depth).pick(&weight));
+            let bias = bias.as_ref().map(|bias| Elements::rows(sums, 1).pick(bias));
+            let layer = ReferenceDense { depth, weight: &weight, bias: bias.as_deref(), activation };
+            let rows: Vec<usize> = compared(rows).skip(first).step_by(every).collect();
+            let each = |&row: &usize| {
+                let x = in_f64(&x[row * depth..][..depth]);
+                let found = [layer.forward(&x, None)?.out, layer.forward_rounded(&x, None, dtype)?.out];
+                Ok((few.iter().map(|column| row * columns + column).collect::<Vec<usize>>(), found))
+            };
+            rows.par_iter().map(each).collect::<ferroflash::Result<Vec<_>>>()
+        };
+        let all = (0..every).into_par_iter().map(of).collect::<ferroflash::Result<Vec<_>>>()?.concat();
+        let elements = Elements::rows(all.iter().flat_map(|(elements, _)| elements.iter().copied()), 1);
+        let [exact, rounded] = [0, 1].map(|which| all.iter().flat_map(|(_, found)| found[which].clone()).collect());
+        Ok(Expected::new(elements, exact, rounded))
+    }
 }
 
 impl problem::Subject for Subject {
@@ -177,44 +223,71 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { rows, columns, dtype, .. } = self.cell;
-        let (x, weight) = (self.sets[0].x.to_f64_vec()?, self.sets[0].weight.to_f64_vec()?);
-        let bias = self.bias.as_ref().map(Tensor::to_f64_vec).transpose()?;
-        let (depth, sums, activation) = (depth(&self.cell), sums(&self.cell), activation(&self.cell));
-        let layer = ReferenceDense { depth, weight: &weight, bias: bias.as_deref(), activation };
         let Some(dout) = &self.dout else {
-            let outputs = pick(&x, rows)
-                .par_chunks(depth)
-                .map(|x| Ok([layer.forward(x, None)?.out, layer.forward_rounded(x, None, dtype)?.out]))
-                .collect::<ferroflash::Result<Vec<_>>>()?;
-            let [exact, rounded] =
-                [0, 1].map(|which| outputs.iter().flat_map(|output| output[which].clone()).collect::<Vec<f64>>());
-            let found = found.first().context("a layer has one result")?;
-            return Ok(vec![verdict(&pick(found, rows), &exact, &rounded)]);
+            return Ok(vec![with_element!(dtype, T => self.expected_output::<T>(self.one_column_of())?)]);
         };
-        let dout = dout.to_f64_vec()?;
-        let both = |layer: &ReferenceDense<'_>, x: &[f64], dout: &[f64]| -> Result<[ReferenceDenseGradients; 2]> {
-            Ok([layer.backward(x, None, dout)?, layer.backward_rounded(x, None, dout, dtype)?])
-        };
+        let (x, weight, dout) = (numbers(&self.sets[0].x)?, numbers(&self.sets[0].weight)?, numbers(dout)?);
+        let bias = self.bias.as_ref().map(numbers).transpose()?;
+        let (depth, activation) = (depth(&self.cell), activation(&self.cell));
+        let layer = ReferenceDense { depth, weight: &weight, bias: bias.as_deref(), activation };
         // Some rows of x for its gradient.
         let some = rows.min(COMPARED_ROWS);
-        let [exact, rounded] = both(&layer, &x[..some * depth], &dout[..some * columns])?;
-        let mut verdicts = vec![verdict(&found[0][..some * depth], &exact.dx, &rounded.dx)];
         // Some columns of the output for that of the weights, with all rows.
-        let some = columns.min(COMPARED_SUMS);
-        let halves: Vec<usize> = (0..sums / columns).map(|half| half * columns).collect();
-        let of = |data: &[f64], width: usize| -> Vec<f64> {
-            halves.iter().flat_map(|&from| &data[from * width..(from + some) * width]).copied().collect()
+        let few = self.sums_of(&(0..columns.min(COMPARED_SUMS)).collect::<Vec<_>>());
+        let few_sums = Elements::rows(few.iter().copied(), 1);
+        let few_weights = Elements::rows(few.iter().copied(), depth);
+        let (weight, bias) = (few_weights.pick(&weight), bias.as_ref().map(|bias| few_sums.pick(bias)));
+        let of_few = ReferenceDense { weight: &weight, bias: bias.as_deref(), ..layer };
+        let few_douts: Vec<f64> =
+            dout.chunks(columns).flat_map(|row| &row[..columns.min(COMPARED_SUMS)]).copied().collect();
+        let both = |layer: &ReferenceDense<'_>, x: &[f64], dout: &[f64]| -> Result<[ReferenceDenseGradients; 2]> {
+            let rounded = || layer.backward_rounded(x, None, dout, dtype);
+            let (exact, rounded) = rayon::join(|| layer.backward(x, None, dout), rounded);
+            Ok([exact?, rounded?])
         };
-        let (few_weights, few_biases) = (of(&weight, depth), bias.as_ref().map(|bias| of(bias, 1)));
-        let few = ReferenceDense { weight: &few_weights, bias: few_biases.as_deref(), ..layer };
-        let few_douts: Vec<f64> = dout.chunks(columns).flat_map(|row| &row[..some]).copied().collect();
-        let [exact, rounded] = both(&few, &x, &few_douts)?;
-        verdicts.push(verdict(&of(&found[1], depth), &exact.dweight, &rounded.dweight));
+        let (of_rows, of_columns) =
+            rayon::join(|| both(&layer, &x[..some * depth], &dout[..some * columns]), || both(&of_few, &x, &few_douts));
+        let ([exact, rounded], [few_exact, few_rounded]) = (of_rows?, of_columns?);
+        let mut expected = vec![
+            Expected::new(Elements::all(some * depth), exact.dx, rounded.dx),
+            Expected::new(few_weights, few_exact.dweight, few_rounded.dweight),
+        ];
         if self.dbias.is_some() {
-            verdicts.push(verdict(&of(&found[2], 1), &exact.dbias, &rounded.dbias));
+            expected.push(Expected::new(few_sums, few_exact.dbias, few_rounded.dbias));
         }
-        Ok(verdicts)
+        Ok(expected)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::problem::Subject as _;
+    use super::*;
+    use crate::workload::Pass;
+
+    /// Columns that take turns are compared with their own numbers, and a whole row of NaN is seen whichever they are.
+    #[test]
+    fn some_columns_of_each_row_are_compared() {
+        let device = Device::open("emulator").unwrap();
+        for operator in [OperatorName::Dense, OperatorName::Swiglu] {
+            let (pass, dtype, model) = (Pass::Forward, kernel_spec::DType::F32, None);
+            let cell = Cell { operator, pass, dtype, rows: 16, columns: 24, depth: Some(64), model };
+            let mut subject = Subject::new(&device, cell, Values::Normal, 3).unwrap();
+            subject.poison().unwrap();
+            subject.call(&device, 0, &device.default_stream()).unwrap();
+            let out = &subject.sets[0].written[0];
+            let mut cut = out.to_vec::<f32>().unwrap();
+            cut[5 * 24..6 * 24].fill(f32::NAN);
+            let cut = Tensor::from_slice(&device, &cut, [16, 24], Layout::RowMajor).unwrap();
+            for every in [1, 5, 8] {
+                let expected = subject.expected_output::<f32>(every).unwrap();
+                let (error, bound) = expected.verdict(out).unwrap();
+                assert!(error <= bound, "{every}: {error} {bound}");
+                assert_eq!(expected.verdict(&cut).unwrap().0, f64::INFINITY, "{every}");
+            }
+            assert_eq!(subject.one_column_of(), 1);
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Rows of an embedding table, and its gradient.
 
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, verdict, written};
+use super::compared::{Elements, Expected, numbers};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -119,17 +120,17 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { columns, dtype, .. } = self.cell;
         let reference = ReferenceEmbedding { vocabulary: self.vocabulary, columns, scale: 1.0, padding: None };
         let ids = &self.numbers;
         let (exact, rounded) = if self.cell.is_backward() {
-            let dout = self.sets[0].rows.to_f64_vec()?;
+            let dout = numbers(&self.sets[0].rows)?;
             (reference.backward(ids, &dout, None)?, reference.backward_rounded(ids, &dout, None, dtype)?)
         } else {
-            let table = self.table.to_f64_vec()?;
+            let table = numbers(&self.table)?;
             (reference.forward(&table, ids)?, reference.forward_rounded(&table, ids, dtype)?)
         };
-        Ok(vec![verdict(&found[0], &exact, &rounded)])
+        Ok(vec![Expected::new(Elements::all(exact.len()), exact, rounded)])
     }
 }

@@ -1,7 +1,8 @@
 //! Cross-entropy of the logits of a dense layer without biases, a loss a row.
 
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, compared, verdict, written};
+use super::compared::{Elements, Expected, compared, numbers};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -107,9 +108,9 @@ impl Subject {
     /// Gradients of the weights of some classes, exactly and in the precision of the tensors, from the log-sum-exps of all rows as they are.
     fn dweight<T: Element>(&self, classes: &[usize], dloss: &[f64]) -> Result<[Vec<f64>; 2]> {
         let (set, depth) = (&self.sets[0], depth(&self.cell));
-        let (x, weight) = (set.x.to_f64_vec()?, set.weight.to_f64_vec()?);
-        let lse = set.lse.as_ref().expect("of a backward pass").to_f64_vec()?;
-        let few: Vec<f64> = classes.iter().flat_map(|class| &weight[class * depth..][..depth]).copied().collect();
+        let (x, weight) = (numbers(&set.x)?, numbers(&set.weight)?);
+        let lse = numbers(set.lse.as_ref().expect("of a backward pass"))?;
+        let few = Elements::rows(classes.iter().copied(), depth).pick(&weight);
         let layer = ReferenceDense { depth, weight: &few, bias: None, activation: Activation::Identity };
         let logits = layer.forward(&x, None)?.out;
         let mut dlogits = Vec::with_capacity(logits.len());
@@ -184,14 +185,14 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { rows, columns: classes, dtype, .. } = self.cell;
-        let (x, weight, depth) = (self.sets[0].x.to_f64_vec()?, self.sets[0].weight.to_f64_vec()?, depth(&self.cell));
+        let (x, weight, depth) = (numbers(&self.sets[0].x)?, numbers(&self.sets[0].weight)?, depth(&self.cell));
         let reference = ReferenceLinearCrossEntropy {
             layer: ReferenceDense { depth, weight: &weight, bias: None, activation: Activation::Identity },
             loss: ReferenceCrossEntropy { classes, scale: 1.0, smoothing: 0.0, z_loss: 0.0, ignored: None },
         };
-        let dloss = self.dloss.as_ref().map(Tensor::to_f64_vec).transpose()?;
+        let dloss = self.dloss.as_ref().map(numbers).transpose()?;
         let some: Vec<usize> = compared(rows).step_by(ONE_ROW_OF).collect();
         // A loss, or a row of dx, of each: exactly, and in the precision of the tensors.
         let each = |&row: &usize| -> Result<[Vec<f64>; 2]> {
@@ -209,18 +210,15 @@ impl problem::Subject for Subject {
         let all = some.par_iter().map(each).collect::<Result<Vec<_>>>()?;
         let [exact, rounded] = [0, 1].map(|which| all.iter().flat_map(|both| both[which].clone()).collect::<Vec<_>>());
         let width = if dloss.is_some() { depth } else { 1 };
-        let of = |found: &[f64], indices: &[usize], width: usize| -> Vec<f64> {
-            indices.iter().flat_map(|index| &found[index * width..][..width]).copied().collect()
-        };
-        let mut verdicts = vec![verdict(&of(&found[0], &some, width), &exact, &rounded)];
+        let mut expected = vec![Expected::new(Elements::rows(some, width), exact, rounded)];
         if let Some(dloss) = &dloss {
             let targets = self.targets.iter().take(COMPARED_CLASSES / 2).map(|&target| target as usize);
             let mut few: Vec<usize> = targets.chain([0, classes / 3, classes / 2, classes - 1]).collect();
             few.sort_unstable();
             few.dedup();
             let [exact, rounded] = with_element!(dtype, T => self.dweight::<T>(&few, dloss)?);
-            verdicts.push(verdict(&of(&found[1], &few, depth), &exact, &rounded));
+            expected.push(Expected::new(Elements::rows(few, depth), exact, rounded));
         }
-        Ok(verdicts)
+        Ok(expected)
     }
 }

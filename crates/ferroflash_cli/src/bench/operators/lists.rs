@@ -2,7 +2,8 @@
 
 use super::OperatorName;
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, verdict, written};
+use super::compared::{Elements, Expected};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -10,6 +11,7 @@ use ferroflash::operators::{AdamW, AdamWTensor, GradientNorm, Operation, StepNum
 use ferroflash::reference::{ReferenceAdamW, ReferenceAdamWState};
 use ferroflash::{Device, Element, Layout, Stream, Tensor, TensorView, TensorViewMut};
 use kernel_spec::DType;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// What PyTorch's AdamW takes where nothing else is said, and a learning rate at which a step shows in 16 bits.
@@ -26,6 +28,9 @@ const MOST: f32 = 1.0;
 
 /// Elements of the list that are compared with the reference, evenly spaced.
 const COMPARED: usize = 1 << 16;
+
+/// Gradients whose squares are added up before these sums are.
+const CHUNK: usize = 1 << 10;
 
 /// Whose parameters a list has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +96,27 @@ struct Set {
     norm: Option<Tensor>,
 }
 
+impl Set {
+    /// Another with the same numbers. They are copied on the device: a model has gigabytes, for which the host takes seconds.
+    fn copy(&self) -> Result<Set> {
+        let like = |of: &Tensor| Tensor::uninit(of.device(), of.dtype(), of.shape(), Layout::RowMajor);
+        let copy = |of: &Tensor| -> ferroflash::Result<Tensor> {
+            let mut tensor = like(of)?;
+            tensor.copy_from(&of.device().default_stream(), of)?;
+            Ok(tensor)
+        };
+        Ok(Set {
+            parameters: self.parameters.as_ref().map(copy).transpose()?,
+            gradients: copy(&self.gradients)?,
+            moments: match &self.moments {
+                Some([moment, second_moment]) => Some([copy(moment)?, copy(second_moment)?]),
+                None => None,
+            },
+            norm: self.norm.as_ref().map(like).transpose()?,
+        })
+    }
+}
+
 pub(super) struct Subject {
     cell: Cell,
     lengths: Vec<usize>,
@@ -116,28 +142,26 @@ impl Subject {
             let second_moment = values.draw::<f32>(elements, seed + 3).into_iter().map(|x| x * x).collect();
             moments = [values.draw::<f32>(elements, seed + 2), second_moment];
         }
-        let set = || -> Result<Set> {
-            let of_step = |data: &[f32]| Tensor::from_slice(device, data, [elements], Layout::RowMajor);
-            let [moment, second_moment] = &moments;
-            Ok(Set {
-                parameters: is_step
-                    .then(|| Tensor::from_slice(device, &parameters, [elements], Layout::RowMajor))
-                    .transpose()?,
-                gradients: Tensor::from_slice(device, &gradients, [elements], Layout::RowMajor)?,
-                moments: match is_step {
-                    true => Some([of_step(moment)?, of_step(second_moment)?]),
-                    false => None,
-                },
-                norm: match is_step {
-                    true => None,
-                    false => Some(Tensor::uninit(device, DType::F32, [2], Layout::RowMajor)?),
-                },
-            })
+        let of_step = |data: &[f32]| Tensor::from_slice(device, data, [elements], Layout::RowMajor);
+        let [moment, second_moment] = &moments;
+        let first = Set {
+            parameters: is_step
+                .then(|| Tensor::from_slice(device, &parameters, [elements], Layout::RowMajor))
+                .transpose()?,
+            gradients: Tensor::from_slice(device, &gradients, [elements], Layout::RowMajor)?,
+            moments: match is_step {
+                true => Some([of_step(moment)?, of_step(second_moment)?]),
+                false => None,
+            },
+            norm: match is_step {
+                true => None,
+                false => Some(Tensor::uninit(device, DType::F32, [2], Layout::RowMajor)?),
+            },
         };
-        let sets = (0..problem::sets(device, bytes(&cell))).map(|_| set()).collect::<Result<Vec<_>>>()?;
+        let sets = (0..problem::sets(device, bytes(&cell))).map(|_| first.copy()).collect::<Result<Vec<_>>>()?;
         let lengths = lengths(&cell);
         let wide_lengths = lengths.iter().map(|&length| length as i64).collect();
-        Ok(Subject { cell, lengths, wide_lengths, sets, first: set()? })
+        Ok(Subject { cell, lengths, wide_lengths, sets, first })
     }
 
     /// The tensors of the list in one of them.
@@ -169,11 +193,21 @@ impl Subject {
     fn clipping() -> GradientNorm {
         GradientNorm::new().with_most(MOST)
     }
+}
 
-    /// Elements that are compared.
-    fn pick(of: &[f64]) -> Vec<f64> {
-        of.iter().step_by(of.len().div_ceil(COMPARED)).copied().collect()
-    }
+/// The norm of gradients, and what clips it.
+fn norm<T: Element>(gradients: &[T]) -> Expected {
+    let clipped = |norm: f64| vec![norm, (f64::from(MOST) / (norm + 1e-6)).min(1.0)];
+    let chunks = gradients.par_chunks(CHUNK);
+    let exact: f64 = chunks.map(|chunk| chunk.iter().map(|x| x.to_f64().powi(2)).sum::<f64>()).sum();
+    // A straightforward program adds up squares in f32, in chunks as everybody has to.
+    let square = |x: &T| x.to_f64() as f32 * x.to_f64() as f32;
+    let chunks: Vec<f32> = gradients.par_chunks(CHUNK).map(|chunk| chunk.iter().map(square).sum()).collect();
+    let rounded = f64::from(chunks.into_iter().sum::<f32>().sqrt());
+    let exact = clipped(exact.sqrt());
+    // Errors of the norm are of its size.
+    let units = vec![exact[0].max(f64::MIN_POSITIVE), 1.0];
+    Expected::new(Elements::all(2), exact, clipped(rounded)).in_units(units)
 }
 
 impl problem::Subject for Subject {
@@ -251,27 +285,18 @@ impl problem::Subject for Subject {
         }
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Set { parameters, gradients, moments, .. } = &self.first;
-        let gradient = gradients.to_f64_vec()?;
         let (Some(parameters), Some([moment, second])) = (parameters, moments) else {
-            let norm = gradient.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let exact = [norm, (f64::from(MOST) / (norm + 1e-6)).min(1.0)];
-            // A straightforward program adds up squares in f32, in chunks as everybody has to.
-            let chunk = |chunk: &[f64]| chunk.iter().map(|&x| x as f32 * x as f32).sum::<f32>();
-            let rounded = f64::from(gradient.chunks(1 << 10).map(chunk).sum::<f32>().sqrt());
-            let rounded = [rounded, (f64::from(MOST) / (rounded + 1e-6)).min(1.0)];
-            // Of the size of the norm.
-            let unit = |x: &[f64; 2]| [x[0] / norm.max(f64::MIN_POSITIVE), x[1]];
-            let found: [f64; 2] = found[0][..].try_into()?;
-            return Ok(vec![verdict(&unit(&found), &unit(&exact), &unit(&rounded))]);
+            return Ok(vec![with_element!(self.cell.dtype, T => norm(&gradients.to_vec::<T>()?))]);
         };
+        let elements = Elements::spaced(elements(&self.cell), COMPARED);
         let state = ReferenceAdamWState {
-            weight: Subject::pick(&parameters.to_f64_vec()?),
-            moment: Subject::pick(&moment.to_f64_vec()?),
-            second_moment: Subject::pick(&second.to_f64_vec()?),
+            weight: elements.of_tensor(parameters)?,
+            moment: elements.of_tensor(moment)?,
+            second_moment: elements.of_tensor(second)?,
         };
-        let gradient = Subject::pick(&gradient);
+        let gradient = elements.of_tensor(gradients)?;
         let reference = ReferenceAdamW {
             rate: RATE,
             betas: BETAS,
@@ -283,9 +308,9 @@ impl problem::Subject for Subject {
         let exact = reference.step(&state, &gradient)?;
         let rounded = reference.step_rounded(&state, &gradient, self.cell.dtype)?;
         Ok(vec![
-            verdict(&Subject::pick(&found[0]), &exact.weight, &rounded.weight),
-            verdict(&Subject::pick(&found[1]), &exact.moment, &rounded.moment),
-            verdict(&Subject::pick(&found[2]), &exact.second_moment, &rounded.second_moment),
+            Expected::new(elements.clone(), exact.weight, rounded.weight),
+            Expected::new(elements.clone(), exact.moment, rounded.moment),
+            Expected::new(elements, exact.second_moment, rounded.second_moment),
         ])
     }
 }

@@ -2,7 +2,8 @@
 
 use super::OperatorName;
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, pick, verdict, written};
+use super::compared::{Elements, Expected, compared, numbers};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -158,10 +159,11 @@ impl problem::Subject for Subject {
         BTreeMap::from([("epsilon", EPSILON.into())])
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { rows, columns, dtype, .. } = self.cell;
-        let (x, weight) = (self.sets[0].x.to_f64_vec()?, self.weight.to_f64_vec()?);
-        let bias = self.bias.as_ref().map(Tensor::to_f64_vec).transpose()?;
+        let (x, weight) = (&self.sets[0].x, numbers(&self.weight)?);
+        let bias = self.bias.as_ref().map(numbers).transpose()?;
+        let elements = Elements::rows(compared(rows), columns);
         let norm = ReferenceNorm {
             columns,
             takes_mean_off: is_layer(&self.cell),
@@ -170,15 +172,15 @@ impl problem::Subject for Subject {
             bias: bias.as_deref(),
         };
         let Some(dout) = &self.sets[0].dout else {
-            let x = pick(&x, rows);
+            let x = elements.of_tensor(x)?;
             let (exact, rounded) = (norm.forward(&x, None)?, norm.forward_rounded(&x, None, [dtype; 2])?);
-            return Ok(vec![verdict(&pick(&found[0], rows), &exact.out, &rounded.out)]);
+            return Ok(vec![Expected::new(elements, exact.out, rounded.out)]);
         };
-        let dout = dout.to_f64_vec()?;
-        let (some_x, some_dout) = (pick(&x, rows), pick(&dout, rows));
+        let (x, dout) = (numbers(x)?, numbers(dout)?);
+        let (some_x, some_dout) = (elements.pick(&x), elements.pick(&dout));
         let exact = norm.backward(&some_x, &some_dout, None)?;
         let rounded = norm.backward_rounded(&some_x, &some_dout, None, [dtype; 2])?;
-        let mut verdicts = vec![verdict(&pick(&found[0], rows), &exact.dx, &rounded.dx)];
+        let mut expected = vec![Expected::new(elements, exact.dx, rounded.dx)];
         // Of all rows, in f64, and in f32 where a simple program has them; then rounded as its result is.
         let chunk = CHUNK * columns;
         let sums = x.par_chunks(chunk).zip(dout.par_chunks(chunk)).map(|(x, dout)| {
@@ -197,10 +199,10 @@ impl problem::Subject for Subject {
         for x in dweight_rounded.iter_mut().chain(&mut dbias_rounded) {
             *x = with_element!(dtype, T => T::from_f64(*x).to_f64());
         }
-        verdicts.push(verdict(&found[1], &dweight, &dweight_rounded));
-        if let Some(found) = found.get(2) {
-            verdicts.push(verdict(found, &dbias, &dbias_rounded));
+        expected.push(Expected::new(Elements::all(columns), dweight, dweight_rounded));
+        if self.dbias.is_some() {
+            expected.push(Expected::new(Elements::all(columns), dbias, dbias_rounded));
         }
-        Ok(verdicts)
+        Ok(expected)
     }
 }

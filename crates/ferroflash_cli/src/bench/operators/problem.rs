@@ -1,23 +1,19 @@
 //! A problem on a device: its tensors, in as many copies as launches go round, a graph of calls, and the files of its peers.
 
 use super::cell::Cell;
+use super::compared::Expected;
 use super::{OperatorName, cross_entropy, dense, embedding, linear_cross_entropy, lists, norm, rotary, softmax};
 use crate::bench::peers::{RowsInput, RowsProblem};
 use crate::names::with_element;
 use crate::values::Values;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use ferroflash::operators::Operation;
-use ferroflash::reference::{max_abs_difference, tolerance};
-use ferroflash::{Device, Element, Graph, Stream, Tensor, TensorViewMut};
-use kernel_spec::DType;
+use ferroflash::{Device, Graph, Stream, Tensor, TensorViewMut};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Bytes that launches go round, at least, whatever the cache.
 const LEAST_BYTES: u64 = 128 << 20;
-
-/// Rows that are compared with the reference.
-const COMPARED: usize = 64;
 
 /// A tensor that every peer is given.
 pub(super) struct Input<'t> {
@@ -67,8 +63,8 @@ pub(super) trait Subject {
     /// Numbers that peers are given, by name.
     fn numbers(&self) -> BTreeMap<&'static str, f64>;
 
-    /// Of each of the results `found`, in the order of [`Subject::outputs`], the largest error and what is accepted of it.
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>>;
+    /// What of each result is compared with the reference, in the order of [`Subject::outputs`].
+    fn expected(&self) -> Result<Vec<Expected>>;
 }
 
 /// Sets of a problem, so that launches that go round them find little in the cache.
@@ -78,23 +74,6 @@ pub(super) fn sets(device: &Device, bytes: u64) -> usize {
     // The emulator has no time to measure.
     let most = if is_emulator { 2 } else { u64::MAX };
     (cache.div_ceil(bytes) + 1).min(most) as usize
-}
-
-/// The rows of `rows` that are compared: at equal distances, the first and the last among them.
-pub(super) fn compared(rows: usize) -> impl Iterator<Item = usize> + Clone {
-    let compared = rows.min(COMPARED);
-    (0..compared).map(move |i| i * (rows - 1) / (compared - 1).max(1))
-}
-
-/// Those rows of a tensor.
-pub(super) fn pick(of: &[f64], rows: usize) -> Vec<f64> {
-    let columns = of.len() / rows;
-    compared(rows).flat_map(|row| &of[row * columns..][..columns]).copied().collect()
-}
-
-/// The largest error of a result, and what is accepted of it.
-pub(super) fn verdict(found: &[f64], exact: &[f64], rounded: &[f64]) -> (f64, f64) {
-    (max_abs_difference(found, exact), tolerance(max_abs_difference(rounded, exact)))
 }
 
 /// A tensor that a call writes.
@@ -112,6 +91,8 @@ pub(super) struct Problem {
     device: Device,
     stream: Stream,
     subject: Box<dyn Subject>,
+    /// The same for all implementations.
+    expected: Vec<Expected>,
     /// A call on each set; made before times are taken.
     graph: Option<Graph>,
 }
@@ -136,8 +117,8 @@ impl Problem {
                 Box::new(lists::Subject::new(device, cell, values, seed)?)
             }
         };
-        let (device, stream) = (device.clone(), device.default_stream());
-        Ok(Problem { cell, device, stream, subject, graph: None })
+        let (device, stream, expected) = (device.clone(), device.default_stream(), subject.expected()?);
+        Ok(Problem { cell, device, stream, subject, expected, graph: None })
     }
 
     pub(super) fn sets(&self) -> usize {
@@ -174,8 +155,8 @@ impl Problem {
     pub(super) fn check(&mut self) -> Result<(f64, f64)> {
         self.subject.poison()?;
         self.subject.call(&self.device, 0, &self.stream)?;
-        let read = |output: Output<'_>| output.tensor.to_f64_vec();
-        self.nearest(&self.subject.outputs().into_iter().map(read).collect::<ferroflash::Result<Vec<_>>>()?)
+        let found = self.subject.outputs().into_iter().zip(&self.expected);
+        nearest(found.map(|(output, expected)| expected.verdict(output.tensor)))
     }
 
     /// Writes the inputs as files, and says what they are.
@@ -183,11 +164,18 @@ impl Problem {
         let mut inputs = Vec::new();
         for Input { name, data, own, differentiated } in self.subject.inputs() {
             let path = folder.join(name);
-            let (bytes, dtype, shape) = match data {
-                Data::Elements(tensor) => (bytes_of(tensor)?, tensor.dtype().name(), tensor.shape().to_vec()),
-                Data::Whole(numbers) => (bytemuck::cast_slice(numbers).to_vec(), "i64", vec![numbers.len()]),
+            let write =
+                |bytes: &[u8]| std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()));
+            let (dtype, shape) = match data {
+                Data::Elements(tensor) => {
+                    with_element!(tensor.dtype(), T => write(bytemuck::cast_slice(&tensor.to_vec::<T>()?))?);
+                    (tensor.dtype().name(), tensor.shape().to_vec())
+                }
+                Data::Whole(numbers) => {
+                    write(bytemuck::cast_slice(numbers))?;
+                    ("i64", vec![numbers.len()])
+                }
             };
-            std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
             inputs.push(RowsInput { name, dtype, shape, own, differentiated });
         }
         Ok(RowsProblem {
@@ -207,29 +195,14 @@ impl Problem {
 
     /// Compares what a peer wrote to those.
     pub(super) fn check_files(&self, file: &Path) -> Result<(f64, f64)> {
-        let read = |(output, path): (Output<'_>, PathBuf)| {
-            let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let dtype: DType = output.tensor.dtype();
-            let expected = output.tensor.shape().iter().product::<usize>() * dtype.bytes();
-            ensure!(bytes.len() == expected, "{} has {} bytes instead of {expected}", output.name, bytes.len());
-            Ok(with_element!(dtype, T => {
-                let elements = bytes.chunks_exact(size_of::<T>());
-                elements.map(|bytes| bytemuck::pod_read_unaligned::<T>(bytes).to_f64()).collect::<Vec<f64>>()
-            }))
-        };
-        let files = self.result_files(file);
-        self.nearest(&self.subject.outputs().into_iter().zip(files).map(read).collect::<Result<Vec<_>>>()?)
-    }
-
-    /// The result that comes nearest to what is accepted of it.
-    fn nearest(&self, found: &[Vec<f64>]) -> Result<(f64, f64)> {
-        let share = |(error, bound): &(f64, f64)| error / bound;
-        let verdicts = self.subject.verdicts(found)?;
-        let nearest = verdicts.into_iter().max_by(|a, b| share(a).total_cmp(&share(b)));
-        nearest.context("an operator without results")
+        let found = self.subject.outputs().into_iter().zip(self.result_files(file)).zip(&self.expected);
+        nearest(found.map(|((output, path), expected)| expected.verdict_of_file(&path, output.tensor)))
     }
 }
 
-fn bytes_of(tensor: &Tensor) -> Result<Vec<u8>> {
-    Ok(with_element!(tensor.dtype(), T => bytemuck::cast_slice(&tensor.to_vec::<T>()?).to_vec()))
+/// Of the errors of results, and what is accepted of each, those that come nearest to each other.
+fn nearest(verdicts: impl Iterator<Item = Result<(f64, f64)>>) -> Result<(f64, f64)> {
+    let share = |(error, bound): &(f64, f64)| error / bound;
+    let verdicts = verdicts.collect::<Result<Vec<_>>>()?;
+    verdicts.into_iter().max_by(|a, b| share(a).total_cmp(&share(b))).context("an operator without results")
 }

@@ -1,7 +1,8 @@
 //! Rotary embedding of heads, in halves, with tables in f32.
 
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, compared, verdict, written};
+use super::compared::{Elements, Expected, compared, numbers};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -119,14 +120,11 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let (heads, columns) = (heads(&self.cell), self.cell.columns);
         let tokens = self.cell.rows / heads;
-        let (x, cos, sin) = (self.sets[0].x.to_f64_vec()?, self.cos.to_f64_vec()?, self.sin.to_f64_vec()?);
-        let pick = |of: &[f64]| -> Vec<f64> {
-            let row = heads * columns;
-            compared(tokens).flat_map(|token| &of[token * row..][..row]).copied().collect()
-        };
+        let elements = Elements::rows(compared(tokens), heads * columns);
+        let (x, cos, sin) = (elements.of_tensor(&self.sets[0].x)?, numbers(&self.cos)?, numbers(&self.sin)?);
         let reference = ReferenceRotary {
             heads,
             columns,
@@ -136,9 +134,9 @@ impl problem::Subject for Subject {
             cos: &cos,
             sin: &sin,
         };
-        let (x, positions) = (pick(&x), compared(tokens).collect::<Vec<usize>>());
+        let positions: Vec<usize> = compared(tokens).collect();
         let exact = reference.forward(&x, &positions)?;
         let rounded = reference.forward_rounded(&x, &positions, self.cell.dtype)?;
-        Ok(vec![verdict(&pick(&found[0]), &exact, &rounded)])
+        Ok(vec![Expected::new(elements, exact, rounded)])
     }
 }

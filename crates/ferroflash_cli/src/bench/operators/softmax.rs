@@ -1,7 +1,8 @@
 //! Softmax.
 
 use super::cell::Cell;
-use super::problem::{self, Data, Input, Output, pick, verdict, written};
+use super::compared::{Elements, Expected, compared};
+use super::problem::{self, Data, Input, Output, written};
 use crate::names::with_element;
 use crate::values::Values;
 use anyhow::Result;
@@ -101,18 +102,19 @@ impl problem::Subject for Subject {
         BTreeMap::new()
     }
 
-    fn verdicts(&self, found: &[Vec<f64>]) -> Result<Vec<(f64, f64)>> {
+    fn expected(&self) -> Result<Vec<Expected>> {
         let Cell { rows, columns, dtype, .. } = self.cell;
         let Set { x, backward, .. } = &self.sets[0];
+        let elements = Elements::rows(compared(rows), columns);
         let softmax = ReferenceSoftmax { columns, scale: 1.0, log: false, queries: None };
-        let x = pick(&x.to_f64_vec()?, rows);
+        let x = elements.of_tensor(x)?;
         let (mut exact, mut rounded) = (softmax.forward(&x, None)?, softmax.forward_rounded(&x, None, dtype)?);
         if let Some([_, dout]) = backward {
             // Whoever computes the gradient has an output that is rounded.
-            let dout = pick(&dout.to_f64_vec()?, rows);
+            let dout = elements.of_tensor(dout)?;
             exact = softmax.backward(&exact, &dout)?;
             rounded = softmax.backward_rounded(&rounded, &dout, dtype)?;
         }
-        Ok(vec![verdict(&pick(&found[0], rows), &exact, &rounded)])
+        Ok(vec![Expected::new(elements, exact, rounded)])
     }
 }
