@@ -5,7 +5,7 @@ mod environment;
 mod measure;
 mod method;
 mod nvml;
-mod operators;
+pub(crate) mod operators;
 mod peers;
 mod preset;
 mod print;

@@ -10,6 +10,7 @@ mod linear_cross_entropy;
 mod lists;
 mod norm;
 mod problem;
+pub(crate) mod record;
 mod rotary;
 mod shapes;
 mod softmax;
@@ -17,7 +18,6 @@ mod softmax;
 use super::measure::Timing;
 use super::nvml::Gpu;
 use super::peers::{Operation as PeerOperation, PeerName, Peers};
-use super::record::Environment;
 use super::stats::Quartiles;
 use super::{BenchArgs, environment};
 use crate::files;
@@ -26,7 +26,7 @@ use crate::output::{say, status};
 use crate::sheet::Sheet;
 use crate::usage::OrUnusable;
 use crate::workload::L2;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use cell::Cell;
 use clap::{Args, ValueEnum};
 use ferroflash::Device;
@@ -34,11 +34,8 @@ use problem::Problem;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
-use serde::Serialize;
+use record::{OPERATORS_KIND, OPERATORS_VERSION, OURS, OperatorCell, OperatorRecord, OperatorResult};
 use std::time::Instant;
-
-/// What every record of operators says first.
-const KIND: &str = "ferroflash operators";
 
 /// Operators on rows, in the place of attention.
 #[derive(Args, Clone, Debug, Default)]
@@ -147,75 +144,6 @@ impl OperatorName {
     }
 }
 
-/// A run.
-#[derive(Serialize)]
-struct OperatorRecord {
-    kind: &'static str,
-    schema_version: u32,
-    environment: Environment,
-    /// What a launch finds in the cache, how samples are taken, and what bytes count.
-    method: String,
-    seed: u64,
-    cells: Vec<CellRecord>,
-}
-
-/// One problem.
-#[derive(Serialize)]
-struct CellRecord {
-    operator: &'static str,
-    pass: &'static str,
-    dtype: &'static str,
-    rows: usize,
-    columns: usize,
-    /// Of a list of tensors, which are `rows` of `columns` elements together: whose they are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'static str>,
-    /// Of dense layers: numbers that are summed over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    depth: Option<usize>,
-    /// Of dense layers: multiplications and additions.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    operations: Option<u64>,
-    /// Of all tensors, each counted once.
-    bytes: u64,
-    results: Vec<OperatorResult>,
-}
-
-/// One implementation on one problem.
-#[derive(Serialize)]
-struct OperatorResult {
-    name: &'static str,
-    version: Option<String>,
-    symbols: Vec<&'static str>,
-    workspace_bytes: Option<u64>,
-    /// Largest error, and what is accepted of it, of the result that comes nearest to that.
-    max_error: Option<f64>,
-    bound: Option<f64>,
-    samples_ms: Vec<f64>,
-    time_ms: Option<Quartiles>,
-    bytes_per_second: Option<f64>,
-    skipped: Option<String>,
-}
-
-impl OperatorResult {
-    fn new(name: &'static str) -> OperatorResult {
-        OperatorResult {
-            name,
-            version: None,
-            symbols: Vec::new(),
-            workspace_bytes: None,
-            max_error: None,
-            bound: None,
-            samples_ms: Vec::new(),
-            time_ms: None,
-            bytes_per_second: None,
-            skipped: None,
-        }
-    }
-}
-
-const OURS: &str = "ferroflash";
-
 pub(super) fn run(args: &BenchArgs) -> Result<()> {
     args.validate(PeerOperation::RowOperators).or_unusable()?;
     let device = Device::open(&args.device)?;
@@ -239,8 +167,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
          in a drawn order; bytes a second are those of all tensors, each counted once",
         timing.repeats, timing.sample_ms
     );
-    let mut record =
-        OperatorRecord { kind: KIND, schema_version: 1, environment, method, seed: args.seed, cells: Vec::new() };
+    let mut record = OperatorRecord {
+        kind: OPERATORS_KIND.to_owned(),
+        schema_version: OPERATORS_VERSION,
+        environment,
+        method,
+        seed: args.seed,
+        cells: Vec::new(),
+    };
     let mut wrong = Vec::new();
     let mut checked = 0;
     for (i, cell) in cells.iter().enumerate() {
@@ -254,25 +188,25 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
                 }
             }
         }
-        record.cells.push(CellRecord {
-            operator: cell.operator.name(),
-            pass: cell.pass_name(),
-            dtype: cell.dtype.name(),
+        record.cells.push(OperatorCell {
+            operator: cell.operator.name().to_owned(),
+            pass: cell.pass_name().to_owned(),
+            dtype: cell.dtype.name().to_owned(),
             rows: cell.rows,
             columns: cell.columns,
-            model: cell.model.map(lists::Model::name),
+            model: cell.model.map(|model| model.name().to_owned()),
             depth: cell.depth,
             operations: cell.depth.map(|_| dense::operations(cell)),
             bytes: cell.operator.bytes(cell),
             results,
         });
         if let Some(path) = args.json.as_deref().filter(|path| !files::is_stream(path)) {
-            write(&record, path)?;
+            record.write(path)?;
         }
     }
     print(&record)?;
     if let Some(path) = &args.json {
-        write(&record, path)?;
+        record.write(path)?;
         status!("results written to {}", files::written_name(path));
     }
     if !wrong.is_empty() {
@@ -299,7 +233,7 @@ fn measure(
     let mut problem = Problem::new(device, *cell, args.values, seed)?;
     let mut ours = OperatorResult::new(OURS);
     let plan = problem.plan()?;
-    ours.symbols = plan.symbols();
+    ours.symbols = plan.symbols().into_iter().map(str::to_owned).collect();
     // Of a list, one for all launches of an entry.
     ours.symbols.dedup();
     ours.workspace_bytes = Some(plan.workspace_bytes());
@@ -365,7 +299,8 @@ fn measure(
                 continue;
             }
             match sample(who, launches, &problem)? {
-                Ok(ms) => samples[turn].push(ms / f64::from(launches)),
+                // Tenths of a nanosecond: further digits are noise, of which records would have pages.
+                Ok(ms) => samples[turn].push((ms / f64::from(launches) * 1e7).round() / 1e7),
                 Err(reason) => failed[turn] = Some(reason),
             }
         }
@@ -406,19 +341,15 @@ fn print(record: &OperatorRecord) -> Result<()> {
         for result in &cell.results {
             let number = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
             let row = [
-                cell.model.map_or_else(|| cell.operator.to_owned(), |model| format!("{} {model}", cell.operator)),
-                cell.pass.to_owned(),
-                cell.dtype.to_owned(),
+                cell.model.as_ref().map_or_else(|| cell.operator.clone(), |model| format!("{} {model}", cell.operator)),
+                cell.pass.clone(),
+                cell.dtype.clone(),
                 cell.rows.to_string(),
                 cell.columns.to_string(),
                 number(cell.depth.map(|depth| depth.to_string())),
-                result.name.to_owned(),
+                result.name.clone(),
                 number(result.bytes_per_second.map(|rate| significant(rate / 1e9))),
-                number(
-                    cell.operations
-                        .zip(result.time_ms)
-                        .map(|(operations, time)| significant(operations as f64 / time.median / 1e9)),
-                ),
+                number(cell.flops(result).map(|rate| significant(rate / 1e12))),
                 number(result.time_ms.map(|time| milliseconds(time.median))),
                 number(result.max_error.map(|error| format!("{error:.1e}"))),
             ];
@@ -434,9 +365,4 @@ fn print(record: &OperatorRecord) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn write(record: &OperatorRecord, path: &std::path::Path) -> Result<()> {
-    let text = serde_json::to_string_pretty(record).context("the record cannot be written as JSON")?;
-    files::write(path, text + "\n")
 }

@@ -4,7 +4,7 @@
 //! never 0.
 
 mod cells;
-mod file;
+pub(super) mod file;
 mod mask;
 #[cfg(test)]
 pub(crate) mod samples;

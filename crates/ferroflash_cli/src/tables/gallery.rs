@@ -1,10 +1,11 @@
 //! The committed records, and the pictures that are committed beside them.
 
+use crate::bench::operators::record::{OPERATORS_KIND, OperatorRecord};
 use crate::bench::record::{BENCH_KIND, Record};
 use crate::plot;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One record of docs/benchmarks and its pictures.
 pub(super) struct Entry {
@@ -32,16 +33,11 @@ const GENERATED: [&str; 3] = ["svg", "png", "html"];
 /// counts that the tests compare with, are not the bench's.
 pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    for name in names(folder, &["json"])? {
-        let path = folder.join(&name);
-        if !is_record(&path)? {
-            continue;
-        }
+    for (stem, path) in records(folder, BENCH_KIND)? {
         let record = Record::read("the record", &path)?;
         let figures = plot::figures(&record);
         // One element type is enough to look at; a report has all.
         let first = record.cells.first().map(|cell| format!("-{}", cell.problem.dtype)).unwrap_or_default();
-        let stem = name.trim_end_matches(".json").to_owned();
         let pictures = figures
             .iter()
             .filter(|figure| figure.name.contains(&first))
@@ -52,11 +48,24 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Whether a file says that it is a record of the bench, of whatever version.
-fn is_record(path: &Path) -> Result<bool> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let value: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok(value["kind"] == BENCH_KIND)
+/// The same of operators, which have no pictures.
+pub(super) fn read_operators(folder: &Path) -> Result<Vec<(String, OperatorRecord)>> {
+    let records = records(folder, OPERATORS_KIND)?.into_iter();
+    records.map(|(stem, path)| Ok((stem, OperatorRecord::read("the record", &path)?))).collect()
+}
+
+/// The files that say that they are records of this kind, of whatever version, and their names without `.json`.
+fn records(folder: &Path, kind: &str) -> Result<Vec<(String, PathBuf)>> {
+    let mut records = Vec::new();
+    for name in names(folder, &["json"])? {
+        let path = folder.join(&name);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let value: serde_json::Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        if value["kind"] == kind {
+            records.push((name.trim_end_matches(".json").to_owned(), path));
+        }
+    }
+    Ok(records)
 }
 
 /// Every file that belongs beside the records.

@@ -4,6 +4,7 @@ use super::{BENCH_KIND, Record, SCHEMA_VERSION};
 use crate::files;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 
 impl Record {
@@ -13,21 +14,7 @@ impl Record {
     /// A file that cannot be read, is no JSON, is no record of `ferroflash bench`, or has another schema version than
     /// [`SCHEMA_VERSION`].
     pub(crate) fn read(flag: &str, path: &Path) -> Result<Record> {
-        Record::parse(&files::read_to_string(flag, path)?).with_context(|| files::read_name(path))
-    }
-
-    fn parse(text: &str) -> Result<Record> {
-        let value: serde_json::Value = serde_json::from_str(text).context("not JSON")?;
-        let kind = value["kind"].as_str().unwrap_or("missing");
-        ensure!(kind == BENCH_KIND, "no record of `ferroflash bench`: kind is {kind}, {BENCH_KIND} is read");
-        // Looked at before the rest: another version has other fields, and their absence would say nothing.
-        let version = &value["schema_version"];
-        ensure!(
-            version.as_u64() == Some(SCHEMA_VERSION.into()),
-            "schema_version is {version}; this build reads {SCHEMA_VERSION}: measure again, or read it with the version of \
-             ferroflash that wrote it"
-        );
-        serde_json::from_value(value).context("not a complete record")
+        read(flag, path, BENCH_KIND, SCHEMA_VERSION)
     }
 
     /// Writes the record, all of it or nothing: whoever reads the file at any time finds a whole record.
@@ -35,8 +22,7 @@ impl Record {
     /// # Errors
     /// A file that cannot be written.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).context("the record cannot be written as JSON")?;
-        files::write(path, one_line_each(&text))
+        write(self, path)
     }
 
     /// Takes over what an earlier run of the same sweep has finished.
@@ -63,6 +49,31 @@ impl Record {
         self.cells = cells;
         Ok(())
     }
+}
+
+/// Reads a record of this kind and version.
+pub(in crate::bench) fn read<T: DeserializeOwned>(flag: &str, path: &Path, kind: &str, version: u32) -> Result<T> {
+    parse(&files::read_to_string(flag, path)?, kind, version).with_context(|| files::read_name(path))
+}
+
+fn parse<T: DeserializeOwned>(text: &str, kind: &str, version: u32) -> Result<T> {
+    let value: serde_json::Value = serde_json::from_str(text).context("not JSON")?;
+    let found = value["kind"].as_str().unwrap_or("missing");
+    ensure!(found == kind, "no record of `ferroflash bench`: kind is {found}, {kind} is read");
+    // Looked at before the rest: another version has other fields, and their absence would say nothing.
+    let found = &value["schema_version"];
+    ensure!(
+        found.as_u64() == Some(version.into()),
+        "schema_version is {found}; this build reads {version}: measure again, or read it with the version of ferroflash \
+         that wrote it"
+    );
+    serde_json::from_value(value).context("not a complete record")
+}
+
+/// Writes a record, all of it or nothing.
+pub(in crate::bench) fn write<T: Serialize>(record: &T, path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(record).context("the record cannot be written as JSON")?;
+    files::write(path, one_line_each(&text))
 }
 
 /// Fields of `now` that `before` has otherwise, one line each.
@@ -123,7 +134,7 @@ mod tests {
 
     #[test]
     fn other_kinds_and_versions_are_refused_before_their_fields() {
-        let message = |text: &str| format!("{:#}", Record::parse(text).unwrap_err());
+        let message = |text: &str| format!("{:#}", parse::<Record>(text, BENCH_KIND, SCHEMA_VERSION).unwrap_err());
         assert!(message("{").contains("not JSON"));
         assert!(message("{}").contains("kind is missing"));
         assert!(message(r#"{"kind": "other"}"#).contains("kind is other"));
