@@ -66,7 +66,7 @@ pub(crate) fn run(rest: Vec<OsString>) -> Result<()> {
 
 /// A builder of a unit of the kernel crate, for every architecture of its entries.
 pub(crate) fn builder(unit: Unit) -> Result<CudaBuilder> {
-    // The folder that the build script of `ferroflash_ptx` uses too: each compiles what the other has not.
+    // The folder that the build scripts of `ferroflash_ptx_*` use too: each compiles what the other has not.
     let mut builder = CudaBuilder::new(workspace::kernels())
         .target_dir(workspace::target_dir()?.join("cuda_builder"))
         .default_features(false)

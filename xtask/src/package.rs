@@ -18,9 +18,9 @@ const HELP: &str = "\
 Usage: cargo xtask package [OPTIONS]
 
 Makes the packages that a registry takes, each built from its package with its siblings from theirs, and a program of the unpacked packages
-alone, which computes in the emulator. The kernels' PTX is in the package of ferroflash_ptx: it is added in a copy of the repository in
-target/package-tree, by a commit on top of the one that is packaged. The same commit and rustc give the same bytes, commit and all. Publishes
-nothing, and says at its end what does.
+alone, which computes in the emulator. The kernels' PTX is in the packages ferroflash_ptx_attention and ferroflash_ptx_operators: it is
+added in a copy of the repository in target/package-tree, by a commit on top of the one that is packaged. The same commit and rustc give
+the same bytes, commit and all. Publishes nothing, and says at its end what does.
 
 Options
   --allow-dirty    package changes too that are not committed
@@ -151,6 +151,8 @@ fn published(metadata: &Value) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use kernel_spec::Unit;
+
     use super::*;
 
     /// The packages of this workspace that may be published.
@@ -187,12 +189,16 @@ mod tests {
     fn what_is_published_needs_only_what_is_published() {
         let packages = packages();
         let is_published = |name: &str| packages.iter().any(|package| package["name"] == name);
+        // What their build scripts need stays here, with these.
+        let without_script = Unit::ALL.map(tree::package_of);
         for package in &packages {
             for dependency in package["dependencies"].as_array().unwrap() {
                 let is_sibling = !dependency["path"].is_null();
-                let is_dev = dependency["kind"] == "dev";
+                let is_of_script =
+                    dependency["kind"] == "build" && without_script.iter().any(|name| package["name"] == **name);
+                let stays_here = dependency["kind"] == "dev" || is_of_script;
                 let name = dependency["name"].as_str().unwrap();
-                assert!(!is_sibling || is_dev || is_published(name), "{} needs {name}", package["name"]);
+                assert!(!is_sibling || stays_here || is_published(name), "{} needs {name}", package["name"]);
             }
         }
     }
@@ -200,16 +206,18 @@ mod tests {
     /// Host and kernels read the same structures: a compatible version is not enough.
     #[test]
     fn the_two_sides_of_a_launch_are_of_one_version() {
-        let mut seen = 0;
+        let mut seen = std::collections::BTreeSet::new();
+        let sides: Vec<String> =
+            Unit::ALL.map(tree::package_of).into_iter().chain(["kernel_spec".to_owned()]).collect();
         for package in packages() {
             for dependency in package["dependencies"].as_array().unwrap() {
-                if ["kernel_spec", "ferroflash_ptx"].contains(&dependency["name"].as_str().unwrap()) {
+                if let Some(side) = sides.iter().find(|side| dependency["name"] == ***side) {
                     assert_eq!(dependency["req"], concat!("=", env!("CARGO_PKG_VERSION")), "{}", package["name"]);
-                    seen += 1;
+                    seen.insert(side);
                 }
             }
         }
-        assert!(seen >= 3, "{seen}");
+        assert_eq!(seen.len(), sides.len(), "{seen:?}");
     }
 
     /// The registry's rules, and what its page of a crate shows.

@@ -43,16 +43,21 @@ const ALLOWED_SIBLINGS: &[(&str, &[&str])] = &[
     ("kernel_spec", &[]),
     ("cuda_std", &["cuda_std_macros"]),
     ("cuda_std_macros", &[]),
-    ("ferroflash", &["kernel_spec", "ferroflash_ptx", "ferroflash_cust", "ptx_emu"]),
+    (
+        "ferroflash",
+        &["kernel_spec", "ferroflash_ptx_attention", "ferroflash_ptx_operators", "ferroflash_cust", "ptx_emu"],
+    ),
     ("ferroflash_cli", &["kernel_spec", "ferroflash"]),
     ("ferroflash_cuda_builder", &[]),
     ("ferroflash_cudarc", &["ferroflash"]),
     ("ferroflash_cust", &[]),
-    ("ferroflash_ptx", &["kernel_spec", "ferroflash_cuda_builder"]),
+    ("ferroflash_ptx_attention", &["ptx_pack"]),
+    ("ferroflash_ptx_operators", &["ptx_pack"]),
     ("ferroflash_python", &["ferroflash"]),
     ("ferroflash_tests", &["kernel_spec", "ferroflash", "ferroflash_cust", "ptx_emu"]),
     ("kernels", &["kernel_spec", "cuda_std"]),
     ("ptx_emu", &[]),
+    ("ptx_pack", &["kernel_spec", "ferroflash_cuda_builder"]),
     ("xtask", &["kernel_spec", "ferroflash_cuda_builder"]),
 ];
 

@@ -208,7 +208,13 @@ impl CudaBuilder {
                 module.copy_to(dir)?;
             }
         }
-        Ok(BuildOutput { modules, inputs: package.inputs()? })
+        let mut inputs = package.manifests();
+        for module in &modules {
+            inputs.extend(package.sources(module.path.parent().expect("it lies in a folder"))?);
+        }
+        inputs.sort();
+        inputs.dedup();
+        Ok(BuildOutput { modules, inputs })
     }
 
     fn module(&self, toolchain: &Toolchain, package: &Package, files: &[PathBuf], arch: Arch) -> Result<Module, Error> {
@@ -328,7 +334,7 @@ impl CudaBuilder {
 }
 
 impl BuildOutput {
-    /// Files and folders that the PTX is made of.
+    /// Files that the PTX is made of. Those of modules behind features that are off are not among them.
     pub fn inputs(&self) -> &[PathBuf] {
         &self.inputs
     }

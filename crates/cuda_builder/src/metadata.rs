@@ -92,20 +92,16 @@ impl Package {
         Ok(files)
     }
 
-    /// Files and folders for `rerun-if-changed`: what lies in the packages, but not build output.
-    pub(crate) fn inputs(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut inputs = vec![self.lock_file.clone()];
-        for folder in &self.local_folders {
-            for entry in fs::read_dir(folder).map_err(at(folder))? {
-                let entry = entry.map_err(at(folder))?;
-                let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
-                if !is_hidden && !entry.path().join("CACHEDIR.TAG").exists() {
-                    inputs.push(entry.path());
-                }
-            }
-        }
-        inputs.sort();
-        Ok(inputs)
+    /// Files that decide the PTX whichever features are on: the lock file and the manifests.
+    pub(crate) fn manifests(&self) -> Vec<PathBuf> {
+        let manifests = self.local_folders.iter().map(|folder| folder.join("Cargo.toml"));
+        manifests.chain([self.lock_file.clone()]).collect()
+    }
+
+    /// Source files of a build whose target folder is `dir`, as cargo wrote down: of modules behind features that are off there are none.
+    pub(crate) fn sources(&self, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+        let file = dir.join(flags::TARGET).join("release").join(format!("{}.d", self.crate_name));
+        Ok(rule(&fs::read_to_string(&file).map_err(at(&file))?))
     }
 
     /// `cuda_builder` in the target folder of the outer build: that of the build script, of the environment, or of the kernel
@@ -123,6 +119,14 @@ impl Package {
         };
         target.join("cuda_builder")
     }
+}
+
+/// What the first rule of a makefile depends on.
+fn rule(text: &str) -> Vec<PathBuf> {
+    let (_, names) = text.lines().next().and_then(|line| line.split_once(": ")).unwrap_or_default();
+    // A space in a name stands behind a backslash.
+    let names = names.replace("\\ ", "\0");
+    names.split_whitespace().map(|name| PathBuf::from(name.replace('\0', " "))).collect()
 }
 
 /// Name of the `cdylib` target.
@@ -150,4 +154,17 @@ fn closure<'a>(metadata: &'a Value, root: &'a str) -> BTreeSet<&'a str> {
         }
     }
     used
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_a_rule_may_have_spaces() {
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(rule("/a\\ b/k.ptx: /a\\ b/x.rs /c/y.rs\n\n/c/y.rs:\n"), paths(&["/a b/x.rs", "/c/y.rs"]));
+        assert_eq!(rule("C:\\t\\k.ptx: C:\\s\\x.rs\n"), paths(&["C:\\s\\x.rs"]));
+        assert_eq!(rule(""), paths(&[]));
+    }
 }

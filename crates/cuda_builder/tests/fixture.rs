@@ -56,7 +56,13 @@ fn compiles_once_per_architecture_and_splits_by_entry() {
         let bounds = &kernel("checks_bounds").ptx;
         assert!(bounds.contains(".b8 scratch[256];") && bounds.contains("trap;"), "{bounds}");
     }
-    assert!(output.inputs().iter().any(|input| input.ends_with("cuda_std_macros/src")), "{:?}", output.inputs());
+    for input in ["cuda_std_macros/src/lib.rs", "fixture/Cargo.toml", "fixture/src/lib.rs"] {
+        assert!(output.inputs().iter().any(|path| path.ends_with(input)), "{input}: {:?}", output.inputs());
+    }
+    // Behind a feature that is off.
+    let local = |inputs: &[PathBuf]| inputs.iter().any(|path| path.ends_with("fixture/src/local.rs"));
+    assert!(!local(output.inputs()), "{:?}", output.inputs());
+    assert!(local(succeed(self::builder().arch(Arch::Sm80).feature("local").build()).inputs()));
 
     let again = succeed(builder.build());
     assert!(again.modules.iter().all(|module| !module.compiled));

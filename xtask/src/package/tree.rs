@@ -5,12 +5,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use kernel_spec::Unit;
 use serde_json::Value;
 
 use crate::workspace;
 
-/// Where `ferroflash_ptx` lies in the repository.
-const CRATE: &str = "crates/ferroflash_ptx";
+/// The package with the PTX of a unit.
+pub(super) fn package_of(unit: Unit) -> String {
+    format!("ferroflash_ptx_{}", unit.feature())
+}
+
+/// Where it lies in the repository.
+fn folder_of(unit: Unit) -> String {
+    format!("crates/{}", package_of(unit))
+}
 
 /// The line of its manifest from which on packages have nothing.
 const END: &str = "# Not in packages:";
@@ -50,32 +58,39 @@ pub(super) fn make() -> Result<Tree> {
     }
     workspace::run(git(&folder).args(["reset", "--quiet", "--hard"]))?;
 
-    install(&compiled, &folder.join(CRATE))?;
-    // The package needs less: what the lock file says of it follows. Nothing new is looked for.
+    for (unit, compiled) in Unit::ALL.into_iter().zip(&compiled) {
+        install(compiled, &folder.join(folder_of(unit)))?;
+    }
+    // The packages need less: what the lock file says of them follows. Nothing new is looked for.
     let mut cargo = workspace::cargo();
     workspace::output(cargo.args(["metadata", "--format-version", "1", "--offline"]).current_dir(&folder))?;
-    workspace::run(git(&folder).args(["add", "--all", "--force", "Cargo.lock", CRATE]))?;
+    workspace::run(git(&folder).args(["add", "--all", "--force", "Cargo.lock"]).args(Unit::ALL.map(folder_of)))?;
     author.commit(&folder, "The kernels' PTX, compiled from the commit before")?;
     let commit = workspace::output(git(&folder).args(["rev-parse", "HEAD"]))?.trim().to_owned();
     Ok(Tree { folder, commit })
 }
 
-/// Builds `ferroflash_ptx` of the workspace, and gives the folder that its build script wrote into.
-fn compile() -> Result<PathBuf> {
+/// Builds the packages of PTX of the workspace, and gives the folders that their build scripts wrote into, in the order of the units.
+fn compile() -> Result<Vec<PathBuf>> {
     workspace::step("PTX to package");
     let mut cargo = workspace::cargo();
     // Release builds pack the smallest.
-    cargo.args(["build", "--release", "--package", "ferroflash_ptx", "--message-format", "json-render-diagnostics"]);
+    cargo.args(["build", "--release", "--message-format", "json-render-diagnostics"]);
+    for unit in Unit::ALL {
+        cargo.args(["--package", &package_of(unit)]);
+    }
     // A package holds what this source gives.
     cargo.env_remove("FERROFLASH_PTX_DIR");
     let messages = workspace::output(&mut cargo)?;
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["reason"] == "build-script-executed")
-        .filter(|message| message["package_id"].as_str().is_some_and(|id| id.contains(CRATE)))
-        .find_map(|message| message["out_dir"].as_str().map(PathBuf::from))
-        .context("cargo names no output of the build script of ferroflash_ptx")
+    let messages: Vec<Value> = messages.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let folder = |unit: Unit| {
+        let package = folder_of(unit);
+        let executed = messages.iter().filter(|message| message["reason"] == "build-script-executed");
+        let mut own = executed.filter(|message| message["package_id"].as_str().is_some_and(|id| id.contains(&package)));
+        let folder = own.find_map(|message| message["out_dir"].as_str().map(PathBuf::from));
+        folder.with_context(|| format!("cargo names no output of the build script of {package}"))
+    };
+    Unit::ALL.into_iter().map(folder).collect()
 }
 
 /// Puts what the build script made into the crate, in place of the script.
@@ -159,16 +174,19 @@ fn argument(option: &str, path: &Path) -> std::ffi::OsString {
 mod tests {
     use super::*;
 
-    fn source(file: &str) -> String {
-        fs::read_to_string(workspace::root().join(CRATE).join(file)).unwrap()
+    fn source(unit: Unit, file: &str) -> String {
+        fs::read_to_string(workspace::root().join(folder_of(unit)).join(file)).unwrap()
     }
 
     #[test]
     fn a_package_has_no_build_script() {
-        let manifest = packaged_manifest(&source("Cargo.toml")).unwrap();
-        assert!(manifest.contains("[lints]") && !manifest.contains("cuda_builder"), "{manifest}");
-        let library = packaged_library(&source("src/lib.rs")).unwrap();
-        assert!(library.contains(INCLUDES[1]) && !library.contains("OUT_DIR"), "{library}");
+        for unit in Unit::ALL {
+            let manifest = packaged_manifest(&source(unit, "Cargo.toml")).unwrap();
+            assert!(manifest.contains("[lints]") && !manifest.contains("ptx_pack"), "{manifest}");
+            let library = packaged_library(&source(unit, "src/lib.rs")).unwrap();
+            assert!(library.contains(INCLUDES[1]) && !library.contains("OUT_DIR"), "{library}");
+            assert!(source(unit, "build.rs").contains(&format!("Unit::{unit:?})")), "a build script of another unit");
+        }
     }
 
     #[test]
@@ -186,8 +204,9 @@ mod tests {
         let (compiled, package) = (folder.path().join("out"), folder.path().join("package"));
         fs::create_dir_all(package.join("src")).unwrap();
         fs::create_dir(&compiled).unwrap();
+        let [unit, ..] = Unit::ALL;
         for file in ["Cargo.toml", "src/lib.rs", "build.rs"] {
-            fs::write(package.join(file), source(file)).unwrap();
+            fs::write(package.join(file), source(unit, file)).unwrap();
         }
         fs::write(compiled.join("modules.rs"), "include_bytes!(\"a.ptx.lzma\") }, include_bytes!(\"b.ptx.lzma\")")
             .unwrap();
@@ -203,8 +222,8 @@ mod tests {
         assert!(!package.join("build.rs").exists());
         fs::remove_file(compiled.join("b.ptx.lzma")).unwrap();
         fs::write(package.join("build.rs"), "").unwrap();
-        fs::write(package.join("src/lib.rs"), source("src/lib.rs")).unwrap();
-        fs::write(package.join("Cargo.toml"), source("Cargo.toml")).unwrap();
+        fs::write(package.join("src/lib.rs"), source(unit, "src/lib.rs")).unwrap();
+        fs::write(package.join("Cargo.toml"), source(unit, "Cargo.toml")).unwrap();
         assert!(install(&compiled, &package).is_err(), "a module is missing");
     }
 }

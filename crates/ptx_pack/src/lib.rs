@@ -1,7 +1,7 @@
-//! Makes and packs the PTX of every entry point.
+//! What the build scripts of `ferroflash_ptx_*` do, each for the entry points that are compiled together: makes their PTX and packs it.
 
 use cuda_builder::{CudaBuilder, PtxVersion};
-use kernel_spec::{Unit, entries};
+pub use kernel_spec::Unit;
 use lzma_rust2::{DICT_SIZE_MIN, LzmaOptions, LzmaWriter};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,64 +13,61 @@ use std::{env, fs, thread};
 /// Symbol and PTX of every entry point.
 type Modules = BTreeMap<String, String>;
 
-fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
-    let modules = match modules() {
+/// Writes the packs of a unit and the table of its modules to the folder of a build script's output. What goes wrong is written to standard error, and ends
+/// the build script.
+pub fn main(unit: Unit) {
+    let modules = match modules(unit) {
         Ok(modules) => modules,
         Err(message) => {
             eprintln!("{message}");
             std::process::exit(1);
         }
     };
-    let missing: Vec<_> = entries().map(|entry| entry.symbol).filter(|&symbol| !modules.contains_key(symbol)).collect();
+    let symbols = unit.entries().map(|entry| entry.symbol);
+    let missing: Vec<_> = symbols.filter(|&symbol| !modules.contains_key(symbol)).collect();
     assert!(missing.is_empty(), "entry points of kernel_spec without PTX: {}", missing.join(", "));
     embed(&modules, &PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")));
 }
 
-/// From the folder that FERROFLASH_PTX_DIR names, else compiled from the kernels' source beside this crate.
-fn modules() -> Result<Modules, String> {
+/// From the folder that FERROFLASH_PTX_DIR names, else compiled from the kernels' source beside the crate.
+fn modules(unit: Unit) -> Result<Modules, String> {
     println!("cargo::rerun-if-env-changed=FERROFLASH_PTX_DIR");
     if let Some(folder) = env::var_os("FERROFLASH_PTX_DIR") {
-        return from_folder(Path::new(&folder));
+        return from_folder(unit, Path::new(&folder));
     }
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    from_source(&root.join("../kernels"))
+    from_source(unit, &root.join("../kernels"))
 }
 
-fn from_source(kernels: &Path) -> Result<Modules, String> {
-    let mut modules = Modules::new();
-    for unit in Unit::ALL {
-        let mut builder = CudaBuilder::new(kernels).default_features(false).feature(unit.feature());
-        for entry in unit.entries() {
-            let arch = entry.arch.name().parse().map_err(|error| format!("{error}"))?;
-            builder = builder.arch(arch);
-            if let Some((major, minor)) = entry.arch.ptx_version() {
-                builder = builder.ptx_version(arch, PtxVersion::new(major, minor).map_err(|error| format!("{error}"))?);
-            }
+fn from_source(unit: Unit, kernels: &Path) -> Result<Modules, String> {
+    let mut builder = CudaBuilder::new(kernels).default_features(false).feature(unit.feature());
+    for entry in unit.entries() {
+        let arch = entry.arch.name().parse().map_err(|error| format!("{error}"))?;
+        builder = builder.arch(arch);
+        if let Some((major, minor)) = entry.arch.ptx_version() {
+            builder = builder.ptx_version(arch, PtxVersion::new(major, minor).map_err(|error| format!("{error}"))?);
         }
-        // The error is the cure in several lines, so it goes out as it is.
-        let output = builder.build().map_err(|error| error.to_string())?;
-        output.print_rerun_if_changed();
-        for line in output.modules.iter().flat_map(|module| module.warnings.lines()) {
-            println!("cargo::warning={line}");
-        }
-        let kernels = output.modules.into_iter().flat_map(|module| {
-            let arch = module.arch.name();
-            module.kernels.into_iter().map(move |kernel| (arch, kernel))
-        });
-        // An entry belongs to the architecture that the list names.
-        let listed =
-            |arch: &str, name: &str| unit.entries().any(|entry| entry.symbol == name && entry.arch.name() == arch);
-        modules.extend(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)));
     }
-    Ok(modules)
+    // The error is the cure in several lines, so it goes out as it is.
+    let output = builder.build().map_err(|error| error.to_string())?;
+    output.print_rerun_if_changed();
+    for line in output.modules.iter().flat_map(|module| module.warnings.lines()) {
+        println!("cargo::warning={line}");
+    }
+    let kernels = output.modules.into_iter().flat_map(|module| {
+        let arch = module.arch.name();
+        module.kernels.into_iter().map(move |kernel| (arch, kernel))
+    });
+    // An entry belongs to the architecture that the list names.
+    let listed = |arch: &str, name: &str| unit.entries().any(|entry| entry.symbol == name && entry.arch.name() == arch);
+    Ok(kernels.filter(|(arch, kernel)| listed(arch, &kernel.name)).map(|(_, k)| (k.name, k.ptx)).collect())
 }
 
-/// `SYMBOL.ptx` for every entry point, in one subfolder per architecture or directly in the folder.
-fn from_folder(folder: &Path) -> Result<Modules, String> {
+/// `SYMBOL.ptx` for every entry point of the unit, in one subfolder per architecture or directly in the folder.
+fn from_folder(unit: Unit, folder: &Path) -> Result<Modules, String> {
     println!("cargo::rerun-if-changed={}", folder.display());
     let mut modules = Modules::new();
-    for entry in entries() {
+    for entry in unit.entries() {
         let file = format!("{}.ptx", entry.symbol);
         let paths = [folder.join(entry.arch.name()).join(&file), folder.join(&file)];
         let Some(path) = paths.iter().find(|path| path.is_file()) else {
@@ -82,7 +79,7 @@ fn from_folder(folder: &Path) -> Result<Modules, String> {
     Ok(modules)
 }
 
-/// Writes the packs, and the table that `src/lib.rs` includes: sorted by symbol, for binary search. It names files beside itself, so that
+/// Writes the packs, and the table that the crate's `src/lib.rs` includes: sorted by symbol, for binary search. It names files beside itself, so that
 /// all of them can move.
 fn embed(modules: &Modules, out: &Path) {
     let packs = packs(modules);
@@ -98,18 +95,22 @@ fn embed(modules: &Modules, out: &Path) {
             });
         }
     });
-    let mut table = String::from("/// Texts that are much alike, together.\nstatic PACKS: &[&[u8]] = &[\n");
+    let mut table = String::from(
+        "/// Texts that are much alike, together: UTF-8 in the format of .lzma files.\nstatic PACKS: &[&[u8]] = &[\n",
+    );
     for pack in packs.keys() {
         table += &format!("    include_bytes!({:?}),\n", name(pack));
     }
-    table += "];\n/// Every entry point, in the order of their names.\npub static MODULES: &[Module] = &[\n";
+    table += "];\n/// Every entry point in the order of their names, a module with it alone, so that a device compiles only what it runs: its name, as in\n\
+              /// `kernel_spec::Entry::symbol`, the pack that holds its text, and where that starts and ends in the unpacked bytes.\n\
+              pub static MODULES: &[(&str, &[u8], usize, usize)] = &[\n";
     for (symbol, text) in modules {
         let pack = pack_of(symbol);
         let index = packs.keys().position(|key| *key == pack).expect("packs are of these modules");
         let before = packs[&pack].iter().take_while(|&other| other != symbol);
         let start: usize = before.map(|&other| modules[other].len()).sum();
         let end = start + text.len();
-        table += &format!("    Module {{ symbol: {symbol:?}, lzma: PACKS[{index}], start: {start}, end: {end} }},\n");
+        table += &format!("    ({symbol:?}, PACKS[{index}], {start}, {end}),\n");
     }
     table += "];\n";
     write(&out.join("modules.rs"), table.as_bytes());
