@@ -5,8 +5,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_ferroflash::emulate_cpu;
 use candle_ferroflash::operators::{
-    Activation, AdamW, CrossEntropy, Dense, Norm, Softmax, clip_grad_norm, dense, embedding, grad_norm,
-    layer_norm_residual, log_softmax, rms_norm, rope, rope_thd,
+    Activation, AdamW, CrossEntropy, Dense, LinearCrossEntropy, Norm, Softmax, clip_grad_norm, dense, embedding,
+    grad_norm, layer_norm_residual, log_softmax, rms_norm, rope, rope_thd,
 };
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
@@ -103,16 +103,26 @@ fn main() -> Result<()> {
             })?;
             fine &= check("softmax", on, dtype, [&[2, 3, 50, 70]], |[x]| Softmax::new().causal(true).forward(x))?;
             fine &= check("log_softmax", on, dtype, [&[30, 500]], |[x]| log_softmax(x, 1))?;
+            let loss = CrossEntropy::new().with_ignored(-100).with_smoothing(0.1);
             for signed in [true, false] {
-                fine &= check("cross_entropy", on, dtype, [&[30, 999]], |[logits]| {
+                let targets = |device: &Device| {
                     let targets = (0..30).map(|row| if row % 5 == 0 { -100 } else { 31 * row });
-                    let device = logits.device();
-                    let targets = match signed {
-                        true => Tensor::from_iter(targets, device)?,
-                        false => Tensor::from_iter(targets.map(|target| target as u32), device)?,
-                    };
-                    CrossEntropy::new().with_ignored(-100).with_smoothing(0.1).mean(logits, &targets)
+                    match signed {
+                        true => Tensor::from_iter(targets, device),
+                        false => Tensor::from_iter(targets.map(|target| target as u32), device),
+                    }
+                };
+                fine &= check("cross_entropy", on, dtype, [&[30, 999]], |[logits]| {
+                    loss.mean(logits, &targets(logits.device())?)
                 })?;
+                // In one chunk of the classes and in four, the last of which is no whole one.
+                for bytes in [u64::MAX, 1] {
+                    let shapes: [&[usize]; 3] = [&[30, 64], &[999, 64], &[999]];
+                    fine &= check("linear_cross_entropy", on, dtype, shapes, |[x, weight, bias]| {
+                        let layer = LinearCrossEntropy::new(weight).with_bias(bias).with_chunk_bytes(bytes);
+                        layer.with_loss(loss.clone().with_scale(0.125)).mean(x, &targets(x.device())?)
+                    })?;
+                }
             }
             let table = |[a, b]: [usize; 2], device: &Device| {
                 let angles = Tensor::arange(0f32, (a * b) as f32, device)?.reshape((a, b))?;

@@ -6,6 +6,7 @@
 //! | [`rms_norm_residual`], [`layer_norm_residual`] | | [`Norm`] | x, residual, weights, biases |
 //! | [`softmax_last_dim`], [`softmax`], [`log_softmax`] | `ops` | [`Softmax`] | x |
 //! | [`cross_entropy`] | `loss` | [`CrossEntropy`] | logits |
+//! | [`linear_cross_entropy`] | | [`LinearCrossEntropy`] | x, weights, biases |
 //! | [`rope`], [`rope_i`], [`rope_thd`] | `rotary_emb` | [`Rotary`] | x |
 //! | [`embedding()`] | `Embedding` | [`Embedding`] | the table |
 //! | [`linear`], [`dense()`] | `Linear` | [`Dense`] | x, weights, biases, residual |
@@ -29,6 +30,7 @@ mod apply;
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod linear_cross_entropy;
 mod memory;
 mod norm;
 mod rotary;
@@ -38,6 +40,7 @@ pub use adamw::{AdamW, clip_grad_norm, grad_norm};
 pub use cross_entropy::{CrossEntropy, cross_entropy};
 pub use dense::{Dense, dense, linear};
 pub use embedding::{Embedding, embedding};
+pub use linear_cross_entropy::{LinearCrossEntropy, linear_cross_entropy};
 pub use norm::{Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
 pub use rotary::{Rotary, rope, rope_i, rope_thd};
 pub use softmax::{Softmax, log_softmax, softmax, softmax_last_dim};

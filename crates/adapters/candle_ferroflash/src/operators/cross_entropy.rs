@@ -96,11 +96,20 @@ impl CrossEntropy {
     /// # Errors
     /// As [`CrossEntropy::losses`].
     pub fn mean(&self, logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-        let losses = self.losses(logits, targets)?;
+        self.mean_of(CROSS_ENTROPY, &self.losses(logits, targets)?, targets)
+    }
+
+    /// The mean of losses, which are those of `op`, over the rows that count.
+    pub(super) fn mean_of(&self, op: &'static str, losses: &Tensor, targets: &Tensor) -> Result<Tensor> {
         let Some(ignored) = self.ignored else { return losses.mean_all() };
         // candle compares no i32 on GPUs.
-        let counted = super::memory::unsigned(CROSS_ENTROPY, targets)?.ne(ignored as u32)?;
+        let counted = super::memory::unsigned(op, targets)?.ne(ignored as u32)?;
         losses.sum_all()?.div(&counted.to_dtype(DType::F32)?.sum_all()?)
+    }
+
+    /// As ferroflash's own.
+    pub(super) fn options(&self) -> ferroflash::operators::CrossEntropy {
+        self.options
     }
 }
 

@@ -6,16 +6,16 @@ use candle_ferroflash::emulate_cpu;
 use candle_ferroflash::operators::{CrossEntropy, cross_entropy};
 use ferroflash::reference::ReferenceCrossEntropy;
 
-const IGNORED: i32 = -100;
+pub(crate) const IGNORED: i32 = -100;
 
 /// Classes of rows, every fourth of which, and with it the last of 33, is ignored where that is wanted.
-fn targets(rows: usize, classes: usize, ignores: bool) -> Vec<i32> {
+pub(crate) fn targets(rows: usize, classes: usize, ignores: bool) -> Vec<i32> {
     let target = |row: usize| if ignores && row.is_multiple_of(4) { IGNORED } else { (row * 31 % classes) as i32 };
     (0..rows).map(target).collect()
 }
 
 /// The same numbers as i32, or as u32 with the same bits, behind another number in memory.
-fn tensor(targets: &[i32], shape: &[usize], unsigned: bool) -> Tensor {
+pub(crate) fn tensor(targets: &[i32], shape: &[usize], unsigned: bool) -> Tensor {
     let rows = targets.len();
     let behind = match unsigned {
         true => Tensor::from_iter(std::iter::once(7).chain(targets.iter().map(|&of| of as u32)), &Device::Cpu),

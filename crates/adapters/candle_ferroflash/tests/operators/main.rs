@@ -5,6 +5,7 @@ mod adamw;
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod linear_cross_entropy;
 mod norms;
 mod refused;
 mod rotary;

@@ -3,8 +3,8 @@
 use crate::support::values;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_ferroflash::operators::{
-    Activation, AdamW, CrossEntropy, Dense, Norm, Softmax, cross_entropy, dense, embedding, layer_norm, linear,
-    rms_norm, rope, rope_thd, softmax,
+    Activation, AdamW, CrossEntropy, Dense, LinearCrossEntropy, Norm, Softmax, cross_entropy, dense, embedding,
+    layer_norm, linear, linear_cross_entropy, rms_norm, rope, rope_thd, softmax,
 };
 use candle_ferroflash::{Error, emulate_cpu};
 use candle_nn::Optimizer;
@@ -148,4 +148,37 @@ fn dense_layers() {
             matches!(error, OperatorError::Shape { tensor: Operand::Residual, .. })
         });
     }
+}
+
+#[test]
+fn losses_of_layers() {
+    emulate_cpu(true);
+    let (x, weight, bias) =
+        (values(&[2, 8], 1, DType::F32), values(&[6, 8], 2, DType::F32), values(&[5], 3, DType::F32));
+    let targets = Tensor::new(&[1u32, 2], &Device::Cpu).unwrap();
+    by_ferroflash(linear_cross_entropy(&x, &bias, None, &targets), |error| {
+        matches!(error, OperatorError::Weights { columns: 8, .. })
+    });
+    by_ferroflash(linear_cross_entropy(&x, &weight, Some(&bias), &targets), |error| {
+        matches!(error, OperatorError::Shape { tensor: Operand::Bias, .. })
+    });
+    by_ferroflash(linear_cross_entropy(&x, &weight, None, &targets.narrow(0, 0, 1).unwrap()), |error| {
+        matches!(error, OperatorError::Count { tensor: Operand::Targets, found: 1, expected: 2, .. })
+    });
+    by_ferroflash(linear_cross_entropy(&x, &weight.to_dtype(DType::F16).unwrap(), None, &targets), |error| {
+        matches!(error, OperatorError::DType { tensor: Operand::Weight, .. })
+    });
+    let of = LinearCrossEntropy::new(&weight);
+    by_ferroflash(of.clone().with_loss(CrossEntropy::new().with_scale(0.0)).losses(&x, &targets), |error| {
+        matches!(error, OperatorError::LogitScale { .. })
+    });
+    let turned = values(&[3, 2, 8], 1, DType::F32).transpose(0, 1).unwrap();
+    let six = Tensor::zeros(6, DType::U32, &Device::Cpu).unwrap();
+    by_ferroflash(of.losses(&turned, &six), |error| matches!(error, OperatorError::RowStrides { found: 2, .. }));
+    let wide = values(&[2, 8], 1, DType::F64);
+    let said = "linear-cross-entropy: x holds F64; f16, bf16 and f32 are accepted";
+    assert_eq!(refused(linear_cross_entropy(&wide, &weight, None, &targets)), said);
+    let targets = Tensor::new(&[1i64, 2], &Device::Cpu).unwrap();
+    let said = "linear-cross-entropy expects targets to hold u32 or i32; it holds I64";
+    assert_eq!(refused(linear_cross_entropy(&x, &weight, None, &targets)), said);
 }
