@@ -3,6 +3,7 @@
 mod cross_entropy;
 mod dense;
 mod embedding;
+mod linear_cross_entropy;
 mod lists;
 mod norm;
 mod on_cpu;
@@ -289,5 +290,7 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(lists::adamw, module)?)?;
     module.add_function(wrap_pyfunction!(lists::gradient_norm, module)?)?;
     module.add_function(wrap_pyfunction!(dense::dense, module)?)?;
-    module.add_function(wrap_pyfunction!(dense::dense_backward, module)?)
+    module.add_function(wrap_pyfunction!(dense::dense_backward, module)?)?;
+    module.add_function(wrap_pyfunction!(linear_cross_entropy::linear_cross_entropy, module)?)?;
+    module.add_function(wrap_pyfunction!(linear_cross_entropy::linear_cross_entropy_backward, module)?)
 }

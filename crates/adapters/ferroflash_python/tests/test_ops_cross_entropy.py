@@ -248,7 +248,7 @@ class Torch(unittest.TestCase):
             (ferroflash.InputTypeError, "labels hold torch.float32", lambda: call(logits, targets.float())),
             (ferroflash.InputTypeError, "logits is a ndarray", lambda: call(np.ones((9, 40)), targets)),
             (ferroflash.InputTypeError, "logits holds torch.float64", lambda: call(logits.double(), targets)),
-            (ferroflash.InputError, r"a label for each row, \(9,\), is accepted", lambda: call(logits, targets[:8])),
+            (ferroflash.InputError, r"one for each row, \(9,\), is accepted", lambda: call(logits, targets[:8])),
             (ferroflash.InputError, "reduction is 'most'", lambda: cross_entropy.CrossEntropyLoss(reduction="most")),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(kind, words):

@@ -42,17 +42,10 @@ def cross_entropy_loss(
     if precomputed_lse is not None:
         raise missing("cross_entropy_loss", "precomputed_lse (log-sum-exps that are computed already)")
     refuse_shared("cross_entropy_loss", process_group)
-    if labels.dtype not in (torch.int64, torch.int32):
-        raise InputTypeError(f"labels hold {labels.dtype}; torch.int64 and torch.int32 are accepted")
-    if logits.dim() == 0 or labels.shape != logits.shape[:-1]:
-        of_logits = tuple(logits.shape)
-        raise InputError(f"labels have shape {tuple(labels.shape)}, logits {of_logits}; a label for each row, {of_logits[:-1]}, is accepted")
-    # Whether it fits is said before labels are looked at.
-    _arrays._options(label_smoothing, logit_scale, lse_square_scale, ignore_index)
-    if labels.dtype is torch.int64:
-        # A label that 32 bits do not hold is no class, and must not become one.
-        labels = labels.clamp(-(1 << 31), (1 << 31) - 1).to(torch.int32)
-    logits, labels = rows(logits), labels.contiguous()
+    # Whether they fit is said before labels are looked at.
+    _arrays.options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
+    labels = targets_of("labels", labels, "logits", logits)
+    logits = rows(logits)
     options = (float(label_smoothing), float(logit_scale), float(lse_square_scale), ignore_index)
     if not is_plain(logits, labels):
         losses, _, z_losses = torch.ops.ferroflash.cross_entropy(logits, labels, *options)
@@ -83,8 +76,7 @@ class CrossEntropyLoss(torch.nn.Module):
         return_z_loss=False,
     ):
         super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise InputError(f"reduction is {reduction!r}; 'mean', 'sum' and 'none' are accepted")
+        check_reduction(reduction)
         self.reduction, self.return_z_loss, self.ignore_index = reduction, return_z_loss, ignore_index
         self.options = {
             "label_smoothing": label_smoothing,
@@ -98,16 +90,39 @@ class CrossEntropyLoss(torch.nn.Module):
     def forward(self, input, target, precomputed_lse=None):
         """The loss of logits ``(.., classes)`` with these targets; with ``return_z_loss`` ``(loss, z_loss)``."""
         losses = cross_entropy_loss(input, target, precomputed_lse, **self.options)
-        if self.reduction != "none":
-            losses = [x.sum() for x in losses]
-        if self.reduction == "mean":
-            counted = (target != self.ignore_index).sum()
-            losses = [x / counted for x in losses]
-        loss, z_loss = losses
-        return (loss, z_loss) if self.return_z_loss else loss
+        return reduced(losses, target, self.ignore_index, self.reduction, self.return_z_loss)
 
 
-def _named(label_smoothing, logit_scale, lse_square_scale, ignore_index):
+def check_reduction(reduction):
+    if reduction not in ("mean", "sum", "none"):
+        raise InputError(f"reduction is {reduction!r}; 'mean', 'sum' and 'none' are accepted")
+
+
+def reduced(losses, target, ignore_index, reduction, return_z_loss):
+    """What becomes of the losses of rows and their part of the log-sum-exp, ``(losses, z_losses)``."""
+    if reduction != "none":
+        losses = [x.sum() for x in losses]
+    if reduction == "mean":
+        counted = target.numel() if ignore_index is None else (target != ignore_index).sum()
+        losses = [x / counted for x in losses]
+    loss, z_loss = losses
+    return (loss, z_loss) if return_z_loss else loss
+
+
+def targets_of(name, targets, of, rows):
+    """Targets of these rows, which are called ``of``, as the library takes them."""
+    if targets.dtype not in (torch.int64, torch.int32):
+        raise InputTypeError(f"{name} hold {targets.dtype}; torch.int64 and torch.int32 are accepted")
+    if rows.dim() == 0 or targets.shape != rows.shape[:-1]:
+        shape = tuple(rows.shape)
+        raise InputError(f"{name} have shape {tuple(targets.shape)}, {of} {shape}; one for each row, {shape[:-1]}, is accepted")
+    if targets.dtype is torch.int64:
+        # One that 32 bits do not hold is no class, and must not become one.
+        targets = targets.clamp(-(1 << 31), (1 << 31) - 1).to(torch.int32)
+    return targets.contiguous()
+
+
+def named(label_smoothing, logit_scale, lse_square_scale, ignore_index):
     return {
         "label_smoothing": label_smoothing,
         "logit_scale": logit_scale,
@@ -117,7 +132,7 @@ def _named(label_smoothing, logit_scale, lse_square_scale, ignore_index):
 
 
 def _run(logits, targets, *options):
-    return _arrays.forward(logits, targets, **_named(*options))
+    return _arrays.forward(logits, targets, **named(*options))
 
 
 class _WithGradients(torch.autograd.Function):
@@ -146,7 +161,7 @@ class _WithGradients(torch.autograd.Function):
 
 def _run_backward(logits, labels, lse, dlosses, *options, dlogits=None):
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
-    return _arrays.backward(logits, labels, lse, dlosses.contiguous(), **_named(*options), dlogits=dlogits)
+    return _arrays.backward(logits, labels, lse, dlosses.contiguous(), **named(*options), dlogits=dlogits)
 
 
 def _fake(logits, targets, *options):
@@ -164,11 +179,11 @@ def _gradients(ctx, dlosses, *_):
     return torch.ops.ferroflash.cross_entropy_backward(*ctx.saved_tensors, dlosses, *ctx.options), *(None,) * 5
 
 
-_OPTIONS = "float label_smoothing, float logit_scale, float lse_square_scale, int? ignore_index"
-define("cross_entropy", f"Tensor logits, Tensor targets, {_OPTIONS}", "(Tensor, Tensor, Tensor)", _run, _fake, _gradients, _keep)
+OPTIONS = "float label_smoothing, float logit_scale, float lse_square_scale, int? ignore_index"
+define("cross_entropy", f"Tensor logits, Tensor targets, {OPTIONS}", "(Tensor, Tensor, Tensor)", _run, _fake, _gradients, _keep)
 define(
     "cross_entropy_backward",
-    f"Tensor logits, Tensor targets, Tensor lse, Tensor dlosses, {_OPTIONS}",
+    f"Tensor logits, Tensor targets, Tensor lse, Tensor dlosses, {OPTIONS}",
     "Tensor",
     _run_backward,
     lambda logits, *others: torch.empty_like(logits),

@@ -4,8 +4,18 @@
 import torch
 
 from ._errors import InputError, missing
-from ._torch import _DTYPES
-from ._torch_operators import _is_grad_enabled, check_tensors, define, is_plain, nothing, refuse_shared, rows, wants_gradients
+from ._torch_operators import (
+    _is_grad_enabled,
+    check_tensors,
+    define,
+    is_plain,
+    matrix,
+    nothing,
+    of_autocast,
+    refuse_shared,
+    rows,
+    wants_gradients,
+)
 from .ops import fused_dense as _arrays
 
 
@@ -81,14 +91,8 @@ def check_activation(name, activation):
 def _layer(name, x, weight, bias, residual, activation, keeps_sums=True):
     check_tensors(x=x, weight=weight, bias=bias, residual=residual)
     activation = check_activation(name, activation)
-    tensors = (x, weight, bias, residual)
-    kind = x.device.type
-    if kind in ("cuda", "cpu") and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        # Other types are refused as ever.
-        tensors = tuple(tensor.to(dtype) if tensor is not None and tensor.dtype in _DTYPES else tensor for tensor in tensors)
-    x, weight, bias, residual = tensors
-    tensors = (_matrix(x), rows(weight), bias, _matrix(residual))
+    x, weight, bias, residual = of_autocast(x, weight, bias, residual)
+    tensors = (matrix(x), rows(weight), bias, matrix(residual))
     # The slopes of the identity are 1, and the residual is added behind the activation: neither asks for sums.
     keeps_sums = keeps_sums and activation != "identity" and wants_gradients(x, weight, bias)
     if not is_plain(*tensors):
@@ -96,14 +100,6 @@ def _layer(name, x, weight, bias, residual, activation, keeps_sums=True):
     if wants_gradients(*tensors):
         return _WithGradients.apply(*tensors, activation, keeps_sums)
     return _run(*tensors, activation, keeps_sums)[0]
-
-
-def _matrix(tensor):
-    """The tensor as products take it: one stride steps through all rows, whose elements lie one by one. Others are copied."""
-    tensor = rows(tensor)
-    if tensor is None or tensor.dim() < 3 or tensor.is_contiguous():
-        return tensor
-    return tensor.flatten(0, -2).view(tensor.shape)
 
 
 def _run(x, weight, bias, residual, activation, keeps_sums):
@@ -159,7 +155,7 @@ def _gradients_of_operation(ctx, dout, dz):
 def _eager_backward(x, weight, bias, z, dout, activation, *wanted):
     names = ("input_gradient", "weight_gradient", "bias_gradient")
     # Autograd hands over gradients as they come: that of a sum is one number, repeated with strides of 0.
-    found = _arrays.backward(x, weight, bias, z, _matrix(dout), activation=activation, **dict(zip(names, wanted)))
+    found = _arrays.backward(x, weight, bias, z, matrix(dout), activation=activation, **dict(zip(names, wanted)))
     return tuple(nothing(x) if tensor is None else tensor for tensor in found)
 
 

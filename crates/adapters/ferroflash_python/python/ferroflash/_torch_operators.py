@@ -89,6 +89,24 @@ def rows(tensor):
     return tensor if tensor is None or tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def matrix(tensor):
+    """The tensor as products take it: one stride steps through all rows, whose elements lie one by one. Others are copied."""
+    tensor = rows(tensor)
+    if tensor is None or tensor.dim() < 3 or tensor.is_contiguous():
+        return tensor
+    return tensor.flatten(0, -2).view(tensor.shape)
+
+
+def of_autocast(*tensors):
+    """The tensors in the type that they take under ``torch.autocast`` where the first is; where there is none, as they are."""
+    kind = tensors[0].device.type
+    if kind not in ("cuda", "cpu") or not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    # Other types are refused as ever.
+    return tuple(tensor.to(dtype) if tensor is not None and tensor.dtype in _DTYPES else tensor for tensor in tensors)
+
+
 def nothing(of):
     """What operations of PyTorch return where there is nothing."""
     return of.new_empty((0,), dtype=torch.float32)

@@ -22,9 +22,9 @@ const BACKWARD: [Slot; 5] = [
 ];
 
 /// The options, as Python says them: scale, smoothing, factor of the loss of the log-sum-exp, and the ignored target.
-type Options = (f64, f64, f64, Option<i32>);
+pub(super) type Options = (f64, f64, f64, Option<i32>);
 
-fn cross_entropy_of((scale, smoothing, z_loss, ignored): Options) -> CrossEntropy {
+pub(super) fn cross_entropy_of((scale, smoothing, z_loss, ignored): Options) -> CrossEntropy {
     let of = CrossEntropy::new().with_scale(scale as f32).with_smoothing(smoothing as f32).with_z_loss(z_loss as f32);
     ignored.map_or(of, |ignored| of.with_ignored(ignored))
 }

@@ -55,7 +55,7 @@ def forward(
     )
     named = [("logits", logits), ("targets", targets), ("loss", loss), ("lse", lse), ("z_losses", z_losses)]
     tensors = package.told("ferroflash.ops.cross_entropy.forward", named)
-    options = _options(label_smoothing, logit_scale, lse_square_scale, ignore_index)
+    options = options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
     _native.cross_entropy(tensors, package.stream_of(logits, stream), device, options)
     return loss, lse, z_losses
 
@@ -93,12 +93,13 @@ def backward(
         dlogits = package.new_like(logits, shape_of("logits", logits), "logits", "`dlogits`")
     named = [("logits", logits), ("targets", targets), ("lse", lse), ("dloss", dloss), ("dlogits", dlogits)]
     tensors = package.told("ferroflash.ops.cross_entropy.backward", named)
-    options = _options(label_smoothing, logit_scale, lse_square_scale, ignore_index)
+    options = options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
     _native.cross_entropy_backward(tensors, package.stream_of(logits, stream), device, options)
     return dlogits
 
 
-def _options(label_smoothing, logit_scale, lse_square_scale, ignore_index):
+def options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index):
+    """The options as the extension module takes them."""
     if ignore_index is not None and not -(1 << 31) <= ignore_index < 1 << 31:
         raise InputError(f"ignore_index is {ignore_index}; numbers of 32 bits with a sign are accepted, as targets are, and None")
     return float(logit_scale), float(label_smoothing), float(lse_square_scale), ignore_index
