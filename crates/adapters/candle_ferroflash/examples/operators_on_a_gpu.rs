@@ -102,6 +102,14 @@ fn main() -> Result<()> {
                 out * sum
             })?;
             fine &= check("softmax", on, dtype, [&[2, 3, 50, 70]], |[x]| Softmax::new().causal(true).forward(x))?;
+            // Odd rows of the mask are read in single elements, and those of batch entries are shared.
+            for columns in [64, 70] {
+                fine &= check("softmax of what is shown", on, dtype, [&[2, 3, 50, columns]], |[x]| {
+                    let seen = Tensor::from_iter((0..100 * columns as u32).map(|i| (i * 7 + i / 11) % 3), x.device())?;
+                    let seen = seen.ne(0u32)?.reshape((2, 1, 50, columns))?;
+                    Softmax::new().with_mask(&seen).forward(x)
+                })?;
+            }
             fine &= check("log_softmax", on, dtype, [&[30, 500]], |[x]| log_softmax(x, 1))?;
             let loss = CrossEntropy::new().with_ignored(-100).with_smoothing(0.1);
             for signed in [true, false] {

@@ -128,6 +128,16 @@ pub enum Error {
         /// Its element type.
         found: candle_core::DType,
     },
+    /// A mask of softmax of another type.
+    #[error(
+        "{op}: mask holds {found:?}; u8, which shows the columns where it is not 0, and f16, bf16 and f32, which are added, are accepted"
+    )]
+    MaskType {
+        /// The operator.
+        op: &'static str,
+        /// Its element type.
+        found: candle_core::DType,
+    },
     /// Tensors of a device that ferroflash has nothing for.
     #[error(
         "{op}: tensors on NVIDIA GPUs are accepted, with the cargo feature `cuda`, and those on the CPU in the emulator"

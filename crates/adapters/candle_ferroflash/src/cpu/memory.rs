@@ -15,6 +15,15 @@ pub(crate) fn device() -> Result<&'static Device> {
     Ok(DEVICE.get_or_init(|| device))
 }
 
+/// Elements of the storage from the first of the layout to one past its last.
+pub(crate) fn reached(layout: &Layout) -> usize {
+    let axes = layout.dims().iter().zip(layout.stride());
+    match layout.dims().contains(&0) {
+        true => 0,
+        false => 1 + axes.map(|(extent, stride)| (extent - 1) * stride).sum::<usize>(),
+    }
+}
+
 /// A tensor in the emulator's memory.
 pub(crate) struct Copy {
     memory: Tensor,
@@ -25,11 +34,7 @@ pub(crate) struct Copy {
 impl Copy {
     /// What the layout reaches of its storage: the copy has the same strides.
     pub(crate) fn of<T: Element>(data: &[T], layout: &Layout, (shape, strides): (Dims, Dims)) -> Result<Copy> {
-        let axes = layout.dims().iter().zip(layout.stride());
-        let reached = match layout.dims().contains(&0) {
-            true => 0,
-            false => 1 + axes.map(|(extent, stride)| (extent - 1) * stride).sum::<usize>(),
-        };
+        let reached = reached(layout);
         let data = &data[layout.start_offset()..][..reached];
         let memory = Tensor::from_slice(device()?, data, [reached], ferroflash::Layout::RowMajor)?;
         Ok(Copy { memory, shape, strides })

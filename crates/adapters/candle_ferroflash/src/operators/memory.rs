@@ -26,7 +26,7 @@ pub(super) use changed::with_changed;
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, DType, DeviceLocation, Layout, Result, Shape, Storage, Tensor};
-use ferroflash::{Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
+use ferroflash::{BoolView, Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
 
 /// Memory of a tensor of candle's.
 #[derive(Clone, Copy)]
@@ -92,6 +92,20 @@ impl Given<'_> {
     fn has_numbers(&self) -> bool {
         matches!(self.operand, Operand::Targets | Operand::Ids | Operand::Offsets | Operand::Positions)
     }
+
+    /// Whether it has booleans, a byte each, in place of elements.
+    fn has_booleans(&self) -> bool {
+        self.operand == Operand::Mask && self.memory.dtype() == DType::U8
+    }
+
+    /// That its elements are of a type that no kernel takes.
+    fn unaccepted(&self, op: &'static str) -> crate::Error {
+        let found = self.memory.dtype();
+        match self.operand {
+            Operand::Mask => crate::Error::MaskType { op, found },
+            operand => crate::Error::ElementType { op, operand, found },
+        }
+    }
 }
 
 /// Memory of a tensor of candle's that nobody else reads or writes now.
@@ -156,6 +170,7 @@ impl Wanted {
 enum View<'v> {
     Tensor(TensorView<'v>),
     Numbers(IndicesView<'v>),
+    Booleans(BoolView<'v>),
 }
 
 /// The tensors of a call as ferroflash knows them, by their names.
@@ -189,6 +204,14 @@ impl<'v> Views<'v> {
     /// Numbers that every such call has.
     pub(super) fn numbers(&self, operand: Operand) -> IndicesView<'v> {
         self.find_numbers(operand).expect("the caller has given them")
+    }
+
+    /// Booleans that may be there.
+    pub(super) fn find_booleans(&self, operand: Operand) -> Option<BoolView<'v>> {
+        self.given.iter().find_map(|&(of, view)| match view {
+            View::Booleans(view) if of == operand => Some(view),
+            _ => None,
+        })
     }
 
     /// An output that may be wanted. The view goes to the first who asks.

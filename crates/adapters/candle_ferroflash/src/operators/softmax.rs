@@ -48,7 +48,7 @@ fn along_the_last(op: &'static str, xs: &Tensor, dim: impl Dim) -> Result<()> {
     if found == last { Ok(()) } else { Err(crate::Error::Axis { op, found, rank: xs.rank() }.into()) }
 }
 
-/// Softmax or its logarithm, of `scale xs + mask`; see [`ferroflash::operators::Softmax`] for what becomes of hidden columns, infinities and NaN.
+/// Softmax or its logarithm, of `scale xs + mask` or of what a mask of booleans shows; see [`ferroflash::operators::Softmax`] for what becomes of hidden columns, infinities and NaN.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Softmax {
@@ -81,8 +81,9 @@ impl Softmax {
         self
     }
 
-    /// Adds this to the rows, behind the scale: minus infinity hides a column. Of the type of the rows or f32, and of a shape that can be broadcast to
-    /// theirs; rows that share a mask share its memory. It gets no gradient.
+    /// A mask of a shape that can be broadcast to that of the rows; rows that share a mask share its memory. One of their type or f32 is added to them, behind
+    /// the scale: minus infinity hides a column. One of u8, as candle's comparisons give it, shows the columns where it is not 0 and hides what is in the
+    /// others, NaN too. It gets no gradient.
     pub fn with_mask(mut self, mask: &Tensor) -> Softmax {
         self.mask = Some(mask.detach());
         self
@@ -98,8 +99,8 @@ impl Softmax {
     /// The softmax of the rows of `xs`, `(.., columns)`, in its shape and type. Its gradient is computed from this output alone.
     ///
     /// # Errors
-    /// [`crate::Error`]: [`CpuTensors`](crate::Error::CpuTensors), [`ElementType`](crate::Error::ElementType), and what
-    /// [`ferroflash::operators::Softmax::forward_into`] refuses; or candle's own for a mask that cannot be broadcast, or is on another device.
+    /// [`crate::Error`]: [`CpuTensors`](crate::Error::CpuTensors), [`ElementType`](crate::Error::ElementType), [`MaskType`](crate::Error::MaskType), and
+    /// what [`ferroflash::operators::Softmax::forward_into`] refuses; or candle's own for a mask that cannot be broadcast, or is on another device.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let mask = self.mask.as_ref().map(|mask| mask.broadcast_as(xs.shape())).transpose()?;
         apply(Softmax { mask, ..self.clone() }, &[xs])
@@ -110,7 +111,8 @@ impl Softmax {
         use ferroflash::operators::Softmax;
         let softmax = if self.log { Softmax::log() } else { Softmax::new() };
         let softmax = softmax.with_scale(self.scale).causal(self.causal);
-        views.find(Operand::Mask).map_or(softmax, |mask| softmax.with_mask(&mask))
+        let softmax = views.find(Operand::Mask).map_or(softmax, |mask| softmax.with_mask(&mask));
+        views.find_booleans(Operand::Mask).map_or(softmax, |mask| softmax.with_bool_mask(&mask))
     }
 }
 

@@ -25,6 +25,15 @@ fn by_ferroflash<T>(result: candle_core::Result<T>, reason: impl Fn(&OperatorErr
     }
 }
 
+/// That ferroflash refuses a mask whose columns do not lie side by side.
+fn by_mask<T>(result: candle_core::Result<T>) {
+    let error = result.err().expect("an error");
+    match Error::find(&error) {
+        Some(Error::Ferroflash(ferroflash::Error::LastDimNotContiguous { tensor: Operand::Mask, .. })) => {}
+        _ => panic!("{error}"),
+    }
+}
+
 #[test]
 fn types() {
     emulate_cpu(true);
@@ -36,6 +45,20 @@ fn types() {
     let said = "cross-entropy expects targets to hold u32 or i32; it holds I64";
     assert_eq!(refused(cross_entropy(&logits, &targets)), said);
     assert_eq!(refused(CrossEntropy::new().with_ignored(-1).mean(&logits, &targets)), said);
+    for dtype in [DType::U32, DType::F64] {
+        let mask = Tensor::zeros((2, 8), dtype, &Device::Cpu).unwrap();
+        let said = refused(Softmax::new().with_mask(&mask).forward(&logits));
+        let accepted =
+            "u8, which shows the columns where it is not 0, and f16, bf16 and f32, which are added, are accepted";
+        assert_eq!(said, format!("softmax: mask holds {dtype:?}; {accepted}"));
+    }
+    let bytes = Tensor::zeros((2, 8), DType::U8, &Device::Cpu).unwrap();
+    assert_eq!(refused(softmax(&bytes, 1)), "softmax: x holds U8; f16, bf16 and f32 are accepted");
+    by_mask(Softmax::new().with_mask(&bytes.get(0).unwrap().unsqueeze(1).unwrap()).forward(&values(
+        &[8, 8],
+        1,
+        DType::F32,
+    )));
     let half = values(&[2, 8], 1, DType::F16);
     let other = values(&[8], 1, DType::BF16);
     by_ferroflash(rms_norm(&half, &other, 1e-5), |error| {

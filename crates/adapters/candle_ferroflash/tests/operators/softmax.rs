@@ -73,3 +73,49 @@ fn the_functions_are_these_options() {
     let expected = f64s(&Softmax::log().forward(&x).unwrap());
     assert!([log_softmax(&x, 2), log_softmax(&x, D::Minus1)].into_iter().all(|out| f64s(&out.unwrap()) == expected));
 }
+
+/// Masks of booleans, whole, shared by rows, and with gaps between them: what is hidden is not looked at, and gradients are those of what is shown.
+#[test]
+fn masks_of_booleans() {
+    emulate_cpu(true);
+    for (dtype, of) in DTYPES {
+        for (log, shape, columns, causal, lie) in [
+            (false, [2, 3, 5, 40], 40, false, Lie::Whole),
+            (true, [2, 1, 1, 40], 40, false, Lie::Turned),
+            (false, [1, 3, 5, 37], 37, true, Lie::Gaps(3, 2)),
+            (false, [2, 3, 1, 1300], 1300, false, Lie::Gaps(8, 4)),
+        ] {
+            let name = format!("{dtype:?} {log} {shape:?} {causal} {lie:?}");
+            let full = [2, 3, 5, columns];
+            // Every third column of a fixed pattern is hidden, and all of the last row of a mask; any byte but 0 shows a column.
+            let rows = shape[..3].iter().product::<usize>();
+            let hides = |i: usize| (i * 7 + i / 11) % 3 == 0 || i / columns == rows - 1;
+            let bytes: Vec<u8> = (0..rows * columns).map(|i| if hides(i) { 0 } else { 1 + (i % 255) as u8 }).collect();
+            let seen = Tensor::from_vec(bytes, &shape, &Device::Cpu).unwrap();
+            // Behind other bytes, and with gaps between its rows.
+            let wide = seen.pad_with_zeros(D::Minus1, 3, 6).unwrap();
+            let mask = wide.narrow(D::Minus1, 3, columns).unwrap();
+            let numbers = values(&full, 1, dtype);
+            let hidden = seen.broadcast_as(&full).unwrap().ne(0u8).unwrap();
+            // What is hidden is no number.
+            let nans = Tensor::full(f32::NAN, &full, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let x = Laid::new(&hidden.where_cond(&numbers, &nans).unwrap(), lie);
+            let options = if log { Softmax::log() } else { Softmax::new() };
+            let options = options.with_scale(0.7).causal(causal).with_mask(&mask);
+            let out = options.forward(&x.view()).unwrap();
+            let dout = values(&full, 2, dtype);
+            let shown = out.ge(f32::MIN).unwrap().where_cond(&out, &out.zeros_like().unwrap()).unwrap();
+            let gradients = weighted(if log { &shown } else { &out }, &dout).backward().unwrap();
+            let reference = ReferenceSoftmax { columns, scale: f64::from(0.7f32), log, queries: causal.then_some(5) };
+            let added = |seen: f64| if seen == 0.0 { f64::NEG_INFINITY } else { 0.0 };
+            let mask: Vec<_> = f64s(&seen.broadcast_as(&full).unwrap()).into_iter().map(added).collect();
+            let exact = reference.forward(&f64s(&numbers), Some(&mask)).unwrap();
+            let rounded = reference.forward_rounded(&f64s(&numbers), Some(&mask), of).unwrap();
+            let unit = if log { 1.0 } else { 1.0 / columns as f64 };
+            check(&format!("out of {name}"), &f64s(&out), &exact, &rounded, unit);
+            let exact = reference.backward(&f64s(&out), &f64s(&dout)).unwrap();
+            let rounded = reference.backward_rounded(&f64s(&out), &f64s(&dout), of).unwrap();
+            check(&format!("dx of {name}"), &x.gradient(&gradients), &exact, &rounded, unit);
+        }
+    }
+}

@@ -1,15 +1,17 @@
 //! Tensors on the CPU: copies of them in the emulator's memory.
 
 use super::{Changed, Given, Memory, MemoryMut, View, Views, Wanted};
-use crate::cpu::memory::{Copy, device};
+use crate::cpu::memory::{Copy, device, reached};
 use crate::error::{Error, Result};
 use candle_core::{CpuStorage, DType, Storage, WithDType};
-use ferroflash::{Element, Indices, Stream, Tensor};
+use ferroflash::{BoolTensor, Dims, Element, Indices, Stream, Tensor};
 
 /// What is given, in the emulator's memory.
 enum Held {
     Tensor(Box<Copy>),
     Numbers(Indices),
+    /// With the shape and strides of its view.
+    Booleans(BoolTensor, (Dims, Dims)),
 }
 
 impl Held {
@@ -31,11 +33,15 @@ impl Held {
             return Ok(Held::Numbers(Indices::from_slice(device()?, &numbers)?));
         }
         let (layout, axes) = (given.layout, given.axes()?);
+        if let (true, CpuStorage::U8(data)) = (given.has_booleans(), storage) {
+            let data = &data[layout.start_offset()..][..reached(layout)];
+            return Ok(Held::Booleans(BoolTensor::from_bytes(device()?, data, [data.len()])?, axes));
+        }
         Ok(Held::Tensor(Box::new(match storage {
             CpuStorage::F16(data) => Copy::of(data, layout, axes)?,
             CpuStorage::BF16(data) => Copy::of(data, layout, axes)?,
             CpuStorage::F32(data) => Copy::of(data, layout, axes)?,
-            _ => return Err(Error::ElementType { op, operand, found: given.memory.dtype() }),
+            _ => return Err(given.unaccepted(op)),
         })))
     }
 
@@ -43,6 +49,7 @@ impl Held {
         Ok(match self {
             Held::Tensor(copy) => View::Tensor(copy.view()?),
             Held::Numbers(numbers) => View::Numbers(numbers.view()),
+            Held::Booleans(booleans, (shape, strides)) => View::Booleans(booleans.strided(0, *shape, *strides)?),
         })
     }
 }

@@ -7,7 +7,7 @@ use candle_core::cuda_backend::{
     cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop},
 };
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage};
-use ferroflash::{Device, Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
+use ferroflash::{BoolView, Device, Dims, IndicesView, Operand, Stream, TensorView, TensorViewMut};
 
 /// Where a tensor of a call starts, how many elements of its slice there are from there on, and what records its use.
 struct Place<'a> {
@@ -79,7 +79,14 @@ fn views<'v>(
             // every pattern of bits is a number of either type.
             return Ok((given.operand, View::Numbers(unsafe { IndicesView::from_raw(device, place.address, count) }?)));
         }
-        let ((shape, strides), dtype) = (given.axes()?, element(given.memory.dtype()));
+        let (shape, strides) = given.axes()?;
+        if given.has_booleans() {
+            // SAFETY: the slice has that many bytes from the address on, in the primary context of the device, and its guard is held for as long as
+            // the views are used; a byte that is not 0 is true.
+            let view = unsafe { BoolView::from_raw(device, place.address, place.elements, shape, strides) }?;
+            return Ok((given.operand, View::Booleans(view)));
+        }
+        let dtype = element(given.memory.dtype());
         // SAFETY: the slice has that many elements from the address on, in the primary context of the device, and its guard is held for as
         // long as the views are used.
         let view = unsafe { TensorView::from_raw(device, place.address, place.elements, shape, strides, dtype) }?;
@@ -138,7 +145,8 @@ fn place<'a>(op: &'static str, given: &Given<'a>, stream: &'a CudaStream) -> Res
         (false, DType::F16) => of::<ferroflash::f16>(storage, start, stream),
         (false, DType::BF16) => of::<ferroflash::bf16>(storage, start, stream),
         (false, DType::F32) => of::<f32>(storage, start, stream),
-        (false, _) => Err(Error::ElementType { op, operand, found }.into()),
+        (false, DType::U8) if given.has_booleans() => of::<u8>(storage, start, stream),
+        (false, _) => Err(given.unaccepted(op).into()),
     }
 }
 
