@@ -132,41 +132,51 @@ fn described_tensor<E: ElementType>(
 }
 
 /// A type of DLPack, in words.
-fn words(DLDataType { code, bits, lanes }: DLDataType) -> String {
+pub(crate) fn words(DLDataType { code, bits, lanes }: DLDataType) -> String {
     let kind = match code {
         DLDataTypeCode::INT => "integers".to_owned(),
         DLDataTypeCode::UINT => "unsigned integers".to_owned(),
         DLDataTypeCode::FLOAT => "floating-point numbers".to_owned(),
         DLDataTypeCode::COMPLEX => "complex numbers".to_owned(),
+        DLDataTypeCode::BOOL => "booleans".to_owned(),
         DLDataTypeCode(code) => format!("elements of DLPack's type {code}"),
     };
     let many = if lanes == 1 { String::new() } else { format!(", {lanes} at a time") };
     format!("{kind} of {bits} bits{many}")
 }
 
+/// The type of numbers with a point that a type of DLPack is, if it is one that kernels take.
+pub(crate) fn float_of_dlpack(found: DLDataType) -> Option<DType> {
+    match (found.code, found.bits, found.lanes) {
+        (DLDataTypeCode::FLOAT, 16, 1) => Some(DType::F16),
+        (DLDataTypeCode::BFLOAT, 16, 1) => Some(DType::Bf16),
+        (DLDataTypeCode::FLOAT, 32, 1) => Some(DType::F32),
+        _ => None,
+    }
+}
+
+/// [`float_of_dlpack`] of a type of `__cuda_array_interface__`.
+pub(crate) fn float_of_interface(found: &str) -> Option<DType> {
+    match found {
+        "<f2" | "=f2" => Some(DType::F16),
+        "<f4" | "=f4" => Some(DType::F32),
+        _ => None,
+    }
+}
+
 impl ElementType for DType {
     fn of_dlpack(py: Python<'_>, name: &str, found: DLDataType) -> PyResult<DType> {
-        match (found.code, found.bits, found.lanes) {
-            (DLDataTypeCode::FLOAT, 16, 1) => Ok(DType::F16),
-            (DLDataTypeCode::BFLOAT, 16, 1) => Ok(DType::Bf16),
-            (DLDataTypeCode::FLOAT, 32, 1) => Ok(DType::F32),
-            _ => {
-                let message = format!("{name} holds {}; float16, bfloat16 and float32 are accepted", words(found));
-                Err(errors::of_type(py, message))
-            }
-        }
+        float_of_dlpack(found).ok_or_else(|| {
+            let message = format!("{name} holds {}; float16, bfloat16 and float32 are accepted", words(found));
+            errors::of_type(py, message)
+        })
     }
 
     fn of_interface(py: Python<'_>, name: &str, found: &str) -> PyResult<DType> {
-        match found {
-            "<f2" | "=f2" => Ok(DType::F16),
-            "<f4" | "=f4" => Ok(DType::F32),
-            _ => {
-                let message =
-                    format!("{name} holds `{found}`; `<f2` and `<f4` are accepted, and bfloat16 through DLPack");
-                Err(errors::of_type(py, message))
-            }
-        }
+        float_of_interface(found).ok_or_else(|| {
+            let message = format!("{name} holds `{found}`; `<f2` and `<f4` are accepted, and bfloat16 through DLPack");
+            errors::of_type(py, message)
+        })
     }
 
     fn size(&self) -> usize {

@@ -3,8 +3,8 @@
 use crate::program::OnScores;
 use crate::{emulated, errors};
 use ferroflash::{
-    Attention, DType, Device, Dims, Dropout, Error, LseShape, LseViewMut, Operand, Splits, Stream, TensorView,
-    TensorViewMut,
+    Attention, BoolView, DType, Device, Dims, Dropout, Error, LseShape, LseViewMut, Operand, Splits, Stream,
+    TensorView, TensorViewMut,
 };
 use pyo3::prelude::*;
 
@@ -61,6 +61,17 @@ impl<E> Memory<E> {
             expected *= extent.max(1);
             fits
         })
+    }
+}
+
+impl<E> Memory<E> {
+    /// The memory as booleans, of a byte each.
+    ///
+    /// # Safety
+    /// As for [`Tensor::view`].
+    pub(crate) unsafe fn bools<'a>(&self, device: &'a Device) -> ferroflash::Result<BoolView<'a>> {
+        // SAFETY: the caller vouches for every element that shape and strides reach, however many these are.
+        unsafe { BoolView::from_raw(device, self.address, usize::MAX, self.shape, self.strides) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cross_entropy;
 mod dense;
+mod elements;
 mod embedding;
 mod linear_cross_entropy;
 mod lists;
@@ -12,10 +13,12 @@ mod softmax;
 
 use crate::arrays::Array;
 use crate::call::{Memory, Place, Tensor};
-use crate::program::Elements;
 use crate::sequences::{Int32, Numbers};
 use crate::{TorchTensor, emulated, errors, numbers};
-use ferroflash::{DType, Device, Dims, IndicesView, Operand, OperatorError, Stream, TensorView, TensorViewMut};
+use elements::{Elements, OfMask};
+use ferroflash::{
+    BoolView, DType, Device, Dims, IndicesView, Operand, OperatorError, Stream, TensorView, TensorViewMut,
+};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use std::any::Any;
@@ -27,6 +30,9 @@ pub(crate) type Given<'py> = Option<Bound<'py, PyAny>>;
 /// The number by which `_torch_operators.py` knows 32-bit integers, behind those of the types of tensors.
 const INT32: u8 = 3;
 
+/// The same of booleans.
+const BOOL: u8 = 4;
+
 /// What is done with a tensor of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -34,6 +40,8 @@ pub(crate) enum Access {
     Written,
     /// Read, as one run of 32-bit integers.
     Numbers,
+    /// Read, as numbers with a point or booleans.
+    Mask,
 }
 
 /// A tensor that an operator takes.
@@ -57,6 +65,10 @@ impl Slot {
         Slot { operand, access: Access::Numbers, is_needed: true }
     }
 
+    pub(crate) const fn mask(operand: Operand) -> Slot {
+        Slot { operand, access: Access::Mask, is_needed: true }
+    }
+
     pub(crate) const fn or_none(self) -> Slot {
         Slot { is_needed: false, ..self }
     }
@@ -75,7 +87,7 @@ impl Entry {
     fn tensor(&self) -> Option<Tensor> {
         match self.memory.dtype {
             Elements::Floats(dtype) => Some(self.memory.of(dtype)),
-            Elements::Ints => None,
+            Elements::Ints | Elements::Bools => None,
         }
     }
 }
@@ -139,6 +151,13 @@ impl Operands {
         let Some(Entry { memory, .. }) = self.find(operand) else { return Ok(None) };
         // SAFETY: as for `view`.
         unsafe { IndicesView::from_raw(device, memory.address, memory.elements()) }.map(Some)
+    }
+
+    /// Booleans, if a mask is given that holds them.
+    pub(crate) fn bools<'a>(&self, device: &'a Device, operand: Operand) -> ferroflash::Result<Option<BoolView<'a>>> {
+        let masks = self.find(operand).filter(|entry| entry.memory.dtype == Elements::Bools);
+        // SAFETY: as for `view`; a byte that is not 0 is true.
+        masks.map(|entry| unsafe { entry.memory.bools(device) }).transpose()
     }
 
     /// A tensor whose slot says that it is needed.
@@ -222,18 +241,28 @@ impl Caller<'_> {
         if let Ok(tuple) = object.cast::<PyTuple>() {
             return of_torch(&name, slot, tuple);
         }
-        if slot.access != Access::Numbers {
-            let is_written = slot.access == Access::Written;
-            let array = Array::<DType>::import(&name, object, self.stream, self.gpu, is_written)?;
-            let memory = array.tensor.of(Elements::Floats(array.tensor.dtype));
-            held.push(Box::new(array));
-            return Ok(memory);
-        }
-        let array = Array::<Int32>::import(&name, object, self.stream, self.gpu, false)?;
-        check_run(self.py, &name, &array.tensor)?;
-        let memory = array.tensor.of(Elements::Ints);
-        held.push(Box::new(array));
-        Ok(memory)
+        let is_written = slot.access == Access::Written;
+        Ok(match slot.access {
+            Access::Read | Access::Written => {
+                let array = Array::<DType>::import(&name, object, self.stream, self.gpu, is_written)?;
+                let memory = array.tensor.of(Elements::Floats(array.tensor.dtype));
+                held.push(Box::new(array));
+                memory
+            }
+            Access::Numbers => {
+                let array = Array::<Int32>::import(&name, object, self.stream, self.gpu, is_written)?;
+                check_run(self.py, &name, &array.tensor)?;
+                let memory = array.tensor.of(Elements::Ints);
+                held.push(Box::new(array));
+                memory
+            }
+            Access::Mask => {
+                let array = Array::<OfMask>::import(&name, object, self.stream, self.gpu, is_written)?;
+                let memory = array.tensor.of(array.tensor.dtype.0);
+                held.push(Box::new(array));
+                memory
+            }
+        })
     }
 }
 
@@ -244,17 +273,26 @@ fn of_torch(name: &str, slot: Slot, tuple: &Bound<'_, PyTuple>) -> PyResult<Memo
     let shape = numbers(&shape)?;
     // Strides of a tensor without elements say nothing.
     let strides = if shape.contains(&0) { contiguous(&shape) } else { numbers(&strides)? };
-    if (slot.access == Access::Numbers) != (dtype == INT32) {
-        let accepted = if dtype == INT32 { "float16, bfloat16 and float32 are" } else { "int32 is" };
+    let (dtype, fits) = match dtype {
+        INT32 => (Elements::Ints, slot.access == Access::Numbers),
+        BOOL => (Elements::Bools, slot.access == Access::Mask),
+        of => {
+            (Elements::Floats([DType::F16, DType::Bf16, DType::F32][usize::from(of)]), slot.access != Access::Numbers)
+        }
+    };
+    if !fits {
+        let accepted = match slot.access {
+            Access::Read | Access::Written => "float16, bfloat16 and float32 are",
+            Access::Numbers => "int32 is",
+            Access::Mask => elements::ACCEPTED,
+        };
         return Err(errors::of_type(py, format!("{name} holds elements of another type; {accepted} accepted")));
     }
-    if dtype == INT32 {
-        let found = Memory { place, dtype: Int32, address, shape, strides };
-        check_run(py, name, &found)?;
-        return Ok(found.of(Elements::Ints));
+    let found = Memory { place, dtype, address, shape, strides };
+    if slot.access == Access::Numbers {
+        check_run(py, name, &found.of(Int32))?;
     }
-    let dtype = [DType::F16, DType::Bf16, DType::F32][usize::from(dtype)];
-    Ok(Memory { place, dtype: Elements::Floats(dtype), address, shape, strides })
+    Ok(found)
 }
 
 /// Strides without gaps, the last axis fastest.

@@ -40,7 +40,9 @@ def hidden(shape, seed):
 def expected(x, log, scale, mask, causal, number):
     """The result by the definition, in this precision."""
     y = x.astype(number) * number(scale)
-    if mask is not None:
+    if mask is not None and mask.dtype == bool:
+        y = np.where(mask, y, -np.inf)
+    elif mask is not None:
         y = y + mask.astype(number)
     if causal:
         rows, columns = x.shape[-2:]
@@ -109,6 +111,20 @@ class Arrays(unittest.TestCase):
                         with self.subTest(dtype=dtype, log=log, causal=causal):
                             self.run_both(x, log=log, mask=mask, causal=causal)
 
+    def test_masks_of_booleans(self):
+        """Whole and shared, in rows that start anywhere, behind other bytes. What is hidden is not looked at, and rows that see nothing are zeros."""
+        for dtype in DTYPES.values():
+            for log in (False, True):
+                for columns in (1, 40, 77, 1300):
+                    shape = (2, 3, 5, columns)
+                    whole = np.random.default_rng(2).random((*shape[:-1], columns + 3)) < 0.6
+                    whole[1, 2, 3] = False
+                    for seen in (whole[..., 3:], whole[..., :columns].copy(), np.broadcast_to(whole[:, :1, 1:2, 1 : columns + 1], shape)):
+                        with self.subTest(dtype=dtype, log=log, columns=columns, strides=seen.strides):
+                            x = values(shape, 1, dtype)
+                            x[~seen] = np.nan
+                            self.run_both(x, log=log, mask=seen, causal=columns > 40, scale=0.7)
+
     def test_rows_that_see_nothing(self):
         x = values((9, 4), 1)
         out = self.run_both(x, causal=True)
@@ -132,7 +148,13 @@ class Arrays(unittest.TestCase):
         x = values((4, 16), 1)
         for kind, words, call in (
             (ferroflash.InputTypeError, "x holds floating-point numbers of 64 bits", lambda: softmax.forward(x.astype(np.float64))),
-            (ferroflash.InputTypeError, "mask holds", lambda: softmax.forward(x, mask=x > 0)),
+            (ferroflash.InputTypeError, "x holds booleans of 8 bits; float16, bfloat16 and float32", lambda: softmax.forward(x > 0)),
+            (ferroflash.InputTypeError, "dout holds booleans of 8 bits", lambda: softmax.backward(x, x > 0)),
+            (ferroflash.InputTypeError, "mask holds unsigned integers of 8 bits; bool, float16", lambda: softmax.forward(x, mask=x.astype(np.uint8))),
+            (ferroflash.InputTypeError, "mask holds floating-point numbers of 64 bits; bool, float16", lambda: softmax.forward(x, mask=x.astype(np.float64))),
+            (ferroflash.InputTypeError, "mask holds f16", lambda: softmax.forward(x, mask=x.astype(np.float16))),
+            (ferroflash.InputError, r"mask has shape \[4, 15\]", lambda: softmax.forward(x, mask=(x > 0)[:, 1:])),
+            (ferroflash.InputError, "mask .* contiguous", lambda: softmax.forward(x[:, :8], mask=(x > 0)[:, ::2])),
             (ferroflash.InputTypeError, "x is a list", lambda: softmax.forward([1.0])),
             (ferroflash.InputError, r"mask has shape \[16\]", lambda: softmax.forward(x, mask=x[0])),
             (ferroflash.InputError, "scale inf", lambda: softmax.forward(x, scale=np.inf)),
@@ -163,19 +185,35 @@ class Torch(unittest.TestCase):
                         check(self, array(out), array(x), precision, log, 0.5, mask, shape is None)
                         check_gradient(self, array(dx), array(out), array(dout), precision, log, 0.5)
 
+    def test_masks_of_booleans(self):
+        for precision, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):
+            for log in (False, True):
+                for shape in ((2, 1, 1, 40), (9, 40), (2, 3, 9, 1), (2, 3, 9, 40)):
+                    with self.subTest(dtype=precision, log=log, mask=shape):
+                        x, seen = self.inputs(dtype), torch.from_numpy(np.random.default_rng(3).random(shape) < 0.6).to(DEVICE)
+                        out = (softmax.log_softmax if log else softmax.softmax)(x, mask=seen, scale=0.5)
+                        dout = torch.randn(x.shape, device=DEVICE).to(dtype)
+                        (dx,) = torch.autograd.grad(out, x, dout)
+                        mask = np.broadcast_to(seen.cpu().numpy(), x.shape)
+                        check(self, array(out), array(x), precision, log, 0.5, mask)
+                        check_gradient(self, array(dx), array(out), array(dout), precision, log, 0.5)
+
     def test_compiled_as_eager(self):
-        x, mask = self.inputs(torch.bfloat16), torch.from_numpy(hidden((9, 40), 3)).to(DEVICE)
-        call = lambda x, mask: softmax.softmax(x, scale=0.5, mask=mask, causal=True)
-        found = []
-        for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)):
-            out = function(x, mask)
-            found.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
-        for eager, of_graph in zip(*found):
-            self.assertTrue(torch.equal(eager, of_graph))
+        x, numbers = self.inputs(torch.bfloat16), torch.from_numpy(hidden((9, 40), 3)).to(DEVICE)
+        for mask in (numbers, numbers > 0):
+            call = lambda x, mask: softmax.softmax(x, scale=0.5, mask=mask, causal=True)
+            found = []
+            for function in (call, torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)):
+                out = function(x, mask)
+                found.append((out, *torch.autograd.grad(out.float().square().sum(), x)))
+            for eager, of_graph in zip(*found):
+                self.assertTrue(torch.equal(eager, of_graph))
 
     def test_operation_fits_what_pytorch_asks_of_it(self):
+        x = self.inputs(torch.float16)
         for log in (False, True):
-            torch.library.opcheck(torch.ops.ferroflash.softmax, (self.inputs(torch.float16), None, log, 0.5, True))
+            for mask in (None, x.detach() > 0):
+                torch.library.opcheck(torch.ops.ferroflash.softmax, (x, mask, log, 0.5, True))
 
     def test_strides(self):
         x = self.inputs(shape=(5, 80))[:, ::2]
@@ -191,7 +229,9 @@ class Torch(unittest.TestCase):
             (ferroflash.MissingFeatureError, "softmax: a gradient of mask", lambda: softmax.softmax(x, mask=x)),
             (ferroflash.MissingFeatureError, "a gradient of x", lambda: softmax.forward(x)),
             (ferroflash.MissingFeatureError, "gradient of gradients", twice),
-            (ferroflash.InputTypeError, "mask holds torch.bool", lambda: softmax.softmax(x, mask=x > 0)),
+            (ferroflash.InputTypeError, "mask holds torch.uint8; .* torch.bool for masks", lambda: softmax.softmax(x, mask=(x > 0).byte())),
+            (ferroflash.InputTypeError, "mask holds elements of another type; bool, float16", lambda: softmax.softmax(x, mask=(x > 0).int())),
+            (ferroflash.InputTypeError, "x holds elements of another type; float16", lambda: softmax.softmax(x > 0)),
             (ferroflash.InputTypeError, "mask is a ndarray", lambda: softmax.log_softmax(x, mask=np.zeros(40))),
             (ferroflash.InputTypeError, "mask holds f16", lambda: softmax.softmax(x, mask=torch.zeros(40, device=DEVICE).half())),
             (ferroflash.InputError, r"log_softmax: mask of shape \(39,\)", lambda: softmax.log_softmax(x, mask=torch.zeros(39, device=DEVICE))),

@@ -6,8 +6,8 @@ from torch import Tensor
 from ._errors import InputTypeError, missing
 from ._torch import _DTYPES, _is_compiling, _is_grad_enabled, _library, _modes, _place, _stream, _told_dropout, _transforms
 
-# The extension module knows 32-bit integers by the number behind those of the types of tensors.
-_ALL_DTYPES = {**_DTYPES, torch.int32: 3}
+# The extension module knows 32-bit integers and booleans by the numbers behind those of the types of tensors.
+_ALL_DTYPES = {**_DTYPES, torch.int32: 3, torch.bool: 4}
 _OF_NAMES = {"float32": torch.float32}
 
 
@@ -24,7 +24,7 @@ def told(function, named):
             raise missing(function, f"recording a gradient of {name}")
         dtype = _ALL_DTYPES.get(tensor.dtype)
         if dtype is None:
-            accepted = "torch.float16, torch.bfloat16 and torch.float32 are accepted, and torch.int32 for whole numbers"
+            accepted = "torch.float16, torch.bfloat16 and torch.float32 are accepted, torch.int32 for whole numbers, and torch.bool for masks"
             raise InputTypeError(f"{name} holds {tensor.dtype}; {accepted}")
         found.append((_place(name, tensor), dtype, tensor.data_ptr(), tensor.shape, tensor.stride()))
     return found

@@ -14,8 +14,8 @@ def softmax(x, *, scale=1.0, mask=None, causal=False):
     Args:
         x: float16, bfloat16 or float32, of any shape. A last axis with gaps is copied.
         scale: any finite number.
-        mask: of x's type or float32, of a shape that goes into x's as PyTorch's operations have it. It is added: minus infinity hides a column. It
-            has no gradient.
+        mask: of a shape that goes into x's as PyTorch's operations have it. One of x's type or float32 is added: minus infinity hides a column. One of
+            torch.bool shows the columns where it is true, as that of ``scaled_dot_product_attention`` does. It has no gradient.
         causal: whether row ``i`` of the ``rows`` along the axis before the last sees the first ``i + 1 + columns - rows`` columns alone.
 
     Returns:

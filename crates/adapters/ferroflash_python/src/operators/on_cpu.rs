@@ -1,10 +1,10 @@
 //! Operators on tensors in the memory of this process: the GPU's kernels in the emulator, on copies in its memory.
 
+use super::elements::Elements;
 use super::{Entry, Operands};
 use crate::call::Memory;
 use crate::emulated;
-use crate::program::Elements;
-use ferroflash::{Device, IndicesView, Layout, Stream, f16};
+use ferroflash::{BoolTensor, Device, IndicesView, Layout, Stream, f16};
 
 /// A run of bytes of this process, whose copy in the emulator's memory tensors lie in as they lie here: of those that share memory here, copies
 /// do so there.
@@ -23,16 +23,22 @@ pub(super) fn compute(
     for entry in &operands.0 {
         // Before anything is read: that the address and the arithmetic of the strides are those of a tensor.
         check(device, entry)?;
-        let bytes = reached(&entry.memory) * size_of_element(&entry.memory);
-        if bytes > 0 {
+        let bytes = reached(&entry.memory) * entry.memory.dtype.bytes();
+        if bytes > 0 && entry.memory.dtype != Elements::Bools {
             spans.push(Span { start: entry.memory.address, end: entry.memory.address + bytes as u64 });
         }
     }
     let spans = merged(spans);
     let copies = spans.iter().map(|span| copy(device, span)).collect::<ferroflash::Result<Vec<_>>>()?;
     let mut there = operands.clone();
+    // Booleans, which are only read, and no whole number of 16 bits: each mask is copied by itself.
+    let mut masks = Vec::new();
     for entry in &mut there.0 {
-        if let Some(index) = span_of(&spans, &entry.memory) {
+        if entry.memory.dtype == Elements::Bools {
+            let copy = copy_bools(device, &entry.memory)?;
+            entry.memory.address = copy.view().address();
+            masks.push(copy);
+        } else if let Some(index) = span_of(&spans, &entry.memory) {
             entry.memory.address = copies[index].address() + (entry.memory.address - spans[index].start);
         }
     }
@@ -46,18 +52,14 @@ pub(super) fn compute(
 }
 
 fn check(device: &Device, entry: &Entry) -> ferroflash::Result<()> {
-    match entry.tensor() {
-        // SAFETY: the view is made to be checked, and never launched with.
-        Some(tensor) => unsafe { tensor.view(device) }.map(drop),
-        // SAFETY: as for tensors.
-        None => unsafe { IndicesView::from_raw(device, entry.memory.address, entry.memory.elements()) }.map(drop),
-    }
-}
-
-fn size_of_element(memory: &Memory<Elements>) -> usize {
+    let memory = &entry.memory;
     match memory.dtype {
-        Elements::Floats(dtype) => dtype.bytes(),
-        Elements::Ints => size_of::<i32>(),
+        // SAFETY: the view is made to be checked, and never launched with.
+        Elements::Floats(dtype) => unsafe { memory.of(dtype).view(device) }.map(drop),
+        // SAFETY: as for tensors.
+        Elements::Ints => unsafe { IndicesView::from_raw(device, memory.address, memory.elements()) }.map(drop),
+        // SAFETY: as for tensors.
+        Elements::Bools => unsafe { memory.bools(device) }.map(drop),
     }
 }
 
@@ -90,6 +92,17 @@ fn span_of(spans: &[Span], memory: &Memory<Elements>) -> Option<usize> {
     spans.iter().position(|span| (span.start..span.end).contains(&memory.address))
 }
 
+/// A mask in the emulator's memory, from its first element to its last.
+fn copy_bools(device: &Device, memory: &Memory<Elements>) -> ferroflash::Result<BoolTensor> {
+    let count = reached(memory);
+    let bytes: &[u8] = match count {
+        0 => &[],
+        // SAFETY: the owner of the mask says that its elements are there, which lie in one allocation, and every byte is a boolean.
+        _ => unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(memory.address as usize), count) },
+    };
+    BoolTensor::from_bytes(device, bytes, [count])
+}
+
 /// The bytes of a run in the emulator's memory. All elements are of a multiple of 16 bits.
 fn copy(device: &Device, span: &Span) -> ferroflash::Result<ferroflash::Tensor> {
     let count = (span.end - span.start) as usize / size_of::<f16>();
@@ -101,7 +114,7 @@ fn copy(device: &Device, span: &Span) -> ferroflash::Result<ferroflash::Tensor> 
 
 /// Writes a tensor's elements, which begin `first` bytes into `bits`, to its memory. What lies between them stays.
 fn write(memory: &Memory<Elements>, bits: &[f16], first: usize) {
-    let (from, size) = (bits.as_ptr().cast::<u8>(), size_of_element(memory));
+    let (from, size) = (bits.as_ptr().cast::<u8>(), memory.dtype.bytes());
     let to: *mut u8 = std::ptr::with_exposed_provenance_mut(memory.address as usize);
     let axes: Vec<_> = memory.shape.iter().copied().zip(memory.strides.iter().copied()).collect();
     for element in 0..memory.elements() {

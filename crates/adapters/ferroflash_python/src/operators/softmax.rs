@@ -5,7 +5,7 @@ use ferroflash::Operand;
 use ferroflash::operators::Softmax;
 use pyo3::prelude::*;
 
-const FORWARD: [Slot; 3] = [Slot::read(Operand::X), Slot::read(Operand::Mask).or_none(), Slot::written(Operand::Out)];
+const FORWARD: [Slot; 3] = [Slot::read(Operand::X), Slot::mask(Operand::Mask).or_none(), Slot::written(Operand::Out)];
 
 const BACKWARD: [Slot; 3] = [Slot::read(Operand::Out), Slot::read(Operand::Dout), Slot::written(Operand::Dx)];
 
@@ -30,6 +30,9 @@ pub(super) fn softmax(
         let mut softmax = softmax_of(is_log, scale).causal(causal);
         if let Some(mask) = operands.view(device, Operand::Mask)? {
             softmax = softmax.with_mask(&mask);
+        }
+        if let Some(mask) = operands.bools(device, Operand::Mask)? {
+            softmax = softmax.with_bool_mask(&mask);
         }
         let mut out = operands.given_mut(device, Operand::Out)?;
         softmax.forward_into(stream, &operands.given(device, Operand::X)?, &mut out)

@@ -19,7 +19,8 @@ def forward(x, *, log=False, scale=1.0, mask=None, causal=False, out=None, strea
     Args:
         x: float16, bfloat16 or float32, of any shape. Columns are contiguous; other strides are free.
         scale: any finite number.
-        mask: of x's shape, of its type or float32, which is added: minus infinity hides a column. Rows may share its memory, by strides of 0.
+        mask: of x's shape. One of x's type or float32 is added: minus infinity hides a column. One of booleans shows the columns where it is true, and
+            hides what is in the others, NaN too. Rows may share its memory, by strides of 0.
         causal: whether row ``i`` of the ``rows`` along the axis before the last sees the first ``i + 1 + columns - rows`` columns alone.
         out: of x's shape and type; ``None`` makes a new array, for those of PyTorch, NumPy and CuPy.
         stream, device: as in :func:`ferroflash.forward`.
