@@ -61,14 +61,18 @@ fn check<const N: usize>(
     Ok(fine)
 }
 
-/// Whether steps of AdamW, clipped and with masters, are the same.
-fn check_adamw(device: &Device, dtype: DType) -> Result<bool> {
+/// Whether steps of AdamW, clipped and with masters, are the same, with a learning rate of the host or of a schedule on the device.
+fn check_adamw(device: &Device, dtype: DType, schedule: bool) -> Result<bool> {
     let numbers = (0..70).map(|i| Tensor::randn(0f32, 1.0, 7 * i + 1, &Device::Cpu)?.to_dtype(dtype));
     let numbers = numbers.collect::<Result<Vec<_>>>()?;
     let mut results = Vec::new();
     for device in [&Device::Cpu, device] {
         let vars = numbers.iter().map(|of| Var::from_tensor(&of.to_device(device)?)).collect::<Result<Vec<_>>>()?;
         let mut adamw = AdamW::new_lr(vars.clone(), 0.01)?.with_masters()?;
+        let rate = Var::new(0.01f32, device)?;
+        if schedule {
+            adamw = adamw.with_device_rate(&rate);
+        }
         let mut norms = Vec::new();
         for _ in 0..3 {
             let squares = vars.iter().map(|var| var.to_dtype(DType::F32)?.sqr()?.sum_all());
@@ -77,12 +81,14 @@ fn check_adamw(device: &Device, dtype: DType) -> Result<bool> {
             norms.push(adamw.step_clipped(&gradients, 0.5)?);
             clip_grad_norm(&vars, &mut gradients, 0.5)?;
             norms.push(grad_norm(&vars, &gradients)?);
+            rate.set(&(rate.as_tensor() * 0.5)?)?;
         }
         let flat = vars.iter().map(|var| var.flatten_all()).collect::<Result<Vec<_>>>()?;
         results.push([Tensor::cat(&flat, 0)?, Tensor::stack(&norms, 0)?]);
     }
     let [[vars, norms], [gpu_vars, gpu_norms]] = &results[..] else { unreachable!("two devices") };
-    Ok(close(&format!("AdamW, {dtype:?}"), gpu_vars, vars)? & close("norms", gpu_norms, norms)?)
+    let what = if schedule { "AdamW with a rate on the device" } else { "AdamW" };
+    Ok(close(&format!("{what}, {dtype:?}"), gpu_vars, vars)? & close("norms", gpu_norms, norms)?)
 }
 
 fn main() -> Result<()> {
@@ -155,7 +161,7 @@ fn main() -> Result<()> {
             fine &= check("dense of odd rows", on, dtype, [&[33, 63], &[79, 63]], |[x, weight]| {
                 dense(x, weight, None, Activation::GeluTanh)
             })?;
-            fine &= check_adamw(on, dtype)?;
+            fine &= check_adamw(on, dtype, false)? & check_adamw(on, dtype, true)?;
         }
     }
     println!("{}", if fine { "all within" } else { "OUTSIDE" });

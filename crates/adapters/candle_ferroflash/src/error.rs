@@ -128,6 +128,14 @@ pub enum Error {
         /// Its element type.
         found: candle_core::DType,
     },
+    /// A learning rate on the device of another type.
+    #[error("{op} expects the learning rate to hold f32; it holds {found:?}")]
+    RateType {
+        /// The optimiser.
+        op: &'static str,
+        /// Its element type.
+        found: candle_core::DType,
+    },
     /// A mask of softmax of another type.
     #[error(
         "{op}: mask holds {found:?}; u8, which shows the columns where it is not 0, and f16, bf16 and f32, which are added, are accepted"

@@ -10,7 +10,7 @@
 //! | [`rope`], [`rope_i`], [`rope_thd`] | `rotary_emb` | [`Rotary`] | x |
 //! | [`embedding()`] | `Embedding` | [`Embedding`] | the table |
 //! | [`linear`], [`dense()`] | `Linear` | [`Dense`] | x, weights, biases, residual |
-//! | [`AdamW`] | `AdamW` | masters in f32, clipping | |
+//! | [`AdamW`] | `AdamW` | masters in f32, clipping, a learning rate on the device | |
 //! | [`grad_norm`], [`clip_grad_norm`] | | | |
 //!
 //! Each call is one launch on candle's stream, on the tensors where they are; gradients of weights, tables and dense layers, norms of gradients and steps

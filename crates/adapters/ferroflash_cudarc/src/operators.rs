@@ -92,13 +92,14 @@ fn with_weights<'v>(norm: Norm<'v>, views: &Views<'v>) -> Norm<'v> {
 
 /// Softmax or its logarithm: see [`Softmax::forward_into`].
 ///
-/// Reads `X`, and optionally `Mask`; writes `Out`.
+/// Reads `X`, and optionally `Mask`, a tensor or [booleans](Tensors::booleans); writes `Out`.
 ///
 /// # Errors
 /// As [`norm`].
 pub fn softmax(stream: &CudaStream, softmax: Softmax<'static>, tensors: Tensors<'_>) -> Result<()> {
     operate(stream, &[Operand::X, Operand::Mask, Operand::Out], tensors, |stream, views| {
         let softmax = views.find(Operand::Mask).map_or(softmax, |mask| softmax.with_mask(&mask));
+        let softmax = views.find_booleans(Operand::Mask).map_or(softmax, |mask| softmax.with_bool_mask(&mask));
         Ok(softmax.forward_into(stream, &views.tensor(Operand::X)?, &mut views.out(Operand::Out)?)?)
     })
 }

@@ -103,6 +103,10 @@ fn every_function_launches() {
             .read_strided(Operand::Mask, &of_columns, rows, [0, 1])
             .write(Operand::Out, &mut out, rows);
         let at = launched(at, "softmax", softmax(&stream, Softmax::new().causal(true), tensors));
+        let seen = zeros::<u8>(&stream, 64);
+        let of_softmax = |out| Tensors::new().read(Operand::X, &x, rows).write(Operand::Out, out, rows);
+        let tensors = of_softmax(&mut out).booleans_strided(Operand::Mask, &seen, rows, [0, 1]);
+        let at = launched(at, "softmax", softmax(&stream, Softmax::new(), tensors));
         let tensors = Tensors::new().read(Operand::Out, &x, rows).read(Operand::Dout, &dout, rows).write(
             Operand::Dx,
             &mut out,
@@ -202,6 +206,7 @@ fn every_function_launches() {
             .write(Operand::Out, &mut line, [2]);
         let at = launched(at, "squares", gradient_norm(&stream, GradientNorm::new().with_most(1.0), tensors));
         let [mut parameter, mut small] = [6 * 64, 6].map(|len| zeros::<f32>(&stream, len));
+        let step = zeros::<i32>(&stream, 1);
         let [mut moment, mut v] = [6, 6].map(|len| zeros::<f32>(&stream, len));
         let tensors = Tensors::new()
             .write(Operand::Parameter(0), &mut parameter, rows)
@@ -212,7 +217,9 @@ fn every_function_launches() {
             .read(Operand::ParameterGradient(1), &of_rows, [6])
             .write(Operand::Moment(1), &mut moment, [6])
             .write(Operand::SecondMoment(1), &mut v, [6])
-            .read(Operand::GradientFactor, &line, [1]);
+            .read(Operand::GradientFactor, &line, [1])
+            .read(Operand::LearningRate, &second, [1])
+            .numbers(Operand::StepCount, &step);
         launched(at, "adamw", adamw(&stream, AdamW::new(0.1), 1, tensors));
     });
 }
@@ -221,7 +228,7 @@ fn every_function_launches() {
 fn what_does_not_fit_is_refused() {
     with_driver(&[], &[("FAKE_GPUS", "2")], || {
         let stream = new_stream();
-        let x = zeros::<f32>(&stream, 6 * 64);
+        let (x, of_rows) = (zeros::<f32>(&stream, 6 * 64), zeros::<f32>(&stream, 6));
         let mut out = zeros::<f32>(&stream, 6 * 64);
         let of_x = |rows: usize| Tensors::new().read(Operand::X, &x, [rows, 64]);
 
@@ -242,6 +249,18 @@ fn what_does_not_fit_is_refused() {
         let found = softmax(&stream, Softmax::new(), tensors).unwrap_err();
         let Error::Ferroflash(ferroflash::Error::Operator(found)) = found else { panic!("{found:?}") };
         assert!(matches!(found, OperatorError::Shape { tensor: Operand::Out, .. }), "{found:?}");
+
+        let seen = zeros::<u8>(&stream, 64);
+        let tensors = of_x(6).write(Operand::Out, &mut out, [6, 64]).booleans(Operand::Mask, &seen, [6, 64]);
+        let found = softmax(&stream, Softmax::new(), tensors).unwrap_err();
+        assert!(matches!(found, Error::Ferroflash(ferroflash::Error::StorageTooSmall { .. })), "{found:?}");
+        let tensors = of_x(6).write(Operand::Out, &mut out, [6, 64]).booleans(Operand::Mask, &seen, [1, 64]);
+        let found = softmax(&stream, Softmax::new(), tensors).unwrap_err();
+        let Error::Ferroflash(ferroflash::Error::Operator(found)) = found else { panic!("{found:?}") };
+        assert!(matches!(found, OperatorError::Shape { tensor: Operand::Mask, .. }), "{found:?}");
+        let tensors = of_x(6).write(Operand::Out, &mut out, [6, 64]).booleans(Operand::Weight, &seen, [64]);
+        let found = softmax(&stream, Softmax::new(), tensors).unwrap_err();
+        assert!(matches!(found, Error::NotTaken { operand: Operand::Weight }), "{found:?}");
 
         let of_layer = || of_x(6).read(Operand::Weight, &x, [4, 64]).read(Operand::Dout, &x, [6, 4]);
         let by_ferroflash = |found: Error| match found {
@@ -274,6 +293,16 @@ fn what_does_not_fit_is_refused() {
         let tensors = Tensors::new().write(Operand::Parameter(0), &mut out, [6, 64]);
         let found = adamw(&stream, AdamW::new(0.1), 1, tensors).unwrap_err();
         assert!(matches!(found, Error::NotGiven { operand: Operand::ParameterGradient(0) }), "{found:?}");
+
+        let [mut moment, mut v] = [(); 2].map(|()| zeros::<f32>(&stream, 6 * 64));
+        let tensors = Tensors::new()
+            .write(Operand::Parameter(0), &mut out, [6, 64])
+            .read(Operand::ParameterGradient(0), &x, [6, 64])
+            .write(Operand::Moment(0), &mut moment, [6, 64])
+            .write(Operand::SecondMoment(0), &mut v, [6, 64])
+            .read(Operand::LearningRate, &of_rows, [6]);
+        let found = by_ferroflash(adamw(&stream, AdamW::new(0.1), 1, tensors).unwrap_err());
+        assert!(matches!(found, OperatorError::Shape { tensor: Operand::LearningRate, .. }), "{found:?}");
 
         let far = zeros::<f32>(&CudaContext::new(1).unwrap().new_stream().unwrap(), 6 * 64);
         let tensors = Tensors::new().read(Operand::X, &far, [6, 64]).write(Operand::Out, &mut out, [6, 64]);

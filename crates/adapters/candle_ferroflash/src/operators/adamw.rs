@@ -2,7 +2,7 @@
 
 use super::memory::{Views, Wanted, run, run_on, with_changed};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Error, Result, Tensor, Var};
+use candle_core::{DType, Device, Error, Result, Storage, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW};
 use ferroflash::operators::{AdamWTensor, GradientNorm, StepNumber};
 use ferroflash::{Operand, OperatorError};
@@ -45,6 +45,8 @@ const AT_ONCE: usize = 32;
 pub struct AdamW {
     vars: Vec<Trained>,
     params: ParamsAdamW,
+    /// The learning rate, where it is on the device.
+    rate: Option<Tensor>,
     /// Steps that were taken.
     steps: u32,
 }
@@ -87,23 +89,26 @@ impl Optimizer for AdamW {
             let (moment, second_moment) = (zeros()?, zeros()?);
             Ok(Trained { var, moment, second_moment, master: None })
         };
-        Ok(AdamW { vars: vars.into_iter().map(trained).collect::<Result<_>>()?, params, steps: 0 })
+        Ok(AdamW { vars: vars.into_iter().map(trained).collect::<Result<_>>()?, params, rate: None, steps: 0 })
     }
 
     /// Takes a step with these gradients. Variables without one stay as they are.
     ///
     /// # Errors
-    /// [`crate::Error`]: [`CpuTensors`](crate::Error::CpuTensors), and what [`ferroflash::operators::AdamW::step`] refuses, before anything is launched.
+    /// [`crate::Error`]: [`CpuTensors`](crate::Error::CpuTensors), [`RateType`](crate::Error::RateType), and what [`ferroflash::operators::AdamW::step`]
+    /// refuses, before anything is launched.
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         self.take_step(grads, None)
     }
 
+    /// That of the parameters, whether or not one on the device has taken its place.
     fn learning_rate(&self) -> f64 {
         self.params.lr
     }
 
+    /// It takes the place of one on the device, too.
     fn set_learning_rate(&mut self, lr: f64) {
-        self.params.lr = lr;
+        (self.params.lr, self.rate) = (lr, None);
     }
 }
 
@@ -126,6 +131,30 @@ impl AdamW {
             trained.master = Some(trained.var.as_detached_tensor().to_dtype(DType::F32)?);
         }
         Ok(self)
+    }
+
+    /// With a learning rate on the device, one number of f32, in the place of that of the parameters. Each step reads what it is then, and the host does not: a
+    /// variable that is set between steps makes a schedule without a wait.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor, Var};
+    /// use candle_ferroflash::operators::AdamW;
+    /// use candle_nn::Optimizer;
+    ///
+    /// candle_ferroflash::emulate_cpu(true);
+    /// let w = Var::new(&[3.0f32, -1.0], &Device::Cpu)?;
+    /// let rate = Var::new(0.1f32, &Device::Cpu)?;
+    /// let mut adamw = AdamW::new_lr(vec![w.clone()], 1.0)?.with_device_rate(&rate);
+    /// adamw.backward_step(&w.sqr()?.sum_all()?)?;
+    /// rate.set(&(rate.as_tensor() * 0.0)?)?;
+    /// adamw.backward_step(&w.sqr()?.sum_all()?)?;
+    /// // One step of the learning rate, and one of 0.
+    /// assert!((w.to_vec1::<f32>()?[0] - 2.9).abs() < 0.01);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn with_device_rate(mut self, rate: &Tensor) -> AdamW {
+        self.rate = Some(rate.detach());
+        self
     }
 
     /// The parameters.
@@ -153,21 +182,40 @@ impl AdamW {
     /// Takes a step with gradients times `factor`, `f32 (1)`.
     fn take_step(&mut self, grads: &GradStore, factor: Option<&Tensor>) -> Result<()> {
         let gradients = self.gradients(grads)?;
+        let numbers = self.numbers(factor)?;
         let number = self.steps.saturating_add(1);
         for dtype in [DType::F32, DType::F16, DType::BF16] {
             let group: Vec<_> = gradients.iter().filter(|(trained, _)| trained.var.dtype() == dtype).collect();
             for chunk in group.chunks(AT_ONCE) {
-                self.launch(chunk, factor, number)?;
+                self.launch(chunk, &numbers, number)?;
             }
         }
         self.steps = number;
         Ok(())
     }
 
+    /// The numbers on the device that all variables share.
+    fn numbers(&self, factor: Option<&Tensor>) -> Result<Vec<(Operand, Tensor)>> {
+        let rate = self.rate.as_ref().map(|rate| {
+            if rate.dtype() != DType::F32 {
+                return Err(crate::Error::RateType { op: ADAMW, found: rate.dtype() }.into());
+            }
+            // candle's numbers have no axes, ferroflash's have one.
+            let rate = if rate.rank() == 0 { rate.reshape(1)? } else { rate.clone() };
+            Ok((Operand::LearningRate, apart(&self.places(), &rate)?))
+        });
+        let factor = factor.map(|factor| Ok((Operand::GradientFactor, factor.clone())));
+        rate.into_iter().chain(factor).collect()
+    }
+
+    /// Where the variables are.
+    fn places(&self) -> HashSet<*const Storage> {
+        self.vars.iter().map(|trained| place(&trained.var)).collect()
+    }
+
     /// The variables that have gradients, with these, all of them checked.
     fn gradients<'s>(&'s self, grads: &GradStore) -> Result<Vec<(&'s Trained, Tensor)>> {
-        let place = |tensor: &Tensor| std::ptr::from_ref(&*tensor.storage_and_layout().0);
-        let held: HashSet<_> = self.vars.iter().map(|trained| place(&trained.var)).collect();
+        let places = self.places();
         let mut found = Vec::new();
         for (index, trained) in self.vars.iter().enumerate() {
             let Some(gradient) = grads.get(&trained.var) else { continue };
@@ -188,15 +236,14 @@ impl AdamW {
             if gradient.elem_count() == 0 {
                 continue;
             }
-            // Memory of a variable would be read while it is locked for writing.
-            let own = if held.contains(&place(gradient)) { gradient.copy()? } else { gradient.clone() };
-            found.push((trained, own.contiguous()?));
+            found.push((trained, apart(&places, gradient)?.contiguous()?));
         }
         Ok(found)
     }
 
-    fn launch(&self, chunk: &[&(&Trained, Tensor)], factor: Option<&Tensor>, number: u32) -> Result<()> {
-        let (mut changed, mut held) = (Vec::with_capacity(4 * chunk.len()), Vec::with_capacity(chunk.len() + 1));
+    fn launch(&self, chunk: &[&(&Trained, Tensor)], numbers: &[(Operand, Tensor)], number: u32) -> Result<()> {
+        let (mut changed, mut held) =
+            (Vec::with_capacity(4 * chunk.len()), Vec::with_capacity(chunk.len() + numbers.len()));
         for (index, (trained, gradient)) in chunk.iter().enumerate() {
             changed.push((Operand::Parameter(index), trained.var.as_tensor()));
             changed.push((Operand::Moment(index), &trained.moment));
@@ -204,7 +251,7 @@ impl AdamW {
             changed.extend(trained.master.as_ref().map(|master| (Operand::Master(index), master)));
             held.push((Operand::ParameterGradient(index), gradient));
         }
-        held.extend(factor.map(|factor| (Operand::GradientFactor, factor)));
+        held.extend(numbers.iter().map(|(operand, number)| (*operand, number)));
         with_changed(ADAMW, &changed, |changed| {
             run_on(ADAMW, &[], &held, changed, Vec::new(), |stream, views| {
                 let tensor = |index| {
@@ -224,13 +271,24 @@ impl AdamW {
         })
     }
 
-    /// The parameters as ferroflash's own options, with the factor among the tensors of a call.
+    /// The parameters as ferroflash's own options, with the factor and a learning rate of the device among the tensors of a call.
     fn options<'v>(&self, views: &Views<'v>) -> ferroflash::operators::AdamW<'v> {
         let ParamsAdamW { lr, beta1, beta2, eps, weight_decay } = self.params;
         let adamw = ferroflash::operators::AdamW::new(lr).with_betas(beta1, beta2).with_epsilon(eps);
         let adamw = adamw.with_decay(weight_decay);
+        let adamw = views.find(Operand::LearningRate).map_or(adamw, |rate| adamw.with_device_rate(&rate));
         views.find(Operand::GradientFactor).map_or(adamw, |factor| adamw.with_gradient_factor(&factor))
     }
+}
+
+/// Where a tensor is.
+fn place(tensor: &Tensor) -> *const Storage {
+    std::ptr::from_ref(&*tensor.storage_and_layout().0)
+}
+
+/// The tensor, or a copy where it has the memory of a variable, which would be read while it is locked for writing.
+fn apart(places: &HashSet<*const Storage>, tensor: &Tensor) -> Result<Tensor> {
+    if places.contains(&place(tensor)) { tensor.copy() } else { Ok(tensor.clone()) }
 }
 
 /// The norm of all gradients of these variables together, an f32 scalar on their device.

@@ -47,9 +47,15 @@ impl Expected {
     }
 
     fn step(&mut self, vars: &[Var], grads: &GradStore, step: u32, scale: f64) {
+        self.step_at(PARAMS.lr, vars, grads, step, scale);
+    }
+
+    /// A step with another learning rate than that of the parameters.
+    fn step_at(&mut self, rate: f64, vars: &[Var], grads: &GradStore, step: u32, scale: f64) {
         for (state, var) in self.0.iter_mut().zip(vars) {
             if let Some(gradient) = grads.get(var) {
-                *state = reference(step, scale).step(state, &f64s(gradient)).unwrap();
+                let reference = ReferenceAdamW { rate, ..reference(step, scale) };
+                *state = reference.step(state, &f64s(gradient)).unwrap();
             }
         }
     }
@@ -150,4 +156,41 @@ fn gradients_in_other_places() {
     expected.step(&vars, &grads, 1, 1.0);
     AdamW::new(vars.to_vec(), PARAMS).unwrap().step(&grads).unwrap();
     expected.check("in other places", &vars, 1.0);
+}
+
+/// Each step reads the rate of its time, in tensors of either shape, with the gradients clipped too, and in the memory of a variable; one of the host
+/// takes its place.
+#[test]
+fn rates_on_the_device() {
+    emulate_cpu(true);
+    let vars = [variable(&[40], 1, DType::F32), variable(&[3, 9], 2, DType::BF16)];
+    let rates = [0.0625f32, 0.03125, 0.5];
+    for shape in [&[][..], &[1]] {
+        let rate = Var::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        // The rate of the parameters is far off.
+        let params = ParamsAdamW { lr: 1e3, ..PARAMS };
+        let mut adamw = AdamW::new(vars.to_vec(), params).unwrap().with_masters().unwrap().with_device_rate(&rate);
+        assert_eq!(adamw.learning_rate(), 1e3);
+        let mut expected = Expected::of(&vars);
+        for (step, now) in (1..).zip(rates) {
+            rate.set(&Tensor::full(now, shape, &Device::Cpu).unwrap()).unwrap();
+            let grads = gradients(&vars, 10 * step as usize);
+            adamw.step_clipped(&grads, 1e3).unwrap();
+            expected.step_at(now.into(), &vars, &grads, step, 1.0);
+        }
+        expected.check("rates on the device", &vars, 1.0);
+        adamw.set_learning_rate(0.125);
+        let grads = gradients(&vars, 40);
+        adamw.step(&grads).unwrap();
+        expected.step_at(0.125, &vars, &grads, 4, 1.0);
+        expected.check("a rate of the host again", &vars, 1.0);
+    }
+
+    let of_itself = Var::from_tensor(&Tensor::new(&[0.25f32], &Device::Cpu).unwrap()).unwrap();
+    let mut adamw = AdamW::new(vec![of_itself.clone()], PARAMS).unwrap().with_device_rate(&of_itself);
+    let mut expected = Expected::of(&[of_itself.clone()]);
+    let grads = gradients(&[of_itself.clone()], 3);
+    adamw.step(&grads).unwrap();
+    expected.step_at(0.25, &[of_itself.clone()], &grads, 1, 1.0);
+    expected.check("its own rate", &[of_itself], 1.0);
 }

@@ -143,6 +143,16 @@ fn optimisers() {
     by_ferroflash(adamw.step(&grads), |error| {
         matches!(error, OperatorError::Shape { tensor: Operand::ParameterGradient(1), .. })
     });
+    grads.insert(&second, values(&[4], 1, DType::F32));
+    let with_rate = |rate: candle_core::Result<Tensor>| {
+        let adamw = AdamW::new_lr(vec![first.clone(), second.clone()], 0.1).unwrap();
+        adamw.with_device_rate(&rate.unwrap()).step(&grads)
+    };
+    by_ferroflash(with_rate(Tensor::new(&[0.1f32, 0.1], &Device::Cpu)), |error| {
+        matches!(error, OperatorError::Shape { tensor: Operand::LearningRate, .. })
+    });
+    let said = "adamw expects the learning rate to hold f32; it holds F64";
+    assert_eq!(refused(with_rate(Tensor::new(0.1f64, &Device::Cpu))), said);
     // Nothing was launched, of the first variable neither.
     assert_eq!(first.to_vec1::<f32>().unwrap(), values(&[4], 1, DType::F32).to_vec1::<f32>().unwrap());
 }

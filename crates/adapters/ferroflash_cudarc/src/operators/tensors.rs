@@ -3,7 +3,7 @@
 use crate::forward::{check_context, device};
 use crate::{Error, Result};
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
-use ferroflash::{DType, Dims, Element, IndicesView, Operand, Stream, TensorView, TensorViewMut};
+use ferroflash::{BoolView, DType, Dims, Element, IndicesView, Operand, Stream, TensorView, TensorViewMut};
 use std::fmt;
 
 /// Slices of cudarc as the tensors of an operator, each by its name in ferroflash. A slice may be longer than its tensor, which starts with its first
@@ -11,12 +11,20 @@ use std::fmt;
 #[derive(Default)]
 #[must_use]
 pub struct Tensors<'a> {
-    /// `None` are numbers.
-    read: Vec<(Operand, Box<dyn Read + 'a>, Option<Axes>)>,
+    read: Vec<(Operand, Box<dyn Read + 'a>, As)>,
     written: Vec<(Operand, Box<dyn Write + 'a>, Axes)>,
 }
 
 /// What a slice is read as.
+#[derive(Clone, Copy, Debug)]
+enum As {
+    Tensor(Axes),
+    Numbers,
+    /// Shape and strides.
+    Booleans(Dims, Dims),
+}
+
+/// What a slice of elements is.
 #[derive(Clone, Copy, Debug)]
 struct Axes {
     shape: Dims,
@@ -45,13 +53,31 @@ impl<'a> Tensors<'a> {
         strides: impl Into<Dims>,
     ) -> Self {
         let axes = Axes { shape: shape.into(), strides: strides.into(), dtype: T::DTYPE };
-        self.read.push((operand, Box::new(Slice(slice)), Some(axes)));
+        self.read.push((operand, Box::new(Slice(slice)), As::Tensor(axes)));
         self
     }
 
     /// Numbers that are read: all of the slice.
     pub fn numbers(mut self, operand: Operand, slice: &'a impl DevicePtr<i32>) -> Self {
-        self.read.push((operand, Box::new(Slice(slice)), None));
+        self.read.push((operand, Box::new(Slice(slice)), As::Numbers));
+        self
+    }
+
+    /// Booleans without gaps that are read, a byte each, of which any but 0 is true.
+    pub fn booleans(self, operand: Operand, slice: &'a impl DevicePtr<u8>, shape: impl Into<Dims>) -> Self {
+        let shape = shape.into();
+        self.booleans_strided(operand, slice, shape, row_major(&shape))
+    }
+
+    /// [`Tensors::booleans`] with these strides.
+    pub fn booleans_strided(
+        mut self,
+        operand: Operand,
+        slice: &'a impl DevicePtr<u8>,
+        shape: impl Into<Dims>,
+        strides: impl Into<Dims>,
+    ) -> Self {
+        self.read.push((operand, Box::new(Slice(slice)), As::Booleans(shape.into(), strides.into())));
         self
     }
 
@@ -88,8 +114,9 @@ impl<'a> Tensors<'a> {
 
 impl fmt::Debug for Tensors<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let read = self.read.iter().map(|(operand, _, axes)| (operand, *axes));
-        f.debug_map().entries(read.chain(self.written.iter().map(|(operand, _, axes)| (operand, Some(*axes))))).finish()
+        let read = self.read.iter().map(|(operand, _, of)| (operand, *of));
+        let written = self.written.iter().map(|(operand, _, axes)| (operand, As::Tensor(*axes)));
+        f.debug_map().entries(read.chain(written)).finish()
     }
 }
 
@@ -153,6 +180,7 @@ impl<T> Write for SliceMut<'_, T> {
 pub(super) struct Views<'v> {
     tensors: Vec<(Operand, TensorView<'v>)>,
     numbers: Vec<(Operand, IndicesView<'v>)>,
+    booleans: Vec<(Operand, BoolView<'v>)>,
     outputs: Vec<(Operand, TensorViewMut<'v>)>,
 }
 
@@ -171,6 +199,10 @@ impl<'v> Views<'v> {
 
     pub(super) fn numbers(&self, operand: Operand) -> Result<IndicesView<'v>> {
         self.find_numbers(operand).ok_or(Error::NotGiven { operand })
+    }
+
+    pub(super) fn find_booleans(&self, operand: Operand) -> Option<BoolView<'v>> {
+        self.booleans.iter().find(|(of, _)| *of == operand).map(|&(_, view)| view)
     }
 
     /// The view goes to the first who asks.
@@ -203,20 +235,26 @@ pub(super) fn operate(
         seen.push(operand);
         check_context(operand, of, stream)?;
     }
-    let mut views = Views { tensors: Vec::new(), numbers: Vec::new(), outputs: Vec::new() };
+    let mut views = Views { tensors: Vec::new(), numbers: Vec::new(), booleans: Vec::new(), outputs: Vec::new() };
     let mut guards = Vec::new();
-    for (operand, slice, axes) in &tensors.read {
+    for (operand, slice, of) in &tensors.read {
+        let (operand, len) = (*operand, slice.len());
         let (address, guard) = slice.place(stream);
         guards.push(guard);
-        if let Some(Axes { shape, strides, dtype }) = *axes {
-            // SAFETY: the slice has that many elements from the address on, in the primary context of the device; it is borrowed for this call,
-            // and its guard is held.
-            let view = unsafe { TensorView::from_raw(&device, address, slice.len(), shape, strides, dtype) }?;
-            views.tensors.push((*operand, view));
-        } else {
+        match *of {
+            As::Tensor(Axes { shape, strides, dtype }) => {
+                // SAFETY: the slice has that many elements from the address on, in the primary context of the device; it is borrowed for this call,
+                // and its guard is held.
+                let view = unsafe { TensorView::from_raw(&device, address, len, shape, strides, dtype) }?;
+                views.tensors.push((operand, view));
+            }
             // SAFETY: as for a tensor.
-            let view = unsafe { IndicesView::from_raw(&device, address, slice.len()) }?;
-            views.numbers.push((*operand, view));
+            As::Numbers => views.numbers.push((operand, unsafe { IndicesView::from_raw(&device, address, len) }?)),
+            As::Booleans(shape, strides) => {
+                // SAFETY: as for a tensor.
+                let view = unsafe { BoolView::from_raw(&device, address, len, shape, strides) }?;
+                views.booleans.push((operand, view));
+            }
         }
     }
     for (operand, slice, Axes { shape, strides, dtype }) in &mut tensors.written {

@@ -9,7 +9,7 @@ use ferroflash::operators::{AdamW, AdamWTensor, GradientNorm, StepNumber};
 /// A step of AdamW over a list: see [`AdamW::step`]. `number` is that of the step, from 1 on, where `StepCount` is not given.
 ///
 /// Writes `Parameter(i)`, `Moment(i)` and `SecondMoment(i)`, and optionally `Master(i)`, and reads `ParameterGradient(i)`, all of each `i` from 0 on;
-/// reads optionally `GradientFactor`, and `StepCount` as a number.
+/// reads optionally `GradientFactor`, `LearningRate`, which takes the place of that of the options, and `StepCount` as a number.
 ///
 /// # Errors
 /// As [`norm`](super::norm()).
@@ -21,7 +21,8 @@ pub fn adamw(stream: &CudaStream, adamw: AdamW<'static>, number: u32, tensors: T
         use Operand::{Master, Moment, Parameter, ParameterGradient, SecondMoment};
         [Parameter(i), ParameterGradient(i), Moment(i), SecondMoment(i), Master(i)]
     };
-    let known: Vec<_> = (0..count).flat_map(of_each).chain([Operand::GradientFactor, Operand::StepCount]).collect();
+    let of_all = [Operand::GradientFactor, Operand::LearningRate, Operand::StepCount];
+    let known: Vec<_> = (0..count).flat_map(of_each).chain(of_all).collect();
     operate(stream, &known, tensors, |stream, views| {
         let mut list = Vec::with_capacity(count);
         for i in 0..count {
@@ -34,6 +35,8 @@ pub fn adamw(stream: &CudaStream, adamw: AdamW<'static>, number: u32, tensors: T
         }
         let factor = views.find(Operand::GradientFactor);
         let adamw = factor.map_or(adamw, |factor| adamw.with_gradient_factor(&factor));
+        let rate = views.find(Operand::LearningRate);
+        let adamw = rate.map_or(adamw, |rate| adamw.with_device_rate(&rate));
         let number = views.find_numbers(Operand::StepCount).map_or(StepNumber::Host(number), StepNumber::Device);
         Ok(adamw.step(stream, number, &mut list)?)
     })
