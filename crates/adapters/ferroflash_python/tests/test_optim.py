@@ -94,6 +94,22 @@ class Arrays(unittest.TestCase):
         given = np.empty(2, np.float32)
         self.assertIs(optim.norm(gradients, out=given), given)
 
+    def test_numbers_on_the_device(self):
+        """A rate and steps that arrays hold are those of the call; a step below 1 is taken for 1. Numbers of NumPy are numbers."""
+        rate = OPTIONS["lr"]
+        for lr, numbers in (
+            (np.float32([rate]), np.int32([1, 2, 3])),
+            (rate, np.int32([-5, 2, 3])),
+            (np.float32([rate]), (1, 2, 3)),
+            (np.float32(rate), np.int64([1, 2, 3])),
+        ):
+            start, gradients = values(100, 1), [values(100, seed) for seed in (2, 3, 4)]
+            w, m, v = start.copy(), np.zeros(100, np.float32), np.zeros(100, np.float32)
+            for at, gradient in enumerate(gradients):
+                number = numbers[at : at + 1] if getattr(numbers, "dtype", None) == np.int32 else numbers[at]
+                optim.step([w], [gradient], [m], [v], number, **{**OPTIONS, "lr": lr})
+            check_steps(self, (w, m, v), start, gradients, ("f32",) * 3, **OPTIONS)
+
     def test_what_is_refused(self):
         w, zero = values(8, 1), lambda: np.zeros(8, np.float32)
         step = lambda *of, **options: optim.step(*([x] for x in of), 1, **options)
@@ -108,6 +124,11 @@ class Arrays(unittest.TestCase):
             (ferroflash.InputError, "overlap", lambda: step(w, w, zero(), zero())),
             (ferroflash.InputError, "are 1, 0, 1, 1, 1; as many of all", lambda: optim.step([w], [], [w], [w], 1)),
             (ferroflash.InputError, "number is 0", lambda: optim.step([w], [w], [w], [w], 0)),
+            (ferroflash.InputError, r"the learning rate has shape \[2\]", lambda: step(w, w.copy(), zero(), zero(), lr=zero()[:2])),
+            (ferroflash.InputTypeError, "learning rate holds floating-point numbers of 64 bits", lambda: step(w, w.copy(), zero(), zero(), lr=np.zeros(1))),
+            (ferroflash.InputTypeError, "learning rate holds f16", lambda: step(w, w.copy(), zero(), zero(), lr=np.zeros(1, np.float16))),
+            (ferroflash.InputTypeError, "holds integers of 64 bits; int32", lambda: optim.step([w], [w.copy()], [zero()], [zero()], np.ones(1, np.int64))),
+            (ferroflash.InputError, "the number of the step holds 2 numbers", lambda: optim.step([w], [w.copy()], [zero()], [zero()], np.ones(2, np.int32))),
             (ferroflash.InputError, "learning rate -1", lambda: step(w, w.copy(), zero(), zero(), lr=-1.0)),
             (ferroflash.InputError, "beta2 1", lambda: step(w, w.copy(), zero(), zero(), betas=(0.9, 1.0))),
             (ferroflash.InputError, "no gradients were given", lambda: optim.norm([])),
@@ -176,6 +197,93 @@ class Torch(unittest.TestCase):
             for name in ("master", "exp_avg", "exp_avg_sq"):
                 self.assertTrue(torch.equal(optimizer.state[a][name], other.state[b][name]), name)
 
+    def test_a_rate_that_is_a_tensor(self):
+        """A schedule writes into it, and a step has its value of then; steps are counted on the host or on the device."""
+        for capturable in (False, True):
+            for shape in ((), (1,)):
+                ours, theirs = self.parameters(), self.parameters()
+                rate = torch.full(shape, 0.1, device=DEVICE)
+                optimizer = optim.AdamW(ours, **{**OPTIONS, "lr": rate}, capturable=capturable)
+                expected = torch.optim.AdamW(theirs, **{**OPTIONS, "lr": 0.1})
+                schedules = [torch.optim.lr_scheduler.LambdaLR(of, lambda epoch: 0.5**epoch) for of in (optimizer, expected)]
+                for t in range(1, 5):
+                    for parameters, of, schedule in zip((ours, theirs), (optimizer, expected), schedules):
+                        self.draw_gradients(parameters, t)
+                        if t == 3:
+                            parameters[1].grad = None  # whose steps are fewer from then on
+                        of.step()
+                        schedule.step()
+                self.assertIs(optimizer.param_groups[0]["lr"], rate)
+                self.assertAlmostEqual(rate.item(), 0.1 / 16)
+                for a, b in zip(ours, theirs):
+                    torch.testing.assert_close(a, b)
+                steps = [optimizer.state[parameter]["step"] for parameter in ours]
+                self.assertEqual([int(step) for step in steps], [4, 3, 4, 4])
+                self.assertEqual({isinstance(step, torch.Tensor) for step in steps}, {capturable})
+
+    def test_steps_on_the_device_go_on_where_they_were_saved(self):
+        """Parameters that have taken as many steps share their number, also after it was saved, from either kind of optimizer to either."""
+        for before, after in ((True, True), (True, False), (False, True)):
+            parameters = self.parameters(torch.bfloat16)
+            optimizer = optim.AdamW(parameters, **OPTIONS, capturable=before)
+            for t in (1, 2):
+                self.draw_gradients(parameters, t)
+                if t == 2:
+                    parameters[0].grad = None
+                optimizer.step()
+            kept = copy.deepcopy(optimizer.state_dict())
+            for group in kept["param_groups"]:
+                group["capturable"] = after
+            others = [torch.nn.Parameter(x.detach().clone()) for x in parameters]
+            other = optim.AdamW(others)
+            other.load_state_dict(kept)
+            steps = [other.state[parameter]["step"] for parameter in others]
+            self.assertEqual([int(step) for step in steps], [1, 2, 2, 2])
+            if after:
+                self.assertEqual((len({id(step) for step in steps}), steps[0].dtype), (2, torch.int32))
+            for of, of_optimizer in ((parameters, optimizer), (others, other)):
+                self.draw_gradients(of, 3)
+                of_optimizer.step()
+            for a, b in zip(parameters, others):
+                torch.testing.assert_close(optimizer.state[a]["master"], other.state[b]["master"])
+        # One that was saved before there were steps on the device.
+        for group in kept["param_groups"]:
+            del group["capturable"]
+        other.load_state_dict(kept)
+        self.assertFalse(other.param_groups[0]["capturable"])
+
+    def test_a_step_that_is_refused_does_not_count(self):
+        parameters = self.parameters()
+        optimizer = optim.AdamW(parameters, capturable=True)
+        self.draw_gradients(parameters, 1)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = torch.zeros(2, device=DEVICE)
+        with self.assertRaisesRegex(ferroflash.InputError, r"lr has shape \(2,\); a tensor of one element"):
+            optimizer.step()
+        self.assertEqual(optimizer.state[parameters[0]]["step"].item(), 1)
+
+    @unittest.skipUnless(DEVICE == "cuda", "graphs are captured on GPUs")
+    def test_a_captured_step(self):
+        """Each launch of the graph counts, and reads the rate."""
+        ours, theirs = self.parameters(torch.bfloat16), self.parameters(torch.bfloat16)
+        rate = torch.full((), 0.1, device=DEVICE)
+        optimizer = optim.AdamW(ours, **{**OPTIONS, "lr": rate}, capturable=True)
+        expected, graph = optim.AdamW(theirs, **{**OPTIONS, "lr": 0.1}), torch.cuda.CUDAGraph()
+        for parameters in (ours, theirs):
+            self.draw_gradients(parameters, 1)
+        optimizer.step()
+        expected.step()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        for t in range(2, 5):
+            rate.fill_(0.1 / t)
+            expected.param_groups[0]["lr"] = rate.item()
+            graph.replay()
+            expected.step()
+        for a, b in zip(ours, theirs):
+            torch.testing.assert_close(optimizer.state[a]["master"], expected.state[b]["master"])
+        self.assertEqual(optimizer.state[ours[0]]["step"].item(), 4)
+
     def test_it_is_an_optimizer(self):
         (parameter, *_) = self.parameters()
         optimizer = optim.AdamW([parameter], lr=0.1)
@@ -229,11 +337,11 @@ class Torch(unittest.TestCase):
         for kind, words, call in (
             (missing, "AdamW: amsgrad", lambda: optim.AdamW(parameters, amsgrad=True)),
             (missing, "AdamW: maximize", lambda: optim.AdamW(parameters, maximize=True)),
-            (missing, "AdamW: capturable", lambda: optim.AdamW(parameters, capturable=True)),
             (missing, "AdamW: differentiable", lambda: optim.AdamW(parameters, differentiable=True)),
             (missing, "norm_type inf", lambda: optim.clip_grad_norm_(parameters, 1.0, float("inf"))),
             (missing, "recording a gradient of parameter 0", lambda: optim.step(parameters, parameters, parameters, parameters, 1)),
-            (ferroflash.InputTypeError, "lr is a torch.Tensor", lambda: optim.AdamW(parameters, lr=torch.tensor(0.1))),
+            (ferroflash.InputTypeError, "lr holds torch.float64; torch.float32", lambda: optim.AdamW(parameters, lr=torch.tensor(0.1).double())),
+            (ferroflash.InputError, r"lr has shape \(3,\); a tensor of one element", lambda: optim.AdamW(parameters, lr=torch.ones(3))),
             (ferroflash.InputError, "norm of the gradients is inf", lambda: optim.clip_grad_norm_(parameters, 1.0, error_if_nonfinite=True)),
             (ferroflash.InputError, "no parameter has a gradient", lambda: optim.gradient_norm(self.parameters())),
         ):

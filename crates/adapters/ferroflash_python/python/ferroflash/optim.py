@@ -3,6 +3,8 @@
 ``AdamW``, ``clip_grad_norm_`` and ``gradient_norm`` take parameters of PyTorch. ``step`` and ``norm`` take any arrays.
 """
 
+from numbers import Real
+
 from . import _native
 from ._arrays import package_of
 from ._errors import InputError
@@ -38,8 +40,9 @@ def step(
         parameters: contiguous float16, bfloat16 or float32, overwritten.
         gradients: of the parameters' shapes, of their types or float32.
         moments, second_moments: float32 of the same shapes, overwritten; 0 before the first step.
-        number: of the step, from 1 on.
+        number: of the step, from 1 on; or int32 ``(1,)`` on the same device, which is not read on the host, and below 1 is taken for 1.
         masters: for each parameter float32 of its shape, or ``None``: it is ``w``, and a parameter of 16 bits what it rounds to. ``None`` is none at all.
+        lr: a number, or float32 ``(1,)`` on the same device, which is not read on the host. A captured step reads it, and ``number``, anew.
         gradient_factor: float32 ``(1,)`` on the same device, such as the coefficient of :func:`norm`.
         stream, device: as in :func:`ferroflash.forward`.
 
@@ -51,17 +54,22 @@ def step(
     if len({len(of) for of in lists}) != 1:
         counts = ", ".join(str(len(of)) for of in lists)
         raise InputError(f"parameters, gradients, moments, second_moments and masters are {counts}; as many of all are accepted")
-    if number < 1:
+    of_host = isinstance(number, Real)
+    if of_host and number < 1:
         raise InputError(f"number is {number}; steps are counted from 1 on")
     if not parameters:
         return
     package = package_of(parameters[0])
     names = ("parameter", "gradient", "moment", "second moment", "master")
     named = [(f"{name} {index}", array) for index, of in enumerate(zip(*lists)) for name, array in zip(names, of)]
-    *told, factor = package.told("ferroflash.optim.step", [*named, ("gradient_factor", gradient_factor)])
+    rate, count = None if isinstance(lr, Real) else lr, None if of_host else number
+    named += [("gradient_factor", gradient_factor), ("lr", rate), ("number", count)]
+    *told, factor, rate, count = package.told("ferroflash.optim.step", named)
     tensors = [told[first : first + 5] for first in range(0, len(told), 5)]
-    options = (float(lr), *(float(beta) for beta in betas), float(eps), float(weight_decay), float(gradient_scale))
-    _native.adamw(tensors, factor, number, package.stream_of(parameters[0], stream), device, options)
+    # What is on the device takes the place of these.
+    host_rate, host_number = float(lr) if rate is None else 0.0, number if of_host else 1
+    options = (host_rate, *(float(beta) for beta in betas), float(eps), float(weight_decay), float(gradient_scale))
+    _native.adamw(tensors, [factor, rate, count], host_number, package.stream_of(parameters[0], stream), device, options)
 
 
 def norm(gradients, *, max_norm=None, gradient_scale=1.0, out=None, stream=None, device=None):

@@ -9,14 +9,21 @@ use pyo3::prelude::*;
 /// The options of a step, as Python says them: rate, betas, epsilon, decay, and the factor of the host on gradients.
 type Options = (f64, f64, f64, f64, f64, f64);
 
-/// Takes a step. Each tensor is a parameter, its gradient, its moments and, if there is one, its master; all but gradients are written. `factor` is
-/// `f32 [1]`, on the device.
+/// What a step may read from the device, one number each.
+const NUMBERS: [Slot; 3] = [
+    Slot::read(Operand::GradientFactor).or_none(),
+    Slot::read(Operand::LearningRate).or_none(),
+    Slot::numbers(Operand::StepCount).or_none(),
+];
+
+/// Takes a step. Each tensor is a parameter, its gradient, its moments and, if there is one, its master; all but gradients are written. `numbers` are on the
+/// device: the factor on gradients, the rate, which takes the place of that of the options, and the step, which takes the place of `step`.
 #[pyfunction]
-#[pyo3(signature = (tensors, factor, step, stream, device, options, /))]
+#[pyo3(signature = (tensors, numbers, step, stream, device, options, /))]
 pub(super) fn adamw(
     py: Python<'_>,
     tensors: Vec<[Given<'_>; 5]>,
-    factor: Given<'_>,
+    numbers: [Given<'_>; 3],
     step: u64,
     stream: usize,
     device: Option<usize>,
@@ -35,8 +42,8 @@ pub(super) fn adamw(
             Slot::written(Operand::Master(index)).or_none(),
         ]
     });
-    let slots = slots.chain([Slot::read(Operand::GradientFactor).or_none()]);
-    let given = tensors.iter().flatten().chain([&factor]);
+    let slots = slots.chain(NUMBERS);
+    let given = tensors.iter().flatten().chain(&numbers);
     let with_master: Vec<usize> = (0..tensors.len()).filter(|&index| tensors[index][4].is_some()).collect();
     Caller { py, stream, gpu: device }.run(slots, given, |device, stream, operands| {
         let mut adamw = AdamW::new(rate).with_betas(beta1, beta2).with_epsilon(epsilon).with_decay(decay);
@@ -44,6 +51,10 @@ pub(super) fn adamw(
         if let Some(factor) = operands.view(device, Operand::GradientFactor)? {
             adamw = adamw.with_gradient_factor(&factor);
         }
+        if let Some(rate) = operands.view(device, Operand::LearningRate)? {
+            adamw = adamw.with_device_rate(&rate);
+        }
+        let number = operands.indices(device, Operand::StepCount)?.map_or(StepNumber::Host(step), StepNumber::Device);
         let parameters = operands.views_mut(device, |operand| matches!(operand, Operand::Parameter(_)))?;
         let gradients = operands.views(device, |operand| matches!(operand, Operand::ParameterGradient(_)))?;
         let moments = operands.views_mut(device, |operand| matches!(operand, Operand::Moment(_)))?;
@@ -57,7 +68,7 @@ pub(super) fn adamw(
         for (&index, master) in with_master.iter().zip(masters) {
             list[index].master = Some(master);
         }
-        adamw.step(stream, StepNumber::Host(step), &mut list)
+        adamw.step(stream, number, &mut list)
     })
 }
 
