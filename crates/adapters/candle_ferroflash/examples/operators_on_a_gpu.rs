@@ -5,8 +5,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_ferroflash::emulate_cpu;
 use candle_ferroflash::operators::{
-    Activation, AdamW, CrossEntropy, Dense, LinearCrossEntropy, Norm, Softmax, clip_grad_norm, dense, embedding,
-    grad_norm, layer_norm_residual, log_softmax, rms_norm, rope, rope_thd,
+    Activation, AdamW, CrossEntropy, Dense, Dropout, LinearCrossEntropy, Norm, Softmax, clip_grad_norm, dense,
+    embedding, grad_norm, layer_norm_residual, log_softmax, rms_norm, rope, rope_thd,
 };
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
@@ -106,6 +106,16 @@ fn main() -> Result<()> {
             fine &= check("layer_norm_residual", on, dtype, shapes, |[x, residual, weight, bias]| {
                 let (out, sum) = layer_norm_residual(x, residual, weight, bias, 1e-5)?;
                 out * sum
+            })?;
+            fine &= check("dropout and rowscale", on, dtype, shapes, |[x, residual, weight, bias]| {
+                let rowscale = (Tensor::arange(0f32, 40.0, x.device())? * 0.125)?;
+                let norm =
+                    Norm::layer(1e-5).with_weight(weight).with_bias(bias).with_dropout(Dropout::new(0.25, 42, 7));
+                let (out, sum) = norm.with_rowscale(&rowscale).forward_residual(x, residual)?;
+                out * sum
+            })?;
+            fine &= check("dropout without a residual", on, dtype, [&[40, 250]], |[x]| {
+                Norm::rms(1e-6).with_dropout(Dropout::new(0.5, 42, 8)).forward(x)
             })?;
             fine &= check("softmax", on, dtype, [&[2, 3, 50, 70]], |[x]| Softmax::new().causal(true).forward(x))?;
             // Odd rows of the mask are read in single elements, and those of batch entries are shared.

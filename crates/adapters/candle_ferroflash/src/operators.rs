@@ -3,7 +3,7 @@
 //! | function | of candle_nn | options beyond it | gradients |
 //! | --- | --- | --- | --- |
 //! | [`rms_norm`], [`layer_norm`] | `ops` | [`Norm`] | x, weights, biases |
-//! | [`rms_norm_residual`], [`layer_norm_residual`] | | [`Norm`] | x, residual, weights, biases |
+//! | [`rms_norm_residual`], [`layer_norm_residual`] | | [`Norm`], with dropout and factors of rows before the sum | x, residual, weights, biases |
 //! | [`softmax_last_dim`], [`softmax`], [`log_softmax`] | `ops` | [`Softmax`] | x |
 //! | [`cross_entropy`] | `loss` | [`CrossEntropy`] | logits |
 //! | [`linear_cross_entropy`] | | [`LinearCrossEntropy`] | x, weights, biases |
@@ -45,4 +45,5 @@ pub use norm::{Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residua
 pub use rotary::{Rotary, rope, rope_i, rope_thd};
 pub use softmax::{Softmax, log_softmax, softmax, softmax_last_dim};
 
+pub use ferroflash::Dropout;
 pub use ferroflash::operators::Activation;

@@ -38,7 +38,7 @@ pub(super) enum Memory<'a> {
 
 impl<'a> Memory<'a> {
     /// `None` for devices that ferroflash has nothing for.
-    fn of(storage: &'a Storage) -> Option<Memory<'a>> {
+    pub(super) fn of(storage: &'a Storage) -> Option<Memory<'a>> {
         match storage {
             Storage::Cpu(storage) => Some(Memory::Cpu(storage)),
             #[cfg(feature = "cuda")]

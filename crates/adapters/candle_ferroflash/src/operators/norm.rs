@@ -1,10 +1,10 @@
 //! RMSNorm and LayerNorm.
 
 use super::apply::{Input, Operator, apply, rows_of};
-use super::memory::{Given, Made, Views, Wanted, run};
+use super::memory::{Given, Made, Memory, Views, Wanted, run};
 use candle_core::{DType, Error, Result, Shape, Storage, Tensor};
-use ferroflash::Operand;
 use ferroflash::operators::{NormGradientsViewMut, NormOutputViewMut, NormSaved};
+use ferroflash::{Dropout, Operand};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// RMSNorm along the last axis of `xs`, `xs / sqrt(mean(xs^2) + eps) * alpha` (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019).
@@ -72,12 +72,14 @@ pub struct Norm {
     weight: Option<Tensor>,
     bias: Option<Tensor>,
     zero_centred: bool,
+    dropout: Option<Dropout>,
+    rowscale: Option<Tensor>,
 }
 
 impl Norm {
     /// RMSNorm; `epsilon` is added to the mean of the squares, and is above 0 and finite.
     pub fn rms(epsilon: f32) -> Norm {
-        Norm { layer: false, epsilon, weight: None, bias: None, zero_centred: false }
+        Norm { layer: false, epsilon, weight: None, bias: None, zero_centred: false, dropout: None, rowscale: None }
     }
 
     /// LayerNorm; `epsilon` is added to the variance, and is above 0 and finite.
@@ -103,31 +105,79 @@ impl Norm {
         self
     }
 
+    /// Drops elements of `xs` before the residual is added and the rows are normalised, and multiplies the others with `1 / (1 - p)`: dropout of the branch of a
+    /// residual block, as `layer_norm_fn` of FlashAttention has it. It is for training; each call drops what its seed and offset say, and takes
+    /// [`ROWS_NUMBERS`](ferroflash::dropout::ROWS_NUMBERS) of the offsets. Gradients make the mask again.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_ferroflash::operators::{Dropout, Norm};
+    ///
+    /// candle_ferroflash::emulate_cpu(true);
+    /// let xs = Tensor::ones((4, 64), DType::F32, &Device::Cpu)?;
+    /// let (_, sum) = Norm::rms(1e-6).with_dropout(Dropout::new(0.5, 42, 0)).forward_residual(&xs, &xs)?;
+    /// // What is kept is 2, and the residual is 1.
+    /// assert!(sum.flatten_all()?.to_vec1::<f32>()?.iter().all(|&x| x == 3.0 || x == 1.0));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn with_dropout(mut self, dropout: Dropout) -> Norm {
+        self.dropout = Some(dropout);
+        self
+    }
+
+    /// Multiplies the rows of `xs` with a factor each before elements are dropped and the residual is added (stochastic depth: Huang and others, 2016): f32, of
+    /// the shape of `xs` without its last axis. It gets no gradient.
+    pub fn with_rowscale(mut self, rowscale: &Tensor) -> Norm {
+        self.rowscale = Some(rowscale.detach());
+        self
+    }
+
     /// The rows of `xs`, `(.., columns)`, normalised, in its shape and type. Gradients of `xs`, weights and biases.
     ///
     /// # Errors
     /// [`crate::Error`]: [`CpuTensors`](crate::Error::CpuTensors), [`ElementType`](crate::Error::ElementType), and what
     /// [`ferroflash::operators::Norm::forward_into`] refuses; or candle's own for tensors on different devices.
     pub fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        self.normalise(xs, self.keeps(&[xs]), None)
+        if self.has_branch() { Ok(self.of_sum(&[xs])?.0) } else { self.normalise(xs, self.keeps(&[xs]), None) }
+    }
+
+    /// [`forward`](Norm::forward), and the rows that were normalised, in the type of `xs`: `xs` itself where nothing is dropped and no row has a factor. One launch.
+    ///
+    /// # Errors
+    /// As [`Norm::forward`].
+    pub fn forward_sum(&self, xs: &Tensor) -> Result<(Tensor, Tensor)> {
+        if self.has_branch() { self.of_sum(&[xs]) } else { Ok((self.forward(xs)?, xs.clone())) }
     }
 
     /// The rows of `xs + residual` normalised, in the shape and type of `xs`, and the sum itself, in the type of the residual: that of `xs`, or f32.
     /// One launch. The output is computed from the sum before that is rounded.
     ///
     /// Gradients of `xs`, the residual, weights and biases, whichever of the two results a loss depends on: the gradient of the sum is what it
-    /// gets by itself and what it gets through the norm, which candle adds.
+    /// gets by itself and what it gets through the norm, which candle adds. Through dropout and factors of rows, that of `xs` is a launch more.
     ///
     /// # Errors
     /// As [`Norm::forward`].
     pub fn forward_residual(&self, xs: &Tensor, residual: &Tensor) -> Result<(Tensor, Tensor)> {
-        let keeps = self.keeps(&[xs, residual]);
+        self.of_sum(&[xs, residual])
+    }
+
+    /// Whether x is not taken as it is. What is no probability is refused by the call without.
+    fn has_branch(&self) -> bool {
+        self.rowscale.is_some() || self.dropout.is_some_and(|dropout| dropout.p() > 0.0)
+    }
+
+    /// The norm of the sum of x and, where there is one, a residual, and the sum.
+    fn of_sum(&self, addends: &[&Tensor]) -> Result<(Tensor, Tensor)> {
+        let keeps = self.keeps(addends);
         let ready = Arc::new(Mutex::new(None));
         let detached = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::detach);
-        let norm = Norm { weight: detached(&self.weight), bias: detached(&self.bias), ..self.clone() };
-        let sum = apply(Sum { norm, keeps, ready: ready.clone() }, &[xs, residual])?;
+        let rowscale = self.rowscale.as_ref().map(Tensor::contiguous).transpose()?;
+        let norm = Norm { weight: detached(&self.weight), bias: detached(&self.bias), rowscale, ..self.clone() };
+        let sum = apply(Sum { norm, keeps, ready: ready.clone() }, addends)?;
         let made = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok((self.normalise(&sum, keeps, made)?, sum))
+        // The sum is taken as it is.
+        let norm = Norm { dropout: None, rowscale: None, ..self.clone() };
+        Ok((norm.normalise(&sum, keeps, made)?, sum))
     }
 
     /// Whether a gradient may be asked for: candle records an operation when, and only when, one of its inputs is a variable or depends on one.
@@ -154,6 +204,8 @@ impl Norm {
         let norm = if self.layer { Norm::layer(self.epsilon) } else { Norm::rms(self.epsilon) };
         let norm = views.find(Operand::Weight).map_or(norm, |weight| norm.with_weight(&weight));
         let norm = views.find(Operand::Bias).map_or(norm, |bias| norm.with_bias(&bias));
+        let norm = views.find(Operand::Rowscale).map_or(norm, |rowscale| norm.with_rowscale(&rowscale));
+        let norm = self.dropout.map_or(norm, |dropout| norm.with_dropout(dropout));
         if self.zero_centred { norm.zero_centred() } else { norm }
     }
 
@@ -201,8 +253,8 @@ struct Ready {
     statistics: Option<Statistics>,
 }
 
-/// The sum of x and a residual. It is an operation of its own because those of candle have one result: the norm of the sum, which the same launch
-/// computes, is left for the operation that follows.
+/// The sum of x, dropped and multiplied where that is asked for, and a residual, if there is one. It is an operation of its own because those of candle have one
+/// result: the norm of the sum, which the same launch computes, is left for the operation that follows.
 struct Sum {
     /// With weights and biases, which get their gradients from the operation that follows.
     norm: Norm,
@@ -220,18 +272,47 @@ impl Operator for Sum {
         let given =
             operands.into_iter().zip(inputs).map(|(operand, &(memory, layout))| Given { operand, memory, layout });
         let weight = self.norm.weight.iter().map(|weight| (Operand::Weight, weight));
-        let held: Vec<_> = weight.chain(self.norm.bias.iter().map(|bias| (Operand::Bias, bias))).collect();
-        let sum_type = inputs[1].0.dtype();
-        let (mut made, statistics) = self.norm.launch(&given.collect::<Vec<_>>(), &held, self.keeps, Some(sum_type))?;
+        let bias = self.norm.bias.iter().map(|bias| (Operand::Bias, bias));
+        let held: Vec<_> = weight.chain(bias).chain(self.rowscale()).collect();
+        // The type of the residual, or of x.
+        let sum_type = inputs.last().map(|(memory, _)| memory.dtype());
+        let (mut made, statistics) = self.norm.launch(&given.collect::<Vec<_>>(), &held, self.keeps, sum_type)?;
         let ready = Ready { out: made.storage(Operand::Out), statistics };
         *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready);
         Ok(made.storage(Operand::ResidualOut))
     }
 
     fn backward(&self, inputs: &[&Tensor], _: &Tensor, dsum: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        // Both are addends of one sum; only the types may differ.
-        let gradient = |of: &&Tensor| of.track_op().then(|| dsum.to_dtype(of.dtype())).transpose();
-        inputs.iter().map(gradient).collect()
+        let gradient = |(i, of): (usize, &&Tensor)| {
+            if !of.track_op() {
+                return Ok(None);
+            }
+            // All are addends of one sum; only the types may differ, and what becomes of x before.
+            let of_addend = if i == 0 { self.through(dsum)? } else { dsum.clone() };
+            of_addend.to_dtype(of.dtype()).map(Some)
+        };
+        inputs.iter().enumerate().map(gradient).collect()
+    }
+}
+
+impl Sum {
+    fn rowscale(&self) -> impl Iterator<Item = (Operand, &Tensor)> {
+        self.norm.rowscale.iter().map(|rowscale| (Operand::Rowscale, rowscale))
+    }
+
+    /// What dropout and factors of rows make of a gradient: what they made of x. That is the sum of a norm without a residual, which also normalises it, for nobody:
+    /// rows are read and written once each, and written once more.
+    fn through(&self, dsum: &Tensor) -> Result<Tensor> {
+        if !self.norm.has_branch() {
+            return Ok(dsum.clone());
+        }
+        let dsum = rows_of(dsum)?;
+        let plain = Norm { weight: None, bias: None, zero_centred: false, ..self.norm.clone() };
+        let (storage, layout) = dsum.storage_and_layout();
+        let memory = Memory::of(&storage).ok_or(crate::Error::Device { op: self.norm.name() })?;
+        let given = [Given { operand: Operand::X, memory, layout }];
+        let (mut made, _) = plain.launch(&given, &self.rowscale().collect::<Vec<_>>(), false, Some(dsum.dtype()))?;
+        Ok(made.tensor(Operand::ResidualOut).expect("a call with such options has a sum"))
     }
 }
 

@@ -3,8 +3,9 @@
 use crate::support::{DTYPES, Laid, Lie, check, f64s, values, weighted};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_ferroflash::emulate_cpu;
-use candle_ferroflash::operators::{Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
-use ferroflash::reference::ReferenceNorm;
+use candle_ferroflash::operators::{Dropout, Norm, layer_norm, layer_norm_residual, rms_norm, rms_norm_residual};
+use ferroflash::dropout::keep_in_row;
+use ferroflash::reference::{ReferenceBranch, ReferenceNorm};
 
 const EPSILON: f32 = 1e-5;
 
@@ -19,6 +20,10 @@ struct Case<'a> {
     zero_centred: bool,
     /// A residual, and whether it is f32.
     residual: Option<bool>,
+    /// The probability that an element of x is dropped.
+    dropout: Option<f32>,
+    /// Factors of the rows of x, among them 0 and one below.
+    rowscale: bool,
     lie: Lie,
 }
 
@@ -43,8 +48,26 @@ impl Case<'_> {
         if self.zero_centred {
             norm = norm.zero_centred();
         }
+        let dropout = self.dropout.map(|p| Dropout::new(p, 0x1234_5678_9abc_def0, 77));
+        if let Some(dropout) = dropout {
+            norm = norm.with_dropout(dropout);
+        }
+        let outer = &self.shape[..self.shape.len() - 1];
+        let rowscale = self.rowscale.then(|| {
+            let factors = (0..outer.iter().product::<usize>()).map(|row| (row % 5) as f32 * 0.75 - 0.75);
+            Tensor::from_iter(factors, &Device::Cpu).unwrap().reshape(outer).unwrap()
+        });
+        if let Some(rowscale) = &rowscale {
+            norm = norm.with_rowscale(rowscale);
+        }
+        let has_branch = dropout.is_some() || rowscale.is_some();
         let dout = values(self.shape, 5, dtype);
         let (out, sum) = match &residual {
+            None if has_branch => {
+                let (out, sum) = norm.forward_sum(&x.view()).unwrap();
+                assert_eq!(f64s(&out), f64s(&norm.forward(&x.view()).unwrap()), "{}", name("out alone"));
+                (out, Some(sum))
+            }
             None => (norm.forward(&x.view()).unwrap(), None),
             Some(residual) => {
                 let (out, sum) = norm.forward_residual(&x.view(), &residual.view()).unwrap();
@@ -74,8 +97,11 @@ impl Case<'_> {
         let wide = |wide: bool| if wide { ferroflash::DType::F32 } else { of };
         let sum_type = wide(self.residual.unwrap_or(false));
         let added = residual.as_ref().map(|residual| f64s(&residual.view()));
-        let exact = reference.forward(&f64s(&x.view()), added.as_deref()).unwrap();
-        let rounded = reference.forward_rounded(&f64s(&x.view()), added.as_deref(), [of, sum_type]).unwrap();
+        let factors = rowscale.as_ref().map(f64s);
+        let branch = ReferenceBranch { columns, dropout, rowscale: factors.as_deref() };
+        let numbers = branch.apply(&f64s(&x.view())).unwrap();
+        let exact = reference.forward(&numbers, added.as_deref()).unwrap();
+        let rounded = reference.forward_rounded(&numbers, added.as_deref(), [of, sum_type]).unwrap();
         check(&name("out"), &f64s(&out), &exact.out, &rounded.out, 1.0);
         if let Some(sum) = &sum {
             check(&name("the sum"), &f64s(sum), &exact.sum, &rounded.sum, 1.0);
@@ -86,10 +112,20 @@ impl Case<'_> {
         let exact = reference.backward(&h, &dout, dh.as_deref()).unwrap();
         let types = [of, wide(wide_weight)];
         let rounded = reference.backward_rounded(&h, &dout, dh.as_deref(), types).unwrap();
-        check(&name("dx"), &x.gradient(&gradients), &exact.dx, &rounded.dx, 1.0);
+        let of_sum = reference.backward_rounded(&h, &dout, dh.as_deref(), [sum_type, types[1]]).unwrap().dx;
+        let (of_x, rounded_of_x, of_residual) = match (&sum, &dh) {
+            (Some(sum), Some(dh)) if has_branch => {
+                // Rows that x drops out of have large gradients, which candle adds to those of the sum when they are rounded already. What becomes of x becomes
+                // of that.
+                let through = reference.backward_rounded(&h, &dout, None, [sum_type, types[1]]).unwrap().dx;
+                let added = rounded_to(through.iter().zip(dh).map(|(through, dh)| through + dh), sum.dtype());
+                (branch.apply(&exact.dx).unwrap(), branch.apply_rounded(&added, of).unwrap(), added)
+            }
+            _ => (exact.dx.clone(), rounded.dx.clone(), of_sum),
+        };
+        check(&name("dx"), &x.gradient(&gradients), &of_x, &rounded_of_x, 1.0);
         if let Some(residual) = &residual {
-            let rounded = reference.backward_rounded(&h, &dout, dh.as_deref(), [sum_type, types[1]]).unwrap();
-            check(&name("dresidual"), &residual.gradient(&gradients), &exact.dx, &rounded.dx, 1.0);
+            check(&name("dresidual"), &residual.gradient(&gradients), &exact.dx, &of_residual, 1.0);
         }
         if let Some(weight) = &weight {
             check(&name("dweight"), &weight.gradient(&gradients), &exact.dweight, &rounded.dweight, 1.0);
@@ -98,6 +134,12 @@ impl Case<'_> {
             check(&name("dbias"), &bias.gradient(&gradients), &exact.dbias, &rounded.dbias, 1.0);
         }
     }
+}
+
+/// The numbers in a type, which f32 holds well enough on the way.
+fn rounded_to(numbers: impl Iterator<Item = f64>, dtype: DType) -> Vec<f64> {
+    let numbers = Tensor::from_iter(numbers.map(|x| x as f32), &Device::Cpu).unwrap();
+    f64s(&numbers.to_dtype(dtype).unwrap())
 }
 
 /// All options that there are, in shapes whose rows are whole vectors and in others.
@@ -111,6 +153,8 @@ fn every_option_in_every_type() {
         bias: false,
         zero_centred: false,
         residual: None,
+        dropout: None,
+        rowscale: false,
         lie: Lie::Whole,
     };
     let cases = [
@@ -125,6 +169,12 @@ fn every_option_in_every_type() {
         Case { layer: true, weight: None, residual: Some(false), lie: Lie::Turned, ..plain },
         Case { shape: &[4, 1300], layer: true, weight: None, bias: true, ..plain },
         Case { shape: &[2, 3, 2, 5, 24], zero_centred: true, ..plain },
+        Case { dropout: Some(0.25), residual: Some(false), ..plain },
+        Case { dropout: Some(0.5), rowscale: true, residual: Some(true), layer: true, bias: true, ..plain },
+        Case { shape: &[37, 77], dropout: Some(0.1), lie: Lie::Gaps(3, 2), ..plain },
+        Case { shape: &[7, 6, 40], rowscale: true, weight: None, lie: Lie::Turned, ..plain },
+        Case { shape: &[3, 15, 33], dropout: Some(0.75), rowscale: true, residual: Some(false), layer: true, ..plain },
+        Case { dropout: Some(0.0), ..plain },
     ];
     for case in cases {
         for dtype in DTYPES {
@@ -179,4 +229,35 @@ fn results_that_nobody_uses_and_rows_that_are_none() {
 
     let none = Tensor::zeros((0, 16), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(rms_norm(&none, &alpha, 1e-6).unwrap().dims(), [0, 16]);
+}
+
+/// Elements are dropped by seed, offset, row and column alone, forward and backward, whatever they are; a loss of the sum alone has gradients, too.
+#[test]
+fn what_is_dropped() {
+    emulate_cpu(true);
+    let (rows, columns, p) = (6, 50, 0.5);
+    let dropout = Dropout::new(p, 9, 4);
+    let keeps = |i: usize| keep_in_row(9, 4, i / columns, i % columns, p);
+    let wild: Vec<f32> = (0..rows * columns).map(|i| if keeps(i) { 1.0 } else { f32::NAN }).collect();
+    let x = Var::from_tensor(&Tensor::from_vec(wild, (rows, columns), &Device::Cpu).unwrap()).unwrap();
+    let residual = Var::from_tensor(&Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap()).unwrap();
+    let rowscale = Tensor::full(3f32, rows, &Device::Cpu).unwrap();
+    let norm = Norm::rms(1e-6).with_dropout(dropout).with_rowscale(&rowscale);
+    let expected: Vec<f64> = (0..rows * columns).map(|i| if keeps(i) { 6.0 } else { 0.0 }).collect();
+    for (sum, has_residual) in
+        [(norm.forward_residual(&x, &residual).unwrap().1, true), (norm.forward_sum(&x).unwrap().1, false)]
+    {
+        assert_eq!(f64s(&sum), expected);
+        let gradients = sum.sum_all().unwrap().backward().unwrap();
+        assert_eq!(f64s(gradients.get(&x).unwrap()), expected);
+        assert_eq!(gradients.get(&residual).map(f64s), has_residual.then(|| vec![1.0; rows * columns]));
+    }
+    // Nothing is kept, and nothing computed, of what no gradient is wanted of.
+    let frozen = x.as_detached_tensor();
+    let (out, sum) = norm.forward_residual(&frozen, &residual).unwrap();
+    let gradients = (out.sum_all().unwrap() + sum.sum_all().unwrap()).unwrap().backward().unwrap();
+    assert!(gradients.get(&residual).is_some() && gradients.get(&x).is_none());
+    // The sum is x itself where x is taken as it is.
+    let (out, same) = Norm::rms(1e-6).forward_sum(&residual).unwrap();
+    assert_eq!((same.id(), f64s(&out)), (residual.id(), vec![0.0; rows * columns]));
 }

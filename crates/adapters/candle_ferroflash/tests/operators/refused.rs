@@ -3,8 +3,8 @@
 use crate::support::values;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_ferroflash::operators::{
-    Activation, AdamW, CrossEntropy, Dense, LinearCrossEntropy, Norm, Softmax, cross_entropy, dense, embedding,
-    layer_norm, linear, linear_cross_entropy, rms_norm, rope, rope_thd, softmax,
+    Activation, AdamW, CrossEntropy, Dense, Dropout, LinearCrossEntropy, Norm, Softmax, cross_entropy, dense,
+    embedding, layer_norm, linear, linear_cross_entropy, rms_norm, rope, rope_thd, softmax,
 };
 use candle_ferroflash::{Error, emulate_cpu};
 use candle_nn::Optimizer;
@@ -89,6 +89,22 @@ fn options() {
     emulate_cpu(true);
     let x = values(&[2, 8], 1, DType::F32);
     by_ferroflash(Norm::rms(0.0).forward(&x), |error| matches!(error, OperatorError::Epsilon { .. }));
+    for p in [1.0, -0.5, f32::NAN] {
+        let norm = Norm::rms(1e-6).with_dropout(Dropout::new(p, 0, 0));
+        for result in [norm.forward(&x), norm.forward_residual(&x, &x).map(|(out, _)| out)] {
+            assert!(matches!(
+                Error::find(&result.unwrap_err()),
+                Some(Error::Ferroflash(ferroflash::Error::Dropout(_)))
+            ));
+        }
+    }
+    let of_rows = |rows, dtype| Norm::rms(1e-6).with_rowscale(&values(&[rows], 1, dtype)).forward(&x);
+    by_ferroflash(of_rows(3, DType::F32), |error| {
+        matches!(error, OperatorError::Shape { tensor: Operand::Rowscale, .. })
+    });
+    by_ferroflash(of_rows(2, DType::F16), |error| {
+        matches!(error, OperatorError::DType { tensor: Operand::Rowscale, .. })
+    });
     by_ferroflash(Softmax::new().with_scale(f32::NAN).forward(&x), |error| {
         matches!(error, OperatorError::Scale { .. })
     });
