@@ -186,11 +186,11 @@ fn rates_on_the_device() {
         expected.check("a rate of the host again", &vars, 1.0);
     }
 
-    let of_itself = Var::from_tensor(&Tensor::new(&[0.25f32], &Device::Cpu).unwrap()).unwrap();
-    let mut adamw = AdamW::new(vec![of_itself.clone()], PARAMS).unwrap().with_device_rate(&of_itself);
-    let mut expected = Expected::of(&[of_itself.clone()]);
-    let grads = gradients(&[of_itself.clone()], 3);
+    let of_itself = [Var::from_tensor(&Tensor::new(&[0.25f32], &Device::Cpu).unwrap()).unwrap()];
+    let mut adamw = AdamW::new(of_itself.to_vec(), PARAMS).unwrap().with_device_rate(&of_itself[0]);
+    let mut expected = Expected::of(&of_itself);
+    let grads = gradients(&of_itself, 3);
     adamw.step(&grads).unwrap();
-    expected.step_at(0.25, &[of_itself.clone()], &grads, 1, 1.0);
-    expected.check("its own rate", &[of_itself], 1.0);
+    expected.step_at(0.25, &of_itself, &grads, 1, 1.0);
+    expected.check("its own rate", &of_itself, 1.0);
 }

@@ -89,7 +89,7 @@ fn masks_of_booleans() {
             let full = [2, 3, 5, columns];
             // Every third column of a fixed pattern is hidden, and all of the last row of a mask; any byte but 0 shows a column.
             let rows = shape[..3].iter().product::<usize>();
-            let hides = |i: usize| (i * 7 + i / 11) % 3 == 0 || i / columns == rows - 1;
+            let hides = |i: usize| (i * 7 + i / 11).is_multiple_of(3) || i / columns == rows - 1;
             let bytes: Vec<u8> = (0..rows * columns).map(|i| if hides(i) { 0 } else { 1 + (i % 255) as u8 }).collect();
             let seen = Tensor::from_vec(bytes, &shape, &Device::Cpu).unwrap();
             // Behind other bytes, and with gaps between its rows.

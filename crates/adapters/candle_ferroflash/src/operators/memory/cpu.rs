@@ -11,7 +11,7 @@ enum Held {
     Tensor(Box<Copy>),
     Numbers(Indices),
     /// With the shape and strides of its view.
-    Booleans(BoolTensor, (Dims, Dims)),
+    Booleans(Box<(BoolTensor, Dims, Dims)>),
 }
 
 impl Held {
@@ -35,7 +35,8 @@ impl Held {
         let (layout, axes) = (given.layout, given.axes()?);
         if let (true, CpuStorage::U8(data)) = (given.has_booleans(), storage) {
             let data = &data[layout.start_offset()..][..reached(layout)];
-            return Ok(Held::Booleans(BoolTensor::from_bytes(device()?, data, [data.len()])?, axes));
+            let booleans = BoolTensor::from_bytes(device()?, data, [data.len()])?;
+            return Ok(Held::Booleans(Box::new((booleans, axes.0, axes.1))));
         }
         Ok(Held::Tensor(Box::new(match storage {
             CpuStorage::F16(data) => Copy::of(data, layout, axes)?,
@@ -49,7 +50,10 @@ impl Held {
         Ok(match self {
             Held::Tensor(copy) => View::Tensor(copy.view()?),
             Held::Numbers(numbers) => View::Numbers(numbers.view()),
-            Held::Booleans(booleans, (shape, strides)) => View::Booleans(booleans.strided(0, *shape, *strides)?),
+            Held::Booleans(held) => {
+                let (booleans, shape, strides) = &**held;
+                View::Booleans(booleans.strided(0, *shape, *strides)?)
+            }
         })
     }
 }
