@@ -230,6 +230,45 @@ class OnADriver(unittest.TestCase):
             found = symbols[stream]
             self.assertTrue(len(found) == len(expected) and all(map(str.startswith, found, expected)), log)
 
+    def test_losses_of_layers_masks_and_numbers_on_the_callers_stream(self):
+        log = self.run_program("""
+            from ferroflash import optim
+            from ferroflash.ops import linear_cross_entropy, softmax
+            at = lambda i: 0x70000000 + i * 0x100000
+            x, dx = (Interface(at(i), (8, 64)) for i in range(2))
+            weight, dweight = Interface(at(2), (100, 64), stream=0x55), Interface(at(3), (100, 64))
+            losses = {name: Interface(at(4) + 0x1000 * i, (8,), "<f4") for i, name in enumerate(("loss", "lse", "z_losses"))}
+            targets = Interface(at(5), (8,), "<i4")
+            assert linear_cross_entropy.forward(x, weight, targets, **losses, stream=0x77) == tuple(losses.values())
+            given = {"dx": dx, "dweight": dweight}
+            of_forward = (x, weight, targets, None, losses["lse"], losses["loss"])
+            assert linear_cross_entropy.backward(*of_forward, **given, stream=0x88) == (dx, dweight, None)
+            # Rows share the mask, which starts anywhere.
+            seen = Interface(at(6) + 3, (8, 64), "|b1", (0, 1))
+            softmax.forward(x, mask=seen, out=dx, stream=0x99)
+            moments = [Interface(at(7 + i), (8, 64), "<f4") for i in range(2)]
+            rate, number = Interface(at(9), (1,), "<f4"), Interface(at(10), (1,), "<i4")
+            optim.step([x], [dx], [moments[0]], [moments[1]], number, lr=rate, stream=0xAA)
+            T, E = ferroflash.InputTypeError, ferroflash.InputError
+            accepted = "`|b1`, `<f2` and `<f4` are accepted, and bfloat16 through DLPack"
+            refused(T, f"mask holds `|u1`; {accepted}", lambda: softmax.forward(x, mask=Interface(at(6), (8, 64), "|u1"), out=dx))
+            refused(T, "x holds `|b1`; `<f2` and `<f4` are accepted", lambda: softmax.forward(seen, out=dx))
+            refused(E, "out overlaps mask", lambda: softmax.forward(x, mask=Interface(dx.address + 8, (8, 64), "|b1"), out=dx))
+            refused(E, "dx overlaps x", lambda: linear_cross_entropy.backward(*of_forward, dx=Interface(x.address, (8, 64)), dweight=dweight))
+            refused(E, "parameter 0 overlaps the learning rate", lambda: optim.step([x], [dx], [moments[0]], [moments[1]], 1, lr=Interface(x.address, (1,), "<f4")))
+        """)
+        symbols = {stream: [line.split()[1] for line in self.launches(log) if f" stream {stream} " in line] for stream in (0x77, 0x88, 0x99, 0xAA)}
+        self.assertEqual(sum(map(len, symbols.values())), len(self.launches(log)), log)
+        launched = {
+            0x77: ["linear_cross_entropy_", "linear_cross_entropy_"],
+            0x88: ["linear_cross_entropy_dlogits_", "dense_dx_", "dense_dw_"],
+            0x99: ["softmax_f16"],
+            0xAA: ["adamw_f16"],
+        }
+        for stream, expected in launched.items():
+            found = symbols[stream]
+            self.assertTrue(len(found) == len(expected) and all(map(str.startswith, found, expected)), (found, expected))
+
     def test_programs_on_the_callers_stream(self):
         """The writers of what a program reads are waited for, too, and outputs do not touch it."""
         log = self.run_program("""
