@@ -8,6 +8,7 @@ from ._torch_operators import (
     _is_grad_enabled,
     check_tensors,
     define,
+    fakes_of,
     is_plain,
     matrix,
     nothing,
@@ -160,8 +161,7 @@ def _eager_backward(x, weight, bias, z, dout, activation, *wanted):
 
 
 def _fake_backward(x, weight, bias, z, dout, activation, *wanted):
-    tensors = zip((x, weight, bias), wanted)
-    return tuple(torch.empty_like(tensor) if is_wanted and tensor is not None else nothing(x) for tensor, is_wanted in tensors)
+    return fakes_of((x, weight, bias), wanted, x)
 
 
 define(

@@ -8,6 +8,7 @@ from ._torch_operators import (
     _is_grad_enabled,
     check_tensors,
     define,
+    fakes_of,
     is_plain,
     matrix,
     nothing,
@@ -174,8 +175,7 @@ def _eager_backward(x, weight, bias, targets, lse, dlosses, *options):
 
 
 def _fake_backward(x, weight, bias, targets, lse, dlosses, *options):
-    tensors = zip((x, weight, bias), options[-3:])
-    return tuple(torch.empty_like(tensor) if is_wanted and tensor is not None else nothing(x) for tensor, is_wanted in tensors)
+    return fakes_of((x, weight, bias), options[-3:], x)
 
 
 _OPTIONS = f"{OPTIONS}, int? chunk_bytes"

@@ -112,6 +112,12 @@ def nothing(of):
     return of.new_empty((0,), dtype=torch.float32)
 
 
+def fakes_of(tensors, wanted, of):
+    """What an operation returns that makes gradients of these tensors, of those that are wanted."""
+    pairs = zip(tensors, wanted)
+    return tuple(torch.empty_like(tensor) if is_wanted and tensor is not None else nothing(of) for tensor, is_wanted in pairs)
+
+
 def define(name, arguments, results, eager, fake, gradients=None, keep=None):
     """An operation of PyTorch, `ferroflash::name`. Without `gradients` it has none, and says so to who asks for some."""
     _library.define(f"{name}({arguments}) -> {results}", tags=(torch.Tag.pt2_compliant_tag,))

@@ -48,11 +48,7 @@ def forward(
         InputError, InputTypeError, DeviceError: before anything is launched, with what was given and what is accepted.
     """
     package = package_of(logits)
-    shape = shape_of("logits", logits)[:-1]
-    loss, lse, z_losses = (
-        package.new_like(logits, shape, "logits", f"`{name}`", "float32") if given is None else given
-        for name, given in (("loss", loss), ("lse", lse), ("z_losses", z_losses))
-    )
+    loss, lse, z_losses = numbers_of(package, "logits", logits, loss, lse, z_losses)
     named = [("logits", logits), ("targets", targets), ("loss", loss), ("lse", lse), ("z_losses", z_losses)]
     tensors = package.told("ferroflash.ops.cross_entropy.forward", named)
     options = options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
@@ -96,6 +92,15 @@ def backward(
     options = options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
     _native.cross_entropy_backward(tensors, package.stream_of(logits, stream), device, options)
     return dlogits
+
+
+def numbers_of(package, name, rows, loss, lse, z_losses):
+    """The arrays of a number a row: those that are given, and new ones."""
+    shape = shape_of(name, rows)[:-1]
+    return (
+        package.new_like(rows, shape, name, f"`{of}`", "float32") if given is None else given
+        for of, given in (("loss", loss), ("lse", lse), ("z_losses", z_losses))
+    )
 
 
 def options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index):

@@ -87,16 +87,20 @@ def backward(
         InputError, InputTypeError, DeviceError: before anything is launched, with what was given and what is accepted.
     """
     package, activation = package_of(x), activation_of(activation)
-    if input_gradient and dx is None:
-        dx = package.new_like(x, shape_of("x", x), "x", "`dx`")
-    if weight_gradient and dweight is None:
-        dweight = package.new_like(weight, shape_of("weight", weight), "weight", "`dweight`")
-    if bias_gradient and bias is not None and dbias is None:
-        dbias = package.new_like(bias, shape_of("bias", bias), "bias", "`dbias`")
+    wanted = (input_gradient, weight_gradient, bias_gradient)
+    dx, dweight, dbias = gradients_of(package, (x, weight, bias), wanted, (dx, dweight, dbias))
     named = [("x", x), ("weight", weight), ("bias", bias), ("z", z), ("dout", dout), ("dx", dx), ("dweight", dweight), ("dbias", dbias)]
     tensors = package.told("ferroflash.ops.fused_dense.backward", named)
     _native.dense_backward(tensors, package.stream_of(x, stream), device, activation)
     return dx, dweight, dbias
+
+
+def gradients_of(package, layer, wanted, given):
+    """The arrays of the gradients of a layer, x, weights and biases: those that are given, and new ones of what is wanted."""
+    return (
+        package.new_like(of, shape_of(name, of), name, f"`d{name}`") if is_wanted and of is not None and gradient is None else gradient
+        for name, of, is_wanted, gradient in zip(("x", "weight", "bias"), layer, wanted, given)
+    )
 
 
 def activation_of(activation):

@@ -5,9 +5,10 @@ take any arrays.
 """
 
 from .. import _native
-from .._arrays import package_of, shape_of
+from .._arrays import package_of
 from .._errors import InputError
-from .cross_entropy import options_of
+from .cross_entropy import numbers_of, options_of
+from .fused_dense import gradients_of
 
 _OF_TORCH = ("FusedLinearCrossEntropyLoss", "LinearCrossEntropy", "linear_cross_entropy")
 
@@ -53,11 +54,7 @@ def forward(
         InputError, InputTypeError, DeviceError: before anything is launched, with what was given and what is accepted.
     """
     package = package_of(x)
-    shape = shape_of("x", x)[:-1]
-    loss, lse, z_losses = (
-        package.new_like(x, shape, "x", f"`{name}`", "float32") if given is None else given
-        for name, given in (("loss", loss), ("lse", lse), ("z_losses", z_losses))
-    )
+    loss, lse, z_losses = numbers_of(package, "x", x, loss, lse, z_losses)
     named = [("x", x), ("weight", weight), ("bias", bias), ("targets", targets), ("loss", loss), ("lse", lse), ("z_losses", z_losses)]
     tensors = package.told("ferroflash.ops.linear_cross_entropy.forward", named)
     options = options_of(label_smoothing, logit_scale, lse_square_scale, ignore_index)
@@ -107,12 +104,8 @@ def backward(
         ``(dx, dweight, dbias)``, with ``None`` for what there is not. On a GPU the call returns before the work is done.
     """
     package = package_of(x)
-    if input_gradient and dx is None:
-        dx = package.new_like(x, shape_of("x", x), "x", "`dx`")
-    if weight_gradient and dweight is None:
-        dweight = package.new_like(weight, shape_of("weight", weight), "weight", "`dweight`")
-    if bias_gradient and bias is not None and dbias is None:
-        dbias = package.new_like(bias, shape_of("bias", bias), "bias", "`dbias`")
+    wanted = (input_gradient, weight_gradient, bias_gradient)
+    dx, dweight, dbias = gradients_of(package, (x, weight, bias), wanted, (dx, dweight, dbias))
     named = [("x", x), ("weight", weight), ("bias", bias), ("targets", targets), ("lse", lse), ("dloss", dloss)]
     named += [("dx", dx), ("dweight", dweight), ("dbias", dbias)]
     tensors = package.told("ferroflash.ops.linear_cross_entropy.backward", named)
