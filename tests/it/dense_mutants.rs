@@ -23,8 +23,8 @@ enum Of {
     LossGradients,
 }
 
-/// Calls that go through every wait of a kernel: several tiles a thread block, and more steps than buffers, an odd number of them, as LLVM loads two at a time; fewer
-/// steps than the second warpgroup starts late; and a gated activation, whose weights are loaded in a loop of its own.
+/// Calls that go through every wait of a kernel: several tiles a thread block, and more steps than buffers and fewer;
+/// and a gated activation, whose weights are loaded in a loop of its own.
 struct Subject {
     /// The kernel, launched by step `step`.
     symbol: &'static str,
@@ -37,10 +37,6 @@ struct Subject {
     needless: &'static [Needless],
 }
 
-/// A warpgroup that starts late is one that the epilogue of the other falls under: that is all.
-const LATE_START: Needless =
-    (Edit::NoBarrier, 1, "the second warpgroup starts with the first, and nothing but time is lost");
-
 /// One for each four fragments whose biases are read from shared memory.
 const fn biases(count: usize) -> Needless {
     (
@@ -50,16 +46,11 @@ const fn biases(count: usize) -> Needless {
     )
 }
 
-/// One for each copy of the step that LLVM makes.
-const fn later_fences(count: usize) -> Needless {
-    (
-        Edit::NoWgmmaFence,
-        count,
-        "of the steps behind the first: nothing but products touches the sums, and ptxas alone needs them",
-    )
-}
+/// Of the steps behind the first.
+const LATER_FENCES: Needless =
+    (Edit::NoWgmmaFence, 1, "nothing but products touches the sums, and ptxas alone needs it");
 
-const SUBJECTS: [Subject; 12] = [
+const SUBJECTS: [Subject; 13] = [
     Subject {
         symbol: "dense_bf16_128x128",
         step: 0,
@@ -77,12 +68,22 @@ const SUBJECTS: [Subject; 12] = [
         multiprocessors: 1,
         hopper: true,
         calls: &[
-            ([300, 312, 264], Activation::Relu),
-            ([130, 40, 264], Activation::Relu),
+            ([300, 312, 504], Activation::Relu),
+            ([130, 40, 504], Activation::Relu),
             ([300, 328, 136], Activation::SwiGlu),
         ],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3), biases(12)],
+        needless: &[LATER_FENCES, biases(12)],
+    },
+    Subject {
+        symbol: "dense_hopper_bf16_128x160",
+        step: 0,
+        of: Of::Layer,
+        multiprocessors: 1,
+        hopper: true,
+        calls: &[([300, 312, 312], Activation::Relu), ([130, 40, 312], Activation::Relu)],
+        least_mutants: 20,
+        needless: &[LATER_FENCES, biases(5)],
     },
     Subject {
         symbol: "dense_hopper_bf16_128x128",
@@ -91,12 +92,12 @@ const SUBJECTS: [Subject; 12] = [
         multiprocessors: 2,
         hopper: true,
         calls: &[
-            ([300, 440, 136], Activation::Relu),
-            ([300, 40, 136], Activation::Relu),
+            ([300, 440, 248], Activation::Relu),
+            ([300, 40, 248], Activation::Relu),
             ([300, 456, 72], Activation::SwiGlu),
         ],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(4), biases(6)],
+        needless: &[LATER_FENCES, biases(6)],
     },
     Subject {
         symbol: "dense_dx_bf16_128x128",
@@ -126,7 +127,7 @@ const SUBJECTS: [Subject; 12] = [
         hopper: true,
         calls: &[([300, 264, 312], Activation::Identity), ([130, 264, 40], Activation::Identity)],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3)],
+        needless: &[LATER_FENCES],
     },
     Subject {
         symbol: "dense_dw_hopper_bf16_128x128",
@@ -136,7 +137,7 @@ const SUBJECTS: [Subject; 12] = [
         hopper: true,
         calls: &[([440, 136, 304], Activation::Identity), ([40, 136, 304], Activation::Identity)],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(4)],
+        needless: &[LATER_FENCES],
     },
     Subject {
         symbol: "dense_dz_bf16",
@@ -166,7 +167,7 @@ const SUBJECTS: [Subject; 12] = [
         hopper: true,
         calls: &[([300, 312, 264], Activation::Identity), ([130, 40, 264], Activation::Identity)],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3)],
+        needless: &[LATER_FENCES],
     },
     Subject {
         symbol: "linear_cross_entropy_dlogits_bf16_128x128",
@@ -186,7 +187,7 @@ const SUBJECTS: [Subject; 12] = [
         hopper: true,
         calls: &[([300, 312, 264], Activation::Identity), ([130, 40, 264], Activation::Identity)],
         least_mutants: 20,
-        needless: &[LATE_START, later_fences(3), biases(8)],
+        needless: &[LATER_FENCES, biases(8)],
     },
 ];
 

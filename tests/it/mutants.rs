@@ -257,6 +257,9 @@ fn accepted(edit: Edit) -> &'static [FaultKind] {
         Edit::NoTurn => &[],
         Edit::NoCount => &[Deadlock],
         Edit::NoCopyWait | Edit::LateCopyWait | Edit::NoCopyCommit => &[AsyncCopyNotWaited],
+        Edit::NoStoreWait | Edit::LateStoreWait | Edit::NoStoreCommit => {
+            &[AsyncReadOverwritten, SharedRace, CopiesInFlightAtExit]
+        }
         Edit::NoProxyFence | Edit::NoInitFence => &[MissingProxyFence],
         Edit::NoWgmmaFence => &[MissingWgmmaFence],
         Edit::NoWgmmaCommit | Edit::NoWgmmaWait | Edit::LateWgmmaWait => &[WgmmaRegisterInFlight, AsyncReadOverwritten],

@@ -37,6 +37,12 @@ pub(crate) enum Edit {
     LateCopyWait,
     /// A group of cp.async is not closed.
     NoCopyCommit,
+    /// The wait for a group of the copy engine's stores is taken out.
+    NoStoreWait,
+    /// It allows one more group that is still read.
+    LateStoreWait,
+    /// A group of the copy engine's stores is not closed.
+    NoStoreCommit,
     /// The wait for a counter in global memory is taken out.
     NoTurn,
     /// A counter in global memory is not counted up.
@@ -125,6 +131,10 @@ fn edits(line: &str) -> Vec<(Edit, String)> {
         with_late(Edit::NoCopyWait, Edit::LateCopyWait, "cp.async.wait_group")
     } else if has("cp.async.commit_group") {
         gone(Edit::NoCopyCommit)
+    } else if has("cp.async.bulk.wait_group") {
+        with_late(Edit::NoStoreWait, Edit::LateStoreWait, "cp.async.bulk.wait_group")
+    } else if has("cp.async.bulk.commit_group") {
+        gone(Edit::NoStoreCommit)
     } else if has("wgmma.wait_group") {
         with_late(Edit::NoWgmmaWait, Edit::LateWgmmaWait, "wgmma.wait_group")
     } else if has("wgmma.commit_group") {

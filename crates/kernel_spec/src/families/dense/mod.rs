@@ -98,6 +98,11 @@ impl Pass {
         }
     }
 
+    /// Whether sums leave as a matrix.
+    pub const fn has_output(self) -> bool {
+        !matches!(self, Pass::Losses)
+    }
+
     /// The features: activations of forward, and sums in f32 of the gradient of x, whose type that is not.
     pub const fn accepts(self, dtype: DType) -> FeatureSet {
         match (self, dtype) {
@@ -163,6 +168,11 @@ impl Variant {
         [rows.div_ceil(self.tile.rows * self.tile.cluster), columns.div_ceil(of_output)]
     }
 
+    /// Whether a warp has whole groups of four fragments of the gate and of what it opens. A row of other tiles is not for gated activations.
+    pub const fn takes_gates(&self) -> bool {
+        self.part_columns().is_multiple_of(2 * FOUR_FRAGMENTS)
+    }
+
     /// Columns of the product of which one warp has a row: all of a tile's, or some of them.
     pub const fn part_columns(&self) -> u32 {
         match self.engine {
@@ -210,7 +220,7 @@ impl Memory {
         let buffers = carve.take(tile.stages * (a_bytes + b_bytes), Memory::ALIGN);
         let (mut barriers, mut biases, mut out) = (0, 0, 0);
         if matches!(engine, Engine::Warpgroups) {
-            if !matches!(pass, Pass::Losses) {
+            if pass.has_output() {
                 out = carve.take(tile.rows / OUT_PIECE_ROWS * OUT_PIECES * OUT_PIECE_BYTES, Memory::ALIGN);
             }
             barriers = carve.take(tile.stages * Memory::BARRIER_PAIR_BYTES, 16);
@@ -219,6 +229,9 @@ impl Memory {
         Memory { buffers, a_bytes, stage_bytes: a_bytes + b_bytes, barriers, biases, out, total: carve.total() }
     }
 }
+
+/// Columns of four fragments, which leave together.
+const FOUR_FRAGMENTS: u32 = 32;
 
 /// Columns of a product that a warp of [`Engine::Warps`] has.
 pub const WARP_COLUMNS: u32 = 64;
@@ -308,7 +321,10 @@ pub fn find(
         let at_a_time = (multiprocessors / row.tile.cluster).max(1) * row.entry.min_ctas;
         (u64::from(tile_rows) * u64::from(tile_columns)).div_ceil(at_a_time.into()) * u64::from(row.tile.cycles)
     };
-    VARIANTS.iter().filter(|row| row.pass == pass && row.engine == engine && row.dtype == dtype).min_by_key(cycles)
+    let fits = |row: &&Variant| {
+        row.pass == pass && row.engine == engine && row.dtype == dtype && (!gated || row.takes_gates())
+    };
+    VARIANTS.iter().filter(fits).min_by_key(cycles)
 }
 
 const _: () = assert!(size_of::<HopperLogitsParams>() <= 4096, "parameters of a kernel are 4 KiB at most");
@@ -335,7 +351,7 @@ mod tests {
     fn every_row_is_taken() {
         for row in VARIANTS {
             assert_eq!(Variant::named(row.entry.symbol), row);
-            let sizes = [[1, 1], [1024, 2048], [8192, 8192]];
+            let sizes = [[1, 1], [1024, 2048], [8192, 8192], [8192, 1600]];
             assert!(
                 sizes.iter().any(|&size| find(row.pass, row.engine, row.dtype, size, false, 132) == Some(row)),
                 "{}",

@@ -17,6 +17,8 @@ macro_rules! for_each_dense_row {
         $callback! {
             Forward Warpgroups 128 x 256 x 64 [F16 dense_hopper_f16_128x256, Bf16 dense_hopper_bf16_128x256] 384, 1, 4, 2, 16, 1100,
                 "the most products for what is loaded; two thread blocks share the weights";
+            Forward Warpgroups 128 x 160 x 64 [F16 dense_hopper_f16_128x160, Bf16 dense_hopper_bf16_128x160] 384, 1, 5, 2, 16, 700,
+                "of 1600 columns, as GPT-2 XL has them, whole tiles, and rounds that are nearly full; not for gates";
             Forward Warpgroups 128 x 128 x 64 [F16 dense_hopper_f16_128x128, Bf16 dense_hopper_bf16_128x128] 384, 1, 6, 1, 16, 680,
                 "twice the tiles, where larger ones leave multiprocessors idle";
             Forward Warps 128 x 128 x 32 [F16 dense_f16_128x128, Bf16 dense_bf16_128x128] 256, 1, 4, 1, 8, 1200,

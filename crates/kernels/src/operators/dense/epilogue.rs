@@ -12,7 +12,7 @@
 use core::marker::PhantomData;
 
 use cuda_std::{copy, shared, thread, warp};
-use kernel_spec::families::dense::features::{WIDE_OUT, WIDE_RESIDUAL, is_gated};
+use kernel_spec::families::dense::features::{WIDE_OUT, WIDE_RESIDUAL};
 use kernel_spec::families::dense::{DenseParams, MatrixParams};
 use kernel_spec::layout::{CHUNK_BYTES, fragment_col};
 
@@ -99,9 +99,8 @@ impl Epilogue for Layer {
         row: u32,
         col: u32,
     ) {
-        const { assert!(F::N.is_multiple_of(2 * FOUR), "whole groups of four fragments, of the gate and of what it opens") };
         let which = C::activation(p);
-        let gated = is_gated(which);
+        let gated = C::is_gated(p);
         let fragments = if gated { F::N / 2 } else { F::N };
         for m in 0..F::M {
             let mut four = #[inline(always)]

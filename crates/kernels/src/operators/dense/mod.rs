@@ -120,6 +120,6 @@ pub trait Config {
     /// Whether two sums make one number of the output.
     #[inline(always)]
     fn is_gated(p: &DenseParams) -> bool {
-        is_gated(Self::activation(p))
+        if const { Self::ROW.takes_gates() } { is_gated(Self::activation(p)) } else { false }
     }
 }

@@ -109,8 +109,11 @@ fn biases_place<C: Config>(group: u32, turn: u32) -> u32 {
 #[inline(always)]
 unsafe fn copy_biases<C: Config>(p: &DenseParams, to: u32, first: u32) {
     let bound = if p.bias == 0 { 0 } else { p.columns };
-    for i in 0..const { C::ROW.tile.columns / WARPGROUP } {
+    for i in 0..const { C::ROW.tile.columns.div_ceil(WARPGROUP) } {
         let place = i * WARPGROUP + thread::index() % WARPGROUP;
+        if place >= C::ROW.tile.columns {
+            break;
+        }
         let half = const { C::ROW.tile.columns / 2 };
         // Of a gated activation, the second half of the tile has the columns of the first half again.
         let opened = C::is_gated(p) && place >= half;

@@ -8,7 +8,7 @@
 //!  ..
 //! ```
 //!
-//! Each warp has places of its own, so that no warp waits for another one.
+//! Each warp has places of its own, so that no warp waits for another one. Columns of a tile behind its last whole piece go from registers.
 
 use core::marker::PhantomData;
 
@@ -26,6 +26,11 @@ const FRAGMENT: usize = 8;
 
 /// Fragments of a piece.
 const PIECE: usize = PANEL_COLS / FRAGMENT;
+
+/// Whether fragment `first` of the output is in a whole piece; those that are not go from registers.
+const fn is_in_piece<C: Config>(first: usize) -> bool {
+    first < C::ROW.tile.columns as usize / PANEL_COLS * PIECE
+}
 
 /// Rows of the matrices that stmatrix stores, one for each of eight lanes.
 const MATRIX_ROWS: u32 = 8;
@@ -64,14 +69,16 @@ impl<C: Config> Pieces<C> {
     /// Waits until the copy engine has read all places.
     #[inline(always)]
     pub fn finish(&self) {
-        tma::wait_group_read::<0>();
+        if const { C::ROW.pass.has_output() } {
+            tma::wait_group_read::<0>();
+        }
     }
 }
 
 impl<C: Config> Outlet for &mut Pieces<C> {
     #[inline(always)]
     unsafe fn begin(&mut self, first: usize) {
-        if first.is_multiple_of(PIECE) {
+        if first.is_multiple_of(PIECE) && is_in_piece::<C>(first) {
             // The copy before the last one was from here. One lane has started all; of the others, no copy is on its way.
             tma::wait_group_read::<1>();
             // SAFETY: converged, as the caller guarantees.
@@ -82,13 +89,18 @@ impl<C: Config> Outlet for &mut Pieces<C> {
     #[inline(always)]
     unsafe fn put<T: Element>(
         &mut self,
-        _p: &DenseParams,
-        _own: &Columns<T>,
-        _row: u32,
+        p: &DenseParams,
+        own: &Columns<T>,
+        row: u32,
         [first, half]: [usize; 2],
         values: [[f32; 2]; FOUR],
     ) {
         const { assert!(T::BYTES == 2 && PIECE == 2 * FOUR, "matrices of 16 bits, four at a time") };
+        if !is_in_piece::<C>(first) {
+            // SAFETY: passed on.
+            unsafe { own.store(&p.out, p, row, 0, values) };
+            return;
+        }
         let words = values.map(|[low, high]| T::round_chunk([low, high, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])[0]);
         // The second four fragments have the other half of a row's chunks: whatever the row, its pattern leaves that bit alone.
         let chunks = if first.is_multiple_of(PIECE) { 0 } else { (FOUR * CHUNK_BYTES) as u32 };
@@ -99,7 +111,7 @@ impl<C: Config> Outlet for &mut Pieces<C> {
 
     #[inline(always)]
     unsafe fn end(&mut self, first: usize) {
-        if !(first + FOUR).is_multiple_of(PIECE) {
+        if !(first + FOUR).is_multiple_of(PIECE) || !is_in_piece::<C>(first) {
             return;
         }
         tma::fence();
