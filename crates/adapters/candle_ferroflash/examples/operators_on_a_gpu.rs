@@ -166,7 +166,8 @@ fn main() -> Result<()> {
             let shapes: [&[usize]; 4] = [&[33, 64], &[160, 64], &[160], &[33, 80]];
             fine &= check("dense", on, dtype, shapes, |[x, weight, bias, residual]| {
                 let layer = Dense::new(weight).with_bias(bias).with_residual(residual);
-                layer.with_activation(Activation::SwiGlu).forward(x)
+                // Of numbers whose gradients f16 holds: three products of sums follow one another.
+                layer.with_activation(Activation::SwiGlu).forward(&(x * 0.125)?)
             })?;
             fine &= check("dense of odd rows", on, dtype, [&[33, 63], &[79, 63]], |[x, weight]| {
                 dense(x, weight, None, Activation::GeluTanh)

@@ -16,8 +16,9 @@ use cuda_std::{copy, math, thread, warp};
 use kernel_spec::families::dense::{DenseParams, LogitsParams};
 
 use crate::operators::cross_entropy::RowGradient;
-use crate::operators::dense::epilogue::{Columns, sums};
-use crate::operators::dense::{Biases, Config, Epilogue, FOUR, Four, Outlet};
+use crate::operators::dense::columns::{Columns, FOUR, Four};
+use crate::operators::dense::epilogue::sums;
+use crate::operators::dense::{Biases, Config, Epilogue, Outlet};
 use crate::operators::online::{Online, weight};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;

@@ -5,6 +5,7 @@
 //! never leave, the epilogues are those of [`losses`].
 
 mod activation;
+mod columns;
 pub mod epilogue;
 #[cfg(not(target_feature = "sm_90a"))]
 pub mod gradient;
@@ -20,15 +21,9 @@ use kernel_spec::FeatureSet;
 use kernel_spec::families::dense::features::is_gated;
 use kernel_spec::families::dense::{DenseParams, Memory, Pass, Variant};
 
-use crate::operators::dense::epilogue::Columns;
+use crate::operators::dense::columns::{Columns, Four};
 use crate::parts::element::Element;
 use crate::parts::fragments::Fragments;
-
-/// Fragments whose lanes exchange what they write.
-pub const FOUR: usize = 4;
-
-/// A lane's numbers of a row, of four neighbouring fragments.
-pub type Four = [[f32; 2]; FOUR];
 
 /// Where the biases of a tile are.
 pub trait Biases: Copy {

@@ -16,9 +16,9 @@ use cuda_std::{mma, shared, thread, tma, warp};
 use kernel_spec::families::dense::{DenseParams, OUT_PIECE_BYTES, OUT_PIECE_ROWS, OUT_PIECES};
 use kernel_spec::layout::{CHUNK_BYTES, PANEL_BYTES, PANEL_COLS, swizzle};
 
-use crate::operators::dense::epilogue::Columns;
+use crate::operators::dense::Outlet;
+use crate::operators::dense::columns::{Columns, FOUR};
 use crate::operators::dense::hopper::config::Config;
-use crate::operators::dense::{FOUR, Outlet};
 use crate::parts::element::Element;
 
 /// Columns of a fragment.
